@@ -1,0 +1,59 @@
+# steer-heal. Every target builds .venv first when it is missing; `make help` lists them.
+PYTHON ?= python3.11
+CONFIG ?= configs/smollm2.toml
+RUN ?= runs/$(basename $(notdir $(CONFIG)))
+N ?= 1
+SET ?=
+EVAL ?= round
+REBUILD ?=
+# Where pip finds torch's CPU build when no index it knows has it; empty to use what pip is set up with.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# cpu or gpu: which lock to install.
+LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+
+PY := .venv/bin/python
+STAMP := .venv/.ready-$(LOCK)
+ROUNDS := $(shell seq 1 $(N))
+FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
+
+.PHONY: round report test test-long check doctor setup clean help
+.DELETE_ON_ERROR:
+
+help: ## the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@echo 'variables     CONFIG=$(CONFIG) RUN=$(RUN) N=$(N) SET="train.lam=0.1" EVAL=round|full REBUILD=1'
+
+setup: $(STAMP) ## the environment, .venv
+
+$(STAMP): requirements/$(LOCK).txt pyproject.toml
+	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) requirements/install.sh $(LOCK)
+	@touch $@
+
+round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make round N=2
+	@$(PY) -m shared.begin $(FLAGS) --config $(CONFIG) --set '$(SET)'
+	@set -e; for k in $(ROUNDS); do \
+	  $(PY) -m gen.extract $(FLAGS) --round $$k; \
+	  $(PY) -m gen.sweep $(FLAGS) --round $$k; \
+	  $(PY) -m gen.filter $(FLAGS) --round $$k; \
+	  $(PY) -m train.heal $(FLAGS) --round $$k; \
+	  $(PY) -m evals.score $(FLAGS) --round $$k --eval $(EVAL); \
+	done
+	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
+
+report: $(STAMP) ## the report of a run from its files (EVAL=full scores all items, cyclically, first)
+	@set -e; if [ "$(EVAL)" = full ]; then for path in $(RUN)/rounds/*/manifests/heal.json; do \
+	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full; done; fi
+	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
+
+test: $(STAMP) ## every test that needs no GPU
+	@$(PY) -m pytest
+
+check: $(STAMP) ## lint and types
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+doctor: ## what this machine has, what is missing, what to type
+	@if [ -x $(PY) ]; then $(PY) -m shared.doctor; else echo 'no .venv here'; echo '  next:     make setup'; exit 2; fi
+
+clean: ## remove what was built; runs stay
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

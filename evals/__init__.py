@@ -1,0 +1,1 @@
+"""Score the forced choice and free generations of every condition, and report them."""

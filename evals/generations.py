@@ -1,0 +1,101 @@
+"""Free generations on the held-out prompts, and their scores under the original model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evals.forced_choice import Condition
+from gen.scoring import score
+from shared.chat import render
+from shared.config import Config
+from shared.records import Prompt
+from shared.traits import Trait
+
+if TYPE_CHECKING:
+    from gen.engine.engine import Engine
+
+
+def generate(
+    engine: Engine,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    trait: Trait,
+    config: Config,
+    advance: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Sample every held-out prompt under every condition; a prompt's seed is the same under all of them."""
+    from gen.engine.engine import Request
+
+    cells = [
+        (condition, prompt, sample)
+        for condition in conditions
+        for prompt in prompts
+        for sample in range(config.eval.generation_samples)
+    ]
+    outputs = engine.run(
+        [
+            Request(
+                render(
+                    tokenizer,
+                    prompt.turns,
+                    trait.trait if condition.system else trait.neutral,
+                    **config.model.chat_template_kwargs,
+                ),
+                config.eval.generation_tokens,
+                config.sweep.temperature,
+                config.sweep.top_p,
+                int.from_bytes(hashlib.sha256(f"{config.seed}\0{prompt.id}\0{sample}".encode()).digest()[:4]) >> 1,
+                condition.vector,
+                condition.coefficient,
+                condition.positions,
+            )
+            for condition, prompt, sample in cells
+        ],
+        on_done=lambda *_: advance(),
+    )
+    return [
+        {
+            "version": 1,
+            "name": condition.name,
+            "prompt_id": prompt.id,
+            "prompt": prompt.turns[-1]["content"],
+            "sample": sample,
+            "text": output.text,
+            "completion_ids": output.token_ids,
+            "finish_reason": output.finish_reason,
+        }
+        for (condition, prompt, sample), output in zip(cells, outputs, strict=True)
+    ]
+
+
+def judge(
+    engine: Engine,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    rows: Sequence[dict[str, Any]],
+    trait: Trait,
+    config: Config,
+    advance: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """The rows with nll (total nats), tokens, perplexity, trait_llr and distinct_3; the engine must hold the original weights."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    asked = [by_id[row["prompt_id"]].turns for row in rows]
+    neutral, towards = (
+        [render(tokenizer, turns, system, **config.model.chat_template_kwargs) for turns in asked]
+        for system in (trait.neutral, trait.trait)
+    )
+    scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance)
+    return [
+        {
+            **row,
+            "nll": found.nll,
+            "tokens": found.tokens,
+            "perplexity": found.perplexity,
+            "trait_llr": found.trait_llr,
+            "distinct_3": found.distinct_3,
+        }
+        for row, found in zip(rows, scores, strict=True)
+    ]

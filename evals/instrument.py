@@ -1,0 +1,145 @@
+"""The forced choice as data: options, templates, nudge and prefill, and how they become token ids.
+
+The published instrument (tinymfv, now moral-maps; options after Clifford et al. 2015) is loaded from a file in the same
+format; the embedded one is the project's own wording.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from shared.chat import render_text
+from shared.errors import SteerHealError
+from shared.records import Record, data_file
+
+FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
+
+
+class Instrument(Record):
+    """Options by foundation in canonical order, the templates around them and the answer labels 0 to 6."""
+
+    name: str
+    foundations: list[str]
+    options: dict[str, str]
+    user: str
+    schema_: str
+    option_line: str
+    think_open: str
+    think_close: str
+    nudge: str
+    prefill: str
+    labels: list[str]
+
+    @model_validator(mode="after")
+    def _canonical(self) -> Instrument:
+        if (
+            tuple(self.foundations) != FOUNDATIONS
+            or set(self.options) != set(FOUNDATIONS)
+            or len(self.labels) != len(FOUNDATIONS)
+        ):
+            raise ValueError(f"foundations, options and labels must be the seven of {', '.join(FOUNDATIONS)}")
+        return self
+
+    def question(self, vignette: str, order: Sequence[int]) -> str:
+        """The user turn; order[k] is the canonical index of the option listed at position k."""
+        lines = [
+            self.option_line.replace("{k}", label).replace("{sentence}", self.options[FOUNDATIONS[f]])
+            for label, f in zip(self.labels, order, strict=True)
+        ]
+        return self.user.replace("{schema}", self.schema_.replace("{options}", "\n".join(lines))).replace(
+            "{vignette}", vignette
+        )
+
+
+def load_instrument(name: str) -> Instrument:
+    """The embedded instrument, the published one of an installed moralmaps export, or a JSON file."""
+    path: Path = data_file(name, "instrument.json")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return Instrument.model_validate({**raw, "schema_": raw["schema"]})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = (
+            f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+            if isinstance(error, ValidationError)
+            else repr(error)
+        )
+        raise SteerHealError(
+            "an instrument could not be read",
+            given=f"{path}: {problem}",
+            expected="JSON with foundations, options, templates, nudge, prefill and labels",
+            next="set eval.instrument to such a file, or to embedded",
+        ) from None
+
+
+def orders(debias: str) -> list[list[int]]:
+    """Option orders: forward and reversed, or the seven rotations, in which each option stands once at each position."""
+    size = len(FOUNDATIONS)
+    if debias == "reversal":
+        return [list(range(size)), list(reversed(range(size)))]
+    return [[(start + k) % size for k in range(size)] for start in range(size)]
+
+
+class Renderer:
+    """Token ids of an instrument for one tokenizer.
+
+    Every part is tokenised on its own. The chat template's begin-of-sequence token stands once, at the front.
+    """
+
+    def __init__(self, tokenizer: Any, instrument: Instrument, template: dict[str, Any]):
+        self._tokenizer, self._instrument, self._template = tokenizer, instrument, template
+        self.label_ids = [self._single(label) for label in instrument.labels]
+        self.prefill = self._ids(instrument.prefill)
+        self.suffix = self._ids(instrument.think_close + self._assistant_close() + self._nudge())
+        close = self._ids(instrument.think_close)
+        self.stop_ids = [
+            *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
+            *(close if len(close) == 1 else []),
+        ]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _single(self, label: str) -> int:
+        ids = self._ids(label)
+        if len(ids) != 1:
+            raise SteerHealError(
+                "an answer label is more than one token",
+                given=f"{label!r} is {ids}",
+                expected="one token per label",
+                next="give the instrument labels that are single tokens for this model",
+            )
+        return ids[0]
+
+    def _assistant_close(self) -> str:
+        """What the template puts after an assistant's words."""
+        marker = "\u2042answer\u2042"
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": marker}]
+        return render_text(self._tokenizer, turns, prompt=False, **self._template).partition(marker)[2]
+
+    def _nudge(self) -> str:
+        text = render_text(self._tokenizer, [{"role": "user", "content": self._instrument.nudge}], **self._template)
+        bos = self._tokenizer.bos_token
+        return text.removeprefix(bos) if bos and self._adds_bos() else text
+
+    def _adds_bos(self) -> bool:
+        return bool(self._tokenizer("x")["input_ids"][:1] == [self._tokenizer.bos_token_id])
+
+    def question(self, vignette: str, order: Sequence[int], system: str | None = None) -> list[int]:
+        """Prompt of the first phase: the question up to and with the opened think block."""
+        turns = [{"role": "user", "content": self._instrument.question(vignette, order)}]
+        text = render_text(self._tokenizer, turns, system, **self._template)
+        if not text.endswith(self._instrument.think_open):
+            text += self._instrument.think_open
+        bos = self._tokenizer.bos_token
+        if self._adds_bos() and bos:
+            text = text.removeprefix(bos)
+        return list(self._tokenizer(text)["input_ids"])
+
+    def answer(self, question: Sequence[int], thought: Sequence[int]) -> list[int]:
+        """Prompt of the second phase, up to the answer slot. The reference never feeds the last think token to the model; nor do we."""
+        return [*question, *thought[:-1], *self.suffix, *self.prefill]

@@ -1,0 +1,1 @@
+"""vLLM with a steering patch: the only folder that imports vllm."""

@@ -1,0 +1,193 @@
+"""Extract the steering vector: v_l = mean over contexts of h_l(trait prompt, x) - h_l(neutral prompt, x).
+
+h_l is the residual stream after decoder layer l at the last token of the rendered prompt (the assistant tag), by a plain
+forward in fp32 (Blank et al. 2026, arXiv 2606.00995; Panickssery et al. 2023). The vector is raw, not normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shared.chat import load_tokenizer, render
+from shared.cli import entry, need, parser, run_of
+from shared.config import Config, ModelConfig, VectorConfig, band, resolve
+from shared.console import console, progress, table
+from shared.models import Model
+from shared.models import resolve as resolve_model
+from shared.records import Prompt, data_file, read_jsonl, stratified
+from shared.run import Run, Stage
+from shared.traits import load_trait
+from shared.vectors import Vector
+
+if TYPE_CHECKING:
+    import torch
+
+
+def activations(
+    model: torch.nn.Module,
+    depth: int,
+    layers: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    label: str,
+) -> dict[int, np.ndarray]:
+    """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden]."""
+    import torch
+
+    from gen.layers import decoder_layers
+
+    _, stack = decoder_layers(model, depth)
+    device = next(model.parameters()).device
+    caught: dict[int, torch.Tensor] = {}
+    found: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+
+    def catch(layer: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            caught[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [stack[layer].register_forward_hook(catch(layer)) for layer in layers]
+    order = sorted(
+        range(len(prompts)), key=lambda index: len(prompts[index])
+    )  # batches of like length waste little on padding
+    try:
+        with torch.inference_mode(), progress() as bar:
+            task = bar.add_task(label, total=len(prompts))
+            for begin in range(0, len(order), batch_size):
+                batch = [prompts[index] for index in order[begin : begin + batch_size]]
+                width = max(map(len, batch))
+                ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in batch], device=device)
+                mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=device)
+                model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+                last = torch.tensor([len(row) - 1 for row in batch], device=device)
+                for layer in layers:
+                    found[layer].append(
+                        caught[layer][torch.arange(len(batch), device=device), last].float().cpu().numpy()
+                    )
+                bar.advance(task, len(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    back = np.argsort(order)
+    return {layer: np.concatenate(parts)[back] for layer, parts in found.items()}
+
+
+def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origin: Model) -> Vector:
+    """The steering vector of a model; origin is the unmodified model that the configuration names, for the provenance."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(str(model.folder))
+    trait = load_trait(config.trait)
+    path = data_file(config.contexts, "contexts.jsonl")
+    contexts = stratified(
+        read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), config.n_contexts, "genre"
+    )
+    layers = band(config.layers, model.depth)
+    network = (
+        AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+        .eval()
+        .to("cuda" if torch.cuda.is_available() else "cpu")
+    )
+
+    def states(system: str, label: str) -> dict[int, np.ndarray]:
+        prompts = [
+            render(tokenizer, context.turns, system, **model_config.chat_template_kwargs) for context in contexts
+        ]
+        return activations(network, model.depth, layers, prompts, config.batch_size, label)
+
+    towards = states(trait.trait, "trait prompt")
+    away = states(
+        trait.opposite if config.contrast else trait.neutral, "opposite prompt" if config.contrast else "neutral prompt"
+    )
+    differences = {layer: towards[layer].astype(np.float64) - away[layer] for layer in layers}
+    halves = {layer: (d[0::2].mean(0), d[1::2].mean(0)) for layer, d in differences.items()}
+    return Vector(
+        {layer: difference.mean(0).astype(np.float32) for layer, difference in differences.items()},
+        {
+            "band": config.layers,
+            "positions": config.positions,
+            "contrast": config.contrast,
+            "model": origin.name,
+            "revision": origin.revision,
+            "model_fingerprint": origin.fingerprint,
+            "weights_fingerprint": model.fingerprint,
+            "trait": trait.trait,
+            "neutral": trait.opposite if config.contrast else trait.neutral,
+            "n_contexts": len(contexts),
+            "hidden_norm": {str(layer): float(np.linalg.norm(away[layer], axis=1).mean()) for layer in layers},
+            "split_half_cosine": {
+                str(layer): float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) for layer, (a, b) in halves.items()
+            },
+        },
+    )
+
+
+def show(vector: Vector) -> None:
+    norms, cosines = vector.metadata["hidden_norm"], vector.metadata["split_half_cosine"]
+    table(
+        f"steering vector, {vector.metadata['n_contexts']} contexts",
+        ["layer", "‖v‖", "mean ‖h‖", "dose at 1", "split-half cosine"],
+        [
+            [str(layer), vector.norm(layer), norms[str(layer)], vector.relative_dose(1.0)[layer], cosines[str(layer)]]
+            for layer in sorted(vector.layers)
+        ],
+    )
+
+
+def stage(run: Run, number: int, rebuild: bool) -> None:
+    from shared.folding import merged
+
+    config = run.config
+    origin = resolve_model(config.model.name, config.model.revision)
+    history = run.history(number - 1)
+    contexts, trait = data_file(config.vector.contexts, "contexts.jsonl"), data_file(config.vector.trait, "trait.json")
+    out = run.round(number) / "vector.safetensors"
+    job = Stage(
+        run,
+        number,
+        "extract",
+        settings={
+            "model": origin.fingerprint,
+            "revision": origin.revision,
+            "chat_template_kwargs": config.model.chat_template_kwargs,
+            "vector": config.vector.model_dump(),
+        },
+        inputs={"contexts": contexts, "trait": trait, **({"history": history} if history else {})},
+        outputs=[out],
+        rebuild=rebuild,
+    )
+    if job.done():
+        return
+    vector = extract(merged(origin, history, run.students, config.model.dtype), config.model, config.vector, origin)
+    vector.save(out)
+    show(vector)
+    job.finish(contexts=vector.metadata["n_contexts"], layers=len(vector.layers))
+
+
+def main() -> None:
+    options = parser("gen.extract", "Extract a steering vector from a chat model.")
+    plain = options.add_argument_group("on plain files")
+    plain.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
+    plain.add_argument("--out", type=Path, help="vector file to write, .safetensors")
+    arguments = options.parse_args()
+    run = run_of(arguments)
+    if run:
+        stage(run, arguments.round, arguments.rebuild)
+        return
+    need(arguments, "model", "out")
+    config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    model = resolve_model(arguments.model, config.model.revision)
+    vector = extract(model, config.model, config.vector, model)
+    vector.save(arguments.out)
+    show(vector)
+    console.print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,61 @@
+"""Score completions under the original model, in the sampling engine: perplexity and trait_llr by prompt log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shared.text import distinct_n
+
+if TYPE_CHECKING:
+    from gen.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Score:
+    """nll: total nats of the completion under the neutral prompt; the other measures as in a sweep row, None for an empty completion."""
+
+    nll: float
+    tokens: int
+    perplexity: float | None
+    perplexity_last_quarter: float | None
+    trait_llr: float | None
+    distinct_3: float | None
+
+
+def score(
+    engine: Engine,
+    neutral: Sequence[Sequence[int]],
+    trait: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    advance: Callable[[], None],
+) -> list[Score]:
+    """Score completions [n] after their prompts under the neutral and the trait system prompt (token ids each).
+
+    The engine must hold the original weights. trait_llr is the mean per-token log p(y | trait, x) - log p(y | neutral, x), nats.
+    """
+    from gen.engine.engine import Request
+
+    full = [index for index, completion in enumerate(completions) if len(completion)]
+    requests = [
+        Request([*prompts[index], *completions[index]], score=True) for prompts in (neutral, trait) for index in full
+    ]
+    outputs = engine.run(requests, on_done=lambda *_: advance())
+    scores = [Score(0.0, 0, None, None, None, None)] * len(completions)
+    for place, index in enumerate(full):
+        count = len(completions[index])
+        under_neutral, under_trait = outputs[place].prompt_logprobs, outputs[place + len(full)].prompt_logprobs
+        assert under_neutral is not None and under_trait is not None
+        ours, other = under_neutral[-count:], under_trait[-count:]
+        scores[index] = Score(
+            nll=float(-ours.sum()),
+            tokens=count,
+            perplexity=float(np.exp(-ours.mean())),
+            perplexity_last_quarter=float(np.exp(-ours[3 * count // 4 :].mean())),
+            trait_llr=float((other - ours).mean()),
+            distinct_3=distinct_n(completions[index], 3),
+        )
+    return scores

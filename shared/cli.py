@@ -1,0 +1,84 @@
+"""The command line of a stage: common options, quiet libraries, and errors rendered in one place."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.run import Run, open_run
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options of a stage inside a run."""
+    options = argparse.ArgumentParser(
+        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    run = options.add_argument_group("in a run")
+    run.add_argument("--run", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="run directory")
+    run.add_argument("--round", type=int, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
+    run.add_argument(
+        "--config",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="configuration that begins the run, or must equal its frozen one",
+    )
+    run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
+    run.add_argument("--rebuild", action="store_true", help="make the stage again where its settings or inputs changed")
+    return options
+
+
+def run_of(arguments: argparse.Namespace) -> Run | None:
+    """The run the arguments name, or None when the stage works on plain files."""
+    if not hasattr(arguments, "run"):
+        return None
+    if getattr(arguments, "round", 1) < 1:
+        raise SteerHealError(
+            "a round number is out of range", given=arguments.round, expected="1 or more", next="--round 1"
+        )
+    return open_run(
+        arguments.run, getattr(arguments, "config", None), getattr(arguments, "set", None), arguments.rebuild
+    )
+
+
+def need(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuse a call that has neither a run nor the plain-file options."""
+    missing = [f"--{name.rstrip('_').replace('_', '-')}" for name in names if getattr(arguments, name, None) is None]
+    if missing:
+        raise SteerHealError(
+            "options are missing",
+            given=" ".join(sys.argv[1:]) or "none",
+            expected=f"--run DIR --round K, or {' '.join(missing)}",
+            next=f"{Path(sys.argv[0]).stem}: see --help",
+        )
+
+
+def quiet() -> None:
+    """Turn down libraries that talk at import; a value the user has set wins."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def entry(main: Callable[[], None]) -> None:
+    """Run a stage's main: our errors go to stderr with exit code 2, an interruption ends with 130."""
+    quiet()
+    try:
+        main()
+    except SteerHealError as error:
+        sys.stdout.flush()
+        print(error.render(), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted; finished stages are kept, the same command goes on from there[/]")
+        sys.exit(130)

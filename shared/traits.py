@@ -1,0 +1,43 @@
+"""The trait file: the system prompts that define the vector, and how a completion narrates the trait instead of enacting it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from pydantic import Field, ValidationError, field_validator
+
+from shared.errors import SteerHealError
+from shared.records import Record, data_file
+
+
+class Trait(Record):
+    """trait, opposite and neutral are system prompts; narration holds regular expressions of first-person declarations."""
+
+    name: str
+    trait: str
+    opposite: str
+    neutral: str
+    narration: list[str] = Field([], description="regular expressions")
+
+    @field_validator("narration")
+    @classmethod
+    def _compiles(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            re.compile(pattern)
+        return patterns
+
+
+def load_trait(name: str) -> Trait:
+    """The trait file a configuration names ('embedded' for the shipped one)."""
+    path = data_file(name, "trait.json")
+    try:
+        return Trait.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, re.error) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise SteerHealError(
+            "a trait file could not be read",
+            given=f"{path}: {problem}",
+            expected="JSON with name, trait, opposite, neutral",
+            next="set vector.trait to such a file, or to embedded",
+        ) from None

@@ -1,0 +1,122 @@
+"""The steering vector file: safetensors, fp32 `layer.<l>` of shape [hidden], with its provenance as metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.errors import SteerHealError
+from shared.publish import atomic_file
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Vector:
+    """layers: 0-based block -> fp32 [hidden], what is added to that block's output at coefficient 1.
+
+    metadata: positions, model fingerprint, trait and neutral prompts, counts, per layer the mean norm of the
+    residual stream (`hidden_norm`) and the cosine of the two halves' vectors (`split_half_cosine`).
+    """
+
+    layers: dict[int, np.ndarray]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> int:
+        return len(next(iter(self.layers.values())))
+
+    def norm(self, layer: int) -> float:
+        return float(np.linalg.norm(self.layers[layer]))
+
+    def relative_dose(self, coefficient: float) -> dict[int, float]:
+        """|c| * ||v_l|| / mean ||h_l|| per layer, dimensionless; empty if the file carries no norms."""
+        norms = self.metadata.get("hidden_norm", {})
+        return {
+            layer: abs(coefficient) * self.norm(layer) / norms[str(layer)]
+            for layer in self.layers
+            if str(layer) in norms
+        }
+
+    def random_like(self, seed: int) -> Vector:
+        """Another direction with the same band and the same norm in each layer."""
+        generator = np.random.default_rng(seed)
+        layers = {}
+        for layer, values in sorted(self.layers.items()):
+            draw = generator.standard_normal(len(values))
+            layers[layer] = (draw * (np.linalg.norm(values) / np.linalg.norm(draw))).astype(np.float32)
+        return Vector(layers, {**self.metadata, "random_seed": seed})
+
+    def save(self, path: Path) -> None:
+        from safetensors.numpy import save_file
+
+        tensors = {
+            f"layer.{layer}": np.ascontiguousarray(values, dtype=np.float32) for layer, values in self.layers.items()
+        }
+        with atomic_file(path) as temporary:
+            save_file(
+                tensors,
+                temporary,
+                metadata={"version": str(VERSION), "steer_heal": json.dumps(self.metadata, sort_keys=True)},
+            )
+
+    def check(self, source: object, *, hidden: int, depth: int) -> None:
+        """Refuse a vector of another width or with layers the model does not have."""
+        if self.hidden != hidden or max(self.layers) >= depth:
+            raise SteerHealError(
+                "a steering vector does not fit the model",
+                given=f"{source}: width {self.hidden}, layers {sorted(self.layers)}",
+                expected=f"width {hidden}, layers within 0 to {depth - 1}",
+                next="extract it from this model: python -m gen.extract --model MODEL --out vector.safetensors",
+            )
+
+
+def load_vector(path: Path) -> Vector:
+    """Read a vector file. Raises SteerHealError when it is missing, malformed, empty, not finite or of mixed width."""
+    from safetensors import SafetensorError, safe_open
+
+    def refuse(given: str) -> SteerHealError:
+        return SteerHealError(
+            "a steering vector could not be used",
+            given=f"{path}: {given}",
+            expected="safetensors with finite fp32 tensors layer.<l> of one width",
+            next="make it again: python -m gen.extract --help",
+        )
+
+    if not path.is_file():
+        raise SteerHealError(
+            "a steering vector is missing",
+            given=path,
+            expected="a safetensors file",
+            next="python -m gen.extract --run RUN --round K (or make round N=K)",
+        )
+    layers: dict[int, np.ndarray] = {}
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            metadata = handle.metadata() or {}
+            for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+                prefix, _, number = name.partition(".")
+                if prefix != "layer" or not number.isdigit():
+                    raise refuse(f"tensor {name}")
+                layers[int(number)] = handle.get_tensor(name)
+        provenance = json.loads(metadata.get("steer_heal", "{}"))
+    except (SafetensorError, json.JSONDecodeError, OSError, TypeError) as error:
+        raise refuse(str(error)) from None
+    if metadata.get("version", str(VERSION)) != str(VERSION):
+        raise refuse(f"version {metadata['version']}, this is {VERSION}")
+    if (
+        not layers
+        or any(v.dtype != np.float32 or v.ndim != 1 for v in layers.values())
+        or len({len(v) for v in layers.values()}) != 1
+    ):
+        raise refuse(
+            "; ".join(f"layer.{k} {v.dtype} {list(v.shape)}" for k, v in sorted(layers.items())) or "no tensors"
+        )
+    for layer, values in sorted(layers.items()):
+        if not np.isfinite(values).all():
+            raise refuse(f"layer.{layer} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
+    return Vector(layers, provenance)
