@@ -52,7 +52,7 @@ check: $(STAMP) ## lint and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 doctor: ## what this machine has, what is missing, what to type
-	@if [ -x $(PY) ]; then $(PY) -m shared.doctor; else echo 'no .venv here'; echo '  next:     make setup'; exit 2; fi
+	@if [ -x $(PY) ]; then $(PY) -P -m shared.doctor; else echo 'no .venv here'; echo '  next:     make setup'; exit 2; fi
 
 clean: ## remove what was built; runs stay
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache

@@ -250,18 +250,21 @@ def flat(config: Config) -> dict[str, Any]:
 
 def to_toml(config: Config, sources: dict[str, str]) -> str:
     """The resolved configuration; the comment behind a value is its source. None is left out: TOML has no null."""
+    def sourced(key: str, value: Any) -> Any:
+        item = tomlkit.item(value)
+        item.comment(sources[key])
+        return item
+
     document = tomlkit.document()
     for key, value in config.model_dump().items():
         if isinstance(value, dict):
             section = tomlkit.table()
             for name, inner in value.items():
                 if inner is not None:
-                    section.add(name, inner)
-                    section[name].comment(sources[f"{key}.{name}"])
+                    section.add(name, sourced(f"{key}.{name}", inner))
             document.add(key, section)
         else:
-            document.add(key, value)
-            document[key].comment(sources[key])
+            document.add(key, sourced(key, value))
     return tomlkit.dumps(document)
 
 

@@ -150,11 +150,14 @@ class Engine:
         """
         outputs: dict[int, Output] = {}
         names: dict[str, int] = {}
-        for index, request in enumerate(requests):
+        prepared = [(self._prompt(request), self._params(request, index)) for index, request in enumerate(requests)]
+        for index, (prompt, params) in enumerate(
+            prepared
+        ):  # only now: a bad request must leave none of the batch behind
             name = str(self._next)
             self._next += 1
             names[name] = index
-            self._engine.add_request(name, self._prompt(request), self._params(request, index))
+            self._engine.add_request(name, prompt, params)
         while self._engine.has_unfinished_requests():
             for result in self._engine.step():
                 if result.finished:

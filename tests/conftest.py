@@ -1,0 +1,64 @@
+"""Shared fixtures: the embedded model, and one steered engine for the whole session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.cli import quiet
+from shared.models import Model, resolve
+from shared.vectors import Vector
+
+quiet()
+ROOT = Path(__file__).parent.parent
+LAYERS = [14, 15]
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return resolve("embedded")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model: Model) -> object:
+    from shared.chat import load_tokenizer
+
+    return load_tokenizer(str(model.folder))
+
+
+@pytest.fixture(scope="session")
+def vector() -> Vector:
+    """A direction strong enough to move what the model says."""
+    draws = np.random.default_rng(0)
+    return Vector({layer: draws.standard_normal(576).astype(np.float32) * 0.4 for layer in LAYERS})
+
+
+@pytest.fixture(scope="session")
+def engine(model: Model, vector: Vector) -> Iterator[object]:
+    """fp32, small blocks so that the prefix cache is hit, a small token budget so that prompts are chunked."""
+    from gen.engine.engine import engine as build
+
+    with build(model.folder, layers=LAYERS, dtype="float32", max_model_len=1024, max_num_batched_tokens=256) as built:
+        built.load("v", vector)
+        yield built
+
+
+@pytest.fixture(scope="session")
+def tinymfv() -> Path:
+    folder = os.environ.get("TINYMFV_DIR")
+    if not folder:
+        pytest.skip(
+            "TINYMFV_DIR is not set: the published vignettes and reference values are not part of the repository"
+        )
+    return Path(folder)
+
+
+def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ...` as a user would."""
+    return subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)

@@ -1,0 +1,72 @@
+"""Defaults < TOML < SET, unknown keys refused, every value with its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.config import Config, band, flat, resolve, to_toml
+from shared.errors import SteerHealError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_set_beats_file_beats_default(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[train]\nlam = 0.2\ntau = 0.5\n")
+    config, sources = resolve(path, "train.lam=0.7 train.divergence=kl_fwd")
+    assert (config.train.lam, config.train.tau, config.train.divergence, config.train.rank) == (0.7, 0.5, "kl_fwd", 32)
+    assert (sources["train.lam"], sources["train.tau"], sources["train.rank"]) == ("SET", str(path), "default")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_configurations_resolve_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config, sources = resolve(path)
+    (tmp_path / "config.toml").write_text(to_toml(config, sources))
+    assert resolve(tmp_path / "config.toml")[0] == config
+    assert f"# {path}" in to_toml(config, sources)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("train.lamda=1", "train.lamda"),
+        ("trian.lam=1", "trian"),
+        ("train.lam=-1", "train.lam"),
+        ("train.lam=nan", "train.lam"),
+        ("train.divergence=l2", "train.divergence"),
+        ("train.lam", "section.key=value"),
+        ("sweep.coefficients=[0,1]", "coefficients must be distinct and without 0"),
+        ("sweep.coefficients=[1,1]", "coefficients must be distinct"),
+        ("seed.x=1", "seed"),
+    ],
+)
+def test_bad_keys_and_values_are_refused(overrides: str, part: str) -> None:
+    with pytest.raises(SteerHealError) as caught:
+        resolve(None, overrides)
+    assert part in caught.value.render() and "next:" in caught.value.render()
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(SteerHealError, match="no configuration file"):
+        resolve(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("[train\n")
+    with pytest.raises(SteerHealError, match="not TOML"):
+        resolve(tmp_path / "broken.toml")
+
+
+def test_bands() -> None:
+    assert band("0.45-0.55", 30) == [13, 14, 15, 16]
+    assert band([15, 14], 30) == [14, 15]
+    assert band("0-1", 4) == [0, 1, 2, 3]
+    for wrong in ([30], [], "x", "0.9-0.1"):
+        with pytest.raises(SteerHealError):
+            band(wrong, 30)
+
+
+def test_every_key_is_documented() -> None:
+    for section, field in Config.model_fields.items():
+        if section != "seed":
+            assert all(inner.description for inner in type(field.default).model_fields.values()), section
+    assert "train.divergence" in flat(Config())

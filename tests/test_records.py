@@ -1,0 +1,113 @@
+"""JSONL reading and writing, strata, and the shipped data files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import SteerHealError
+from shared.records import DATA, Prompt, Vignette, read_jsonl, stratified, write_jsonl
+from shared.traits import load_trait
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=8))
+def test_round_trip_of_any_text(texts: list[str]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.jsonl"
+        clean = [text.encode("utf-8", "replace").decode() for text in texts]
+        write_jsonl(path, [Prompt(id=str(i), prompt=text) for i, text in enumerate(clean)])
+        assert [row.prompt for row in read_jsonl(path, Prompt, made_by="x")] == clean
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"prompt": "a"',
+        b'{"prompt": 3}',
+        b'{"other": 1}',
+        b'{"prompt": "a", "messages": []}',
+        b"[1]",
+        b"null",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "a", "version": 2}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"prompt": "fine"}\n' + line)
+    with pytest.raises(SteerHealError) as caught:
+        read_jsonl(path, Prompt, made_by="make it")
+    assert f"{path}:2" in caught.value.render() and "make it" in caught.value.render()
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    for name, content in (("none", None), ("empty", ""), ("blank", "\n\n")):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(SteerHealError, match="make it"):
+            read_jsonl(tmp_path / name, Prompt, made_by="make it")
+
+
+def test_nan_is_never_written_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_jsonl(tmp_path / "x.jsonl", [{"a": 1.0}, {"a": float("nan")}])
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.integers(1, 50))
+def test_strata_differ_by_at_most_one_until_they_run_out(genres: list[str], count: int) -> None:
+    rows = [Prompt(id=str(i), genre=genre, prompt="x") for i, genre in enumerate(genres)]
+    chosen = stratified(rows, count, "genre")
+    assert len(chosen) == min(count, len(rows))
+    assert [int(row.id) for row in chosen] == sorted(int(row.id) for row in chosen)
+    for a in set(genres):
+        for b in set(genres):
+            taken = [sum(row.genre == g for row in chosen) for g in (a, b)]
+            assert taken[0] >= taken[1] - 1 or taken[0] == genres.count(a)
+
+
+def test_shipped_prompts() -> None:
+    files = {
+        name: read_jsonl(DATA / f"{name}.jsonl", Prompt, made_by="-")
+        for name in ("contexts", "dilemmas", "mundane", "heldout")
+    }
+    assert len(files["contexts"]) >= 256 and len({row.genre for row in files["contexts"]}) >= 10
+    assert len(files["dilemmas"]) >= 64 and len(files["mundane"]) >= 16 and len(files["heldout"]) == 16
+    texts = [row.prompt for rows in files.values() for row in rows]
+    ids = [row.id for rows in files.values() for row in rows]
+    assert len(set(texts)) == len(texts) and len(set(ids)) == len(ids)
+
+
+def test_shipped_vignettes() -> None:
+    rows = read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="-")
+    counts = {
+        name: sum(row.foundation_coarse == name for row in rows) for name in {row.foundation_coarse for row in rows}
+    }
+    assert counts == dict.fromkeys(
+        ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"], 10
+    )
+
+
+def test_shipped_vignettes_are_not_the_published_ones(tinymfv: Path) -> None:
+    def words(text: str) -> set[tuple[str, ...]]:
+        tokens = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        return {tuple(tokens[i : i + 6]) for i in range(len(tokens) - 5)}
+
+    published = set()
+    for path in sorted(tinymfv.glob("vignettes_*.jsonl")):
+        for line in path.read_text().splitlines():
+            published |= words(json.loads(line)["text"])
+    for row in read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="-"):
+        assert not words(row.text) & published, row.text
+
+
+def test_shipped_trait() -> None:
+    trait = load_trait("embedded")
+    assert len({trait.trait, trait.opposite, trait.neutral}) == 3

@@ -1,0 +1,94 @@
+"""A frozen configuration, and stages that are skipped, refused or made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import SteerHealError
+from shared.run import Run, Stage, open_run
+
+CONFIG = Path(__file__).parent.parent / "configs" / "smollm2.toml"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return open_run(tmp_path / "run", CONFIG, "")
+
+
+def job(run: Run, rebuild: bool = False, **settings: object) -> Stage:
+    (run.folder / "in.txt").touch()
+    return Stage(
+        run,
+        1,
+        "sweep",
+        settings=settings,
+        inputs={"input": run.folder / "in.txt"},
+        outputs=[run.round(1) / "out.txt"],
+        rebuild=rebuild,
+    )
+
+
+def make(stage: Stage, content: str = "x") -> None:
+    stage.outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    stage.outputs[0].write_text(content)
+    stage.finish(rows=1)
+
+
+def test_configuration_is_frozen(run: Run) -> None:
+    assert open_run(run.folder).config == run.config
+    assert open_run(run.folder, CONFIG, "").config == run.config
+    with pytest.raises(SteerHealError) as caught:
+        open_run(run.folder, CONFIG, "train.lam=0.9")
+    assert "train.lam = 0.9 (was 0.3)" in caught.value.render() and "REBUILD=1" in caught.value.render()
+    assert open_run(run.folder, CONFIG, "train.lam=0.9", rebuild=True).config.train.lam == 0.9
+    assert open_run(run.folder).config.train.lam == 0.9
+
+
+def test_a_folder_without_configuration_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(SteerHealError, match="make round"):
+        open_run(tmp_path)
+
+
+def test_intact_is_skipped(run: Run) -> None:
+    assert not job(run, a=1).done()
+    make(job(run, a=1))
+    assert job(run, a=1).done()
+
+
+def test_stale_is_refused_and_rebuilt_on_demand(run: Run) -> None:
+    make(job(run, a=1, b={"c": [1, 2]}))
+    for stage in (lambda **k: job(run, a=2, b={"c": [1, 2]}, **k), lambda **k: job(run, a=1, b={"c": [1, 3]}, **k)):
+        with pytest.raises(SteerHealError, match="was "):
+            stage().done()
+        assert not stage(rebuild=True).done()
+
+
+def test_edited_or_missing_output_is_named(run: Run) -> None:
+    make(job(run))
+    (run.round(1) / "out.txt").write_text("edited")
+    with pytest.raises(SteerHealError, match=r"rounds/01/out\.txt was edited"):
+        job(run).done()
+    (run.round(1) / "out.txt").unlink()
+    with pytest.raises(SteerHealError, match="is missing"):
+        job(run).done()
+
+
+def test_changed_input_is_refused(run: Run) -> None:
+    make(job(run))
+    (run.folder / "in.txt").write_text("other")
+    with pytest.raises(SteerHealError, match="input input changed"):
+        job(run).done()
+
+
+def test_missing_input_names_the_next_command(run: Run) -> None:
+    with pytest.raises(SteerHealError, match="make round N=1"):
+        Stage(run, 1, "filter", settings={}, inputs={"sweep": run.folder / "none"}, outputs=[])
+
+
+def test_a_broken_manifest_is_refused(run: Run) -> None:
+    make(job(run))
+    run.manifest(1, "sweep").write_text("{")
+    with pytest.raises(SteerHealError, match="manifest"):
+        job(run).done()

@@ -1,0 +1,85 @@
+"""The vector file: what is written is read, and what does not fit is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import command
+from safetensors.numpy import save_file
+
+from shared.errors import SteerHealError
+from shared.vectors import Vector, load_vector
+
+VECTOR = Vector(
+    {3: np.arange(4, dtype=np.float32), 5: np.ones(4, dtype=np.float32)},
+    {"hidden_norm": {"3": 2.0, "5": 4.0}, "positions": "all"},
+)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    VECTOR.save(tmp_path / "v.safetensors")
+    back = load_vector(tmp_path / "v.safetensors")
+    assert back.metadata == VECTOR.metadata and sorted(back.layers) == [3, 5]
+    for layer in back.layers:
+        np.testing.assert_array_equal(back.layers[layer], VECTOR.layers[layer])
+
+
+def test_relative_dose() -> None:
+    assert VECTOR.relative_dose(-2.0) == {3: pytest.approx(2 * np.sqrt(14) / 2), 5: pytest.approx(2 * 2 / 4)}
+
+
+def test_random_direction_has_the_norm_and_not_the_direction() -> None:
+    wide = Vector({7: np.random.default_rng(0).standard_normal(512).astype(np.float32)})
+    other = wide.random_like(1)
+    assert other.norm(7) == pytest.approx(wide.norm(7), rel=1e-5)
+    assert abs(wide.layers[7] @ other.layers[7]) / wide.norm(7) ** 2 < 0.2
+    np.testing.assert_array_equal(other.layers[7], wide.random_like(1).layers[7])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "part"),
+    [
+        ({"layer.1": np.array([1.0, np.nan], dtype=np.float32)}, "NaN"),
+        ({"layer.1": np.array([1.0, np.inf], dtype=np.float32)}, "infinite"),
+        ({"layer.1": np.ones(2)}, "float64"),
+        ({"layer.1": np.ones((2, 2), dtype=np.float32)}, "[2, 2]"),
+        ({"layer.1": np.ones(2, dtype=np.float32), "layer.2": np.ones(3, dtype=np.float32)}, "[3]"),
+        ({"bias": np.ones(2, dtype=np.float32)}, "bias"),
+        ({}, "no tensors"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path: Path, tensors: dict[str, np.ndarray], part: str) -> None:
+    save_file(tensors, tmp_path / "v.safetensors")
+    with pytest.raises(SteerHealError) as caught:
+        load_vector(tmp_path / "v.safetensors")
+    assert part in caught.value.render()
+
+
+def test_not_safetensors_and_missing(tmp_path: Path) -> None:
+    (tmp_path / "v.safetensors").write_bytes(b"\x80\x04pickle")
+    for name in ("v.safetensors", "none.safetensors"):
+        with pytest.raises(SteerHealError):
+            load_vector(tmp_path / name)
+
+
+def test_another_width_is_refused_by_the_command_line(tmp_path: Path) -> None:
+    VECTOR.save(tmp_path / "v.safetensors")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n')
+    done = command(
+        "gen.sweep",
+        "--model",
+        "embedded",
+        "--vector",
+        tmp_path / "v.safetensors",
+        "--prompts",
+        tmp_path / "p.jsonl",
+        "--coefficients",
+        "0",
+        "1",
+        "--out",
+        tmp_path / "s.jsonl",
+    )
+    assert done.returncode == 2 and "width 4" in done.stderr and "width 576" in done.stderr
+    assert not (tmp_path / "s.jsonl").exists()
