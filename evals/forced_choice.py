@@ -149,7 +149,7 @@ def row(
         "version": 1,
         "id": vignette.id,
         "condition": vignette.condition,
-        "foundation": vignette.foundation_coarse,
+        "foundation": vignette.foundation_coarse.replace(" ", ""),  # the published rows write SocialNorms
         "lp": listed,
         "lp_fwd": listed[0],
         "lp_rev": listed[1] if reversal else None,

@@ -173,7 +173,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         inputs={
             "vector": folder / "vector.safetensors",
             "dilemmas": data_file(config.sweep.dilemmas, "dilemmas.jsonl"),
-            "mundane": data_file(config.sweep.mundane, "mundane.jsonl"),
+            **({"mundane": data_file(config.sweep.mundane, "mundane.jsonl")} if config.sweep.n_mundane else {}),
             "trait": data_file(config.vector.trait, "trait.json"),
             **({"history": history} if history else {}),
         },

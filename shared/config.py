@@ -250,6 +250,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def to_toml(config: Config, sources: dict[str, str]) -> str:
     """The resolved configuration; the comment behind a value is its source. None is left out: TOML has no null."""
+
     def sourced(key: str, value: Any) -> Any:
         item = tomlkit.item(value)
         item.comment(sources[key])

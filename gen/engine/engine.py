@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,7 @@ class Engine:
             block_size=block_size or (32 if cpu else None),
             enable_prefix_caching=True,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             **options,
         )
         self._engine = self._llm.llm_engine
@@ -247,8 +250,11 @@ def _environment() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,113 @@
+"""index.html: the whole report in one file that needs no network and no script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+from evals.scored import Generation, Round
+from evals.tables import Table
+from shared.console import number
+from shared.records import Completion
+
+PER_REASON = 3
+CSS = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: #1b1b1b; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0.5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; border-top: 1px solid #ddd; padding-top: 1rem; }
+img { display: block; width: 100%; max-width: 34rem; height: auto; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
+th:first-child, td:first-child, .prose td { text-align: left; } .prose td { white-space: normal; overflow-wrap: anywhere; }
+.note, .figures { color: #555; font-size: 0.8rem; } nav a { margin-right: 0.8rem; }
+details { margin: 0.6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0.6rem; margin: 0.6rem 0; }
+.card { border: 1px solid #ddd; border-top: 4px solid #000; border-radius: 4px; padding: 0.5rem 0.7rem; min-width: 0; }
+.card pre { margin: 0.3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; font-size: 0.9rem; }
+.steered { border-top-color: #d55e00; } .healed { border-top-color: #009e73; } .rejected { border-top-color: #808080; }
+"""
+
+
+def page(title: str, tables: Sequence[Table], said: Sequence[str], figure: bytes, rounds: Sequence[Round]) -> str:
+    """tables in the order of the page; said are the sentences of the reading; figure is a PNG. All text is escaped."""
+    sections = [
+        ("Reading", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in said) + "</ul>"),
+        ("Trajectory", f'<img alt="Authority, coherence, and trait against perplexity, by round" src="data:image/png;base64,{base64.b64encode(figure).decode()}">'),
+        *[(table.title, _table(table)) for table in tables if table.title != "Provenance"],
+        ("Generations", _generations(rounds)),
+        ("Rejected samples", _rejected(rounds)),
+        *[(table.title, _table(table)) for table in tables if table.title == "Provenance"],
+    ]
+    names = [(name.lower().replace(" ", "-"), name, body) for name, body in sections]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{text(title)}</title><style>{CSS}</style></head><body><h1>{text(title)}</h1>\n<nav>"
+        + "".join(f'<a href="#{anchor}">{text(name)}</a>' for anchor, name, _ in names)
+        + "</nav>\n"
+        + "\n".join(f'<h2 id="{anchor}">{text(name)}</h2>\n{body}' for anchor, name, body in names)
+        + "\n</body></html>\n"
+    )
+
+
+def text(value: str) -> str:
+    """Escaped; a lone surrogate, which no file can hold, becomes a question mark."""
+    return escape(value.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{text(column)}</th>" for column in table.columns)
+    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows)
+    note = f'<p class="note">{text(table.note)}</p>' if table.note else ""
+    kind = "wide prose" if table.prose else "wide"
+    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>{note}'
+
+
+def _card(kind: str, heading: str, body: str, figures: str) -> str:
+    return f'<div class="card {text(kind)}"><strong>{text(heading)}</strong><pre>{text(body)}</pre><div class="figures">{text(figures)}</div></div>'
+
+
+def _figures(row: Generation | Completion) -> str:
+    return f"perplexity {number(row.perplexity, 1)}, trait_llr {number(row.trait_llr, 3, signed=True)}, ended: {row.finish_reason}"
+
+
+def _generations(rounds: Sequence[Round]) -> str:
+    """Held-out prompts, with base, then each round's steered and healed side by side."""
+    columns: list[tuple[str, str, dict[tuple[str, int], Generation]]] = []
+    for r in rounds:
+        for line in r.scores.conditions:
+            if line.headline and line.stage in ("base", "steered", "healed"):
+                dose = f" at {line.coefficient:.2f}" if line.stage == "steered" and line.coefficient is not None else ""
+                heading = "base" if line.stage == "base" else f"round {r.number}, {line.stage}{dose}"
+                columns.append((line.stage, heading, {(row.prompt_id, row.sample): row for row in r.generations[line.name]}))
+    prompts: dict[str, str] = {}
+    samples: dict[str, list[int]] = {}
+    for row in columns[0][2].values():
+        prompts[row.prompt_id] = row.prompt
+        samples.setdefault(row.prompt_id, []).append(row.sample)
+    parts = []
+    for index, (name, prompt) in enumerate(prompts.items()):
+        grids = ""
+        for sample in samples[name]:
+            found = [(kind, heading, rows[name, sample]) for kind, heading, rows in columns if (name, sample) in rows]
+            cards = [_card(kind, heading, row.text, _figures(row)) for kind, heading, row in found]
+            grids += f'<div class="cards">{"".join(cards)}</div>'
+        parts.append(f"<details{' open' if index < 2 else ''}><summary>{text(prompt)}</summary>{grids}</details>")
+    return "\n".join(parts)
+
+
+def _rejected(rounds: Sequence[Round]) -> str:
+    """A few rejected completions per reason, spread over rounds and doses."""
+    by_rule: dict[str, list[tuple[int, Completion]]] = {}
+    for r in rounds:
+        for row in sorted(r.rejected, key=lambda row: (row.coefficient, row.key)):
+            for reason in row.reasons:
+                by_rule.setdefault(reason.partition(":")[0], []).append((r.number, row))
+    parts = []
+    for rule, found in sorted(by_rule.items(), key=lambda item: -len(item[1])):
+        chosen = [found[round(place * (len(found) - 1) / max(PER_REASON - 1, 1))] for place in range(min(PER_REASON, len(found)))]
+        cards = "".join(_card("rejected", f"round {which}, coefficient {row.coefficient:g}", row.text, f"{'; '.join(row.reasons)}. {_figures(row)}") for which, row in chosen)
+        parts.append(f'<details><summary>{text(rule)} ({len(found)})</summary><div class="cards">{cards}</div></details>')
+    return "\n".join(parts) or "<p>None.</p>"

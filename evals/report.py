@@ -1,0 +1,82 @@
+"""The report of a run from its files: results.json, results.md, results.csv, trajectory.png and index.html in RUN/report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from evals.figure import trajectory
+from evals.page import page
+from evals.reading import reading
+from evals.results import results_of
+from evals.scored import Round, scored_rounds
+from evals.tables import Table, comma_separated, healing, levels, markdown, overview, provenance, rejections, shifts, survivors, sweep, times
+from shared.cli import entry, need, parser, run_of
+from shared.console import console
+from shared.console import table as show
+from shared.errors import SteerHealError
+from shared.publish import atomic_folder, write_json
+from shared.run import Run
+
+
+def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
+    """Write RUN/report as one whole; returns the path of index.html."""
+    rows, extra = found["rows"], found["extra"]
+    scores, config = rounds[0].scores, run.config
+    title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {len(rounds)} rounds, {len(scores.items)} items, {scores.debias}"
+    tables = [
+        levels(rows),
+        shifts(rows),
+        *([levels(extra, "Other doses and draws")] if extra else []),
+        sweep(rounds),
+        survivors(rounds),
+        rejections(rounds),
+        healing(rounds),
+        times(rounds, mode),
+        provenance(run, rounds, mode),
+    ]
+    said = reading(rows, rounds, config.train)
+    figure = trajectory(rows, extra)
+    folder = run.folder / "report"
+    try:
+        with atomic_folder(folder) as out:
+            write_json(out / "results.json", found)
+            (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
+            (out / "trajectory.png").write_bytes(figure)
+            (out / "results.md").write_text(as_markdown(title, tables, said), encoding="utf-8")
+            (out / "index.html").write_text(page(title, tables, said, figure, rounds), encoding="utf-8")
+    except OSError as error:
+        raise SteerHealError(
+            "the report cannot be written",
+            given=f"{folder}: {error.strerror}",
+            expected="a writable folder with room",
+            next="free the space or mend the permissions, then the same command",
+        ) from None
+    return folder / "index.html"
+
+
+def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str:
+    bullets = "\n".join(f"- {line}" for line in said)
+    return f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n" + "\n".join(markdown(table) for table in tables)
+
+
+def main() -> None:
+    options = parser("evals.report", "Write the report of a run from its scores; --round: up to that round.")
+    options.add_argument("--eval", choices=["round", "full"], default="round", help="which scores: a round's own, or all items in cyclic orders")
+    arguments = options.parse_args()
+    need(arguments, "run")
+    run = run_of(arguments)
+    assert run is not None
+    rounds = scored_rounds(run, arguments.eval, getattr(arguments, "round", None))
+    found = results_of(run, rounds)
+    path = publish(run, rounds, found, arguments.eval)
+    for table in (overview(found["rows"]), times(rounds, arguments.eval)):
+        show(table.title, table.columns, [[escape(cell) for cell in row] for row in table.rows])
+    console.print(f"report {path}")
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,128 @@
+"""results.json: one row per arm, seed, round and stage of a run; other doses and draws beside them as extra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evals.scored import ConditionLine, Generation, Round, scored_rounds, texts_of
+from evals.statistics import Answers, Estimate, cost, deltas, levels, order_effect, retain, surgical, surgical_care, text_delta, text_levels
+from evals.verdict import broken, preflight, verdict
+from shared.errors import SteerHealError
+from shared.run import Run
+
+VERSION = 1
+ONCE = ("base", "prompted")  # scored in round 1, rows of round 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One condition of a round with all that its row needs."""
+
+    number: int
+    line: ConditionLine
+    answers: Answers
+    generations: Sequence[Generation]
+
+
+def results(run: Run, mode: str, up_to: int | None = None) -> dict[str, Any]:
+    """The content of results.json for mode 'round' or 'full'. Undefined numbers are None."""
+    return results_of(run, scored_rounds(run, mode, up_to))
+
+
+def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
+    base = _base(run, rounds[0])
+    count, seed = run.config.eval.bootstrap, run.config.seed
+    no_axis = preflight(base.answers, levels(base.answers, count, seed)["informedness"])
+    found: dict[str, list[dict[str, Any]]] = {"rows": [], "extra": []}
+    for round_ in rounds:
+        cases = [Case(0 if line.stage in ONCE else round_.number, line, round_.answers[line.name], round_.generations[line.name]) for line in round_.scores.conditions]
+        steered = _one(run, cases, "steered", round_.number)
+        d_steered = deltas(base.answers, steered.answers, count, seed)["d_auth"]
+        _one(run, cases, "healed", round_.number)
+        for case in cases:
+            found["rows" if case.line.headline else "extra"].append(_row(run, base, case, d_steered, no_axis))
+    keys = [(row["round"], row["stage"]) for row in found["rows"]]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise _refuse(run, f"two headline rows of round {twice[0][0]}, {twice[0][1]}", "one per round and stage")
+    return {"version": VERSION, **found}
+
+
+def _base(run: Run, first: Round) -> Case:
+    lines = [line for line in first.scores.conditions if line.stage == "base"]
+    if len(lines) != 1:
+        raise _refuse(run, f"{len(lines)} base conditions in round 1", "one")
+    return Case(0, lines[0], first.answers[lines[0].name], first.generations[lines[0].name])
+
+
+def _one(run: Run, cases: Sequence[Case], stage: str, number: int) -> Case:
+    headline = [case for case in cases if case.line.stage == stage and case.line.headline]
+    if len(headline) != 1:
+        raise _refuse(run, f"{len(headline)} headline conditions {stage} in round {number}", "one")
+    return headline[0]
+
+
+def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: str | None) -> dict[str, Any]:
+    count, seed = run.config.eval.bootstrap, run.config.seed
+    stage = case.line.stage
+    level, delta = levels(case.answers, count, seed), deltas(base.answers, case.answers, count, seed)
+    texts = texts_of(case.generations)
+    text = text_levels(texts, count, seed)
+    unscorable, items = int((~case.answers.scorable).sum()), len(case.answers.truth)
+    must = {"auth_nats": level["auth_nats"], "p_ans_any": level["p_ans_any"], **({"perplexity": text["perplexity"]} if case.generations else {})}
+    problem = broken([name for name, found in must.items() if found is None], unscorable, items, delta["coherence"])
+    coh_cost, coh_slope = cost(delta["d_coh"], delta["d_auth"], problem is not None)
+    kept = retain(delta["d_auth"], steered) if stage == "healed" else None
+    judged: tuple[str | None, str | None] = (None, None)
+    if stage == "healed":
+        judged = verdict(problem, no_axis, steered, kept, delta["coherence"])
+    elif problem is not None:
+        judged = "broken", problem
+    elif stage == "base" and no_axis is not None:
+        judged = "no_axis", no_axis
+    distinct = texts.distinct_3[np.isfinite(texts.distinct_3)]
+    return {
+        "arm": run.config.train.divergence,
+        "seed": seed,
+        "round": case.number,
+        "stage": stage,
+        "name": case.line.name,
+        "draw": case.line.draw,
+        "coefficient": case.line.coefficient if stage in ("steered", "random") else 0.0,
+        **_pair("auth_nats", "auth_ci", level["auth_nats"]),
+        **_pair("care_nats", "care_ci", level["care_nats"]),
+        **_pair("p_ans_any", "p_ans_any_ci", level["p_ans_any"]),
+        **_pair("coherence", "coherence_ci", delta["coherence"]),
+        **_pair("perplexity", "perplexity_ci", text["perplexity"]),
+        "distinct_3": float(distinct.mean()) if len(distinct) else None,
+        **_pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
+        **_pair("d_trait_llr", "d_trait_llr_ci", text_delta(texts_of(base.generations), texts, count, seed) if case.generations else None),
+        "n_items": items,
+        "n_paired": int((base.answers.scorable & case.answers.scorable).sum()),
+        "unscorable": unscorable,
+        "n_generations": len(texts.prompt),
+        "n_empty": int((texts.tokens == 0).sum()),
+        **_pair("informedness", "informedness_ci", level["informedness"]),
+        "order_effect": order_effect(case.answers),
+        **_pair("d_auth", "d_auth_ci", delta["d_auth"]),
+        **_pair("d_care", "d_care_ci", delta["d_care"]),
+        **_pair("d_coh", "d_coh_ci", delta["d_coh"]),
+        "coh_cost": coh_cost,
+        "coh_slope": coh_slope,
+        "retain": kept,
+        "surgical": None if stage == "base" else surgical(base.answers, case.answers, count, seed),
+        "surgical_care": None if stage == "base" else surgical_care(delta["d_auth"], delta["d_care_90"]),
+        "verdict": judged[0],
+        "verdict_reason": judged[1],
+    }
+
+
+def _pair(name: str, interval: str, found: Estimate | None) -> dict[str, Any]:
+    return {name: found.value if found else None, interval: list(found.interval) if found and found.interval else None}
+
+
+def _refuse(run: Run, given: str, expected: str) -> SteerHealError:
+    return SteerHealError("scores do not make a results table", given=given, expected=expected, next=f"make round N=1 RUN={run.folder} REBUILD=1")

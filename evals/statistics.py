@@ -1,0 +1,267 @@
+"""Statistics of scored conditions: profiles, paired bootstrap intervals and costs. numpy and scipy only.
+
+Nats are natural-log units. An undefined number is None, never NaN and never zero. Intervals are percentile bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from scipy.special import logsumexp
+
+from evals.instrument import FOUNDATIONS, orders
+from shared.errors import SteerHealError
+
+CARE, AUTHORITY = FOUNDATIONS.index("care"), FOUNDATIONS.index("authority")
+SMALLEST_SHIFT = 0.05  # nats of d_auth under which a cost ratio is noise over noise
+CARE_MARGIN = 0.05  # nats within which d_care counts as unmoved
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What must agree before two conditions may be compared."""
+
+    items: tuple[str, ...]
+    debias: str
+    orders: int
+    think: int
+    instrument: str
+    vignettes: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The forced choice of one condition over n items, foundations in canonical order, NaN where an item is unscorable.
+
+    truth [n] is the index of the item's foundation; p [n, 7] the answer probabilities; score [n, 7] log-probabilities, nats;
+    mass [n] the answer mass; lp [n, orders, samples, 7] log-probabilities by option order, nats.
+    """
+
+    setting: Setting
+    truth: np.ndarray
+    p: np.ndarray
+    score: np.ndarray
+    mass: np.ndarray
+    lp: np.ndarray
+
+    @property
+    def scorable(self) -> np.ndarray:
+        """[n] true where every number of the item is finite."""
+        return np.isfinite(self.p).all(1) & np.isfinite(self.score).all(1) & np.isfinite(self.mass)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Free generations [m]: prompt ids, total nll (nats) and tokens; trait_llr (nats per token) and distinct_3 are NaN where there are no tokens."""
+
+    prompt: Sequence[str]
+    nll: np.ndarray
+    tokens: np.ndarray
+    trait_llr: np.ndarray
+    distinct_3: np.ndarray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; the interval is None where a resample is undefined or there is but one unit to resample."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+    def excludes_zero(self) -> bool:
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def resample(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Bootstrap weights [count, n] of n units in strata [n]; a stratum of m units keeps weight m.
+
+    m - 1 units are drawn and scaled up (Rao and Wu 1988): drawing m understates the variance by (m - 1) / m, a quarter at four
+    items a stratum. Strata of one unit are pooled. The same strata and seed give the same weights, which pairs conditions.
+    """
+    generator = np.random.default_rng(seed)
+    names, inverse, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    group = np.where(sizes[inverse] == 1, len(names), inverse)
+    weights = np.ones((count, len(strata)))
+    for name in np.unique(group):
+        units = np.flatnonzero(group == name)
+        size = len(units)
+        if size > 1:
+            weights[:, units] = generator.multinomial(size - 1, np.full(size, 1 / size), size=count) * (size / (size - 1))
+    return weights
+
+
+def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
+    """statistic maps weights [r, n] to [r]; None where it is not finite on the units as they are."""
+    if not weights.shape[1]:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(np.ones((1, weights.shape[1])))[0])
+        draws = statistic(weights)
+    if not np.isfinite(value):
+        return None
+    if weights.shape[1] == 1 or not np.isfinite(draws).all():
+        return Estimate(value, None)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, (float(low), float(high)))
+
+
+def same_setting(first: Setting, second: Setting) -> None:
+    """Raise SteerHealError, naming the difference, unless both were scored on the same items, orders and think budget."""
+    for field in fields(Setting):
+        old, new = getattr(first, field.name), getattr(second, field.name)
+        if old == new:
+            continue
+        if field.name == "items":
+            extra, lacking = sorted({*new} - {*old}), sorted({*old} - {*new})
+            given = f"items: {len(new)} against {len(old)}; only in one: {', '.join([*extra, *lacking][:4]) or 'none, but in another sequence'}"
+        else:
+            given = f"{field.name}: {new} against {old}"
+        raise SteerHealError(
+            "conditions scored differently are not comparable",
+            given=given,
+            expected="the same items, orders, think tokens, instrument and vignettes",
+            next="score every round of the run in the same mode, e.g. make report EVAL=full",
+        )
+
+
+def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
+    """auth_nats and care_nats, ln of the mean probability; p_ans_any, mean answer mass; informedness. Over the scorable items."""
+    keep = a.scorable
+    p, mass, truth, weights = a.p[keep], a.mass[keep], a.truth[keep], resample(a.truth[keep], count, seed)
+    return {
+        "auth_nats": estimate(lambda w: np.log(_mean(w, p[:, AUTHORITY])), weights),
+        "care_nats": estimate(lambda w: np.log(_mean(w, p[:, CARE])), weights),
+        "p_ans_any": estimate(lambda w: _mean(w, mass), weights),
+        "informedness": estimate(informedness(p, truth), weights),
+    }
+
+
+def deltas(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
+    """other minus base over the items scorable in both: d_auth, d_care (d_care_90 at 90 %), d_coh in answer mass, coherence as its ratio."""
+    same_setting(base.setting, other.setting)
+    keep = base.scorable & other.scorable
+    p, q, mass, new = base.p[keep], other.p[keep], base.mass[keep], other.mass[keep]
+    weights = resample(base.truth[keep], count, seed)
+
+    def shift(f: int) -> Statistic:
+        return lambda w: np.log(_mean(w, q[:, f]) / _mean(w, p[:, f]))
+
+    return {
+        "d_auth": estimate(shift(AUTHORITY), weights),
+        "d_care": estimate(shift(CARE), weights),
+        "d_care_90": estimate(shift(CARE), weights, 0.90),
+        "d_coh": estimate(lambda w: _mean(w, new - mass), weights),
+        "coherence": estimate(lambda w: _mean(w, new) / _mean(w, mass), weights),
+    }
+
+
+def surgical(base: Answers, other: Answers, count: int, seed: int) -> bool | None:
+    """True when |d authority| on clr (score minus its mean over the seven) exceeds every other foundation's, each by a paired bootstrap at 95 %."""
+    same_setting(base.setting, other.setting)
+    keep = base.scorable & other.scorable
+    if not keep.any():
+        return None
+    moved = _clr(other.score[keep]) - _clr(base.score[keep])
+    weights = resample(base.truth[keep], count, seed)
+
+    def margin(f: int) -> Statistic:
+        return lambda w: np.abs(_mean(w, moved[:, AUTHORITY])) - np.abs(_mean(w, moved[:, f]))
+
+    margins = [estimate(margin(f), weights) for f in range(len(FOUNDATIONS)) if f != AUTHORITY]
+    return all(found is not None and found.interval is not None and found.interval[0] > 0 for found in margins)
+
+
+def surgical_care(d_auth: Estimate | None, d_care_90: Estimate | None) -> bool | None:
+    """True when d_auth's interval excludes 0 and d_care's 90 % interval lies within 0.05 nats of 0 (two one-sided tests at 5 %)."""
+    if d_auth is None or d_care_90 is None or d_auth.interval is None or d_care_90.interval is None:
+        return None
+    return d_auth.excludes_zero() and d_care_90.interval[0] >= -CARE_MARGIN and d_care_90.interval[1] <= CARE_MARGIN
+
+
+def cost(d_coh: Estimate | None, d_auth: Estimate | None, is_broken: bool) -> tuple[float | None, float | None]:
+    """(coh_cost = |d_coh| / |d_auth|, d_coh / d_auth), answer mass per nat; None where |d_auth| < 0.05 or the row is broken."""
+    if is_broken or d_coh is None or d_auth is None or abs(d_auth.value) < SMALLEST_SHIFT:
+        return None, None
+    slope = d_coh.value / d_auth.value
+    return abs(slope), slope
+
+
+def retain(healed: Estimate | None, steered: Estimate | None) -> float | None:
+    """d_auth of healed over that of steered, signed."""
+    return None if healed is None or steered is None or steered.value == 0 else healed.value / steered.value
+
+
+def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | None]:
+    """perplexity, exp of the token-weighted mean nll, and the mean trait_llr; prompts are the units of the bootstrap."""
+    names = sorted(set(texts.prompt))
+    (nll, tokens, llr, full), weights = _by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
+    return {"perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights), "trait_llr": estimate(lambda w: (w @ llr) / (w @ full), weights)}
+
+
+def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | None:
+    """other's mean trait_llr minus base's, nats per token, paired over the prompts."""
+    names = sorted(set(base.prompt))
+    if names != sorted(set(other.prompt)):
+        raise SteerHealError(
+            "free generations of different prompts are not comparable",
+            given=f"{len(set(other.prompt))} prompts against {len(names)}",
+            expected="the same held-out prompts",
+            next="score every round of the run with the same eval.heldout",
+        )
+    (_, _, was, had), (_, _, now, has) = _by_prompt(base, names), _by_prompt(other, names)
+    return estimate(lambda w: (w @ now) / (w @ has) - (w @ was) / (w @ had), resample(np.zeros(len(names)), count, seed))
+
+
+def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
+    """Mean over the foundations that occur of TPR - FPR of argmax p [n, 7] against truth [n]: 0 is guessing, 1 is agreement."""
+    picked = p.argmax(1)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        rates = []
+        for f in np.unique(truth):
+            pick, real = (picked == f).astype(float), (truth == f).astype(float)
+            rates.append((weights @ (pick * real)) / (weights @ real) - (weights @ (pick * (1 - real))) / (weights @ (1 - real)))
+        return np.mean(rates, axis=0) if rates else np.full(len(weights), np.nan)
+
+    return statistic
+
+
+def order_effect(a: Answers) -> float | None:
+    """Largest difference of mean clr between two listed positions that held the same foundations, nats, in single orders.
+
+    These are any two positions under cyclic orders, and mirrored ones under reversal: the foundations cancel and position is left.
+    """
+    keep = a.scorable
+    if not keep.any():
+        return None
+    single = _clr(logsumexp(a.lp[keep], axis=2) - np.log(a.lp.shape[2]))
+    listings = np.array(orders(a.setting.debias))
+    by_position = np.mean([single[:, order, listing].mean(0) for order, listing in enumerate(listings)], axis=0)
+    held = np.sort(listings, axis=0).T
+    return max(abs(float(by_position[j] - by_position[k])) for j in range(len(held)) for k in range(j) if (held[j] == held[k]).all())
+
+
+def show(found: Estimate, digits: int = 3) -> str:
+    interval = f" [{found.interval[0]:.{digits}f}, {found.interval[1]:.{digits}f}]" if found.interval else ""
+    return f"{found.value:.{digits}f}{interval}"
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.asarray(weights @ values / weights.sum(1))
+
+
+def _clr(score: np.ndarray) -> np.ndarray:
+    return np.asarray(score - score.mean(axis=-1, keepdims=True))
+
+
+def _by_prompt(texts: Texts, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Sums over each prompt's completions with tokens: nll, tokens, trait_llr, completions; each [prompts]."""
+    place = np.array([names.index(name) for name in texts.prompt], dtype=int)
+    full = texts.tokens > 0
+    values = (texts.nll, texts.tokens, texts.trait_llr, np.ones(len(place)))
+    return tuple(np.bincount(place[full], weights=value[full], minlength=len(names)) for value in values)

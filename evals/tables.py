@@ -1,0 +1,251 @@
+"""The report's tables as text cells, rendered alike at the terminal, in results.md and on the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evals.scored import STEP, Round, Step, SweepLine
+from shared.console import number
+from shared.run import STAGES, Run
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of text; the first column is a label, the others are figures, or words where prose is set."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    prose: bool = False
+
+
+def label(row: dict[str, Any]) -> str:
+    draw = f", draw {row['draw']}" if row["stage"] == "random" else ""
+    dose = f" at {row['coefficient']:.2f}" if row["stage"] in ("steered", "random") and row["coefficient"] is not None else ""
+    return f"{row['round']} {row['stage']}{dose}{draw}"
+
+
+def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
+    low_high = row[interval]
+    shown = number(row[name], digits, signed)
+    return shown if low_high is None else f"{shown} [{', '.join(number(end, digits, signed) for end in low_high)}]"
+
+
+def overview(rows: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        "results",
+        ["round, stage", "auth_nats [95 %]", "care_nats", "coherence", "perplexity", "trait_llr", "verdict"],
+        [
+            [
+                label(row),
+                ranged(row, "auth_nats", "auth_ci"),
+                number(row["care_nats"]),
+                number(row["coherence"]),
+                number(row["perplexity"], 2),
+                number(row["trait_llr"], 3, signed=True),
+                number(row["verdict"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
+    return Table(
+        title,
+        ["round, stage", "auth_nats", "care_nats", "p_ans_any", "coherence", "perplexity", "distinct-3", "trait_llr", "informedness", "order effect", "items", "unscorable"],
+        [
+            [
+                label(row),
+                ranged(row, "auth_nats", "auth_ci"),
+                ranged(row, "care_nats", "care_ci"),
+                number(row["p_ans_any"], 4),
+                ranged(row, "coherence", "coherence_ci"),
+                ranged(row, "perplexity", "perplexity_ci", 2),
+                number(row["distinct_3"]),
+                ranged(row, "trait_llr", "trait_llr_ci", 3, signed=True),
+                ranged(row, "informedness", "informedness_ci", 3, signed=True),
+                number(row["order_effect"], 2),
+                str(row["n_items"]),
+                str(row["unscorable"]),
+            ]
+            for row in rows
+        ],
+        "Brackets are 95 % bootstrap intervals, over items within foundations or over prompts. auth_nats, care_nats, trait_llr and order effect are in nats.",
+    )
+
+
+def shifts(rows: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        "Against base",
+        ["round, stage", "d_auth", "d_care", "d_coh", "d_trait_llr", "coh_cost", "coh_slope", "retain", "surgical", "surgical_care", "verdict"],
+        [
+            [
+                label(row),
+                ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
+                ranged(row, "d_care", "d_care_ci", 3, signed=True),
+                ranged(row, "d_coh", "d_coh_ci", 4, signed=True),
+                ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
+                number(row["coh_cost"]),
+                number(row["coh_slope"], 3, signed=True),
+                number(row["retain"], 2),
+                _answer(row["surgical"]),
+                _answer(row["surgical_care"]),
+                number(row["verdict"]),
+            ]
+            for row in rows
+            if row["stage"] != "base"
+        ],
+        f"Paired with base on the same items or prompts. coh_cost is |d_coh| / |d_auth|; {number(None)} is undefined.",
+    )
+
+
+def _answer(value: bool | None) -> str:
+    return number(None) if value is None else "yes" if value else "no"
+
+
+def sweep(rounds: Sequence[Round]) -> Table:
+    return Table(
+        "Sweep",
+        ["round, coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
+        [
+            [
+                f"{r.number} at {line.coefficient:g}",
+                str(line.n),
+                str(line.kept),
+                number(line.perplexity, 2),
+                number(line.distinct_3),
+                number(line.trait_llr, 3, signed=True),
+                number(line.relative_dose),
+            ]
+            for r in rounds
+            for line in r.scores.sweep
+        ],
+        "Coefficient 0 is the original model's, a control that is never trained on. Relative dose: |c| ‖v‖ / mean ‖h‖, averaged over the band.",
+    )
+
+
+def dose(lines: Iterable[SweepLine], field: str, kept: bool) -> float | None:
+    """Mean coefficient or relative_dose of the steered completions, or of those kept."""
+    steered = [line for line in lines if line.coefficient != 0 and getattr(line, field) is not None]
+    weights = [line.kept if kept else line.n for line in steered]
+    return float(np.average([getattr(line, field) for line in steered], weights=weights)) if sum(weights) else None
+
+
+def survivors(rounds: Sequence[Round]) -> Table:
+    rows = []
+    for r in rounds:
+        steered = [line for line in r.scores.sweep if line.coefficient != 0]
+        kept, total = sum(line.kept for line in steered), sum(line.n for line in steered)
+        doses = [number(dose(steered, field, kept_only)) for field in ("coefficient", "relative_dose") for kept_only in (True, False)]
+        rows.append([str(r.number), f"{kept} of {total}", *doses])
+    return Table("Survivors", ["round", "kept", "mean coefficient, kept", "sweep's", "mean relative dose, kept", "sweep's"], rows)
+
+
+def rejections(rounds: Sequence[Round]) -> Table:
+    counts = {r.number: Counter(reason.partition(":")[0] for row in r.rejected for reason in row.reasons) for r in rounds}
+    rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
+    rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
+    return Table(
+        "Rejections",
+        ["reason", *[f"round {r.number}" for r in rounds]],
+        [*rows, ["completions rejected", *[str(len(r.rejected)) for r in rounds]]],
+        "A completion can have several reasons.",
+    )
+
+
+def late(steps: Sequence[Step], field: str) -> float | None:
+    """Mean of a field over the last quarter of the steps."""
+    values = [value for step in steps[3 * len(steps) // 4 :] if (value := getattr(step, field)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def healing(rounds: Sequence[Round]) -> Table:
+    fields = ["loss", "ce", "divergence_mean", "divergence_rmse", "divergence_p95", "divergence_max"]
+    return Table(
+        "Healing",
+        ["round", "steps", "first ce", *[field.replace("divergence_", "D ") for field in fields], "fired"],
+        [
+            [
+                str(r.number),
+                str(len(r.steps)),
+                number(r.steps[0].ce),
+                *[number(late(r.steps, field)) for field in fields],
+                f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %",
+            ]
+            for r in rounds
+        ],
+        "Means over the last quarter of the optimiser steps, nats; fired: share of all steps at which the barrier was on.",
+    )
+
+
+def times(rounds: Sequence[Round], mode: str) -> Table:
+    stages = [*STAGES, *([STEP[mode]] if STEP[mode] not in STAGES else [])]
+    rows = []
+    for r in rounds:
+        seconds = [r.manifests[stage]["seconds"] if stage in r.manifests else None for stage in stages]
+        rows.append([str(r.number), *[number(value, 1) for value in seconds], number(float(sum(value for value in seconds if value is not None)), 1)])
+    return Table("Wall seconds", ["round", *stages, "total"], rows)
+
+
+def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
+    config, scores = run.config, rounds[0].scores
+    manifests = [manifest for r in rounds for manifest in r.manifests.values()]
+
+    def distinct(values: Iterable[object]) -> str:
+        return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
+
+    packages = dict.fromkeys(name for manifest in manifests for name in manifest["versions"])
+    machines = [manifest["hardware"] for manifest in manifests]
+    return Table(
+        "Provenance",
+        ["what", "value"],
+        [
+            ["model", f"{config.model.name}, {config.model.dtype}"],
+            ["model fingerprint", distinct(r.manifests[STEP[mode]]["settings"].get("model") for r in rounds)],
+            ["seed", str(config.seed)],
+            ["objective", f"{config.train.divergence}, lambda {config.train.lam:g}, tau {config.train.tau:g}, {config.train.aggregate}, reference {config.train.reference}"],
+            [
+                "forced choice",
+                f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({scores.orders} orders), {scores.think} think tokens",
+            ],
+            ["bootstrap", f"{config.eval.bootstrap} resamples"],
+            ["commit", distinct(manifest["commit"] for manifest in manifests)],
+            ["processor", distinct(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB" for machine in machines)],
+            ["gpu", distinct(machine["gpu"] for machine in machines)],
+            *[[name, distinct(manifest["versions"].get(name) for manifest in manifests)] for name in packages],
+        ],
+        prose=True,
+    )
+
+
+def markdown(table: Table) -> str:
+    lines = [table.columns, ["---", *["---" if table.prose else "---:"] * (len(table.columns) - 1)], *table.rows]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
+
+
+def comma_separated(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]) -> str:
+    """results.csv: an interval takes two columns, an undefined number is empty; headline is 1 for rows, 0 for extra."""
+    handle = io.StringIO()
+    writer: Any = None
+    for headline, row in [*((1, row) for row in rows), *((0, row) for row in extra)]:
+        flat: dict[str, Any] = {"headline": headline}
+        for key, value in row.items():
+            if key.endswith("_ci"):
+                flat[f"{key}_low"], flat[f"{key}_high"] = value or (None, None)
+            else:
+                flat[key] = value
+        if writer is None:
+            writer = csv.DictWriter(handle, list(flat), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(flat)
+    return handle.getvalue()

@@ -1,0 +1,3 @@
+def merged(model, adapter, cache, dtype):
+    assert adapter is None
+    return model

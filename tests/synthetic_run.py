@@ -1,0 +1,121 @@
+"""A run folder of invented numbers in the real shapes, for the tests of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from evals.forced_choice import Read, row
+from evals.instrument import FOUNDATIONS, orders
+from shared.publish import write_json, write_text
+from shared.records import Completion, Vignette, write_jsonl
+from shared.run import Run, Stage, open_run
+
+LABELS = dict(zip(FOUNDATIONS, ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"], strict=True))
+NASTY = '<script>alert(1)</script> & "quoted" | [bold]text[/bold]'
+# stage -> (shift of the authority score, nats; factor on the answer mass; perplexity; trait_llr)
+EFFECTS = {
+    "base": (0.0, 1.0, 4.3, -0.07),
+    "prompted": (-0.4, 1.02, 5.0, 0.15),
+    "steered": (-1.0, 0.97, 8.6, 0.08),
+    "random": (-0.1, 0.98, 8.0, -0.03),
+    "healed": (-0.8, 0.99, 6.1, 0.07),
+}
+
+
+def vignettes(per: int = 4) -> list[Vignette]:
+    return [Vignette(id=f"{name}-{k}", foundation=LABELS[name], foundation_coarse=LABELS[name], text="x", condition="other_violate") for name in FOUNDATIONS for k in range(per)]
+
+
+def answers(stage: str, read: Read, signal: float, mass: float | None = None, grow: float = 1.0) -> list[dict]:
+    """Score rows through the scorer's own row function; the noise is the same under every stage."""
+    shift, factor, _, _ = EFFECTS[stage]
+    draws = np.random.default_rng(7)
+    rows = []
+    for vignette in vignettes():
+        logits = draws.normal(0, 0.6, (len(orders(read.debias)), 1, 7))
+        logits[..., [label == vignette.foundation for label in LABELS.values()]] += signal
+        logits[..., FOUNDATIONS.index("authority")] += shift * grow + draws.normal(0, 0.05)
+        lp = logits - np.log(np.exp(logits).sum(-1, keepdims=True)) + np.log(draws.uniform(0.5, 0.6) * (factor if mass is None else mass))
+        rows.append(row(vignette, lp, read, None, ["thought"] * len(orders(read.debias))))
+    return rows
+
+
+def generations(stage: str, name: str, grow: float = 1.0) -> list[dict]:
+    _, _, perplexity, trait_llr = EFFECTS[stage]
+    draws = np.random.default_rng(3)
+    rows = []
+    for prompt in range(6):
+        for sample in range(2):
+            tokens, nll = 40, float(np.log(perplexity)) + draws.normal(0, 0.1)
+            rows.append(
+                {
+                    "version": 1, "name": name, "prompt_id": f"h{prompt}", "prompt": f"Dilemma {prompt} {NASTY}", "sample": sample, "text": f"{stage} says {NASTY}",
+                    "completion_ids": list(range(tokens)), "finish_reason": "length", "nll": nll * tokens, "tokens": tokens, "perplexity": float(np.exp(nll)),
+                    "trait_llr": trait_llr * grow + draws.normal(0, 0.03), "distinct_3": 0.97,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def completion(key: str, coefficient: float, reasons: list[str]) -> Completion:
+    return Completion(
+        key=key, prompt_ids=[1], completion_ids=[2, 3], text=f"rejected {NASTY}", finish_reason="length", coefficient=coefficient, sample=0, seed=1, perplexity=40.0,
+        perplexity_last_quarter=50.0, trait_llr=-0.1, distinct_3=0.5, reasons=reasons,
+    )  # fmt: skip
+
+
+def build(folder: Path, rounds: int = 2, *, debias: str = "reversal", signal: float = 2.5, full: bool = False, mass: dict[str, float] | None = None, extra: bool = True) -> Run:
+    """Write a scored run. signal: nats towards the item's own foundation; mass: factor on a stage's answer mass."""
+    run = open_run(folder, None, f"eval.bootstrap=300 eval.debias={debias} eval.think=4 train.tau=0.3 train.lam=0.3")
+    for number in range(1, rounds + 1):
+        _round(run, number, "cyclic" if full else debias, signal, full, mass or {}, extra)
+    return run
+
+
+def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: dict[str, float], extra: bool) -> None:
+    here, grow = run.round(number), number**0.5
+    read = Read(debias, think=4)
+    scores = here / ("scores-full" if full else "scores")
+    conditions = [("steered", "steered", 1.03, None, True), ("random", "random", 1.03, 1, True), ("healed", "healed", 0.0, None, True)]
+    if number == 1:
+        conditions = [("base", "base", 0.0, None, True), ("prompted", "prompted", 0.0, None, True), *conditions]
+    if extra:
+        conditions += [("random", "random-2", 1.03, 2, False), ("steered", "steered-0.75", 0.75, None, False)]
+    texts: list[dict] = []
+    for stage, name, _, _, _ in conditions:
+        write_jsonl(scores / f"{name}.jsonl", answers(stage, read, signal, mass.get(stage), grow))
+        texts += generations(stage, name, grow)
+    write_jsonl(scores / "generations.jsonl", texts)
+    sweep = [(0.0, 56, 0, 3.9), (0.75, 56, 50, 5.0), (1.0, 56, 44, 5.9), (1.5, 56, 20, 9.0), (2.0, 56, 6 - number, 19.0)]
+    keys = ("coefficient", "n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose")
+    write_json(
+        scores / "scores.json",
+        {
+            "version": 1, "round": number, "instrument": "embedded", "vignettes": "embedded", "debias": debias, "orders": len(orders(debias)), "think": 4,
+            "items": [vignette.id for vignette in vignettes()], "foundations": list(FOUNDATIONS),
+            "conditions": [dict(zip(("stage", "name", "coefficient", "draw", "headline"), condition, strict=True)) for condition in conditions],
+            "sweep": [dict(zip(keys, (*line, 0.95, 0.05, 0.4 * line[0]), strict=True)) for line in sweep],
+        },
+    )  # fmt: skip
+    write_jsonl(
+        here / "rejected.jsonl",
+        [completion(f"k{k}", [1.0, 2.0][k % 2], [["perplexity: 40.00, at most 19.50"], ["loop: 0.50 of the tokens", "trait_llr: -0.1"]][k % 2]) for k in range(9)],
+    )
+    write_jsonl(
+        here / "train.jsonl",
+        [
+            {
+                "step": step, "epoch": step / 10, "loss": 2.0 - step / 40, "ce": 1.9 - step / 40, "divergence_mean": 0.1 + step / 200, "divergence_rmse": 0.2 + step / 100,
+                "divergence_p95": 0.5 + step / 100, "divergence_max": 2.0, "barrier": 0.05, "fired": float(step > 10), "learning_rate": 1e-4, "grad_norm": 1.0,
+            }
+            for step in range(1, 31)
+        ],
+    )  # fmt: skip
+    write_text(here / "history" / "gates.json", json.dumps([1.0] * number))
+    inputs = {"history": run.round(number) / "history", **({"history before": run.round(number - 1) / "history"} if number > 1 else {})}
+    for stage in ("extract", "sweep", "filter", "heal"):
+        Stage(run, number, stage, settings={}, inputs={}, outputs=[]).finish()
+    Stage(run, number, "score-full" if full else "score", settings={"model": "feedface"}, inputs=inputs, outputs=[scores]).finish()

@@ -1,0 +1,82 @@
+"""The instrument as data: orders, rendering, and the row it becomes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from evals.forced_choice import Read, row
+from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
+from shared.errors import SteerHealError
+from shared.records import DATA, Vignette
+
+VIGNETTE = Vignette(id="x", foundation="Care", foundation_coarse="Care", text='You see {schema} and "{k}".')
+
+
+def test_cyclic_orders_are_a_latin_square() -> None:
+    square = np.array(orders("cyclic"))
+    assert all(sorted(line) == list(range(7)) for line in [*square, *square.T])
+
+
+def test_reversal_leaves_authority_in_the_middle() -> None:
+    forward, backward = orders("reversal")
+    assert backward == forward[::-1] and forward[3] == backward[3] == FOUNDATIONS.index("authority")
+
+
+def test_model_text_is_never_a_template(tokenizer: object) -> None:
+    text = load_instrument("embedded").question(VIGNETTE.text, orders("reversal")[0])
+    assert VIGNETTE.text in text and text.count("Somebody is hurt") == 1
+
+
+def test_answer_context_leaves_the_last_thought_out(tokenizer: object) -> None:
+    renderer = Renderer(tokenizer, load_instrument("embedded"), {})
+    assert renderer.answer([1, 2], [7, 8, 9]) == [1, 2, 7, 8, *renderer.suffix, *renderer.prefill]
+    assert renderer.answer([1, 2], []) == [1, 2, *renderer.suffix, *renderer.prefill]
+
+
+def test_published_instrument_renders_byte_for_byte(tokenizer: object, tinymfv: Path) -> None:
+    path = tinymfv / "instrument.json"
+    wanted = json.loads(path.read_text())["rendered_smollm2"]
+    renderer = Renderer(tokenizer, load_instrument(str(path)), {})
+    for order, name in zip(orders("reversal"), ("forward", "reversed"), strict=True):
+        assert tokenizer.decode(renderer.question("<VIGNETTE>", order)) == wanted["phase1"][name]
+    assert tokenizer.decode(renderer.suffix) == wanted["suffix"]
+
+
+def test_a_row_pools_samples_and_orders() -> None:
+    lp = np.log(np.random.default_rng(0).uniform(0.01, 0.1, (2, 3, 7)))
+    found = row(VIGNETTE, lp, Read("reversal", 4, samples=3), 1.0, list("abcdef"))
+    pooled = np.array([[logsumexp(order[:, f]) - np.log(3) for f in range(7)] for order in lp])
+    np.testing.assert_allclose(found["score"], pooled.mean(0))
+    np.testing.assert_allclose(found["p"], np.exp(pooled.mean(0)) / np.exp(pooled.mean(0)).sum())
+    assert found["pmass_allowed"] == pytest.approx(np.exp(pooled).sum() / 2)
+    assert (found["lp_fwd"], found["lp_rev"]) == (lp[0].tolist(), lp[1].tolist()) and (
+        found["gen_text"],
+        found["gen_text_rev"],
+    ) == ("a", "d")
+
+
+def test_an_unscorable_row_is_null_and_not_imputed() -> None:
+    lp = np.zeros((2, 1, 7))
+    lp[1, 0, 3] = np.nan
+    found = row(VIGNETTE, lp, Read("reversal", 0), None, ["", ""])
+    assert found["p"] is found["score"] is found["pmass_allowed"] is None and found["lp_rev"][0][3] is None
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("change", [{"labels": ["0"]}, {"foundations": list(FOUNDATIONS)[::-1]}, {"options": {}}])
+def test_malformed_instruments_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    raw = json.loads((DATA / "instrument.json").read_text())
+    (tmp_path / "i.json").write_text(json.dumps({**raw, **change}))
+    with pytest.raises(SteerHealError):
+        load_instrument(str(tmp_path / "i.json"))
+
+
+def test_labels_of_two_tokens_are_refused(tokenizer: object) -> None:
+    instrument = load_instrument("embedded").model_copy(update={"labels": ["10", "11", "12", "13", "14", "15", "16"]})
+    with pytest.raises(SteerHealError, match="more than one token"):
+        Renderer(tokenizer, instrument, {})
