@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 Row = dict[str, Any]
 # Okabe and Ito's colours, each with its own marker, so that neither hue nor print carries the meaning alone.
@@ -79,7 +79,8 @@ def _trade(axes: Axes, rows: Sequence[Row], extra: Sequence[Row]) -> None:
                 axes.plot([row["perplexity"]] * 2, row["trait_llr_ci"], color=colour, linewidth=0.8, alpha=0.5)
             axes.plot(row["perplexity"], row["trait_llr"], marker, color=colour, fillstyle=fill, markersize=12 if marker == "*" else 7, zorder=3)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 8) if high < 10 * low else (1, 3)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("perplexity of free text under the original model (log scale)")
@@ -104,6 +105,7 @@ def _place_labels(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
         if len(ends) == 2:  # an interval
             (x0, y0), (x1, y1) = ends
             taken += [(x0 + share * (x1 - x0), y0 + share * (y1 - y0)) for share in (0.0, 0.25, 0.75, 1.0)]
+    boxes: list[tuple[float, float, float]] = []
     for row, (x, y) in zip(rows, points, strict=True):
         text = _name(row)
         wide, high = 4.4 * len(text) * scale, 9 * scale
@@ -113,13 +115,14 @@ def _place_labels(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
                 cx = x + right * (wide / 2 + reach * scale * (0.7 if up else 1))
                 cy = y + up * (high / 2 + reach * scale * 0.7)
                 hits = sum(abs(cx - px) < wide / 2 + 5 * scale and abs(cy - py) < high / 2 + 5 * scale for px, py in taken)
+                covered = sum(abs(cx - bx) < (wide + other) / 2 and abs(cy - by) < high for bx, by, other in boxes)
                 inside = frame.x0 < cx - wide / 2 and cx + wide / 2 < frame.x1 and frame.y0 < cy - high / 2 and cy + high / 2 < frame.y1
-                score = hits + (0 if inside else 20) + reach / 100
+                score = hits + 10 * covered + (0 if inside else 20) + reach / 100
                 if best is None or score < best[0]:
                     best = score, cx, cy
         assert best is not None
         _, cx, cy = best
-        taken += [(cx + share * wide, cy) for share in (-0.4, -0.2, 0.0, 0.2, 0.4)]
+        boxes.append((cx, cy, wide))
         far = abs(cy - y) > 20 * scale or abs(cx - x) > wide / 2 + 20 * scale
         axes.annotate(
             text,

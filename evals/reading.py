@@ -38,7 +38,7 @@ def _measure(base: Row, rows: Sequence[Row], debias: str) -> list[str]:
         lines.append(f"Base informedness is {informed}, below 0: the answers run against the vignettes' foundations.")
     else:
         lines.append(f"Base informedness is {informed}, above guessing: the answers follow the vignettes.")
-    if base["verdict_reason"] is not None:
+    if base["verdict_reason"] is not None and ends and ends[0] > 0:
         lines.append(f"The base fails the preflight ({base['verdict']}): {base['verdict_reason']}.")
     if base["order_effect"] is not None:
         lines.append(f"In single orders of the options, position alone moves the base's mean clr by up to {base['order_effect']:.2f} nats.")

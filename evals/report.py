@@ -14,7 +14,7 @@ from evals.reading import reading
 from evals.results import results_of
 from evals.scored import Round, scored_rounds
 from evals.tables import Table, comma_separated, healing, levels, markdown, overview, provenance, rejections, shifts, survivors, sweep, times
-from shared.cli import entry, need, parser, run_of
+from shared.cli import entry, parser, run_of
 from shared.console import console
 from shared.console import table as show
 from shared.errors import SteerHealError
@@ -26,7 +26,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     """Write RUN/report as one whole; returns the path of index.html."""
     rows, extra = found["rows"], found["extra"]
     scores, config = rounds[0].scores, run.config
-    title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {len(rounds)} rounds, {len(scores.items)} items, {scores.debias}"
+    title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}, {len(scores.items)} items, {scores.debias}"
     tables = [
         levels(rows),
         shifts(rows),
@@ -67,15 +67,15 @@ def main() -> None:
     options = parser("evals.report", "Write the report of a run from its scores; --round: up to that round.")
     options.add_argument("--eval", choices=["round", "full"], default="round", help="which scores: a round's own, or all items in cyclic orders")
     arguments = options.parse_args()
-    need(arguments, "run")
     run = run_of(arguments)
-    assert run is not None
+    if run is None:
+        raise SteerHealError("no run is named", given="no --run", expected="--run DIR", next="python -m evals.report --run runs/smollm2")
     rounds = scored_rounds(run, arguments.eval, getattr(arguments, "round", None))
     found = results_of(run, rounds)
     path = publish(run, rounds, found, arguments.eval)
     for table in (overview(found["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, [[escape(cell) for cell in row] for row in table.rows])
-    console.print(f"report {path}")
+    console.print(f"report {escape(str(path))}")
 
 
 if __name__ == "__main__":

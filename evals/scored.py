@@ -95,6 +95,18 @@ class Step(Record):
     fired: float
 
 
+class Manifest(Record):
+    """What a stage recorded: digests by name, wall time in seconds, provenance."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    seconds: float
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Round:
     """A scored round. answers and generations by condition name; manifests by stage, those there are."""
@@ -105,7 +117,7 @@ class Round:
     generations: dict[str, list[Generation]]
     rejected: list[Completion]
     steps: list[Step]
-    manifests: dict[str, dict[str, Any]]
+    manifests: dict[str, Manifest]
 
 
 def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
@@ -122,7 +134,7 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
         )
     rounds = [_round(run, number, mode) for number in range(1, last + 1)]
     for before, after in pairwise(rounds):
-        built, used = before.manifests[STEP[mode]]["inputs"].get("history"), after.manifests[STEP[mode]]["inputs"].get("history before")
+        built, used = before.manifests[STEP[mode]].inputs.get("history"), after.manifests[STEP[mode]].inputs.get("history before")
         if built != used:
             raise SteerHealError(
                 f"round {after.number} was scored on another round {before.number}",
@@ -136,19 +148,12 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
 def _round(run: Run, number: int, mode: str) -> Round:
     again = f"make round N={number} RUN={run.folder} REBUILD=1"
     folder = run.round(number) / FOLDER[mode]
-    manifests = {stage: _json(run.manifest(number, stage), again) for stage in (*STAGES, STEP[mode]) if run.manifest(number, stage).is_file()}
+    manifests = {stage: _json(run.manifest(number, stage), Manifest, again) for stage in (*STAGES, STEP[mode]) if run.manifest(number, stage).is_file()}
     name = folder.relative_to(run.folder).as_posix()
-    recorded = manifests[STEP[mode]].get("outputs", {}).get(name)
+    recorded = manifests[STEP[mode]].outputs.get(name)
     if not folder.is_dir() or digest(folder) != recorded:
         raise SteerHealError("scores are not those of their manifest", given=folder, expected=f"digest {recorded}", next=again)
-    path = folder / "scores.json"
-    try:
-        scores = Scores.model_validate(_json(path, again))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SteerHealError(
-            "scores could not be read", given=f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", expected="scores.json, version 1", next=again
-        ) from None
+    scores = _json(folder / "scores.json", Scores, again)
     setting = Setting(tuple(scores.items), scores.debias, scores.orders, scores.think, scores.instrument, scores.vignettes)
     answers = {line.name: _answers(setting, scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
     generations: dict[str, list[Generation]] = {line.name: [] for line in scores.conditions}
@@ -211,15 +216,14 @@ def _rows(path: Path, row: type[Row], again: str) -> list[Row]:
     return [] if path.is_file() and not path.stat().st_size else read_jsonl(path, row, made_by=again)
 
 
-def _json(path: Path, again: str) -> dict[str, Any]:
+def _json(path: Path, kind: type[Row], again: str) -> Row:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise _refuse(path, str(error), "JSON", again) from None
-    if not isinstance(value, dict):
-        raise _refuse(path, type(value).__name__, "a JSON object", again)
-    return value
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise _refuse(path, problem, f"a {kind.__name__} file, version 1", again) from None
 
 
 def _refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:
-    return SteerHealError("a score file could not be used", given=f"{path}: {given}", expected=expected, next=again)
+    return SteerHealError("a file of a round could not be used", given=f"{path}: {given}", expected=expected, next=again)

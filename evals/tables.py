@@ -191,7 +191,7 @@ def times(rounds: Sequence[Round], mode: str) -> Table:
     stages = [*STAGES, *([STEP[mode]] if STEP[mode] not in STAGES else [])]
     rows = []
     for r in rounds:
-        seconds = [r.manifests[stage]["seconds"] if stage in r.manifests else None for stage in stages]
+        seconds = [r.manifests[stage].seconds if stage in r.manifests else None for stage in stages]
         rows.append([str(r.number), *[number(value, 1) for value in seconds], number(float(sum(value for value in seconds if value is not None)), 1)])
     return Table("Wall seconds", ["round", *stages, "total"], rows)
 
@@ -203,14 +203,14 @@ def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
     def distinct(values: Iterable[object]) -> str:
         return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
 
-    packages = dict.fromkeys(name for manifest in manifests for name in manifest["versions"])
-    machines = [manifest["hardware"] for manifest in manifests]
+    packages = dict.fromkeys(name for manifest in manifests for name in manifest.versions)
+    machines = [manifest.hardware for manifest in manifests]
     return Table(
         "Provenance",
         ["what", "value"],
         [
             ["model", f"{config.model.name}, {config.model.dtype}"],
-            ["model fingerprint", distinct(r.manifests[STEP[mode]]["settings"].get("model") for r in rounds)],
+            ["model fingerprint", distinct(r.manifests[STEP[mode]].settings.get("model") for r in rounds)],
             ["seed", str(config.seed)],
             ["objective", f"{config.train.divergence}, lambda {config.train.lam:g}, tau {config.train.tau:g}, {config.train.aggregate}, reference {config.train.reference}"],
             [
@@ -218,10 +218,10 @@ def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
                 f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({scores.orders} orders), {scores.think} think tokens",
             ],
             ["bootstrap", f"{config.eval.bootstrap} resamples"],
-            ["commit", distinct(manifest["commit"] for manifest in manifests)],
-            ["processor", distinct(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB" for machine in machines)],
-            ["gpu", distinct(machine["gpu"] for machine in machines)],
-            *[[name, distinct(manifest["versions"].get(name) for manifest in manifests)] for name in packages],
+            ["commit", distinct(manifest.commit for manifest in manifests)],
+            ["processor", distinct(f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB" for machine in machines)],
+            ["gpu", distinct(machine.get("gpu") for machine in machines)],
+            *[[name, distinct(manifest.versions.get(name) for manifest in manifests)] for name in packages],
         ],
         prose=True,
     )

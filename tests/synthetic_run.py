@@ -26,7 +26,17 @@ EFFECTS = {
 
 
 def vignettes(per: int = 4) -> list[Vignette]:
-    return [Vignette(id=f"{name}-{k}", foundation=LABELS[name], foundation_coarse=LABELS[name], text="x", condition="other_violate") for name in FOUNDATIONS for k in range(per)]
+    return [
+        Vignette(
+            id=f"{name}-{k}",
+            foundation=LABELS[name],
+            foundation_coarse=LABELS[name],
+            text="x",
+            condition="other_violate",
+        )
+        for name in FOUNDATIONS
+        for k in range(per)
+    ]
 
 
 def answers(stage: str, read: Read, signal: float, mass: float | None = None, grow: float = 1.0) -> list[dict]:
@@ -49,7 +59,7 @@ def generations(stage: str, name: str, grow: float = 1.0) -> list[dict]:
     rows = []
     for prompt in range(6):
         for sample in range(2):
-            tokens, nll = 40, float(np.log(perplexity)) + draws.normal(0, 0.1)
+            tokens, nll = 40, float(np.log(perplexity * grow**0.5)) + draws.normal(0, 0.1)
             rows.append(
                 {
                     "version": 1, "name": name, "prompt_id": f"h{prompt}", "prompt": f"Dilemma {prompt} {NASTY}", "sample": sample, "text": f"{stage} says {NASTY}",
@@ -67,7 +77,16 @@ def completion(key: str, coefficient: float, reasons: list[str]) -> Completion:
     )  # fmt: skip
 
 
-def build(folder: Path, rounds: int = 2, *, debias: str = "reversal", signal: float = 2.5, full: bool = False, mass: dict[str, float] | None = None, extra: bool = True) -> Run:
+def build(
+    folder: Path,
+    rounds: int = 2,
+    *,
+    debias: str = "reversal",
+    signal: float = 2.5,
+    full: bool = False,
+    mass: dict[str, float] | None = None,
+    extra: bool = True,
+) -> Run:
     """Write a scored run. signal: nats towards the item's own foundation; mass: factor on a stage's answer mass."""
     run = open_run(folder, None, f"eval.bootstrap=300 eval.debias={debias} eval.think=4 train.tau=0.3 train.lam=0.3")
     for number in range(1, rounds + 1):
@@ -79,17 +98,28 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
     here, grow = run.round(number), number**0.5
     read = Read(debias, think=4)
     scores = here / ("scores-full" if full else "scores")
-    conditions = [("steered", "steered", 1.03, None, True), ("random", "random", 1.03, 1, True), ("healed", "healed", 0.0, None, True)]
+    conditions = [
+        ("steered", "steered", 1.03, None, True),
+        ("random", "random", 1.03, 1, True),
+        ("healed", "healed", 0.0, None, True),
+    ]
     if number == 1:
         conditions = [("base", "base", 0.0, None, True), ("prompted", "prompted", 0.0, None, True), *conditions]
     if extra:
         conditions += [("random", "random-2", 1.03, 2, False), ("steered", "steered-0.75", 0.75, None, False)]
     texts: list[dict] = []
     for stage, name, _, _, _ in conditions:
-        write_jsonl(scores / f"{name}.jsonl", answers(stage, read, signal, mass.get(stage), grow))
-        texts += generations(stage, name, grow)
+        part = grow * (0.7 if name != stage else 1.0)
+        write_jsonl(scores / f"{name}.jsonl", answers(stage, read, signal, mass.get(stage), part))
+        texts += generations(stage, name, part)
     write_jsonl(scores / "generations.jsonl", texts)
-    sweep = [(0.0, 56, 0, 3.9), (0.75, 56, 50, 5.0), (1.0, 56, 44, 5.9), (1.5, 56, 20, 9.0), (2.0, 56, 6 - number, 19.0)]
+    sweep = [
+        (0.0, 56, 0, 3.9),
+        (0.75, 56, 50, 5.0),
+        (1.0, 56, 44, 5.9),
+        (1.5, 56, 20, 9.0),
+        (2.0, 56, 6 - number, 19.0),
+    ]
     keys = ("coefficient", "n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose")
     write_json(
         scores / "scores.json",
@@ -102,7 +132,14 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
     )  # fmt: skip
     write_jsonl(
         here / "rejected.jsonl",
-        [completion(f"k{k}", [1.0, 2.0][k % 2], [["perplexity: 40.00, at most 19.50"], ["loop: 0.50 of the tokens", "trait_llr: -0.1"]][k % 2]) for k in range(9)],
+        [
+            completion(
+                f"k{k}",
+                [1.0, 2.0][k % 2],
+                [["perplexity: 40.00, at most 19.50"], ["loop: 0.50 of the tokens", "trait_llr: -0.1"]][k % 2],
+            )
+            for k in range(9)
+        ],
     )
     write_jsonl(
         here / "train.jsonl",
@@ -115,7 +152,10 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
         ],
     )  # fmt: skip
     write_text(here / "history" / "gates.json", json.dumps([1.0] * number))
-    inputs = {"history": run.round(number) / "history", **({"history before": run.round(number - 1) / "history"} if number > 1 else {})}
+    inputs = {
+        "history": run.round(number) / "history",
+        **({"history before": run.round(number - 1) / "history"} if number > 1 else {}),
+    }
     for stage in ("extract", "sweep", "filter", "heal"):
         Stage(run, number, stage, settings={}, inputs={}, outputs=[]).finish()
     Stage(run, number, "score-full" if full else "score", settings={"model": "feedface"}, inputs=inputs, outputs=[scores]).finish()

@@ -1,0 +1,151 @@
+"""Two tiny rounds through the real command lines and the real Makefile, with every file between them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, command
+
+from shared.records import Completion, read_jsonl
+
+pytestmark = pytest.mark.slow
+
+TINY = """
+[model]
+name = "embedded"
+dtype = "float32"
+max_model_len = 512
+[vector]
+layers = [14, 15]
+n_contexts = 24
+[sweep]
+coefficients = [0.75, 1.0]
+n_dilemmas = 6
+n_mundane = 1
+samples = 2
+max_tokens = 24
+temperature = 0.9
+[filter]
+drop_truncated = false
+min_kept = 4
+[train]
+rank = 4
+alpha = 8
+learning_rate = 1e-3
+epochs = 1
+max_length = 256
+[eval]
+items = 7
+think = 2
+heldout = "{heldout}"
+generation_samples = 1
+generation_tokens = 16
+bootstrap = 200
+"""
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    heldout = [
+        {"id": "h0", "prompt": "My boss wants me to ignore a safety rule. What should I do?"},
+        {"id": "h1", "prompt": "Name a fruit."},
+    ]
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in heldout))
+    (folder / "tiny.toml").write_text(TINY.format(heldout=folder / "heldout.jsonl"))
+    done = make("round", "N=2", f"CONFIG={folder}/tiny.toml", f"RUN={folder}/run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_file_of_the_interface_is_there(run: Path) -> None:
+    for number in ("01", "02"):
+        folder = run / "run" / "rounds" / number
+        for name in (
+            "vector.safetensors",
+            "sweep.jsonl",
+            "kept.jsonl",
+            "rejected.jsonl",
+            "adapter/adapter_model.safetensors",
+            "adapter/adapter_config.json",
+        ):
+            assert (folder / name).is_file(), name
+        gates = json.loads((folder / "history" / "gates.json").read_text())
+        assert [row["round"] for row in gates["rounds"]] == list(range(1, int(number) + 1))
+        for stage in ("extract", "sweep", "filter", "heal", "score"):
+            manifest = json.loads((folder / "manifests" / f"{stage}.json").read_text())
+            assert manifest["outputs"] and manifest["seconds"] > 0 and manifest["versions"]["torch"]
+    for name in ("index.html", "trajectory.png", "results.md", "results.json"):
+        assert (run / "run" / "report" / name).stat().st_size > 0
+
+
+def test_unsteered_rows_are_round_ones_and_never_kept(run: Path) -> None:
+    first, second = (
+        read_jsonl(run / "run" / "rounds" / number / "sweep.jsonl", Completion, made_by="-") for number in ("01", "02")
+    )
+    assert sum(row.coefficient == 0 for row in first) == 14 and not any(row.coefficient == 0 for row in second)
+    for number, rows in (("01", first), ("02", second)):
+        kept = read_jsonl(run / "run" / "rounds" / number / "kept.jsonl", Completion, made_by="-")
+        rejected = (run / "run" / "rounds" / number / "rejected.jsonl").read_text().splitlines()
+        assert len(kept) + len(rejected) == sum(row.coefficient != 0 for row in rows)
+        assert all(row.coefficient != 0 for row in kept) and [row.key for row in kept] == sorted(
+            row.key for row in kept
+        )
+
+
+def test_results_have_one_row_per_stage_and_round(run: Path) -> None:
+    text = (run / "run" / "report" / "results.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    rows = json.loads(text)["rows"]
+    assert [(row["round"], row["stage"]) for row in rows] == [
+        (0, "base"), (0, "prompted"), (1, "steered"), (1, "random"), (1, "healed"), (2, "steered"), (2, "random"), (2, "healed"),
+    ]  # fmt: skip
+    base = rows[0]
+    for row in rows:
+        assert row["n_items"] == 7 and row["d_auth"] == pytest.approx(row["auth_nats"] - base["auth_nats"], abs=1e-6)
+    for number in (1, 2):
+        kept = read_jsonl(run / "run" / "rounds" / f"{number:02d}" / "kept.jsonl", Completion, made_by="-")
+        steered = next(row for row in rows if row["round"] == number and row["stage"] == "steered")
+        assert steered["coefficient"] == pytest.approx(np.mean([row.coefficient for row in kept]))
+    assert rows[4]["verdict"] and rows[7]["verdict"]
+
+
+def test_run_again_it_does_nothing_and_says_so(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (run / "run" / "rounds").rglob("*") if path.is_file()}
+    done = make("round", "N=2", f"CONFIG={run}/tiny.toml", f"RUN={run}/run")
+    assert done.returncode == 0 and done.stdout.count("nothing to do") == 10, done.stdout + done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (run / "run" / "rounds").rglob("*") if path.is_file()}
+
+
+def test_another_configuration_is_refused(run: Path) -> None:
+    done = make("round", "N=2", f"CONFIG={run}/tiny.toml", f"RUN={run}/run", "SET=train.lam=0.9")
+    assert done.returncode == 2 and "train.lam = 0.9" in done.stderr and "REBUILD=1" in done.stderr
+
+
+def test_a_stage_without_its_input_names_the_next_command(run: Path) -> None:
+    done = command("train.heal", "--run", run / "run", "--round", "3")
+    assert (
+        done.returncode == 2
+        and "kept.jsonl" in done.stderr
+        and "make round N=3" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+def test_an_edited_output_is_named(run: Path) -> None:
+    path = run / "run" / "rounds" / "02" / "kept.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
+    try:
+        done = command("gen.filter", "--run", run / "run", "--round", "2")
+    finally:
+        path.write_bytes(whole)
+    assert done.returncode == 2 and "rounds/02/kept.jsonl was edited" in done.stderr

@@ -1,0 +1,261 @@
+"""The report of a run folder with invented numbers in the real shapes, as a user would make it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import command
+from synthetic_run import NASTY, build
+
+from evals.results import results
+from evals.scored import scored_rounds
+from shared.errors import SteerHealError
+from shared.publish import digest, write_json
+from shared.records import write_jsonl
+from shared.run import Run
+
+LISTED = (
+    "arm seed round stage coefficient auth_nats auth_ci care_nats care_ci p_ans_any coherence perplexity perplexity_ci distinct_3 trait_llr trait_llr_ci n_items "
+    "d_auth d_auth_ci d_care d_care_ci d_coh d_coh_ci coh_cost retain surgical surgical_care verdict verdict_reason informedness unscorable"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    run = build(tmp_path_factory.mktemp("run"))
+    done = command("evals.report", "--run", run.folder)
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout
+
+
+def rows_of(run: Run, mode: str = "round") -> dict[tuple[int, str], dict[str, Any]]:
+    return {(row["round"], row["stage"]): row for row in results(run, mode)["rows"]}
+
+
+def numbers(value: object) -> list[float]:
+    if isinstance(value, dict):
+        return [number for inner in value.values() for number in numbers(inner)]
+    if isinstance(value, list):
+        return [number for inner in value for number in numbers(inner)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
+def edit(run: Run, number: int, change: Any, name: str) -> None:
+    """Change a score file and the digest that its manifest holds."""
+    folder = run.round(number) / "scores"
+    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    write_jsonl(folder / name, [change(row) for row in rows])
+    restamp(run, number)
+
+
+def restamp(run: Run, number: int) -> None:
+    path = run.manifest(number, "score")
+    manifest = json.loads(path.read_text())
+    manifest["outputs"] = {f"rounds/{number:02d}/scores": digest(run.round(number) / "scores")}
+    write_json(path, manifest)
+
+
+def test_files_and_terminal(made: tuple[Run, str]) -> None:
+    run, said = made
+    folder = run.folder / "report"
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "results.csv", "results.json", "results.md", "trajectory.png"]
+    assert (folder / "trajectory.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 healed" in said and "Wall seconds" in said and said.split()[-1].endswith("index.html")
+    assert said.index("0 base") < said.index("1 steered") < said.index("1 random") < said.index("1 healed")
+
+
+def test_schema(made: tuple[Run, str]) -> None:
+    found = json.loads((made[0].folder / "report" / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    stages = [(row["round"], row["stage"]) for row in found["rows"]]
+    assert stages == [(0, "base"), (0, "prompted"), *[(r, stage) for r in (1, 2) for stage in ("steered", "random", "healed")]]
+    assert [row["name"] for row in found["extra"]] == ["random-2", "steered-0.75"] * 2
+    for row in [*found["rows"], *found["extra"]]:
+        assert set(LISTED.split()) <= set(row) and set(row) == set(found["rows"][0])
+        assert row["arm"] == "kl_rev" and row["seed"] == 0
+        assert row["coefficient"] == (0.0 if row["stage"] in ("base", "prompted", "healed") else row["coefficient"])
+    assert all(math.isfinite(number) for number in numbers(found))
+    assert "NaN" not in (made[0].folder / "report" / "results.json").read_text()
+
+
+def test_rows_agree_with_the_score_files(made: tuple[Run, str]) -> None:
+    run, _ = made
+    rows = rows_of(run)
+    base, steered, healed = rows[0, "base"], rows[1, "steered"], rows[1, "healed"]
+    scored = [json.loads(line) for line in (run.round(1) / "scores" / "steered.jsonl").read_text().splitlines()]
+    assert steered["auth_nats"] == pytest.approx(math.log(sum(row["p"][3] for row in scored) / len(scored)))
+    assert steered["d_auth"] == pytest.approx(steered["auth_nats"] - base["auth_nats"])
+    assert healed["retain"] == pytest.approx(healed["d_auth"] / steered["d_auth"])
+    assert healed["coh_cost"] == pytest.approx(abs(healed["d_coh"] / healed["d_auth"]))
+    assert healed["verdict"] == "healed" and "retain" in healed["verdict_reason"]
+    assert rows[2, "healed"]["d_auth"] == pytest.approx(rows[2, "healed"]["auth_nats"] - base["auth_nats"])
+    assert base["d_auth"] == 0 and base["coherence"] == 1 and base["retain"] is None and base["verdict"] is None
+
+
+def test_csv_holds_the_rows(made: tuple[Run, str]) -> None:
+    run, _ = made
+    with open(run.folder / "report" / "results.csv", newline="") as handle:
+        lines = list(csv.DictReader(handle))
+    assert [line["headline"] for line in lines] == ["1"] * 8 + ["0"] * 4
+    assert float(lines[2]["auth_ci_low"]) < float(lines[2]["auth_nats"]) < float(lines[2]["auth_ci_high"])
+    assert lines[0]["retain"] == ""
+
+
+class Tags(HTMLParser):
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
+    page = (made[0].folder / "report" / "index.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open
+    names = {tag for tag, _ in tags.seen}
+    assert not names & {"script", "link", "iframe"}
+    assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags.seen if tag == "img")
+    assert all(attributes["href"].startswith("#") for tag, attributes in tags.seen if tag == "a")
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "http-equiv" in page and "default-src 'none'" in page
+    assert "healed says" in page and "steered says" in page and "base says" in page and "rejected &lt;script&gt;" in page
+
+
+def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
+    text = (made[0].folder / "report" / "results.md").read_text()
+    for heading in ("Reading", "Levels", "Against base", "Sweep", "Survivors", "Rejections", "Healing", "Wall seconds", "Provenance"):
+        assert f"## {heading}\n" in text
+    assert "| perplexity | 5 | 5 |" in text and "| 1 | 119 of 224 | 1.021 | 1.312 |" in text
+    assert "feedface" in text and "EVAL=full" in text and "mostly low doses survive" in text
+    assert "lies below that of a random direction" in text and "<script" not in text
+
+
+def test_up_to_a_round(made: tuple[Run, str]) -> None:
+    run, _ = made
+    assert max(row["round"] for row in results(run, "round", 1)["rows"]) == 1
+    with pytest.raises(SteerHealError, match="make round N=3"):
+        results(run, "round", 3)
+
+
+def test_no_scores(tmp_path: Path) -> None:
+    run = build(tmp_path / "run", rounds=0)
+    done = command("evals.report", "--run", run.folder)
+    assert done.returncode == 2 and f"make round N=1 RUN={run.folder}" in done.stderr and "Traceback" not in done.stderr
+    assert not (run.folder / "report").exists()
+    done = command("evals.report", "--run", tmp_path / "nowhere")
+    assert done.returncode == 2 and "make round N=1" in done.stderr
+
+
+def test_full_scores_are_their_own(tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=1)
+    with pytest.raises(SteerHealError, match="make report EVAL=full"):
+        results(run, "full")
+    shutil.rmtree(run.round(1))
+    build(tmp_path, rounds=1, full=True)
+    rows = results(run, "full")["rows"]
+    assert rows[0]["n_items"] == 28 and scored_rounds(run, "full")[0].scores.debias == "cyclic"
+
+
+def test_no_moral_signal_is_said(tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=1, signal=0.0, extra=False)
+    rows = rows_of(run)
+    assert rows[0, "base"]["verdict"] == rows[1, "healed"]["verdict"] == "no_axis" and "informedness" in rows[1, "healed"]["verdict_reason"]
+    assert command("evals.report", "--run", tmp_path).returncode == 0
+    assert "carries no moral signal" in (tmp_path / "report" / "results.md").read_text()
+
+
+def test_an_incoherent_student_is_broken_and_has_no_cost(tmp_path: Path) -> None:
+    row = rows_of(build(tmp_path, rounds=1, mass={"healed": 0.6}))[1, "healed"]
+    assert row["verdict"] == "broken" and "0.600" in row["verdict_reason"] and row["coh_cost"] is None and row["coh_slope"] is None
+
+
+def test_unscorable_items_are_counted_and_the_report_stands(tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=1)
+
+    def spoil(row: dict) -> dict:
+        lost = row["id"].endswith("-0")
+        return {**row, "p": None, "score": None, "pmass_allowed": None, "lp": [[[None] * 7] for _ in row["lp"]]} if lost else row
+
+    edit(run, 1, spoil, "healed.jsonl")
+    row = rows_of(run)[1, "healed"]
+    assert (row["unscorable"], row["n_paired"], row["n_items"]) == (7, 21, 28) and row["verdict"] == "healed"
+    edit(run, 1, lambda row: spoil({**row, "id": "x-0"}) | {"id": row["id"]}, "steered.jsonl")
+    edit(run, 1, lambda row: {**row, "tokens": 0, "nll": 0.0, "perplexity": None, "trait_llr": None, "distinct_3": None} if row["name"] == "healed" else row, "generations.jsonl")
+    rows = rows_of(run)
+    assert rows[1, "steered"]["auth_nats"] is None and rows[1, "steered"]["auth_ci"] is None and rows[1, "steered"]["verdict"] == "broken"
+    assert rows[1, "healed"]["verdict"] == "broken" and rows[1, "healed"]["n_empty"] == 12 and rows[1, "healed"]["retain"] is None
+    done = command("evals.report", "--run", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "NaN" not in (tmp_path / "report" / "results.json").read_text()
+    assert "7 of 28 in healed of round 1" in (tmp_path / "report" / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: {**row, "foundation": "Tidiness"}, "Tidiness"),
+        (lambda row: {**row, "id": f"other-{row['id']}"}, "scores.json"),
+        (lambda row: {**row, "lp": row["lp"][:1]}, "shape"),
+        (lambda row: {**row, "p": "high"}, "healed.jsonl:1"),
+    ],
+)
+def test_malformed_scores_are_named(tmp_path: Path, change: Any, said: str) -> None:
+    run = build(tmp_path, rounds=1)
+    edit(run, 1, change, "healed.jsonl")
+    with pytest.raises(SteerHealError, match=said):
+        results(run, "round")
+
+
+def test_edited_and_outdated_scores_are_refused(tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=2)
+    path = run.manifest(1, "score")
+    manifest = json.loads(path.read_text())
+    write_json(path, {"version": 1})
+    with pytest.raises(SteerHealError, match="settings: Field required"):
+        results(run, "round")
+    write_json(path, {**manifest, "inputs": {"history": "another"}})
+    with pytest.raises(SteerHealError, match="scored on another round 1"):
+        results(run, "round")
+    write_json(path, manifest)
+    (run.round(2) / "scores" / "healed.jsonl").write_text("{}\n")
+    with pytest.raises(SteerHealError, match="REBUILD=1"):
+        results(run, "round")
+
+
+def test_rounds_scored_differently_are_not_compared(tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=2)
+    path = run.round(2) / "scores" / "scores.json"
+    write_json(path, {**json.loads(path.read_text()), "think": 16})
+    restamp(run, 2)
+    with pytest.raises(SteerHealError, match="think: 16 against 4"):
+        results(run, "round")
+
+
+def test_nothing_rejected_and_a_lone_surrogate(tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=1)
+    (run.round(1) / "rejected.jsonl").write_text("")
+    folder = run.round(1) / "scores"
+    text = (folder / "generations.jsonl").read_text().replace("healed says", "healed says \\ud83d")
+    (folder / "generations.jsonl").write_text(text)
+    restamp(run, 1)
+    done = command("evals.report", "--run", tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "healed says ?" in page and "None." in page and NASTY not in page

@@ -1,0 +1,276 @@
+"""Statistics of the scores against naive formulas, their invariances, and every verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+from evals.instrument import orders
+from evals.statistics import (
+    AUTHORITY,
+    CARE,
+    Answers,
+    Estimate,
+    Setting,
+    Texts,
+    cost,
+    deltas,
+    estimate,
+    levels,
+    order_effect,
+    resample,
+    retain,
+    same_setting,
+    surgical,
+    surgical_care,
+    text_delta,
+    text_levels,
+)
+from evals.verdict import broken, preflight, verdict
+from shared.errors import SteerHealError
+
+COUNT = 400
+
+
+def answers(seed: int = 0, per: int = 4, shift: float = 0.0, signal: float = 2.0, mass: float = 0.5, debias: str = "reversal") -> Answers:
+    """Invented answers; the same seed is the same noise. shift: of the authority score, nats; signal: towards the item's own foundation."""
+    draws = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(7), per)
+    lp = draws.normal(0, 0.5, (7 * per, len(orders(debias)), 1, 7))
+    lp[np.arange(7 * per), :, :, truth] += signal
+    lp[..., AUTHORITY] += shift
+    score = lp[:, :, 0].mean(1)
+    setting = Setting(tuple(f"i{k}" for k in range(7 * per)), debias, len(orders(debias)), 4, "embedded", "embedded")
+    return Answers(setting, truth, softmax(score, axis=1), score, mass * draws.uniform(0.9, 1.1, 7 * per), lp)
+
+
+def without(a: Answers, *items: int) -> Answers:
+    p, score, mass = a.p.copy(), a.score.copy(), a.mass.copy()
+    p[list(items)], score[list(items)], mass[list(items)] = np.nan, np.nan, np.nan
+    return replace(a, p=p, score=score, mass=mass)
+
+
+def value(found: Estimate | None) -> float:
+    assert found is not None
+    return found.value
+
+
+def interval(found: Estimate | None) -> tuple[float, float]:
+    assert found is not None and found.interval is not None
+    return found.interval
+
+
+def test_levels_are_logs_of_means() -> None:
+    a = answers()
+    found = levels(a, COUNT, 0)
+    assert value(found["auth_nats"]) == pytest.approx(np.log(sum(row[AUTHORITY] for row in a.p) / len(a.p)))
+    assert value(found["care_nats"]) == pytest.approx(np.log(np.mean(a.p[:, CARE])))
+    assert value(found["p_ans_any"]) == pytest.approx(np.mean(a.mass))
+
+
+def test_informedness_against_the_loop() -> None:
+    a = answers(signal=0.7)
+    picked, rates = a.p.argmax(1), []
+    for f in range(7):
+        hits = [picked[i] == f for i in range(len(picked)) if a.truth[i] == f]
+        others = [picked[i] == f for i in range(len(picked)) if a.truth[i] != f]
+        rates.append(sum(hits) / len(hits) - sum(others) / len(others))
+    assert value(levels(a, COUNT, 0)["informedness"]) == pytest.approx(np.mean(rates))
+
+
+def test_always_the_same_answer_carries_no_information() -> None:
+    a = answers(signal=0.0, shift=20.0)
+    assert value(levels(a, COUNT, 0)["informedness"]) == pytest.approx(0.0)
+
+
+def test_deltas_are_paired_over_items_scorable_in_both() -> None:
+    base, other = without(answers(), 3), without(answers(shift=-1.0), 12)
+    both = [i for i in range(28) if i not in (3, 12)]
+    found = deltas(base, other, COUNT, 0)
+    assert value(found["d_auth"]) == pytest.approx(np.log(other.p[both, AUTHORITY].mean() / base.p[both, AUTHORITY].mean()))
+    assert value(found["d_coh"]) == pytest.approx(other.mass[both].mean() - base.mass[both].mean())
+    assert value(found["coherence"]) == pytest.approx(other.mass[both].mean() / base.mass[both].mean())
+    assert value(levels(base, COUNT, 0)["auth_nats"]) == pytest.approx(np.log(np.delete(base.p, 3, axis=0)[:, AUTHORITY].mean()))
+
+
+def test_the_bootstrap_has_the_variance_of_a_stratified_mean() -> None:
+    draws = np.random.default_rng(1)
+    strata, values = np.repeat(np.arange(7), 4), draws.normal(size=28) + np.repeat(np.arange(7), 4)
+    means = resample(strata, 40_000, 0) @ values / 28
+    naive = sum((4 / 28) ** 2 * np.var(values[strata == s], ddof=1) / 4 for s in range(7))
+    assert means.var() == pytest.approx(naive, rel=0.03) and means.mean() == pytest.approx(values.mean(), abs=0.01)
+
+
+def test_strata_keep_their_weight_and_single_items_are_pooled() -> None:
+    strata = np.array([0, 0, 0, 1, 2, 3])
+    weights = resample(strata, 100, 0)
+    assert np.allclose(weights[:, :3].sum(1), 3) and np.allclose(weights[:, 3:].sum(1), 3)
+    assert weights[:, 3:].std() > 0
+
+
+def test_one_unit_has_no_interval() -> None:
+    assert estimate(lambda w: w[:, 0], resample(np.zeros(1), COUNT, 0)) == Estimate(1.0, None)
+
+
+@given(st.integers(0, 50), st.permutations(range(28)))
+@settings(max_examples=20, deadline=None)
+def test_the_sequence_of_items_does_not_matter(seed: int, places: list[int]) -> None:
+    a, b = answers(seed), answers(seed, shift=-0.5)
+    moved_a, moved_b = (replace(x, truth=x.truth[places], p=x.p[places], score=x.score[places], mass=x.mass[places], lp=x.lp[places]) for x in (a, b))
+    for name, found in deltas(a, b, 100, 0).items():
+        assert value(deltas(moved_a, moved_b, 100, 0)[name]) == pytest.approx(value(found))
+
+
+@given(st.integers(0, 50), st.permutations([0, 1, 2, 4, 5, 6]))
+@settings(max_examples=20, deadline=None)
+def test_naming_the_other_foundations_differently_leaves_authority_alone(seed: int, names: list[int]) -> None:
+    a = answers(seed)
+    columns = [*names[:3], AUTHORITY, *names[3:]]
+    renamed = replace(a, p=a.p[:, columns], score=a.score[:, columns], truth=np.argsort(columns)[a.truth])
+    before, after = levels(a, COUNT, 0), levels(renamed, COUNT, 0)
+    assert value(after["auth_nats"]) == pytest.approx(value(before["auth_nats"]))
+    assert value(after["informedness"]) == pytest.approx(value(before["informedness"]))
+
+
+@given(st.integers(0, 100), st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_a_condition_against_itself_has_not_moved(seed: int, per: int) -> None:
+    a = answers(seed, per)
+    for name, found in deltas(a, a, 100, seed).items():
+        still = 1.0 if name == "coherence" else 0.0
+        assert found == Estimate(still, (still, still))
+    assert surgical(a, a, 100, seed) is False
+
+
+def test_order_effect_is_position_alone() -> None:
+    for debias in ("reversal", "cyclic"):
+        a = answers(debias=debias, per=40, shift=3.0)
+        assert order_effect(a) == pytest.approx(0.0, abs=0.35)
+        lp = a.lp.copy()
+        for order, listing in enumerate(orders(debias)):
+            lp[:, order, :, listing[0]] += 2.0
+        assert order_effect(replace(a, lp=lp)) == pytest.approx(2.0, abs=0.35)
+
+
+def test_surgical_needs_authority_to_move_most() -> None:
+    base = answers(per=6)
+    assert surgical(base, answers(per=6, shift=-1.0), COUNT, 0) is True
+    other = answers(per=6)
+    score = other.score.copy()
+    score[:, CARE] -= 1.0
+    assert surgical(base, replace(other, score=score), COUNT, 0) is False
+    assert surgical(without(base, *range(42)), base, COUNT, 0) is None
+
+
+def test_surgical_care_wants_a_shift_and_an_unmoved_care() -> None:
+    moved, still = Estimate(-1.0, (-1.2, -0.8)), Estimate(0.01, (-0.02, 0.04))
+    assert surgical_care(moved, still) is True
+    assert surgical_care(Estimate(-1.0, (-2.0, 0.1)), still) is False
+    assert surgical_care(moved, Estimate(0.01, (-0.02, 0.06))) is False
+    assert surgical_care(moved, None) is None and surgical_care(Estimate(-1.0, None), still) is None
+
+
+def test_cost_is_blank_without_a_shift_and_for_a_broken_row() -> None:
+    shift, drop = Estimate(-0.5, (-0.6, -0.4)), Estimate(-0.1, (-0.2, 0.0))
+    assert cost(drop, shift, False) == (pytest.approx(0.2), pytest.approx(0.2))
+    assert cost(Estimate(0.1, None), shift, False) == (pytest.approx(0.2), pytest.approx(-0.2))
+    assert cost(drop, shift, True) == (None, None)
+    assert cost(drop, Estimate(-0.049, (-0.06, -0.04)), False) == (None, None)
+    assert cost(None, shift, False) == (None, None)
+    assert retain(Estimate(-0.3, None), Estimate(-0.6, None)) == pytest.approx(0.5)
+    assert retain(Estimate(-0.3, None), Estimate(0.0, None)) is None
+
+
+def texts(prompts: int = 5, llr: float = 0.0) -> Texts:
+    draws = np.random.default_rng(2)
+    tokens = draws.integers(5, 60, 2 * prompts).astype(float)
+    return Texts([f"p{k // 2}" for k in range(2 * prompts)], tokens * draws.uniform(1, 2, 2 * prompts), tokens, draws.normal(llr, 0.1, 2 * prompts), np.ones(2 * prompts))
+
+
+def test_perplexity_weights_tokens_and_leaves_out_empty_completions() -> None:
+    t = texts()
+    found = text_levels(t, COUNT, 0)
+    assert value(found["perplexity"]) == pytest.approx(np.exp(t.nll.sum() / t.tokens.sum()))
+    assert value(found["trait_llr"]) == pytest.approx(t.trait_llr.mean())
+    low, high = interval(found["perplexity"])
+    assert low < value(found["perplexity"]) < high
+    t.tokens[3], t.nll[3], t.trait_llr[3] = 0, 0, np.nan
+    assert value(text_levels(t, COUNT, 0)["trait_llr"]) == pytest.approx(np.nanmean(t.trait_llr))
+    assert value(text_delta(t, t, COUNT, 0)) == 0.0
+
+
+def test_no_text_has_no_perplexity() -> None:
+    nothing = Texts(["a", "b"], np.zeros(2), np.zeros(2), np.full(2, np.nan), np.full(2, np.nan))
+    assert text_levels(nothing, COUNT, 0) == {"perplexity": None, "trait_llr": None}
+
+
+def test_text_deltas_need_the_same_prompts() -> None:
+    with pytest.raises(SteerHealError, match="4 prompts against 5"):
+        text_delta(texts(5), texts(4), COUNT, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"think": 16}, "think: 16 against 4"), ({"debias": "cyclic", "orders": 7}, "debias: cyclic"), ({"items": ("i0", "x")}, "x"), ({"instrument": "other"}, "instrument")],
+)
+def test_different_scorings_are_not_compared(change: dict[str, object], named: str) -> None:
+    base = answers()
+    other = replace(base, setting=replace(base.setting, **change))
+    with pytest.raises(SteerHealError, match=named):
+        deltas(base, other, COUNT, 0)
+    with pytest.raises(SteerHealError):
+        surgical(base, other, COUNT, 0)
+
+
+def test_the_same_items_in_another_sequence_are_refused() -> None:
+    setting = answers().setting
+    with pytest.raises(SteerHealError, match="another sequence"):
+        same_setting(setting, replace(setting, items=setting.items[::-1]))
+
+
+def test_preflight_states_its_figures() -> None:
+    informed = Estimate(0.5, (0.3, 0.7))
+    assert preflight(answers(), informed) is None
+    assert "0.0000, at its floor" in str(preflight(answers(shift=-20.0), informed))
+    assert "at its ceiling" in str(preflight(answers(shift=20.0), informed))
+    assert "0.100 [-0.050, 0.300]" in str(preflight(answers(), Estimate(0.1, (-0.05, 0.3))))
+    assert preflight(without(answers(), *range(28)), None) == "no base item is scorable"
+    assert "no interval" in str(preflight(answers(), Estimate(0.1, None)))
+
+
+def test_broken_states_its_reason() -> None:
+    fine = Estimate(0.9, (0.8, 1.0))
+    assert broken([], 0, 28, fine) is None
+    assert broken(["perplexity"], 0, 28, fine) == "not finite: perplexity"
+    assert broken([], 15, 28, fine) == "15 of 28 items are unscorable"
+    assert "0.700 [0.600, 0.840] lies below 0.85" in str(broken([], 0, 28, Estimate(0.7, (0.6, 0.84))))
+    assert broken([], 0, 28, Estimate(0.7, (0.6, 0.86))) is None
+    assert broken([], 0, 28, None) == "not finite: coherence"
+
+
+STEERED, GOOD, WORSE = Estimate(-1.0, (-1.2, -0.8)), Estimate(0.99, (0.97, 1.0)), Estimate(0.94, (0.9, 0.98))
+
+
+@pytest.mark.parametrize(
+    ("given_", "name", "said"),
+    [
+        (("not finite: auth_nats", "no axis", STEERED, 0.9, GOOD), "broken", "auth_nats"),
+        ((None, "mass at floor", None, None, GOOD), "no_axis", "mass at floor"),
+        ((None, None, Estimate(-0.1, (-0.3, 0.1)), 0.9, WORSE), "no_shift", "-0.100 [-0.300, 0.100]"),
+        ((None, None, Estimate(0.5, (0.3, 0.7)), 0.9, GOOD), "no_shift", "0.500"),
+        ((None, None, None, None, GOOD), "no_shift", "undefined"),
+        ((None, None, STEERED, 0.3, WORSE), "undone", "retain 0.30"),
+        ((None, None, STEERED, -0.5, GOOD), "undone", "retain -0.50"),
+        ((None, None, STEERED, 0.8, WORSE), "degraded", "0.940 [0.900, 0.980]"),
+        ((None, None, STEERED, None, GOOD), "broken", "retain"),
+        ((None, None, STEERED, 0.8, GOOD), "healed", "retain 0.80"),
+    ],
+)
+def test_the_first_rule_that_matches_gives_the_verdict(given_: tuple, name: str, said: str) -> None:
+    found, reason = verdict(*given_)
+    assert found == name and said in reason
