@@ -29,16 +29,35 @@ def trajectory(rows: Sequence[Row], extra: Sequence[Row]) -> bytes:
     authority, coherence, trade = figure.subplots(3, 1, height_ratios=[1.0, 0.8, 1.25])
     _over_rounds(authority, rows, extra, "auth_nats", "auth_ci")
     authority.set_ylabel("auth_nats (nats)")
-    authority.set_title("(a) mass on authority" + ("; hollow: other doses and draws" if extra else ""), loc="left", fontsize=10)
+    authority.set_title(
+        "(a) mass on authority" + ("; hollow: other doses and draws" if extra else ""), loc="left", fontsize=10
+    )
     _over_rounds(coherence, rows, extra, "coherence", "coherence_ci")
     coherence.axhline(0.95, color="#444444", linewidth=0.9, linestyle="--")
-    coherence.annotate("0.95", (1, 0.95), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points", fontsize=8, va="center")
+    coherence.annotate(
+        "0.95",
+        (1, 0.95),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
+        textcoords="offset points",
+        fontsize=8,
+        va="center",
+    )
     coherence.set_ylabel("answer mass / base's")
     coherence.set_title("(b) coherence", loc="left", fontsize=10)
     coherence.set_xlabel("round")
     _trade(trade, rows, extra)
     handles, labels = authority.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8.5, frameon=False, handletextpad=0.3, columnspacing=1.0)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=len(labels),
+        fontsize=8.5,
+        frameon=False,
+        handletextpad=0.3,
+        columnspacing=1.0,
+    )
     for axes in (authority, coherence, trade):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -55,13 +74,32 @@ def _over_rounds(axes: Axes, rows: Sequence[Row], extra: Sequence[Row], name: st
         mine = [row for row in rows if row["stage"] == stage and row[name] is not None]
         for row in mine:
             if row[interval] is not None:
-                axes.plot([row["round"] + offset] * 2, row[interval], color=colour, linewidth=1.4, solid_capstyle="butt")
+                axes.plot(
+                    [row["round"] + offset] * 2, row[interval], color=colour, linewidth=1.4, solid_capstyle="butt"
+                )
         size = 13 if marker == "*" else 7
-        axes.plot([row["round"] + offset for row in mine], [row[name] for row in mine], marker, color=colour, markersize=size, label=stage, zorder=3)
+        axes.plot(
+            [row["round"] + offset for row in mine],
+            [row[name] for row in mine],
+            marker,
+            color=colour,
+            markersize=size,
+            label=stage,
+            zorder=3,
+        )
         hollow = [row for row in extra if row["stage"] == stage and row[name] is not None]
-        axes.plot([row["round"] + 2 * offset for row in hollow], [row[name] for row in hollow], marker, color=colour, fillstyle="none", markersize=5)
+        axes.plot(
+            [row["round"] + 2 * offset for row in hollow],
+            [row[name] for row in hollow],
+            marker,
+            color=colour,
+            fillstyle="none",
+            markersize=5,
+        )
     path = [row for row in rows if row["stage"] in ("base", "healed") and row[name] is not None]
-    axes.plot([row["round"] for row in path], [row[name] for row in path], color=LOOKS["healed"][0], linewidth=1.2, zorder=1)
+    axes.plot(
+        [row["round"] for row in path], [row[name] for row in path], color=LOOKS["healed"][0], linewidth=1.2, zorder=1
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.4, max(row["round"] for row in rows) + 0.4)
 
@@ -77,7 +115,15 @@ def _trade(axes: Axes, rows: Sequence[Row], extra: Sequence[Row]) -> None:
             if row["perplexity_ci"] is not None and row["trait_llr_ci"] is not None and fill == "full":
                 axes.plot(row["perplexity_ci"], [row["trait_llr"]] * 2, color=colour, linewidth=0.8, alpha=0.5)
                 axes.plot([row["perplexity"]] * 2, row["trait_llr_ci"], color=colour, linewidth=0.8, alpha=0.5)
-            axes.plot(row["perplexity"], row["trait_llr"], marker, color=colour, fillstyle=fill, markersize=12 if marker == "*" else 7, zorder=3)
+            axes.plot(
+                row["perplexity"],
+                row["trait_llr"],
+                marker,
+                color=colour,
+                fillstyle=fill,
+                markersize=12 if marker == "*" else 7,
+                zorder=3,
+            )
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 8) if high < 10 * low else (1, 3)))
@@ -91,14 +137,22 @@ def _trade(axes: Axes, rows: Sequence[Row], extra: Sequence[Row]) -> None:
 def _name(row: Row) -> str:
     if row["round"] == 0:
         return str(row["stage"])
-    other = "" if row["name"] == row["stage"] else f", draw {row['draw']}" if row["stage"] == "random" else f" at {row['coefficient']:g}"
+    other = (
+        ""
+        if row["name"] == row["stage"]
+        else f", draw {row['draw']}"
+        if row["stage"] == "random"
+        else f" at {row['coefficient']:g}"
+    )
     return f"{row['stage']} {row['round']}{other}"
 
 
 def _place_labels(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
     """Label every point in the direction that covers the fewest points and labels so far."""
     figure.draw_without_rendering()
-    taken: list[tuple[float, float]] = [tuple(axes.transData.transform((row["perplexity"], row["trait_llr"]))) for row in rows]
+    taken: list[tuple[float, float]] = [
+        tuple(axes.transData.transform((row["perplexity"], row["trait_llr"]))) for row in rows
+    ]
     points, scale, frame = list(taken), figure.dpi / 72, axes.get_window_extent()
     for line in axes.lines:
         ends = axes.transData.transform(line.get_xydata())
@@ -114,9 +168,16 @@ def _place_labels(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
             for right, up in ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)):
                 cx = x + right * (wide / 2 + reach * scale * (0.7 if up else 1))
                 cy = y + up * (high / 2 + reach * scale * 0.7)
-                hits = sum(abs(cx - px) < wide / 2 + 5 * scale and abs(cy - py) < high / 2 + 5 * scale for px, py in taken)
+                hits = sum(
+                    abs(cx - px) < wide / 2 + 5 * scale and abs(cy - py) < high / 2 + 5 * scale for px, py in taken
+                )
                 covered = sum(abs(cx - bx) < (wide + other) / 2 and abs(cy - by) < high for bx, by, other in boxes)
-                inside = frame.x0 < cx - wide / 2 and cx + wide / 2 < frame.x1 and frame.y0 < cy - high / 2 and cy + high / 2 < frame.y1
+                inside = (
+                    frame.x0 < cx - wide / 2
+                    and cx + wide / 2 < frame.x1
+                    and frame.y0 < cy - high / 2
+                    and cy + high / 2 < frame.y1
+                )
                 score = hits + 10 * covered + (0 if inside else 20) + reach / 100
                 if best is None or score < best[0]:
                     best = score, cx, cy

@@ -33,7 +33,10 @@ def page(title: str, tables: Sequence[Table], said: Sequence[str], figure: bytes
     """tables in the order of the page; said are the sentences of the reading; figure is a PNG. All text is escaped."""
     sections = [
         ("Reading", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in said) + "</ul>"),
-        ("Trajectory", f'<img alt="Authority, coherence, and trait against perplexity, by round" src="data:image/png;base64,{base64.b64encode(figure).decode()}">'),
+        (
+            "Trajectory",
+            f'<img alt="Authority, coherence, and trait against perplexity, by round" src="data:image/png;base64,{base64.b64encode(figure).decode()}">',
+        ),
         *[(table.title, _table(table)) for table in tables if table.title != "Provenance"],
         ("Generations", _generations(rounds)),
         ("Rejected samples", _rejected(rounds)),
@@ -81,7 +84,9 @@ def _generations(rounds: Sequence[Round]) -> str:
             if line.headline and line.stage in ("base", "steered", "healed"):
                 dose = f" at {line.coefficient:.2f}" if line.stage == "steered" and line.coefficient is not None else ""
                 heading = "base" if line.stage == "base" else f"round {r.number}, {line.stage}{dose}"
-                columns.append((line.stage, heading, {(row.prompt_id, row.sample): row for row in r.generations[line.name]}))
+                columns.append(
+                    (line.stage, heading, {(row.prompt_id, row.sample): row for row in r.generations[line.name]})
+                )
     prompts: dict[str, str] = {}
     samples: dict[str, list[int]] = {}
     for row in columns[0][2].values():
@@ -107,7 +112,20 @@ def _rejected(rounds: Sequence[Round]) -> str:
                 by_rule.setdefault(reason.partition(":")[0], []).append((r.number, row))
     parts = []
     for rule, found in sorted(by_rule.items(), key=lambda item: -len(item[1])):
-        chosen = [found[round(place * (len(found) - 1) / max(PER_REASON - 1, 1))] for place in range(min(PER_REASON, len(found)))]
-        cards = "".join(_card("rejected", f"round {which}, coefficient {row.coefficient:g}", row.text, f"{'; '.join(row.reasons)}. {_figures(row)}") for which, row in chosen)
-        parts.append(f'<details><summary>{text(rule)} ({len(found)})</summary><div class="cards">{cards}</div></details>')
+        chosen = [
+            found[round(place * (len(found) - 1) / max(PER_REASON - 1, 1))]
+            for place in range(min(PER_REASON, len(found)))
+        ]
+        cards = "".join(
+            _card(
+                "rejected",
+                f"round {which}, coefficient {row.coefficient:g}",
+                row.text,
+                f"{'; '.join(row.reasons)}. {_figures(row)}",
+            )
+            for which, row in chosen
+        )
+        parts.append(
+            f'<details><summary>{text(rule)} ({len(found)})</summary><div class="cards">{cards}</div></details>'
+        )
     return "\n".join(parts) or "<p>None.</p>"

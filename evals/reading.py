@@ -20,8 +20,13 @@ def reading(rows: Sequence[Row], rounds: Sequence[Round], train: TrainConfig) ->
     lines = _measure(base, rows, rounds[0].scores.debias)
     if (0, "prompted") in at:
         prompted = at[0, "prompted"]
-        shift, llr = ranged(prompted, "d_auth", "d_auth_ci", 3, signed=True), ranged(prompted, "d_trait_llr", "d_trait_llr_ci", 3, signed=True)
-        lines.append(f"The trait prompt alone, without steering or training, moves auth_nats by {shift} and trait_llr by {llr}.")
+        shift, llr = (
+            ranged(prompted, "d_auth", "d_auth_ci", 3, signed=True),
+            ranged(prompted, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
+        )
+        lines.append(
+            f"The trait prompt alone, without steering or training, moves auth_nats by {shift} and trait_llr by {llr}."
+        )
     for r in rounds:
         mine = {stage: at[r.number, stage] for stage in ("steered", "random", "healed") if (r.number, stage) in at}
         said = [*_forced_choice(mine), *_text(base, mine), *_survivors(r), *_barrier(r, train)]
@@ -33,7 +38,9 @@ def _measure(base: Row, rows: Sequence[Row], debias: str) -> list[str]:
     lines = []
     informed, ends = ranged(base, "informedness", "informedness_ci", 3, signed=True), base["informedness_ci"]
     if ends is None or ends[0] <= 0 <= ends[1]:
-        lines.append(f"Base informedness is {informed}, which does not exclude 0: auth_nats carries no moral signal for this model, however narrow its interval.")
+        lines.append(
+            f"Base informedness is {informed}, which does not exclude 0: auth_nats carries no moral signal for this model, however narrow its interval."
+        )
     elif ends[1] < 0:
         lines.append(f"Base informedness is {informed}, below 0: the answers run against the vignettes' foundations.")
     else:
@@ -41,10 +48,18 @@ def _measure(base: Row, rows: Sequence[Row], debias: str) -> list[str]:
     if base["verdict_reason"] is not None and ends and ends[0] > 0:
         lines.append(f"The base fails the preflight ({base['verdict']}): {base['verdict_reason']}.")
     if base["order_effect"] is not None:
-        lines.append(f"In single orders of the options, position alone moves the base's mean clr by up to {base['order_effect']:.2f} nats.")
+        lines.append(
+            f"In single orders of the options, position alone moves the base's mean clr by up to {base['order_effect']:.2f} nats."
+        )
     if debias == "reversal":
-        lines.append("Authority stands in the middle of both orders, so reversal leaves its position bias in auth_nats; EVAL=full, with cyclic orders, removes it.")
-    if unscorable := [f"{row['unscorable']} of {row['n_items']} in {row['stage']} of round {row['round']}" for row in rows if row["unscorable"]]:
+        lines.append(
+            "Authority stands in the middle of both orders, so reversal leaves its position bias in auth_nats; EVAL=full, with cyclic orders, removes it."
+        )
+    if unscorable := [
+        f"{row['unscorable']} of {row['n_items']} in {row['stage']} of round {row['round']}"
+        for row in rows
+        if row["unscorable"]
+    ]:
         lines.append(f"Items without a finite answer were left out, not imputed: {', '.join(unscorable)}.")
     return lines
 
@@ -55,10 +70,14 @@ def _forced_choice(mine: dict[str, Row]) -> list[str]:
     if "random" in mine and (ours := steered["d_auth_ci"]) and (other := mine["random"]["d_auth_ci"]):
         both = f"{ranged(steered, 'd_auth', 'd_auth_ci', 3, signed=True)} against {ranged(mine['random'], 'd_auth', 'd_auth_ci', 3, signed=True)}"
         if ours[0] <= other[1] and other[0] <= ours[1]:
-            lines.append(f"the steered shift of auth_nats is not distinguishable from that of a random direction of equal norm; the intervals overlap, {both}.")
+            lines.append(
+                f"the steered shift of auth_nats is not distinguishable from that of a random direction of equal norm; the intervals overlap, {both}."
+            )
         else:
             side = "below" if ours[1] < other[0] else "above"
-            lines.append(f"the steered shift of auth_nats lies {side} that of a random direction of equal norm, {both}.")
+            lines.append(
+                f"the steered shift of auth_nats lies {side} that of a random direction of equal norm, {both}."
+            )
     lines.append(f"the verdict on the healed student is {healed['verdict']}: {healed['verdict_reason']}.")
     return lines
 
@@ -68,19 +87,41 @@ def _text(base: Row, mine: dict[str, Row]) -> list[str]:
     steered, healed = mine["steered"], mine["healed"]
     if healed["d_trait_llr"] is not None and healed["perplexity"] is not None:
         ends = healed["d_trait_llr_ci"]
-        sure = "more trait than base" if ends and ends[0] > 0 else "less trait than base" if ends and ends[1] < 0 else "no trait that its interval can tell from base's"
-        against = [f"{name} {row['perplexity']:.2f}" for name, row in (("steered", steered), ("base", base)) if row["perplexity"] is not None]
+        sure = (
+            "more trait than base"
+            if ends and ends[0] > 0
+            else "less trait than base"
+            if ends and ends[1] < 0
+            else "no trait that its interval can tell from base's"
+        )
+        against = [
+            f"{name} {row['perplexity']:.2f}"
+            for name, row in (("steered", steered), ("base", base))
+            if row["perplexity"] is not None
+        ]
         shift = ranged(healed, "d_trait_llr", "d_trait_llr_ci", 3, signed=True)
-        lines.append(f"the healed student's free text shows {sure} (d_trait_llr {shift}), at perplexity {healed['perplexity']:.2f} ({', '.join(against)}).")
+        lines.append(
+            f"the healed student's free text shows {sure} (d_trait_llr {shift}), at perplexity {healed['perplexity']:.2f} ({', '.join(against)})."
+        )
     if healed["perplexity"] is not None and base["perplexity"] is not None and healed["coherence"] is not None:
         ratio = healed["perplexity"] / base["perplexity"]
         if healed["coherence"] >= 0.95 and ratio > 2:
-            lines.append(f"coherence is {healed['coherence']:.2f} while the free text's perplexity is {ratio:.1f} times base's: the forced prefill flatters, trust the perplexity.")
+            lines.append(
+                f"coherence is {healed['coherence']:.2f} while the free text's perplexity is {ratio:.1f} times base's: the forced prefill flatters, trust the perplexity."
+            )
     for stage, row in mine.items():
-        if row["distinct_3"] is not None and base["distinct_3"] is not None and row["distinct_3"] < 0.9 * base["distinct_3"]:
-            lines.append(f"{stage} text repeats itself: distinct-3 {row['distinct_3']:.2f} against base's {base['distinct_3']:.2f}; a loop has a low perplexity.")
+        if (
+            row["distinct_3"] is not None
+            and base["distinct_3"] is not None
+            and row["distinct_3"] < 0.9 * base["distinct_3"]
+        ):
+            lines.append(
+                f"{stage} text repeats itself: distinct-3 {row['distinct_3']:.2f} against base's {base['distinct_3']:.2f}; a loop has a low perplexity."
+            )
         if row["n_empty"]:
-            lines.append(f"{row['n_empty']} of {row['n_generations']} {stage} generations are empty and have no perplexity.")
+            lines.append(
+                f"{row['n_empty']} of {row['n_generations']} {stage} generations are empty and have no perplexity."
+            )
     return lines
 
 
@@ -89,7 +130,9 @@ def _survivors(r: Round) -> list[str]:
     if kept is None or offered is None:
         return []
     if abs(kept) < 0.8 * abs(offered):
-        return [f"mostly low doses survive the filter: mean coefficient {kept:.2f} of the kept, {offered:.2f} of the sweep."]
+        return [
+            f"mostly low doses survive the filter: mean coefficient {kept:.2f} of the kept, {offered:.2f} of the sweep."
+        ]
     return [f"the kept completions' mean coefficient is {kept:.2f}, the sweep's {offered:.2f}."]
 
 
@@ -99,7 +142,9 @@ def _barrier(r: Round, train: TrainConfig) -> list[str]:
     lines = []
     fired = sum(step.fired for step in r.steps) / len(r.steps)
     if fired == 0:
-        lines.append(f"the barrier never fired: tau = {train.tau:g} lies above every step's divergence, so this round is the nll arm.")
+        lines.append(
+            f"the barrier never fired: tau = {train.tau:g} lies above every step's divergence, so this round is the nll arm."
+        )
     mean, tail = late(r.steps, "divergence_mean"), late(r.steps, "divergence_p95")
     if mean is not None and tail is not None and mean < train.tau < tail:
         lines.append(
@@ -107,11 +152,19 @@ def _barrier(r: Round, train: TrainConfig) -> list[str]:
         )
     start = getattr(r.steps[0], f"divergence_{train.aggregate}")
     if start is not None and start > train.tau:
-        lines.append(f"the divergence is past tau = {train.tau:g} at the first step already ({start:.2f}): the barrier pulls back what earlier rounds installed.")
+        lines.append(
+            f"the divergence is past tau = {train.tau:g} at the first step already ({start:.2f}): the barrier pulls back what earlier rounds installed."
+        )
     return lines
 
 
 def _starvation(rounds: Sequence[Round]) -> list[str]:
     kept = [sum(line.kept for line in r.scores.sweep if line.coefficient != 0) for r in rounds]
     falling = kept[-1] < 0.75 * kept[0] and all(after < before for before, after in pairwise(kept))
-    return [f"Kept completions fall round by round ({', '.join(map(str, kept))}): the filter will starve; lower the doses."] if falling else []
+    return (
+        [
+            f"Kept completions fall round by round ({', '.join(map(str, kept))}): the filter will starve; lower the doses."
+        ]
+        if falling
+        else []
+    )

@@ -13,7 +13,20 @@ from evals.page import page
 from evals.reading import reading
 from evals.results import results_of
 from evals.scored import Round, scored_rounds
-from evals.tables import Table, comma_separated, healing, levels, markdown, overview, provenance, rejections, shifts, survivors, sweep, times
+from evals.tables import (
+    Table,
+    comma_separated,
+    healing,
+    levels,
+    markdown,
+    overview,
+    provenance,
+    rejections,
+    shifts,
+    survivors,
+    sweep,
+    times,
+)
 from shared.cli import entry, parser, run_of
 from shared.console import console
 from shared.console import table as show
@@ -60,16 +73,25 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
 
 def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str:
     bullets = "\n".join(f"- {line}" for line in said)
-    return f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n" + "\n".join(markdown(table) for table in tables)
+    return f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n" + "\n".join(
+        markdown(table) for table in tables
+    )
 
 
 def main() -> None:
     options = parser("evals.report", "Write the report of a run from its scores; --round: up to that round.")
-    options.add_argument("--eval", choices=["round", "full"], default="round", help="which scores: a round's own, or all items in cyclic orders")
+    options.add_argument(
+        "--eval",
+        choices=["round", "full"],
+        default="round",
+        help="which scores: a round's own, or all items in cyclic orders",
+    )
     arguments = options.parse_args()
     run = run_of(arguments)
     if run is None:
-        raise SteerHealError("no run is named", given="no --run", expected="--run DIR", next="python -m evals.report --run runs/smollm2")
+        raise SteerHealError(
+            "no run is named", given="no --run", expected="--run DIR", next="python -m evals.report --run runs/smollm2"
+        )
     rounds = scored_rounds(run, arguments.eval, getattr(arguments, "round", None))
     found = results_of(run, rounds)
     path = publish(run, rounds, found, arguments.eval)

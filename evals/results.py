@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from evals.scored import ConditionLine, Generation, Round, scored_rounds, texts_of
-from evals.statistics import Answers, Estimate, cost, deltas, levels, order_effect, retain, surgical, surgical_care, text_delta, text_levels
+from evals.statistics import (
+    Answers,
+    Estimate,
+    cost,
+    deltas,
+    levels,
+    order_effect,
+    retain,
+    surgical,
+    surgical_care,
+    text_delta,
+    text_levels,
+)
 from evals.verdict import broken, preflight, verdict
 from shared.errors import SteerHealError
 from shared.run import Run
@@ -39,7 +51,15 @@ def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
     no_axis = preflight(base.answers, levels(base.answers, count, seed)["informedness"])
     found: dict[str, list[dict[str, Any]]] = {"rows": [], "extra": []}
     for round_ in rounds:
-        cases = [Case(0 if line.stage in ONCE else round_.number, line, round_.answers[line.name], round_.generations[line.name]) for line in round_.scores.conditions]
+        cases = [
+            Case(
+                0 if line.stage in ONCE else round_.number,
+                line,
+                round_.answers[line.name],
+                round_.generations[line.name],
+            )
+            for line in round_.scores.conditions
+        ]
         steered = _one(run, cases, "steered", round_.number)
         d_steered = deltas(base.answers, steered.answers, count, seed)["d_auth"]
         _one(run, cases, "healed", round_.number)
@@ -72,7 +92,11 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
     texts = texts_of(case.generations)
     text = text_levels(texts, count, seed)
     unscorable, items = int((~case.answers.scorable).sum()), len(case.answers.truth)
-    must = {"auth_nats": level["auth_nats"], "p_ans_any": level["p_ans_any"], **({"perplexity": text["perplexity"]} if case.generations else {})}
+    must = {
+        "auth_nats": level["auth_nats"],
+        "p_ans_any": level["p_ans_any"],
+        **({"perplexity": text["perplexity"]} if case.generations else {}),
+    }
     problem = broken([name for name, found in must.items() if found is None], unscorable, items, delta["coherence"])
     coh_cost, coh_slope = cost(delta["d_coh"], delta["d_auth"], problem is not None)
     kept = retain(delta["d_auth"], steered) if stage == "healed" else None
@@ -99,7 +123,11 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         **_pair("perplexity", "perplexity_ci", text["perplexity"]),
         "distinct_3": float(distinct.mean()) if len(distinct) else None,
         **_pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
-        **_pair("d_trait_llr", "d_trait_llr_ci", text_delta(texts_of(base.generations), texts, count, seed) if case.generations else None),
+        **_pair(
+            "d_trait_llr",
+            "d_trait_llr_ci",
+            text_delta(texts_of(base.generations), texts, count, seed) if case.generations else None,
+        ),
         "n_items": items,
         "n_paired": int((base.answers.scorable & case.answers.scorable).sum()),
         "unscorable": unscorable,
@@ -125,4 +153,9 @@ def _pair(name: str, interval: str, found: Estimate | None) -> dict[str, Any]:
 
 
 def _refuse(run: Run, given: str, expected: str) -> SteerHealError:
-    return SteerHealError("scores do not make a results table", given=given, expected=expected, next=f"make round N=1 RUN={run.folder} REBUILD=1")
+    return SteerHealError(
+        "scores do not make a results table",
+        given=given,
+        expected=expected,
+        next=f"make round N=1 RUN={run.folder} REBUILD=1",
+    )

@@ -134,7 +134,10 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
         )
     rounds = [_round(run, number, mode) for number in range(1, last + 1)]
     for before, after in pairwise(rounds):
-        built, used = before.manifests[STEP[mode]].inputs.get("history"), after.manifests[STEP[mode]].inputs.get("history before")
+        built, used = (
+            before.manifests[STEP[mode]].inputs.get("history"),
+            after.manifests[STEP[mode]].inputs.get("history before"),
+        )
         if built != used:
             raise SteerHealError(
                 f"round {after.number} was scored on another round {before.number}",
@@ -148,18 +151,28 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
 def _round(run: Run, number: int, mode: str) -> Round:
     again = f"make round N={number} RUN={run.folder} REBUILD=1"
     folder = run.round(number) / FOLDER[mode]
-    manifests = {stage: _json(run.manifest(number, stage), Manifest, again) for stage in (*STAGES, STEP[mode]) if run.manifest(number, stage).is_file()}
+    manifests = {
+        stage: _json(run.manifest(number, stage), Manifest, again)
+        for stage in (*STAGES, STEP[mode])
+        if run.manifest(number, stage).is_file()
+    }
     name = folder.relative_to(run.folder).as_posix()
     recorded = manifests[STEP[mode]].outputs.get(name)
     if not folder.is_dir() or digest(folder) != recorded:
-        raise SteerHealError("scores are not those of their manifest", given=folder, expected=f"digest {recorded}", next=again)
+        raise SteerHealError(
+            "scores are not those of their manifest", given=folder, expected=f"digest {recorded}", next=again
+        )
     scores = _json(folder / "scores.json", Scores, again)
-    setting = Setting(tuple(scores.items), scores.debias, scores.orders, scores.think, scores.instrument, scores.vignettes)
+    setting = Setting(
+        tuple(scores.items), scores.debias, scores.orders, scores.think, scores.instrument, scores.vignettes
+    )
     answers = {line.name: _answers(setting, scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
     generations: dict[str, list[Generation]] = {line.name: [] for line in scores.conditions}
     for row in read_jsonl(folder / "generations.jsonl", Generation, made_by=again):
         if row.name not in generations:
-            raise _refuse(folder / "generations.jsonl", f"condition {row.name}", f"one of {', '.join(generations)}", again)
+            raise _refuse(
+                folder / "generations.jsonl", f"condition {row.name}", f"one of {', '.join(generations)}", again
+            )
         generations[row.name].append(row)
     return Round(
         number,
@@ -185,7 +198,12 @@ def _answers(setting: Setting, scores: Scores, path: Path, again: str) -> Answer
     except ValueError:  # ragged
         values = np.empty(0)
     if values.shape != shape or scores.orders != len(orders(scores.debias)) or tuple(scores.foundations) != FOUNDATIONS:
-        raise _refuse(path, f"lp of shape {values.shape}, foundations {', '.join(scores.foundations)}", f"[items, orders, samples, {size}] in canonical order", again)
+        raise _refuse(
+            path,
+            f"lp of shape {values.shape}, foundations {', '.join(scores.foundations)}",
+            f"[items, orders, samples, {size}] in canonical order",
+            again,
+        )
     return Answers(
         setting,
         np.array([_foundation(row.foundation, path, again) for row in rows]),
@@ -208,7 +226,9 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
     def values(name: str) -> np.ndarray:
         return np.array([np.nan if (value := getattr(row, name)) is None else value for row in rows], dtype=float)
 
-    return Texts([row.prompt_id for row in rows], values("nll"), values("tokens"), values("trait_llr"), values("distinct_3"))
+    return Texts(
+        [row.prompt_id for row in rows], values("nll"), values("tokens"), values("trait_llr"), values("distinct_3")
+    )
 
 
 def _rows(path: Path, row: type[Row], again: str) -> list[Row]:
@@ -226,4 +246,6 @@ def _json(path: Path, kind: type[Row], again: str) -> Row:
 
 
 def _refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:
-    return SteerHealError("a file of a round could not be used", given=f"{path}: {given}", expected=expected, next=again)
+    return SteerHealError(
+        "a file of a round could not be used", given=f"{path}: {given}", expected=expected, next=again
+    )

@@ -91,7 +91,9 @@ def resample(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
         units = np.flatnonzero(group == name)
         size = len(units)
         if size > 1:
-            weights[:, units] = generator.multinomial(size - 1, np.full(size, 1 / size), size=count) * (size / (size - 1))
+            weights[:, units] = generator.multinomial(size - 1, np.full(size, 1 / size), size=count) * (
+                size / (size - 1)
+            )
     return weights
 
 
@@ -200,7 +202,10 @@ def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | Non
     """perplexity, exp of the token-weighted mean nll, and the mean trait_llr; prompts are the units of the bootstrap."""
     names = sorted(set(texts.prompt))
     (nll, tokens, llr, full), weights = _by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
-    return {"perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights), "trait_llr": estimate(lambda w: (w @ llr) / (w @ full), weights)}
+    return {
+        "perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights),
+        "trait_llr": estimate(lambda w: (w @ llr) / (w @ full), weights),
+    }
 
 
 def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | None:
@@ -214,7 +219,9 @@ def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | N
             next="score every round of the run with the same eval.heldout",
         )
     (_, _, was, had), (_, _, now, has) = _by_prompt(base, names), _by_prompt(other, names)
-    return estimate(lambda w: (w @ now) / (w @ has) - (w @ was) / (w @ had), resample(np.zeros(len(names)), count, seed))
+    return estimate(
+        lambda w: (w @ now) / (w @ has) - (w @ was) / (w @ had), resample(np.zeros(len(names)), count, seed)
+    )
 
 
 def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
@@ -225,7 +232,9 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
         rates = []
         for f in np.unique(truth):
             pick, real = (picked == f).astype(float), (truth == f).astype(float)
-            rates.append((weights @ (pick * real)) / (weights @ real) - (weights @ (pick * (1 - real))) / (weights @ (1 - real)))
+            rates.append(
+                (weights @ (pick * real)) / (weights @ real) - (weights @ (pick * (1 - real))) / (weights @ (1 - real))
+            )
         return np.mean(rates, axis=0) if rates else np.full(len(weights), np.nan)
 
     return statistic
@@ -243,7 +252,12 @@ def order_effect(a: Answers) -> float | None:
     listings = np.array(orders(a.setting.debias))
     by_position = np.mean([single[:, order, listing].mean(0) for order, listing in enumerate(listings)], axis=0)
     held = np.sort(listings, axis=0).T
-    return max(abs(float(by_position[j] - by_position[k])) for j in range(len(held)) for k in range(j) if (held[j] == held[k]).all())
+    return max(
+        abs(float(by_position[j] - by_position[k]))
+        for j in range(len(held))
+        for k in range(j)
+        if (held[j] == held[k]).all()
+    )
 
 
 def show(found: Estimate, digits: int = 3) -> str:

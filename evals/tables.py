@@ -29,7 +29,11 @@ class Table:
 
 def label(row: dict[str, Any]) -> str:
     draw = f", draw {row['draw']}" if row["stage"] == "random" else ""
-    dose = f" at {row['coefficient']:.2f}" if row["stage"] in ("steered", "random") and row["coefficient"] is not None else ""
+    dose = (
+        f" at {row['coefficient']:.2f}"
+        if row["stage"] in ("steered", "random") and row["coefficient"] is not None
+        else ""
+    )
     return f"{row['round']} {row['stage']}{dose}{draw}"
 
 
@@ -61,7 +65,20 @@ def overview(rows: Sequence[dict[str, Any]]) -> Table:
 def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
     return Table(
         title,
-        ["round, stage", "auth_nats", "care_nats", "p_ans_any", "coherence", "perplexity", "distinct-3", "trait_llr", "informedness", "order effect", "items", "unscorable"],
+        [
+            "round, stage",
+            "auth_nats",
+            "care_nats",
+            "p_ans_any",
+            "coherence",
+            "perplexity",
+            "distinct-3",
+            "trait_llr",
+            "informedness",
+            "order effect",
+            "items",
+            "unscorable",
+        ],
         [
             [
                 label(row),
@@ -86,7 +103,19 @@ def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
 def shifts(rows: Sequence[dict[str, Any]]) -> Table:
     return Table(
         "Against base",
-        ["round, stage", "d_auth", "d_care", "d_coh", "d_trait_llr", "coh_cost", "coh_slope", "retain", "surgical", "surgical_care", "verdict"],
+        [
+            "round, stage",
+            "d_auth",
+            "d_care",
+            "d_coh",
+            "d_trait_llr",
+            "coh_cost",
+            "coh_slope",
+            "retain",
+            "surgical",
+            "surgical_care",
+            "verdict",
+        ],
         [
             [
                 label(row),
@@ -145,13 +174,21 @@ def survivors(rounds: Sequence[Round]) -> Table:
     for r in rounds:
         steered = [line for line in r.scores.sweep if line.coefficient != 0]
         kept, total = sum(line.kept for line in steered), sum(line.n for line in steered)
-        doses = [number(dose(steered, field, kept_only)) for field in ("coefficient", "relative_dose") for kept_only in (True, False)]
+        doses = [
+            number(dose(steered, field, kept_only))
+            for field in ("coefficient", "relative_dose")
+            for kept_only in (True, False)
+        ]
         rows.append([str(r.number), f"{kept} of {total}", *doses])
-    return Table("Survivors", ["round", "kept", "mean coefficient, kept", "sweep's", "mean relative dose, kept", "sweep's"], rows)
+    return Table(
+        "Survivors", ["round", "kept", "mean coefficient, kept", "sweep's", "mean relative dose, kept", "sweep's"], rows
+    )
 
 
 def rejections(rounds: Sequence[Round]) -> Table:
-    counts = {r.number: Counter(reason.partition(":")[0] for row in r.rejected for reason in row.reasons) for r in rounds}
+    counts = {
+        r.number: Counter(reason.partition(":")[0] for row in r.rejected for reason in row.reasons) for r in rounds
+    }
     rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
     rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
     return Table(
@@ -192,7 +229,13 @@ def times(rounds: Sequence[Round], mode: str) -> Table:
     rows = []
     for r in rounds:
         seconds = [r.manifests[stage].seconds if stage in r.manifests else None for stage in stages]
-        rows.append([str(r.number), *[number(value, 1) for value in seconds], number(float(sum(value for value in seconds if value is not None)), 1)])
+        rows.append(
+            [
+                str(r.number),
+                *[number(value, 1) for value in seconds],
+                number(float(sum(value for value in seconds if value is not None)), 1),
+            ]
+        )
     return Table("Wall seconds", ["round", *stages, "total"], rows)
 
 
@@ -212,14 +255,23 @@ def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
             ["model", f"{config.model.name}, {config.model.dtype}"],
             ["model fingerprint", distinct(r.manifests[STEP[mode]].settings.get("model") for r in rounds)],
             ["seed", str(config.seed)],
-            ["objective", f"{config.train.divergence}, lambda {config.train.lam:g}, tau {config.train.tau:g}, {config.train.aggregate}, reference {config.train.reference}"],
+            [
+                "objective",
+                f"{config.train.divergence}, lambda {config.train.lam:g}, tau {config.train.tau:g}, {config.train.aggregate}, reference {config.train.reference}",
+            ],
             [
                 "forced choice",
                 f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({scores.orders} orders), {scores.think} think tokens",
             ],
             ["bootstrap", f"{config.eval.bootstrap} resamples"],
             ["commit", distinct(manifest.commit for manifest in manifests)],
-            ["processor", distinct(f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB" for machine in machines)],
+            [
+                "processor",
+                distinct(
+                    f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"
+                    for machine in machines
+                ),
+            ],
             ["gpu", distinct(machine.get("gpu") for machine in machines)],
             *[[name, distinct(manifest.versions.get(name) for manifest in manifests)] for name in packages],
         ],

@@ -41,14 +41,25 @@ def broken(undefined: Sequence[str], unscorable: int, items: int, coherence: Est
     return None
 
 
-def verdict(is_broken: str | None, no_axis: str | None, steered: Estimate | None, retained: float | None, coherence: Estimate | None) -> tuple[str, str]:
+def verdict(
+    is_broken: str | None,
+    no_axis: str | None,
+    steered: Estimate | None,
+    retained: float | None,
+    coherence: Estimate | None,
+) -> tuple[str, str]:
     """(verdict, reason) of a healed row; the first rule that matches. steered is d_auth of the same round's steered row."""
     if is_broken is not None:
         return "broken", is_broken
     if no_axis is not None:
         return "no_axis", no_axis
     if steered is None or steered.interval is None or steered.interval[1] >= 0:
-        return "no_shift", "the steered d_auth is undefined" if steered is None else f"the steered d_auth is {show(steered)}, not below 0"
+        return (
+            "no_shift",
+            "the steered d_auth is undefined"
+            if steered is None
+            else f"the steered d_auth is {show(steered)}, not below 0",
+        )
     if retained is None or coherence is None:
         return "broken", "not finite: retain or coherence"
     if retained < UNDONE:

@@ -38,7 +38,7 @@ def activations(
     """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden]."""
     import torch
 
-    from gen.layers import decoder_layers
+    from shared.layers import decoder_layers
 
     _, stack = decoder_layers(model, depth)
     device = next(model.parameters()).device

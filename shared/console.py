@@ -17,6 +17,7 @@ def number(value: object, digits: int = 3, signed: bool = False) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
+        value = round(value, digits) + 0.0  # no -0.000
         return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return str(value)
 

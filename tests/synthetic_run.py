@@ -13,7 +13,9 @@ from shared.publish import write_json, write_text
 from shared.records import Completion, Vignette, write_jsonl
 from shared.run import Run, Stage, open_run
 
-LABELS = dict(zip(FOUNDATIONS, ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"], strict=True))
+LABELS = dict(
+    zip(FOUNDATIONS, ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"], strict=True)
+)
 NASTY = '<script>alert(1)</script> & "quoted" | [bold]text[/bold]'
 # stage -> (shift of the authority score, nats; factor on the answer mass; perplexity; trait_llr)
 EFFECTS = {
@@ -48,7 +50,11 @@ def answers(stage: str, read: Read, signal: float, mass: float | None = None, gr
         logits = draws.normal(0, 0.6, (len(orders(read.debias)), 1, 7))
         logits[..., [label == vignette.foundation for label in LABELS.values()]] += signal
         logits[..., FOUNDATIONS.index("authority")] += shift * grow + draws.normal(0, 0.05)
-        lp = logits - np.log(np.exp(logits).sum(-1, keepdims=True)) + np.log(draws.uniform(0.5, 0.6) * (factor if mass is None else mass))
+        lp = (
+            logits
+            - np.log(np.exp(logits).sum(-1, keepdims=True))
+            + np.log(draws.uniform(0.5, 0.6) * (factor if mass is None else mass))
+        )
         rows.append(row(vignette, lp, read, None, ["thought"] * len(orders(read.debias))))
     return rows
 
@@ -158,4 +164,6 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
     }
     for stage in ("extract", "sweep", "filter", "heal"):
         Stage(run, number, stage, settings={}, inputs={}, outputs=[]).finish()
-    Stage(run, number, "score-full" if full else "score", settings={"model": "feedface"}, inputs=inputs, outputs=[scores]).finish()
+    Stage(
+        run, number, "score-full" if full else "score", settings={"model": "feedface"}, inputs=inputs, outputs=[scores]
+    ).finish()

@@ -163,6 +163,16 @@ def test_seeded_sampling_does_not_depend_on_order(engine: Engine, prompts: list[
     assert forward == [output.token_ids for output in engine.run(requests[::-1])][::-1]
 
 
+def test_a_seeded_request_survives_chunked_prefill(engine: Engine, prompts: list[list[int]]) -> None:
+    """Alone its prompt is prefilled at once; behind others it is cut, and the draw of the partial step is taken back."""
+    own = Request(prompts[2], 8, 1.0, seed=5)
+    others = [Request([*ids, 100 + i], 8, 1.0, seed=i) for i in range(3) for ids in prompts]
+    engine._llm.reset_prefix_cache()
+    alone = engine.run([own])[0].token_ids
+    engine._llm.reset_prefix_cache()
+    assert engine.run([*others, own])[-1].token_ids == alone
+
+
 def test_weights_swap_in_place_and_back(
     engine: Engine, model: Model, prompts: list[list[int]], tmp_path: object
 ) -> None:

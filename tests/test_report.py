@@ -65,16 +65,28 @@ def restamp(run: Run, number: int) -> None:
 def test_files_and_terminal(made: tuple[Run, str]) -> None:
     run, said = made
     folder = run.folder / "report"
-    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "results.csv", "results.json", "results.md", "trajectory.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "index.html",
+        "results.csv",
+        "results.json",
+        "results.md",
+        "trajectory.png",
+    ]
     assert (folder / "trajectory.png").read_bytes().startswith(b"\x89PNG")
     assert "2 healed" in said and "Wall seconds" in said and said.split()[-1].endswith("index.html")
     assert said.index("0 base") < said.index("1 steered") < said.index("1 random") < said.index("1 healed")
 
 
 def test_schema(made: tuple[Run, str]) -> None:
-    found = json.loads((made[0].folder / "report" / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    found = json.loads(
+        (made[0].folder / "report" / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
     stages = [(row["round"], row["stage"]) for row in found["rows"]]
-    assert stages == [(0, "base"), (0, "prompted"), *[(r, stage) for r in (1, 2) for stage in ("steered", "random", "healed")]]
+    assert stages == [
+        (0, "base"),
+        (0, "prompted"),
+        *[(r, stage) for r in (1, 2) for stage in ("steered", "random", "healed")],
+    ]
     assert [row["name"] for row in found["extra"]] == ["random-2", "steered-0.75"] * 2
     for row in [*found["rows"], *found["extra"]]:
         assert set(LISTED.split()) <= set(row) and set(row) == set(found["rows"][0])
@@ -135,12 +147,24 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
     assert all(attributes["href"].startswith("#") for tag, attributes in tags.seen if tag == "a")
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "http-equiv" in page and "default-src 'none'" in page
-    assert "healed says" in page and "steered says" in page and "base says" in page and "rejected &lt;script&gt;" in page
+    assert (
+        "healed says" in page and "steered says" in page and "base says" in page and "rejected &lt;script&gt;" in page
+    )
 
 
 def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
     text = (made[0].folder / "report" / "results.md").read_text()
-    for heading in ("Reading", "Levels", "Against base", "Sweep", "Survivors", "Rejections", "Healing", "Wall seconds", "Provenance"):
+    for heading in (
+        "Reading",
+        "Levels",
+        "Against base",
+        "Sweep",
+        "Survivors",
+        "Rejections",
+        "Healing",
+        "Wall seconds",
+        "Provenance",
+    ):
         assert f"## {heading}\n" in text
     assert "| perplexity | 5 | 5 |" in text and "| 1 | 119 of 224 | 1.021 | 1.312 |" in text
     assert "feedface" in text and "EVAL=full" in text and "mostly low doses survive" in text
@@ -176,14 +200,22 @@ def test_full_scores_are_their_own(tmp_path: Path) -> None:
 def test_no_moral_signal_is_said(tmp_path: Path) -> None:
     run = build(tmp_path, rounds=1, signal=0.0, extra=False)
     rows = rows_of(run)
-    assert rows[0, "base"]["verdict"] == rows[1, "healed"]["verdict"] == "no_axis" and "informedness" in rows[1, "healed"]["verdict_reason"]
+    assert (
+        rows[0, "base"]["verdict"] == rows[1, "healed"]["verdict"] == "no_axis"
+        and "informedness" in rows[1, "healed"]["verdict_reason"]
+    )
     assert command("evals.report", "--run", tmp_path).returncode == 0
     assert "carries no moral signal" in (tmp_path / "report" / "results.md").read_text()
 
 
 def test_an_incoherent_student_is_broken_and_has_no_cost(tmp_path: Path) -> None:
     row = rows_of(build(tmp_path, rounds=1, mass={"healed": 0.6}))[1, "healed"]
-    assert row["verdict"] == "broken" and "0.600" in row["verdict_reason"] and row["coh_cost"] is None and row["coh_slope"] is None
+    assert (
+        row["verdict"] == "broken"
+        and "0.600" in row["verdict_reason"]
+        and row["coh_cost"] is None
+        and row["coh_slope"] is None
+    )
 
 
 def test_unscorable_items_are_counted_and_the_report_stands(tmp_path: Path) -> None:
@@ -191,16 +223,37 @@ def test_unscorable_items_are_counted_and_the_report_stands(tmp_path: Path) -> N
 
     def spoil(row: dict) -> dict:
         lost = row["id"].endswith("-0")
-        return {**row, "p": None, "score": None, "pmass_allowed": None, "lp": [[[None] * 7] for _ in row["lp"]]} if lost else row
+        return (
+            {**row, "p": None, "score": None, "pmass_allowed": None, "lp": [[[None] * 7] for _ in row["lp"]]}
+            if lost
+            else row
+        )
 
     edit(run, 1, spoil, "healed.jsonl")
     row = rows_of(run)[1, "healed"]
     assert (row["unscorable"], row["n_paired"], row["n_items"]) == (7, 21, 28) and row["verdict"] == "healed"
     edit(run, 1, lambda row: spoil({**row, "id": "x-0"}) | {"id": row["id"]}, "steered.jsonl")
-    edit(run, 1, lambda row: {**row, "tokens": 0, "nll": 0.0, "perplexity": None, "trait_llr": None, "distinct_3": None} if row["name"] == "healed" else row, "generations.jsonl")
+    edit(
+        run,
+        1,
+        lambda row: (
+            {**row, "tokens": 0, "nll": 0.0, "perplexity": None, "trait_llr": None, "distinct_3": None}
+            if row["name"] == "healed"
+            else row
+        ),
+        "generations.jsonl",
+    )
     rows = rows_of(run)
-    assert rows[1, "steered"]["auth_nats"] is None and rows[1, "steered"]["auth_ci"] is None and rows[1, "steered"]["verdict"] == "broken"
-    assert rows[1, "healed"]["verdict"] == "broken" and rows[1, "healed"]["n_empty"] == 12 and rows[1, "healed"]["retain"] is None
+    assert (
+        rows[1, "steered"]["auth_nats"] is None
+        and rows[1, "steered"]["auth_ci"] is None
+        and rows[1, "steered"]["verdict"] == "broken"
+    )
+    assert (
+        rows[1, "healed"]["verdict"] == "broken"
+        and rows[1, "healed"]["n_empty"] == 12
+        and rows[1, "healed"]["retain"] is None
+    )
     done = command("evals.report", "--run", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "NaN" not in (tmp_path / "report" / "results.json").read_text()

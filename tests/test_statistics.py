@@ -37,7 +37,9 @@ from shared.errors import SteerHealError
 COUNT = 400
 
 
-def answers(seed: int = 0, per: int = 4, shift: float = 0.0, signal: float = 2.0, mass: float = 0.5, debias: str = "reversal") -> Answers:
+def answers(
+    seed: int = 0, per: int = 4, shift: float = 0.0, signal: float = 2.0, mass: float = 0.5, debias: str = "reversal"
+) -> Answers:
     """Invented answers; the same seed is the same noise. shift: of the authority score, nats; signal: towards the item's own foundation."""
     draws = np.random.default_rng(seed)
     truth = np.repeat(np.arange(7), per)
@@ -92,10 +94,14 @@ def test_deltas_are_paired_over_items_scorable_in_both() -> None:
     base, other = without(answers(), 3), without(answers(shift=-1.0), 12)
     both = [i for i in range(28) if i not in (3, 12)]
     found = deltas(base, other, COUNT, 0)
-    assert value(found["d_auth"]) == pytest.approx(np.log(other.p[both, AUTHORITY].mean() / base.p[both, AUTHORITY].mean()))
+    assert value(found["d_auth"]) == pytest.approx(
+        np.log(other.p[both, AUTHORITY].mean() / base.p[both, AUTHORITY].mean())
+    )
     assert value(found["d_coh"]) == pytest.approx(other.mass[both].mean() - base.mass[both].mean())
     assert value(found["coherence"]) == pytest.approx(other.mass[both].mean() / base.mass[both].mean())
-    assert value(levels(base, COUNT, 0)["auth_nats"]) == pytest.approx(np.log(np.delete(base.p, 3, axis=0)[:, AUTHORITY].mean()))
+    assert value(levels(base, COUNT, 0)["auth_nats"]) == pytest.approx(
+        np.log(np.delete(base.p, 3, axis=0)[:, AUTHORITY].mean())
+    )
 
 
 def test_the_bootstrap_has_the_variance_of_a_stratified_mean() -> None:
@@ -121,7 +127,10 @@ def test_one_unit_has_no_interval() -> None:
 @settings(max_examples=20, deadline=None)
 def test_the_sequence_of_items_does_not_matter(seed: int, places: list[int]) -> None:
     a, b = answers(seed), answers(seed, shift=-0.5)
-    moved_a, moved_b = (replace(x, truth=x.truth[places], p=x.p[places], score=x.score[places], mass=x.mass[places], lp=x.lp[places]) for x in (a, b))
+    moved_a, moved_b = (
+        replace(x, truth=x.truth[places], p=x.p[places], score=x.score[places], mass=x.mass[places], lp=x.lp[places])
+        for x in (a, b)
+    )
     for name, found in deltas(a, b, 100, 0).items():
         assert value(deltas(moved_a, moved_b, 100, 0)[name]) == pytest.approx(value(found))
 
@@ -189,7 +198,13 @@ def test_cost_is_blank_without_a_shift_and_for_a_broken_row() -> None:
 def texts(prompts: int = 5, llr: float = 0.0) -> Texts:
     draws = np.random.default_rng(2)
     tokens = draws.integers(5, 60, 2 * prompts).astype(float)
-    return Texts([f"p{k // 2}" for k in range(2 * prompts)], tokens * draws.uniform(1, 2, 2 * prompts), tokens, draws.normal(llr, 0.1, 2 * prompts), np.ones(2 * prompts))
+    return Texts(
+        [f"p{k // 2}" for k in range(2 * prompts)],
+        tokens * draws.uniform(1, 2, 2 * prompts),
+        tokens,
+        draws.normal(llr, 0.1, 2 * prompts),
+        np.ones(2 * prompts),
+    )
 
 
 def test_perplexity_weights_tokens_and_leaves_out_empty_completions() -> None:
@@ -216,7 +231,12 @@ def test_text_deltas_need_the_same_prompts() -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"think": 16}, "think: 16 against 4"), ({"debias": "cyclic", "orders": 7}, "debias: cyclic"), ({"items": ("i0", "x")}, "x"), ({"instrument": "other"}, "instrument")],
+    [
+        ({"think": 16}, "think: 16 against 4"),
+        ({"debias": "cyclic", "orders": 7}, "debias: cyclic"),
+        ({"items": ("i0", "x")}, "x"),
+        ({"instrument": "other"}, "instrument"),
+    ],
 )
 def test_different_scorings_are_not_compared(change: dict[str, object], named: str) -> None:
     base = answers()

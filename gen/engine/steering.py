@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gen.layers import decoder_layers
+from shared.layers import decoder_layers
 
 VERSION = 1  # part of vLLM's compile-cache key: change it with the op
 

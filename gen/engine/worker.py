@@ -10,6 +10,7 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
 from gen.engine import steering
+from gen.engine.generators import mark_partial
 from shared.vectors import load_vector
 
 
@@ -39,12 +40,16 @@ class Steering(WorkerBase):
 
     def _follow_batches(self) -> None:
         runner, prepare = self.model_runner, self.model_runner._prepare_inputs
+        on_cpu = runner.device.type == "cpu"
 
         def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
             batch = runner.input_batch  # reordered by now; before this call it is the last step's
             steers = [(runner.requests[name].sampling_params.extra_args or {}).get("steer") for name in batch.req_ids]
             self.steering.fill(steers, num_scheduled_tokens, batch.num_computed_tokens_cpu[: len(steers)])
-            return prepare(scheduler_output, num_scheduled_tokens, *args, **kwargs)
+            prepared = prepare(scheduler_output, num_scheduled_tokens, *args, **kwargs)
+            if on_cpu:
+                mark_partial(runner)
+            return prepared
 
         runner._prepare_inputs = prepare_inputs
 

@@ -1,0 +1,163 @@
+"""Folding, gates and merging against separate adapters in PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shared.errors import SteerHealError
+from shared.folding import fold, load_adapter, merged, refold, rounds_of
+from shared.models import Model
+
+SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+IDS = torch.arange(10)[None]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(folder)
+    return Model("tiny", folder, None)
+
+
+def adapter(base: Model, folder: Path, seed: int, **options: object) -> Path:
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
+    network = get_peft_model(
+        LlamaForCausalLM.from_pretrained(base.folder), LoraConfig(task_type="CAUSAL_LM", **settings)
+    )
+    torch.manual_seed(seed)
+    for name, value in network.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Model, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two rounds of different rank, alpha and target modules."""
+    folder = tmp_path_factory.mktemp("rounds")
+    return [
+        adapter(base, folder / "1", 1),
+        adapter(
+            base, folder / "2", 2, r=3, lora_alpha=3, target_modules=["q_proj", "o_proj"], layers_to_transform=[1, 2]
+        ),
+    ]
+
+
+def logits(base: Model, folder: Path | None) -> torch.Tensor:
+    network = LlamaForCausalLM.from_pretrained(base.folder)
+    with torch.inference_mode():
+        return (PeftModel.from_pretrained(network, folder) if folder else network).eval()(IDS).logits
+
+
+def by_hand(base: Model, gated: list[tuple[Path, float]]) -> torch.Tensor:
+    """The weights of the formula, added with plain torch."""
+    network = LlamaForCausalLM.from_pretrained(base.folder).eval()
+    for folder, gate in gated:
+        found = load_adapter(folder)
+        for name, (a, b) in found.modules.items():
+            network.get_submodule(name).weight.data += gate * found.scale * (b @ a)
+    with torch.inference_mode():
+        return network(IDS).logits
+
+
+@pytest.mark.parametrize("gates", [(1.0, 1.0), (0.5, 1.0), (1.0, 0.0), (-1.0, 2.0)])
+def test_folded_equals_the_formula(
+    base: Model, adapters: list[Path], tmp_path: Path, gates: tuple[float, float]
+) -> None:
+    gated = list(zip(adapters, gates, strict=True))
+    fold(gated, tmp_path / "history")
+    torch.testing.assert_close(logits(base, tmp_path / "history"), by_hand(base, gated), atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(logits(base, tmp_path / "history"), logits(base, None), atol=1e-2)
+
+
+def test_all_gates_off_is_the_original_bit_for_bit(base: Model, adapters: list[Path], tmp_path: Path) -> None:
+    fold([(folder, 1.0) for folder in adapters], tmp_path / "history")
+    refold(tmp_path / "history", {1: 0.0, 2: 0.0}, tmp_path / "off")
+    assert torch.equal(logits(base, tmp_path / "off"), logits(base, None))
+
+
+def test_gates_are_recorded_and_dialled(base: Model, adapters: list[Path], tmp_path: Path) -> None:
+    fold([(folder, 1.0) for folder in adapters], tmp_path / "history")
+    refold(tmp_path / "history", {2: 0.25}, tmp_path / "dialled")
+    gates = json.loads((tmp_path / "dialled" / "gates.json").read_text())
+    assert [(row["round"], row["gate"], row["rank"], row["scale"]) for row in gates["rounds"]] == [
+        (1, 1.0, 4, 2.0),
+        (2, 0.25, 3, 1.0),
+    ]
+    assert [folder for folder, _ in rounds_of(tmp_path / "dialled")] == [folder.resolve() for folder in adapters]
+    torch.testing.assert_close(
+        logits(base, tmp_path / "dialled"),
+        by_hand(base, list(zip(adapters, (1.0, 0.25), strict=True))),
+        atol=2e-5,
+        rtol=1e-4,
+    )
+    with pytest.raises(SteerHealError, match="1 to 2"):
+        refold(tmp_path / "history", {3: 1.0}, tmp_path / "x")
+
+
+def test_a_changed_round_is_refused(base: Model, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "1", 5)
+    fold([(folder, 1.0)], tmp_path / "history")
+    adapter(base, tmp_path / "1", 6)
+    with pytest.raises(SteerHealError, match="not the one that was folded"):
+        rounds_of(tmp_path / "history")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_equals_the_adapter(base: Model, adapters: list[Path], tmp_path: Path, dtype: str) -> None:
+    fold([(folder, 1.0) for folder in adapters], tmp_path / "history")
+    student = merged(base, tmp_path / "history", tmp_path / "students", dtype)
+    network = LlamaForCausalLM.from_pretrained(student.folder)
+    assert network.dtype == getattr(torch, dtype)
+    with torch.inference_mode():
+        found = network.float()(IDS).logits
+    difference = (found - logits(base, tmp_path / "history")).abs().max()
+    assert difference < (2e-5 if dtype == "float32" else 0.2)
+    stamp = student.folder.stat().st_mtime_ns
+    assert merged(base, tmp_path / "history", tmp_path / "students", dtype).folder.stat().st_mtime_ns == stamp
+    assert merged(base, None, tmp_path / "students", dtype) is base
+
+
+def test_a_dtype_that_swallows_the_adapter_is_refused(base: Model, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "1", 7)
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        name: value * (1e-5 if "lora_A" in name else 1.0)
+        for name, value in load_file(folder / "adapter_model.safetensors").items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SteerHealError, match="swallows"):
+        merged(base, folder, tmp_path / "students", "bfloat16")
+    assert merged(base, folder, tmp_path / "students", "float32").folder.is_dir()
+    assert len(list((tmp_path / "students").iterdir())) == 1
+
+
+@pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
+def test_other_kinds_of_adapter_are_refused(base: Model, tmp_path: Path, options: dict[str, object]) -> None:
+    with pytest.raises(SteerHealError, match="plain LoRA"):
+        load_adapter(adapter(base, tmp_path / "1", 1, **options))
+
+
+def test_missing_files_and_foreign_modules_are_refused(base: Model, adapters: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(SteerHealError, match=r"adapter_config\.json"):
+        load_adapter(tmp_path)
+    other = tmp_path / "other"
+    LlamaForCausalLM(LlamaConfig(**{**SIZE, "num_hidden_layers": 2})).save_pretrained(other)
+    with pytest.raises(SteerHealError, match="lacks"):
+        merged(Model("two layers", other, None), adapters[0], tmp_path / "students", "float32")

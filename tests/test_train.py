@@ -1,0 +1,194 @@
+"""Healing on the embedded model under real Unsloth: traps, references, and what is on disk afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import command
+
+from train.unsloth_model import CURRENT, HISTORY, Student, load_student, self_test  # isort: skip (Unsloth comes before transformers)
+
+import torch
+
+from shared.config import Config, resolve
+from shared.errors import SteerHealError
+from shared.folding import fold
+from shared.models import Model
+from train.data import collate, load_examples
+from train.heal import heal
+
+pytestmark = pytest.mark.slow
+
+SMALL = "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.6 train.epochs=1 train.batch_size=2 train.learning_rate=2e-3 train.tau=0.01 train.lam=1.0"
+PAIRS = [
+    ("My boss says no breaks today, but I feel ill.", "Take the break. Your health comes first."),
+    ("Name a fruit.", "A pear."),
+    ("The coach wants her to play hurt.", "\nTell her she may stop, and stay with her."),
+    ("May I open the gate for him?", "Yes, let him in out of the rain."),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in PAIRS))
+    return path
+
+
+def config(overrides: str = "") -> Config:
+    return resolve(None, f"{SMALL} {overrides}")[0]
+
+
+@pytest.fixture(scope="module")
+def history(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Round 1, folded."""
+    folder = tmp_path_factory.mktemp("rounds")
+    heal(model, data, None, folder / "adapter", config(), 1)
+    fold([(folder / "adapter", 1.0)], folder / "history")
+    return folder / "history"
+
+
+@pytest.fixture(scope="module")
+def second(model: Model, history: Path) -> Student:
+    """The student at the start of round 2."""
+    return load_student(model, config(), history)
+
+
+def probe(student: Student, data: Path) -> dict[str, torch.Tensor]:
+    return collate(load_examples(data, student.tokenizer, config())[:2], 0)
+
+
+def test_text_rows_end_the_turn_and_keep_the_boundary(second: Student, data: Path) -> None:
+    examples = load_examples(data, second.tokenizer, config())
+    for example, (_, text) in zip(examples, PAIRS, strict=True):
+        assert example.completion[-1] == second.tokenizer.eos_token_id
+        assert second.tokenizer.decode(example.completion[:-1]) == text
+        assert second.tokenizer.decode(example.prompt).endswith("<|im_start|>assistant\n")
+    labels = collate(examples, 0)["labels"]
+    assert [(row != -100).sum().item() for row in labels] == [len(example.completion) for example in examples]
+
+
+def test_all_off_is_the_original_and_history_counts(model: Model, second: Student, data: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    batch = probe(second, data)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    plain = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = plain(input_ids=ids, attention_mask=mask).logits
+    second.network.eval()
+    with second.only():
+        assert torch.equal(second.logits(ids, mask), wanted)
+    with second.only(HISTORY):
+        assert not torch.allclose(second.logits(ids, mask), wanted, atol=1e-3)
+    assert all(value.requires_grad == (f".{CURRENT}." in name) for name, value in second.network.named_parameters())
+    self_test(second, batch)
+
+
+def test_self_test_fires_when_only_the_first_adapter_counts(
+    second: Student, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 1 made again: a forward that returns after one active adapter."""
+    import peft.tuners.lora as lora
+
+    def first_only(self: lora.Linear, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        result = self.base_layer(x)
+        for name in (
+            [n for n in reversed(self.active_adapters) if n in self.lora_A] if not self.disable_adapters else []
+        ):
+            return result + self.lora_B[name](self.lora_A[name](x)) * self.scaling[name]
+        return result
+
+    monkeypatch.setattr(lora.Linear, "forward", first_only)
+    with pytest.raises(RuntimeError, match="does not count beside another adapter"):
+        self_test(second, probe(second, data))
+
+
+def test_self_test_fires_when_the_history_is_unfrozen(second: Student, data: Path) -> None:
+    """Trap 2 made again: PEFT's own context manager, on exit."""
+    saved = {name: value.requires_grad for name, value in second.network.named_parameters()}
+    try:
+        second.network.set_adapter(CURRENT)
+        with second.network.disable_adapter():
+            pass
+        second.network.base_model.set_adapter([CURRENT, HISTORY])
+        with pytest.raises(RuntimeError, match="trainable"):
+            self_test(second, probe(second, data))
+    finally:
+        for name, value in second.network.named_parameters():
+            value.requires_grad_(saved[name])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "train.divergence=nll",
+        "train.divergence=kl_fwd",
+        "train.divergence=kl_rev train.reference=previous",
+        "train.divergence=wd",
+        "train.gradient_accumulation=2",
+    ],
+)
+def test_every_divergence_and_reference_over_a_history(
+    model: Model, data: Path, history: Path, tmp_path: Path, overrides: str
+) -> None:
+    healed = heal(model, data, history, tmp_path / "adapter", config(overrides), 2)
+    steps = 1 if "accumulation" in overrides else 2
+    assert [row["step"] for row in healed.rows] == list(range(1, steps + 1)) and healed.start["base"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "adapter" / "train.jsonl").read_text().splitlines()]
+    assert rows == healed.rows
+    first = rows[0]["divergence_rmse"]
+    assert first < 1e-3 if "previous" in overrides else first > 1e-3
+    assert (rows[0]["barrier"] > 0) == ("kl_fwd" in overrides or "accumulation" in overrides)
+
+
+def test_saved_adapters_reload_with_equal_logits(model: Model, data: Path, history: Path, tmp_path: Path) -> None:
+    """This round's adapter and the folded history, each through plain Transformers and PEFT."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    heal(model, data, history, tmp_path / "adapter", config(), 2)
+    fold([(history.parent / "adapter", 1.0), (tmp_path / "adapter", 1.0)], tmp_path / "history")
+    ids = torch.arange(5, 45)[None]
+
+    def logits(*folders: Path) -> torch.Tensor:
+        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+        loaded = PeftModel.from_pretrained(network, folders[0], adapter_name="0").eval()
+        for index, folder in enumerate(folders[1:], start=1):
+            loaded.load_adapter(folder, adapter_name=str(index))
+        loaded.base_model.set_adapter([str(index) for index in range(len(folders))])
+        with torch.inference_mode():
+            return loaded(ids).logits
+
+    separate, folded = logits(history.parent / "adapter", tmp_path / "adapter"), logits(tmp_path / "history")
+    torch.testing.assert_close(separate, folded, atol=5e-4, rtol=1e-4)
+    assert not torch.allclose(folded, logits(history), atol=1e-2)
+
+
+def test_command_line_writes_an_adapter_and_no_half_of_one(data: Path, tmp_path: Path) -> None:
+    done = command("train.heal", "--model", "embedded", "--data", data, "--out", tmp_path / "adapter", "--set", SMALL)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and "cross-entropy" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    bad = command(
+        "train.heal",
+        "--model",
+        "embedded",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "other",
+        "--set",
+        f"{SMALL} train.max_length=16",
+    )
+    assert bad.returncode == 2 and "raise train.max_length" in bad.stderr and "Traceback" not in bad.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_4bit_without_a_gpu_is_refused(model: Model) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SteerHealError, match="need a GPU"):
+        load_student(model, config("train.load_in_4bit=true"), None)

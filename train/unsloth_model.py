@@ -1,0 +1,202 @@
+"""The student under Unsloth: a frozen base, the frozen folded history, and this round's trainable adapter.
+
+The only file that imports unsloth. Three of its traps are handled here: its compiler rewrites PEFT's adapter loop so that only
+the first active adapter counts; PEFT's disable_adapter unfreezes on exit; Unsloth marks every adapter trainable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.config import Config, band
+from shared.errors import SteerHealError
+from shared.layers import decoder_layers
+from shared.models import Model, cache_folder
+
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
+with contextlib.redirect_stdout(None), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from unsloth import FastLanguageModel  # before transformers and peft, which it patches
+
+import torch
+
+from train.objective import Head
+
+CURRENT, HISTORY = "default", "history"
+
+
+@dataclass(frozen=True)
+class Student:
+    """network: the PEFT model; adapters: all that are attached, the history first."""
+
+    network: Any
+    tokenizer: Any
+    adapters: tuple[str, ...]
+
+    @contextlib.contextmanager
+    def only(self, *names: str) -> Iterator[None]:
+        """Activate just these adapters inside the context; none is the original model. Trainability is never touched."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        saved = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+        try:
+            for layer in layers:
+                layer._active_adapter, layer._disable_adapters = list(names), not names
+            yield
+        finally:
+            for layer, (active, disabled) in zip(layers, saved, strict=True):
+                layer._active_adapter, layer._disable_adapters = active, disabled
+
+    @property
+    def head(self) -> Head:
+        layer = self.network.get_output_embeddings()
+        config = self.network.config
+        return Head(
+            layer.weight,
+            getattr(layer, "bias", None),
+            getattr(config, "text_config", config).to_dict().get("final_logit_softcapping"),
+        )
+
+    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [batch, length, hidden], what the head turns into logits."""
+        if input_ids.device.type == "cpu":
+            inner = self.network.get_base_model().get_decoder()
+            return inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
+        try:
+            return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        finally:
+            os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"
+
+    @torch.no_grad()
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        return {name: value for name, value in self.network.named_parameters() if f".{adapter}." in name}
+
+
+@contextlib.contextmanager
+def peft_forwards_kept() -> Iterator[None]:
+    """Undo what Unsloth's compiler does to PEFT's LoRA layers: its forward returns after the first active adapter."""
+    import peft.tuners.lora as lora
+
+    classes = [
+        lora.Linear,
+        *[cls for name in ("Linear4bit", "Linear8bitLt") if (cls := getattr(lora, name, None)) is not None],
+    ]
+    forwards = [cls.forward for cls in classes]
+    try:
+        yield
+    finally:
+        for cls, forward in zip(classes, forwards, strict=True):
+            cls.forward = forward
+
+
+def load_student(model: Model, config: Config, history: Path | None) -> Student:
+    """The student at the start of a round: the original weights under the history, and a fresh adapter whose effect is zero."""
+    train = config.train
+    if train.load_in_4bit and not torch.cuda.is_available():
+        raise SteerHealError(
+            "4-bit weights need a GPU",
+            given="train.load_in_4bit = true",
+            expected="false on a CPU",
+            next="SET=train.load_in_4bit=false",
+        )
+    with peft_forwards_kept():
+        network, tokenizer = FastLanguageModel.from_pretrained(
+            str(model.folder),
+            max_seq_length=train.max_length,
+            dtype=getattr(torch, config.model.dtype),
+            load_in_4bit=train.load_in_4bit,
+            use_gradient_checkpointing=train.gradient_checkpointing,
+        )
+        network = FastLanguageModel.get_peft_model(
+            network,
+            r=train.rank,
+            lora_alpha=train.alpha,
+            lora_dropout=0.0,
+            bias="none",
+            target_modules=targets(network, model, train.layers),
+            use_gradient_checkpointing=train.gradient_checkpointing,
+            random_state=config.seed,
+            use_rslora=False,
+        )
+        if history is not None:
+            network.load_adapter(str(history), adapter_name=HISTORY, is_trainable=False)
+    student = Student(network, tokenizer, (HISTORY, CURRENT) if history is not None else (CURRENT,))
+    network.peft_config[CURRENT].base_model_name_or_path = model.name
+    activate(student)
+    return student
+
+
+def activate(student: Student) -> None:
+    """History and current adapter active; the current one trainable in fp32, all else frozen."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in student.network.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer._active_adapter, layer._disable_adapters = list(student.adapters), False
+    current = {id(value) for value in student.parameters(CURRENT).values()}
+    for value in student.network.parameters():
+        value.requires_grad_(id(value) in current)
+        if id(value) in current:
+            value.data = value.data.float()
+
+
+def targets(network: torch.nn.Module, model: Model, layers: str) -> str:
+    """A pattern over every linear module in the band of the text tower's decoder layers."""
+    name, stack = decoder_layers(network, model.depth)
+    chosen = band(layers, model.depth)
+    inner = sorted(
+        {
+            inside
+            for index in chosen
+            for inside, module in stack[index].named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+    )
+    return rf"(?:.*\.)?{re.escape(name)}\.(?:{'|'.join(map(str, chosen))})\.(?:{'|'.join(map(re.escape, inner))})"
+
+
+def self_test(student: Student, batch: dict[str, torch.Tensor]) -> None:
+    """Refuse to train on a model that does not do what it says. batch: input_ids and attention_mask.
+
+    The history's gate must change the logits beside another active adapter; only the current adapter may be trainable; the head
+    of the hidden states must be the logits.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    frozen_right = all(
+        value.requires_grad == (f".{CURRENT}." in name) for name, value in student.network.named_parameters()
+    )
+    if not frozen_right:
+        raise RuntimeError("the history or the base is trainable, or this round's adapter is not")
+    with torch.no_grad():
+        full = student.logits(ids, mask)
+        rows = student.hidden(ids, mask)[mask.bool()]
+        ours, theirs = student.head.logprobs(rows), full[mask.bool()].float().log_softmax(-1)
+        if not torch.allclose(ours, theirs, atol=1e-3 if full.dtype == torch.float32 else 0.1):
+            raise RuntimeError(
+                f"the head of the hidden states is not the logits: they differ by {(ours - theirs).abs().max():.4f} nats"
+            )
+        if HISTORY in student.adapters:
+            with student.only(HISTORY):
+                alone = student.logits(ids, mask)
+            with student.only(CURRENT):
+                without = student.logits(ids, mask)
+            with student.only(CURRENT, HISTORY):
+                after = student.logits(ids, mask)
+            if torch.equal(without, alone) or not torch.allclose(
+                after, alone, atol=1e-3 if full.dtype == torch.float32 else 0.1
+            ):
+                raise RuntimeError(
+                    "the history's gate does not count beside another adapter: PEFT's LoRA forward has been replaced"
+                )
