@@ -16,7 +16,7 @@ STAMP := .venv/.ready-$(LOCK)
 ROUNDS := $(shell seq 1 $(N))
 FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
 
-.PHONY: round report test test-long check doctor setup clean help
+.PHONY: round report test check doctor setup clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets

@@ -13,7 +13,7 @@ from evals.forced_choice import Condition, Read, forced_choice
 from evals.generations import generate, judge
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
-from gen.filter import summary, unsteered_of
+from gen.filter import by_coefficient, unsteered_of
 from shared.chat import load_tokenizer
 from shared.cli import entry, need, parser, run_of
 from shared.config import Config, EvalConfig, resolve
@@ -24,7 +24,7 @@ from shared.publish import atomic_folder, write_json
 from shared.records import Completion, Prompt, Vignette, data_file, read_jsonl, stratified, write_jsonl
 from shared.run import Run, Stage
 from shared.traits import load_trait
-from shared.vectors import Vector, load_vector
+from shared.vectors import load_vector
 
 
 def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
@@ -52,31 +52,9 @@ def conditions_of(
     return before, [Condition("healed", "healed")]
 
 
-def by_coefficient(rows: Sequence[Completion], kept: Sequence[Completion], vector: Vector) -> list[dict[str, Any]]:
-    """The sweep's table for the report."""
-    lines = []
-    for coefficient in sorted({row.coefficient for row in rows}):
-        group = [row for row in rows if row.coefficient == coefficient]
-        perplexity, distinct_3, trait_llr = summary(group)
-        dose = list(vector.relative_dose(coefficient).values())
-        lines.append(
-            {
-                "coefficient": coefficient,
-                "n": len(group),
-                "kept": sum(row.coefficient == coefficient for row in kept),
-                "perplexity": perplexity,
-                "distinct_3": distinct_3,
-                "trait_llr": trait_llr,
-                "relative_dose": float(np.mean(dose)) if dose else None,
-            }
-        )
-    return lines
-
-
 def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
-    from shared.folding import merged
-
     from gen.engine.engine import engine
+    from shared.folding import merged
 
     config, folder = run.config, run.round(number)
     settings = of_mode(config.eval, mode)
@@ -103,6 +81,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
             "sweep": folder / "sweep.jsonl",
             "kept": folder / "kept.jsonl",
             "history": after_path,
+            "unsteered": run.round(1) / "sweep.jsonl",
             "trait": data_file(config.vector.trait, "trait.json"),
             **({"history before": before_path} if before_path else {}),
             **{label: path for label, value in files.items() if (path := data_file(value, embedded[label])).is_file()},
@@ -178,7 +157,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
                     }
                     for c in [*before, *after]
                 ],
-                "sweep": by_coefficient([*(unsteered_of(run) if number > 1 else []), *sweep], kept, vector),
+                "sweep": by_coefficient(sweep, unsteered_of(run), config.filter, config.vector.trait, vector),
             },
         )
     job.finish(
@@ -187,9 +166,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
 
 
 def standalone(arguments: Any) -> None:
-    from shared.folding import merged
-
     from gen.engine.engine import engine
+    from shared.folding import merged
 
     config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     origin = resolve_model(arguments.model, config.model.revision)

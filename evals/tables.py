@@ -158,7 +158,7 @@ def sweep(rounds: Sequence[Round]) -> Table:
             for r in rounds
             for line in r.scores.sweep
         ],
-        "Coefficient 0 is the original model's, a control that is never trained on. Relative dose: |c| ‖v‖ / mean ‖h‖, averaged over the band.",
+        "Coefficient 0 is the original model's: what the filter would keep of it is a control, never trained on. Relative dose: |c| ‖v‖ / mean ‖h‖, averaged over the band.",
     )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,36 +97,68 @@ def reasons(
     return found
 
 
+def judge(unsteered: Sequence[Completion], config: FilterConfig, trait: str) -> Callable[[Completion], list[str]]:
+    """The filter of a sweep: row -> reasons."""
+    limit, narration = (
+        limits(unsteered, config),
+        [re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration],
+    )
+    return lambda row: reasons(row, limit, config, narration)
+
+
 def split(
     rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str
 ) -> tuple[list[Completion], list[Completion]]:
     """(kept, rejected), each sorted by key. Rows at coefficient 0 are the yardstick and are in neither."""
-    limit = limits(unsteered, config)
-    narration = [re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration]
+    why = judge(unsteered, config, trait)
     judged = [
-        row.model_copy(update={"reasons": reasons(row, limit, config, narration)})
+        row.model_copy(update={"reasons": why(row)})
         for row in sorted(rows, key=lambda row: row.key)
         if row.coefficient != 0
     ]
     return [row for row in judged if not row.reasons], [row for row in judged if row.reasons]
 
 
-def show(
+def by_coefficient(
     rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str, vector: Vector | None
-) -> None:
-    """The sweep by coefficient: n, kept, perplexity, distinct-3, trait_llr, relative dose; the unsteered as a control."""
-    limit = limits(unsteered, config)
-    narration = [re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration]
+) -> list[dict[str, Any]]:
+    """The sweep by coefficient: n, kept, perplexity, distinct_3, trait_llr, relative_dose.
+
+    Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control.
+    """
+    why = judge(unsteered, config, trait)
     lines = []
     for coefficient in sorted({0.0, *(row.coefficient for row in rows)}):
         group = list(unsteered) if coefficient == 0 else [row for row in rows if row.coefficient == coefficient]
-        kept = sum(not reasons(row, limit, config, narration) for row in group)
+        perplexity, distinct_3, trait_llr = summary(group)
         dose = list(vector.relative_dose(coefficient).values()) if vector else []
-        lines.append([f"{coefficient:g}", len(group), kept, *summary(group), float(np.mean(dose)) if dose else None])
+        lines.append(
+            {
+                "coefficient": coefficient,
+                "n": len(group),
+                "kept": sum(not why(row) for row in group),
+                "perplexity": perplexity,
+                "distinct_3": distinct_3,
+                "trait_llr": trait_llr,
+                "relative_dose": float(np.mean(dose)) if dose else None,
+            }
+        )
+    return lines
+
+
+def show(
+    rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str, vector: Vector | None
+) -> None:
+    """The sweep's table at the terminal."""
+    limit = limits(unsteered, config)
+    names = ["coefficient", "n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
     table(
-        f"sweep (limits: perplexity ≤ {limit.perplexity:.1f}, trait_llr ≥ {limit.trait_llr:+.3f}; coefficient 0 is a control and is never kept)",
+        f"sweep (limits: perplexity ≤ {limit.perplexity:.1f}, trait_llr ≥ {limit.trait_llr:+.3f}; coefficient 0 is a control and is never trained on)",
         ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
-        lines,
+        [
+            [f"{line['coefficient']:g}", *[line[name] for name in names[1:]]]
+            for line in by_coefficient(rows, unsteered, config, trait, vector)
+        ],
     )
 
 

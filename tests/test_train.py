@@ -87,17 +87,16 @@ def test_all_off_is_the_original_and_history_counts(model: Model, second: Studen
     self_test(second, batch)
 
 
-def test_self_test_fires_when_only_the_first_adapter_counts(
-    second: Student, data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [1, -1])
+def test_self_test_fires_when_only_one_adapter_counts(
+    second: Student, data: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Trap 1 made again: a forward that returns after one active adapter."""
+    """Trap 1 made again: a forward that returns after one active adapter, the first or the last."""
     import peft.tuners.lora as lora
 
     def first_only(self: lora.Linear, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         result = self.base_layer(x)
-        for name in (
-            [n for n in reversed(self.active_adapters) if n in self.lora_A] if not self.disable_adapters else []
-        ):
+        for name in [] if self.disable_adapters else [n for n in self.active_adapters[::step] if n in self.lora_A]:
             return result + self.lora_B[name](self.lora_A[name](x)) * self.scaling[name]
         return result
 
