@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from shared.chat import render_text
+from shared.chat import assistant_close, render_text
 from shared.errors import SteerHealError
 from shared.records import Record, data_file
 
@@ -94,7 +94,7 @@ class Renderer:
         self._tokenizer, self._instrument, self._template = tokenizer, instrument, template
         self.label_ids = [self._single(label) for label in instrument.labels]
         self.prefill = self._ids(instrument.prefill)
-        self.suffix = self._ids(instrument.think_close + self._assistant_close() + self._nudge())
+        self.suffix = self._ids(instrument.think_close + assistant_close(tokenizer, **template) + self._nudge())
         close = self._ids(instrument.think_close)
         self.stop_ids = [
             *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
@@ -114,12 +114,6 @@ class Renderer:
                 next="give the instrument labels that are single tokens for this model",
             )
         return ids[0]
-
-    def _assistant_close(self) -> str:
-        """What the template puts after an assistant's words."""
-        marker = "\u2042answer\u2042"
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": marker}]
-        return render_text(self._tokenizer, turns, prompt=False, **self._template).partition(marker)[2]
 
     def _nudge(self) -> str:
         text = render_text(self._tokenizer, [{"role": "user", "content": self._instrument.nudge}], **self._template)

@@ -48,3 +48,17 @@ def render_text(
     """The same conversation as text."""
     messages = [{"role": "system", "content": system}, *turns] if system is not None else turns
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False, **template))
+
+
+def assistant_close(tokenizer: Any, **template: Any) -> str:
+    """What the template puts after an assistant's words, such as the end-of-turn token and a line break."""
+    marker = "\u2042answer\u2042"
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": marker}]
+    return render_text(tokenizer, turns, prompt=False, **template).partition(marker)[2]
+
+
+def end_of_turn(tokenizer: Any, **template: Any) -> int:
+    """The token that ends an assistant's turn: the first special one of the template's close, or else the tokenizer's EOS."""
+    close = tokenizer(assistant_close(tokenizer, **template), add_special_tokens=False)["input_ids"]
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return int(next((token for token in close if token in special), tokenizer.eos_token_id))

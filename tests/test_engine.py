@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gen.engine.engine import Engine, Request
-from shared.chat import render
+from shared.chat import end_of_turn, render
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
@@ -171,6 +171,16 @@ def test_a_seeded_request_survives_chunked_prefill(engine: Engine, prompts: list
     alone = engine.run([own])[0].token_ids
     engine._llm.reset_prefix_cache()
     assert engine.run([*others, own])[-1].token_ids == alone
+
+
+def test_a_stopped_completion_holds_the_end_of_its_turn(engine: Engine, tokenizer: object) -> None:
+    """Training takes the sampler's ids as they are and adds no end of its own."""
+    ids = render(
+        tokenizer, [{"role": "user", "content": "Answer with the one word yes."}], "You are a helpful assistant."
+    )
+    done = engine.run([Request(ids, 200)])[0]
+    assert done.finish_reason == "stop" and done.token_ids[-1] == end_of_turn(tokenizer) == 2
+    assert tokenizer.decode([done.token_ids[-1]]) not in done.text
 
 
 def test_weights_swap_in_place_and_back(

@@ -17,7 +17,7 @@ from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
 from train.data import collate, load_examples
-from train.heal import heal
+from train.distil import distil
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def config(overrides: str = "") -> Config:
 def history(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Round 1, folded."""
     folder = tmp_path_factory.mktemp("rounds")
-    heal(model, data, None, folder / "adapter", config(), 1)
+    distil(model, data, None, folder / "adapter", config(), 1)
     fold([(folder / "adapter", 1.0)], folder / "history")
     return folder / "history"
 
@@ -56,24 +56,26 @@ def second(model: Model, history: Path) -> Student:
     return load_student(model, config(), history)
 
 
-def probe(student: Student, data: Path) -> dict[str, torch.Tensor]:
-    return collate(load_examples(data, student.tokenizer, config())[:2], 0)
+@pytest.fixture(scope="module")
+def batch(data: Path, tokenizer: object) -> dict[str, torch.Tensor]:
+    return collate(load_examples(data, tokenizer, config())[:2])
 
 
-def test_text_rows_end_the_turn_and_keep_the_boundary(second: Student, data: Path) -> None:
-    examples = load_examples(data, second.tokenizer, config())
+def test_text_rows_end_the_turn_and_keep_the_boundary(data: Path, tokenizer: object) -> None:
+    examples = load_examples(data, tokenizer, config())
     for example, (_, text) in zip(examples, PAIRS, strict=True):
-        assert example.completion[-1] == second.tokenizer.eos_token_id
-        assert second.tokenizer.decode(example.completion[:-1]) == text
-        assert second.tokenizer.decode(example.prompt).endswith("<|im_start|>assistant\n")
-    labels = collate(examples, 0)["labels"]
+        assert example.completion[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(example.completion[:-1]) == text
+        assert tokenizer.decode(example.prompt).endswith("<|im_start|>assistant\n")
+    labels = collate(examples)["labels"]
     assert [(row != -100).sum().item() for row in labels] == [len(example.completion) for example in examples]
 
 
-def test_all_off_is_the_original_and_history_counts(model: Model, second: Student, data: Path) -> None:
+def test_all_off_is_the_original_and_history_counts(
+    model: Model, second: Student, batch: dict[str, torch.Tensor]
+) -> None:
     from transformers import AutoModelForCausalLM
 
-    batch = probe(second, data)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     plain = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -89,7 +91,7 @@ def test_all_off_is_the_original_and_history_counts(model: Model, second: Studen
 
 @pytest.mark.parametrize("step", [1, -1])
 def test_self_test_fires_when_only_one_adapter_counts(
-    second: Student, data: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    second: Student, batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Trap 1 made again: a forward that returns after one active adapter, the first or the last."""
     import peft.tuners.lora as lora
@@ -102,10 +104,10 @@ def test_self_test_fires_when_only_one_adapter_counts(
 
     monkeypatch.setattr(lora.Linear, "forward", first_only)
     with pytest.raises(RuntimeError, match="does not count beside another adapter"):
-        self_test(second, probe(second, data))
+        self_test(second, batch)
 
 
-def test_self_test_fires_when_the_history_is_unfrozen(second: Student, data: Path) -> None:
+def test_self_test_fires_when_the_history_is_unfrozen(second: Student, batch: dict[str, torch.Tensor]) -> None:
     """Trap 2 made again: PEFT's own context manager, on exit."""
     saved = {name: value.requires_grad for name, value in second.network.named_parameters()}
     try:
@@ -114,7 +116,7 @@ def test_self_test_fires_when_the_history_is_unfrozen(second: Student, data: Pat
             pass
         second.network.base_model.set_adapter([CURRENT, HISTORY])
         with pytest.raises(RuntimeError, match="trainable"):
-            self_test(second, probe(second, data))
+            self_test(second, batch)
     finally:
         for name, value in second.network.named_parameters():
             value.requires_grad_(saved[name])
@@ -133,7 +135,7 @@ def test_self_test_fires_when_the_history_is_unfrozen(second: Student, data: Pat
 def test_every_divergence_and_reference_over_a_history(
     model: Model, data: Path, history: Path, tmp_path: Path, overrides: str
 ) -> None:
-    healed = heal(model, data, history, tmp_path / "adapter", config(overrides), 2)
+    healed = distil(model, data, history, tmp_path / "adapter", config(overrides), 2)
     steps = 1 if "accumulation" in overrides else 2
     assert [row["step"] for row in healed.rows] == list(range(1, steps + 1)) and healed.start["base"] > 0
     rows = [json.loads(line) for line in (tmp_path / "adapter" / "train.jsonl").read_text().splitlines()]
@@ -148,7 +150,7 @@ def test_saved_adapters_reload_with_equal_logits(model: Model, data: Path, histo
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    heal(model, data, history, tmp_path / "adapter", config(), 2)
+    distil(model, data, history, tmp_path / "adapter", config(), 2)
     fold([(history.parent / "adapter", 1.0), (tmp_path / "adapter", 1.0)], tmp_path / "history")
     ids = torch.arange(5, 45)[None]
 

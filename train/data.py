@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.chat import render
+from shared.chat import end_of_turn, render
 from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
@@ -43,7 +43,7 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
             sampled = "completion_ids" in json.loads(handle.readline())
     except (OSError, ValueError, TypeError):
         sampled = True  # read_jsonl below names what is wrong
-    rows = _sampled(path, tokenizer) if sampled else _written(path, tokenizer, config)
+    rows = _sampled(path) if sampled else _written(path, tokenizer, config)
     fitting = [row for row in rows if len(row) <= config.train.max_length]
     if len(fitting) < len(rows):
         console.print(
@@ -59,35 +59,31 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     return fitting
 
 
-def _sampled(path: Path, tokenizer: Any) -> list[Example]:
-    examples = []
-    for row in read_jsonl(path, Completion, made_by=MADE_BY):
-        completion = list(row.completion_ids)
-        if row.finish_reason == "stop" and completion[-1:] != [tokenizer.eos_token_id]:
-            completion.append(tokenizer.eos_token_id)
-        if completion:
-            examples.append(Example(list(row.prompt_ids), completion))
-    return examples
+def _sampled(path: Path) -> list[Example]:
+    """The sampler's ids hold the end of the turn where it stopped, and only there."""
+    rows = read_jsonl(path, Completion, made_by=MADE_BY)
+    return [Example(list(row.prompt_ids), list(row.completion_ids)) for row in rows if row.completion_ids]
 
 
 def _written(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     neutral = load_trait(config.vector.trait).neutral
+    end = end_of_turn(tokenizer, **config.model.chat_template_kwargs)
     examples = []
     for row in read_jsonl(path, Pair, made_by=MADE_BY):
         turns = row.messages if row.messages is not None else [{"role": "user", "content": row.prompt or ""}]
         own = turns[0]["role"] == "system"
         prompt = render(tokenizer, turns, None if own else neutral, **config.model.chat_template_kwargs)
         completion = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-        examples.append(Example(prompt, [*completion, tokenizer.eos_token_id]))
+        examples.append(Example(prompt, [*completion, end]))
     return examples
 
 
-def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
+def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
     """Right-padded input_ids, attention_mask and labels [batch, length]; labels are -100 outside the completion."""
     import torch
 
     width = max(map(len, examples))
-    ids = torch.full((len(examples), width), pad)
+    ids = torch.zeros(len(examples), width, dtype=torch.long)
     mask = torch.zeros(len(examples), width, dtype=torch.long)
     labels = torch.full((len(examples), width), IGNORED)
     for index, example in enumerate(examples):

@@ -2,144 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shared.cli import entry, need, parser, run_of
-from shared.config import Config, TrainConfig, resolve
+from shared.config import TrainConfig, resolve
 from shared.console import console, table
 from shared.folding import fold, rounds_of
-from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, digest, write_text
 from shared.run import Run, Stage
 
 if TYPE_CHECKING:
-    import torch
-
-    from train.unsloth_model import Student
+    from train.distil import Distilled
 
 
-@dataclass(frozen=True)
-class Healed:
-    """What a round's training measured. rows: the log, one per optimiser step; start: D of the first step's student to each reference, nats."""
-
-    rows: list[dict[str, Any]]
-    examples: int
-    tokens: int
-    start: dict[str, float]
-
-
-def heal(model: Model, data: Path, history: Path | None, out: Path, config: Config, number: int) -> Healed:
-    """Train round `number` over a frozen history and write its adapter folder `out`, the log inside it as train.jsonl.
-
-    Raises RuntimeError when the history or the original model changed, or what was written is not what was trained.
-    """
-    from train.unsloth_model import CURRENT, HISTORY, load_student, self_test  # noqa: I001 (Unsloth comes before transformers)
-    from shared.chat import load_tokenizer
-    from train.data import collate, load_examples
-
-    load_tokenizer(str(model.folder))  # refuses a model without a chat template before anything heavy
-    with console.status("loading the student"):
-        student = load_student(model, config, history)
-    from train.trainer import HealTrainer, Live, reference_states
-
-    train = config.train
-    examples = load_examples(data, student.tokenizer, config)
-    device = next(student.network.parameters()).device
-    probe = {name: value.to(device) for name, value in collate(examples[:2], 0).items()}
-    ids, mask = probe["input_ids"], probe["attention_mask"]
-    self_test(student, probe)
-    with student.only():
-        original = student.logits(ids, mask)
-    frozen = {name: value.detach().clone() for name, value in student.parameters(HISTORY).items()}
-    to_base = reference_states(student, examples, (), train.batch_size, "reference: base")
-    to_previous = (
-        reference_states(student, examples, (HISTORY,), train.batch_size, "reference: previous") if history else to_base
-    )
-    start = {"base": _distance(student, to_previous, to_base, train), "previous": 0.0}
-    lam = train.lam * number**train.lam_round_power
-    with atomic_folder(out) as temporary:
-        live = Live(train.aggregate)
-        trainer = HealTrainer(
-            student,
-            examples,
-            to_base if train.reference == "base" else to_previous,
-            config,
-            lam,
-            temporary / "train.jsonl",
-            callbacks=[live],
-        )
-        _without_printing(trainer)
-        live.trainer = trainer
-        trainer.train()
-        student.network.eval()
-        with student.only():
-            if not _equal(student.logits(ids, mask), original):
-                raise RuntimeError("with all gates off the model is no longer the original")
-        if any(not _equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
-            raise RuntimeError("the frozen history changed while the round was trained")
-        student.network.save_pretrained(str(temporary), selected_adapters=[CURRENT], save_embedding_layers=False)
-        _same_as_trained(student, temporary)
-        (temporary / "README.md").unlink(missing_ok=True)
-    return Healed(trainer.rows, len(examples), sum(len(example.completion) for example in examples), start)
-
-
-def _without_printing(trainer: Any) -> None:
-    """Trainer's own callback prints every log; the progress bar shows it."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    import torch
-
-    return torch.equal(a, b)
-
-
-def _distance(
-    student: Student, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], train: TrainConfig
-) -> float:
-    """D between two sets of cached hidden states, in the configured aggregate."""
-    import torch
-
-    from train.objective import aggregate, per_position
-
-    if ours is theirs:
-        return 0.0
-    kind = train.divergence if train.divergence == "kl_fwd" else "kl_rev"
-    with torch.no_grad():
-        kl = [
-            per_position(a, torch.zeros(len(a), dtype=torch.long, device=a.device), b, student.head, kind, train.chunk)[
-                1
-            ]
-            for a, b in zip(ours, theirs, strict=True)
-        ]
-    return float(aggregate(torch.cat(kl).float(), train.aggregate))
-
-
-def _same_as_trained(student: Student, folder: Path) -> None:
-    """The adapter on disk must equal the one in memory, tensor by tensor."""
-    import torch
-    from safetensors.torch import load_file
-
-    from train.unsloth_model import CURRENT
-
-    written = load_file(folder / "adapter_model.safetensors")
-    trained = {
-        name.replace(f".{CURRENT}.", "."): value.detach().cpu() for name, value in student.parameters(CURRENT).items()
-    }
-    if written.keys() != trained.keys() or any(not torch.equal(written[name], trained[name]) for name in trained):
-        raise RuntimeError("the adapter that was written is not the one that was trained")
-
-
-def show(healed: Healed, train: TrainConfig) -> None:
+def show(healed: Distilled, train: TrainConfig) -> None:
     """The table of a training, and what its figures say by rule."""
     first, last = healed.rows[0], healed.rows[-1]
     fired = float(np.mean([row["fired"] for row in healed.rows]))
@@ -192,10 +73,12 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     )  # fmt: skip
     if job.done():
         return
+    from train.distil import distil
+
     with TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / "adapter"
         before = digest(history) if history else None
-        healed = heal(origin, folder / "kept.jsonl", history, made, config, number)
+        healed = distil(origin, folder / "kept.jsonl", history, made, config, number)
         if history and digest(history) != before:
             raise RuntimeError(f"{history} changed on disk while the round was trained")
         text = (made / "train.jsonl").read_text(encoding="utf-8")
@@ -229,8 +112,10 @@ def main() -> None:
         return
     need(arguments, "model", "data", "out")
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    from train.distil import distil
+
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
-    healed = heal(
+    healed = distil(
         resolve_model(arguments.model, config.model.revision),
         arguments.data,
         arguments.history,

@@ -33,7 +33,7 @@ def reference_states(
         task = bar.add_task(label, total=len(examples))
         for begin in range(0, len(examples), batch_size):
             block = list(examples[begin : begin + batch_size])
-            batch = collate(block, 0)
+            batch = collate(block)
             hidden = student.hidden(batch["input_ids"].to(device), batch["attention_mask"].to(device))
             states += [hidden[i, len(e.prompt) - 1 : len(e) - 1].clone() for i, e in enumerate(block)]
             bar.advance(task, len(block))
@@ -96,7 +96,7 @@ class HealTrainer(Trainer):
         self._parts: list[dict[str, float]] = []
 
     def _collate(self, rows: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        batch = collate([self.examples[row["row"]] for row in rows], self.student.tokenizer.pad_token_id)
+        batch = collate([self.examples[row["row"]] for row in rows])
         return {**batch, "row": torch.tensor([row["row"] for row in rows])}
 
     def compute_loss(

@@ -37,7 +37,6 @@ class Student:
     """network: the PEFT model; adapters: all that are attached, the history first."""
 
     network: Any
-    tokenizer: Any
     adapters: tuple[str, ...]
 
     @contextlib.contextmanager
@@ -69,16 +68,22 @@ class Student:
         """Final hidden states [batch, length, hidden], what the head turns into logits."""
         if input_ids.device.type == "cpu":
             inner = self.network.get_base_model().get_decoder()
-            return inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            return inner(**self._inputs(input_ids, attention_mask)).last_hidden_state
         os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
         try:
-            return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            return self.network(**self._inputs(input_ids, attention_mask)).logits
         finally:
             os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return self.network(**self._inputs(input_ids, attention_mask)).logits
+
+    def _inputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if self.network.config.model_type == "gemma3":  # refuses to train without knowing which tokens are images: none
+            inputs["token_type_ids"] = torch.zeros_like(input_ids)
+        return inputs
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
         return {name: value for name, value in self.network.named_parameters() if f".{adapter}." in name}
@@ -112,7 +117,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             next="SET=train.load_in_4bit=false",
         )
     with peft_forwards_kept():
-        network, tokenizer = FastLanguageModel.from_pretrained(
+        network, _ = FastLanguageModel.from_pretrained(
             str(model.folder),
             max_seq_length=train.max_length,
             dtype=getattr(torch, config.model.dtype),
@@ -132,7 +137,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
         )
         if history is not None:
             network.load_adapter(str(history), adapter_name=HISTORY, is_trainable=False)
-    student = Student(network, tokenizer, (HISTORY, CURRENT) if history is not None else (CURRENT,))
+    student = Student(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
     network.peft_config[CURRENT].base_model_name_or_path = model.name
     activate(student)
     return student
