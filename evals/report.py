@@ -27,7 +27,7 @@ from evals.tables import (
     sweep,
     times,
 )
-from shared.cli import entry, parser, run_of
+from shared.cli import entry, parse, parser
 from shared.console import console
 from shared.console import table as show
 from shared.errors import SteerHealError
@@ -54,20 +54,12 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     said = reading(rows, rounds, config.train)
     figure = trajectory(rows, extra)
     folder = run.folder / "report"
-    try:
-        with atomic_folder(folder) as out:
-            write_json(out / "results.json", found)
-            (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
-            (out / "trajectory.png").write_bytes(figure)
-            (out / "results.md").write_text(as_markdown(title, tables, said), encoding="utf-8")
-            (out / "index.html").write_text(page(title, tables, said, figure, rounds), encoding="utf-8")
-    except OSError as error:
-        raise SteerHealError(
-            "the report cannot be written",
-            given=f"{folder}: {error.strerror}",
-            expected="a writable folder with room",
-            next="free the space or mend the permissions, then the same command",
-        ) from None
+    with atomic_folder(folder) as out:
+        write_json(out / "results.json", found)
+        (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
+        (out / "trajectory.png").write_bytes(figure)
+        (out / "results.md").write_text(as_markdown(title, tables, said), encoding="utf-8")
+        (out / "index.html").write_text(page(title, tables, said, figure, rounds), encoding="utf-8")
     return folder / "index.html"
 
 
@@ -86,8 +78,7 @@ def main() -> None:
         default="round",
         help="which scores: a round's own, or all items in cyclic orders",
     )
-    arguments = options.parse_args()
-    run = run_of(arguments)
+    arguments, run = parse(options, in_round=False)
     if run is None:
         raise SteerHealError(
             "no run is named", given="no --run", expected="--run DIR", next="python -m evals.report --run runs/smollm2"

@@ -15,7 +15,7 @@ from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
 from gen.filter import by_coefficient, unsteered_of
 from shared.chat import load_tokenizer
-from shared.cli import entry, need, parser, run_of
+from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, EvalConfig, resolve
 from shared.console import console, progress, table
 from shared.models import cache_folder
@@ -173,7 +173,6 @@ def standalone(arguments: Any) -> None:
     origin = resolve_model(arguments.model, config.model.revision)
     vector = load_vector(arguments.vector) if arguments.vector else None
     if vector is not None:
-        need(arguments, "coefficient")
         vector.check(arguments.vector, hidden=origin.hidden, depth=origin.depth)
     tokenizer = load_tokenizer(str(origin.folder))
     vignettes: list[Vignette] = load_vignettes(arguments.vignettes)
@@ -225,27 +224,26 @@ def main() -> None:
         default="round",
         help="items and orders of a round's scoring, or all items, cyclically",
     )
-    plain = options.add_argument_group("on plain files")
-    plain.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    plain.add_argument("--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/)")
-    plain.add_argument("--vector", type=Path, help="steering vector, .safetensors")
-    plain.add_argument("--coefficient", type=float, help="multiple of the vector")
-    plain.add_argument("--instrument", default="embedded", help="'embedded' or a JSON file")
-    plain.add_argument(
+    files = plain(options)
+    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument("--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/)")
+    files.add_argument("--vector", type=Path, help="steering vector, .safetensors")
+    files.add_argument("--coefficient", type=float, help="multiple of the vector")
+    files.add_argument("--instrument", default="embedded", help="'embedded' or a JSON file")
+    files.add_argument(
         "--vignettes", default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'"
     )
-    plain.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders")
-    plain.add_argument("--think", type=int, default=16, metavar="T", help="think tokens before the answer")
-    plain.add_argument("--samples", type=int, default=1, metavar="N", help="thoughts per item and order")
-    plain.add_argument("--temperature", type=float, default=0.0, help="of the thoughts; 0 is greedy")
-    plain.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16", help="of the weights")
-    plain.add_argument("--out", type=Path, help="score rows to write, JSONL")
-    arguments = options.parse_args()
-    run = run_of(arguments)
+    files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders")
+    files.add_argument("--think", type=int, default=16, metavar="T", help="think tokens before the answer")
+    files.add_argument("--samples", type=int, default=1, metavar="N", help="thoughts per item and order")
+    files.add_argument("--temperature", type=float, default=0.0, help="of the thoughts; 0 is greedy")
+    files.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16", help="of the weights")
+    files.add_argument("--out", type=Path, help="score rows to write, JSONL")
+    arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.eval, arguments.rebuild)
         return
-    need(arguments, "model", "out")
+    need(options, arguments, "model", "out", *(["coefficient"] if arguments.vector else []))
     standalone(arguments)
 
 

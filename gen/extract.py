@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shared.chat import load_tokenizer, render
-from shared.cli import entry, need, parser, run_of
+from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, ModelConfig, VectorConfig, band, resolve
 from shared.console import console, progress, table
 from shared.models import Model
@@ -172,15 +172,14 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 def main() -> None:
     options = parser("gen.extract", "Extract a steering vector from a chat model.")
-    plain = options.add_argument_group("on plain files")
-    plain.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    plain.add_argument("--out", type=Path, help="vector file to write, .safetensors")
-    arguments = options.parse_args()
-    run = run_of(arguments)
+    files = plain(options)
+    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument("--out", type=Path, help="vector file to write, .safetensors")
+    arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
-    need(arguments, "model", "out")
+    need(options, arguments, "model", "out")
     config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     model = resolve_model(arguments.model, config.model.revision)
     vector = extract(model, config.model, config.vector, model)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.cli import entry, need, parser, run_of
+from shared.cli import entry, need, parse, parser, plain
 from shared.config import FilterConfig, resolve
 from shared.console import console, number, table
 from shared.errors import SteerHealError
@@ -257,25 +257,24 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
 
 def main() -> None:
     options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
-    plain = options.add_argument_group("on plain files")
-    plain.add_argument("--in", dest="in_", type=Path, metavar="FILE", help="sweep rows, JSONL")
-    plain.add_argument(
+    files = plain(options)
+    files.add_argument("--in", dest="in_", type=Path, metavar="FILE", help="sweep rows, JSONL")
+    files.add_argument(
         "--out",
         type=Path,
         help="folder for kept.jsonl and rejected.jsonl, or the file of the kept rows (the rejected go beside it)",
     )
-    plain.add_argument(
+    files.add_argument(
         "--unsteered",
         type=Path,
         metavar="FILE",
         help="rows of the original model at coefficient 0; by default those of --in",
     )
-    arguments = options.parse_args()
-    run = run_of(arguments)
+    arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
-    need(arguments, "in_", "out")
+    need(options, arguments, "in_", "out")
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     rows = read_jsonl(arguments.in_, Completion, made_by="python -m gen.sweep --help")
     yardstick = (

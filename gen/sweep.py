@@ -11,7 +11,7 @@ from pathlib import Path
 from gen import filter as keep
 from gen.scoring import score
 from shared.chat import load_tokenizer, render
-from shared.cli import entry, need, parser, run_of
+from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, resolve
 from shared.console import console, progress
 from shared.errors import SteerHealError
@@ -197,24 +197,23 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 def main() -> None:
     options = parser("gen.sweep", "Sample completions over a sweep of coefficients with vLLM.")
-    plain = options.add_argument_group("on plain files")
-    plain.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    plain.add_argument("--vector", type=Path, help="vector file, .safetensors")
-    plain.add_argument("--prompts", type=Path, help="JSONL with prompt or messages")
-    plain.add_argument(
+    files = plain(options)
+    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument("--vector", type=Path, help="vector file, .safetensors")
+    files.add_argument("--prompts", type=Path, help="JSONL with prompt or messages")
+    files.add_argument(
         "--coefficients",
         nargs="+",
         type=finite,
         help="multiples of the vector; include 0 for the unsteered completions that the filter compares with",
     )
-    plain.add_argument("--samples", type=int, help="completions per prompt and coefficient (default: sweep.samples)")
-    plain.add_argument("--out", type=Path, help="sweep rows to write, JSONL")
-    arguments = options.parse_args()
-    run = run_of(arguments)
+    files.add_argument("--samples", type=int, help="completions per prompt and coefficient (default: sweep.samples)")
+    files.add_argument("--out", type=Path, help="sweep rows to write, JSONL")
+    arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
-    need(arguments, "model", "vector", "prompts", "coefficients", "out")
+    need(options, arguments, "model", "vector", "prompts", "coefficients", "out")
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     prompts = read_jsonl(arguments.prompts, Prompt, made_by=MADE_BY)
     model = resolve_model(arguments.model, config.model.revision)

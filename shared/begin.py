@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from shared.cli import entry, need, parser, run_of
+from shared.cli import entry, need, parse, parser
 from shared.console import console
 
 
 def main() -> None:
-    arguments = parser("shared.begin", "Freeze the configuration of a run in its config.toml.").parse_args()
-    need(arguments, "run", "config")
-    run = run_of(arguments)
+    options = parser("shared.begin", "Freeze the configuration of a run in its config.toml.")
+    arguments, run = parse(options, in_round=False)
+    need(options, arguments, "run", "config")
     assert run is not None
     console.print(
         f"run {run.folder}: {run.config.model.name}, D = {run.config.train.divergence}, lambda = {run.config.train.lam}, tau = {run.config.train.tau}"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.run import Run, open_run
+
+PLAIN = "on plain files"
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -33,28 +38,54 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     return options
 
 
-def run_of(arguments: argparse.Namespace) -> Run | None:
-    """The run the arguments name, or None when the stage works on plain files."""
+def plain(options: argparse.ArgumentParser) -> Any:
+    """The group of options that a stage takes instead of a run."""
+    return options.add_argument_group(PLAIN)
+
+
+def parse(options: argparse.ArgumentParser, *, in_round: bool = True) -> tuple[argparse.Namespace, Run | None]:
+    """The arguments, and the run they name or None when the stage works on plain files. Raises SteerHealError on a mixture."""
+    arguments = options.parse_args()
     if not hasattr(arguments, "run"):
-        return None
-    if getattr(arguments, "round", 1) < 1:
+        return arguments, None
+    group = next((group for group in options._action_groups if group.title == PLAIN), None)
+    mixed = (
+        [
+            action.option_strings[0]
+            for action in group._group_actions
+            if getattr(arguments, action.dest) != action.default
+        ]
+        if group
+        else []
+    )
+    if mixed:
         raise SteerHealError(
-            "a round number is out of range", given=arguments.round, expected="1 or more", next="--round 1"
+            "options of plain files do not go with --run",
+            given=" ".join(mixed),
+            expected="--run and --round alone: a run's files and settings are its own",
+            next=f"leave them out, or see python -m {options.prog.split()[-1]} --help",
         )
-    return open_run(
+    if in_round and getattr(arguments, "round", 0) < 1:
+        raise SteerHealError(
+            "a stage of a run needs its round",
+            given=getattr(arguments, "round", "no --round"),
+            expected="1 or more",
+            next="--round 1",
+        )
+    return arguments, open_run(
         arguments.run, getattr(arguments, "config", None), getattr(arguments, "set", None), arguments.rebuild
     )
 
 
-def need(arguments: argparse.Namespace, *names: str) -> None:
+def need(options: argparse.ArgumentParser, arguments: argparse.Namespace, *names: str) -> None:
     """Refuse a call that has neither a run nor the plain-file options."""
-    missing = [f"--{name.rstrip('_').replace('_', '-')}" for name in names if getattr(arguments, name, None) is None]
+    missing = [f"--{name.rstrip('_')}" for name in names if getattr(arguments, name, None) is None]
     if missing:
         raise SteerHealError(
             "options are missing",
             given=" ".join(sys.argv[1:]) or "none",
             expected=f"--run DIR --round K, or {' '.join(missing)}",
-            next=f"{Path(sys.argv[0]).stem}: see --help",
+            next=f"{options.prog} --help",
         )
 
 
@@ -77,9 +108,24 @@ def entry(main: Callable[[], None]) -> None:
     try:
         main()
     except SteerHealError as error:
-        sys.stdout.flush()
-        print(error.render(), file=sys.stderr)
-        sys.exit(2)
+        _stop(error)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _stop(
+            SteerHealError(
+                "a file could not be written",
+                given=f"{error.filename}: {error.strerror}",
+                expected="a writable place with room",
+                next="mend the permissions or free the space, then the same command goes on",
+            )
+        )
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; finished stages are kept, the same command goes on from there[/]")
         sys.exit(130)
+
+
+def _stop(error: SteerHealError) -> None:
+    sys.stdout.flush()
+    print(error.render(), file=sys.stderr)
+    sys.exit(2)

@@ -77,15 +77,7 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
             )
         if not changed:
             return Run(folder, wanted)
-    try:
-        write_text(frozen, configuration.to_toml(wanted, sources))
-    except OSError as error:
-        raise SteerHealError(
-            "a run folder cannot be written",
-            given=f"{folder}: {error.strerror}",
-            expected="a writable folder",
-            next="choose another RUN",
-        ) from None
+    write_text(frozen, configuration.to_toml(wanted, sources))
     return Run(folder, wanted)
 
 

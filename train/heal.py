@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shared.cli import entry, need, parser, run_of
+from shared.cli import entry, need, parse, parser, plain
 from shared.config import TrainConfig, resolve
 from shared.console import console, table
 from shared.folding import fold, rounds_of
@@ -100,17 +100,16 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 def main() -> None:
     options = parser("train.heal", "Distil kept completions into a LoRA behind a divergence barrier.")
-    plain = options.add_argument_group("on plain files")
-    plain.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    plain.add_argument("--data", type=Path, help="kept rows, or rows of prompt (or messages) and completion; JSONL")
-    plain.add_argument("--history", type=Path, help="folded history to train over")
-    plain.add_argument("--out", type=Path, help="adapter folder to write")
-    arguments = options.parse_args()
-    run = run_of(arguments)
+    files = plain(options)
+    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument("--data", type=Path, help="kept rows, or rows of prompt (or messages) and completion; JSONL")
+    files.add_argument("--history", type=Path, help="folded history to train over")
+    files.add_argument("--out", type=Path, help="adapter folder to write")
+    arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
-    need(arguments, "model", "data", "out")
+    need(options, arguments, "model", "data", "out")
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     from train.distil import distil
 
