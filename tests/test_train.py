@@ -193,3 +193,18 @@ def test_4bit_without_a_gpu_is_refused(model: Model) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SteerHealError, match="need a GPU"):
         load_student(model, config("train.load_in_4bit=true"), None)
+
+
+def test_cross_entropy_under_accumulation_is_that_of_the_whole_step(model: Model, data: Path, tmp_path: Path) -> None:
+    """Rows of different length: a mean per micro-batch would weigh them differently."""
+    whole = distil(model, data, None, tmp_path / "a", config("train.divergence=nll train.batch_size=4"), 1).rows[0]
+    parts = distil(
+        model,
+        data,
+        None,
+        tmp_path / "b",
+        config("train.divergence=nll train.batch_size=1 train.gradient_accumulation=4"),
+        1,
+    ).rows[0]
+    assert parts["ce"] == pytest.approx(whole["ce"], rel=1e-5) and parts["tokens"] == whole["tokens"]
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
