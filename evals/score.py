@@ -196,7 +196,7 @@ def standalone(arguments: Any) -> None:
         reads = len(vignettes) * len(orders(arguments.debias)) * arguments.samples * (2 if arguments.think else 1)
         with counting("forced choice", reads) as advance:
             rows = forced_choice(model, renderer, vignettes, [condition], read, tokenizer, advance)["scored"]
-    out = arguments.out if arguments.out.suffix else arguments.out / "scores.jsonl"
+    out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
     write_jsonl(out, rows)
     profile(rows)
     console.print(f"wrote {len(rows)} rows to {out}")

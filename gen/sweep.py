@@ -223,9 +223,10 @@ def main() -> None:
         prompts, sorted(set(arguments.coefficients)), arguments.samples or config.sweep.samples, str(config.seed)
     )
     rows = sweep(plans, model, model, vector, config)
-    write_jsonl(arguments.out, rows)
+    out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
+    write_jsonl(out, rows)
     show(rows, [row for row in rows if row.coefficient == 0], config, vector)
-    console.print(f"wrote {len(rows)} rows to {arguments.out}")
+    console.print(f"wrote {len(rows)} rows to {out}")
 
 
 def finite(text: str) -> float:
