@@ -31,7 +31,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--config",
         type=Path,
         default=argparse.SUPPRESS,
-        help="configuration that begins the run, or must equal its frozen one",
+        help="configuration file; in a run it begins the run, or must equal its frozen one",
     )
     run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
     run.add_argument("--rebuild", action="store_true", help="make the stage again where its settings or inputs changed")
