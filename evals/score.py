@@ -170,6 +170,7 @@ def standalone(arguments: Any) -> None:
     from shared.folding import merged
 
     config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
     vector = load_vector(arguments.vector) if arguments.vector else None
     if vector is not None:
@@ -178,7 +179,7 @@ def standalone(arguments: Any) -> None:
     vignettes: list[Vignette] = load_vignettes(arguments.vignettes)
     renderer = Renderer(tokenizer, load_instrument(arguments.instrument), config.model.chat_template_kwargs)
     read = Read(arguments.debias, arguments.think, arguments.samples, arguments.temperature, config.seed)
-    student = merged(origin, arguments.adapter, cache_folder() / "students", arguments.dtype)
+    student = merged(origin, arguments.adapter, cache_folder() / "students", dtype)
     condition = (
         Condition("scored", "scored")
         if vector is None
@@ -187,7 +188,7 @@ def standalone(arguments: Any) -> None:
     with engine(
         student.folder,
         layers=sorted(vector.layers) if vector else [0],
-        dtype=arguments.dtype,
+        dtype=dtype,
         max_model_len=config.model.max_model_len,
         seed=config.seed,
     ) as model:
@@ -237,7 +238,9 @@ def main() -> None:
     files.add_argument("--think", type=int, default=16, metavar="T", help="think tokens before the answer")
     files.add_argument("--samples", type=int, default=1, metavar="N", help="thoughts per item and order")
     files.add_argument("--temperature", type=float, default=0.0, help="of the thoughts; 0 is greedy")
-    files.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16", help="of the weights")
+    files.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: model.dtype)"
+    )
     files.add_argument("--out", type=Path, help="score rows to write, JSONL")
     arguments, run = parse(options)
     if run:

@@ -29,7 +29,9 @@ IDS = torch.arange(10)[None]
 def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**SIZE)).bfloat16().float().save_pretrained(
+        folder
+    )  # on the bf16 grid, as published weights are
     return Model("tiny", folder, None)
 
 
