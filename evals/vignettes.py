@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
@@ -22,7 +23,10 @@ def load_vignettes(name: str) -> list[Vignette]:
 
     repository, subset, condition = name.split(":")
     try:
-        rows = load_dataset(repository, subset, split=condition)
+        # A prepared set is found again by its folder's name, whatever the folder holds by now: a local one is prepared anew.
+        with TemporaryDirectory() as fresh:
+            cache = fresh if Path(repository).is_dir() else None
+            rows = list(load_dataset(repository, subset, split=condition, cache_dir=cache))
         return unique([Vignette.model_validate({**row, "condition": condition}) for row in rows], name)
     except ValidationError as error:
         problem = str(error.errors()[0])

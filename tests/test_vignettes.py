@@ -33,6 +33,14 @@ def test_a_file_and_a_data_set_give_the_same_rows(tmp_path: Path) -> None:
     assert {row.condition for row in published} == {"other_violate"} and {row.condition for row in file} == {None}
 
 
+def test_an_edited_data_set_is_read_anew(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(CARD)
+    lines = (DATA / "vignettes.jsonl").read_text().splitlines()
+    for count in (70, 5):
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines[:count]) + "\n")
+        assert len(load_vignettes(f"{tmp_path}:classic:other_violate")) == count
+
+
 def test_the_published_files_load(tinymfv: Path) -> None:
     rows = load_vignettes(str(tinymfv / "vignettes_classic_other_violate.jsonl"))
     assert len(rows) == 132 and len({row.foundation_coarse for row in rows}) == 7
