@@ -120,7 +120,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
             ("teacher", before, start),
             ("student", after, merged(origin, after_path, run.students, config.model.dtype)),
         ):
-            model.swap_weights(student.folder)
+            model.serve(Student(student.folder))
             reads = len(conditions) * len(vignettes) * len(orders(settings.debias)) * (2 if settings.think else 1)
             with counting(f"forced choice, {label}", reads) as advance:
                 scored.update(forced_choice(model, renderer, vignettes, conditions, read, tokenizer, advance))
@@ -128,7 +128,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
                 f"generations, {label}", len(conditions) * len(heldout) * settings.generation_samples
             ) as advance:
                 texts += generate(model, tokenizer, heldout, conditions, trait, config, advance)
-        model.swap_weights(origin.folder)
+        model.serve(Student(origin.folder))
         with counting("scoring generations", 2 * len(texts)) as advance:
             texts = judge(model, tokenizer, heldout, texts, trait, config, advance)
     with atomic_folder(out) as temporary:

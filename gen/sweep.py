@@ -107,7 +107,7 @@ def sweep(plans: Sequence[Plan], student: Model, origin: Model, vector: Vector, 
             bar.update(task, advance=1, rate=f"{tokens / elapsed:.0f} tokens/s" if elapsed else "")
 
         sampled = sampler.run(requests, done)
-        sampler.swap_weights(origin.folder)
+        sampler.serve(Student(origin.folder))
         task = bar.add_task("scoring", total=2 * len(requests), rate="")
         scores = score(sampler, neutral, towards, [output.token_ids for output in sampled], lambda: bar.advance(task))
     return [

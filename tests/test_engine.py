@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+
+from hooked import Hooked
 
 from gen.engine.engine import Engine, Request
+from gen.engine.requests import Registry
+from gen.students import Student
 from shared.chat import end_of_turn, render
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -31,38 +35,9 @@ def prompts(tokenizer: object) -> list[list[int]]:
     ]
 
 
-class Hooked:
-    """The oracle: a plain HF forward with the vector added to the layers' outputs by hooks."""
-
-    def __init__(self, model: Model, vector: Vector):
-        from transformers import AutoModelForCausalLM
-
-        self.network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
-        self.coefficient, self.start = 0.0, 0
-        for layer, values in vector.layers.items():
-            self.network.model.layers[layer].register_forward_hook(self._add(torch.from_numpy(values)))
-
-    def _add(self, values: torch.Tensor) -> object:
-        def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-            shift = torch.zeros_like(output)
-            shift[:, self.start :] = self.coefficient * values
-            return output + shift
-
-        return hook
-
-    @torch.inference_mode()
-    def logprobs(self, ids: list[int], coefficient: float, start: int = 0) -> torch.Tensor:
-        self.coefficient, self.start = coefficient, start
-        return self.network(torch.tensor([ids])).logits[0].log_softmax(-1)
-
-    def of_tokens(self, ids: list[int], coefficient: float, start: int = 0) -> np.ndarray:
-        table = self.logprobs(ids, coefficient, start)[:-1]
-        return table[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
-
-
 @pytest.fixture(scope="module")
 def oracle(model: Model, vector: Vector) -> Hooked:
-    return Hooked(model, vector)
+    return Hooked(model.folder, vector)
 
 
 def test_prompt_logprobs_equal_hooks_in_one_mixed_batch(
@@ -128,10 +103,10 @@ def test_batchmates_do_not_matter(engine: Engine, prompts: list[list[int]]) -> N
 def _cached_read(engine: Engine, ids: list[int], label: int) -> tuple[float, float]:
     """The label's log-probability at coefficient 1: after coefficient 0 has filled the cache, and with the cache dropped."""
     ask = Request(ids, label_ids=[label], vector="v", coefficient=1.0)
-    engine._llm.reset_prefix_cache()
+    engine.reset_cache()
     engine.run([replace(ask, coefficient=0.0)])
     after = engine.run([ask])[0].label_logprobs
-    engine._llm.reset_prefix_cache()
+    engine.reset_cache()
     alone = engine.run([ask])[0].label_logprobs
     return float(after[0]), float(alone[0])
 
@@ -139,22 +114,160 @@ def _cached_read(engine: Engine, ids: list[int], label: int) -> tuple[float, flo
 def test_prefix_cache_is_salted(engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     after, alone = _cached_read(engine, prompts[2], 504)
     assert after == pytest.approx(alone, abs=1e-4)
-    monkeypatch.setattr(Engine, "_prompt", lambda _self, request: {"prompt_token_ids": list(request.prompt_ids)})
+    read = Registry.read
+    monkeypatch.setattr(Registry, "read", lambda *arguments: (read(*arguments)[0], "one salt for all"))
     after, alone = _cached_read(engine, prompts[2], 504)
     assert abs(after - alone) > 1e-2, "without the salt the wrong cache must be read, or this test proves nothing"
 
 
-def test_a_request_that_fires_nowhere_is_an_error(engine: Engine, prompts: list[list[int]]) -> None:
-    with pytest.raises(RuntimeError, match="without one steered token"):
-        engine.run([Request(prompts[0], vector="v", coefficient=1.0, positions="generated", steer_from=10_000)])
+def test_a_steered_request_without_steered_tokens_is_an_error(engine: Engine, prompts: list[list[int]]) -> None:
+    engine.patch(False)
+    try:
+        with pytest.raises(RuntimeError, match="without one steered token"):
+            engine.run([Request(prompts[0], vector="v", coefficient=1.0)])
+    finally:
+        engine.patch(True)
 
 
-def test_bad_requests_are_refused(engine: Engine, prompts: list[list[int]]) -> None:
-    with pytest.raises(SteerHealError, match="not finite"):
-        engine.run([Request(prompts[0], vector="v", coefficient=float("nan"))])
-    with pytest.raises(KeyError):
-        engine.run([Request(prompts[0]), Request(prompts[0], vector="unknown", coefficient=1.0)])
+def test_a_step_that_ran_without_the_op_is_an_error(engine: Engine, prompts: list[list[int]]) -> None:
+    """The buffers are filled and the layers are not patched: what a stale compiled model would do."""
+    worker = engine._engine.engine_core.engine_core.model_executor.driver_worker.worker
+    worker.patch.take_off()
+    try:
+        with pytest.raises(RuntimeError, match="steps had steered tokens, and the op ran"):
+            engine.run([Request(prompts[0], vector="v", coefficient=1.0)])
+    finally:
+        worker.patch.put_on()
+        worker.steering.report()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"coefficient": float("nan")}, "not a finite number"),
+        ({"coefficient": 1e39}, "overflows"),
+        ({"vector": "unknown"}, "no such steering vector"),
+        ({"positions": "some"}, "positions are unknown"),
+        ({"steer_from": 10_000}, "outside the prompt"),
+    ],
+)
+def test_bad_requests_are_refused(engine: Engine, prompts: list[list[int]], change: dict[str, Any], part: str) -> None:
+    good = Request(prompts[0], vector="v", coefficient=1.0)
+    with pytest.raises(SteerHealError, match=part):
+        engine.run([good, replace(good, **change)])
     assert not engine._engine.has_unfinished_requests(), "a refused batch leaves nothing behind in the engine"
+
+
+def test_what_vllm_refuses_leaves_nothing_behind(engine: Engine, prompts: list[list[int]]) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="1024"):
+        engine.run([Request(prompts[0]), Request([7] * 2000)])
+    assert not engine._engine.has_unfinished_requests()
+
+
+def test_plain_vllm_requests_are_steered_and_salted_too(engine: Engine, prompts: list[list[int]]) -> None:
+    """extra_args as a user of LLM.generate writes them, without this package's Request."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    extra = {"steer_vector": "v", "steer_coefficient": 1.0}
+    params = SamplingParams(max_tokens=1, logprob_token_ids=[504], extra_args=extra)
+    theirs = engine._llm.generate([{"prompt_token_ids": prompts[0]}], params, use_tqdm=False)[0]
+    ours = engine.run([Request(prompts[0], label_ids=[504], vector="v", coefficient=1.0)])[0]
+    assert theirs.outputs[0].logprobs[0][504].logprob == ours.label_logprobs[0]
+    assert extra == {"steer_vector": "v", "steer_coefficient": 1.0}, "the caller's parameters stay the caller's"
+    with pytest.raises(VLLMValidationError, match="steering field is unknown"):
+        engine._llm.generate(
+            [{"prompt_token_ids": prompts[0]}],
+            SamplingParams(extra_args={**extra, "steer_coeficient": 2.0}),
+            use_tqdm=False,
+        )
+
+
+def test_coefficient_zero_is_the_unpatched_engine_bit_for_bit(engine: Engine, prompts: list[list[int]]) -> None:
+    ask = [Request(ids, 8, score=True, label_ids=[504], min_tokens=8) for ids in prompts[:2]]
+    zero = engine.run([replace(request, vector="v", coefficient=0.0) for request in ask])
+    engine.patch(False)
+    try:
+        engine.reset_cache()
+        stock = engine.run(ask)
+    finally:
+        engine.patch(True)
+    for a, b in zip(zero, stock, strict=True):
+        np.testing.assert_array_equal(a.prompt_logprobs, b.prompt_logprobs)
+        np.testing.assert_array_equal(a.label_logprobs, b.label_logprobs)
+        assert a.token_ids == b.token_ids
+
+
+def test_more_requests_than_seats(engine: Engine, oracle: Hooked, prompts: list[list[int]]) -> None:
+    """200 requests of distinct coefficients, 128 at a time: late ones take the places of finished ones."""
+    coefficients = np.linspace(-1.0, 2.0, 200).tolist()
+    ask = [Request(prompts[1], label_ids=[504], vector="v", coefficient=c) for c in coefficients]
+    outputs = engine.run(ask)
+    for index in (0, 127, 128, 199):
+        expected = oracle.logprobs(prompts[1], coefficients[index])[-1, 504]
+        assert outputs[index].label_logprobs[0] == pytest.approx(float(expected), abs=1e-4)
+    assert len({float(output.label_logprobs[0]) for output in outputs}) > 190
+
+
+def test_a_one_token_prompt_tail(engine: Engine, oracle: Hooked) -> None:
+    """The token budget is 256: the last token of a prompt of 257 is prefilled alone and looks like a decode."""
+    ids = [100 + index % 700 for index in range(257)]
+    engine.reset_cache()
+    outputs = engine.run(
+        [
+            Request(ids, label_ids=[504], vector="v", coefficient=c, positions=p)
+            for c in (1.0, 2.0)
+            for p in ("all", "generated")
+        ]
+    )
+    for output, (c, start) in zip(outputs, [(1.0, 0), (1.0, 256), (2.0, 0), (2.0, 256)], strict=True):
+        assert output.label_logprobs[0] == pytest.approx(float(oracle.logprobs(ids, c, start)[-1, 504]), abs=1e-4)
+
+
+def test_prefix_cache_hits_and_stays_right(engine: Engine, oracle: Hooked, prompts: list[list[int]]) -> None:
+    engine.reset_cache()
+    ask = [Request(prompts[2], 6, vector="v", coefficient=c, min_tokens=6) for c in (0.5, 1.0)]
+    first = engine.run(ask)
+    cached: list[int] = []
+    step = engine._engine.step
+
+    def watch() -> Any:
+        results = step()
+        cached.extend(result.num_cached_tokens for result in results if result.finished)
+        return results
+
+    engine._engine.step = watch
+    try:
+        again = engine.run(ask)
+    finally:
+        del engine._engine.step
+    assert min(cached) >= 32, "the cache must be hit, or this test proves nothing"
+    assert [a.token_ids for a in first] == [b.token_ids for b in again]
+
+
+def test_slots_are_freed_and_a_full_bank_says_so(engine: Engine, vector: Vector, prompts: list[list[int]]) -> None:
+    names = [f"extra {index}" for index in range(engine._registry.slots - len(engine._registry.loaded))]
+    try:
+        for name in names:
+            engine.load(name, vector)
+        with pytest.raises(SteerHealError, match="more vectors than slots"):
+            engine.load("one too many", vector)
+        engine.unload(names.pop(0))
+        engine.load("takes its place", vector)
+        names.append("takes its place")
+        a, b = engine.run([Request(prompts[0], score=True, vector=n, coefficient=1.0) for n in ("v", names[-1])])
+        np.testing.assert_array_equal(a.prompt_logprobs, b.prompt_logprobs)
+    finally:
+        for name in names:
+            engine.unload(name)
+
+
+def test_a_vector_outside_the_patched_layers_is_refused(engine: Engine) -> None:
+    with pytest.raises(SteerHealError, match="has not patched"):
+        engine.load("elsewhere", Vector({3: np.ones(576, dtype=np.float32)}))
+    engine.unload("elsewhere")
 
 
 def test_seeded_sampling_does_not_depend_on_order(engine: Engine, prompts: list[list[int]]) -> None:
@@ -167,9 +280,9 @@ def test_a_seeded_request_survives_chunked_prefill(engine: Engine, prompts: list
     """Alone its prompt is prefilled at once; behind others it is cut, and the draw of the partial step is taken back."""
     own = Request(prompts[2], 8, 1.0, seed=5)
     others = [Request([*ids, 100 + i], 8, 1.0, seed=i) for i in range(3) for ids in prompts]
-    engine._llm.reset_prefix_cache()
+    engine.reset_cache()
     alone = engine.run([own])[0].token_ids
-    engine._llm.reset_prefix_cache()
+    engine.reset_cache()
     assert engine.run([*others, own])[-1].token_ids == alone
 
 
@@ -198,8 +311,8 @@ def test_weights_swap_in_place_and_back(
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     ask = [Request(prompts[0], score=True, vector="v", coefficient=0.5)]
     before = engine.run(ask)[0].prompt_logprobs
-    engine.swap_weights(other)
+    engine.serve(Student(other))
     changed = engine.run(ask)[0].prompt_logprobs
-    engine.swap_weights(model.folder)
+    engine.serve(Student(model.folder))
     np.testing.assert_array_equal(engine.run(ask)[0].prompt_logprobs, before)
     assert not np.allclose(changed, before, atol=1e-2)

@@ -2,69 +2,145 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gen.engine import steering
 
-requests = st.lists(
-    st.tuples(
-        st.one_of(st.none(), st.tuples(st.integers(1, 4), st.floats(-4, 4, width=32), st.integers(0, 30))),
-        st.integers(1, 12),
-        st.integers(0, 30),
-    ),
-    min_size=1,
-    max_size=8,
+asks = st.one_of(
+    st.just(steering.UNSTEERED),
+    st.builds(steering.Steer, st.integers(1, 4), st.floats(-4, 4, width=32), st.integers(0, 30)),
 )
+batches = st.lists(st.tuples(asks, st.integers(1, 12), st.integers(0, 30)), min_size=1, max_size=8)
 
 
-@given(requests)
+def fresh(tokens: int = 128) -> steering.Buffers:
+    return steering.Buffers.allocate([3], 4, tokens, 5, torch.device("cpu"))
+
+
+@given(batches)
 def test_rows_equal_a_walk_over_every_token(batch: list) -> None:
-    steers = [
-        None if s is None else {"slot": s[0], "coefficient": s[1], "start": s[2], "tag": i}
-        for i, (s, _, _) in enumerate(batch)
-    ]
+    steers = [ask for ask, _, _ in batch]
     scheduled, computed = np.array([b[1] for b in batch]), np.array([b[2] for b in batch])
-    slot, coefficient = steering.token_rows(steers, scheduled, computed)
-    expected = []
-    for steer, (_, count, behind) in zip(steers, batch, strict=True):
-        for position in range(behind, behind + count):
-            steered = steer is not None and position >= steer["start"]
-            expected.append((steer["slot"], steer["coefficient"]) if steered else (0, 0.0))
-    assert list(zip(slot.tolist(), coefficient.tolist(), strict=True)) == expected
+    slot, coefficient, counts = steering.token_rows(steers, scheduled, computed)
+    expected, steered = [], []
+    for steer, count, behind in batch:
+        on = [bool(steer.slot) and position >= steer.start for position in range(behind, behind + count)]
+        expected += [(steer.slot, steer.coefficient) if here else (0, 0.0) for here in on]
+        steered.append(sum(on))
+    # An unsteered request may carry any coefficient: slot 0 is all zeros.
+    assert [(s, c if s else 0.0) for s, c in zip(slot.tolist(), coefficient.tolist(), strict=True)] == expected
+    assert counts.tolist() == steered
 
 
-@given(requests)
-def test_fill_zeroes_the_padding_and_counts_what_fires(batch: list) -> None:
-    buffers = steering.Buffers.allocate([3], 4, 128, 5, torch.device("cpu"))
-    buffers.slot.fill_(9)
-    buffers.coefficient.fill_(9)
-    steers = [
-        None if s is None else {"slot": s[0], "coefficient": s[1], "start": s[2], "tag": i}
-        for i, (s, _, _) in enumerate(batch)
-    ]
-    scheduled, computed = np.array([b[1] for b in batch]), np.array([b[2] for b in batch])
-    buffers.fill(steers, scheduled, computed)
-    total = int(scheduled.sum())
-    assert not buffers.slot[total:].any() and not buffers.coefficient[total:].any()
-    assert sum(buffers.fired.values()) == int((buffers.slot > 0).sum())
+@given(st.lists(batches, min_size=1, max_size=4))
+def test_fill_leaves_nothing_of_the_step_before(steps: list[list]) -> None:
+    """Steps of falling and rising size: rows past the batch, which graphs pad, are zero."""
+    buffers = fresh()
+    for batch in steps:
+        scheduled, computed = np.array([b[1] for b in batch]), np.array([b[2] for b in batch])
+        buffers.fill([str(i) for i in range(len(batch))], [b[0] for b in batch], scheduled, computed)
+        total = int(scheduled.sum())
+        assert not buffers.slot[total:].any() and not buffers.coefficient[total:].any()
+        slot, coefficient, _ = steering.token_rows([b[0] for b in batch], scheduled, computed)
+        shift = np.where(slot > 0, coefficient, 0)
+        assert (buffers.slot[:total] * (buffers.coefficient[:total] != 0)).tolist() == (slot * (shift != 0)).tolist()
 
 
-def test_op_adds_in_place_and_equals_plain_torch() -> None:
+@dataclass
+class Asked:
+    """A request in the model of the scheduler: prompt and output lengths, tokens computed so far."""
+
+    steer: steering.Steer
+    prompt: int
+    output: int
+    computed: int = 0
+    sampled: int = 0
+    seen: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        return self.prompt + self.sampled - self.computed
+
+
+@given(st.data(), st.lists(st.tuples(asks, st.integers(1, 40), st.integers(1, 6)), min_size=1, max_size=6))
+def test_every_position_is_steered_rightly_whatever_the_scheduler_does(data: st.DataObject, sizes: list) -> None:
+    """Chunked prefill, preemption with recomputation, prefix-cache hits, seats taken over, against a table of positions."""
+    requests = {f"r{i}": Asked(steer, prompt, output) for i, (steer, prompt, output) in enumerate(sizes)}
+    waiting, running = list(requests), []
+    buffers = fresh()
+    expected_fired: dict[str, int] = {}
+    for _ in range(400):
+        while waiting and len(running) < 3 and data.draw(st.booleans() if running else st.just(True)):
+            name = waiting.pop(0)
+            request = requests[name]
+            request.computed = data.draw(st.integers(0, request.prompt + request.sampled - 1), label="cached")
+            running.append(name)
+        if not running:
+            break
+        if len(running) > 1 and data.draw(st.integers(0, 7)) == 0:
+            waiting.insert(0, running.pop())
+        budget = data.draw(st.integers(len(running), 48), label="budget")
+        order = data.draw(st.permutations(running))
+        scheduled = []
+        for place, name in enumerate(order):
+            scheduled.append(min(requests[name].pending, budget - (len(order) - place - 1)))
+            budget -= scheduled[-1]
+        computed = np.array([requests[name].computed for name in order])
+        buffers.fill(order, [requests[name].steer for name in order], np.array(scheduled), computed)
+        row = 0
+        for name, count in zip(order, scheduled, strict=True):
+            request = requests[name]
+            for position in range(request.computed, request.computed + count):
+                steered = bool(request.steer.slot) and position >= request.steer.start
+                got = (int(buffers.slot[row]), float(buffers.coefficient[row]))
+                assert got == ((request.steer.slot, request.steer.coefficient) if steered else (0, 0.0)) or not (
+                    got[0] or steered
+                )
+                if steered:
+                    expected_fired[name] = expected_fired.get(name, 0) + 1
+                row += 1
+            request.computed += count
+            if request.pending == 0:
+                request.sampled += 1
+                if request.sampled > request.output:
+                    running.remove(name)
+        assert not buffers.slot[row:].any()
+    buffers.ran += 400
+    assert {name: count for name, count in buffers.report().items() if count} == expected_fired
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_op_equals_its_reference_in_plain_torch(dtype: torch.dtype) -> None:
     buffers = steering.Buffers.allocate([2, 7], 3, 16, 8, torch.device("cpu"))
-    buffers.bank[1:] = torch.randn(3, 2, 8)
+    buffers.bank[:, 1:] = torch.randn(2, 3, 8)
     buffers.slot[:6] = torch.tensor([0, 1, 1, 2, 3, 0])
     buffers.coefficient[:6] = torch.tensor([0.0, 0.5, -2.0, 1.0, 0.0, 3.0])
     steering.activate(buffers)
-    for dtype, tolerance in ((torch.float32, 0.0), (torch.bfloat16, 0.0)):
-        hidden = torch.randn(6, 8).to(dtype)
-        expected = hidden.clone()
-        for token in range(6):
-            expected[token] += (buffers.coefficient[token] * buffers.bank[buffers.slot[token], 1]).to(dtype)
-        torch.ops.steer_heal.steer(hidden, 1)
-        torch.testing.assert_close(hidden, expected, atol=tolerance, rtol=0)
+    hidden = torch.randn(6, 8).to(dtype)
+    before = hidden.clone()
+    expected = steering.reference(hidden, buffers.bank[1], buffers.slot[:6], buffers.coefficient[:6])
+    torch.ops.steer_heal.steer(hidden, 1)
+    step = torch.finfo(dtype).eps * 4  # one rounding of the sum: a fused multiply-add may differ in the last bit
+    torch.testing.assert_close(hidden, expected, atol=step, rtol=step)
+    for untouched in (0, 4, 5):
+        assert torch.equal(hidden[untouched], before[untouched]), "slot 0 and coefficient 0 change no bit"
+    assert buffers.ran.tolist() == [0, 1]
+
+
+def test_a_report_compares_steps_with_runs_of_the_op() -> None:
+    buffers = fresh()
+    buffers.fill(["a"], [steering.Steer(1, 1.0, 0)], np.array([4]), np.array([0]))
+    with pytest.raises(RuntimeError, match="1 steps had steered tokens, and the op ran"):
+        buffers.report()
+    buffers.fill(["a", "b"], [steering.Steer(1, 1.0, 6), steering.UNSTEERED], np.array([4, 1]), np.array([4, 9]))
+    buffers.ran += 1
+    assert buffers.report() == {"a": 6} and buffers.report() == {}
 
 
 def test_op_is_traceable() -> None:

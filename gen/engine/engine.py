@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import tempfile
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gen.engine.requests import Registry
+from gen.students import Student
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.vectors import Vector
@@ -24,7 +27,7 @@ class Request:
     """One completion to sample, or one prompt to score.
 
     coefficient is a multiple of the vector in `vector` (None: unsteered). positions 'all' or 'generated'; the latter
-    starts at `steer_from` if given, else at the prompt's last token, which makes the first sampled token steered.
+    starts at the prompt's last token, which makes the first sampled token steered. steer_from, if given, is the first steered position.
     min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token;
     label_ids for the full-vocabulary log-probabilities of these tokens at the first sampled position.
     """
@@ -55,10 +58,14 @@ class Output:
     label_logprobs: np.ndarray | None
 
 
-class Engine:
-    """vLLM over one set of weights at a time.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks vLLM has kernels for
 
-    folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache.
+
+class Engine:
+    """vLLM over one student at a time.
+
+    folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache; slots: vectors held
+    at a time; adapter_rank: highest rank of the adapters that students may bring, 0 for students merged into their weights.
     """
 
     def __init__(
@@ -71,35 +78,44 @@ class Engine:
         slots: int = 16,
         seed: int = 0,
         block_size: int | None = None,
+        adapter_rank: int = 0,
         **options: Any,
     ):
         _environment()
         import torch
         from vllm import LLM
 
+        from gen.engine import plugin
+        from gen.engine.settings import Settings
+
+        plugin.register()
         cpu = not torch.cuda.is_available()
         if cpu:
             options = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30, "max_num_seqs": 128, **options}
-        self.folder, self.slots = folder, slots
+        if adapter_rank:
+            # One more than are used: on the CPU a request without an adapter beside one with it gets the last slot's.
+            options = {"enable_lora": True, "max_lora_rank": _lora_rank(adapter_rank), "max_loras": 2, **options}
+        options = {"enable_prefix_caching": True, **options}
+        self.folder, self.adapter = folder, None
         self._llm = LLM(
             model=str(folder),
-            worker_cls="gen.engine.worker.Worker",
-            additional_config={"steering": {"version": _op_version(), "layers": sorted(layers), "slots": slots}},
+            worker_cls=plugin.WORKER,
+            additional_config={"steering": Settings(layers=sorted(layers), slots=slots).model_dump()},
             dtype=dtype,
             max_model_len=max_model_len,
             seed=seed,
             block_size=block_size or (32 if cpu else None),
-            enable_prefix_caching=True,
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **options,
         )
         self._engine = self._llm.llm_engine
-        self._vectors: dict[str, int] = {}
-        self._next = 0
-        patched = self._llm.collective_rpc("steer_layers")[0]
-        if [int(name.rpartition(".")[2]) for name in patched] != sorted(layers):
-            raise RuntimeError(f"patched {patched}, wanted layers {sorted(layers)}")
+        self._registry: Registry = self._engine.input_processor.steering_registry
+        self._names = itertools.count()
+        self._adapters: dict[Path, int] = {}
+        self.patched = self.patch(True)
+        if [int(name.rpartition(".")[2]) for name in self.patched] != sorted(layers):
+            raise RuntimeError(f"patched {self.patched}, wanted layers {sorted(layers)}")
         self._self_test(sorted(layers))
 
     def _self_test(self, layers: list[int]) -> None:
@@ -108,10 +124,10 @@ class Engine:
         probe = Vector({layer: np.full(hidden, 1.0, dtype=np.float32) for layer in layers})
         self.load("self-test", probe)
         ask = [
-            Request([5, 6, 7, 8], score=True, vector=vector, coefficient=c)
+            Request([5, 6, 7, 8], label_ids=[9, 10, 11], vector=vector, coefficient=c)
             for vector, c in ((None, 0.0), ("self-test", 0.0), ("self-test", 4.0))
         ]
-        plain, zero, moved = [output.prompt_logprobs for output in self.run(ask)]
+        plain, zero, moved = [output.label_logprobs for output in self.run(ask)]
         assert plain is not None and zero is not None and moved is not None
         if not np.allclose(plain, zero, atol=1e-3) or np.allclose(plain, moved, atol=1e-3):
             raise SteerHealError(
@@ -120,47 +136,63 @@ class Engine:
                 expected="equal log-probabilities at 0 and different ones at 4",
                 next="run `make doctor` and compare vllm with 0.32.0; clear ~/.cache/vllm",
             )
-        self._vectors.clear()
+        self.unload("self-test")
 
     def load(self, name: str, vector: Vector) -> None:
         """Put a vector into a slot under a name; the same name again replaces it."""
-        slot = self._vectors.get(name, len(self._vectors) + 1)
-        if slot > self.slots:
-            raise SteerHealError(
-                "more vectors than slots",
-                given=f"{slot} vectors",
-                expected=f"at most {self.slots}",
-                next="construct the engine with more slots",
-            )
+        loaded = self._registry.add(name, vector)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vector.safetensors"
             vector.save(path)
-            self._llm.collective_rpc("steer_load", args=(slot, str(path)))
-        self._vectors[name] = slot
-        self._llm.reset_prefix_cache()  # the salt names the vector, and the name may now mean another
+            self._llm.collective_rpc("steer_load", args=(loaded.slot, str(path)))
 
-    def swap_weights(self, folder: Path) -> None:
-        """Load another checkpoint of the same shape in place; the prefix cache of the old weights is dropped."""
-        if folder != self.folder:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-            self._llm.reset_prefix_cache()
-            self.folder = folder
+    def unload(self, name: str) -> None:
+        """Free the slot of a vector."""
+        self._registry.remove(name)
+
+    def patch(self, on: bool) -> list[str]:
+        """Put the patch on or take it off, to compare with stock vLLM; names of the patched layers. Not under compiled graphs."""
+        names: list[str] = self._llm.collective_rpc("steer_patch", args=(on,))[0]
+        return names
+
+    def reset_cache(self) -> None:
+        """Forget all cached prefixes."""
+        self._llm.reset_prefix_cache()
+
+    def serve(self, student: Student) -> None:
+        """Make these the weights of the requests that follow: swapped in place, or as an adapter over the engine's own."""
+        if student.folder != self.folder:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(student.folder)})
+            self.reset_cache()
+            self.folder = student.folder
+        self.adapter = student.adapter
 
     def run(self, requests: Sequence[Request], on_done: Callable[[int, Output], None] | None = None) -> list[Output]:
         """All requests in one continuous batch; results in request order, on_done(index, output) as each finishes.
 
         Raises RuntimeError when a steered request had no steered token: an unsteered answer is never returned for a steered one.
         """
+        from vllm.lora.request import LoRARequest
+
         outputs: dict[int, Output] = {}
+        prepared = [self._params(request) for request in requests]
+        for request, params in zip(requests, prepared, strict=True):
+            self._registry.read(params.extra_args, len(request.prompt_ids))
+        adapter = None
+        if self.adapter is not None:
+            number = self._adapters.setdefault(self.adapter, len(self._adapters) + 1)
+            adapter = LoRARequest(str(self.adapter), number, str(self.adapter))
         names: dict[str, int] = {}
-        prepared = [(self._prompt(request), self._params(request, index)) for index, request in enumerate(requests)]
-        for index, (prompt, params) in enumerate(
-            prepared
-        ):  # only now: a bad request must leave none of the batch behind
-            name = str(self._next)
-            self._next += 1
-            names[name] = index
-            self._engine.add_request(name, prompt, params)
+        ids: list[str] = []
+        try:
+            for index, (request, params) in enumerate(zip(requests, prepared, strict=True)):
+                name = str(next(self._names))
+                names[name] = index
+                prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                ids.append(self._engine.add_request(name, prompt, params, lora_request=adapter))
+        except Exception:
+            self._engine.abort_request(ids, internal=True)  # a refused batch leaves nothing behind
+            raise
         while self._engine.has_unfinished_requests():
             for result in self._engine.step():
                 if result.finished:
@@ -169,45 +201,26 @@ class Engine:
                     if on_done:
                         on_done(index, outputs[index])
         fired = self._llm.collective_rpc("steer_fired")[0]
-        idle = [index for index, request in enumerate(requests) if request.vector is not None and not fired.get(index)]
+        idle = [r for r, name in zip(requests, ids, strict=True) if r.vector is not None and not fired.get(name)]
         if idle:
-            raise RuntimeError(
-                f"{len(idle)} steered requests ran without one steered token, the first is {requests[idle[0]]}"
-            )
+            raise RuntimeError(f"{len(idle)} steered requests ran without one steered token, the first is {idle[0]}")
         return [outputs[index] for index in range(len(requests))]
 
-    def _start(self, request: Request) -> int:
-        if request.positions == "all":
-            return 0
-        return len(request.prompt_ids) - 1 if request.steer_from is None else request.steer_from
+    def close(self) -> None:
+        self._engine.engine_core.shutdown()
 
-    def _prompt(self, request: Request) -> dict[str, Any]:
-        prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_ids)}
-        if request.vector is not None:
-            # Blocks are keyed by tokens: without a salt a steered prompt would read an unsteered one's cache.
-            prompt["cache_salt"] = f"{request.vector}:{request.coefficient!r}:{self._start(request)}"
-        return prompt
-
-    def _params(self, request: Request, tag: int) -> Any:
+    def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
 
-        extra = None
+        extra: dict[str, Any] | None = None
         if request.vector is not None:
-            if not np.isfinite(request.coefficient):
-                raise SteerHealError(
-                    "a coefficient is not finite",
-                    given=request.coefficient,
-                    expected="a finite number",
-                    next="mend the coefficients",
-                )
             extra = {
-                "steer": {
-                    "slot": self._vectors[request.vector],
-                    "coefficient": float(request.coefficient),
-                    "start": self._start(request),
-                    "tag": tag,
-                }
+                "steer_vector": request.vector,
+                "steer_coefficient": float(request.coefficient),
+                "steer_positions": request.positions,
             }
+            if request.steer_from is not None:
+                extra["steer_from"] = request.steer_from
         return SamplingParams(
             max_tokens=request.max_tokens,
             min_tokens=request.min_tokens,
@@ -219,6 +232,19 @@ class Engine:
             logprob_token_ids=list(request.label_ids) or None,
             extra_args=extra,
         )
+
+
+def _lora_rank(rank: int) -> int:
+    """The smallest of vLLM's ranks that holds an adapter's."""
+    found = next((size for size in LORA_RANKS if size >= rank), None)
+    if found is None:
+        raise SteerHealError(
+            "a folded history is too wide to serve as an adapter",
+            given=f"rank {rank}",
+            expected=f"at most {LORA_RANKS[-1]}",
+            next="serve it merged: SET=model.student=merged",
+        )
+    return found
 
 
 def _output(result: Any, request: Request) -> Output:
@@ -236,17 +262,10 @@ def _output(result: Any, request: Request) -> Output:
     return Output(list(sampled.token_ids), sampled.text, sampled.finish_reason, scored, labels)
 
 
-def _op_version() -> int:
-    from gen.engine import steering
-
-    return steering.VERSION
-
-
 def _environment() -> None:
     """Settings vLLM reads at import; values the user has set win."""
     for name, value in {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # the patch follows the V1 runner's batches
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -264,4 +283,4 @@ def engine(folder: Path, **options: Any) -> Iterator[Engine]:
     try:
         yield built
     finally:
-        built._engine.engine_core.shutdown()
+        built.close()

@@ -1,75 +1,130 @@
-"""The steering op: hidden += coefficient[t] * bank[slot[t], layer] over persistent per-token buffers.
+"""The steering op: hidden[t] += coefficient[t] * bank[row, slot[t]] over persistent per-token buffers.
 
 One vector takes one slot whatever the number of coefficients, since the coefficient travels with the token. The op has no
-host-side exit and reads only tensors, so a captured graph that holds it stays valid from step to step.
+host-side exit and reads only tensors at fixed addresses, so a compiled model or a captured graph that holds it stays valid from
+step to step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from shared.layers import decoder_layers
 
-VERSION = 1  # part of vLLM's compile-cache key: change it with the op
+VERSION = 2  # part of vLLM's compile-cache key: change it with the op
+
+
+class Steer(NamedTuple):
+    """What one request asks for: bank slot (0 is no vector), coefficient, and the first absolute position it applies to."""
+
+    slot: int = 0
+    coefficient: float = 0.0
+    start: int = 0
+
+
+UNSTEERED = Steer()
 
 
 @dataclass
 class Buffers:
-    """bank [slots, layers, hidden] fp32, slot 0 all zeros; slot [tokens] int64 and coefficient [tokens] fp32 of the current step."""
+    """What the op reads, allocated once before the model is compiled or captured.
+
+    bank [steered layers, slots + 1, hidden] fp32, slot 0 all zeros; slot [tokens] int64 and coefficient [tokens] fp32 of the
+    current step; ran [steered layers] int64, how often the op has run there, counted on the device.
+    """
 
     bank: torch.Tensor
     slot: torch.Tensor
     coefficient: torch.Tensor
-    layers: dict[int, int]  # model layer -> row of the bank
-    fired: dict[int, int] = field(default_factory=dict)  # request tag -> tokens steered so far
+    ran: torch.Tensor
+    rows: dict[int, int]  # model layer -> row of the bank
+    used: int = 0  # tokens the last fill wrote
+    steps: int = 0  # fills with a steered token since the last report
+    fired: dict[str, int] = field(default_factory=dict)  # request id -> tokens steered since the last report
 
     @classmethod
-    def allocate(cls, layers: list[int], slots: int, tokens: int, hidden: int, device: torch.device) -> Buffers:
+    def allocate(cls, layers: Sequence[int], slots: int, tokens: int, hidden: int, device: torch.device) -> Buffers:
         return cls(
-            bank=torch.zeros(slots + 1, len(layers), hidden, dtype=torch.float32, device=device),
+            bank=torch.zeros(len(layers), slots + 1, hidden, dtype=torch.float32, device=device),
             slot=torch.zeros(tokens, dtype=torch.int64, device=device),
             coefficient=torch.zeros(tokens, dtype=torch.float32, device=device),
-            layers={layer: row for row, layer in enumerate(layers)},
+            ran=torch.zeros(len(layers), dtype=torch.int64, device=device),
+            rows={layer: row for row, layer in enumerate(layers)},
         )
 
-    def fill(self, steers: list[dict[str, float] | None], scheduled: np.ndarray, computed: np.ndarray) -> None:
+    def put(self, slot: int, layers: dict[int, np.ndarray]) -> None:
+        """Write a vector (layer -> fp32 [hidden]) into a slot; layers outside its band are zero."""
+        self.bank[:, slot] = 0
+        for layer, values in layers.items():
+            self.bank[self.rows[layer], slot] = torch.from_numpy(values).to(self.bank.device)
+
+    def fill(self, names: Sequence[str], steers: Sequence[Steer], scheduled: np.ndarray, computed: np.ndarray) -> None:
         """Set the buffers for one step.
 
-        steers: per request of the batch its steering data or None; scheduled: tokens it runs in this step; computed: tokens it
-        has behind it. Rows past the batch, which graphs pad, are zeroed.
+        names, steers [requests], in batch order; scheduled [requests]: tokens each runs in this step; computed [requests]: tokens it
+        has behind it. Rows past the batch, which graphs pad, are zero.
         """
-        slot, coefficient = token_rows(steers, scheduled, computed)
+        steered = [index for index, steer in enumerate(steers) if steer.slot]
+        if not steered:
+            self.clear()
+            return
+        slot, coefficient, counts = token_rows(steers, scheduled, computed)
         total = len(slot)
         if total > len(self.slot):
             raise RuntimeError(f"a step of {total} tokens does not fit the steering buffers of {len(self.slot)}")
-        self.slot[:total] = torch.from_numpy(slot)
-        self.coefficient[:total] = torch.from_numpy(coefficient)
-        self.slot[total:] = 0
-        self.coefficient[total:] = 0
-        ends = np.cumsum(scheduled)
-        for steer, end, count in zip(steers, ends, scheduled, strict=True):
-            if steer is not None:
-                tag = int(steer["tag"])
-                self.fired[tag] = self.fired.get(tag, 0) + int(np.count_nonzero(slot[end - count : end]))
+        self.slot[:total].copy_(torch.from_numpy(slot))
+        self.coefficient[:total].copy_(torch.from_numpy(coefficient))
+        if self.used > total:
+            self.slot[total : self.used] = 0
+            self.coefficient[total : self.used] = 0
+        self.used = total
+        self.steps += bool(counts.any())
+        for index in steered:
+            self.fired[names[index]] = self.fired.get(names[index], 0) + int(counts[index])
+
+    def clear(self) -> None:
+        """Steer nothing: a step without steered requests, a dummy step."""
+        self.slot[: self.used] = 0
+        self.coefficient[: self.used] = 0
+        self.used = 0
+
+    def report(self) -> dict[str, int]:
+        """Tokens steered per request id since the last report.
+
+        Raises RuntimeError when a layer ran the op less often than there were steps to steer: the model that ran is not the
+        patched one.
+        """
+        ran, self.steps, steps = self.ran.tolist(), 0, self.steps
+        self.ran.zero_()
+        if min(ran) < steps:
+            raise RuntimeError(
+                f"{steps} steps had steered tokens, and the op ran {ran} times in layers {list(self.rows)}"
+            )
+        fired, self.fired = self.fired, {}
+        return fired
 
 
 def token_rows(
-    steers: list[dict[str, float] | None], scheduled: np.ndarray, computed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Slot and coefficient of every token of a step, requests in batch order; zero before a request's start position."""
-    slot = np.zeros(int(scheduled.sum()), dtype=np.int64)
-    coefficient = np.zeros(len(slot), dtype=np.float32)
-    begin = 0
-    for steer, count, behind in zip(steers, scheduled, computed, strict=True):
-        if steer is not None:
-            first = begin + min(int(count), max(0, int(steer["start"]) - int(behind)))
-            slot[first : begin + count] = int(steer["slot"])
-            coefficient[first : begin + count] = steer["coefficient"]
-        begin += int(count)
-    return slot, coefficient
+    steers: Sequence[Steer], scheduled: np.ndarray, computed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """slot [tokens] int64 and coefficient [tokens] fp32 of a step, requests in batch order, and steered tokens [requests].
+
+    A token is steered when its absolute position is at or past its request's start.
+    """
+    slot = np.array([steer.slot for steer in steers], dtype=np.int64)
+    coefficient = np.array([steer.coefficient for steer in steers], dtype=np.float32)
+    start = np.array([steer.start for steer in steers], dtype=np.int64)
+    scheduled, computed = np.asarray(scheduled, dtype=np.int64), np.asarray(computed, dtype=np.int64)
+    owner = np.repeat(np.arange(len(steers)), scheduled)
+    offset = np.arange(len(owner)) - (np.cumsum(scheduled) - scheduled)[owner]
+    on = computed[owner] + offset >= start[owner]
+    counts = np.where(slot > 0, np.clip(computed + scheduled - start, 0, scheduled), 0)
+    return np.where(on, slot[owner], 0), np.where(on, coefficient[owner], np.float32(0)), counts
 
 
 _active: Buffers | None = None
@@ -81,36 +136,49 @@ def activate(buffers: Buffers) -> None:
     _active = buffers
 
 
-@torch.library.custom_op("steer_heal::steer", mutates_args={"hidden"})
-def steer(hidden: torch.Tensor, row: int) -> None:
-    """hidden [tokens, hidden] += coefficient[:, None] * bank[slot, row], summed in fp32 products and added in hidden's dtype."""
-    assert _active is not None, "steering buffers are not allocated"
+def reference(hidden: torch.Tensor, bank: torch.Tensor, slot: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+    """The op in plain torch, its test oracle: hidden [tokens, hidden] + coefficient[:, None] * bank[slot], in fp32, rounded once."""
+    return (hidden.float() + coefficient[:, None] * bank[slot]).to(hidden.dtype)
+
+
+def _steer(hidden: torch.Tensor, row: int) -> None:
+    buffers = _active
+    assert buffers is not None, "steering buffers are not allocated"
     tokens = hidden.shape[0]
-    hidden += reference(_active.bank[:, row], _active.slot[:tokens], _active.coefficient[:tokens]).to(hidden.dtype)
+    shift = buffers.bank[row].index_select(0, buffers.slot[:tokens])
+    hidden.addcmul_(shift, buffers.coefficient[:tokens].unsqueeze(1))  # mixed dtypes: computed in fp32, rounded once
+    buffers.ran[row].add_(1)
 
 
-@steer.register_fake
+# Defined by hand: the decorator of torch.library wraps every call in autograd code that costs more than the op on a small batch.
+_library = torch.library.Library("steer_heal", "FRAGMENT")
+_library.define("steer(Tensor(a!) hidden, int row) -> ()")
+_library.impl("steer", _steer, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("steer_heal::steer")
 def _(hidden: torch.Tensor, row: int) -> None:
     return None
 
 
-def reference(bank: torch.Tensor, slot: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
-    """The shift [tokens, hidden] in plain torch: coefficient[t] * bank[slot[t]]."""
-    return coefficient[:, None] * bank[slot]
+class Patch:
+    """The steered classes of a model's layers, put on and taken off in place.
 
-
-def patch_layers(model: torch.nn.Module, depth: int, layers: list[int]) -> list[str]:
-    """Give each steered decoder layer a subclass whose forward adds the shift to the hidden state it returns.
-
-    The class changes and the module does not, so that parameter names, isinstance and LoRA wrapping survive. The residual after
-    a layer is hidden + residual where both are returned; adding to hidden steers the sum. Returns the patched modules' names.
+    A layer's class changes and the module does not, so that parameter names, isinstance and LoRA wrapping survive. The residual
+    after a layer is hidden + residual where both are returned; adding to hidden steers the sum.
     """
-    name, stack = decoder_layers(model, depth)
-    assert _active is not None
-    for layer in layers:
-        module = stack[layer]
-        module.__class__ = _steered(type(module), _active.layers[layer])
-    return [f"{name}.{layer}" for layer in layers]
+
+    def __init__(self, model: torch.nn.Module, depth: int, rows: dict[int, int]):
+        name, stack = decoder_layers(model, depth)
+        self.layers = {f"{name}.{layer}": (stack[layer], type(stack[layer]), row) for layer, row in rows.items()}
+
+    def put_on(self) -> None:
+        for module, stock, row in self.layers.values():
+            module.__class__ = _steered(stock, row)
+
+    def take_off(self) -> None:
+        for module, stock, _ in self.layers.values():
+            module.__class__ = stock
 
 
 def _steered(base: type[torch.nn.Module], row: int) -> type[torch.nn.Module]:

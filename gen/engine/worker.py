@@ -1,74 +1,160 @@
-"""vLLM workers with the steering patch, resolved by name through `worker_cls`."""
+"""vLLM workers with the steering patch, resolved by name through `worker_cls`; both generations of vLLM's model runner."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
 from gen.engine import steering
 from gen.engine.generators import mark_partial
+from gen.engine.requests import RESOLVED
+from gen.engine.settings import settings_of
+from gen.engine.steering import UNSTEERED, Steer
+from shared.errors import SteerHealError
 from shared.vectors import load_vector
 
 
-class Steering(WorkerBase):
-    """Mixin over a vLLM worker: patches the layers after loading, fills the buffers before every step.
+def steer_of(sampling_params: Any) -> Steer:
+    """What the input processor resolved for a request."""
+    extra = getattr(sampling_params, "extra_args", None) or {}
+    return Steer(*extra[RESOLVED]) if RESOLVED in extra else UNSTEERED
 
-    Configured by additional_config["steering"] = {"version", "layers", "slots"}, which is part of vLLM's compile-cache key:
-    without it an unsteered compiled model would be loaded and the steering silently gone.
-    """
+
+class Steering(WorkerBase):
+    """Mixin over a vLLM worker: patches the layers after loading, fills the buffers before every step."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        settings = settings_of(self.vllm_config)
+        if settings is None:
+            raise RuntimeError("a steered worker without additional_config['steering']")
         super().load_model(*args, **kwargs)
-        settings = self.vllm_config.additional_config["steering"]
         text = self.model_config.hf_text_config
         self.steering = steering.Buffers.allocate(
-            settings["layers"],
-            settings["slots"],
+            settings.layers,
+            settings.slots,
             self.scheduler_config.max_num_batched_tokens,
             text.hidden_size,
             self.model_runner.device,
         )
         steering.activate(self.steering)
-        self.patched_layers = steering.patch_layers(
-            self.model_runner.get_model(), text.num_hidden_layers, settings["layers"]
-        )
-        self._follow_batches()
+        for slot, (name, vector) in enumerate(settings.load(), start=1):
+            vector.check(name, hidden=text.hidden_size, depth=text.num_hidden_layers)
+            self.steering.put(slot, vector.layers)
+        self.patch = steering.Patch(self.model_runner.get_model(), text.num_hidden_layers, self.steering.rows)
+        self.steers: dict[str, Steer] = {}
+        self.steer_patch(True)
 
-    def _follow_batches(self) -> None:
-        runner, prepare = self.model_runner, self.model_runner._prepare_inputs
-        on_cpu = runner.device.type == "cpu"
+    def compile_or_warm_up_model(self) -> Any:
+        """After vLLM's own: prove that what will run holds the op, whatever cache it was loaded from."""
+        times = super().compile_or_warm_up_model()
+        self.steering.ran.zero_()
+        self.model_runner._dummy_run(1)
+        if not all(self.steering.ran.tolist()):
+            raise RuntimeError(
+                f"the op ran {self.steering.ran.tolist()} times in layers {list(self.steering.rows)}: "
+                "a compiled model without it was loaded; remove ~/.cache/vllm and start again"
+            )
+        self.steering.ran.zero_()
+        return times
 
-        def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
-            batch = runner.input_batch  # reordered by now; before this call it is the last step's
-            steers = [(runner.requests[name].sampling_params.extra_args or {}).get("steer") for name in batch.req_ids]
-            self.steering.fill(steers, num_scheduled_tokens, batch.num_computed_tokens_cpu[: len(steers)])
-            prepared = prepare(scheduler_output, num_scheduled_tokens, *args, **kwargs)
-            if on_cpu:
-                mark_partial(runner)
-            return prepared
-
-        runner._prepare_inputs = prepare_inputs
-
-    def steer_layers(self) -> list[str]:
-        return self.patched_layers
+    def steer_patch(self, on: bool) -> list[str]:
+        """Put the patch on, or take it off: stock layer classes and stock runner methods. Returns the names of its layers."""
+        runner = self.model_runner
+        follow = _follow_v2 if hasattr(runner, "req_states") else _follow_v1
+        if on:
+            self.patch.put_on()
+            for name, method in follow(self).items():
+                setattr(runner, name, method)
+        else:
+            self.patch.take_off()
+            for name in follow(self):
+                delattr(runner, name)
+        return list(self.patch.layers)
 
     def steer_load(self, slot: int, path: str) -> None:
-        """Put a vector file into a slot of the bank; layers outside the band stay zero."""
+        """Put a vector file into a slot of the bank."""
         vector = load_vector(Path(path))
-        self.steering.bank[slot] = 0
-        for layer, values in vector.layers.items():
-            self.steering.bank[slot, self.steering.layers[layer]] = torch.from_numpy(values).to(
-                self.steering.bank.device
+        if outside := sorted(set(vector.layers) - set(self.steering.rows)):
+            raise SteerHealError(
+                "a vector steers layers that this engine has not patched",
+                given=f"layers {outside}",
+                expected=f"layers among {sorted(self.steering.rows)}",
+                next="start the engine with the layers of all its vectors",
             )
+        self.steering.put(slot, vector.layers)
 
-    def steer_fired(self) -> dict[int, int]:
-        """Tokens steered per request tag since the last call."""
-        fired, self.steering.fired = self.steering.fired, {}
-        return fired
+    def steer_fired(self) -> dict[str, int]:
+        """Tokens steered per request id since the last call."""
+        return self.steering.report()
+
+
+def _follow_v1(worker: Any) -> dict[str, Any]:
+    """Runner methods of the first generation (`vllm/v1/worker/gpu_model_runner.py`), which the CPU runner inherits.
+
+    Inside _prepare_inputs the batch is reordered for this step; before it, it is the last step's.
+    """
+    runner, steers = worker.model_runner, worker.steers
+    prepare = type(runner)._prepare_inputs
+    on_cpu = runner.device.type == "cpu"
+
+    def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = runner.input_batch
+        for name in scheduler_output.finished_req_ids:
+            steers.pop(name, None)
+        for name in batch.req_ids:
+            if name not in steers:
+                steers[name] = steer_of(runner.requests[name].sampling_params)
+        count = len(batch.req_ids)
+        worker.steering.fill(
+            batch.req_ids,
+            [steers[name] for name in batch.req_ids],
+            num_scheduled_tokens[:count],
+            batch.num_computed_tokens_cpu[:count],
+        )
+        prepared = prepare(runner, scheduler_output, num_scheduled_tokens, *args, **kwargs)
+        if on_cpu:
+            mark_partial(runner)
+        return prepared
+
+    return {"_prepare_inputs": prepare_inputs}
+
+
+def _follow_v2(worker: Any) -> dict[str, Any]:
+    """Runner methods of the second generation (`vllm/v1/worker/gpu/model_runner.py`).
+
+    It forgets the sampling parameters once a request is added, and adds a preempted request again when it resumes. Dummy steps,
+    which graphs are captured in, prepare no inputs: they find the buffers cleared.
+    """
+    runner, steers = worker.model_runner, worker.steers
+    stock = type(runner)
+
+    def add_requests(scheduler_output: Any) -> None:
+        for name in scheduler_output.finished_req_ids:
+            steers.pop(name, None)
+        for new in scheduler_output.scheduled_new_reqs:
+            steers[new.req_id] = steer_of(new.sampling_params)
+        stock.add_requests(runner, scheduler_output)
+
+    def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
+        batch = stock.prepare_inputs(runner, *args, **kwargs)
+        worker.steering.fill(
+            batch.req_ids,
+            [steers[name] for name in batch.req_ids],
+            np.asarray(batch.num_scheduled_tokens[: batch.num_reqs]),
+            batch.num_computed_tokens_np[: batch.num_reqs],
+        )
+        return batch
+
+    def execute_model(scheduler_output: Any, *args: Any, dummy_run: bool = False, **kwargs: Any) -> Any:
+        if dummy_run:
+            worker.steering.clear()
+        return stock.execute_model(runner, scheduler_output, *args, dummy_run=dummy_run, **kwargs)
+
+    return {"add_requests": add_requests, "prepare_inputs": prepare_inputs, "execute_model": execute_model}
 
 
 if current_platform.is_cpu():
@@ -80,4 +166,4 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
     class Worker(Steering, GPUWorker):  # type: ignore[no-redef]
-        """The GPU worker (V1 runner), steered."""
+        """The GPU worker, steered, over either generation of its model runner."""

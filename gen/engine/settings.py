@@ -1,0 +1,78 @@
+"""How an engine is told to steer: vLLM's additional_config["steering"], which every process sees and the compile cache is keyed by.
+
+Without that key an unsteered compiled model would be loaded and the steering silently gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gen.engine.steering import VERSION
+from shared.errors import SteerHealError
+from shared.publish import digest
+from shared.vectors import Vector, load_vector
+
+
+class VectorFile(BaseModel):
+    """A vector file the operator has chosen, and the sha256 it had then."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str
+    sha256: str
+
+
+class Settings(BaseModel):
+    """layers: 0-based blocks that vectors may steer; slots: vectors held at a time; vectors: by name, loaded at start."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int = VERSION
+    layers: list[int] = Field(min_length=1)
+    slots: int = Field(16, ge=1)
+    vectors: dict[str, VectorFile] = {}
+
+    def load(self) -> Iterator[tuple[str, Vector]]:
+        """The vectors by name, in the order of their slots. Raises SteerHealError when a file has changed since it was chosen."""
+        for name, file in sorted(self.vectors.items()):
+            vector = load_vector(Path(file.path))
+            if digest(Path(file.path)) != file.sha256:
+                raise SteerHealError(
+                    "a steering vector changed while the engine started",
+                    given=file.path,
+                    expected=f"sha256 {file.sha256}",
+                    next="start again",
+                )
+            yield name, vector
+
+
+def settings_of(vllm_config: Any) -> Settings | None:
+    """The steering of an engine's configuration, or None."""
+    extra = vllm_config.additional_config
+    found = extra.get("steering") if isinstance(extra, dict) else None
+    if found is None:
+        return None
+    settings = Settings.model_validate(found)
+    refuse_unsupported(vllm_config)
+    return settings
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Refuse what splits or repeats a step's tokens behind the patch's back. Raises SteerHealError."""
+    parallel = vllm_config.parallel_config
+    problems = {
+        "--pipeline-parallel-size 1": parallel.pipeline_parallel_size > 1,
+        "--prefill-context-parallel-size 1": parallel.prefill_context_parallel_size > 1,
+        "--decode-context-parallel-size 1": parallel.decode_context_parallel_size > 1,
+        "no --enable-dbo and --ubatch-size 0": parallel.use_ubatching,
+        "no speculative decoding": vllm_config.speculative_config is not None,
+    }
+    if wrong := [mend for mend, broken in problems.items() if broken]:
+        raise SteerHealError(
+            "this engine cannot be steered as it is configured",
+            given="tokens of a step are split or guessed: " + ", ".join(wrong) + " would do",
+            expected="one batch a step on every rank (tensor and data parallelism are fine)",
+            next="start it without these options",
+        )

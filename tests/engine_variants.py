@@ -1,0 +1,170 @@
+"""Other engines than the shared one, each in a process of its own: python tests/engine_variants.py NAME FOLDER.
+
+Prints one JSON object of measurements; tests/test_engine_variants.py says what they must be.
+
+    v2        vLLM's second model runner, GPU-only by design, here on the CPU with its Triton kernels interpreted
+    preempted so few blocks that requests are preempted and computed again
+    adapter   the student as a LoRA adapter beside unsteered and steered requests
+    compiled  torch.compile instead of eager, twice: the second engine reads the first one's compile cache
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+LAYERS = [14, 15]
+
+
+def interpret_triton() -> None:
+    """Let vLLM believe in a Triton backend for this processor; TRITON_INTERPRET then runs the kernels in numpy."""
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
+    from triton.backends import backends
+
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+
+
+def build(**options: Any) -> Any:
+    from gen.engine.engine import Engine
+    from shared.models import resolve
+    from shared.vectors import Vector
+
+    draws = np.random.default_rng(0)
+    vector = Vector({layer: draws.standard_normal(576).astype(np.float32) * 0.4 for layer in LAYERS})
+    folder = resolve("embedded").folder
+    engine = Engine(folder, **{"layers": LAYERS, "dtype": "float32", "max_model_len": 512, **options})
+    engine.load("v", vector)
+    return engine, vector, folder
+
+
+def compare(engine: Any, oracle: Any, prompts: list[list[int]], adapter: Path | None = None) -> dict[str, Any]:
+    """Largest gap to HF in nats over all generated tokens, and how many greedy tokens agree, in one mixed batch."""
+    from gen.engine.engine import Request
+
+    cases = [(ids, c, p) for ids in prompts for c in (0.0, 0.5, 2.0) for p in ("all", "generated")]
+    outputs = engine.run(
+        [Request(ids, 5, vector="v", coefficient=c, positions=p, min_tokens=5, label_ids=[504, 25]) for ids, c, p in cases]
+    )
+    gap, agree = 0.0, 0
+    for (ids, c, p), output in zip(cases, outputs, strict=True):
+        table = oracle.logprobs([*ids, *output.token_ids], c, 0 if p == "all" else len(ids) - 1)[len(ids) - 1 : -1]
+        gap = max(gap, float(np.abs(table[0, [504, 25]].numpy() - output.label_logprobs).max()))
+        table = table.clone()
+        table[:, 2] = -np.inf
+        agree += sum(int(a == b) for a, b in zip(table.argmax(-1).tolist(), output.token_ids, strict=True))
+    return {"gap": gap, "agree": agree, "tokens": 5 * len(cases)}
+
+
+def long_prompts() -> list[list[int]]:
+    return [[100 + (7 * index * (place + 1)) % 700 for index in range(size)] for place, size in enumerate((70, 9, 33))]
+
+
+def v2(folder: Path) -> dict[str, Any]:
+    interpret_triton()
+    from hooked import Hooked
+
+    from gen.engine.engine import Request
+
+    engine, vector, weights = build(max_num_batched_tokens=64, num_gpu_blocks_override=40)
+    oracle = Hooked(weights, vector)
+    found = compare(engine, oracle, long_prompts())  # 70 tokens exceed the budget of 64: chunked
+    found["runner"] = type(_worker(engine).model_runner).__mro__[1].__module__
+    ids = long_prompts()[0]
+    scored = engine.run([Request(ids, score=True, vector="v", coefficient=c) for c in (0.0, 1.0)])
+    found["score_gap"] = max(
+        float(np.abs(output.prompt_logprobs - oracle.of_tokens(ids, c)).max())
+        for output, c in zip(scored, (0.0, 1.0), strict=True)
+    )
+    engine.reset_cache()
+    zero = engine.run([Request(ids, label_ids=[504], vector="v", coefficient=0.0)])[0].label_logprobs
+    engine.patch(False)
+    engine.reset_cache()
+    stock = engine.run([Request(ids, label_ids=[504])])[0].label_logprobs
+    engine.patch(True)
+    found["zero_is_stock"] = bool((zero == stock).all())
+    again = engine.run([Request(ids, label_ids=[504], vector="v", coefficient=1.0)])[0].label_logprobs
+    found["salt_gap"] = float(abs(again[0] - float(oracle.logprobs(ids, 1.0)[-1, 504])))
+    found["left_behind"] = len(_worker(engine).steers)
+    return found
+
+
+def preempted(folder: Path) -> dict[str, Any]:
+    from hooked import Hooked
+
+    from gen.engine.engine import Request
+
+    engine, vector, weights = build(num_gpu_blocks_override=8, max_num_seqs=8, max_model_len=128)
+    oracle = Hooked(weights, vector)
+    scheduler = engine._engine.engine_core.engine_core.scheduler
+    preempt, count = scheduler._preempt_request, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return preempt(*args, **kwargs)
+
+    scheduler._preempt_request = counted
+    prompts = [[100 + (11 * index * (place + 1)) % 700 for index in range(28)] for place in range(6)]
+    cases = [(ids, (0.5, 1.0, 2.0)[i % 3], ("all", "generated")[i % 2]) for i, ids in enumerate(prompts)]
+    outputs = engine.run(
+        [Request(ids, 40, vector="v", coefficient=c, positions=p, min_tokens=40) for ids, c, p in cases]
+    )
+    agree = 0
+    for (ids, c, p), output in zip(cases, outputs, strict=True):
+        table = oracle.logprobs([*ids, *output.token_ids], c, 0 if p == "all" else len(ids) - 1)[len(ids) - 1 : -1].clone()
+        table[:, 2] = -np.inf
+        agree += sum(int(a == b) for a, b in zip(table.argmax(-1).tolist(), output.token_ids, strict=True))
+    return {"preemptions": count, "agree": agree, "tokens": 40 * len(cases)}
+
+
+def adapter(folder: Path) -> dict[str, Any]:
+    """folder holds a PEFT adapter, adapter/, and the same student merged in fp32, merged/."""
+    from hooked import Hooked
+
+    from gen.engine.engine import Request
+    from gen.students import Student
+
+    engine, vector, weights = build(adapter_rank=8, max_num_seqs=16)
+    base, healed = Hooked(weights, vector), Hooked(weights, vector, folder / "adapter")
+    prompts = long_prompts()[:2]
+    ask = [Request(ids, label_ids=[504, 25], vector="v", coefficient=c) for ids in prompts for c in (0.0, 1.0)]
+    expected = [(ids, c) for ids in prompts for c in (0.0, 1.0)]
+
+    def gap(oracle: Hooked) -> float:
+        return max(
+            float(np.abs(oracle.logprobs(ids, c)[-1, [504, 25]].numpy() - output.label_logprobs).max())
+            for (ids, c), output in zip(expected, engine.run(ask), strict=True)
+        )
+
+    found = {"base": gap(base)}
+    engine.serve(Student(weights, folder / "adapter", 8))
+    found["adapter"] = gap(healed)
+    engine.serve(Student(weights))
+    found["base_again"] = gap(base)
+    engine.serve(Student(folder / "merged"))
+    found["merged"] = gap(healed)
+    found["effect"] = gap(base)
+    return found
+
+
+def compiled(folder: Path) -> dict[str, Any]:
+    os.environ["VLLM_CACHE_ROOT"] = str(folder)
+    from hooked import Hooked
+
+    engine, vector, weights = build(enforce_eager=False)
+    return compare(engine, Hooked(weights, vector), long_prompts())
+
+
+def _worker(engine: Any) -> Any:
+    return engine._engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+if __name__ == "__main__":
+    variants = {"v2": v2, "preempted": preempted, "adapter": adapter, "compiled": compiled}
+    print(json.dumps(variants[sys.argv[1]](Path(sys.argv[2]))))
