@@ -71,7 +71,7 @@ def v2(folder: Path) -> dict[str, Any]:
 
     from gen.engine.engine import Request
 
-    engine, vector, weights = build(max_num_batched_tokens=64, num_gpu_blocks_override=40)
+    engine, vector, weights = build(max_num_batched_tokens=64, max_num_seqs=24)
     oracle = Hooked(weights, vector)
     found = compare(engine, oracle, long_prompts())  # 70 tokens exceed the budget of 64: chunked
     found["runner"] = type(_worker(engine).model_runner).__mro__[1].__module__

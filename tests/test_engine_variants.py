@@ -1,0 +1,63 @@
+"""Engines of other shapes than the shared one, each in its own process: see engine_variants.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from shared.models import Model
+
+pytestmark = pytest.mark.slow
+
+
+def variant(name: str, folder: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "engine_variants.py", name, folder],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def test_the_second_model_runner_is_steered_alike(tmp_path: Path) -> None:
+    """vLLM's default on a GPU: chunked prefill, positions, greedy tokens, prompt log-probabilities, salted cache."""
+    found = variant("v2", tmp_path)
+    assert found["runner"] == "vllm.v1.worker.gpu.model_runner"
+    assert found["gap"] < 1e-4 and found["score_gap"] < 1e-4 and found["salt_gap"] < 1e-4
+    assert found["agree"] == found["tokens"] and found["zero_is_stock"]
+
+
+def test_preempted_requests_are_steered_again(tmp_path: Path) -> None:
+    found = variant("preempted", tmp_path)
+    assert found["preemptions"] >= 2, "blocks must run out, or this test proves nothing"
+    assert found["agree"] == found["tokens"]
+
+
+def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from shared.folding import merged
+
+    torch.manual_seed(0)
+    network = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32),
+        LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "o_proj", "down_proj"], init_lora_weights=False),
+    )
+    network.save_pretrained(tmp_path / "adapter")
+    merged(model, tmp_path / "adapter", tmp_path / "cache", "float32").folder.rename(tmp_path / "merged")
+    found = variant("adapter", tmp_path)
+    assert max(found["base"], found["base_again"], found["adapter"], found["merged"]) < 1e-4
+    assert found["effect"] > 0.1, "the adapter must matter, or this test proves nothing"
