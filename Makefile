@@ -6,6 +6,9 @@ N ?= 1
 SET ?=
 EVAL ?= round
 REBUILD ?=
+MODEL ?= embedded
+PORT ?= 8000
+VECTORS ?=
 # Where pip finds torch's CPU build when no index it knows has it; empty to use what pip is set up with.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # cpu or gpu: which lock to install.
@@ -16,7 +19,7 @@ STAMP := .venv/.ready-$(LOCK)
 ROUNDS := $(shell seq 1 $(N))
 FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
 
-.PHONY: round report test check doctor setup clean help
+.PHONY: round report serve verify test check doctor setup clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets
@@ -47,6 +50,12 @@ report: $(STAMP) ## the report of a run from its files (EVAL=full scores all ite
 
 test: $(STAMP) ## every test that needs no GPU
 	@$(PY) -m pytest
+
+serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve VECTORS="trait=vector.safetensors" (MODEL, PORT)
+	@$(PY) -m gen.serve --config $(CONFIG) --set '$(SET)' --model $(MODEL) --port $(PORT) $(addprefix --vector ,$(VECTORS))
+
+verify: $(STAMP) ## does steering work on this machine and this model? a report to paste (MODEL)
+	@$(PY) -m gen.verify --config $(CONFIG) --set '$(SET)' --model $(MODEL)
 
 check: $(STAMP) ## lint and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -14,6 +14,7 @@ from evals.generations import generate, judge
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
 from gen.filter import by_coefficient, unsteered_of
+from gen.students import Student
 from shared.chat import load_tokenizer
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, EvalConfig, resolve

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gen import filter as keep
 from gen.scoring import score
+from gen.students import Student
 from shared.chat import load_tokenizer, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, resolve

@@ -19,22 +19,28 @@ PLAIN = "on plain files"
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
-def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options of a stage inside a run."""
+def parser(prog: str, description: str, *, stage: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options of a stage inside a run, or of a command that only reads the configuration."""
     options = argparse.ArgumentParser(
         prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    run = options.add_argument_group("in a run")
-    run.add_argument("--run", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="run directory")
-    run.add_argument("--round", type=int, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
+    run = options.add_argument_group("in a run" if stage else "configuration")
+    if stage:
+        run.add_argument("--run", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="run directory")
+        run.add_argument("--round", type=int, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
     run.add_argument(
         "--config",
         type=Path,
         default=argparse.SUPPRESS,
-        help="configuration file; in a run it begins the run, or must equal its frozen one",
+        help="configuration file; in a run it begins the run, or must equal its frozen one"
+        if stage
+        else "configuration file",
     )
     run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
-    run.add_argument("--rebuild", action="store_true", help="make the stage again where its settings or inputs changed")
+    if stage:
+        run.add_argument(
+            "--rebuild", action="store_true", help="make the stage again where its settings or inputs changed"
+        )
     return options
 
 

@@ -49,7 +49,10 @@ def compare(engine: Any, oracle: Any, prompts: list[list[int]], adapter: Path | 
 
     cases = [(ids, c, p) for ids in prompts for c in (0.0, 0.5, 2.0) for p in ("all", "generated")]
     outputs = engine.run(
-        [Request(ids, 5, vector="v", coefficient=c, positions=p, min_tokens=5, label_ids=[504, 25]) for ids, c, p in cases]
+        [
+            Request(ids, 5, vector="v", coefficient=c, positions=p, min_tokens=5, label_ids=[504, 25])
+            for ids, c, p in cases
+        ]
     )
     gap, agree = 0.0, 0
     for (ids, c, p), output in zip(cases, outputs, strict=True):
@@ -117,7 +120,9 @@ def preempted(folder: Path) -> dict[str, Any]:
     )
     agree = 0
     for (ids, c, p), output in zip(cases, outputs, strict=True):
-        table = oracle.logprobs([*ids, *output.token_ids], c, 0 if p == "all" else len(ids) - 1)[len(ids) - 1 : -1].clone()
+        table = oracle.logprobs([*ids, *output.token_ids], c, 0 if p == "all" else len(ids) - 1)[
+            len(ids) - 1 : -1
+        ].clone()
         table[:, 2] = -np.inf
         agree += sum(int(a == b) for a, b in zip(table.argmax(-1).tolist(), output.token_ids, strict=True))
     return {"preemptions": count, "agree": agree, "tokens": 40 * len(cases)}

@@ -41,5 +41,3 @@ class Hooked:
     def of_tokens(self, ids: list[int], coefficient: float, start: int = 0) -> np.ndarray:
         table = self.logprobs(ids, coefficient, start)[:-1]
         return table[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
-
-

@@ -58,6 +58,8 @@ class Output:
     label_logprobs: np.ndarray | None
 
 
+# Compiling is no faster here and takes minutes; 32 is the smallest block of vLLM's CPU attention, and the prompts are short.
+CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30, "block_size": 32}
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks vLLM has kernels for
 
 
@@ -77,7 +79,6 @@ class Engine:
         max_model_len: int,
         slots: int = 16,
         seed: int = 0,
-        block_size: int | None = None,
         adapter_rank: int = 0,
         **options: Any,
     ):
@@ -89,9 +90,8 @@ class Engine:
         from gen.engine.settings import Settings
 
         plugin.register()
-        cpu = not torch.cuda.is_available()
-        if cpu:
-            options = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30, "max_num_seqs": 128, **options}
+        if not torch.cuda.is_available():
+            options = {**CPU, "max_num_seqs": 128, **options}
         if adapter_rank:
             # One more than are used: on the CPU a request without an adapter beside one with it gets the last slot's.
             options = {"enable_lora": True, "max_lora_rank": _lora_rank(adapter_rank), "max_loras": 2, **options}
@@ -104,7 +104,6 @@ class Engine:
             dtype=dtype,
             max_model_len=max_model_len,
             seed=seed,
-            block_size=block_size or (32 if cpu else None),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **options,
@@ -232,6 +231,16 @@ class Engine:
             logprob_token_ids=list(request.label_ids) or None,
             extra_args=extra,
         )
+
+
+def cpu_options() -> list[str]:
+    """The same settings for the command line of `vllm serve`; none where there is a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    memory, block = CPU["kv_cache_memory_bytes"], CPU["block_size"]
+    return ["--enforce-eager", "--kv-cache-memory-bytes", str(memory), "--block-size", str(block)]
 
 
 def _lora_rank(rank: int) -> int:

@@ -108,4 +108,4 @@ class Registry:
 
 
 def _refuse(what: str, given: object, expected: str) -> SteerHealError:
-    return SteerHealError(what, given=given, expected=expected, next="mend the request")
+    return SteerHealError(what, given=repr(given), expected=expected, next="mend the request")

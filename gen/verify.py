@@ -1,0 +1,219 @@
+"""Does steering work on this machine and with this model? `python -m gen.verify` prints a report to paste into an issue.
+
+It asserts what the sweep relies on: the layers that are patched, coefficient 0 against the stock engine, the effect against a
+plain HF forward with hooks, batchmates that do not matter, prefix-cache blocks that are not shared between coefficients, and the
+price of the patch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shared.chat import load_tokenizer, render
+from shared.cli import entry, parser
+from shared.config import band, resolve
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.models import Model
+from shared.models import resolve as resolve_model
+from shared.records import Prompt, data_file, read_jsonl
+from shared.run import hardware, versions
+from shared.traits import load_trait
+from shared.vectors import Vector, load_vector
+
+if TYPE_CHECKING:
+    from gen.engine.engine import Engine
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05}  # nats; half precisions differ by their own rounding
+PAIRS = 7
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. passed None: a figure without a bound."""
+
+    name: str
+    passed: bool | None
+    found: str
+
+
+def noise(model: Model, layers: Sequence[int]) -> Vector:
+    """A direction of a fixed draw: what it does is of no interest, only that the engine does it."""
+    draws = np.random.default_rng(0)
+    return Vector({layer: draws.standard_normal(model.hidden).astype(np.float32) for layer in layers})
+
+
+def gap(one: Any, other: Any) -> float:
+    """Largest absolute difference, nats."""
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
+
+
+def hooked(model: Model, vector: Vector, coefficient: float, dtype: str, prompt: Sequence[int]) -> np.ndarray:
+    """Log-probabilities [tokens - 1] of the prompt's tokens 1.. by a plain HF forward with hooks, nats."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from shared.layers import decoder_layers
+
+    network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=getattr(torch, dtype)).eval()
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    _, stack = decoder_layers(network, model.depth)
+
+    def hook_of(values: np.ndarray) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            shift = coefficient * torch.from_numpy(values).to(hidden.device)
+            steered = (hidden.float() + shift).to(hidden.dtype)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return hook
+
+    for layer, values in vector.layers.items():
+        stack[layer].register_forward_hook(hook_of(values))
+    with torch.inference_mode():
+        ids = torch.tensor([list(prompt)], device=network.device)
+        table = network(ids).logits[0, :-1].float().log_softmax(-1)
+    found: np.ndarray = table.gather(1, ids[0, 1:, None])[:, 0].cpu().numpy()
+    return found
+
+
+def checks(engine: Engine, model: Model, vector: Vector, dtype: str, prompts: Sequence[list[int]]) -> list[Check]:
+    """Every check on prompts (token ids); the vector is loaded as 'v'."""
+    from gen.engine.engine import Request
+
+    tolerance, own = TOLERANCE[dtype], prompts[0]
+
+    def scored(*asks: tuple[list[int], float | None]) -> list[Any]:
+        return [
+            output.prompt_logprobs
+            for output in engine.run(
+                [Request(ids, score=True, vector=None if c is None else "v", coefficient=c or 0.0) for ids, c in asks]
+            )
+        ]
+
+    engine.patch(False)
+    try:
+        stock = scored((own, None))[0]
+    finally:
+        engine.patch(True)
+    plain, zero = scored((own, None))[0], scored((own, 0.0))[0]
+    steered = scored((own, 1.0))[0]
+    moved, against = gap(steered, plain), gap(steered, hooked(model, vector, 1.0, dtype, own))
+    crowd = scored((own, 1.0), *((ids, 4.0) for ids in prompts[1:]))[0]
+    label = [int(own[-1])]
+    engine.reset_cache()
+    engine.run([Request(own, vector="v", coefficient=4.0)])
+    after = engine.run([Request(own, label_ids=label, vector="v", coefficient=1.0)])[0].label_logprobs
+    engine.reset_cache()
+    alone = engine.run([Request(own, label_ids=label, vector="v", coefficient=1.0)])[0].label_logprobs
+    return [
+        Check(
+            "coefficient 0 is the stock engine", bool((stock == zero).all() and (stock == plain).all()), "bit for bit"
+        ),
+        Check("coefficient 1 moves log-probabilities", moved > 10 * tolerance, f"by up to {moved:.3g} nats"),
+        Check(
+            "and as HF hooks do", against <= tolerance, f"{against:.2g} nats apart, at most {tolerance:g} in {dtype}"
+        ),
+        Check("batchmates do not matter", gap(crowd, steered) <= tolerance, f"{gap(crowd, steered):.2g} nats apart"),
+        Check("cached prefixes are not shared", gap(after, alone) <= tolerance, f"{gap(after, alone):.2g} nats apart"),
+    ]
+
+
+def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
+    """Steered over stock, in pairs in turn: 5 coefficients, 16 tokens each. Eager engines only: a captured graph keeps its op."""
+    from gen.engine.engine import Request
+
+    def seconds(patched: bool) -> float:
+        engine.patch(patched)
+        engine.reset_cache()
+        vector = "v" if patched else None
+        ask = [
+            Request(ids, 16, vector=vector, coefficient=c, min_tokens=16)
+            for ids in prompts
+            for c in (0, 0.25, 0.5, 0.75, 1)
+        ]
+        begin = time.perf_counter()
+        engine.run(ask)
+        return time.perf_counter() - begin
+
+    try:
+        seconds(True)
+        ratios = [seconds(True) / seconds(False) for _ in range(PAIRS)]
+    finally:
+        engine.patch(True)
+    low, high = np.quantile(ratios, [0.25, 0.75])
+    return Check("time, steered over stock", None, f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, {PAIRS} pairs)")
+
+
+def report(model: Model, dtype: str, patched: Sequence[str], found: Sequence[Check]) -> str:
+    """The report, Markdown."""
+    machine = hardware()
+    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, no GPU"
+    lines = [
+        "### gen.verify",
+        "",
+        f"- model: {model.name}{f' at {model.revision}' if model.revision else ''}, {dtype}, {model.depth} layers",
+        f"- patched: {', '.join(patched)}",
+        f"- machine: {place}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+        "",
+        "| check | | found |",
+        "| --- | --- | --- |",
+        *(
+            f"| {check.name} | {'–' if check.passed is None else 'ok' if check.passed else 'FAILED'} | {check.found} |"
+            for check in found
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = parser("gen.verify", "Check that steering works on this machine and with this model.", stage=False)
+    options.add_argument("--model", default="embedded", help="'embedded', a Hugging Face id or a local folder")
+    options.add_argument("--vector", type=Path, help="vector file; by default a random direction in vector.layers")
+    options.add_argument("--out", type=Path, help="file for the report besides the terminal, Markdown")
+    arguments = options.parse_args()
+    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    model = resolve_model(arguments.model, config.model.revision)
+    vector = (
+        load_vector(arguments.vector) if arguments.vector else noise(model, band(config.vector.layers, model.depth))
+    )
+    vector.check(arguments.vector or "the random direction", hidden=model.hidden, depth=model.depth)
+    tokenizer, trait = load_tokenizer(str(model.folder)), load_trait("embedded")
+    rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="make setup")[:6]
+    prompts = [render(tokenizer, row.turns, trait.neutral, **config.model.chat_template_kwargs) for row in rows]
+    from gen.engine.engine import engine
+
+    with engine(
+        model.folder,
+        layers=sorted(vector.layers),
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_model_len,
+        enforce_eager=True,
+    ) as built:
+        built.load("v", vector)
+        with console.status("checking"):
+            found = [*checks(built, model, vector, config.model.dtype, prompts), overhead(built, prompts)]
+        text = report(model, config.model.dtype, built.patched, found)
+    console.print(text, markup=False)
+    if arguments.out:
+        from shared.publish import write_text
+
+        write_text(arguments.out, text + "\n")
+    if failed := [check.name for check in found if check.passed is False]:
+        raise SteerHealError(
+            "steering does not work here",
+            given="; ".join(failed),
+            expected="every check ok",
+            next="open an issue with the report above",
+        )
+
+
+if __name__ == "__main__":
+    entry(main)
