@@ -49,9 +49,9 @@ class SweepConfig(Section):
         [0.25, 0.5, 0.75, 1.0], min_length=1, description="multiples of the raw vector; 0 is sampled besides"
     )
     dilemmas: str = Field(
-        "embedded", description="prompts JSONL the trait is enacted on, or '<dataset id>:<set>:<split>'"
+        "embedded", description="prompts the trait is enacted on, JSONL or '<dataset id>:<set>:<split>'"
     )
-    mundane: str = Field("embedded", description="prompts without a conflict, JSONL or a dataset id likewise")
+    mundane: str = Field("embedded", description="prompts without a conflict, likewise")
     n_dilemmas: int = Field(64, ge=1, description="dilemmas per round")
     n_mundane: int = Field(16, ge=0, description="mundane prompts per round")
     samples: int = Field(1, ge=1, description="completions per prompt and coefficient")
@@ -59,18 +59,14 @@ class SweepConfig(Section):
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus mass")
     window: int = Field(
-        1024,
-        ge=1,
-        description="rows sampled, scored and published together; an interrupted sweep goes on after the last",
+        1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"
     )
     dose: Dose = Field(
-        "grid", description="grid samples the coefficients; walk finds the largest whose survival reaches a target"
+        "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
     )
-    survival: float = Field(0.5, gt=0, le=1, description="walk: share of completions the filter must keep")
+    survival: float = Field(0.5, gt=0, le=1, description="walk: share of completions that must survive the filter")
     dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
-    dose_steps: int = Field(
-        6, ge=1, le=12, description="walk: bisection steps, and how often the ceiling is halved before giving up"
-    )
+    dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
     dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from shared.publish import atomic_file
 VERSION = 1
 DATA = Path(__file__).parent / "data"
 
+T = TypeVar("T")
 Row = TypeVar("Row", bound="Record")
 
 
@@ -157,7 +159,8 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
 
 def stratified(rows: list[Row], count: int, stratum: str) -> list[Row]:
     """The first `count` rows in turn over the strata, each stratum in file order; the result keeps file order."""
-    return list(take(rows, quotas(Counter(getattr(row, stratum) for row in rows), count), stratum))
+    key = attrgetter(stratum)
+    return list(take(rows, quotas(Counter(map(key, rows)), count), key))
 
 
 def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
@@ -176,11 +179,11 @@ def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
     return quota
 
 
-def take(rows: Iterable[Row], quota: Mapping[Any, int], stratum: str) -> Iterator[Row]:
+def take(rows: Iterable[T], quota: Mapping[Any, int], stratum: Callable[[T], Any]) -> Iterator[T]:
     """The first rows of each stratum up to its quota, in file order."""
     left = dict(quota)
     for row in rows:
-        name = getattr(row, stratum)
+        name = stratum(row)
         if left.get(name, 0):
             left[name] -= 1
             yield row

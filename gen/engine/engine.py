@@ -146,6 +146,10 @@ class Engine:
             self._llm.reset_prefix_cache()
             self.folder = folder
 
+    def reset_cache(self) -> None:
+        """Drop the prefix cache, so that what follows does not depend on what ran before."""
+        self._llm.reset_prefix_cache()
+
     def run(self, requests: Sequence[Request], on_done: Callable[[int, Output], None] | None = None) -> list[Output]:
         """All requests in one continuous batch; results in request order, on_done(index, output) as each finishes.
 
