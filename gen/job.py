@@ -25,7 +25,7 @@ class Job:
     """A sweep to make. coefficients: those of a grid, or those sampled beside the walk's answer.
 
     seed is the text that is hashed with every key. frozen gives round 1's unsteered rows, anew at every call; None where
-    the sweep samples its own.
+    the sweep samples its own. finish takes the counts of rows that are published.
     """
 
     out: Path
@@ -37,6 +37,7 @@ class Job:
     vector: Vector
     vector_file: Path
     config: Config
+    finish: Callable[[dict[str, Any]], None]
     frozen: Callable[[], Iterable[Completion]] | None = None
 
     @property

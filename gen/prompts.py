@@ -90,13 +90,18 @@ def _of_file(path: Path) -> Iterator[Located]:
 
 
 def _of_set(name: str, rows: Any) -> Iterator[Located]:
+    """prompt goes before messages, which then hold the answer too; either may be text or a conversation."""
     for index, row in enumerate(rows):
         place = f"{name} row {index}"
         value: dict[str, Any] = {key: str(row[key]) for key in ("id", "domain") if row.get(key) is not None}
-        if row.get("prompt") is not None:
-            value["prompt"] = row["prompt"]  # sets with both hold the answer in messages
-        elif row.get("messages") is not None:
-            value["messages"] = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
+        asked = row["prompt"] if row.get("prompt") is not None else row.get("messages")
+        if isinstance(asked, list):
+            value["messages"] = [
+                {key: turn[key] for key in ("role", "content") if key in turn} if isinstance(turn, dict) else turn
+                for turn in asked
+            ]
+        elif asked is not None:
+            value["prompt"] = asked
         try:
             yield place, Prompt.model_validate(value)
         except ValidationError as error:

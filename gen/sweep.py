@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from gen import filter as keep
 from gen import walk as walking
@@ -29,8 +28,8 @@ from shared.traits import load_trait
 from shared.vectors import load_vector
 
 
-def sweep(job: Job, *, rebuild: bool = False) -> dict[str, Any]:
-    """Make the rows of a job, going on after the windows that an interrupted one left; returns counts.
+def sweep(job: Job, *, rebuild: bool = False) -> None:
+    """Make the rows of a job, going on after the windows that an interrupted one left.
 
     Only the window at hand is in memory: of the rows before it their sums, and four floats of each unsteered one.
     """
@@ -83,7 +82,9 @@ def sweep(job: Job, *, rebuild: bool = False) -> dict[str, Any]:
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
         )
-    return {"rows": total, "tokens": board.tokens, **({"walk": walked.as_dict()} if walked else {})}
+    counts = {"rows": total, "tokens": board.tokens, "prompts": found.count, "prompts_digest": found.digest}
+    job.finish({**counts, **({"walk": walked.as_dict()} if walked else {})})
+    done.discard()  # last: an interruption before loses no row
 
 
 def _start(job: Job, renderer: Renderer, stack: ExitStack) -> Sampler:
@@ -151,12 +152,13 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         rebuild=rebuild,
     )
     if job.done():
+        Windows(out).discard()  # of an interruption after the manifest
         return
     vector = load_vector(folder / "vector.safetensors")
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
     unsteered = [0.0] if number == 1 else []  # unsteered completions are round 1's, frozen
     with open_round(config.sweep) as prompts:
-        counts = sweep(
+        sweep(
             Job(
                 out,
                 prompts,
@@ -167,11 +169,11 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 vector,
                 folder / "vector.safetensors",
                 config,
+                lambda counts: job.finish(**counts),
                 (lambda: keep.unsteered_in(first, f"make round N=1 RUN={run.folder}")) if number > 1 else None,
             ),
             rebuild=rebuild,
         )
-    job.finish(**counts)
 
 
 def _source(label: str, value: str) -> dict[str, Path]:
@@ -227,11 +229,21 @@ def main() -> None:
     out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
     with open_prompts(arguments.prompts) as prompts:
-        counts = sweep(
-            Job(out, prompts, coefficients, str(config.seed), model, model, vector, arguments.vector, config),
+        sweep(
+            Job(
+                out,
+                prompts,
+                coefficients,
+                str(config.seed),
+                model,
+                model,
+                vector,
+                arguments.vector,
+                config,
+                lambda counts: console.print(f"wrote {counts['rows']} rows to {out}"),
+            ),
             rebuild=arguments.rebuild,
         )
-    console.print(f"wrote {counts['rows']} rows to {out}")
 
 
 def finite(text: str) -> float:

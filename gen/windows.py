@@ -73,12 +73,11 @@ class Windows:
         return iterate_jsonl(self.path(index), Completion, made_by=f"rm {self.path(index)}, then the same command")
 
     def publish(self, count: int) -> None:
-        """Join windows 0 to count - 1 into the output, which appears whole, and remove the folder."""
+        """Join windows 0 to count - 1 into the output, which appears whole; the folder stays until it is discarded."""
         with atomic_file(self.out) as temporary, open(temporary, "wb") as whole:
             for index in range(count):
                 with open(self.path(index), "rb") as window:
                     shutil.copyfileobj(window, whole)
-        self.discard()
 
     def discard(self) -> None:
         """Remove the folder, its plan first: without one, what an interruption leaves is never taken for windows."""

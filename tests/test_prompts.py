@@ -66,9 +66,10 @@ def test_a_data_set_without_a_configuration_and_with_conversations(tmp_path: Pat
     ]
     folder = tmp_path / "set"
     folder.mkdir()
-    lines(folder / "train.jsonl", [{"messages": turns}])
-    with open_prompts(f"{folder}:train") as prompts:
-        assert [prompt.turns for _, prompt in prompts] == [turns]
+    for column in ("messages", "prompt"):
+        lines(folder / "train.jsonl", [{column: turns}])
+        with open_prompts(f"{folder}:train") as prompts:
+            assert [prompt.turns for _, prompt in prompts] == [turns]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,9 @@ def test_a_data_set_without_a_configuration_and_with_conversations(tmp_path: Pat
         ([{"question": "a"}], "{folder}:asked:train", "columns question"),
         ([{"prompt": "a"}, {"prompt": None}], "{folder}:asked:train", "row 1: row: Value error, a prompt row has"),
         ([{"messages": [{"role": "assistant", "content": "a"}]}], "{folder}:asked:train", "the last is the user's"),
+        ([{"messages": [{"from": "human", "value": "a"}]}], "{folder}:asked:train", "have a role and content"),
+        ([{"messages": []}], "{folder}:asked:train", "have a role and content"),
+        ([{"prompt": 3}], "{folder}:asked:train", "row 0: prompt: Input should be a valid string"),
         (ROWS, "{folder}:asked:test", "asked:test"),
         (ROWS, "{folder}:other:train", "other"),
         (ROWS, "no/such-file.jsonl", "no/such-file.jsonl"),

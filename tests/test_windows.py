@@ -32,6 +32,8 @@ def test_whole_windows_are_found_again_and_joined_in_order(tmp_path: Path) -> No
     again.write(1, [completion(key="c"), completion(key="d")])
     assert [row.key for row in again.read(1)] == ["c", "d"]
     again.publish(3)
+    assert 0 in opened(out), "until it is discarded, what is published can be published again"
+    again.discard()
     assert [line.split('"key": "')[1][0] for line in out.read_text().splitlines()] == list("abcde")
     assert list(tmp_path.iterdir()) == [out]
 
