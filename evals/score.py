@@ -15,6 +15,7 @@ from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
 from gen.filter import by_coefficient, unsteered_of
 from gen.students import Student
+from gen.students import student as student_of
 from shared.chat import load_tokenizer
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, EvalConfig, resolve
@@ -55,7 +56,6 @@ def conditions_of(
 
 def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
     from gen.engine.engine import engine
-    from shared.folding import merged
 
     config, folder = run.config, run.round(number)
     settings = of_mode(config.eval, mode)
@@ -72,6 +72,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
         settings={
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
+            "student": config.model.student,
             "chat_template_kwargs": config.model.chat_template_kwargs,
             "eval": settings.model_dump(),
             "sampling": [config.sweep.temperature, config.sweep.top_p],
@@ -107,21 +108,25 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
     before, after = conditions_of(number, coefficient, vector.metadata.get("positions", "all"), trait.trait)
     scored: dict[str, list[dict[str, Any]]] = {}
     texts: list[dict[str, Any]] = []
-    start = merged(origin, before_path, run.students, config.model.dtype)
+    start, end = (
+        student_of(origin, path, run.students, config.model.dtype, config.model.student)
+        for path in (before_path, after_path)
+    )
     with engine(
         start.folder,
         layers=sorted(vector.layers),
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         seed=config.seed,
+        adapter_rank=max(start.rank, end.rank),
     ) as model:
         model.load("trait", vector)
         model.load("random", vector.random_like(config.seed + number))
         for label, conditions, student in (
             ("teacher", before, start),
-            ("student", after, merged(origin, after_path, run.students, config.model.dtype)),
+            ("student", after, end),
         ):
-            model.serve(Student(student.folder))
+            model.serve(student)
             reads = len(conditions) * len(vignettes) * len(orders(settings.debias)) * (2 if settings.think else 1)
             with counting(f"forced choice, {label}", reads) as advance:
                 scored.update(forced_choice(model, renderer, vignettes, conditions, read, tokenizer, advance))
@@ -168,7 +173,6 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
 
 def standalone(arguments: Any) -> None:
     from gen.engine.engine import engine
-    from shared.folding import merged
 
     config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     dtype = arguments.dtype or config.model.dtype
@@ -180,7 +184,7 @@ def standalone(arguments: Any) -> None:
     vignettes: list[Vignette] = load_vignettes(arguments.vignettes)
     renderer = Renderer(tokenizer, load_instrument(arguments.instrument), config.model.chat_template_kwargs)
     read = Read(arguments.debias, arguments.think, arguments.samples, arguments.temperature, config.seed)
-    student = merged(origin, arguments.adapter, cache_folder() / "students", dtype)
+    student = student_of(origin, arguments.adapter, cache_folder() / "students", dtype, config.model.student)
     condition = (
         Condition("scored", "scored")
         if vector is None
@@ -192,7 +196,9 @@ def standalone(arguments: Any) -> None:
         dtype=dtype,
         max_model_len=config.model.max_model_len,
         seed=config.seed,
+        adapter_rank=student.rank,
     ) as model:
+        model.serve(student)
         if vector is not None:
             model.load("trait", vector)
         reads = len(vignettes) * len(orders(arguments.debias)) * arguments.samples * (2 if arguments.think else 1)

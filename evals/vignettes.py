@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
 from shared.errors import SteerHealError
-from shared.records import DATA, Vignette, read_jsonl
+from shared.records import DATA, Vignette, problem_of, read_jsonl
+from shared.sets import names_set, open_set
 
 MADE_BY = "set eval.vignettes to embedded, a JSONL file, or wassname/tiny-mfv:classic:other_violate"
 
@@ -17,27 +17,20 @@ def load_vignettes(name: str) -> list[Vignette]:
     """'embedded', a JSONL path, or '<dataset id>:<configuration>:<split>'; the split is the condition."""
     if name == "embedded":
         return read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="make setup")
-    if name.count(":") != 2 or Path(name).is_file():
+    if name.count(":") != 2 or not names_set(name):
         return unique(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name)
-    from datasets import load_dataset
-
-    repository, subset, condition = name.split(":")
-    try:
-        # A prepared set is found again by its folder's name, whatever the folder holds by now: a local one is prepared anew.
-        with TemporaryDirectory() as fresh:
-            cache = fresh if Path(repository).is_dir() else None
-            rows = list(load_dataset(repository, subset, split=condition, cache_dir=cache))
-        return unique([Vignette.model_validate({**row, "condition": condition}) for row in rows], name)
-    except ValidationError as error:
-        problem = str(error.errors()[0])
-    except Exception as error:  # datasets raises whatever its transport raises
-        problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    raise SteerHealError(
-        "a vignette set could not be loaded",
-        given=f"{name}: {problem}",
-        expected="a data set that can be reached or is cached",
-        next=MADE_BY,
-    )
+    condition = name.rpartition(":")[2]
+    with open_set(name, what="a vignette set could not be loaded", next=MADE_BY) as rows:
+        try:
+            vignettes = [Vignette.model_validate({**row, "condition": condition}) for row in rows]
+        except ValidationError as error:
+            raise SteerHealError(
+                "a vignette set could not be loaded",
+                given=f"{name}: {problem_of(error)}",
+                expected="rows of id, foundation, foundation_coarse and text",
+                next=MADE_BY,
+            ) from None
+    return unique(vignettes, name)
 
 
 def unique(vignettes: list[Vignette], source: str) -> list[Vignette]:

@@ -6,111 +6,30 @@ model: perplexity and trait_llr are in the rows.
 
 from __future__ import annotations
 
-import re
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gen.rules import Limits, judge, limits
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import FilterConfig, resolve
 from shared.console import console, number, table
 from shared.errors import SteerHealError
-from shared.records import Completion, data_file, read_jsonl, write_jsonl
+from shared.records import Completion, data_file, iterate_jsonl, read_jsonl, write_jsonl
 from shared.run import Run, Stage
-from shared.text import loop_share
-from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
-
-REFUSAL = re.compile(
-    r"\b(?:I(?:'m| am) (?:sorry|unable)|I (?:can(?:'t|not)|won't) (?:help|assist|provide|answer|comply|fulfil)|as an AI\b)",
-    re.IGNORECASE,
-)
-NARRATION = re.compile(
-    r"\b(?:as (?:someone|a person|somebody) who|I(?:'m| am) (?:someone|a person|somebody|the kind of person) who|my (?:personality|persona|role) is)\b",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a completion must stay within. Perplexities are those of the unsteered completions times the configured ratios."""
-
-    perplexity: float
-    perplexity_last_quarter: float
-    distinct_3: float
-    trait_llr: float
-
-
-def limits(unsteered: Sequence[Completion], config: FilterConfig) -> Limits:
-    """Limits from the original model's completions at coefficient 0."""
-    measured = [row for row in unsteered if row.perplexity is not None]
-    if not measured:
-        raise SteerHealError(
-            "there are no unsteered completions to compare with",
-            given=f"{len(unsteered)} rows at coefficient 0",
-            expected="rows of the original model at coefficient 0",
-            next="sample with 0 among the coefficients, or name a file of such rows: --unsteered FILE",
-        )
-
-    def values(name: str) -> np.ndarray:
-        return np.array([getattr(row, name) for row in measured])
-
-    return Limits(
-        perplexity=config.perplexity_ratio * float(np.median(values("perplexity"))),
-        perplexity_last_quarter=config.last_quarter_ratio * float(np.median(values("perplexity_last_quarter"))),
-        distinct_3=float(np.quantile(values("distinct_3"), config.distinct_3_quantile)),
-        trait_llr=float(np.quantile(values("trait_llr"), config.trait_llr_quantile)),
-    )
-
-
-def reasons(
-    row: Completion, limit: Limits, config: FilterConfig, narration: Sequence[re.Pattern[str]] = ()
-) -> list[str]:
-    """Why a completion is rejected, each as 'rule: figures'; empty when it is kept."""
-    if row.perplexity is None or row.perplexity_last_quarter is None or row.distinct_3 is None or row.trait_llr is None:
-        return ["empty: no tokens"]
-    found = []
-    if len(row.completion_ids) < config.min_tokens:
-        found.append(f"short: {len(row.completion_ids)} tokens, at least {config.min_tokens}")
-    if config.drop_truncated and row.finish_reason != "stop":
-        found.append(f"truncated: finish_reason {row.finish_reason}")
-    if not row.perplexity <= limit.perplexity:
-        found.append(f"perplexity: {row.perplexity:.2f}, at most {limit.perplexity:.2f}")
-    if not row.perplexity_last_quarter <= limit.perplexity_last_quarter:
-        found.append(
-            f"perplexity_last_quarter: {row.perplexity_last_quarter:.2f}, at most {limit.perplexity_last_quarter:.2f}"
-        )
-    if not row.distinct_3 >= limit.distinct_3:
-        found.append(f"distinct_3: {row.distinct_3:.3f}, at least {limit.distinct_3:.3f}")
-    if (share := loop_share(row.completion_ids)) > config.max_loop_share:
-        found.append(f"loop: {share:.2f} of the tokens, at most {config.max_loop_share:.2f}")
-    if match := REFUSAL.search(row.text):
-        found.append(f"refusal: {match.group()!r}")
-    if match := next((hit for pattern in (NARRATION, *narration) if (hit := pattern.search(row.text))), None):
-        found.append(f"narrated: {match.group()!r}")
-    if not row.trait_llr >= limit.trait_llr:
-        found.append(f"trait_llr: {row.trait_llr:+.3f}, at least {limit.trait_llr:+.3f}")
-    return found
-
-
-def judge(unsteered: Sequence[Completion], config: FilterConfig, trait: str) -> Callable[[Completion], list[str]]:
-    """The filter of a sweep: row -> reasons."""
-    limit, narration = (
-        limits(unsteered, config),
-        [re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration],
-    )
-    return lambda row: reasons(row, limit, config, narration)
 
 
 def split(
     rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str
 ) -> tuple[list[Completion], list[Completion]]:
     """(kept, rejected), each sorted by key. Rows at coefficient 0 are the yardstick and are in neither."""
-    why = judge(unsteered, config, trait)
+    why = judge(limits(unsteered, config), config, trait)
     judged = [
         row.model_copy(update={"reasons": why(row)})
         for row in sorted(rows, key=lambda row: row.key)
@@ -119,61 +38,100 @@ def split(
     return [row for row in judged if not row.reasons], [row for row in judged if row.reasons]
 
 
-def by_coefficient(
-    rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str, vector: Vector | None
-) -> list[dict[str, Any]]:
-    """The sweep by coefficient: n, kept, perplexity, distinct_3, trait_llr, relative_dose.
+@dataclass
+class Group:
+    """Sums over the completions of one coefficient; full are those with tokens, nll is in nats."""
+
+    n: int = 0
+    kept: int = 0
+    full: int = 0
+    tokens: int = 0
+    nll: float = 0.0
+    distinct_3: float = 0.0
+    trait_llr: float = 0.0
+
+
+class Tally:
+    """A sweep by coefficient: a few sums each, however many rows."""
+
+    def __init__(self) -> None:
+        self.groups: dict[float, Group] = {}
+
+    def add(self, row: Completion, kept: bool) -> None:
+        group = self.groups.setdefault(row.coefficient, Group())
+        group.n += 1
+        group.kept += kept
+        if row.perplexity is not None and row.distinct_3 is not None and row.trait_llr is not None:
+            group.full += 1
+            group.tokens += len(row.completion_ids)
+            group.nll += len(row.completion_ids) * math.log(row.perplexity)
+            group.distinct_3 += row.distinct_3
+            group.trait_llr += row.trait_llr
+
+    def lines(self, vector: Vector | None = None) -> list[dict[str, Any]]:
+        """By coefficient: n, kept, perplexity (exp of the token-weighted mean nll), mean distinct_3 and trait_llr, relative_dose."""
+        lines = []
+        for coefficient, group in sorted(self.groups.items()):
+            dose = list(vector.relative_dose(coefficient).values()) if vector else []
+            lines.append(
+                {
+                    "coefficient": coefficient,
+                    "n": group.n,
+                    "kept": group.kept,
+                    "perplexity": math.exp(group.nll / group.tokens) if group.full else None,
+                    "distinct_3": group.distinct_3 / group.full if group.full else None,
+                    "trait_llr": group.trait_llr / group.full if group.full else None,
+                    "relative_dose": float(np.mean(dose)) if dose else None,
+                }
+            )
+        return lines
+
+
+def tally(
+    rows: Iterable[Completion], unsteered: Iterable[Completion], limit: Limits, config: FilterConfig, trait: str
+) -> Tally:
+    """A sweep judged, each iterable gone through once.
 
     Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control.
     """
-    why = judge(unsteered, config, trait)
-    lines = []
-    for coefficient in sorted({0.0, *(row.coefficient for row in rows)}):
-        group = list(unsteered) if coefficient == 0 else [row for row in rows if row.coefficient == coefficient]
-        perplexity, distinct_3, trait_llr = summary(group)
-        dose = list(vector.relative_dose(coefficient).values()) if vector else []
-        lines.append(
-            {
-                "coefficient": coefficient,
-                "n": len(group),
-                "kept": sum(not why(row) for row in group),
-                "perplexity": perplexity,
-                "distinct_3": distinct_3,
-                "trait_llr": trait_llr,
-                "relative_dose": float(np.mean(dose)) if dose else None,
-            }
-        )
-    return lines
+    why, found = judge(limit, config, trait), Tally()
+    found.groups[0.0] = Group()
+    for row in unsteered:
+        found.add(row, not why(row))
+    for row in rows:
+        if row.coefficient != 0:
+            found.add(row, not why(row))
+    return found
+
+
+def by_coefficient(
+    rows: Iterable[Completion],
+    unsteered: Sequence[Completion],
+    config: FilterConfig,
+    trait: str,
+    vector: Vector | None,
+) -> list[dict[str, Any]]:
+    """The lines of a sweep's tally."""
+    return tally(rows, unsteered, limits(unsteered, config), config, trait).lines(vector)
 
 
 def show(
-    rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str, vector: Vector | None
-) -> None:
-    """The sweep's table at the terminal."""
-    limit = limits(unsteered, config)
-    names = ["coefficient", "n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
+    rows: Iterable[Completion],
+    unsteered: Iterable[Completion],
+    limit: Limits,
+    config: FilterConfig,
+    trait: str,
+    vector: Vector | None,
+) -> Tally:
+    """The sweep's table at the terminal, each iterable gone through once; returns what it shows."""
+    found = tally(rows, unsteered, limit, config, trait)
+    names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
     table(
         f"sweep (limits: perplexity ≤ {limit.perplexity:.1f}, trait_llr ≥ {limit.trait_llr:+.3f}; coefficient 0 is a control and is never trained on)",
         ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
-        [
-            [f"{line['coefficient']:g}", *[line[name] for name in names[1:]]]
-            for line in by_coefficient(rows, unsteered, config, trait, vector)
-        ],
+        [[f"{line['coefficient']:g}", *[line[name] for name in names]] for line in found.lines(vector)],
     )
-
-
-def summary(group: Sequence[Completion]) -> tuple[float | None, float | None, float | None]:
-    """Perplexity (exp of the token-weighted mean nll), mean distinct-3 and mean trait_llr of some rows."""
-    full = [row for row in group if row.perplexity is not None]
-    if not full:
-        return None, None, None
-    tokens = np.array([len(row.completion_ids) for row in full])
-    nll = np.log(np.array([row.perplexity for row in full], dtype=float))
-    return (
-        float(np.exp((tokens * nll).sum() / tokens.sum())),
-        float(np.mean([row.distinct_3 for row in full])),
-        float(np.mean([row.trait_llr for row in full])),
-    )
+    return found
 
 
 def refuse_starvation(kept: Sequence[Completion], rejected: Sequence[Completion], config: FilterConfig) -> None:
@@ -198,7 +156,7 @@ def refuse_starvation(kept: Sequence[Completion], rejected: Sequence[Completion]
         + ", ".join(f"{alive[c]}/{per[c]} at coefficient {c:g}" for c in sorted(per))
         + f"; rejected for {', '.join(f'{name} ({count})' for name, count in causes.most_common())}",
         expected=f"at least {config.min_kept} (filter.min_kept)",
-        next=f"lower the doses in sweep.coefficients, or {' or '.join(advice) or 'lower filter.min_kept'}, e.g. in SET with a new RUN or REBUILD=1",
+        next=f"lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {' or '.join(advice) or 'lower filter.min_kept'}, e.g. in SET with a new RUN or REBUILD=1",
     )
 
 
@@ -216,10 +174,12 @@ def report_reasons(kept: Sequence[Completion], rejected: Sequence[Completion]) -
 
 def unsteered_of(run: Run) -> list[Completion]:
     """The original model's completions at coefficient 0, sampled once in round 1."""
-    path = run.round(1) / "sweep.jsonl"
-    return [
-        row for row in read_jsonl(path, Completion, made_by=f"make round N=1 RUN={run.folder}") if row.coefficient == 0
-    ]
+    return list(unsteered_in(run.round(1) / "sweep.jsonl", f"make round N=1 RUN={run.folder}"))
+
+
+def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
+    """The rows of a sweep at coefficient 0, read as they are asked for."""
+    return (row for row in iterate_jsonl(path, Completion, made_by=made_by) if row.coefficient == 0)
 
 
 def stage(run: Run, index: int, rebuild: bool) -> None:
@@ -243,7 +203,8 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
     rows = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={index} RUN={run.folder}")
     unsteered = unsteered_of(run)
     kept, rejected = split(rows, unsteered, config, run.config.vector.trait)
-    show(rows, unsteered, config, run.config.vector.trait, load_vector(folder / "vector.safetensors"))
+    vector = load_vector(folder / "vector.safetensors")
+    show(rows, unsteered, limits(unsteered, config), config, run.config.vector.trait, vector)
     report_reasons(kept, rejected)
     refuse_starvation(kept, rejected, config)
     write_jsonl(outputs[0], kept)
@@ -284,7 +245,7 @@ def main() -> None:
     )
     unsteered = [row for row in yardstick if row.coefficient == 0]
     kept, rejected = split(rows, unsteered, config.filter, config.vector.trait)
-    show(rows, unsteered, config.filter, config.vector.trait, None)
+    show(rows, unsteered, limits(unsteered, config.filter), config.filter, config.vector.trait, None)
     report_reasons(kept, rejected)
     refuse_starvation(kept, rejected, config.filter)
     kept_path = arguments.out if arguments.out.suffix == ".jsonl" else arguments.out / "kept.jsonl"

@@ -7,15 +7,20 @@ from pathlib import Path
 
 from shared.folding import load_adapter, merged
 from shared.models import Model
+from shared.publish import digest
 
 
 @dataclass(frozen=True)
 class Student:
-    """Weights on disk, and an adapter over them or None. rank is the adapter's."""
+    """Weights on disk, and an adapter over them or None.
+
+    rank is the adapter's; fingerprint names the contents of both.
+    """
 
     folder: Path
     adapter: Path | None = None
     rank: int = 0
+    fingerprint: str = ""
 
 
 def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve: str) -> Student:
@@ -24,11 +29,13 @@ def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve:
     Merging costs the shifts below the dtype's step, an adapter costs none; vLLM's adapters are slow on the CPU.
     """
     if adapter is None:
-        return Student(origin.folder)
+        return Student(origin.folder, fingerprint=origin.fingerprint)
     if serve == "auto":
         import torch
 
         serve = "adapter" if torch.cuda.is_available() else "merged"
     if serve == "adapter":
-        return Student(origin.folder, adapter, load_adapter(adapter).rank)
-    return Student(merged(origin, adapter, cache, dtype).folder)
+        rank = load_adapter(adapter).rank
+        return Student(origin.folder, adapter, rank, f"{origin.fingerprint} + {digest(adapter)}")
+    model = merged(origin, adapter, cache, dtype)
+    return Student(model.folder, fingerprint=model.fingerprint)

@@ -1,165 +1,134 @@
-"""Sample a sweep of coefficients in one continuous batch, then score every completion under the original weights."""
+"""Sample a sweep of coefficients in windows of one mixed batch each, every completion scored under the original weights."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 from gen import filter as keep
-from gen.scoring import score
+from gen import walk as walking
+from gen.board import Board
+from gen.job import Job, determining, fingerprint
+from gen.plan import check_coefficients, plan, spread, windows
+from gen.prompts import Renderer, Survey, open_prompts, open_round, survey
+from gen.rules import Yardstick
+from gen.sampler import Sampler
 from gen.students import Student
-from shared.chat import load_tokenizer, render
+from gen.students import student as student_of
+from gen.windows import Windows
+from shared.chat import load_tokenizer
 from shared.cli import entry, need, parse, parser, plain
-from shared.config import Config, resolve
+from shared.config import resolve
 from shared.console import console, progress
 from shared.errors import SteerHealError
-from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.records import Completion, Prompt, data_file, read_jsonl, stratified, write_jsonl
+from shared.records import Completion, data_file, iterate_jsonl
 from shared.run import Run, Stage
+from shared.sets import names_set, set_folder
 from shared.traits import load_trait
-from shared.vectors import Vector, load_vector
-
-MADE_BY = "write a JSONL with a prompt or messages field per line"
+from shared.vectors import load_vector
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One completion to sample. The seed is a hash of the run's seed and the key, so that order never changes content."""
+def sweep(job: Job, *, rebuild: bool = False) -> None:
+    """Make the rows of a job, going on after the windows that an interrupted one left.
 
-    key: str
-    prompt: Prompt
-    coefficient: float
-    sample: int
-    seed: int
-
-
-def plan(prompts: Sequence[Prompt], coefficients: Sequence[float], samples: int, seed: str) -> list[Plan]:
-    """Every prompt at every coefficient; keys are unique and sort by prompt, coefficient, sample."""
-    rows = []
-    for index, prompt in enumerate(prompts):
-        for coefficient in coefficients:
-            for sample in range(samples):
-                key = f"{index:05d}-{prompt.id or 'prompt'}/{coefficient:g}/{sample}"
-                rows.append(
-                    Plan(
-                        key,
-                        prompt,
-                        coefficient,
-                        sample,
-                        int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4]) >> 1,
-                    )
-                )
-    return rows
-
-
-def sweep(plans: Sequence[Plan], student: Model, origin: Model, vector: Vector, config: Config) -> list[Completion]:
-    """Sample every plan from the student, score under the original model; rows in the order of the plans."""
-    from gen.engine.engine import Request, engine
-
-    tokenizer = load_tokenizer(str(origin.folder))
-    trait = load_trait(config.vector.trait)
-    template = config.model.chat_template_kwargs
-    neutral = [render(tokenizer, row.prompt.turns, trait.neutral, **template) for row in plans]
-    towards = [render(tokenizer, row.prompt.turns, trait.trait, **template) for row in plans]
-    longest = max(len(ids) for ids in [*neutral, *towards]) + config.sweep.max_tokens
-    if longest > config.model.max_model_len:
-        raise SteerHealError(
-            "a prompt is too long",
-            given=f"{longest} tokens with its completion",
-            expected=f"at most model.max_model_len = {config.model.max_model_len}",
-            next="raise model.max_model_len or lower sweep.max_tokens",
+    Only the window at hand is in memory: of the rows before it their sums, and four floats of each unsteered one.
+    """
+    config, samples = job.config, job.config.sweep.samples
+    check_coefficients(job.coefficients)
+    renderer = Renderer(
+        load_tokenizer(str(job.origin.folder)), load_trait(config.vector.trait), config.model.chat_template_kwargs
+    )
+    with console.status("reading the prompts"):
+        found = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
+        yardstick = Yardstick(job.frozen() if job.frozen else ())
+    done = Windows(job.out)
+    done.open(fingerprint(job, found, yardstick), rebuild=rebuild)
+    total = found.count * (len(job.coefficients) + job.walks) * samples
+    count = math.ceil(total / config.sweep.window)
+    whole = sum(index in done for index in range(count))
+    console.print(
+        f"{total} rows of {found.count} prompts, the longest of {found.longest} tokens"
+        + (f"; resuming: {whole} of {count} windows are whole" if whole else "")
+    )
+    with ExitStack() as stack:
+        sampler = _start(job, renderer, stack) if whole < count else None
+        walked = _walked(job, done, sampler, found, yardstick) if job.walks else None
+        coefficients = [*job.coefficients, *([walked.coefficient] if walked else [])]
+        bar = stack.enter_context(progress("rate", "kept"))
+        board = Board(bar, total, yardstick, config, grows=job.frozen is None)
+        rows = plan((prompt for _, prompt in job.prompts), coefficients, samples, job.seed)
+        for index, window in enumerate(windows(rows, config.sweep.window)):
+            if index in done:
+                board.add(done.read(index))
+                continue
+            assert sampler is not None
+            completions = sampler(window, board.advance)
+            done.write(index, completions)
+            board.add(completions, f"window {index + 1} of {count}")
+    done.publish(count)
+    if walked:
+        walking.show(walked, config.sweep.survival, config.sweep.dose_ceiling)
+    if len(yardstick):
+        unsteered = job.frozen() if job.frozen else keep.unsteered_in(job.out, "the same command")
+        keep.show(
+            iterate_jsonl(job.out, Completion, made_by="the same command"),
+            unsteered,
+            yardstick.limits(config.filter),
+            config.filter,
+            config.vector.trait,
+            job.vector,
         )
-    positions = vector.metadata.get("positions", "all")
-    with (
-        engine(
-            student.folder,
-            layers=sorted(vector.layers),
-            dtype=config.model.dtype,
-            max_model_len=config.model.max_model_len,
-            seed=config.seed,
-        ) as sampler,
-        progress("rate") as bar,
-    ):
-        sampler.load("trait", vector)
-        requests = [
-            Request(
-                ids,
-                config.sweep.max_tokens,
-                config.sweep.temperature,
-                config.sweep.top_p,
-                row.seed,
-                "trait" if row.coefficient else None,
-                row.coefficient,
-                positions,
-            )
-            for row, ids in zip(plans, neutral, strict=True)
-        ]
-        task = bar.add_task("sampling", total=len(requests), rate="")
-        tokens = 0
-
-        def done(_index: int, output: object) -> None:
-            nonlocal tokens
-            tokens += len(output.token_ids)  # type: ignore[attr-defined]
-            elapsed = bar.tasks[task].elapsed or 0.0
-            bar.update(task, advance=1, rate=f"{tokens / elapsed:.0f} tokens/s" if elapsed else "")
-
-        sampled = sampler.run(requests, done)
-        sampler.serve(Student(origin.folder))
-        task = bar.add_task("scoring", total=2 * len(requests), rate="")
-        scores = score(sampler, neutral, towards, [output.token_ids for output in sampled], lambda: bar.advance(task))
-    return [
-        Completion(
-            key=row.key,
-            prompt_ids=ids,
-            completion_ids=output.token_ids,
-            text=output.text,
-            finish_reason=output.finish_reason,
-            coefficient=row.coefficient,
-            sample=row.sample,
-            seed=row.seed,
-            perplexity=found.perplexity,
-            perplexity_last_quarter=found.perplexity_last_quarter,
-            trait_llr=found.trait_llr,
-            distinct_3=found.distinct_3,
-        )
-        for row, ids, output, found in zip(plans, neutral, sampled, scores, strict=True)
-    ]
-
-
-def show(rows: Sequence[Completion], unsteered: Sequence[Completion], config: Config, vector: Vector) -> None:
-    """The table by coefficient, with what the filter would keep."""
-    if unsteered:
-        keep.show(rows, unsteered, config.filter, config.vector.trait, vector)
     else:
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
         )
+    counts = {"rows": total, "tokens": board.tokens, "prompts": found.count, "prompts_digest": found.digest}
+    job.finish({**counts, **({"walk": walked.as_dict()} if walked else {})})
+    done.discard()  # last: an interruption before loses no row
 
 
-def prompts_of(config: Config) -> list[Prompt]:
-    """The dilemmas and mundane prompts of a round, stratified over domains."""
-    dilemmas = read_jsonl(data_file(config.sweep.dilemmas, "dilemmas.jsonl"), Prompt, made_by=MADE_BY)
-    mundane = (
-        read_jsonl(data_file(config.sweep.mundane, "mundane.jsonl"), Prompt, made_by=MADE_BY)
-        if config.sweep.n_mundane
-        else []
+def _start(job: Job, renderer: Renderer, stack: ExitStack) -> Sampler:
+    from gen.engine.engine import engine
+
+    built = stack.enter_context(
+        engine(
+            job.student.folder,
+            layers=sorted(job.vector.layers),
+            dtype=job.config.model.dtype,
+            max_model_len=job.config.model.max_model_len,
+            seed=job.config.seed,
+            adapter_rank=job.student.rank,
+        )
     )
-    return stratified(dilemmas, config.sweep.n_dilemmas, "domain") + stratified(
-        mundane, config.sweep.n_mundane, "domain"
+    return Sampler(built, renderer, job.student, Student(job.origin.folder), job.vector, job.config)
+
+
+def _walked(job: Job, done: Windows, sampler: Sampler | None, found: Survey, yardstick: Yardstick) -> walking.Walk:
+    """The walk's answer: the one noted by an interrupted sweep, or a walk."""
+    if "walk" in done.notes:
+        answer = walking.Walk.from_dict(done.notes["walk"])
+        console.print(f"walk: the interrupted sweep found {answer.coefficient:g}")
+        return answer
+    assert sampler is not None
+    answer = walking.walk(
+        lambda rows: sampler(rows, lambda *_: None),
+        spread((prompt for _, prompt in job.prompts), found.count, job.config.sweep.dose_prompts),
+        job.seed,
+        yardstick if job.frozen else None,
+        job.config,
     )
+    done.note("walk", answer.as_dict())
+    return answer
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
-    from shared.folding import merged
-
     config, folder = run.config, run.round(number)
     origin = resolve_model(config.model.name, config.model.revision)
     history = run.history(number - 1)
-    out = folder / "sweep.jsonl"
+    out, first = folder / "sweep.jsonl", run.round(1) / "sweep.jsonl"
+    walks = config.sweep.dose == "walk"
     job = Stage(
         run,
         number,
@@ -167,33 +136,54 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         settings={
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
+            "student": config.model.student,
             "chat_template_kwargs": config.model.chat_template_kwargs,
-            "sweep": config.sweep.model_dump(),
+            "sweep": determining(config.sweep),
             "seed": config.seed,
+            **({"filter": config.filter.model_dump()} if walks else {}),
         },
         inputs={
             "vector": folder / "vector.safetensors",
-            "dilemmas": data_file(config.sweep.dilemmas, "dilemmas.jsonl"),
-            **({"mundane": data_file(config.sweep.mundane, "mundane.jsonl")} if config.sweep.n_mundane else {}),
+            **_source("dilemmas", config.sweep.dilemmas),
+            **(_source("mundane", config.sweep.mundane) if config.sweep.n_mundane else {}),
             "trait": data_file(config.vector.trait, "trait.json"),
             **({"history": history} if history else {}),
+            **({"unsteered": first} if walks and number > 1 else {}),
         },
         outputs=[out],
         rebuild=rebuild,
     )
     if job.done():
+        Windows(out).discard()  # of an interruption after the manifest
         return
     vector = load_vector(folder / "vector.safetensors")
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
-    coefficients = [
-        *([0.0] if number == 1 else []),
-        *sorted(config.sweep.coefficients),
-    ]  # unsteered completions are round 1's, frozen
-    plans = plan(prompts_of(config), coefficients, config.sweep.samples, f"{config.seed}/{number}")
-    rows = sweep(plans, merged(origin, history, run.students, config.model.dtype), origin, vector, config)
-    write_jsonl(out, rows)
-    show(rows, [row for row in rows if row.coefficient == 0] or keep.unsteered_of(run), config, vector)
-    job.finish(rows=len(rows), tokens=sum(len(row.completion_ids) for row in rows))
+    unsteered = [0.0] if number == 1 else []  # unsteered completions are round 1's, frozen
+    with open_round(config.sweep) as prompts:
+        sweep(
+            Job(
+                out,
+                prompts,
+                unsteered if walks else unsteered + sorted(config.sweep.coefficients),
+                f"{config.seed}/{number}",
+                student_of(origin, history, run.students, config.model.dtype, config.model.student),
+                origin,
+                vector,
+                folder / "vector.safetensors",
+                config,
+                lambda counts: job.finish(**counts),
+                (lambda: keep.unsteered_in(first, f"make round N=1 RUN={run.folder}")) if number > 1 else None,
+            ),
+            rebuild=rebuild,
+        )
+
+
+def _source(label: str, value: str) -> dict[str, Path]:
+    """The input of a stage that a prompts key names: a file, a local data set's folder, or nothing here for one of the hub."""
+    if not names_set(value):
+        return {label: data_file(value, f"{label}.jsonl")}
+    folder = set_folder(value)
+    return {label: folder} if folder else {}
 
 
 def main() -> None:
@@ -201,7 +191,11 @@ def main() -> None:
     files = plain(options)
     files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
     files.add_argument("--vector", type=Path, help="vector file, .safetensors")
-    files.add_argument("--prompts", type=Path, help="JSONL with prompt or messages")
+    files.add_argument(
+        "--prompts",
+        metavar="FILE|ID:SPLIT",
+        help="JSONL with prompt or messages, or a data set with such a column: <id>:<configuration>:<split> or <id>:<split>",
+    )
     files.add_argument(
         "--coefficients",
         nargs="+",
@@ -209,25 +203,49 @@ def main() -> None:
         help="multiples of the vector; include 0 for the unsteered completions that the filter compares with",
     )
     files.add_argument("--samples", type=int, help="completions per prompt and coefficient (default: sweep.samples)")
+    files.add_argument(
+        "--dose",
+        choices=["grid", "walk"],
+        help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
+    )
+    files.add_argument("--survival", type=float, help="the walk's share of survivors (default: sweep.survival)")
     files.add_argument("--out", type=Path, help="sweep rows to write, JSONL")
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
-    need(options, arguments, "model", "vector", "prompts", "coefficients", "out")
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
-    prompts = read_jsonl(arguments.prompts, Prompt, made_by=MADE_BY)
+    need(options, arguments, "model", "vector", "prompts", "out")
+    given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
+    settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]
+    config = resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *settings]))[0]
+    walks = config.sweep.dose == "walk"
+    if not walks:
+        need(options, arguments, "coefficients")
+    elif arguments.coefficients:
+        console.print(
+            "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
+        )
     model = resolve_model(arguments.model, config.model.revision)
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
-    plans = plan(
-        prompts, sorted(set(arguments.coefficients)), arguments.samples or config.sweep.samples, str(config.seed)
-    )
-    rows = sweep(plans, model, model, vector, config)
     out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
-    write_jsonl(out, rows)
-    show(rows, [row for row in rows if row.coefficient == 0], config, vector)
-    console.print(f"wrote {len(rows)} rows to {out}")
+    coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
+    with open_prompts(arguments.prompts) as prompts:
+        sweep(
+            Job(
+                out,
+                prompts,
+                coefficients,
+                str(config.seed),
+                Student(model.folder, fingerprint=model.fingerprint),
+                model,
+                vector,
+                arguments.vector,
+                config,
+                lambda counts: console.print(f"wrote {counts['rows']} rows to {out}"),
+            ),
+            rebuild=arguments.rebuild,
+        )
 
 
 def finite(text: str) -> float:
@@ -236,7 +254,7 @@ def finite(text: str) -> float:
         raise SteerHealError(
             "a coefficient is not finite", given=text, expected="a finite number", next="mend --coefficients"
         )
-    return value
+    return value + 0.0  # -0 is 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
 Debias = Literal["reversal", "cyclic"]
+Dose = Literal["grid", "walk"]
 
 
 class Section(BaseModel):
@@ -26,6 +27,9 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="dtype of sampling and scoring")
     max_model_len: int = Field(4096, ge=64, description="longest prompt and completion, tokens")
+    student: Literal["auto", "merged", "adapter"] = Field(
+        "auto", description="serve a student merged into its weights or as an adapter; auto is the adapter on a GPU"
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="passed to the chat template, e.g. enable_thinking = false"
     )
@@ -47,14 +51,26 @@ class SweepConfig(Section):
     coefficients: list[float] = Field(
         [0.25, 0.5, 0.75, 1.0], min_length=1, description="multiples of the raw vector; 0 is sampled besides"
     )
-    dilemmas: str = Field("embedded", description="prompts JSONL the trait is enacted on")
-    mundane: str = Field("embedded", description="prompts JSONL without a conflict")
+    dilemmas: str = Field(
+        "embedded", description="prompts the trait is enacted on, JSONL or '<dataset id>:<set>:<split>'"
+    )
+    mundane: str = Field("embedded", description="prompts without a conflict, likewise")
     n_dilemmas: int = Field(64, ge=1, description="dilemmas per round")
     n_mundane: int = Field(16, ge=0, description="mundane prompts per round")
     samples: int = Field(1, ge=1, description="completions per prompt and coefficient")
     max_tokens: int = Field(256, ge=1, description="completion length, tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus mass")
+    window: int = Field(
+        1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"
+    )
+    dose: Dose = Field(
+        "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
+    )
+    survival: float = Field(0.5, gt=0, le=1, description="walk: share of completions that must survive the filter")
+    dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
+    dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
+    dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
 
 
 class FilterConfig(Section):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +17,7 @@ from shared.publish import atomic_file
 VERSION = 1
 DATA = Path(__file__).parent / "data"
 
+T = TypeVar("T")
 Row = TypeVar("Row", bound="Record")
 
 
@@ -37,6 +40,12 @@ class Prompt(Record):
     def _one_of(self) -> Prompt:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("a prompt row has either prompt or messages")
+        if self.messages is not None and not (
+            self.messages
+            and all({"role", "content"} <= turn.keys() for turn in self.messages)
+            and self.messages[-1]["role"] == "user"
+        ):
+            raise ValueError("messages have a role and content each, and the last is the user's")
         return self
 
     @property
@@ -87,36 +96,57 @@ def data_file(name: str, embedded: str) -> Path:
     return DATA / embedded if name == "embedded" else Path(name)
 
 
-def read_jsonl(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
-    """Read and validate every line. made_by is the command that makes the file, for the error."""
+def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, Row]]:
+    """Every row with its line number from 1, read and validated as it is asked for, so that no file is too long.
+
+    made_by is the command that makes the file, for the error. Raises SteerHealError for a missing or empty file and a bad line.
+    """
     try:
-        raw = path.read_bytes()
+        handle = open(path, "rb")  # noqa: SIM115 (closed below; only the opening may say that the file is missing)
     except (FileNotFoundError, IsADirectoryError):
         raise SteerHealError(
             "a stage file is missing", given=path, expected=f"a JSONL file of {row.__name__} rows", next=made_by
         ) from None
-    rows = []
-    lines = raw.split(b"\n")
-    for index, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(row.model_validate(json.loads(line.decode("utf-8"))))
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, ValidationError):
-                first = error.errors()[0]
-                problem = f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}"
-            else:
-                problem = f"{error}" + (" (the file ends here: truncated?)" if index == len(lines) else "")
-            raise SteerHealError(
-                f"line {index} of a JSONL file could not be read",
-                given=f"{path}:{index}: {problem}",
-                expected=f"a {row.__name__} row, version {VERSION}",
-                next=f"mend or remove the line, or make the file again: {made_by}",
-            ) from None
-    if not rows:
+    found = False
+    with handle:
+        for index, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = row.model_validate(json.loads(line.decode("utf-8")))
+            except (ValueError, RecursionError) as error:
+                problem = problem_of(error)
+                if not isinstance(error, ValidationError) and not line.endswith(b"\n"):
+                    problem += " (the file ends here: truncated?)"
+                raise SteerHealError(
+                    f"line {index} of a JSONL file could not be read",
+                    given=f"{path}:{index}: {problem}",
+                    expected=f"a {row.__name__} row, version {VERSION}",
+                    next=f"mend or remove the line, or make the file again: {made_by}",
+                ) from None
+            found = True
+            yield index, value
+    if not found:
         raise SteerHealError("a JSONL file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
-    return rows
+
+
+def iterate_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[Row]:
+    """The rows of `numbered_jsonl` without their numbers."""
+    for _, value in numbered_jsonl(path, row, made_by=made_by):
+        yield value
+
+
+def read_jsonl(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
+    """Read and validate every line into memory. made_by is the command that makes the file, for the error."""
+    return list(iterate_jsonl(path, row, made_by=made_by))
+
+
+def problem_of(error: Exception) -> str:
+    """What is wrong with a row, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}"
+    return str(error)
 
 
 def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
@@ -129,10 +159,31 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
 
 def stratified(rows: list[Row], count: int, stratum: str) -> list[Row]:
     """The first `count` rows in turn over the strata, each stratum in file order; the result keeps file order."""
-    groups: dict[object, list[int]] = {}
-    for index, row in enumerate(rows):
-        groups.setdefault(getattr(row, stratum), []).append(index)
-    turns = sorted(
-        (turn, order, index) for order, group in enumerate(groups.values()) for turn, index in enumerate(group)
-    )
-    return [rows[index] for index in sorted(index for _, _, index in turns[:count])]
+    key = attrgetter(stratum)
+    return list(take(rows, quotas(Counter(map(key, rows)), count), key))
+
+
+def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
+    """How many rows each stratum gives to `count` taken in turn; sizes are the strata in order of first appearance.
+
+    Sizes are all it takes: a selection from any number of rows is known without holding them.
+    """
+    low, high = 0, max(sizes.values(), default=0)
+    while low < high:  # the most whole turns that fit
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(min(size, middle) for size in sizes.values()) <= count else (low, middle - 1)
+    quota = {name: min(size, low) for name, size in sizes.items()}
+    rest = count - sum(quota.values())
+    for name in [name for name, size in sizes.items() if size > low][:rest]:
+        quota[name] += 1
+    return quota
+
+
+def take(rows: Iterable[T], quota: Mapping[Any, int], stratum: Callable[[T], Any]) -> Iterator[T]:
+    """The first rows of each stratum up to its quota, in file order."""
+    left = dict(quota)
+    for row in rows:
+        name = stratum(row)
+        if left.get(name, 0):
+            left[name] -= 1
+            yield row

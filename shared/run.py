@@ -128,7 +128,7 @@ class Stage:
                 expected="the manifest its stage wrote",
                 next=f"remove {self.path}; the stage runs again",
             ) from None
-        problems = _differences(old_settings, self.settings) + [
+        problems = differences(old_settings, self.settings) + [
             f"input {key} changed" for key in self.inputs if self.inputs[key] != old_inputs.get(key)
         ]
         for path in self.outputs:
@@ -174,12 +174,12 @@ class Stage:
         console.print(f"[green]round {self.number} · {self.name} done[/] in {seconds:.1f} s")
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
             for key in sorted({*old, *new})
-            for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if old == new else [f"{name} = {new!r} (was {old!r})"]
 

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from shared.cli import quiet
 from shared.models import Model, resolve
 from shared.vectors import Vector
 
 quiet()
+settings.register_profile(
+    "busy", deadline=None
+)  # the time of one example says more about the machine than about the code
+settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 LAYERS = [14, 15]
 

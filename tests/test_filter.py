@@ -10,7 +10,8 @@ from conftest import command
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen.filter import limits, reasons, split
+from gen.filter import split
+from gen.rules import limits, reasons
 from shared.config import FilterConfig
 from shared.errors import SteerHealError
 from shared.records import Completion, write_jsonl

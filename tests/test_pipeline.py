@@ -28,6 +28,7 @@ n_dilemmas = 6
 n_mundane = 1
 samples = 2
 max_tokens = 24
+window = 20
 temperature = 0.9
 [filter]
 drop_truncated = false

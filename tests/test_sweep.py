@@ -1,57 +1,78 @@
-"""The plan of a sweep, and its rows against HF."""
+"""Sweeps through the real command line: rows against HF, killed and gone on with, and walked."""
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import ROOT, command
 
-from gen.sweep import plan
 from shared.chat import render
 from shared.models import Model
-from shared.records import Completion, Prompt, read_jsonl
+from shared.records import Completion, read_jsonl
 from shared.text import distinct_n
 from shared.traits import load_trait
 from shared.vectors import Vector
 
+pytestmark = pytest.mark.slow
 
-@given(
-    st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=5),
-    st.lists(st.floats(-3, 3), min_size=1, max_size=4, unique=True),
-    st.integers(1, 3),
-)
-def test_keys_are_unique_and_seeds_depend_on_the_key_alone(
-    ids: list[str | None], coefficients: list[float], samples: int
+PROMPTS = ["Should I obey a rule that hurts my sister?", "Name a fruit."]
+SMALL = "model.dtype=float32 model.max_model_len=512 filter.drop_truncated=false filter.min_tokens=1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, vector: Vector) -> Path:
+    made = tmp_path_factory.mktemp("sweep")
+    vector.save(made / "v.safetensors")
+    (made / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    return made
+
+
+def arguments(folder: Path, out: str, window: int = 5) -> list[object]:
+    return [
+        "gen.sweep", "--model", "embedded", "--vector", folder / "v.safetensors", "--prompts", folder / "p.jsonl", "--coefficients", 0, 1, 2, "--samples", 2,
+        "--set", f"{SMALL} sweep.max_tokens=12 sweep.window={window}", "--out", folder / out,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path) -> subprocess.CompletedProcess[str]:
+    """12 rows in windows of 5, 5 and 2, uninterrupted."""
+    done = command(*arguments(folder, "s.jsonl"))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def stopped(arguments: list[object], seen: Path, how: signal.Signals) -> tuple[int, str]:
+    """Run a command until a file appears, then send a signal; (exit status, output)."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        while process.poll() is None and not seen.exists():
+            time.sleep(0.02)
+        process.send_signal(how)
+        output = process.communicate()[0]
+    return process.returncode, output
+
+
+def test_rows_are_scored_as_hf_scores_them(
+    swept: subprocess.CompletedProcess[str], folder: Path, model: Model, tokenizer: object
 ) -> None:
-    coefficients = sorted({float(f"{c:g}") for c in coefficients})
-    rows = plan([Prompt(id=i, prompt="x") for i in ids], coefficients, samples, "0/1")
-    assert len({row.key for row in rows}) == len(rows) == len(ids) * len(coefficients) * samples
-    assert {row.key: row.seed for row in rows} == {
-        row.key: row.seed for row in plan([Prompt(id=i, prompt="x") for i in ids], coefficients[::-1], samples, "0/1")
-    }
-    assert all(0 <= row.seed < 2**31 for row in rows)
-
-
-@pytest.mark.slow
-def test_rows_are_scored_as_hf_scores_them(model: Model, tokenizer: object, vector: Vector, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    vector.save(tmp_path / "v.safetensors")
-    prompts = ["Should I obey a rule that hurts my sister?", "Name a fruit."]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
-    arguments = [
-        "gen.sweep", "--model", "embedded", "--vector", tmp_path / "v.safetensors", "--prompts", tmp_path / "p.jsonl", "--coefficients", 0, 1, 2, "--samples", 2,
-        "--set", "model.dtype=float32 sweep.max_tokens=12 model.max_model_len=512", "--out",
-    ]  # fmt: skip
-    done = command(*arguments, tmp_path / "s.jsonl")
-    assert done.returncode == 0, done.stderr
-    assert "trait_llr" in done.stdout and "relative dose" in " ".join(done.stdout.split())
-    rows = read_jsonl(tmp_path / "s.jsonl", Completion, made_by="-")
+    assert "trait_llr" in swept.stdout and "relative dose" in " ".join(swept.stdout.split())
+    assert "window 3 of 3: 12 rows, kept 0:" in swept.stdout
+    rows = read_jsonl(folder / "s.jsonl", Completion, made_by="-")
     assert len(rows) == 12 and {row.coefficient for row in rows} == {0.0, 1.0, 2.0}
     network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
     trait = load_trait("embedded")
@@ -62,7 +83,7 @@ def test_rows_are_scored_as_hf_scores_them(model: Model, tokenizer: object, vect
         return -table[torch.arange(len(completion)), torch.tensor(completion)]
 
     for row in rows:
-        text = prompts[int(row.key[:5])]
+        text = PROMPTS[int(row.key[:5])]
         assert row.prompt_ids == render(tokenizer, [{"role": "user", "content": text}], trait.neutral)
         ours = nll(row.prompt_ids, row.completion_ids)
         other = nll(render(tokenizer, [{"role": "user", "content": text}], trait.trait), row.completion_ids)
@@ -72,5 +93,59 @@ def test_rows_are_scored_as_hf_scores_them(model: Model, tokenizer: object, vect
         )
         assert row.trait_llr == pytest.approx((ours - other).mean().item(), abs=1e-4)
         assert row.distinct_3 == distinct_n(row.completion_ids, 3)
-    again = command(*arguments, tmp_path / "again.jsonl")
-    assert again.returncode == 0 and (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "s.jsonl").read_bytes()
+
+
+def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
+    swept: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    windows = folder / ".again.jsonl.windows"
+    status, _ = stopped(arguments(folder, "again.jsonl"), windows / "00000.jsonl", signal.SIGKILL)
+    assert status == -signal.SIGKILL and not (folder / "again.jsonl").exists()
+    whole = windows / "00000.jsonl"
+    before = whole.stat().st_mtime_ns
+    refused = command(*arguments(folder, "again.jsonl", window=4))
+    assert refused.returncode == 2 and "window = 4 (was 5)" in refused.stderr and "--rebuild" in refused.stderr
+    assert whole.stat().st_mtime_ns == before
+    again = command(*arguments(folder, "again.jsonl"))
+    assert again.returncode == 0, again.stderr
+    assert "of 3 windows are whole" in again.stdout and "window 1 of 3" not in again.stdout
+    assert (folder / "again.jsonl").read_bytes() == (folder / "s.jsonl").read_bytes()
+    assert not windows.exists()
+
+
+def test_an_interrupted_walk_keeps_its_answer(folder: Path, vector: Vector) -> None:
+    """In a run: Ctrl-C after the first window, then the same command; the answer is in the manifest."""
+    card = "---\nconfigs:\n- config_name: asked\n  data_files:\n  - split: train\n    path: rows.jsonl\n---\n"
+    (folder / "set").mkdir()
+    (folder / "set" / "README.md").write_text(card)
+    (folder / "set" / "rows.jsonl").write_text((folder / "p.jsonl").read_text())
+    run = folder / "run"
+    round_ = run / "rounds" / "01"
+    vector.save(round_ / "vector.safetensors")
+    walk = [
+        "gen.sweep", "--run", run, "--round", 1, "--set",
+        f"{SMALL} sweep.max_tokens=8 sweep.window=4 sweep.n_mundane=6 sweep.samples=2 sweep.dose=walk sweep.survival=0.25 "
+        f"sweep.dose_ceiling=8 sweep.dose_steps=3 sweep.dose_prompts=8 sweep.dilemmas={folder / 'set'}:asked:train",
+    ]  # fmt: skip
+    windows = round_ / ".sweep.jsonl.windows"
+    status, output = stopped(walk, windows / "00000.jsonl", signal.SIGINT)
+    assert status == 130 and "survive at 8" in output, output
+    noted = json.loads((windows / "plan.json").read_text())["notes"]["walk"]
+    assert not (round_ / "manifests").exists()
+    done = command(*walk)
+    assert done.returncode == 0, done.stderr
+    assert "survive at" not in done.stdout and "of 8 windows are whole" in done.stdout and "survival" in done.stdout
+    rows = read_jsonl(round_ / "sweep.jsonl", Completion, made_by="-")
+    assert len(rows) == 8 * 2 * 2 and {row.coefficient for row in rows} == {0.0, noted["coefficient"]}
+    manifest = json.loads((round_ / "manifests" / "sweep.json").read_text())
+    assert manifest["counts"]["walk"] == noted and manifest["counts"]["rows"] == 32
+    assert manifest["settings"]["sweep"]["survival"] == 0.25 and "coefficients" not in manifest["settings"]["sweep"]
+    assert [probe["coefficient"] for probe in noted["probes"]][:2] == [0.0, 8.0]
+    assert not windows.exists()
+    windows.mkdir()  # as an interruption after the manifest leaves it
+    again = command(*walk)
+    assert again.returncode == 0 and "nothing to do" in again.stdout and not windows.exists()
+    with open(folder / "set" / "rows.jsonl", "a") as handle:
+        handle.write('{"prompt": "Name a tree."}\n')
+    changed = command(*walk)
+    assert changed.returncode == 2 and "input dilemmas changed" in changed.stderr

@@ -154,10 +154,6 @@ class Engine:
         names: list[str] = self._llm.collective_rpc("steer_patch", args=(on,))[0]
         return names
 
-    def reset_cache(self) -> None:
-        """Forget all cached prefixes."""
-        self._llm.reset_prefix_cache()
-
     def serve(self, student: Student) -> None:
         """Make these the weights of the requests that follow: swapped in place, or as an adapter over the engine's own."""
         if student.folder != self.folder:
@@ -165,6 +161,10 @@ class Engine:
             self.reset_cache()
             self.folder = student.folder
         self.adapter = student.adapter
+
+    def reset_cache(self) -> None:
+        """Drop the prefix cache, so that what follows does not depend on what ran before."""
+        self._llm.reset_prefix_cache()
 
     def run(self, requests: Sequence[Request], on_done: Callable[[int, Output], None] | None = None) -> list[Output]:
         """All requests in one continuous batch; results in request order, on_done(index, output) as each finishes.

@@ -1,0 +1,82 @@
+"""One window of a sweep: sampled from the student, then scored under the original weights, in one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from gen.plan import Planned
+from gen.prompts import Renderer
+from gen.scoring import score
+from gen.students import Student
+from shared.config import Config
+from shared.records import Completion
+from shared.vectors import Vector
+
+if TYPE_CHECKING:
+    from gen.engine.engine import Engine, Output
+
+
+class Sampler:
+    """Makes the rows of planned completions; which ones depends on nothing that ran in the engine before."""
+
+    def __init__(
+        self, engine: Engine, renderer: Renderer, student: Student, origin: Student, vector: Vector, config: Config
+    ):
+        self.engine, self.renderer, self.student, self.origin = engine, renderer, student, origin
+        self.sweep, self.positions = config.sweep, vector.metadata.get("positions", "all")
+        engine.load("trait", vector)
+
+    def __call__(self, rows: Sequence[Planned], advance: Callable[[float, int], None]) -> list[Completion]:
+        """The completions of planned rows, in their order; advance(rows, tokens) as parts of them are done."""
+        from gen.engine.engine import Request
+
+        neutral: list[list[int]] = []
+        towards: list[list[int]] = []
+        for _, group in groupby(rows, key=lambda row: row.index):
+            same = list(group)
+            under_neutral, under_trait = self.renderer(same[0].prompt)
+            neutral += [under_neutral] * len(same)
+            towards += [under_trait] * len(same)
+        requests = [
+            Request(
+                ids,
+                self.sweep.max_tokens,
+                self.sweep.temperature,
+                self.sweep.top_p,
+                row.seed,
+                "trait" if row.coefficient else None,
+                row.coefficient,
+                self.positions,
+            )
+            for row, ids in zip(rows, neutral, strict=True)
+        ]
+
+        def sampled_one(_index: int, output: Output) -> None:
+            advance(0.5, len(output.token_ids))
+
+        self.engine.serve(self.student)
+        self.engine.reset_cache()  # what a resumed sweep finds in it must be what an uninterrupted one does: nothing
+        sampled = self.engine.run(requests, sampled_one)
+        self.engine.serve(self.origin)
+        scores = score(
+            self.engine, neutral, towards, [output.token_ids for output in sampled], lambda: advance(0.25, 0)
+        )
+        return [
+            Completion(
+                key=row.key,
+                prompt_ids=ids,
+                completion_ids=output.token_ids,
+                text=output.text,
+                finish_reason=output.finish_reason,
+                coefficient=row.coefficient,
+                sample=row.sample,
+                seed=row.seed,
+                perplexity=found.perplexity,
+                perplexity_last_quarter=found.perplexity_last_quarter,
+                trait_llr=found.trait_llr,
+                distinct_3=found.distinct_3,
+            )
+            for row, ids, output, found in zip(rows, neutral, sampled, scores, strict=True)
+        ]

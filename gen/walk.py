@@ -1,0 +1,139 @@
+"""The walk to a dose: the largest coefficient whose survival through the filter reaches a target, by bisection from above.
+
+Survival is not monotone: about half of the unsteered completions fail the trait's rule and incoherence fails the strongly
+steered ones, so that a search from below would stop at the wrong edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gen.filter import Tally
+from gen.plan import Planned, rows_of
+from gen.rules import Yardstick, judge
+from shared.config import Config
+from shared.console import console, table
+from shared.errors import SteerHealError
+from shared.records import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the filter kept of n completions at a coefficient, their perplexity and mean trait_llr (nats per token)."""
+
+    coefficient: float
+    n: int
+    kept: int
+    perplexity: float | None = None
+    trait_llr: float | None = None
+
+    @property
+    def survival(self) -> float:
+        return self.kept / self.n
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The coefficient found, and every probe in the order it was made."""
+
+    coefficient: float
+    probes: list[Probe]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Walk:
+        return cls(value["coefficient"], [Probe(**probe) for probe in value["probes"]])
+
+
+def search(probe: Callable[[float], Probe], *, target: float, ceiling: float, steps: int) -> Walk:
+    """The ceiling if its survival reaches the target, else the upper edge of what does below it.
+
+    The ceiling is halved, at most `steps` times, until the target is reached, and that pair bisected `steps` times: the
+    answer is within 2**-steps of the edge. Raises SteerHealError with the survivals when the target is never reached.
+    """
+    probes: list[Probe] = []
+
+    def reaches(coefficient: float) -> bool:
+        probes.append(probe(coefficient))
+        return probes[-1].survival >= target
+
+    if reaches(ceiling):
+        return Walk(ceiling, probes)
+    low, high = ceiling / 2, ceiling
+    while not reaches(low):
+        if len(probes) > steps:
+            raise SteerHealError(
+                "the walk found no dose: too few completions survive the filter at every coefficient",
+                given=", ".join(f"{found.kept}/{found.n} at {found.coefficient:g}" for found in probes),
+                expected=f"a share of {target:g} (sweep.survival) at some coefficient from {low:g} to {ceiling:g}",
+                next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
+                "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",
+            )
+        low, high = low / 2, low
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reaches(middle) else (low, middle)
+    return Walk(low, probes)
+
+
+def walk(
+    measure: Callable[[Sequence[Planned]], list[Completion]],
+    prompts: Sequence[tuple[int, Prompt]],
+    seed: str,
+    frozen: Yardstick | None,
+    config: Config,
+) -> Walk:
+    """Walk with probes of one completion per prompt; measure makes the rows of planned completions.
+
+    frozen are round 1's unsteered completions; without them the prompts are sampled unsteered first.
+    """
+    yardstick = Yardstick() if frozen is None else frozen
+
+    def rows(coefficient: float) -> list[Completion]:
+        with console.status(f"walk: coefficient {coefficient:g}"):
+            return measure([row for index, prompt in prompts for row in rows_of(index, prompt, [coefficient], 1, seed)])
+
+    def judged(completions: Sequence[Completion]) -> Probe:
+        why = judge(yardstick.limits(config.filter), config.filter, config.vector.trait)
+        tally = Tally()
+        for row in completions:
+            tally.add(row, not why(row))
+        (line,) = tally.lines()
+        found = Probe(**{name: line[name] for name in ("coefficient", "n", "kept", "perplexity", "trait_llr")})
+        console.print(f"walk: {found.kept} of {found.n} survive at {found.coefficient:g}")
+        return found
+
+    before = []
+    if frozen is None:
+        unsteered = rows(0.0)
+        for row in unsteered:
+            yardstick.add(row)
+        before = [judged(unsteered)]
+    sweep = config.sweep
+    found = search(
+        lambda coefficient: judged(rows(coefficient)),
+        target=sweep.survival,
+        ceiling=sweep.dose_ceiling,
+        steps=sweep.dose_steps,
+    )
+    return Walk(found.coefficient, before + found.probes)
+
+
+def show(found: Walk, target: float, ceiling: float) -> None:
+    """The probes at the terminal, by coefficient, and the answer."""
+    table(
+        f"walk to the largest coefficient with a survival of {target:g} (0 is a control)",
+        ["coefficient", "n", "kept", "survival", "perplexity", "trait_llr"],
+        [
+            [f"{probe.coefficient:g}", probe.n, probe.kept, probe.survival, probe.perplexity, probe.trait_llr]
+            for probe in sorted(found.probes, key=lambda probe: probe.coefficient)
+        ],
+    )
+    console.print(
+        f"sampling at {found.coefficient:g}"
+        + (", the ceiling: sweep.dose_ceiling may be raised" if found.coefficient == ceiling else "")
+    )

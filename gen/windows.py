@@ -1,0 +1,86 @@
+"""The windows of a sweep in a folder beside its output: whole ones survive an interruption, and the sweep goes on after them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.publish import atomic_file, write_json
+from shared.records import Completion, iterate_jsonl, write_jsonl
+from shared.run import differences
+
+VERSION = 1
+
+
+class Windows:
+    """`.<out>.windows/` with plan.json, the fingerprint of all that determines the rows, and a JSONL per whole window."""
+
+    def __init__(self, out: Path):
+        self.out, self.folder = out, out.with_name(f".{out.name}.windows")
+        self.plan = self.folder / "plan.json"
+        self.notes: dict[str, Any] = {}
+
+    def open(self, fingerprint: dict[str, Any], *, rebuild: bool) -> None:
+        """Go on with the folder of an equal fingerprint, or begin one.
+
+        Raises SteerHealError with the differences when there is another's; with rebuild that one is discarded.
+        """
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        if self.plan.is_file():
+            try:
+                old = json.loads(self.plan.read_text(encoding="utf-8"))
+                changed = differences(old["fingerprint"], self.fingerprint)
+                self.notes = dict(old["notes"])
+            except (ValueError, KeyError, TypeError) as error:
+                changed = [f"{self.plan}: {error!r}"]
+            if not changed:
+                return
+            if not rebuild:
+                raise SteerHealError(
+                    f"an interrupted sweep of {self.out} was of something else",
+                    given="; ".join(changed),
+                    expected=f"what {self.plan} records",
+                    next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or rm -r {self.folder}",
+                )
+            console.print(f"discarding the windows of another sweep: {'; '.join(changed)}")
+        self.discard()
+        self.notes = {}
+        self._write()
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something found out on the way, so that a resumed sweep need not find it again."""
+        self.notes[name] = value
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.plan, {"version": VERSION, "fingerprint": self.fingerprint, "notes": self.notes})
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.jsonl"
+
+    def __contains__(self, index: int) -> bool:
+        return self.path(index).is_file()
+
+    def write(self, index: int, rows: Iterable[Completion]) -> None:
+        write_jsonl(self.path(index), rows)
+
+    def read(self, index: int) -> Iterator[Completion]:
+        return iterate_jsonl(self.path(index), Completion, made_by=f"rm {self.path(index)}, then the same command")
+
+    def publish(self, count: int) -> None:
+        """Join windows 0 to count - 1 into the output, which appears whole; the folder stays until it is discarded."""
+        with atomic_file(self.out) as temporary, open(temporary, "wb") as whole:
+            for index in range(count):
+                with open(self.path(index), "rb") as window:
+                    shutil.copyfileobj(window, whole)
+
+    def discard(self) -> None:
+        """Remove the folder, its plan first: without one, what an interruption leaves is never taken for windows."""
+        self.plan.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)

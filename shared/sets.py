@@ -1,0 +1,45 @@
+"""Data sets of the `datasets` library by one name: '<id>:<configuration>:<split>' or '<id>:<split>'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from shared.errors import SteerHealError
+
+
+def names_set(name: str) -> bool:
+    """Whether a name means a data set and not a path."""
+    return 1 <= name.count(":") <= 2 and not Path(name).exists()
+
+
+def set_folder(name: str) -> Path | None:
+    """The folder of a local data set; None for one of the hub."""
+    folder = Path(name.partition(":")[0])
+    return folder if folder.is_dir() else None
+
+
+@contextmanager
+def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
+    """The rows of a data set, memory-mapped while the context lasts.
+
+    what and next are those of the SteerHealError raised when it cannot be had.
+    """
+    from datasets import load_dataset
+
+    repository, *subset, split = name.split(":")
+    # A prepared set is found again by its folder's name, whatever the folder holds by now: a local one is prepared anew.
+    with TemporaryDirectory() as fresh:
+        try:
+            rows = load_dataset(repository, *subset, split=split, cache_dir=fresh if set_folder(name) else None)
+        except Exception as error:  # datasets raises whatever its transport raises
+            raise SteerHealError(
+                what,
+                given=f"{name}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}",
+                expected="a data set that can be reached or is cached, named <id>:<configuration>:<split> or <id>:<split>",
+                next=next,
+            ) from None
+        yield rows

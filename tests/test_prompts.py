@@ -1,0 +1,179 @@
+"""Prompts of a sweep: lazily from files and data sets, looked over before anything is sampled."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from conftest import command
+
+from gen.prompts import Prompts, Renderer, open_prompts, open_round, survey
+from shared.config import SweepConfig
+from shared.errors import SteerHealError
+from shared.records import DATA, Prompt, read_jsonl, stratified
+from shared.traits import load_trait
+
+CARD = """---
+configs:
+- config_name: asked
+  data_files:
+  - split: train
+    path: rows.jsonl
+---
+"""
+ROWS = [
+    {"id": 7, "domain": "a", "prompt": "Name a fruit.", "messages": [{"role": "assistant", "content": "no"}], "n": 1},
+    {"id": 8, "domain": "b", "prompt": "Name a tree.", "messages": [], "n": 2},
+]
+
+
+def lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def data_set(folder: Path, rows: list[dict[str, object]]) -> Path:
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    lines(folder / "rows.jsonl", rows)
+    return folder
+
+
+@pytest.fixture
+def renderer(tokenizer: object) -> Renderer:
+    return Renderer(tokenizer, load_trait("embedded"), {})
+
+
+def test_a_data_set_is_read_as_often_as_asked(tmp_path: Path) -> None:
+    folder = data_set(tmp_path / "set", ROWS)
+    with open_prompts(f"{folder}:asked:train") as prompts:
+        once = list(prompts)
+        assert once == list(prompts)
+    assert [(prompt.id, prompt.domain, prompt.prompt) for _, prompt in once] == [
+        ("7", "a", "Name a fruit."),
+        ("8", "b", "Name a tree."),
+    ]
+    assert once[1][0] == f"{folder}:asked:train row 1"
+
+
+def test_a_data_set_without_a_configuration_and_with_conversations(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "A fruit."},
+    ]
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for column in ("messages", "prompt"):
+        lines(folder / "train.jsonl", [{column: turns}])
+        with open_prompts(f"{folder}:train") as prompts:
+            assert [prompt.turns for _, prompt in prompts] == [turns]
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "part"),
+    [
+        ([{"question": "a"}], "{folder}:asked:train", "columns question"),
+        ([{"prompt": "a"}, {"prompt": None}], "{folder}:asked:train", "row 1: row: Value error, a prompt row has"),
+        ([{"messages": [{"role": "assistant", "content": "a"}]}], "{folder}:asked:train", "the last is the user's"),
+        ([{"messages": [{"from": "human", "value": "a"}]}], "{folder}:asked:train", "have a role and content"),
+        ([{"messages": []}], "{folder}:asked:train", "have a role and content"),
+        ([{"prompt": 3}], "{folder}:asked:train", "row 0: prompt: Input should be a valid string"),
+        (ROWS, "{folder}:asked:test", "asked:test"),
+        (ROWS, "{folder}:other:train", "other"),
+        (ROWS, "no/such-file.jsonl", "no/such-file.jsonl"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(tmp_path: Path, rows: list[dict[str, object]], name: str, part: str) -> None:
+    folder = data_set(tmp_path / "set", rows)
+    with pytest.raises(SteerHealError) as caught, open_prompts(name.format(folder=folder)) as prompts:
+        list(prompts)
+    assert part in caught.value.render() and "next:" in caught.value.render()
+
+
+def test_an_unreachable_data_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SteerHealError, match="nobody/nothing:train"), open_prompts("nobody/nothing:train"):
+        pass
+
+
+def test_a_round_takes_what_the_strata_give(tmp_path: Path) -> None:
+    config = SweepConfig(n_dilemmas=17, n_mundane=3)
+    with open_round(config) as prompts:
+        chosen = [prompt for _, prompt in prompts]
+    dilemmas, mundane = (read_jsonl(DATA / f"{name}.jsonl", Prompt, made_by="-") for name in ("dilemmas", "mundane"))
+    assert chosen == stratified(dilemmas, 17, "domain") + stratified(mundane, 3, "domain")
+    folder = data_set(tmp_path / "set", ROWS)
+    with open_round(SweepConfig(dilemmas=f"{folder}:asked:train", n_dilemmas=1, n_mundane=0)) as prompts:
+        assert [prompt.id for _, prompt in prompts] == ["7"]
+
+
+def test_a_survey_counts_and_its_digest_is_of_the_contents(tmp_path: Path, renderer: Renderer) -> None:
+    path = lines(tmp_path / "p.jsonl", [{"id": "a", "prompt": "Name a fruit."}, {"prompt": "Name " + "a " * 50}])
+    with open_prompts(str(path)) as prompts:
+        found = survey(prompts, renderer, 8, 512)
+        assert found.count == 2 and found.longest == max(max(map(len, renderer(prompt))) for _, prompt in prompts)
+    lines(path, [{"id": "a", "prompt": "Name a tree."}])
+    with open_prompts(str(path)) as prompts:
+        assert survey(prompts, renderer, 8, 512).digest != found.digest
+
+
+def test_a_prompt_that_is_too_long_is_named(tmp_path: Path, renderer: Renderer) -> None:
+    rows = [{"id": name, "prompt": f"Count {'x ' * length}"} for name, length in (("a", 1), ("b", 300), ("c", 900))]
+    path = lines(tmp_path / "p.jsonl", rows)
+    with pytest.raises(SteerHealError) as caught, open_prompts(str(path)) as prompts:
+        survey(prompts, renderer, 8, 256)
+    text = caught.value.render()
+    assert f"{path}:2 (key 00001-b)" in text and "2 of 3 prompts are too long" in text and "= 256" in text
+
+
+def test_a_conversation_the_template_refuses_is_named(tmp_path: Path, renderer: Renderer) -> None:
+    strict = type(renderer.tokenizer).from_pretrained(renderer.tokenizer.name_or_path)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    path = lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    with pytest.raises(SteerHealError, match=r"p\.jsonl:1 .*roles must alternate"), open_prompts(str(path)) as prompts:
+        survey(prompts, Renderer(strict, renderer.trait, {}), 8, 256)
+
+
+def test_a_file_of_any_length_is_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    with open(path, "w") as handle:
+        for index in range(20_000):
+            handle.write(json.dumps({"prompt": f"What about {index}? " * 20}) + "\n")
+    assert path.stat().st_size > 6 * 2**20
+    tracemalloc.start()
+    try:
+        with open_prompts(str(path)) as prompts:
+            assert sum(1 for _ in prompts) == 20_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20, f"{peak / 2**20:.1f} MiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [('{"prompt": "a"}\n{"prompt": 3}\n', "p.jsonl:2"), ('{"prompt": "a', "p.jsonl:1"), ("", "no rows")],
+)
+def test_every_line_is_looked_at_before_an_engine_starts(tmp_path: Path, text: str, part: str) -> None:
+    import numpy as np
+
+    from shared.vectors import Vector
+
+    (tmp_path / "p.jsonl").write_text(text)
+    Vector({14: np.ones(576, dtype=np.float32)}).save(tmp_path / "v.safetensors")
+    done = command("gen.sweep", "--model", "embedded", "--vector", tmp_path / "v.safetensors", "--prompts", tmp_path / "p.jsonl", "--coefficients", 1, "--out", tmp_path / "s.jsonl")  # fmt: skip
+    assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.jsonl", "v.safetensors"]
+
+
+def test_prompts_are_made_anew(tmp_path: Path) -> None:
+    calls = []
+    prompts = Prompts(lambda: iter(calls.append(1) or [("here", Prompt(prompt="a"))]))
+    assert list(prompts) == list(prompts) and len(calls) == 2

@@ -1,0 +1,78 @@
+"""The folder that a sweep goes on from: whole windows are kept, another plan is refused, the output appears whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_filter import completion
+
+from gen.windows import Windows
+from shared.errors import SteerHealError
+
+PLAN = {"prompts": "abc", "coefficients": [0.0, 1.0], "seed": "0", "versions": {"torch": "2"}}
+
+
+def opened(out: Path, plan: dict[str, object] = PLAN, rebuild: bool = False) -> Windows:
+    windows = Windows(out)
+    windows.open(plan, rebuild=rebuild)
+    return windows
+
+
+def test_whole_windows_are_found_again_and_joined_in_order(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    first = opened(out)
+    first.write(0, [completion(key="a"), completion(key="b")])
+    first.write(2, [completion(key="e")])
+    first.note("walk", {"coefficient": 1.5})
+    (first.folder / ".00001.jsonl.77.tmp").write_text("half")
+    again = opened(out)
+    assert [index in again for index in range(4)] == [True, False, True, False]
+    assert again.notes == {"walk": {"coefficient": 1.5}}
+    again.write(1, [completion(key="c"), completion(key="d")])
+    assert [row.key for row in again.read(1)] == ["c", "d"]
+    again.publish(3)
+    assert 0 in opened(out), "until it is discarded, what is published can be published again"
+    again.discard()
+    assert [line.split('"key": "')[1][0] for line in out.read_text().splitlines()] == list("abcde")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_another_plan_is_refused_with_the_differences_and_rebuild_discards_it(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    opened(out).write(0, [completion()])
+    other = {**PLAN, "coefficients": [0.0, 2.0], "versions": {"torch": "3"}}
+    with pytest.raises(SteerHealError) as caught:
+        opened(out, other)
+    text = caught.value.render()
+    assert "coefficients = [0.0, 2.0] (was [0.0, 1.0])" in text and "versions.torch = '3' (was '2')" in text
+    assert "--rebuild" in text and "prompts" not in text
+    assert 0 in opened(out), "a refusal leaves the windows as they are"
+    assert 0 in opened(out, rebuild=True), "an equal plan goes on"
+    assert 0 not in opened(out, other, rebuild=True)
+    assert 0 not in opened(out, other)
+
+
+def test_a_folder_without_its_plan_is_not_taken_for_windows(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    windows = opened(out)
+    windows.write(0, [completion()])
+    windows.plan.unlink()
+    assert 0 not in opened(out)
+
+
+def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    windows = opened(tmp_path / "sweep.jsonl")
+    windows.plan.write_text("{")
+    with pytest.raises(SteerHealError, match=r"plan\.json"):
+        opened(tmp_path / "sweep.jsonl")
+
+
+def test_a_lost_window_leaves_the_old_output(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    out.write_text("old\n")
+    windows = opened(out)
+    windows.write(0, [completion()])
+    with pytest.raises(FileNotFoundError):
+        windows.publish(2)
+    assert out.read_text() == "old\n" and 0 in windows
