@@ -78,6 +78,7 @@ class Engine:
         from vllm import LLM
 
         cpu = not torch.cuda.is_available()
+        options = {"enable_prefix_caching": True, **options}
         if cpu:
             options = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30, "max_num_seqs": 128, **options}
         self.folder, self.slots = folder, slots
@@ -89,7 +90,6 @@ class Engine:
             max_model_len=max_model_len,
             seed=seed,
             block_size=block_size or (32 if cpu else None),
-            enable_prefix_caching=True,
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **options,
