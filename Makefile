@@ -16,10 +16,11 @@ LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 
 PY := .venv/bin/python
 STAMP := .venv/.ready-$(LOCK)
+PEERS := .venv/.ready-bench
 ROUNDS := $(shell seq 1 $(N))
 FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
 
-.PHONY: round report serve verify test check doctor setup clean help
+.PHONY: round report serve verify bench test check doctor setup clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets
@@ -47,6 +48,13 @@ report: $(STAMP) ## the report of a run from its files (EVAL=full scores all ite
 	@set -e; if [ "$(EVAL)" = full ]; then for path in $(RUN)/rounds/*/manifests/heal.json; do \
 	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full; done; fi
 	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
+
+bench: $(PEERS) ## the benchmark as ratios in one run, into docs/bench.json (about 35 minutes on two cores)
+	@$(PY) -m gen.bench --out docs/bench.json
+
+$(PEERS): requirements/bench.txt $(STAMP)
+	@.venv/bin/pip install --quiet --no-deps -r requirements/bench.txt
+	@touch $@
 
 test: $(STAMP) ## every test that needs no GPU
 	@$(PY) -m pytest

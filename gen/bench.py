@@ -1,0 +1,244 @@
+"""The generator's benchmark: ratios of times taken in turn on one machine, into docs/bench.json.
+
+A: what steering costs in the engine itself. B: what one mixed sweep saves. C: the same at ten times the work and natural length.
+Each part runs in a process of its own, so that no engine inherits the memory of another, and files its ratios as it ends.
+What a ratio and its interval are, and when a bound is met: shared/ratios.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gen import baselines
+from shared.chat import end_of_turn, load_tokenizer, render
+from shared.cli import entry
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.models import Model
+from shared.models import resolve as resolve_model
+from shared.ratios import Side, interleave, merge, ratio, show, warm
+from shared.records import Prompt, data_file, read_jsonl
+from shared.run import hardware, versions
+from shared.traits import load_trait
+from shared.vectors import Vector
+
+if TYPE_CHECKING:
+    from gen.engine.engine import Request
+
+# What configs/smollm2.toml samples with: its dtype, temperature, layers and coefficients, and the unsteered ones of round 1.
+DTYPE, TEMPERATURE, LAYERS, COEFFICIENTS = "float32", 0.9, range(14, 16), (0.0, 0.75, 1.0, 1.5, 2.0)
+PROMPTS, TOKENS = 8, 24
+MANY_PROMPTS, MANY_TOKENS = 64, 96
+PARTS = ("A2", "A10", "B", "C")
+AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
+
+
+class Bench:
+    """What every part needs: the model, prompts under the neutral system prompt as gen.sweep renders them, a direction."""
+
+    def __init__(self, layers: Sequence[int]):
+        self.model: Model = resolve_model("embedded")
+        tokenizer = load_tokenizer(str(self.model.folder))
+        rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="git checkout shared/data")
+        neutral = load_trait("embedded").neutral
+        self.prompts = [render(tokenizer, row.turns, neutral) for row in rows[:MANY_PROMPTS]]
+        self.stop, self.pad = end_of_turn(tokenizer), tokenizer.pad_token_id
+        draws = np.random.default_rng(0)  # any direction costs the same
+        self.vector = Vector(
+            {layer: draws.standard_normal(self.model.hidden).astype(np.float32) / 4 for layer in layers}
+        )
+
+    def engine(self, **options: Any) -> Any:
+        from gen.engine.engine import engine
+
+        return engine(self.model.folder, layers=sorted(self.vector.layers), dtype=DTYPE, max_model_len=1024, **options)
+
+    def sweep(self, prompts: int, coefficients: Sequence[float], sampling: baselines.Sampling) -> list[Request]:
+        """Every prompt at every coefficient, each request with a seed of its own; coefficient 0 is unsteered, as in gen.sweep."""
+        from gen.engine.engine import Request
+
+        return [
+            Request(
+                ids,
+                sampling.max_tokens,
+                sampling.temperature,
+                seed=index * len(coefficients) + place,
+                vector="v" if coefficient else None,
+                coefficient=coefficient,
+                min_tokens=sampling.min_tokens,
+            )
+            for index, ids in enumerate(self.prompts[:prompts])
+            for place, coefficient in enumerate(coefficients)
+        ]
+
+
+def sampled(engine: Any, requests: Sequence[Request]) -> list[list[int]]:
+    return [output.token_ids for output in engine.run(requests)]
+
+
+EQUAL = baselines.Sampling(TOKENS, TOKENS, TEMPERATURE)
+
+
+def overhead(layers: int, pairs: int) -> dict[str, Any]:
+    """Part A: the steered engine against itself with its patch taken off, and many coefficients against one.
+
+    The prefix cache is off: requests of different coefficients share no blocks, unsteered ones would.
+    """
+    bench = Bench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS)
+    size = f"{PROMPTS} prompts x {len(COEFFICIENTS)} coefficients x {TOKENS} tokens, no prefix cache"
+    with bench.engine(enable_prefix_caching=False) as engine:
+        engine.load("v", bench.vector)
+        steered = bench.sweep(PROMPTS, [c or 0.5 for c in COEFFICIENTS], EQUAL)
+        plain = [replace(request, vector=None, coefficient=0.0) for request in steered]
+        sides = {
+            "steered": Side(lambda: sampled(engine, steered), lambda: engine.patch(True)),
+            "unpatched": Side(lambda: sampled(engine, plain), lambda: engine.patch(False)),
+        }
+        warm(sides)
+        interleave(f"{layers} layers steered", sides, pairs)
+        engine.patch(True)
+        found = {
+            f"steered_over_unpatched_{layers}_layers": ratio(
+                sides["steered"],
+                sides["unpatched"],
+                f"time of a sweep steered in {layers} layers over the same requests with the patch taken off; {size}",
+                bound=1.03 if layers == len(LAYERS) else 1.06,
+            )
+        }
+        if layers == len(LAYERS):
+            one = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
+            many = [replace(request, coefficient=(1 + index) / 64) for index, request in enumerate(one)]
+            sides = {
+                "64 coefficients": Side(lambda: sampled(engine, many)),
+                "1 coefficient": Side(lambda: sampled(engine, one)),
+            }
+            warm(sides)
+            interleave("coefficients", sides, pairs)
+            found["coefficients_64_over_1"] = ratio(
+                sides["64 coefficients"],
+                sides["1 coefficient"],
+                f"time of 64 requests with 64 coefficients over the same with one; {TOKENS} tokens, no prefix cache",
+                bound=1.02,
+            )
+    return found
+
+
+def speedups(large: bool, rounds: int, single: int) -> dict[str, Any]:
+    """Parts B and C: one mixed sweep against passes of one coefficient in the same engine, and against Hugging Face generate."""
+    bench = Bench(LAYERS)
+    model = baselines.Hooked(bench.model.folder, bench.vector, dtype=DTYPE, stop=bench.stop, pad=bench.pad)
+    with bench.engine() as engine:
+        engine.load("v", bench.vector)
+        check(bench, engine, model)
+        warm(_speed_sides(bench, engine, model, PROMPTS, EQUAL))
+        prompts, sampling = (MANY_PROMPTS, baselines.Sampling(MANY_TOKENS)) if large else (PROMPTS, EQUAL)
+        sides = _speed_sides(bench, engine, model, prompts, sampling)
+        sides["hf_single"].first = single
+        interleave("large sweeps" if large else "sweeps", sides, rounds)
+    length = f"up to {MANY_TOKENS} tokens, natural ends" if large else f"{TOKENS} tokens"
+    size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {length}"
+    whats = {
+        "passes": (f"one mixed sweep against a pass per coefficient in the same engine; {size}", 1.5),
+        "hf_per_coefficient": (f"against HF generate with hooks, a batch per coefficient; {size}", 3.0),
+        "hf_batch": (f"against HF generate with hooks, one batch with a coefficient per row; {size}", 1.8),
+        "hf_single": (f"against HF generate under steering-vectors, one completion at a time; {size}", 8.0),
+    }
+    return {
+        f"sweep_speedup_vs_{name}{'_large' if large else ''}": ratio(
+            sides["ours"], sides[name], what, bound=None if large else bound, faster=True
+        )
+        for name, (what, bound) in whats.items()
+    }
+
+
+def _speed_sides(
+    bench: Bench, engine: Any, model: baselines.Hooked, prompts: int, sampling: baselines.Sampling
+) -> dict[str, Side]:
+    requests = bench.sweep(prompts, COEFFICIENTS, sampling)
+    work = [(request.prompt_ids, request.coefficient) for request in requests]
+    passes = [[request for request in requests if request.coefficient == c] for c in COEFFICIENTS]
+    # Without the reset a repetition would read its prompts from the repetition before.
+    reset = engine.reset_cache
+    return {
+        "ours": Side(lambda: sampled(engine, requests), reset),
+        "passes": Side(lambda: [ids for each in passes for ids in sampled(engine, each)], reset),
+        "hf_per_coefficient": Side(functools.partial(baselines.per_coefficient, model, work, sampling)),
+        "hf_batch": Side(functools.partial(baselines.per_row, model, work, sampling)),
+        "hf_single": Side(functools.partial(baselines.one_at_a_time, model, work, sampling)),
+    }
+
+
+def check(bench: Bench, engine: Any, model: baselines.Hooked) -> None:
+    """Prove that all sides do the same work: their greedy tokens agree, and steering changes them."""
+    requests = bench.sweep(2, COEFFICIENTS, replace(EQUAL, temperature=0.0))
+    work = [(request.prompt_ids, request.coefficient) for request in requests]
+    ours = np.array(sampled(engine, requests))
+    for way in (baselines.per_coefficient, baselines.per_row, baselines.one_at_a_time):
+        theirs = np.array(way(model, work, replace(EQUAL, temperature=0.0)))
+        steered = theirs[:: len(COEFFICIENTS)] != theirs[len(COEFFICIENTS) - 1 :: len(COEFFICIENTS)]
+        if (agreeing := float((ours == theirs).mean())) < AGREEMENT or not steered.any():
+            raise SteerHealError(
+                f"the sides to compare do not do the same work ({way.__name__})",
+                given=f"{agreeing:.0%} of greedy tokens agree, {steered.mean():.0%} are moved by the largest coefficient",
+                expected=f"at least {AGREEMENT:.0%} agree and some are moved",
+                next="compare the versions of vllm, transformers and steering-vectors with requirements/",
+            )
+
+
+def part(name: str, out: Path, quick: bool) -> None:
+    """Measure one part in this process and file its ratios."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # every side may use every core, vLLM and Hugging Face alike
+    if name.startswith("A"):
+        found = overhead(int(name[1:]), 3 if quick else 15)
+    else:
+        found = speedups(name == "C", 2 if quick or name == "C" else 9, 1 if quick or name == "C" else 3)
+    machine = {**hardware(), "threads": torch.get_num_threads()}
+    merge(out, found, machine, {**versions(), **baselines.version()})
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        prog="python -m gen.bench",
+        description="Measure the generator as ratios of interleaved times; about 35 minutes on two cores.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
+    options.add_argument(
+        "--only", choices=["A", "B", "C"], help="one part: A what steering costs, B speed-ups, C large"
+    )
+    options.add_argument("--quick", action="store_true", help="a smoke test: few rounds, and no part C")
+    options.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # a part in this process
+    arguments = options.parse_args()
+    if arguments.part:
+        part(arguments.part, arguments.out, arguments.quick)
+        return
+    wanted = [name for name in PARTS if name.startswith(arguments.only or "") and not (arguments.quick and name == "C")]
+    if not wanted:
+        raise SteerHealError(
+            "nothing to measure", given="--only C --quick", expected="one of them", next="leave out --quick"
+        )
+    begin = time.monotonic()
+    for name in wanted:
+        command = [sys.executable, "-m", "gen.bench", "--part", name, "--out", str(arguments.out)]
+        done = subprocess.run([*command, *(["--quick"] if arguments.quick else [])])
+        if done.returncode:
+            sys.exit(done.returncode)
+    show(arguments.out)
+    console.print(f"wrote {arguments.out} in {(time.monotonic() - begin) / 60:.1f} min")
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,134 @@
+"""Benchmarks as ratios: two sides timed in turn on one machine, a median with its interval, and the file that keeps them.
+
+A ratio is taken per round, over two times of the same round, so that a machine that slows down slows both. Stored are the
+median over the rounds and a 95 % percentile-bootstrap interval of that median. A bound is missed only on evidence: "at most X"
+is met when the low end of the interval is within X, "at least X times faster" when its high end reaches X.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.console import console, progress, table
+from shared.errors import SteerHealError
+from shared.publish import write_json
+
+
+@dataclass
+class Side:
+    """One side of a comparison. run is timed and returns completions, prepare is not; first: the rounds it takes part in."""
+
+    run: Callable[[], list[list[int]]]
+    prepare: Callable[[], Any] = lambda: None
+    first: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)  # mean completion length of each round
+
+
+def warm(sides: dict[str, Side]) -> None:
+    """Run each side once, untimed: allocators, kernels and lazily built state."""
+    for name, side in sides.items():
+        with console.status(f"warming up: {name}"):
+            side.prepare()
+            side.run()
+
+
+def interleave(title: str, sides: dict[str, Side], rounds: int) -> None:
+    """Time the sides in turn, each round beginning with the next one; a line shows the side at work."""
+    with progress("side") as bar:
+        total = sum(min(rounds, side.first or rounds) for side in sides.values())
+        task = bar.add_task(title, total=total, side="")
+        for turn in range(rounds):
+            order = list(sides)[turn % len(sides) :] + list(sides)[: turn % len(sides)]
+            for name in order:
+                side = sides[name]
+                if side.first is not None and turn >= side.first:
+                    continue
+                bar.update(task, side=name)
+                side.prepare()
+                gc.collect()
+                begin = time.perf_counter()
+                completions = side.run()
+                side.seconds.append(time.perf_counter() - begin)
+                side.tokens.append(statistics.mean(map(len, completions)))
+                bar.advance(task)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Ends of the 95 % percentile-bootstrap interval of the median; None for a single value, which has no spread."""
+    from scipy.stats import bootstrap
+
+    if len(values) < 2:
+        return None, None
+    found = bootstrap((values,), np.median, confidence_level=0.95, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def met(low: float | None, high: float | None, bound: float | None, faster: bool) -> bool | None:
+    """Whether an interval leaves a bound standing, by the module's rules; None without a bound or an interval."""
+    if bound is None or low is None or high is None:
+        return None
+    return high >= bound if faster else low <= bound
+
+
+def ratio(
+    ours: Side, reference: Side, what: str, *, bound: float | None = None, faster: bool = False
+) -> dict[str, Any]:
+    """The record of one comparison: time of ours over the reference's, or with faster the reference's over ours."""
+    pairs = zip(ours.seconds, reference.seconds, strict=False)  # a side may take part in the first rounds alone
+    values = [theirs / own if faster else own / theirs for own, theirs in pairs]
+    low, high = interval(values)
+    sides = {"ours": ours, "reference": reference}
+    return {
+        "median": statistics.median(values),
+        "low": low,
+        "high": high,
+        "n": len(values),
+        "what": what,
+        "bound": bound,
+        "met": met(low, high, bound, faster),
+        "seconds": {name: statistics.median(side.seconds) for name, side in sides.items()},
+        "mean_completion_tokens": {name: statistics.mean(side.tokens) for name, side in sides.items()},
+    }
+
+
+def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed: dict[str, str]) -> None:
+    """Put ratios into a benchmark file: other benchmarks' stay, machine and versions become this run's."""
+    found = read(out)["ratios"] if out.exists() else {}
+    write_json(out, {"machine": machine, "versions": installed, "ratios": {**found, **ratios}})
+
+
+def read(out: Path) -> dict[str, Any]:
+    """A benchmark file. Raises SteerHealError when it is none."""
+    try:
+        found = json.loads(out.read_text(encoding="utf-8"))
+        if isinstance(found["ratios"], dict):
+            return dict(found)
+        problem = "ratios is no object"
+    except (ValueError, KeyError, TypeError) as error:
+        problem = repr(error)
+    raise SteerHealError(
+        "a benchmark file could not be read",
+        given=f"{out}: {problem}",
+        expected="an object with machine, versions and ratios",
+        next=f"remove {out}; the benchmarks make it again",
+    )
+
+
+def show(out: Path) -> None:
+    """The table of a benchmark file."""
+    rows = []
+    for name, row in read(out)["ratios"].items():
+        ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+        verdict = {True: "yes", False: "no", None: None}[row.get("met")]
+        rows.append([name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row["what"]])
+    table("benchmark", ["ratio", "median [95 %]", "bound", "met", "what"], rows)
