@@ -1,0 +1,190 @@
+"""The real server under the real client: steered and unsteered side by side, and nothing steered by accident."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ROOT, command
+
+from gen.engine.launch import also_vllm_cpu
+from gen.serve import named
+from shared.errors import SteerHealError
+from shared.models import Model
+from shared.vectors import Vector
+
+STARTUP = 300  # seconds
+
+
+def test_vectors_are_named_once() -> None:
+    assert named(["a=x.safetensors", "b-2=dir/y=z"]) == {"a": Path("x.safetensors"), "b-2": Path("dir/y=z")}
+    for bad in (["a"], ["a="], ["=x"], ["a b=x"], ["../a=x"], ["a=x", "a=y"]):
+        with pytest.raises(SteerHealError, match="NAME=FILE"):
+            named(bad)
+
+
+def test_the_cpu_build_answers_for_vllm_and_nothing_else() -> None:
+    version = also_vllm_cpu(importlib.metadata.version)
+    assert version("vllm").startswith("0.32") and version("torch") == importlib.metadata.version("torch")
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        version("no-such-package")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "no vector to serve"),
+        (["--vector", "trait=/nowhere.safetensors"], "steering vector is missing"),
+        (["--vector", "trait=PICKLE"], "could not be used"),
+        (["--vector", "trait=FILE", "--host", "0.0.0.0"], "API key"),
+    ],
+)
+def test_a_server_that_cannot_be_is_refused_before_it_starts(
+    vector: Vector, tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    vector.save(tmp_path / "v.safetensors")
+    (tmp_path / "v.pt").write_bytes(b"\x80\x04cos\nsystem\n")
+    files = {"FILE": str(tmp_path / "v.safetensors"), "PICKLE": str(tmp_path / "v.pt")}
+    for name, path in files.items():
+        arguments = [argument.replace(name, path) for argument in arguments]
+    done = command("gen.serve", *arguments)
+    assert done.returncode == 2 and part in done.stderr and "next:" in done.stderr and "Traceback" not in done.stderr
+
+
+class Server:
+    """A server of this test's own, greedy through the completions endpoint."""
+
+    def __init__(self, url: str):
+        from openai import OpenAI
+
+        self.url = url
+        self.client = OpenAI(base_url=url, api_key="-", max_retries=0)
+
+    def ask(self, prompt: list[int], **steering: Any) -> tuple[str, list[float]]:
+        answer = self.client.completions.create(
+            model="embedded",
+            prompt=prompt,
+            temperature=0,
+            max_tokens=10,
+            logprobs=0,
+            extra_body={"vllm_xargs": steering} if steering else {},
+        ).choices[0]
+        assert answer.logprobs is not None and answer.logprobs.token_logprobs is not None
+        return answer.text, [float(value or 0) for value in answer.logprobs.token_logprobs]
+
+
+@pytest.fixture(scope="module")
+def server(vector: Vector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("serve")
+    vector.save(folder / "v.safetensors")
+    Vector({layer: -values for layer, values in vector.layers.items()}).save(folder / "w.safetensors")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        *("gen.serve", "--port", str(port), "--set", "model.dtype=float32 model.max_model_len=512"),
+        *("--vector", f"trait={folder / 'v.safetensors'}", "--vector", f"minus={folder / 'w.safetensors'}"),
+    ]
+    log = folder / "log"
+    with open(log, "w") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments], stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
+        )
+        try:
+            begin = time.monotonic()
+            while True:
+                assert process.poll() is None and time.monotonic() - begin < STARTUP, log.read_text()[-4000:]
+                try:
+                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    time.sleep(1)
+            yield Server(f"http://127.0.0.1:{port}/v1")
+        finally:
+            os.killpg(process.pid, 15)
+            process.wait(60)
+
+
+PROMPTS = [[1, 4093, 198] + [100 + 13 * index * place % 900 for index in range(40)] for place in (1, 2)]
+
+
+@pytest.mark.slow
+def test_each_client_gets_the_steering_it_asked_for(server: Server, model: Model, vector: Vector) -> None:
+    from hooked import Hooked
+
+    oracle = Hooked(model.folder, vector)
+    asks = [
+        (ids, coefficient, steering)
+        for ids in PROMPTS
+        for coefficient, steering in (
+            (0.0, {}),
+            (1.0, {"steer_vector": "trait", "steer_coefficient": 1.0}),
+            (-1.0, {"steer_vector": "minus", "steer_coefficient": 1}),
+            (2.0, {"steer_vector": "trait", "steer_coefficient": 2.0}),
+        )
+    ]
+    alone = [server.ask(ids, **steering) for ids, _, steering in asks]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda ask: server.ask(ask[0], **ask[2]), asks * 2))
+    assert [text for text, _ in together] == [text for text, _ in alone] * 2
+    for (ids, coefficient, _), (_, logprobs) in zip(asks, alone, strict=True):
+        best = float(oracle.logprobs(ids, coefficient)[-1].max())
+        assert logprobs[0] == pytest.approx(best, abs=1e-4)
+    first = {round(logprobs[0], 3) for _, logprobs in alone}
+    assert len(first) == len(asks), "each steering must change the answer, or this test proves nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steering",
+    [
+        {"steer_vector": "unknown", "steer_coefficient": 1.0},
+        {"steer_vector": "../../etc/passwd", "steer_coefficient": 1.0},
+        {"steer_vector": "trait"},
+        {"steer_coefficient": 1.0},
+        {"steer_vector": "trait", "steer_coefficient": "1.0"},
+        {"steer_vector": "trait", "steer_coefficient": 1e300},
+        {"steer_vector": "trait", "steer_coefficient": 1.0, "steer_position": "all"},
+        {"steer_vector": "trait", "steer_coefficient": 1.0, "steer_positions": "some"},
+    ],
+)
+def test_what_is_not_understood_is_refused(server: Server, steering: dict[str, Any]) -> None:
+    from openai import BadRequestError
+
+    with pytest.raises(BadRequestError) as refused:
+        server.ask(PROMPTS[0], **steering)
+    assert refused.value.status_code == 400 and "expected:" in str(refused.value)
+    chat = httpx.post(
+        f"{server.url}/chat/completions",
+        json={"model": "embedded", "messages": [{"role": "user", "content": "Hi"}], "vllm_xargs": steering},
+    )
+    assert chat.status_code == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "null", "[1.0]"])
+def test_coefficients_that_are_no_finite_number_are_refused(server: Server, value: str) -> None:
+    body = '{"model": "embedded", "prompt": [5, 6], "vllm_xargs": {"steer_vector": "trait", "steer_coefficient": %s}}'
+    answer = httpx.post(f"{server.url}/completions", content=body % value, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.slow
+def test_several_completions_of_one_request_are_all_steered(server: Server) -> None:
+    """n > 1 is split into child requests inside vLLM."""
+    answer = server.client.completions.create(
+        model="embedded", prompt=PROMPTS[0], n=2, seed=1, temperature=1e-6, max_tokens=10,
+        extra_body={"vllm_xargs": {"steer_vector": "trait", "steer_coefficient": 2.0}},
+    )  # fmt: skip
+    expected, _ = server.ask(PROMPTS[0], steer_vector="trait", steer_coefficient=2.0)
+    assert [choice.text for choice in answer.choices] == [expected, expected]
