@@ -118,7 +118,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         seed=config.seed,
-        adapter_rank=max(start.rank, end.rank),
+        students=[start, end],
     ) as model:
         model.load("trait", vector)
         model.load("random", vector.random_like(config.seed + number))
@@ -196,7 +196,7 @@ def standalone(arguments: Any) -> None:
         dtype=dtype,
         max_model_len=config.model.max_model_len,
         seed=config.seed,
-        adapter_rank=student.rank,
+        students=[student],
     ) as model:
         model.serve(student)
         if vector is not None:

@@ -14,12 +14,13 @@ from shared.publish import digest
 class Student:
     """Weights on disk, and an adapter over them or None.
 
-    rank is the adapter's; fingerprint names the contents of both.
+    rank and modules (the last part of their names) are the adapter's; fingerprint names the contents of both.
     """
 
     folder: Path
     adapter: Path | None = None
     rank: int = 0
+    modules: tuple[str, ...] = ()
     fingerprint: str = ""
 
 
@@ -35,7 +36,8 @@ def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve:
 
         serve = "adapter" if torch.cuda.is_available() else "merged"
     if serve == "adapter":
-        rank = load_adapter(adapter).rank
-        return Student(origin.folder, adapter, rank, f"{origin.fingerprint} + {digest(adapter)}")
+        loaded = load_adapter(adapter)
+        modules = tuple(sorted({name.rpartition(".")[2] for name in loaded.modules}))
+        return Student(origin.folder, adapter, loaded.rank, modules, f"{origin.fingerprint} + {digest(adapter)}")
     model = merged(origin, adapter, cache, dtype)
     return Student(model.folder, fingerprint=model.fingerprint)

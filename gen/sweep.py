@@ -99,7 +99,7 @@ def _start(job: Job, renderer: Renderer, stack: ExitStack) -> Sampler:
             dtype=job.config.model.dtype,
             max_model_len=job.config.model.max_model_len,
             seed=job.config.seed,
-            adapter_rank=job.student.rank,
+            students=[job.student],
         )
     )
     return Sampler(built, renderer, job.student, Student(job.origin.folder), job.vector, job.config)

@@ -134,21 +134,28 @@ def adapter(folder: Path) -> dict[str, Any]:
 
     from gen.engine.engine import Request
     from gen.students import Student
+    from gen.students import student as student_of
+    from shared.models import resolve
 
-    engine, vector, weights = build(adapter_rank=8, max_num_seqs=16)
+    served = student_of(resolve("embedded"), folder / "adapter", folder, "float32", "adapter")
+    engine, vector, weights = build(students=[served], max_num_seqs=16)
     base, healed = Hooked(weights, vector), Hooked(weights, vector, folder / "adapter")
-    prompts = long_prompts()[:2]
-    ask = [Request(ids, label_ids=[504, 25], vector="v", coefficient=c) for ids in prompts for c in (0.0, 1.0)]
-    expected = [(ids, c) for ids in prompts for c in (0.0, 1.0)]
+    expected = [(ids, c) for ids in long_prompts()[:2] for c in (0.0, 1.0)]
+    ask = [Request(ids, label_ids=[504, 25], score=True, vector="v", coefficient=c) for ids, c in expected]
 
     def gap(oracle: Hooked) -> float:
+        """Largest gap over all prompt tokens and the labels at the first sampled position, nats."""
+        outputs = engine.run(ask)
         return max(
-            float(np.abs(oracle.logprobs(ids, c)[-1, [504, 25]].numpy() - output.label_logprobs).max())
-            for (ids, c), output in zip(expected, engine.run(ask), strict=True)
+            max(
+                float(np.abs(oracle.of_tokens(ids, c) - output.prompt_logprobs).max()),
+                float(np.abs(oracle.logprobs(ids, c)[-1, [504, 25]].numpy() - output.label_logprobs).max()),
+            )
+            for (ids, c), output in zip(expected, outputs, strict=True)
         )
 
     found = {"base": gap(base)}
-    engine.serve(Student(weights, folder / "adapter", 8))
+    engine.serve(served)
     found["adapter"] = gap(healed)
     engine.serve(Student(weights))
     found["base_again"] = gap(base)

@@ -67,7 +67,7 @@ class Engine:
     """vLLM over one student at a time.
 
     folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache; slots: vectors held
-    at a time; adapter_rank: highest rank of the adapters that students may bring, 0 for students merged into their weights.
+    at a time; students: those it is to serve, so that it makes room for their adapters.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Engine:
         max_model_len: int,
         slots: int = 16,
         seed: int = 0,
-        adapter_rank: int = 0,
+        students: Sequence[Student] = (),
         **options: Any,
     ):
         _environment()
@@ -92,9 +92,7 @@ class Engine:
         plugin.register()
         if not torch.cuda.is_available():
             options = {**CPU, "max_num_seqs": 128, **options}
-        if adapter_rank:
-            # One more than are used: on the CPU a request without an adapter beside one with it gets the last slot's.
-            options = {"enable_lora": True, "max_lora_rank": _lora_rank(adapter_rank), "max_loras": 2, **options}
+        options = {**_lora_options(students), **options}
         options = {"enable_prefix_caching": True, **options}
         self.folder = folder
         self.adapter: Path | None = None
@@ -244,8 +242,11 @@ def cpu_options() -> list[str]:
     return ["--enforce-eager", "--kv-cache-memory-bytes", str(memory), "--block-size", str(block)]
 
 
-def _lora_rank(rank: int) -> int:
-    """The smallest of vLLM's ranks that holds an adapter's."""
+def _lora_options(students: Sequence[Student]) -> dict[str, Any]:
+    """vLLM's settings for the students' adapters; none when they bring none."""
+    rank = max((student.rank for student in students), default=0)
+    if not rank:
+        return {}
     found = next((size for size in LORA_RANKS if size >= rank), None)
     if found is None:
         raise SteerHealError(
@@ -254,7 +255,14 @@ def _lora_rank(rank: int) -> int:
             expected=f"at most {LORA_RANKS[-1]}",
             next="serve it merged: SET=model.student=merged",
         )
-    return found
+    return {
+        "enable_lora": True,
+        "max_lora_rank": found,
+        # One more than are used: on the CPU a request without an adapter beside one with it gets the last slot's.
+        "max_loras": 2,
+        # Left to itself vLLM wraps the head as well, whose adapter code cannot score prompts.
+        "lora_target_modules": sorted({module for student in students for module in student.modules}),
+    }
 
 
 def _output(result: Any, request: Request) -> Output:
