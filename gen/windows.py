@@ -28,7 +28,7 @@ class Windows:
     def open(self, fingerprint: dict[str, Any], *, rebuild: bool) -> None:
         """Go on with the folder of an equal fingerprint, or begin one.
 
-        Raises SteerHealError with the differences when there is another's; with rebuild that one is discarded.
+        Raises SteerHealError with the differences when there is another's work; with rebuild that is discarded.
         """
         self.fingerprint = json.loads(json.dumps(fingerprint))
         if self.plan.is_file():
@@ -40,14 +40,16 @@ class Windows:
                 changed = [f"{self.plan}: {error!r}"]
             if not changed:
                 return
-            if not rebuild:
+            lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
+            if lost and not rebuild:
                 raise SteerHealError(
                     f"an interrupted sweep of {self.out} was of something else",
                     given="; ".join(changed),
                     expected=f"what {self.plan} records",
                     next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or rm -r {self.folder}",
                 )
-            console.print(f"discarding the windows of another sweep: {'; '.join(changed)}")
+            if lost:
+                console.print(f"discarding the windows of another sweep: {'; '.join(changed)}")
         self.discard()
         self.notes = {}
         self._write()

@@ -53,6 +53,15 @@ def test_another_plan_is_refused_with_the_differences_and_rebuild_discards_it(tm
     assert 0 not in opened(out, other)
 
 
+def test_a_plan_without_work_gives_way(tmp_path: Path) -> None:
+    """As a walk leaves it that found no dose: the next one has another target."""
+    opened(tmp_path / "sweep.jsonl")
+    assert 0 not in opened(tmp_path / "sweep.jsonl", {**PLAN, "survival": 0.3})
+    opened(tmp_path / "sweep.jsonl", {**PLAN, "survival": 0.3}).note("walk", {"coefficient": 1.0})
+    with pytest.raises(SteerHealError, match="survival"):
+        opened(tmp_path / "sweep.jsonl")
+
+
 def test_a_folder_without_its_plan_is_not_taken_for_windows(tmp_path: Path) -> None:
     out = tmp_path / "sweep.jsonl"
     windows = opened(out)
@@ -63,6 +72,7 @@ def test_a_folder_without_its_plan_is_not_taken_for_windows(tmp_path: Path) -> N
 
 def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     windows = opened(tmp_path / "sweep.jsonl")
+    windows.write(0, [completion()])
     windows.plan.write_text("{")
     with pytest.raises(SteerHealError, match=r"plan\.json"):
         opened(tmp_path / "sweep.jsonl")
