@@ -1,6 +1,7 @@
 """The generator's benchmark: ratios of times taken in turn on one machine, into docs/bench.json.
 
-A: what steering costs in the engine itself. B: what one mixed sweep saves. C: the same at ten times the work and natural length.
+A: what steering costs in the engine itself. B: what one mixed sweep saves, in float32 and (B16) in bfloat16. C: the same at ten times
+the work and natural length.
 Each part runs in a process of its own, so that no engine inherits the memory of another, and files its ratios as it ends.
 What a ratio and its interval are, and when a bound is met: shared/ratios.py.
 """
@@ -40,14 +41,15 @@ if TYPE_CHECKING:
 DTYPE, TEMPERATURE, LAYERS, COEFFICIENTS = "float32", 0.9, range(14, 16), (0.0, 0.75, 1.0, 1.5, 2.0)
 PROMPTS, TOKENS = 8, 24
 MANY_PROMPTS, MANY_TOKENS = 64, 96
-PARTS = ("A2", "A10", "B", "C")
+PARTS = ("A2", "A10", "B", "B16", "C")
 AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
 
 
 class Bench:
     """What every part needs: the model, prompts under the neutral system prompt as gen.sweep renders them, a direction."""
 
-    def __init__(self, layers: Sequence[int]):
+    def __init__(self, layers: Sequence[int], dtype: str = DTYPE):
+        self.dtype = dtype
         self.model: Model = resolve_model("embedded")
         tokenizer = load_tokenizer(str(self.model.folder))
         rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="git checkout shared/data")
@@ -62,7 +64,9 @@ class Bench:
     def engine(self, **options: Any) -> Any:
         from gen.engine.engine import engine
 
-        return engine(self.model.folder, layers=sorted(self.vector.layers), dtype=DTYPE, max_model_len=1024, **options)
+        return engine(
+            self.model.folder, layers=sorted(self.vector.layers), dtype=self.dtype, max_model_len=1024, **options
+        )
 
     def sweep(self, prompts: int, coefficients: Sequence[float], sampling: baselines.Sampling) -> list[Request]:
         """Every prompt at every coefficient, each request with a seed of its own; coefficient 0 is unsteered, as in gen.sweep."""
@@ -134,20 +138,21 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
     return found
 
 
-def speedups(large: bool, rounds: int, single: int) -> dict[str, Any]:
+def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any]:
     """Parts B and C: one mixed sweep against passes of one coefficient in the same engine, and against Hugging Face generate."""
-    bench = Bench(LAYERS)
-    model = baselines.Hooked(bench.model.folder, bench.vector, dtype=DTYPE, stop=bench.stop, pad=bench.pad)
+    bench = Bench(LAYERS, dtype)
+    model = baselines.Hooked(bench.model.folder, bench.vector, dtype=dtype, stop=bench.stop, pad=bench.pad)
     with bench.engine() as engine:
         engine.load("v", bench.vector)
-        check(bench, engine, model)
+        if dtype == "float32":  # in half precision near-ties are many
+            check(bench, engine, model)
         warm(_speed_sides(bench, engine, model, PROMPTS, EQUAL))
         prompts, sampling = (MANY_PROMPTS, baselines.Sampling(MANY_TOKENS)) if large else (PROMPTS, EQUAL)
         sides = _speed_sides(bench, engine, model, prompts, sampling)
         sides["hf_single"].first = single
         interleave("large sweeps" if large else "sweeps", sides, rounds)
     length = f"up to {MANY_TOKENS} tokens, natural ends" if large else f"{TOKENS} tokens"
-    size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {length}"
+    size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {length}, {dtype}"
     whats = {
         "passes": (f"one mixed sweep against a pass per coefficient in the same engine; {size}", 1.5),
         "hf_per_coefficient": (f"against HF generate with hooks, a batch per coefficient; {size}", 3.0),
@@ -155,7 +160,7 @@ def speedups(large: bool, rounds: int, single: int) -> dict[str, Any]:
         "hf_single": (f"against HF generate under steering-vectors, one completion at a time; {size}", 8.0),
     }
     return {
-        f"sweep_speedup_vs_{name}{'_large' if large else ''}": ratio(
+        f"sweep_speedup_vs_{name}{'_large' if large else ''}{'' if dtype == DTYPE else f'_{dtype}'}": ratio(
             sides["ours"], sides[name], what, bound=None if large else bound, faster=True
         )
         for name, (what, bound) in whats.items()
@@ -204,7 +209,8 @@ def part(name: str, out: Path, quick: bool) -> None:
     if name.startswith("A"):
         found = overhead(int(name[1:]), 3 if quick else 15)
     else:
-        found = speedups(name == "C", 2 if quick or name == "C" else 9, 1 if quick or name == "C" else 3)
+        few = quick or name == "C"
+        found = speedups(name == "C", "bfloat16" if name == "B16" else DTYPE, 2 if few else 9, 1 if few else 3)
     for ratio_name, row in found.items():  # a part takes minutes: what it found is seen before the table of all
         console.print(f"{ratio_name}: {row['median']:.3f}")
     machine = {**hardware(), "threads": torch.get_num_threads()}
