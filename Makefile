@@ -20,7 +20,7 @@ PEERS := .venv/.ready-bench
 ROUNDS := $(shell seq 1 $(N))
 FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
 
-.PHONY: round report serve verify bench test check doctor setup clean help
+.PHONY: round report serve verify bench test test-long check doctor setup clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets
@@ -64,6 +64,9 @@ serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve 
 
 verify: $(STAMP) ## does steering work on this machine and this model? a report to paste (MODEL)
 	@$(PY) -m gen.verify --config $(CONFIG) --set '$(SET)' --model $(MODEL)
+
+test-long: $(STAMP) ## the tests that take too long for make test
+	@$(PY) -m pytest -m long
 
 check: $(STAMP) ## lint and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -43,7 +43,7 @@ def build(**options: Any) -> Any:
     return engine, vector, folder
 
 
-def compare(engine: Any, oracle: Any, prompts: list[list[int]], adapter: Path | None = None) -> dict[str, Any]:
+def compare(engine: Any, oracle: Any, prompts: list[list[int]]) -> dict[str, Any]:
     """Largest gap to HF in nats over all generated tokens, and how many greedy tokens agree, in one mixed batch."""
     from gen.engine.engine import Request
 
@@ -93,7 +93,6 @@ def v2(folder: Path) -> dict[str, Any]:
     found["zero_is_stock"] = bool((zero == stock).all())
     again = engine.run([Request(ids, label_ids=[504], vector="v", coefficient=1.0)])[0].label_logprobs
     found["salt_gap"] = float(abs(again[0] - float(oracle.logprobs(ids, 1.0)[-1, 504])))
-    found["left_behind"] = len(_worker(engine).steers)
     return found
 
 

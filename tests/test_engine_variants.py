@@ -44,6 +44,14 @@ def test_preempted_requests_are_steered_again(tmp_path: Path) -> None:
     assert found["agree"] == found["tokens"]
 
 
+@pytest.mark.long
+def test_a_compiled_engine_is_steered_and_so_is_one_from_its_cache(tmp_path: Path) -> None:
+    """The second engine loads what the first one compiled."""
+    for _ in range(2):
+        found = variant("compiled", tmp_path)
+        assert found["gap"] < 1e-4 and found["agree"] == found["tokens"]
+
+
 def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model

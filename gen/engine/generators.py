@@ -24,6 +24,18 @@ class Rewindable(torch.Generator):
         self.set_state(self.before)
 
 
+def make_rewindable(runner: Any) -> None:
+    """Keep the generators of a V1 CPU runner rewindable, step by step, for as long as it lives."""
+    stock = runner._prepare_inputs
+
+    def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
+        prepared = stock(*args, **kwargs)
+        mark_partial(runner)
+        return prepared
+
+    runner._prepare_inputs = prepare_inputs
+
+
 def mark_partial(runner: Any) -> None:
     """Remember the state of the generators whose draw of this step will be taken back."""
     batch = runner.input_batch

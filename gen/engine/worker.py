@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
 from gen.engine import steering
-from gen.engine.generators import mark_partial
+from gen.engine.generators import make_rewindable
 from gen.engine.requests import RESOLVED
 from gen.engine.settings import settings_of
 from gen.engine.steering import UNSTEERED, Steer
@@ -46,6 +46,11 @@ class Steering(WorkerBase):
             self.steering.put(slot, vector.layers)
         self.patch = steering.Patch(self.model_runner.get_model(), text.num_hidden_layers, self.steering.rows)
         self.steers: dict[str, Steer] = {}
+        second = hasattr(self.model_runner, "req_states")
+        if not second and self.model_runner.device.type == "cpu":
+            make_rewindable(self.model_runner)
+        self.followed = (_follow_v2 if second else _follow_v1)(self)
+        self.stock = {name: getattr(self.model_runner, name) for name in self.followed}
         self.steer_patch(True)
 
     def compile_or_warm_up_model(self) -> Any:
@@ -63,16 +68,9 @@ class Steering(WorkerBase):
 
     def steer_patch(self, on: bool) -> list[str]:
         """Put the patch on, or take it off: stock layer classes and stock runner methods. Returns the names of its layers."""
-        runner = self.model_runner
-        follow = _follow_v2 if hasattr(runner, "req_states") else _follow_v1
-        if on:
-            self.patch.put_on()
-            for name, method in follow(self).items():
-                setattr(runner, name, method)
-        else:
-            self.patch.take_off()
-            for name in follow(self):
-                delattr(runner, name)
+        (self.patch.put_on if on else self.patch.take_off)()
+        for name, method in (self.followed if on else self.stock).items():
+            setattr(self.model_runner, name, method)
         return list(self.patch.layers)
 
     def steer_load(self, slot: int, path: str) -> None:
@@ -98,8 +96,7 @@ def _follow_v1(worker: Any) -> dict[str, Any]:
     Inside _prepare_inputs the batch is reordered for this step; before it, it is the last step's.
     """
     runner, steers = worker.model_runner, worker.steers
-    prepare = type(runner)._prepare_inputs
-    on_cpu = runner.device.type == "cpu"
+    stock = runner._prepare_inputs
 
     def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
         batch = runner.input_batch
@@ -115,10 +112,7 @@ def _follow_v1(worker: Any) -> dict[str, Any]:
             num_scheduled_tokens[:count],
             batch.num_computed_tokens_cpu[:count],
         )
-        prepared = prepare(runner, scheduler_output, num_scheduled_tokens, *args, **kwargs)
-        if on_cpu:
-            mark_partial(runner)
-        return prepared
+        return stock(scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
     return {"_prepare_inputs": prepare_inputs}
 
@@ -130,17 +124,17 @@ def _follow_v2(worker: Any) -> dict[str, Any]:
     which graphs are captured in, prepare no inputs: they find the buffers cleared.
     """
     runner, steers = worker.model_runner, worker.steers
-    stock = type(runner)
+    add, prepare, execute = runner.add_requests, runner.prepare_inputs, runner.execute_model
 
     def add_requests(scheduler_output: Any) -> None:
         for name in scheduler_output.finished_req_ids:
             steers.pop(name, None)
         for new in scheduler_output.scheduled_new_reqs:
             steers[new.req_id] = steer_of(new.sampling_params)
-        stock.add_requests(runner, scheduler_output)
+        add(scheduler_output)
 
     def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
-        batch = stock.prepare_inputs(runner, *args, **kwargs)
+        batch = prepare(*args, **kwargs)
         worker.steering.fill(
             batch.req_ids,
             [steers[name] for name in batch.req_ids],
@@ -152,7 +146,7 @@ def _follow_v2(worker: Any) -> dict[str, Any]:
     def execute_model(scheduler_output: Any, *args: Any, dummy_run: bool = False, **kwargs: Any) -> Any:
         if dummy_run:
             worker.steering.clear()
-        return stock.execute_model(runner, scheduler_output, *args, dummy_run=dummy_run, **kwargs)
+        return execute(scheduler_output, *args, dummy_run=dummy_run, **kwargs)
 
     return {"add_requests": add_requests, "prepare_inputs": prepare_inputs, "execute_model": execute_model}
 

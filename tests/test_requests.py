@@ -1,0 +1,195 @@
+"""What a request may ask for, how it is salted, and what an engine refuses at start; no engine is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gen.engine.requests import Registry
+from gen.engine.settings import Settings, VectorFile, settings_of
+from gen.engine.steering import UNSTEERED, VERSION, Steer
+from shared.errors import SteerHealError
+from shared.models import Model
+from shared.publish import digest
+from shared.vectors import Vector
+
+
+def vector(value: float, layer: int = 3) -> Vector:
+    return Vector({layer: np.full(4, value, dtype=np.float32)})
+
+
+@pytest.fixture
+def registry() -> Registry:
+    found = Registry(slots=3, limit=65504.0)
+    found.add("a", vector(1.0))
+    found.add("b", vector(2.0))
+    return found
+
+
+def ask(**fields: Any) -> dict[str, Any]:
+    return {f"steer_{name}": value for name, value in fields.items()}
+
+
+def test_a_request_without_steering_is_unsteered_and_unsalted(registry: Registry) -> None:
+    for extra in (None, {}, {"kv_transfer_params": {}}):
+        assert registry.read(extra, 5) == (UNSTEERED, None)
+
+
+def test_positions(registry: Registry) -> None:
+    registry.add("c", Vector({0: np.ones(4, dtype=np.float32)}, {"positions": "generated"}))
+    assert registry.read(ask(vector="a", coefficient=2), 7)[0] == Steer(1, 2.0, 0)
+    assert registry.read(ask(vector="a", coefficient=2, positions="generated"), 7)[0].start == 6
+    assert registry.read(ask(vector="c", coefficient=2), 7)[0].start == 6, "the vector's own positions are its default"
+    assert registry.read(ask(vector="c", coefficient=2, positions="all"), 7)[0].start == 0
+    assert registry.read(ask(vector="a", coefficient=2, positions="all", **{"from": 3}), 7)[0].start == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"vector": "a"},
+        {"coefficient": 1.0},
+        {"vector": "z", "coefficient": 1.0},
+        {"vector": 1, "coefficient": 1.0},
+        {"vector": ["a"], "coefficient": 1.0},
+        *(
+            {"vector": "a", "coefficient": c}
+            for c in (float("nan"), float("inf"), -float("inf"), "1", None, True, [1.0])
+        ),
+        {"vector": "a", "coefficient": 65505.0},
+        {"vector": "b", "coefficient": -32753.0},
+        {"vector": "a", "coefficient": 10**400},
+        {"vector": "a", "coefficient": 1.0, "positions": "some"},
+        *({"vector": "a", "coefficient": 1.0, "from": f} for f in (-1, 5, 2.0, True, "0")),
+        {"vector": "a", "coefficient": 1.0, "coeficient": 2.0},
+    ],
+)
+def test_what_is_not_understood_is_refused(registry: Registry, fields: dict[str, Any]) -> None:
+    with pytest.raises(SteerHealError):
+        registry.read(ask(**fields), 5)
+
+
+def test_the_resolved_form_cannot_be_asked_for(registry: Registry) -> None:
+    with pytest.raises(SteerHealError, match="field is unknown"):
+        registry.read({"steer": [1, 1.0, 0]}, 5)
+
+
+requests = st.tuples(
+    st.sampled_from(["a", "b"]), st.floats(-100, 100), st.integers(0, 9), st.sampled_from(["all", "generated"])
+)
+
+
+@given(requests, requests)
+def test_salts_are_equal_only_where_the_steering_is(one: tuple, other: tuple) -> None:
+    registry = Registry(slots=3)
+    registry.add("a", vector(1.0))
+    registry.add("b", vector(2.0))
+    (first, salt), (second, salt_too) = (
+        registry.read(ask(vector=name, coefficient=c, positions=positions, **{"from": start}), 10)
+        for name, c, start, positions in (one, other)
+    )
+    assert (salt == salt_too) == (first == second and repr(first) == repr(second))
+
+
+def test_a_salt_names_the_content_not_the_name(registry: Registry) -> None:
+    _, before = registry.read(ask(vector="a", coefficient=1.0), 5)
+    registry.add("a", vector(3.0))
+    assert registry.read(ask(vector="a", coefficient=1.0), 5)[1] != before
+    registry.add("same", vector(3.0))
+    assert (
+        registry.read(ask(vector="a", coefficient=1.0), 5)[1]
+        == registry.read(ask(vector="same", coefficient=1.0), 5)[1]
+    )
+    registry.add("a", vector(3.0, layer=4))
+    assert (
+        registry.read(ask(vector="a", coefficient=1.0), 5)[1]
+        != registry.read(ask(vector="same", coefficient=1.0), 5)[1]
+    )
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abcde")), max_size=30))
+def test_slots_are_never_shared_and_always_used_again(steps: list[tuple[bool, str]]) -> None:
+    registry = Registry(slots=3)
+    for add, name in steps:
+        if not add:
+            if name in registry.loaded:
+                registry.remove(name)
+        elif name in registry.loaded or len(registry.loaded) < 3:
+            registry.add(name, vector(1.0))
+        else:
+            with pytest.raises(SteerHealError, match="more vectors than slots"):
+                registry.add(name, vector(1.0))
+        taken = [entry.slot for entry in registry.loaded.values()]
+        assert len(set(taken)) == len(taken) and set(taken) <= {1, 2, 3}
+
+
+@pytest.fixture(scope="module")
+def vllm_config(model: Model) -> Any:
+    """vLLM's own configuration of a steered engine."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from gen.engine.plugin import WORKER
+
+    steering = Settings(layers=[3]).model_dump()
+    options = {"model": str(model.folder), "enforce_eager": True, "max_model_len": 256}
+    return EngineArgs(**options, worker_cls=WORKER, additional_config={"steering": steering}).create_engine_config()
+
+
+def test_the_compile_cache_is_keyed_by_the_op(vllm_config: Any) -> None:
+    key = vllm_config.compute_hash()
+    steering = vllm_config.additional_config["steering"]
+    assert steering["version"] == VERSION
+    for change in ({"version": VERSION + 1}, {"layers": [3, 4]}):
+        vllm_config.additional_config = {"steering": {**steering, **change}}
+        assert vllm_config.compute_hash() != key
+    vllm_config.additional_config = {}
+    assert vllm_config.compute_hash() != key
+    vllm_config.additional_config = {"steering": steering}
+    assert vllm_config.compute_hash() == key
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "part"),
+    [
+        ("parallel_config", "pipeline_parallel_size", 2, "--pipeline-parallel-size 1"),
+        ("parallel_config", "prefill_context_parallel_size", 2, "--prefill-context-parallel-size 1"),
+        ("parallel_config", "decode_context_parallel_size", 2, "--decode-context-parallel-size 1"),
+        ("parallel_config", "enable_dbo", True, "--enable-dbo"),
+        ("parallel_config", "ubatch_size", 4, "--ubatch-size 0"),
+        (None, "speculative_config", object(), "no speculative decoding"),
+    ],
+)
+def test_engines_that_cannot_be_steered_are_refused(
+    vllm_config: Any, monkeypatch: pytest.MonkeyPatch, section: str | None, field: str, value: Any, part: str
+) -> None:
+    assert settings_of(vllm_config).layers == [3]
+    monkeypatch.setattr(getattr(vllm_config, section) if section else vllm_config, field, value)
+    with pytest.raises(SteerHealError, match="cannot be steered") as refused:
+        settings_of(vllm_config)
+    assert part in str(refused.value)
+
+
+def test_an_engine_with_another_worker_is_refused(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from gen.engine import plugin
+
+    plugin.register()
+    monkeypatch.setattr(vllm_config.parallel_config, "worker_cls", "vllm.v1.worker.cpu_worker.CPUWorker")
+    with pytest.raises(ValueError, match="worker is not ours"):
+        InputProcessor(vllm_config)
+
+
+def test_a_vector_that_changed_since_it_was_chosen_is_refused(tmp_path: Path) -> None:
+    vector(1.0).save(tmp_path / "v.safetensors")
+    chosen = VectorFile(path=str(tmp_path / "v.safetensors"), sha256=digest(tmp_path / "v.safetensors"))
+    settings = Settings(layers=[3], vectors={"v": chosen})
+    assert [name for name, _ in settings.load()] == ["v"]
+    vector(2.0).save(tmp_path / "v.safetensors")
+    with pytest.raises(SteerHealError, match="changed while the engine started"):
+        list(settings.load())
