@@ -14,7 +14,7 @@ from shared.config import Config, SweepConfig
 from shared.models import Model
 from shared.publish import digest
 from shared.records import Completion
-from shared.run import versions
+from shared.run import hardware, versions
 from shared.traits import load_trait
 from shared.vectors import Vector
 
@@ -53,6 +53,8 @@ def determining(config: SweepConfig) -> dict[str, Any]:
 
 def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]:
     """Everything that determines the rows, window by window."""
+    from gen.engine.options import platform_options
+
     config = job.config
     trait = load_trait(config.vector.trait)
     sweep = determining(config.sweep)
@@ -71,6 +73,8 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]
         "chat_template_kwargs": config.model.chat_template_kwargs,
         "trait": {"neutral": trait.neutral, "trait": trait.trait},
         "engine_seed": config.seed,
+        "engine": platform_options(),
+        "device": hardware()["gpu"] or hardware()["processor"],
         "versions": {
             name: version
             for name, version in versions().items()

@@ -60,6 +60,7 @@ class Survey:
     count: int
     longest: int
     digest: str
+    content: str
 
 
 @contextmanager
@@ -137,12 +138,12 @@ def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len:
     """
     from jinja2 import TemplateError
 
-    digest = hashlib.sha256()
+    digest, content = hashlib.sha256(), hashlib.sha256()
     count = longest = over = 0
     first = ""
     for place, prompt in prompts:
         try:
-            tokens = max(map(len, renderer(prompt)))
+            rendered = renderer(prompt)
         except TemplateError as error:
             raise SteerHealError(
                 "a conversation does not fit the chat template",
@@ -150,11 +151,13 @@ def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len:
                 expected="turns that the model's template takes, after a system prompt",
                 next="mend or remove the row",
             ) from None
+        tokens = max(map(len, rendered))
         if tokens + max_tokens > max_model_len:
             over += 1
             first = first or f"{place} (key {name_of(count, prompt)}): {tokens + max_tokens} tokens with its completion"
         longest = max(longest, tokens)
-        digest.update(json.dumps([prompt.id, prompt.turns]).encode() + b"\n")
+        content.update(_content(prompt))
+        digest.update(_content(prompt) + json.dumps(rendered).encode())  # a template may render the day's date
         count += 1
     if over:
         raise SteerHealError(
@@ -163,4 +166,23 @@ def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len:
             expected=f"at most model.max_model_len = {max_model_len}",
             next=f"raise model.max_model_len to {longest + max_tokens}, lower sweep.max_tokens, or shorten the prompts",
         )
-    return Survey(count, longest, digest.hexdigest())
+    return Survey(count, longest, digest.hexdigest(), content.hexdigest())
+
+
+def _content(prompt: Prompt) -> bytes:
+    return json.dumps([prompt.id, prompt.turns]).encode() + b"\n"
+
+
+def unchanged(prompts: Prompts, found: Survey) -> Iterator[Prompt]:
+    """The prompts again. Raises SteerHealError at their end when they are not those of the survey."""
+    content = hashlib.sha256()
+    for _, prompt in prompts:
+        content.update(_content(prompt))
+        yield prompt
+    if content.hexdigest() != found.content:
+        raise SteerHealError(
+            "the prompts changed while they were being sampled",
+            given="prompts other than those the sweep began with",
+            expected="a file or data set that stays as it is",
+            next="the same command with --rebuild (REBUILD=1) begins again",
+        )

@@ -23,6 +23,7 @@ from shared.models import resolve as resolve_model
 from shared.publish import digest
 from shared.vectors import load_vector
 
+OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--additional-config", "--served-model-name"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     options.add_argument(
         "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )
-    options.epilog = "The API key comes from VLLM_API_KEY."
+    options.epilog = "The API key comes from VLLM_API_KEY; vLLM asks for it under /v1."
     arguments = options.parse_args()
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     vectors = {name: (path, load_vector(path)) for name, path in sorted(named(arguments.vector).items())}
@@ -71,6 +72,22 @@ def main() -> None:
     load_tokenizer(str(model.folder))
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth)
+    if ours := sorted({word.partition("=")[0] for word in arguments.vllm} & OURS):
+        raise SteerHealError(
+            "an option of `vllm serve` is set by this command",
+            given=" ".join(ours),
+            expected="other options behind --",
+            next="python -m gen.serve --help",
+        )
+    if strange := {
+        name: os.environ[name] for name in ("VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND") if os.environ.get(name)
+    }:
+        raise SteerHealError(
+            "vLLM's environment would leave out what reads steered requests",
+            given=strange,
+            expected="neither is set",
+            next=f"unset {' '.join(strange)}",
+        )
     if arguments.host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("VLLM_API_KEY"):
         raise SteerHealError(
             "a server beyond this machine needs an API key",
@@ -83,7 +100,7 @@ def main() -> None:
         from shared.folding import merged
 
         folder = merged(model, arguments.adapter, cache_folder() / "students", config.model.dtype).folder
-    from gen.engine.engine import cpu_options
+    from gen.engine.options import command_line, platform_options
     from gen.engine.plugin import WORKER
     from gen.engine.settings import Settings, VectorFile
 
@@ -99,7 +116,7 @@ def main() -> None:
         *("--served-model-name", arguments.model, "--host", arguments.host, "--port", str(arguments.port)),
         *("--dtype", config.model.dtype, "--max-model-len", str(config.model.max_model_len)),
         *("--worker-cls", WORKER, "--additional-config", json.dumps({"steering": settings.model_dump()})),
-        *cpu_options(),
+        *command_line(platform_options()),
         *arguments.vllm,
     ]
     console.print(f"serving {arguments.model} with {', '.join(vectors)} on http://{arguments.host}:{arguments.port}/v1")

@@ -11,7 +11,7 @@ from gen import walk as walking
 from gen.board import Board
 from gen.job import Job, determining, fingerprint
 from gen.plan import check_coefficients, plan, spread, windows
-from gen.prompts import Renderer, Survey, open_prompts, open_round, survey
+from gen.prompts import Renderer, Survey, open_prompts, open_round, survey, unchanged
 from gen.rules import Yardstick
 from gen.sampler import Sampler
 from gen.students import Student
@@ -58,7 +58,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         coefficients = [*job.coefficients, *([walked.coefficient] if walked else [])]
         bar = stack.enter_context(progress("rate", "kept"))
         board = Board(bar, total, yardstick, config, grows=job.frozen is None)
-        rows = plan((prompt for _, prompt in job.prompts), coefficients, samples, job.seed)
+        rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
         for index, window in enumerate(windows(rows, config.sweep.window)):
             if index in done:
                 board.add(done.read(index))

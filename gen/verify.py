@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,40 +83,30 @@ def hooked(model: Model, vector: Vector, coefficient: float, dtype: str, prompt:
     return found
 
 
-def checks(engine: Engine, model: Model, vector: Vector, dtype: str, prompts: Sequence[list[int]]) -> list[Check]:
-    """Every check on prompts (token ids); the vector is loaded as 'v'."""
+def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[Any]:
+    """Prompt log-probabilities of (prompt, coefficient) in one batch; None is unsteered."""
+    from gen.engine.engine import Request
+
+    requests = [Request(ids, score=True, vector=None if c is None else "v", coefficient=c or 0.0) for ids, c in asks]
+    return [output.prompt_logprobs for output in engine.run(requests)]
+
+
+def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence[list[int]]) -> list[Check]:
+    """What steering does in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
     from gen.engine.engine import Request
 
     tolerance, own = TOLERANCE[dtype], prompts[0]
-
-    def scored(*asks: tuple[list[int], float | None]) -> list[Any]:
-        return [
-            output.prompt_logprobs
-            for output in engine.run(
-                [Request(ids, score=True, vector=None if c is None else "v", coefficient=c or 0.0) for ids, c in asks]
-            )
-        ]
-
-    engine.patch(False)
-    try:
-        stock = scored((own, None))[0]
-    finally:
-        engine.patch(True)
-    plain, zero = scored((own, None))[0], scored((own, 0.0))[0]
-    steered = scored((own, 1.0))[0]
-    moved, against = gap(steered, plain), gap(steered, hooked(model, vector, 1.0, dtype, own))
-    crowd = scored((own, 1.0), *((ids, 4.0) for ids in prompts[1:]))[0]
-    label = [int(own[-1])]
+    plain, steered = scored(engine, (own, None))[0], scored(engine, (own, 1.0))[0]
+    moved, against = gap(steered, plain), gap(steered, reference)
+    crowd = scored(engine, (own, 1.0), *((ids, 4.0) for ids in prompts[1:]))[0]
+    ask = Request(own, label_ids=[int(own[-1])], vector="v", coefficient=1.0)
     engine.reset_cache()
-    engine.run([Request(own, vector="v", coefficient=4.0)])
-    after = engine.run([Request(own, label_ids=label, vector="v", coefficient=1.0)])[0].label_logprobs
+    engine.run([replace(ask, coefficient=4.0)])
+    after = engine.run([ask])[0].label_logprobs
     engine.reset_cache()
-    alone = engine.run([Request(own, label_ids=label, vector="v", coefficient=1.0)])[0].label_logprobs
+    alone = engine.run([ask])[0].label_logprobs
     return [
-        Check(
-            "coefficient 0 is the stock engine", bool((stock == zero).all() and (stock == plain).all()), "bit for bit"
-        ),
-        Check("coefficient 1 moves log-probabilities", moved > 10 * tolerance, f"by up to {moved:.3g} nats"),
+        Check("coefficient 1 moves log-probabilities", moved > 3 * against, f"by up to {moved:.3g} nats"),
         Check(
             "and as HF hooks do", against <= tolerance, f"{against:.2g} nats apart, at most {tolerance:g} in {dtype}"
         ),
@@ -125,8 +115,22 @@ def checks(engine: Engine, model: Model, vector: Vector, dtype: str, prompts: Se
     ]
 
 
+def stock(engine: Engine, prompt: Sequence[int]) -> Check:
+    """Coefficient 0 against the engine with its patch taken off; eager engines only: a captured graph keeps its op."""
+    engine.patch(False)
+    try:
+        unpatched = scored(engine, (prompt, None))[0]
+    finally:
+        engine.patch(True)
+    plain, zero = scored(engine, (prompt, None))[0], scored(engine, (prompt, 0.0))[0]
+    same = bool((unpatched == zero).all() and (unpatched == plain).all())
+    return Check(
+        "coefficient 0 is the stock engine", same, "bit for bit" if same else f"{gap(unpatched, zero):.2g} nats apart"
+    )
+
+
 def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
-    """Steered over stock, in pairs in turn: 5 coefficients, 16 tokens each. Eager engines only: a captured graph keeps its op."""
+    """Steered over stock, in pairs in turn: 5 coefficients, 16 tokens each; eager engines only."""
     from gen.engine.engine import Request
 
     def seconds(patched: bool) -> float:
@@ -190,17 +194,28 @@ def main() -> None:
     prompts = [render(tokenizer, row.turns, trait.neutral, **config.model.chat_template_kwargs) for row in rows]
     from gen.engine.engine import engine
 
-    with engine(
-        model.folder,
-        layers=sorted(vector.layers),
-        dtype=config.model.dtype,
-        max_model_len=config.model.max_model_len,
-        enforce_eager=True,
-    ) as built:
+    with console.status("a plain forward with hooks"):
+        reference = hooked(model, vector, 1.0, config.model.dtype, prompts[0])
+    graphs = hardware()["gpu"] is not None
+    options: dict[str, Any] = {
+        "layers": sorted(vector.layers),
+        "dtype": config.model.dtype,
+        "max_model_len": config.model.max_model_len,
+        **(
+            {"gpu_memory_utilization": 0.45} if graphs else {}
+        ),  # two engines in turn, the first one's memory not yet free
+    }
+    with engine(model.folder, **options) as built:
         built.load("v", vector)
         with console.status("checking"):
-            found = [*checks(built, model, vector, config.model.dtype, prompts), overhead(built, prompts)]
-        text = report(model, config.model.dtype, built.patched, found)
+            found = effects(built, reference, config.model.dtype, prompts)
+            if not graphs:
+                found += [stock(built, prompts[0]), overhead(built, prompts)]
+    if graphs:
+        with engine(model.folder, enforce_eager=True, **options) as eager, console.status("checking the eager engine"):
+            eager.load("v", vector)
+            found += [stock(eager, prompts[0]), overhead(eager, prompts)]
+    text = report(model, config.model.dtype, built.patched, found)
     console.print(text, markup=False)
     if arguments.out:
         from shared.publish import write_text

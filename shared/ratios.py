@@ -1,8 +1,8 @@
 """Benchmarks as ratios: two sides timed in turn on one machine, a median with its interval, and the file that keeps them.
 
 A ratio is taken per round, over two times of the same round, so that a machine that slows down slows both. Stored are the
-median over the rounds and a 95 % percentile-bootstrap interval of that median. A bound is missed only on evidence: "at most X"
-is met when the low end of the interval is within X, "at least X times faster" when its high end reaches X.
+median over the rounds and a 95 % percentile-bootstrap interval of that median, or under five rounds their range. A bound "at
+most X" is met when the low end of the interval is within X, "at least X times faster" when the median reaches X.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import numpy as np
 from shared.console import console, progress, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
+
+FEW = 5  # values, below which a bootstrap says no more than the range
 
 
 @dataclass
@@ -64,20 +66,22 @@ def interleave(title: str, sides: dict[str, Side], rounds: int) -> None:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Ends of the 95 % percentile-bootstrap interval of the median; None for a single value, which has no spread."""
+    """Ends of the 95 % percentile-bootstrap interval of the median; the range of too few values; None for a single one."""
     from scipy.stats import bootstrap
 
     if len(values) < 2:
         return None, None
+    if len(values) < FEW:
+        return min(values), max(values)
     found = bootstrap((values,), np.median, confidence_level=0.95, method="percentile", rng=np.random.default_rng(0))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def met(low: float | None, high: float | None, bound: float | None, faster: bool) -> bool | None:
-    """Whether an interval leaves a bound standing, by the module's rules; None without a bound or an interval."""
-    if bound is None or low is None or high is None:
+def met(median: float, low: float | None, bound: float | None, faster: bool) -> bool | None:
+    """Whether a bound stands, by the module's rules; None without a bound, or for an upper one without an interval."""
+    if bound is None or (low is None and not faster):
         return None
-    return high >= bound if faster else low <= bound
+    return median >= bound if faster or low is None else low <= bound
 
 
 def ratio(
@@ -95,7 +99,7 @@ def ratio(
         "n": len(values),
         "what": what,
         "bound": bound,
-        "met": met(low, high, bound, faster),
+        "met": met(statistics.median(values), low, bound, faster),
         "seconds": {name: statistics.median(side.seconds) for name, side in sides.items()},
         "mean_completion_tokens": {name: statistics.mean(side.tokens) for name, side in sides.items()},
     }

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import command
-from test_engine import QUESTIONS, Hooked
+from hooked import Hooked
+from test_engine import QUESTIONS
 
 from gen import baselines
 from shared.chat import end_of_turn, render
@@ -30,27 +31,29 @@ def test_interval_equals_a_brute_force_bootstrap_of_the_median() -> None:
 
 
 def test_interval_of_equal_values_is_a_point_and_of_one_is_none() -> None:
-    assert interval([1.5] * 4) == (1.5, 1.5)
+    assert interval([1.5] * 5) == (1.5, 1.5)
+    assert interval([1.5, 1.2, 1.7]) == (1.2, 1.7), "too few for more than their range"
     assert interval([1.5]) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "bound", "faster", "expected"),
+    ("median", "low", "bound", "faster", "expected"),
     [
-        (1.01, 1.09, 1.03, False, True),  # the interval reaches below the limit
-        (1.04, 1.09, 1.03, False, False),
-        (1.03, 1.09, 1.03, False, True),
-        (1.2, 1.6, 1.5, True, True),  # the interval reaches the speed-up
-        (1.2, 1.4, 1.5, True, False),
-        (1.2, 1.5, 1.5, True, True),
-        (1.2, 1.4, None, True, None),
-        (None, None, 1.5, True, None),
+        (1.05, 1.01, 1.03, False, True),  # the interval reaches below the limit
+        (1.06, 1.04, 1.03, False, False),
+        (1.06, 1.03, 1.03, False, True),
+        (1.05, None, 1.03, False, None),
+        (1.6, 1.2, 1.5, True, True),  # for a speed-up the median must reach it
+        (1.4, 1.2, 1.5, True, False),
+        (1.5, 1.2, 1.5, True, True),
+        (1.6, None, 1.5, True, True),
+        (1.4, 1.2, None, True, None),
     ],
 )
-def test_a_bound_is_missed_only_on_evidence(
-    low: float | None, high: float | None, bound: float | None, faster: bool, expected: bool | None
+def test_when_a_bound_is_met(
+    median: float, low: float | None, bound: float | None, faster: bool, expected: bool | None
 ) -> None:
-    assert met(low, high, bound, faster) is expected
+    assert met(median, low, bound, faster) is expected
 
 
 def test_ratios_are_taken_within_rounds() -> None:
@@ -106,7 +109,7 @@ def test_the_command_says_what_it_cannot_do(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_baselines_steer_as_the_oracle_does(model: Model, tokenizer: object, vector: Vector) -> None:
     """A coefficient per row of a padded batch, and the library one prompt at a time, against plain forwards."""
-    oracle = Hooked(model, vector)
+    oracle = Hooked(model.folder, vector)
     prompts = [render(tokenizer, [{"role": "user", "content": text}], "Be brief.") for text in QUESTIONS]
     coefficients = [0.0, 1.0, 2.0]
     expected = [oracle.logprobs(ids, c)[-1] for ids, c in zip(prompts, coefficients, strict=True)]

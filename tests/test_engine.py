@@ -137,14 +137,36 @@ def test_a_step_that_ran_without_the_op_is_an_error(engine: Engine, prompts: lis
             engine.run([Request(prompts[0], vector="v", coefficient=1.0)])
     finally:
         worker.patch.put_on()
-        worker.steering.report()
+        worker.steering.forget()
+
+
+def test_an_interrupted_batch_leaves_nothing_behind(engine: Engine, prompts: list[list[int]]) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    ask = [Request(ids, 20, vector="v", coefficient=1.0) for ids in prompts]
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([replace(ask[0], max_tokens=1), *ask], interrupt)
+    engine.reset_cache()
+    assert len(engine.run(ask)) == 3
+
+
+def test_a_request_that_met_no_plugin_ends_the_step(engine: Engine) -> None:
+    from vllm import SamplingParams
+
+    from gen.engine.worker import steer_of
+
+    assert steer_of(SamplingParams(extra_args={"steer": [2, 0.5, 7]})) == (2, 0.5, 7)
+    assert steer_of(SamplingParams(extra_args={"other": 1})) == steer_of(SamplingParams()) == (0, 0.0, 0)
+    with pytest.raises(RuntimeError, match="VLLM_PLUGINS"):
+        steer_of(SamplingParams(extra_args={"steer_vector": "v", "steer_coefficient": 1.0}))
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ({"coefficient": float("nan")}, "not a finite number"),
-        ({"coefficient": 1e39}, "overflows"),
+        ({"coefficient": 1e39}, "not a finite number in the model"),
         ({"vector": "unknown"}, "no such steering vector"),
         ({"positions": "some"}, "positions are unknown"),
         ({"steer_from": 10_000}, "outside the prompt"),
@@ -263,10 +285,15 @@ def test_slots_are_freed_and_a_full_bank_says_so(engine: Engine, vector: Vector,
             engine.unload(name)
 
 
-def test_a_vector_outside_the_patched_layers_is_refused(engine: Engine) -> None:
+def test_a_vector_that_cannot_be_loaded_changes_nothing(engine: Engine, prompts: list[list[int]]) -> None:
+    ask = [Request(prompts[0], score=True, vector="v", coefficient=1.0)]
+    before = engine.run(ask)[0].prompt_logprobs
     with pytest.raises(SteerHealError, match="has not patched"):
-        engine.load("elsewhere", Vector({3: np.ones(576, dtype=np.float32)}))
-    engine.unload("elsewhere")
+        engine.load("v", Vector({3: np.ones(576, dtype=np.float32)}))
+    with pytest.raises(SteerHealError, match="does not fit the model"):
+        engine.load("v", Vector({14: np.ones(1, dtype=np.float32)}))
+    after = engine.run(ask)[0].prompt_logprobs
+    np.testing.assert_array_equal(after, before, err_msg="the vector of that name is still the one before")
 
 
 def test_seeded_sampling_does_not_depend_on_order(engine: Engine, prompts: list[list[int]]) -> None:

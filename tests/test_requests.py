@@ -74,6 +74,11 @@ def test_what_is_not_understood_is_refused(registry: Registry, fields: dict[str,
         registry.read(ask(**fields), 5)
 
 
+def test_a_prompt_of_embeddings_is_refused(registry: Registry) -> None:
+    with pytest.raises(SteerHealError, match="no tokens"):
+        registry.read(ask(vector="a", coefficient=1.0), 0)
+
+
 def test_the_resolved_form_cannot_be_asked_for(registry: Registry) -> None:
     with pytest.raises(SteerHealError, match="field is unknown"):
         registry.read({"steer": [1, 1.0, 0]}, 5)
@@ -162,6 +167,8 @@ def test_the_compile_cache_is_keyed_by_the_op(vllm_config: Any) -> None:
         ("parallel_config", "enable_dbo", True, "--enable-dbo"),
         ("parallel_config", "ubatch_size", 4, "--ubatch-size 0"),
         (None, "speculative_config", object(), "no speculative decoding"),
+        (None, "kv_transfer_config", object(), "no --kv-transfer-config"),
+        ("cache_config", "kv_sharing_fast_prefill", True, "no --kv-sharing-fast-prefill"),
     ],
 )
 def test_engines_that_cannot_be_steered_are_refused(

@@ -47,6 +47,7 @@ def test_the_cpu_build_answers_for_vllm_and_nothing_else() -> None:
         (["--vector", "trait=/nowhere.safetensors"], "steering vector is missing"),
         (["--vector", "trait=PICKLE"], "could not be used"),
         (["--vector", "trait=FILE", "--host", "0.0.0.0"], "API key"),
+        (["--vector", "trait=FILE", "--", "--host=0.0.0.0"], "set by this command"),
     ],
 )
 def test_a_server_that_cannot_be_is_refused_before_it_starts(
@@ -169,6 +170,32 @@ def test_what_is_not_understood_is_refused(server: Server, steering: dict[str, A
         json={"model": "embedded", "messages": [{"role": "user", "content": "Hi"}], "vllm_xargs": steering},
     )
     assert chat.status_code == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steer_vector": "trait", "steer_coefficient": 1.0},  # beside vllm_xargs, where vLLM takes any field
+        {"vllm_xarg": {"steer_vector": "trait", "steer_coefficient": 1.0}},
+        {"use_beam_search": True, "vllm_xargs": {"steer_vector": "trait", "steer_coefficient": 1.0}},
+        {"stream": True, "vllm_xargs": {"steer_vector": "unknown", "steer_coefficient": 1.0}},
+    ],
+)
+@pytest.mark.parametrize("endpoint", ["completions", "chat/completions"])
+def test_steering_that_would_be_dropped_is_refused(server: Server, endpoint: str, fields: dict[str, Any]) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in endpoint else {"prompt": [5, 6]}
+    answer = httpx.post(f"{server.url}/{endpoint}", json={"model": "embedded", "max_tokens": 2, **asked, **fields})
+    assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.slow
+def test_a_streamed_answer_is_the_same(server: Server) -> None:
+    steering = {"steer_vector": "trait", "steer_coefficient": 2.0}
+    stream = server.client.completions.create(
+        model="embedded", prompt=PROMPTS[0], temperature=0, max_tokens=10, stream=True, extra_body={"vllm_xargs": steering}
+    )  # fmt: skip
+    assert "".join(part.choices[0].text for part in stream) == server.ask(PROMPTS[0], **steering)[0]
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_every_position_is_steered_rightly_whatever_the_scheduler_does(data: st.
                 if request.sampled > request.output:
                     running.remove(name)
         assert not buffers.slot[row:].any()
-    buffers.ran += 400
+    buffers.ran += buffers.steps
     assert {name: count for name, count in buffers.report().items() if count} == expected_fired
 
 
@@ -130,7 +130,8 @@ def test_op_equals_its_reference_in_plain_torch(dtype: torch.dtype) -> None:
     torch.testing.assert_close(hidden, expected, atol=step, rtol=step)
     for untouched in (0, 4, 5):
         assert torch.equal(hidden[untouched], before[untouched]), "slot 0 and coefficient 0 change no bit"
-    assert buffers.ran.tolist() == [0, 1]
+    torch.ops.steer_heal.steer(hidden[:1].clone(), 1)  # an unsteered row alone
+    assert buffers.ran.tolist() == [0, 1], "runs with a steered row are counted"
 
 
 def test_a_report_compares_steps_with_runs_of_the_op() -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
-import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gen.engine.options import lora_options, platform_options, set_environment
 from gen.engine.requests import Registry
 from gen.students import Student
 from shared.console import console
@@ -58,18 +56,6 @@ class Output:
     label_logprobs: np.ndarray | None
 
 
-# Compiling is no faster here and takes minutes. 32 is the smallest block of vLLM's CPU attention, and the prompts are short. Steps
-# of at most 512 tokens keep their activations in the processor's caches: 5 % less time a sweep than prefilling all of it at once.
-CPU = {
-    "enforce_eager": True,
-    "kv_cache_memory_bytes": 2 << 30,
-    "block_size": 32,
-    "max_num_batched_tokens": 512,
-    "max_num_seqs": 128,
-}
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks vLLM has kernels for
-
-
 class Engine:
     """vLLM over one student at a time.
 
@@ -89,24 +75,20 @@ class Engine:
         students: Sequence[Student] = (),
         **options: Any,
     ):
-        _environment()
-        import torch
+        set_environment()
         from vllm import LLM
 
         from gen.engine import plugin
         from gen.engine.settings import Settings
 
         plugin.register()
-        if not torch.cuda.is_available():
-            options = {**CPU, **options}
-        options = {**_lora_options(students), **options}
-        options = {"enable_prefix_caching": True, **options}
-        self.folder = folder
+        options = {"enable_prefix_caching": True, **platform_options(), **lora_options(students), **options}
+        self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None
         self._llm = LLM(
             model=str(folder),
             worker_cls=plugin.WORKER,
-            additional_config={"steering": Settings(layers=sorted(layers), slots=slots).model_dump()},
+            additional_config={"steering": Settings(layers=self.layers, slots=slots, count=True).model_dump()},
             dtype=dtype,
             max_model_len=max_model_len,
             seed=seed,
@@ -119,14 +101,14 @@ class Engine:
         self._names = itertools.count()
         self._adapters: dict[Path, int] = {}
         self.patched = self.patch(True)
-        if [int(name.rpartition(".")[2]) for name in self.patched] != sorted(layers):
-            raise RuntimeError(f"patched {self.patched}, wanted layers {sorted(layers)}")
-        self._self_test(sorted(layers))
+        if [int(name.rpartition(".")[2]) for name in self.patched] != self.layers:
+            raise RuntimeError(f"patched {self.patched}, wanted layers {self.layers}")
+        self._self_test()
 
-    def _self_test(self, layers: list[int]) -> None:
+    def _self_test(self) -> None:
         """A non-zero coefficient must move the log-probabilities and coefficient 0 must not."""
         hidden = self._llm.model_config.hf_text_config.hidden_size
-        probe = Vector({layer: np.full(hidden, 1.0, dtype=np.float32) for layer in layers})
+        probe = Vector({layer: np.full(hidden, 1.0, dtype=np.float32) for layer in self.layers})
         self.load("self-test", probe)
         ask = [
             Request([5, 6, 7, 8], label_ids=[9, 10, 11], vector=vector, coefficient=c)
@@ -145,6 +127,15 @@ class Engine:
 
     def load(self, name: str, vector: Vector) -> None:
         """Put a vector into a slot under a name; the same name again replaces it."""
+        text = self._llm.model_config.hf_text_config
+        vector.check(name, hidden=text.hidden_size, depth=text.num_hidden_layers)
+        if outside := sorted(set(vector.layers) - set(self.layers)):
+            raise SteerHealError(
+                "a vector steers layers that this engine has not patched",
+                given=f"layers {outside}",
+                expected=f"layers among {self.layers}",
+                next="start the engine with the layers of all its vectors",
+            )
         loaded = self._registry.add(name, vector)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vector.safetensors"
@@ -170,7 +161,8 @@ class Engine:
 
     def reset_cache(self) -> None:
         """Drop the prefix cache, so that what follows does not depend on what ran before."""
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be reset: requests are still running")
 
     def run(self, requests: Sequence[Request], on_done: Callable[[int, Output], None] | None = None) -> list[Output]:
         """All requests in one continuous batch; results in request order, on_done(index, output) as each finishes.
@@ -195,16 +187,16 @@ class Engine:
                 names[name] = index
                 prompt = {"prompt_token_ids": list(request.prompt_ids)}
                 ids.append(self._engine.add_request(name, prompt, params, lora_request=adapter))
-        except Exception:
-            self._engine.abort_request(ids, internal=True)  # a refused batch leaves nothing behind
+            while self._engine.has_unfinished_requests():
+                for result in self._engine.step():
+                    if result.finished:
+                        index = names[result.request_id]
+                        outputs[index] = _output(result, requests[index])
+                        if on_done:
+                            on_done(index, outputs[index])
+        except BaseException:
+            self._engine.abort_request(ids, internal=True)  # an interrupted batch leaves nothing behind
             raise
-        while self._engine.has_unfinished_requests():
-            for result in self._engine.step():
-                if result.finished:
-                    index = names[result.request_id]
-                    outputs[index] = _output(result, requests[index])
-                    if on_done:
-                        on_done(index, outputs[index])
         fired = self._llm.collective_rpc("steer_fired")[0]
         idle = [r for r, name in zip(requests, ids, strict=True) if r.vector is not None and not fired.get(name)]
         if idle:
@@ -239,39 +231,6 @@ class Engine:
         )
 
 
-def cpu_options() -> list[str]:
-    """The same settings for the command line of `vllm serve`; none where there is a GPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return []
-    flags = ((f"--{name.replace('_', '-')}", value) for name, value in CPU.items())
-    return [word for flag, value in flags for word in ([flag] if value is True else [flag, str(value)])]
-
-
-def _lora_options(students: Sequence[Student]) -> dict[str, Any]:
-    """vLLM's settings for the students' adapters; none when they bring none."""
-    rank = max((student.rank for student in students), default=0)
-    if not rank:
-        return {}
-    found = next((size for size in LORA_RANKS if size >= rank), None)
-    if found is None:
-        raise SteerHealError(
-            "a folded history is too wide to serve as an adapter",
-            given=f"rank {rank}",
-            expected=f"at most {LORA_RANKS[-1]}",
-            next="serve it merged: SET=model.student=merged",
-        )
-    return {
-        "enable_lora": True,
-        "max_lora_rank": found,
-        # One more than are used: on the CPU a request without an adapter beside one with it gets the last slot's.
-        "max_loras": 2,
-        # Left to itself vLLM wraps the head as well, whose adapter code cannot score prompts.
-        "lora_target_modules": sorted({module for student in students for module in student.modules}),
-    }
-
-
 def _output(result: Any, request: Request) -> Output:
     sampled = result.outputs[0]
     scored = labels = None
@@ -285,19 +244,6 @@ def _output(result: Any, request: Request) -> Output:
     if request.label_ids:
         labels = np.array([sampled.logprobs[0][token].logprob for token in request.label_ids])
     return Output(list(sampled.token_ids), sampled.text, sampled.finish_reason, scored, labels)
-
-
-def _environment() -> None:
-    """Settings vLLM reads at import; values the user has set win."""
-    for name, value in {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 
 
 @contextlib.contextmanager

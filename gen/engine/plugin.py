@@ -7,37 +7,44 @@ request that asks for steering is refused there.
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
+from gen.engine.requests import KEYS, RESOLVED, Registry
+from shared.errors import SteerHealError
+
 WORKER = "gen.engine.worker.Worker"
+_registry: Registry | None = None  # of the engine that this process serves over HTTP
 
 
 def register() -> None:
-    """Wrap vLLM's input processor, once a process."""
+    """Wrap vLLM's input processor and its HTTP requests, once a process."""
     from vllm.v1.engine.input_processor import InputProcessor
 
     if not hasattr(InputProcessor, "steering_registry"):
         InputProcessor.__init__ = _with_registry(InputProcessor.__init__)
         InputProcessor.process_inputs = _with_steering(InputProcessor.process_inputs)
         InputProcessor.steering_registry = None
+        _wrap_http_requests()
 
 
 def _with_registry(stock: Any) -> Any:
     @functools.wraps(stock)
     def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        global _registry
         import torch
 
-        from gen.engine.requests import Registry
         from gen.engine.settings import settings_of
 
         stock(self, vllm_config, *args, **kwargs)
         settings = settings_of(vllm_config)
         if settings is None:
-            self.steering_registry = Registry(slots=0)
+            _registry = self.steering_registry = Registry(slots=0)
             return
         if vllm_config.parallel_config.worker_cls != WORKER:
             raise ValueError(f"steering is configured but the worker is not ours: --worker-cls {WORKER}")
-        self.steering_registry = Registry(settings.slots, limit=float(torch.finfo(vllm_config.model_config.dtype).max))
+        limit = float(torch.finfo(vllm_config.model_config.dtype).max)
+        _registry = self.steering_registry = Registry(settings.slots, limit)
         for name, vector in settings.load():
             self.steering_registry.add(name, vector)
 
@@ -47,22 +54,60 @@ def _with_registry(stock: Any) -> Any:
 def _with_steering(stock: Any) -> Any:
     @functools.wraps(stock)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm.exceptions import VLLMValidationError
-
-        from gen.engine.requests import RESOLVED
-        from shared.errors import SteerHealError
-
         request = stock(self, request_id, prompt, params, *args, **kwargs)
         sampling = request.sampling_params
         if sampling is None or not sampling.extra_args:
             return request
-        try:
-            steer, salt = self.steering_registry.read(sampling.extra_args, len(request.prompt_token_ids or ()))
-        except SteerHealError as error:
-            raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
+        steer, salt = _read(self.steering_registry, sampling.extra_args, len(request.prompt_token_ids or ()))
         if salt is not None:
+            if request.resumable:
+                raise _invalid("a streamed prompt cannot be steered: its positions are not known")
             sampling.extra_args = {**sampling.extra_args, RESOLVED: list(steer)}  # the engine's own copy of the params
             request.cache_salt = f"{request.cache_salt or ''}\0{salt}"
         return request
 
     return process_inputs
+
+
+def _wrap_http_requests() -> None:
+    """Refuse over HTTP what would be dropped in silence, and refuse early what would fail in the middle of a stream.
+
+    vLLM's requests take any field, so that a steering field outside vllm_xargs would be ignored; beam search drops vllm_xargs.
+    """
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
+        kind.to_sampling_params = _checked(kind.to_sampling_params, steerable=True)
+        if hasattr(kind, "to_beam_search_params"):
+            kind.to_beam_search_params = _checked(kind.to_beam_search_params, steerable=False)
+
+
+def _checked(stock: Any, *, steerable: bool) -> Any:
+    @functools.wraps(stock)
+    def to_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if astray := sorted(key for key in self.model_extra or {} if key.startswith(("steer", "vllm_xarg"))):
+            raise _invalid(f"{astray[0]} is not a field of a request: {', '.join(KEYS)} go into vllm_xargs")
+        asked = self.vllm_xargs or {}
+        if not steerable and any(key.startswith(RESOLVED) for key in asked):
+            raise _invalid("beam search cannot be steered")
+        if _registry is not None:
+            _read(_registry, asked, sys.maxsize)  # the prompt is not tokenised yet; its length is checked when it is
+        return stock(self, *args, **kwargs)
+
+    return to_params
+
+
+def _read(registry: Registry, extra: Any, prompt_tokens: int) -> Any:
+    try:
+        return registry.read(extra, prompt_tokens)
+    except SteerHealError as error:
+        raise _invalid(str(error)) from None
+
+
+def _invalid(message: str) -> Exception:
+    """vLLM's error for a bad request, HTTP 400."""
+    from vllm.exceptions import VLLMValidationError
+
+    return VLLMValidationError(message, parameter="vllm_xargs")

@@ -8,7 +8,6 @@ runs unsteered: it is refused.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,14 +87,16 @@ class Registry:
         if not isinstance(name, str) or name not in self.loaded:
             raise _refuse("no such steering vector", name, ", ".join(sorted(self.loaded)) or "none is loaded")
         vector = self.loaded[name]
-        if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or not math.isfinite(coefficient):
+        if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or coefficient != coefficient:
             raise _refuse("a coefficient is not a finite number", coefficient, "a finite number")
-        if abs(coefficient) * max(vector.largest, 1.0) > self.limit:
+        if abs(coefficient) > self.limit or abs(coefficient) * vector.largest > self.limit:
             raise _refuse(
-                "a coefficient overflows the model's dtype",
+                "a coefficient is not a finite number in the model's dtype",
                 coefficient,
                 f"|c| * {vector.largest:.3g} up to {self.limit:.3g}",
             )
+        if prompt_tokens < 1:
+            raise _refuse("a steered prompt has no tokens", "embeddings, or nothing", "token ids or text")
         positions = asked.get("steer_positions", vector.positions)
         if positions not in ("all", "generated"):
             raise _refuse("steering positions are unknown", positions, "'all' or 'generated'")

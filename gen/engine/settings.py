@@ -26,12 +26,16 @@ class VectorFile(BaseModel):
 
 
 class Settings(BaseModel):
-    """layers: 0-based blocks that vectors may steer; slots: vectors held at a time; vectors: by name, loaded at start."""
+    """layers: 0-based blocks that vectors may steer; slots: vectors held at a time; vectors: by name, loaded at start.
+
+    count: whether steered tokens are counted by request, for a caller that asks for the counts.
+    """
 
     model_config = ConfigDict(extra="forbid")
     version: int = VERSION
     layers: list[int] = Field(min_length=1)
     slots: int = Field(16, ge=1)
+    count: bool = False
     vectors: dict[str, VectorFile] = {}
 
     def load(self) -> Iterator[tuple[str, Vector]]:
@@ -60,7 +64,7 @@ def settings_of(vllm_config: Any) -> Settings | None:
 
 
 def refuse_unsupported(vllm_config: Any) -> None:
-    """Refuse what splits or repeats a step's tokens behind the patch's back. Raises SteerHealError."""
+    """Refuse what splits, guesses or drops a step's tokens, or shares their cache, behind the patch's back. Raises SteerHealError."""
     parallel = vllm_config.parallel_config
     problems = {
         "--pipeline-parallel-size 1": parallel.pipeline_parallel_size > 1,
@@ -68,11 +72,13 @@ def refuse_unsupported(vllm_config: Any) -> None:
         "--decode-context-parallel-size 1": parallel.decode_context_parallel_size > 1,
         "no --enable-dbo and --ubatch-size 0": parallel.use_ubatching,
         "no speculative decoding": vllm_config.speculative_config is not None,
+        "no --kv-sharing-fast-prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
+        "no --kv-transfer-config (connectors may ignore the cache salt)": vllm_config.kv_transfer_config is not None,
     }
     if wrong := [mend for mend, broken in problems.items() if broken]:
         raise SteerHealError(
             "this engine cannot be steered as it is configured",
-            given="tokens of a step are split or guessed: " + ", ".join(wrong) + " would do",
-            expected="one batch a step on every rank (tensor and data parallelism are fine)",
-            next="start it without these options",
+            given="options that split, guess or drop a step's tokens, or share their cache",
+            expected=", ".join(wrong) + " (tensor and data parallelism are fine)",
+            next="start it as expected",
         )

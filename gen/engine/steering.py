@@ -35,7 +35,8 @@ class Buffers:
     """What the op reads, allocated once before the model is compiled or captured.
 
     bank [steered layers, slots + 1, hidden] fp32, slot 0 all zeros; slot [tokens] int64 and coefficient [tokens] fp32 of the
-    current step; ran [steered layers] int64, how often the op has run there, counted on the device.
+    current step; ran [steered layers] int64, in how many steps with a steered row the op has run there, counted on the device.
+    count: whether steered tokens are counted by request, for a report that somebody asks for.
     """
 
     bank: torch.Tensor
@@ -43,6 +44,7 @@ class Buffers:
     coefficient: torch.Tensor
     ran: torch.Tensor
     rows: dict[int, int]  # model layer -> row of the bank
+    count: bool = True
     used: int = 0  # tokens the last fill wrote
     steps: int = 0  # fills with a steered token since the last report
     fired: dict[str, int] = field(default_factory=dict)  # request id -> tokens steered since the last report
@@ -73,35 +75,49 @@ class Buffers:
         if not steered:
             self.clear()
             return
+        activate(self)
         slot, coefficient, counts = token_rows(steers, scheduled, computed)
         total = len(slot)
         if total > len(self.slot):
             raise RuntimeError(f"a step of {total} tokens does not fit the steering buffers of {len(self.slot)}")
-        self.slot[:total].copy_(torch.from_numpy(slot))
-        self.coefficient[:total].copy_(torch.from_numpy(coefficient))
+        self._copy(slot, self.slot)
+        self._copy(coefficient, self.coefficient)
         if self.used > total:
             self.slot[total : self.used] = 0
             self.coefficient[total : self.used] = 0
         self.used = total
-        self.steps += bool(counts.any())
-        for index in steered:
-            self.fired[names[index]] = self.fired.get(names[index], 0) + int(counts[index])
+        if self.count:
+            self.steps += bool(counts.any())
+            for index in steered:
+                self.fired[names[index]] = self.fired.get(names[index], 0) + int(counts[index])
+
+    def _copy(self, values: np.ndarray, to: torch.Tensor) -> None:
+        """Without a wait for the step in flight: from pinned memory, which the allocator keeps until the copy is done."""
+        source = torch.from_numpy(values)
+        to[: len(values)].copy_(source.pin_memory() if to.is_cuda else source, non_blocking=True)
 
     def clear(self) -> None:
         """Steer nothing: a step without steered requests, a dummy step."""
+        activate(self)
         self.slot[: self.used] = 0
         self.coefficient[: self.used] = 0
         self.used = 0
 
+    def forget(self) -> None:
+        """Steer nothing, and count from here on."""
+        self.clear()
+        self.ran.zero_()
+        self.steps, self.fired = 0, {}
+
     def report(self) -> dict[str, int]:
         """Tokens steered per request id since the last report.
 
-        Raises RuntimeError when a layer ran the op less often than there were steps to steer: the model that ran is not the
-        patched one.
+        Raises RuntimeError when the op did not run once in every patched layer for every step that had a steered row: the model
+        that ran is not the patched one.
         """
         ran, self.steps, steps = self.ran.tolist(), 0, self.steps
         self.ran.zero_()
-        if min(ran) < steps:
+        if set(ran) != {steps}:
             raise RuntimeError(
                 f"{steps} steps had steered tokens, and the op ran {ran} times in layers {list(self.rows)}"
             )
@@ -131,7 +147,7 @@ _active: Buffers | None = None
 
 
 def activate(buffers: Buffers) -> None:
-    """Make these the buffers the op reads; one set a process, like vLLM's worker."""
+    """Make these the buffers the op reads: of several eager engines in a process, those of the one whose step it is."""
     global _active
     _active = buffers
 
@@ -144,10 +160,13 @@ def reference(hidden: torch.Tensor, bank: torch.Tensor, slot: torch.Tensor, coef
 def _steer(hidden: torch.Tensor, row: int) -> None:
     buffers = _active
     assert buffers is not None, "steering buffers are not allocated"
-    tokens = hidden.shape[0]
-    shift = buffers.bank[row].index_select(0, buffers.slot[:tokens])
-    hidden.addcmul_(shift, buffers.coefficient[:tokens].unsqueeze(1))  # mixed dtypes: computed in fp32, rounded once
-    buffers.ran[row].add_(1)
+    if hidden.dim() != 2 or hidden.shape[1] != buffers.bank.shape[2]:
+        raise RuntimeError(f"a steered layer returns {list(hidden.shape)}, not [tokens, {buffers.bank.shape[2]}]")
+    slot = buffers.slot[: hidden.shape[0]]
+    shift = buffers.bank[row].index_select(0, slot)
+    coefficient = buffers.coefficient[: hidden.shape[0]].unsqueeze(1)
+    hidden.addcmul_(shift, coefficient)  # mixed dtypes: computed in fp32, rounded once
+    buffers.ran[row].add_(slot.any())
 
 
 # Defined by hand: the decorator of torch.library wraps every call in autograd code that costs more than the op on a small batch.

@@ -19,9 +19,13 @@ from shared.vectors import load_vector
 
 
 def steer_of(sampling_params: Any) -> Steer:
-    """What the input processor resolved for a request."""
+    """What the input processor resolved for a request. Raises RuntimeError for one that asks for steering and never met it."""
     extra = getattr(sampling_params, "extra_args", None) or {}
-    return Steer(*extra[RESOLVED]) if RESOLVED in extra else UNSTEERED
+    if RESOLVED in extra:
+        return Steer(*extra[RESOLVED])
+    if any(key.startswith(RESOLVED) for key in extra):
+        raise RuntimeError(f"{extra} was not read by gen.engine.plugin: is it left out of VLLM_PLUGINS?")
+    return UNSTEERED
 
 
 class Steering(WorkerBase):
@@ -40,12 +44,13 @@ class Steering(WorkerBase):
             text.hidden_size,
             self.model_runner.device,
         )
+        self.steering.count = settings.count
         steering.activate(self.steering)
         for slot, (name, vector) in enumerate(settings.load(), start=1):
             vector.check(name, hidden=text.hidden_size, depth=text.num_hidden_layers)
             self.steering.put(slot, vector.layers)
         self.patch = steering.Patch(self.model_runner.get_model(), text.num_hidden_layers, self.steering.rows)
-        self.steers: dict[str, Steer] = {}
+        self.patch_on = self.probing = False
         second = hasattr(self.model_runner, "req_states")
         if not second and self.model_runner.device.type == "cpu":
             make_rewindable(self.model_runner)
@@ -56,18 +61,25 @@ class Steering(WorkerBase):
     def compile_or_warm_up_model(self) -> Any:
         """After vLLM's own: prove that what will run holds the op, whatever cache it was loaded from."""
         times = super().compile_or_warm_up_model()
-        self.steering.ran.zero_()
+        self.steering.forget()
+        probe = Steer(slot=1)  # at coefficient 0
+        self.steering.fill(["probe"], [probe], np.array([1]), np.array([0]))
+        self.probing = True
         self.model_runner._dummy_run(1)
-        if not all(self.steering.ran.tolist()):
+        self.probing = False
+        if not all(ran := self.steering.ran.tolist()):
             raise RuntimeError(
-                f"the op ran {self.steering.ran.tolist()} times in layers {list(self.steering.rows)}: "
-                "a compiled model without it was loaded; remove ~/.cache/vllm and start again"
+                f"the op ran {ran} times in layers {list(self.steering.rows)}: a compiled model without it was loaded; "
+                "remove ~/.cache/vllm and start again"
             )
-        self.steering.ran.zero_()
+        self.steering.forget()
         return times
 
     def steer_patch(self, on: bool) -> list[str]:
         """Put the patch on, or take it off: stock layer classes and stock runner methods. Returns the names of its layers."""
+        if on == self.patch_on:
+            return list(self.patch.layers)
+        self.patch_on = on
         (self.patch.put_on if on else self.patch.take_off)()
         for name, method in (self.followed if on else self.stock).items():
             setattr(self.model_runner, name, method)
@@ -95,20 +107,15 @@ def _follow_v1(worker: Any) -> dict[str, Any]:
 
     Inside _prepare_inputs the batch is reordered for this step; before it, it is the last step's.
     """
-    runner, steers = worker.model_runner, worker.steers
+    runner = worker.model_runner
     stock = runner._prepare_inputs
 
     def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
         batch = runner.input_batch
-        for name in scheduler_output.finished_req_ids:
-            steers.pop(name, None)
-        for name in batch.req_ids:
-            if name not in steers:
-                steers[name] = steer_of(runner.requests[name].sampling_params)
         count = len(batch.req_ids)
         worker.steering.fill(
             batch.req_ids,
-            [steers[name] for name in batch.req_ids],
+            [steer_of(runner.requests[name].sampling_params) for name in batch.req_ids],
             num_scheduled_tokens[:count],
             batch.num_computed_tokens_cpu[:count],
         )
@@ -123,7 +130,7 @@ def _follow_v2(worker: Any) -> dict[str, Any]:
     It forgets the sampling parameters once a request is added, and adds a preempted request again when it resumes. Dummy steps,
     which graphs are captured in, prepare no inputs: they find the buffers cleared.
     """
-    runner, steers = worker.model_runner, worker.steers
+    runner, steers = worker.model_runner, dict[str, Steer]()
     add, prepare, execute = runner.add_requests, runner.prepare_inputs, runner.execute_model
 
     def add_requests(scheduler_output: Any) -> None:
@@ -144,7 +151,7 @@ def _follow_v2(worker: Any) -> dict[str, Any]:
         return batch
 
     def execute_model(scheduler_output: Any, *args: Any, dummy_run: bool = False, **kwargs: Any) -> Any:
-        if dummy_run:
+        if dummy_run and not worker.probing:
             worker.steering.clear()
         return execute(scheduler_output, *args, dummy_run=dummy_run, **kwargs)
 
