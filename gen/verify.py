@@ -55,31 +55,16 @@ def gap(one: Any, other: Any) -> float:
 
 
 def hooked(model: Model, vector: Vector, coefficient: float, dtype: str, prompt: Sequence[int]) -> np.ndarray:
-    """Log-probabilities [tokens - 1] of the prompt's tokens 1.. by a plain HF forward with hooks, nats."""
+    """Log-probabilities [tokens - 1] of the prompt's tokens 1.. by a plain HF forward with hooks on the CPU, nats."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from shared.layers import decoder_layers
+    from gen.baselines import Hooked
 
-    network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=getattr(torch, dtype)).eval()
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    _, stack = decoder_layers(network, model.depth)
-
-    def hook_of(values: np.ndarray) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            shift = coefficient * torch.from_numpy(values).to(hidden.device)
-            steered = (hidden.float() + shift).to(hidden.dtype)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
-
-        return hook
-
-    for layer, values in vector.layers.items():
-        stack[layer].register_forward_hook(hook_of(values))
-    with torch.inference_mode():
-        ids = torch.tensor([list(prompt)], device=network.device)
-        table = network(ids).logits[0, :-1].float().log_softmax(-1)
-    found: np.ndarray = table.gather(1, ids[0, 1:, None])[:, 0].cpu().numpy()
+    plain = Hooked(model.folder, vector, dtype=dtype, stop=0, pad=0)
+    with plain.steered([coefficient]), torch.inference_mode():
+        ids = torch.tensor([list(prompt)])
+        table = plain.network(ids).logits[0, :-1].float().log_softmax(-1)
+    found: np.ndarray = table.gather(1, ids[0, 1:, None])[:, 0].numpy()
     return found
 
 
@@ -197,7 +182,7 @@ def main() -> None:
     with console.status("a plain forward with hooks"):
         reference = hooked(model, vector, 1.0, config.model.dtype, prompts[0])
     graphs = hardware()["gpu"] is not None
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "layers": sorted(vector.layers),
         "dtype": config.model.dtype,
         "max_model_len": config.model.max_model_len,
@@ -205,14 +190,14 @@ def main() -> None:
             {"gpu_memory_utilization": 0.45} if graphs else {}
         ),  # two engines in turn, the first one's memory not yet free
     }
-    with engine(model.folder, **options) as built:
+    with engine(model.folder, **settings) as built:
         built.load("v", vector)
         with console.status("checking"):
             found = effects(built, reference, config.model.dtype, prompts)
             if not graphs:
                 found += [stock(built, prompts[0]), overhead(built, prompts)]
     if graphs:
-        with engine(model.folder, enforce_eager=True, **options) as eager, console.status("checking the eager engine"):
+        with engine(model.folder, enforce_eager=True, **settings) as eager, console.status("checking the eager engine"):
             eager.load("v", vector)
             found += [stock(eager, prompts[0]), overhead(eager, prompts)]
     text = report(model, config.model.dtype, built.patched, found)
