@@ -57,6 +57,8 @@ def stopped(arguments: list[object], seen: Path, how: signal.Signals) -> tuple[i
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell's background job ignores Ctrl-C, and so would its children: the command is to run as at a terminal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         while process.poll() is None and not seen.exists():
             time.sleep(0.02)
