@@ -209,8 +209,8 @@ def part(name: str, out: Path, quick: bool) -> None:
     if name.startswith("A"):
         found = overhead(int(name[1:]), 3 if quick else 15)
     else:
-        few = quick or name == "C"
-        found = speedups(name == "C", "bfloat16" if name == "B16" else DTYPE, 2 if few else 9, 1 if few else 5)
+        rounds, single = (1, 1) if name == "C" else (2, 1) if quick else (9, 5)
+        found = speedups(name == "C", "bfloat16" if name == "B16" else DTYPE, rounds, single)
     for ratio_name, row in found.items():  # a part takes minutes: what it found is seen before the table of all
         console.print(f"{ratio_name}: {row['median']:.3f}")
     machine = {**hardware(), "threads": torch.get_num_threads()}
@@ -220,7 +220,7 @@ def part(name: str, out: Path, quick: bool) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(
         prog="python -m gen.bench",
-        description="Measure the generator as ratios of interleaved times; about 45 minutes on two cores.",
+        description="Measure the generator as ratios of interleaved times; about an hour on two cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
