@@ -150,13 +150,15 @@ def refuse_starvation(kept: Sequence[Completion], rejected: Sequence[Completion]
         "loop": "raise filter.max_loop_share",
     }
     advice = [knob[cause] for cause, _ in causes.most_common() if cause in knob][:2]
+    few = sum(per.values()) < config.min_kept  # even keeping all of them would not do
+    more = "sample more (more prompts, sweep.samples) or lower filter.min_kept; " if few else ""
     raise SteerHealError(
         "the filter starved: too few completions are left to train on",
         given=f"{len(kept)} kept; "
         + ", ".join(f"{alive[c]}/{per[c]} at coefficient {c:g}" for c in sorted(per))
         + f"; rejected for {', '.join(f'{name} ({count})' for name, count in causes.most_common())}",
         expected=f"at least {config.min_kept} (filter.min_kept)",
-        next=f"lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {' or '.join(advice) or 'lower filter.min_kept'}, e.g. in SET with a new RUN or REBUILD=1",
+        next=f"{more}lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {' or '.join(advice) or 'lower filter.min_kept'}; in a run by SET with a new RUN or REBUILD=1, on plain files by --set",
     )
 
 

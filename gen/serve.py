@@ -119,7 +119,10 @@ def main() -> None:
         *command_line(platform_options()),
         *arguments.vllm,
     ]
-    console.print(f"serving {arguments.model} with {', '.join(vectors)} on http://{arguments.host}:{arguments.port}/v1")
+    console.print(
+        f"starting {arguments.model} with {', '.join(vectors)} on http://{arguments.host}:{arguments.port}/v1; "
+        "ready when the log says 'Application startup complete'"
+    )
     sys.stdout.flush()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.execv(sys.executable, command)

@@ -115,7 +115,7 @@ def stock(engine: Engine, prompt: Sequence[int]) -> Check:
 
 
 def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
-    """Steered over stock, in pairs in turn: 5 coefficients, 16 tokens each; eager engines only."""
+    """Steered over stock, in pairs in turn; eager engines only. Each prompt once: of equal ones the stock engine would cache."""
     from gen.engine.engine import Request
 
     def seconds(patched: bool) -> float:
@@ -123,9 +123,8 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
         engine.reset_cache()
         vector = "v" if patched else None
         ask = [
-            Request(ids, 16, vector=vector, coefficient=c, min_tokens=16)
-            for ids in prompts
-            for c in (0, 0.25, 0.5, 0.75, 1)
+            Request(ids, 24, vector=vector, coefficient=index / len(prompts), min_tokens=24)
+            for index, ids in enumerate(prompts)
         ]
         begin = time.perf_counter()
         engine.run(ask)
@@ -175,7 +174,7 @@ def main() -> None:
     )
     vector.check(arguments.vector or "the random direction", hidden=model.hidden, depth=model.depth)
     tokenizer, trait = load_tokenizer(str(model.folder)), load_trait("embedded")
-    rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="make setup")[:6]
+    rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="make setup")[:16]
     prompts = [render(tokenizer, row.turns, trait.neutral, **config.model.chat_template_kwargs) for row in rows]
     from gen.engine.engine import engine
 

@@ -92,7 +92,7 @@ def load_vector(path: Path) -> Vector:
             "a steering vector is missing",
             given=path,
             expected="a safetensors file",
-            next="python -m gen.extract --run RUN --round K (or make round N=K)",
+            next="python -m gen.extract --model MODEL --out vector.safetensors; in a run: make round N=K",
         )
     layers: dict[int, np.ndarray] = {}
     try:
