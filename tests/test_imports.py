@@ -46,7 +46,18 @@ def test_shared_loads_no_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["gen.extract", "gen.sweep", "gen.filter", "gen.bench", "train.heal", "evals.score", "evals.report"]
+    "module",
+    [
+        "gen.extract",
+        "gen.sweep",
+        "gen.filter",
+        "gen.bench",
+        "gen.serve",
+        "gen.verify",
+        "train.heal",
+        "evals.score",
+        "evals.report",
+    ],
 )
 def test_stages_decide_before_they_load_anything_heavy(module: str) -> None:
     assert not loaded(module) & HEAVY
