@@ -206,4 +206,4 @@ def _steered(base: type[torch.nn.Module], row: int) -> type[torch.nn.Module]:
         torch.ops.steer_heal.steer(output[0] if isinstance(output, tuple) else output, row)
         return output
 
-    return type(f"Steered{base.__name__}", (base,), {"forward": forward, "steer_row": row})
+    return type(f"Steered{base.__name__}", (base,), {"forward": forward})
