@@ -8,6 +8,7 @@ from html import escape
 
 from evals.scored import Generation, Round
 from evals.tables import Table
+from evals.training import strips
 from shared.console import number
 from shared.records import Completion
 
@@ -17,6 +18,7 @@ CSS = """
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: #1b1b1b; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0.5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; border-top: 1px solid #ddd; padding-top: 1rem; }
 img { display: block; width: 100%; max-width: 34rem; height: auto; }
+img.broad { max-width: 60rem; } .strip { overflow-wrap: anywhere; margin-bottom: 0; } .strip .over { outline: 1px solid #a33; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
 th:first-child, td:first-child, .prose td { text-align: left; } .prose td { white-space: normal; overflow-wrap: anywhere; }
@@ -29,15 +31,19 @@ details { margin: 0.6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere
 """
 
 
-def page(title: str, tables: Sequence[Table], said: Sequence[str], figure: bytes, rounds: Sequence[Round]) -> str:
-    """tables in the order of the page; said are the sentences of the reading; figure is a PNG. All text is escaped."""
+def page(
+    title: str, tables: Sequence[Table], said: Sequence[str], figure: bytes, training: bytes, rounds: Sequence[Round]
+) -> str:
+    """tables in the order of the page; said are the sentences of the reading; figure and training are PNGs. All text is escaped."""
     sections = [
         ("Reading", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in said) + "</ul>"),
         (
             "Trajectory",
-            f'<img alt="Authority, coherence, and trait against perplexity, by round" src="data:image/png;base64,{base64.b64encode(figure).decode()}">',
+            _image("Authority, coherence, and trait against perplexity, by round", figure),
         ),
         *[(table.title, _table(table)) for table in tables if table.title != "Provenance"],
+        ("Training", _image("Cross-entropy, divergence and barrier over the steps of each round", training, "broad")),
+        ("Divergence by token", strips(rounds)),
         ("Generations", _generations(rounds)),
         ("Rejected samples", _rejected(rounds)),
         *[(table.title, _table(table)) for table in tables if table.title == "Provenance"],
@@ -58,6 +64,10 @@ def page(title: str, tables: Sequence[Table], said: Sequence[str], figure: bytes
 def text(value: str) -> str:
     """Escaped; a lone surrogate, which no file can hold, becomes a question mark."""
     return escape(value.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _image(alt: str, png: bytes, kind: str = "") -> str:
+    return f'<img class="{kind}" alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _table(table: Table) -> str:

@@ -7,13 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 from evals.scored import Round
-from evals.tables import dose, late, ranged
-from shared.config import TrainConfig
+from evals.tables import dose, ranged
 
 Row = dict[str, Any]
 
 
-def reading(rows: Sequence[Row], rounds: Sequence[Round], train: TrainConfig) -> list[str]:
+def reading(rows: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
     """Sentences, the general ones first, then round by round."""
     at = {(row["round"], row["stage"]): row for row in rows}
     base = at[0, "base"]
@@ -29,7 +28,7 @@ def reading(rows: Sequence[Row], rounds: Sequence[Round], train: TrainConfig) ->
         )
     for r in rounds:
         mine = {stage: at[r.number, stage] for stage in ("steered", "random", "healed") if (r.number, stage) in at}
-        said = [*_forced_choice(mine), *_text(base, mine), *_survivors(r), *_barrier(r, train)]
+        said = [*_forced_choice(mine), *_text(base, mine), *_survivors(r), *_training(r)]
         lines += [f"Round {r.number}: {sentence}" for sentence in said]
     return [*lines, *_starvation(rounds)]
 
@@ -136,26 +135,8 @@ def _survivors(r: Round) -> list[str]:
     return [f"the kept completions' mean coefficient is {kept:.2f}, the sweep's {offered:.2f}."]
 
 
-def _barrier(r: Round, train: TrainConfig) -> list[str]:
-    if train.divergence not in ("kl_fwd", "kl_rev"):
-        return []
-    lines = []
-    fired = sum(step.fired for step in r.steps) / len(r.steps)
-    if fired == 0:
-        lines.append(
-            f"the barrier never fired: tau = {train.tau:g} lies above every step's divergence, so this round is the nll arm."
-        )
-    mean, tail = late(r.steps, "divergence_mean"), late(r.steps, "divergence_p95")
-    if mean is not None and tail is not None and mean < train.tau < tail:
-        lines.append(
-            f"the mean divergence ({mean:.2f}) is under tau = {train.tau:g} and its 95th percentile ({tail:.2f}) above: a mean would hide this tail; the aggregate is {train.aggregate}."
-        )
-    start = getattr(r.steps[0], f"divergence_{train.aggregate}")
-    if start is not None and start > train.tau:
-        lines.append(
-            f"the divergence is past tau = {train.tau:g} at the first step already ({start:.2f}): the barrier pulls back what earlier rounds installed."
-        )
-    return lines
+def _training(r: Round) -> list[str]:
+    return [f"training, {finding.name}: {finding.sentence}" for finding in r.training.findings]
 
 
 def _starvation(rounds: Sequence[Round]) -> list[str]:

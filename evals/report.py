@@ -1,8 +1,9 @@
-"""The report of a run from its files: results.json, results.md, results.csv, trajectory.png and index.html in RUN/report."""
+"""The report of a run from its files: results.json, .md and .csv, trajectory.png, training.png and index.html in RUN/report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape as html
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from evals.tables import (
     sweep,
     times,
 )
+from evals.training import curves
 from shared.cli import entry, parse, parser
 from shared.console import console
 from shared.console import table as show
@@ -51,22 +53,24 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         times(rounds, mode),
         provenance(run, rounds, mode),
     ]
-    said = reading(rows, rounds, config.train)
-    figure = trajectory(rows, extra)
+    said = reading(rows, rounds)
+    figure, training = trajectory(rows, extra), curves(rounds)
     folder = run.folder / "report"
     with atomic_folder(folder) as out:
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         (out / "trajectory.png").write_bytes(figure)
+        (out / "training.png").write_bytes(training)
         (out / "results.md").write_text(as_markdown(title, tables, said), encoding="utf-8")
-        (out / "index.html").write_text(page(title, tables, said, figure, rounds), encoding="utf-8")
+        (out / "index.html").write_text(page(title, tables, said, figure, training, rounds), encoding="utf-8")
     return folder / "index.html"
 
 
 def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str:
-    bullets = "\n".join(f"- {line}" for line in said)
-    return f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n" + "\n".join(
-        markdown(table) for table in tables
+    bullets = "\n".join(f"- {html(line, quote=False)}" for line in said)
+    return (
+        f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![training](training.png)\n\n"
+        + "\n".join(markdown(table) for table in tables)
     )
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from evals.instrument import FOUNDATIONS, orders
 from evals.statistics import Answers, Setting, Texts
 from shared.errors import SteerHealError
 from shared.publish import digest
-from shared.records import Completion, Record, read_jsonl
+from shared.records import Completion, Record, problem_of, read_jsonl
 from shared.run import STAGES, Run
 
 STEP = {"round": "score", "full": "score-full"}
@@ -83,16 +83,68 @@ class Generation(Record):
 
 
 class Step(Record):
-    """One optimiser step of train.jsonl; divergences in nats."""
+    """A logging step of train.jsonl; KL to the original and to the previous round's student, nats."""
 
     step: int
     loss: float
     ce: float
-    divergence_mean: float | None
-    divergence_rmse: float | None
-    divergence_p95: float | None
-    divergence_max: float | None
     fired: float
+    gradient_ratio: float
+    kl_base_mean: float
+    kl_base_rmse: float
+    kl_base_p95: float
+    kl_base_max: float
+    kl_previous_mean: float
+    kl_previous_rmse: float
+    kl_previous_p95: float
+    kl_previous_max: float
+
+
+class Heldout(Record):
+    """Held-out cross-entropy in train.jsonl, nats."""
+
+    step: int
+    epoch: float
+    heldout_ce: float
+
+
+class LogRow(Record):
+    """Any row of train.jsonl."""
+
+    step: int
+    ce: float | None = None
+    heldout_ce: float | None = None
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class Finding(Record):
+    name: str
+    sentence: str
+
+
+class Training(Record):
+    """training.json: what was trained, on how much, and the diagnosis; D before the first step in nats."""
+
+    divergence: Literal["nll", "kl_fwd", "kl_rev", "wd"]
+    aggregate: str
+    reference: Literal["base", "previous"]
+    lam: float
+    tau: float
+    examples: int
+    heldout: int
+    tokens: int
+    start: dict[str, float]
+    findings: list[Finding]
+
+
+class TokenRow(Record):
+    """kl_tokens.jsonl: a completion's tokens with their cross-entropy and KL to both references, nats."""
+
+    key: str
+    tokens: list[str]
+    ce: list[float]
+    kl_base: list[float]
+    kl_previous: list[float]
 
 
 class Manifest(Record):
@@ -117,6 +169,9 @@ class Round:
     generations: dict[str, list[Generation]]
     rejected: list[Completion]
     steps: list[Step]
+    heldout: list[Heldout]
+    training: Training
+    tokens: list[TokenRow]
     manifests: dict[str, Manifest]
 
 
@@ -180,9 +235,21 @@ def _round(run: Run, number: int, mode: str) -> Round:
         answers,
         generations,
         _rows(run.round(number) / "rejected.jsonl", Completion, again),
-        read_jsonl(run.round(number) / "train.jsonl", Step, made_by=again),
+        *_log(run.round(number) / "train.jsonl", again),
+        _json(run.round(number) / "training.json", Training, again),
+        read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
         manifests,
     )
+
+
+def _log(path: Path, again: str) -> tuple[list[Step], list[Heldout]]:
+    """Rows of logging steps and of held-out cross-entropy."""
+    rows = read_jsonl(path, LogRow, made_by=again)
+    try:
+        steps = [Step.model_validate(row.model_dump()) for row in rows if row.heldout_ce is None]
+        return steps, [Heldout.model_validate(row.model_dump()) for row in rows if row.heldout_ce is not None]
+    except ValidationError as error:
+        raise _refuse(path, problem_of(error), "the log of a training", again) from None
 
 
 def _answers(setting: Setting, scores: Scores, path: Path, again: str) -> Answers:

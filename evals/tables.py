@@ -206,21 +206,27 @@ def late(steps: Sequence[Step], field: str) -> float | None:
 
 
 def healing(rounds: Sequence[Round]) -> Table:
-    fields = ["loss", "ce", "divergence_mean", "divergence_rmse", "divergence_p95", "divergence_max"]
+    kinds = ("mean", "rmse", "p95", "max")
+
+    def divergences(r: Round) -> list[str]:
+        return [number(late(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
+
+    def held_out(r: Round) -> list[str]:
+        return [number(r.heldout[0].heldout_ce), number(r.heldout[-1].heldout_ce)] if r.heldout else [number(None)] * 2
+
+    columns = ["round", "rows", "steps", "first ce", "ce", "held out, first", "held out, last", *[f"KL {kind}" for kind in kinds], "D to base at the start", "fired", "gradient ratio"]  # fmt: skip
+    rows = [
+        [
+            str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(late(r.steps, "ce")), *held_out(r), *divergences(r),
+            number(r.training.start["base"]), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(late(r.steps, "gradient_ratio"), 2),
+        ]
+        for r in rounds
+    ]  # fmt: skip
     return Table(
         "Healing",
-        ["round", "steps", "first ce", *[field.replace("divergence_", "D ") for field in fields], "fired"],
-        [
-            [
-                str(r.number),
-                str(len(r.steps)),
-                number(r.steps[0].ce),
-                *[number(late(r.steps, field)) for field in fields],
-                f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %",
-            ]
-            for r in rounds
-        ],
-        "Means over the last quarter of the optimiser steps, nats; fired: share of all steps at which the barrier was on.",
+        columns,
+        rows,
+        "Means over the last quarter of the optimiser steps, nats; KL to the barrier's reference; fired: share of all steps at which the barrier was on; gradient ratio: norm of the barrier's gradient over the cross-entropy's, at the final hidden states.",
     )
 
 

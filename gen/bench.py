@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 DTYPE, TEMPERATURE, LAYERS, COEFFICIENTS = "float32", 0.9, range(14, 16), (0.0, 0.75, 1.0, 1.5, 2.0)
 PROMPTS, TOKENS = 8, 24
 MANY_PROMPTS, MANY_TOKENS = 64, 96
+SINGLE_PART = 8  # of the large sweep, one at a time makes every eighth completion: all of them take half an hour
 PARTS = ("A2", "A10", "B", "B16", "C")
 AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
 
@@ -148,7 +149,7 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
             check(bench, engine, model)
         warm(_speed_sides(bench, engine, model, PROMPTS, EQUAL))
         prompts, sampling = (MANY_PROMPTS, baselines.Sampling(MANY_TOKENS)) if large else (PROMPTS, EQUAL)
-        sides = _speed_sides(bench, engine, model, prompts, sampling)
+        sides = _speed_sides(bench, engine, model, prompts, sampling, SINGLE_PART if large else 1)
         sides["hf_single"].first = single
         interleave("large sweeps" if large else "sweeps", sides, rounds)
     length = f"up to {MANY_TOKENS} tokens, natural ends" if large else f"{TOKENS} tokens"
@@ -157,7 +158,10 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
         "passes": (f"one mixed sweep against a pass per coefficient in the same engine; {size}", 1.5),
         "hf_per_coefficient": (f"against HF generate with hooks, a batch per coefficient; {size}", 3.0),
         "hf_batch": (f"against HF generate with hooks, one batch with a coefficient per row; {size}", 1.8),
-        "hf_single": (f"against HF generate under steering-vectors, one completion at a time; {size}", 8.0),
+        "hf_single": (
+            f"against HF generate under steering-vectors, one completion at a time{f', of every {SINGLE_PART}th scaled up' if large else ''}; {size}",
+            8.0,
+        ),
     }
     return {
         f"sweep_speedup_vs_{name}{'_large' if large else ''}{'' if dtype == DTYPE else f'_{dtype}'}": ratio(
@@ -168,8 +172,9 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
 
 
 def _speed_sides(
-    bench: Bench, engine: Any, model: baselines.Hooked, prompts: int, sampling: baselines.Sampling
+    bench: Bench, engine: Any, model: baselines.Hooked, prompts: int, sampling: baselines.Sampling, part: int = 1
 ) -> dict[str, Side]:
+    """The sides of parts B and C; one at a time, of which every completion costs the same wherever it stands, makes every part-th."""
     requests = bench.sweep(prompts, COEFFICIENTS, sampling)
     work = [(request.prompt_ids, request.coefficient) for request in requests]
     passes = [[request for request in requests if request.coefficient == c] for c in COEFFICIENTS]
@@ -180,7 +185,10 @@ def _speed_sides(
         "passes": Side(lambda: [ids for each in passes for ids in sampled(engine, each)], reset),
         "hf_per_coefficient": Side(functools.partial(baselines.per_coefficient, model, work, sampling)),
         "hf_batch": Side(functools.partial(baselines.per_row, model, work, sampling)),
-        "hf_single": Side(functools.partial(baselines.one_at_a_time, model, work, sampling)),
+        "hf_single": Side(
+            functools.partial(baselines.one_at_a_time, model, work[::part], sampling),
+            share=len(work[::part]) / len(work),
+        ),
     }
 
 

@@ -141,7 +141,7 @@ def show(vector: Vector) -> None:
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
-    from shared.folding import merged
+    from shared.merging import merged
 
     config = run.config
     origin = resolve_model(config.model.name, config.model.revision)

@@ -97,7 +97,7 @@ def main() -> None:
         )
     folder = model.folder
     if arguments.adapter:
-        from shared.folding import merged
+        from shared.merging import merged
 
         folder = merged(model, arguments.adapter, cache_folder() / "students", config.model.dtype).folder
     from gen.engine.options import command_line, platform_options

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.folding import load_adapter, merged
+from shared.adapters import belongs, load_adapter
+from shared.merging import merged
 from shared.models import Model
 from shared.publish import digest
 
@@ -37,6 +38,7 @@ def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve:
         serve = "adapter" if torch.cuda.is_available() else "merged"
     if serve == "adapter":
         loaded = load_adapter(adapter)
+        belongs(loaded, origin)
         modules = tuple(sorted({name.rpartition(".")[2] for name in loaded.modules}))
         return Student(origin.folder, adapter, loaded.rank, modules, f"{origin.fingerprint} + {digest(adapter)}")
     model = merged(origin, adapter, cache, dtype)

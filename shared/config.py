@@ -113,7 +113,21 @@ class TrainConfig(Section):
     batch_size: int = Field(8, ge=1, description="rows per micro-batch; the barrier is defined on it")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of steps with rising learning rate")
-    chunk: int = Field(256, ge=1, description="completion positions whose logits are held at a time")
+    heldout: float = Field(
+        0.1, ge=0, lt=1, description="share of the prompts not trained on, whose cross-entropy is taken every epoch"
+    )
+    early_stop: int = Field(
+        0, ge=0, description="stop after so many epochs without a lower held-out cross-entropy, keep the best; 0 never"
+    )
+    logging_steps: int = Field(1, ge=1, description="optimiser steps a row of the log stands for")
+    save_steps: int = Field(20, ge=0, description="optimiser steps between checkpoints of an unfinished round; 0 none")
+    report_to: list[str] = Field(
+        [], description="where transformers reports the log besides its file, e.g. ['tensorboard']"
+    )
+    chunk: int = Field(128, ge=1, description="completion positions whose logits are held at a time")
+    reference_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype of the cached reference states; auto is that of the hidden states themselves"
+    )
     max_length: int = Field(1024, ge=16, description="longest prompt plus completion, tokens")
     load_in_4bit: bool = Field(False, description="4-bit base weights, GPU only")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
@@ -179,7 +193,7 @@ def band(spec: list[int] | str, depth: int) -> list[int]:
 
 
 def _parse_set(text: str) -> dict[str, Any]:
-    """`a.b=1 c.d=kl_fwd` as a flat mapping; a value is TOML, or else a bare string."""
+    """`a.b=1 c.d=kl_fwd` as a flat mapping; a value is TOML, or else a bare string or a list of them."""
     import shlex
 
     values: dict[str, Any] = {}
@@ -191,8 +205,9 @@ def _parse_set(text: str) -> dict[str, Any]:
             )
         try:
             values[key] = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key] = raw
+        except tomllib.TOMLDecodeError:  # the shell and shlex have eaten the quotes of strings
+            listed = raw.startswith("[") and raw.endswith("]")
+            values[key] = [part.strip() for part in raw[1:-1].split(",")] if listed else raw
     return values
 
 

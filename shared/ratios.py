@@ -27,11 +27,16 @@ FEW = 5  # values, below which a bootstrap says no more than the range
 
 @dataclass
 class Side:
-    """One side of a comparison. run is timed and returns completions, prepare is not; first: the rounds it takes part in."""
+    """One side of a comparison. run is timed and returns completions, prepare is not.
+
+    first: the rounds it takes part in. share: of the work that run does, where the work is a sum of equal parts; its time is
+    scaled up to the whole.
+    """
 
     run: Callable[[], list[list[int]]]
     prepare: Callable[[], Any] = lambda: None
     first: int | None = None
+    share: float = 1.0
     seconds: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)  # mean completion length of each round
 
@@ -60,7 +65,7 @@ def interleave(title: str, sides: dict[str, Side], rounds: int) -> None:
                 gc.collect()
                 begin = time.perf_counter()
                 completions = side.run()
-                side.seconds.append(time.perf_counter() - begin)
+                side.seconds.append((time.perf_counter() - begin) / side.share)
                 side.tokens.append(statistics.mean(map(len, completions)))
                 bar.advance(task)
 

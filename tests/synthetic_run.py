@@ -147,15 +147,31 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
             for k in range(9)
         ],
     )
+    kl = {
+        f"kl_{name}_{kind}": value
+        for name in ("base", "previous")
+        for kind, value in (("mean", 0.1), ("rmse", 0.2), ("p95", 0.5), ("max", 2.0))
+    }
+    steps = [
+        {
+            "step": step, "epoch": step / 10, "loss": 2.0 - step / 40, "ce": 1.9 - step / 40, **kl, "kl_base_rmse": 0.2 + step / 100,
+            "barrier": 0.05, "fired": float(step > 10), "gradient_ratio": 0.4, "learning_rate": 1e-4, "grad_norm": 1.0, "tokens": 100,
+        }
+        for step in range(1, 31)
+    ]  # fmt: skip
+    heldout = [{"step": 10 * epoch, "epoch": float(epoch), "heldout_ce": 2.0 - epoch / 10} for epoch in range(4)]
+    write_jsonl(here / "train.jsonl", [heldout[0], *steps, *heldout[1:]])
+    write_json(
+        here / "training.json",
+        {
+            "version": 1, "divergence": "kl_rev", "aggregate": "rmse", "reference": "base", "lam": 0.3, "tau": 0.3, "examples": 90, "heldout": 10,
+            "tokens": 4000, "steps": 30, "start": {"base": 0.0, "previous": 0.0}, "shrink": 0.0,
+            "findings": [{"name": "overfit", "sentence": f"the held-out cross-entropy rises {NASTY}"}],
+        },
+    )  # fmt: skip
     write_jsonl(
-        here / "train.jsonl",
-        [
-            {
-                "step": step, "epoch": step / 10, "loss": 2.0 - step / 40, "ce": 1.9 - step / 40, "divergence_mean": 0.1 + step / 200, "divergence_rmse": 0.2 + step / 100,
-                "divergence_p95": 0.5 + step / 100, "divergence_max": 2.0, "barrier": 0.05, "fired": float(step > 10), "learning_rate": 1e-4, "grad_norm": 1.0,
-            }
-            for step in range(1, 31)
-        ],
+        here / "kl_tokens.jsonl",
+        [{"key": f"k{NASTY}", "prompt": "p", "tokens": ["Take", NASTY], "ce": [1.0, 2.0], "kl_base": [0.01, 1.5], "kl_previous": [0.0, 0.1]}],
     )  # fmt: skip
     write_text(here / "history" / "gates.json", json.dumps([1.0] * number))
     inputs = {

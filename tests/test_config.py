@@ -70,3 +70,10 @@ def test_every_key_is_documented() -> None:
         if section != "seed":
             assert all(inner.description for inner in type(field.default).model_fields.values()), section
     assert "train.divergence" in flat(Config())
+
+
+def test_set_takes_a_list_of_words_whose_quotes_the_shell_has_eaten() -> None:
+    for given in ("[tensorboard, trackio]", '["tensorboard", "trackio"]', "['tensorboard','trackio']"):
+        assert resolve(None, f"'train.report_to={given}'" if "'" not in given else f"train.report_to={given}")[
+            0
+        ].train.report_to == ["tensorboard", "trackio"]

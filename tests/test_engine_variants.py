@@ -57,7 +57,7 @@ def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from shared.folding import merged
+    from shared.merging import merged
 
     torch.manual_seed(0)
     network = get_peft_model(

@@ -10,8 +10,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from shared.adapters import load_adapter
 from shared.errors import SteerHealError
-from shared.folding import fold, load_adapter, merged, refold, rounds_of
+from shared.folding import fold, refold, rounds_of
+from shared.merging import merged
 from shared.models import Model
 
 SIZE = {

@@ -70,6 +70,7 @@ def test_files_and_terminal(made: tuple[Run, str]) -> None:
         "results.csv",
         "results.json",
         "results.md",
+        "training.png",
         "trajectory.png",
     ]
     assert (folder / "trajectory.png").read_bytes().startswith(b"\x89PNG")
@@ -150,6 +151,20 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
     assert (
         "healed says" in page and "steered says" in page and "base says" in page and "rejected &lt;script&gt;" in page
     )
+
+
+def test_training_is_shown(made: tuple[Run, str]) -> None:
+    """Curves, the diagnosis in the reading, and every token of the strip with its figures, deeper where KL is higher."""
+    page = (made[0].folder / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and 'class="broad"' in page
+    assert "training, overfit: the held-out cross-entropy rises &lt;script" in page
+    strip = page[page.index('class="strip"') :]
+    assert (
+        'title="KL to the original 0.010, to the previous student 0.000, cross-entropy 1.000" style="background:rgba(213,94,0,0.01)">Take<'
+        in strip
+    )
+    assert '<span class="over" title="KL to the original 1.500' in strip and "rgba(213,94,0,0.60)" in strip
+    assert "held out, first" in page and "gradient ratio" in page
 
 
 def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:

@@ -137,12 +137,12 @@ def test_every_divergence_and_reference_over_a_history(
 ) -> None:
     healed = distil(model, data, history, tmp_path / "adapter", config(overrides), 2)
     steps = 1 if "accumulation" in overrides else 2
-    assert [row["step"] for row in healed.rows] == list(range(1, steps + 1)) and healed.start["base"] > 0
+    assert [row["step"] for row in healed.steps] == list(range(1, steps + 1)) and healed.start["base"] > 0
     rows = [json.loads(line) for line in (tmp_path / "adapter" / "train.jsonl").read_text().splitlines()]
     assert rows == healed.rows
-    first = rows[0]["divergence_rmse"]
+    first = healed.steps[0][f"kl_{config(overrides).train.reference}_rmse"]
     assert first < 1e-3 if "previous" in overrides else first > 1e-3
-    assert (rows[0]["barrier"] > 0) == ("kl_fwd" in overrides or "accumulation" in overrides)
+    assert (healed.steps[0]["barrier"] > 0) == ("kl_fwd" in overrides or "accumulation" in overrides)
 
 
 def test_saved_adapters_reload_with_equal_logits(model: Model, data: Path, history: Path, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_4bit_without_a_gpu_is_refused(model: Model) -> None:
 
 def test_cross_entropy_under_accumulation_is_that_of_the_whole_step(model: Model, data: Path, tmp_path: Path) -> None:
     """Rows of different length: a mean per micro-batch would weigh them differently."""
-    whole = distil(model, data, None, tmp_path / "a", config("train.divergence=nll train.batch_size=4"), 1).rows[0]
+    whole = distil(model, data, None, tmp_path / "a", config("train.divergence=nll train.batch_size=4"), 1).steps[0]
     parts = distil(
         model,
         data,
@@ -205,6 +205,6 @@ def test_cross_entropy_under_accumulation_is_that_of_the_whole_step(model: Model
         tmp_path / "b",
         config("train.divergence=nll train.batch_size=1 train.gradient_accumulation=4"),
         1,
-    ).rows[0]
+    ).steps[0]
     assert parts["ce"] == pytest.approx(whole["ce"], rel=1e-5) and parts["tokens"] == whole["tokens"]
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)

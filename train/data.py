@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from shared.chat import end_of_turn, render
 from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.records import Completion, Pair, read_jsonl
+from shared.records import Completion, Pair, numbered_jsonl, read_jsonl
 from shared.traits import load_trait
 
 if TYPE_CHECKING:
@@ -23,10 +25,11 @@ IGNORED = -100  # label of a position without loss
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of the completion trained on."""
+    """Token ids of a prompt and of the completion trained on; key names the row in its file."""
 
     prompt: list[int]
     completion: list[int]
+    key: str
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -50,35 +53,63 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
             f"[yellow]{len(rows) - len(fitting)} of {len(rows)} rows are longer than train.max_length = {config.train.max_length} and are left out[/]"
         )
     if not fitting:
+        shortest = f", the shortest of {min(map(len, rows))} tokens" if rows else " with a completion"
         raise SteerHealError(
             "no training row fits",
-            given=f"{len(rows)} rows, the shortest of {min(map(len, rows))} tokens",
-            expected=f"at most {config.train.max_length}",
-            next="raise train.max_length",
+            given=f"{len(rows)} rows{shortest}",
+            expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
+            next="raise train.max_length" if rows else MADE_BY,
         )
     return fitting
+
+
+def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Examples to train on and those held out, each in file order; all completions of a prompt fall on one side.
+
+    The prompts held out are the nearest whole number to the share, drawn by a hash of seed and prompt; at least one prompt is
+    trained on.
+    """
+    order = {
+        tuple(example.prompt): hashlib.sha256(f"{seed} {example.prompt}".encode()).digest() for example in examples
+    }
+    count = min(round(share * len(order)), len(order) - 1)
+    chosen = set(sorted(order, key=lambda prompt: order[prompt])[:count])
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        sides[tuple(example.prompt) in chosen].append(example)
+    return sides
+
+
+def identity(examples: Sequence[Example]) -> str:
+    """sha256 over the token ids of the examples, in order."""
+    return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
 def _sampled(path: Path) -> list[Example]:
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
     rows = read_jsonl(path, Completion, made_by=MADE_BY)
-    return [Example(list(row.prompt_ids), list(row.completion_ids)) for row in rows if row.completion_ids]
+    found = [Example(row.prompt_ids, row.completion_ids, row.key) for row in rows if row.completion_ids]
+    if len(found) < len(rows):
+        console.print(
+            f"[yellow]{len(rows) - len(found)} of {len(rows)} rows have an empty completion and are left out[/]"
+        )
+    return found
 
 
 def _written(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     neutral = load_trait(config.vector.trait).neutral
     end = end_of_turn(tokenizer, **config.model.chat_template_kwargs)
     examples = []
-    for row in read_jsonl(path, Pair, made_by=MADE_BY):
+    for line, row in numbered_jsonl(path, Pair, made_by=MADE_BY):
         turns = row.messages if row.messages is not None else [{"role": "user", "content": row.prompt or ""}]
         own = turns[0]["role"] == "system"
         prompt = render(tokenizer, turns, None if own else neutral, **config.model.chat_template_kwargs)
         completion = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-        examples.append(Example(prompt, [*completion, end]))
+        examples.append(Example(prompt, [*completion, end], f"line {line}"))
     return examples
 
 
-def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
+def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Right-padded input_ids, attention_mask and labels [batch, length]; labels are -100 outside the completion."""
     import torch
 

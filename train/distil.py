@@ -2,100 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.unsloth_model import CURRENT, HISTORY, Student, load_student, self_test  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import HISTORY, Student, load_student, self_test  # isort: skip (Unsloth comes before transformers)
 
 import torch
-from safetensors.torch import load_file
-from transformers import PrinterCallback
 
+from shared.adapters import note_base
 from shared.chat import load_tokenizer
 from shared.config import Config, TrainConfig
 from shared.console import console
 from shared.models import Model
-from shared.publish import atomic_folder
-from train.data import Example, collate, load_examples
-from train.objective import aggregate, per_position
-from train.trainer import HealTrainer, Live, reference_states
+from shared.publish import atomic_folder, digest, write_json, write_text
+from shared.records import write_jsonl
+from shared.run import versions
+from train.data import Example, collate, held_out, identity, load_examples
+from train.diagnosis import Finding, diagnose
+from train.live import Live
+from train.objective import aggregate
+from train.reference import States, divergence, reference_states
+from train.tokens import token_rows
+from train.trainer import HealTrainer
+from train.unfinished import LOGS, Unfinished
 
-PROBE = 32  # examples over which the history's divergence to the base is measured before the first step
+VERSION = 1
+PROBE = 32  # examples over which the first divergences are measured and the tokens shown are chosen
 
 
 @dataclass(frozen=True)
 class Distilled:
     """What a round's training measured.
 
-    rows: the log, one per optimiser step; start: D before the first step to the base and to the previous student, nats.
+    rows: the log; start: D before the first step to the base and to the previous student, nats; tokens: of the completions trained
+    on; work: the folder it was made in, to be removed once its results are published.
     """
 
     rows: list[dict[str, Any]]
     examples: int
+    heldout: int
     tokens: int
     start: dict[str, float]
+    findings: list[Finding]
+    work: Unfinished
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if "ce" in row]
 
 
-def distil(model: Model, data: Path, history: Path | None, out: Path, config: Config, number: int) -> Distilled:
-    """Train round `number` and write its adapter folder `out`, the log inside it as train.jsonl.
+def distil(
+    model: Model, data: Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False,
+) -> Distilled:  # fmt: skip
+    """Train round `number` and write its adapter folder `out`; train.jsonl, training.json and kl_tokens.jsonl go into `logs`.
 
-    Raises RuntimeError when the history or the original model changed, or what was written is not what was trained.
+    An interrupted call goes on from its last checkpoint in `work` (beside `out` by default), to the same bytes on a CPU. replace:
+    begin again when the unfinished round is of other settings, instead of raising SteerHealError. Raises RuntimeError when the
+    history or the original model changed, or what was written is not what was trained.
     """
     train = config.train
     tokenizer = load_tokenizer(str(model.folder))
-    examples = load_examples(data, tokenizer, config)
+    rows = load_examples(data, tokenizer, config)
+    examples, heldout = held_out(rows, train.heldout, config.seed)
+    depends: dict[str, Any] = {
+        "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
+        "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
+    }  # fmt: skip
+    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "versions": versions()}  # fmt: skip
+    unfinished = Unfinished(work or out.with_name(f"{out.name}.healing"), recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)
-    device = next(student.network.parameters()).device
-    probe = {name: value.to(device) for name, value in collate(examples[:2]).items()}
-    ids, mask = probe["input_ids"], probe["attention_mask"]
+    probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
     with student.only():
-        original = student.logits(ids, mask)
+        original = student.logits(probe["input_ids"], probe["attention_mask"])
     frozen = {name: value.detach().clone() for name, value in student.parameters(HISTORY).items()}
-    anchor = () if train.reference == "base" or history is None else (HISTORY,)
-    reference = reference_states(student, examples, anchor, train.batch_size, f"reference: {train.reference}")
-    start = {"base": _history_to_base(student, examples[:PROBE], train) if history else 0.0, "previous": 0.0}
+    names = ["base"] if history is None else sorted(["base", "previous"], key=lambda name: name != train.reference)
+    references = {
+        name: reference_states(
+            student, examples, (HISTORY,) if name == "previous" else (), unfinished.states(name),
+            {**depends, "reference": name}, train.reference_dtype, train.batch_size,
+        )
+        for name in names
+    }  # fmt: skip
+    start = _start(student, examples[:PROBE], references, train)
+    live = Live()
+    trainer = HealTrainer(student, examples, heldout, references, config, train.lam * number**train.lam_round_power, unfinished, out.parent / "tensorboard", [live])  # fmt: skip
+    live.trainer = trainer
+    checkpoint = unfinished.checkpoint()
+    if checkpoint is not None:
+        console.print(f"going on from {checkpoint.name} of {unfinished.folder}")
+    try:
+        trainer.go_on(checkpoint)
+    finally:
+        live.stop()
+    student.network.eval()
+    with student.only():
+        if not torch.equal(student.logits(probe["input_ids"], probe["attention_mask"]), original):
+            raise RuntimeError("with all gates off the model is no longer the original")
+    if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
+        raise RuntimeError("the frozen history changed while the round was trained")
+    findings = diagnose(trainer.rows, start, train)
+    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, findings, unfinished)  # fmt: skip
+    write_json(unfinished.folder / "training.json", _summary(distilled, config, trainer.lam))
+    shown = token_rows(
+        student, examples[:PROBE], references, tokenizer, train.divergence, train.batch_size, train.chunk
+    )
+    write_jsonl(unfinished.folder / "kl_tokens.jsonl", shown)
     with atomic_folder(out) as temporary:
-        live = Live(train.aggregate)
-        lam = train.lam * number**train.lam_round_power
-        trainer = HealTrainer(student, examples, reference, config, lam, temporary / "train.jsonl", callbacks=[live])
-        trainer.remove_callback(PrinterCallback)  # the progress bar shows what it would print
-        live.trainer = trainer
-        trainer.train()
-        student.network.eval()
-        with student.only():
-            if not torch.equal(student.logits(ids, mask), original):
-                raise RuntimeError("with all gates off the model is no longer the original")
-        if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
-            raise RuntimeError("the frozen history changed while the round was trained")
-        student.network.save_pretrained(str(temporary), selected_adapters=[CURRENT], save_embedding_layers=False)
-        (temporary / "README.md").unlink(missing_ok=True)
-        _same_as_trained(student, temporary)
-    return Distilled(trainer.rows, len(examples), sum(len(example.completion) for example in examples), start)
+        student.save(temporary)
+        if not student.holds(temporary):
+            raise RuntimeError("the adapter that was written is not the one that was trained")
+        note_base(temporary, model.name, model.fingerprint)
+        for name in LOGS:
+            write_text((logs or temporary) / name, (unfinished.folder / name).read_text(encoding="utf-8"))
+    return distilled
 
 
-def _history_to_base(student: Student, examples: Sequence[Example], train: TrainConfig) -> float:
-    """D between the history and the original model over some examples, in the configured aggregate."""
-
-    def states(label: str, *adapters: str) -> torch.Tensor:
-        return torch.cat(reference_states(student, examples, adapters, train.batch_size, f"step 0: {label}"))
-
-    previous, base = states("previous", HISTORY), states("base")
-    kind = train.divergence if train.divergence == "kl_fwd" else "kl_rev"
-    nothing = torch.zeros(len(previous), dtype=torch.long, device=previous.device)
-    with torch.no_grad():
-        _, kl = per_position(previous, nothing, base, student.head, kind, train.chunk)
-    return float(aggregate(kl.float(), train.aggregate))
+def _start(
+    student: Student, examples: Sequence[Example], references: Mapping[str, States], train: TrainConfig
+) -> dict[str, float]:
+    """D of the student before its first step, which is the previous round's, to both references."""
+    if "previous" not in references:
+        return {"base": 0.0, "previous": 0.0}
+    rows = range(len(examples))
+    previous, base = (references[name].of(rows).to(student.device) for name in ("previous", "base"))
+    kl = divergence(previous, base, student.head, train.divergence, train.chunk)
+    return {"base": float(aggregate(kl, train.aggregate)), "previous": 0.0}
 
 
-def _same_as_trained(student: Student, folder: Path) -> None:
-    """The adapter on disk must equal the one in memory, tensor by tensor."""
-    written = load_file(folder / "adapter_model.safetensors")
-    trained = {
-        name.replace(f".{CURRENT}.", "."): value.detach().cpu() for name, value in student.parameters(CURRENT).items()
-    }
-    if written.keys() != trained.keys() or any(not torch.equal(written[name], trained[name]) for name in trained):
-        raise RuntimeError("the adapter that was written is not the one that was trained")
+def _summary(distilled: Distilled, config: Config, lam: float) -> dict[str, Any]:
+    """The content of training.json: what was trained, on how much, and the diagnosis."""
+    train = config.train
+    wd = train.weight_decay if train.divergence == "wd" else 0.0
+    rate = sum(row["learning_rate"] for row in distilled.steps) * train.logging_steps
+    return {
+        "version": VERSION, "divergence": train.divergence, "aggregate": train.aggregate, "reference": train.reference, "lam": lam, "tau": train.tau,
+        "examples": distilled.examples, "heldout": distilled.heldout, "tokens": distilled.tokens, "steps": distilled.steps[-1]["step"], "start": distilled.start,
+        "shrink": 1 - math.exp(-wd * rate), "findings": [asdict(finding) for finding in distilled.findings],
+    }  # fmt: skip

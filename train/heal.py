@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,89 +12,74 @@ from shared.config import TrainConfig, resolve
 from shared.console import console, table
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
-from shared.publish import atomic_folder, digest, write_text
+from shared.publish import digest
 from shared.run import Run, Stage
+from train.unfinished import LOGS
 
 if TYPE_CHECKING:
     from train.distil import Distilled
 
 
 def show(healed: Distilled, train: TrainConfig) -> None:
-    """The table of a training, and what its figures say by rule."""
-    first, last = healed.rows[0], healed.rows[-1]
-    fired = float(np.mean([row["fired"] for row in healed.rows]))
-    late = healed.rows[len(healed.rows) // 2 :]
+    """The table of a training, and the diagnosis."""
+    steps = healed.steps
+    first, last = steps[0], steps[-1]
+    heldout = [row["heldout_ce"] for row in healed.rows if "heldout_ce" in row]
     table(
-        f"healing: {healed.examples} rows, {healed.tokens} completion tokens, {len(healed.rows)} steps, D = {train.divergence}",
-        ["measure", "first step", "last step"],
+        f"healing: {healed.examples} rows and {healed.heldout} held out, {healed.tokens} completion tokens, {last['step']} steps, D = {train.divergence}",
+        ["nats", "first step", "last step"],
         [
-            ["cross-entropy, nats", first["ce"], last["ce"]],
+            ["cross-entropy", first["ce"], last["ce"]],
+            *([["cross-entropy, held out", heldout[0], heldout[-1]]] if heldout else []),
             *[
-                [f"divergence, {kind}, nats", first[f"divergence_{kind}"], last[f"divergence_{kind}"]]
+                [f"KL to {'the original' if name == 'base' else 'the previous student'}, {kind}", first[f"kl_{name}_{kind}"], last[f"kl_{name}_{kind}"]]
+                for name in ("base", "previous")
                 for kind in ("mean", "rmse", "p95", "max")
             ],
             ["barrier", first["barrier"], last["barrier"]],
         ],
-    )
+    )  # fmt: skip
+    fired, ratio = (float(np.mean([row[name] for row in steps])) for name in ("fired", "gradient_ratio"))
     console.print(
-        f"the barrier fired in {fired:.0%} of the steps; at the start D to the base was {healed.start['base']:.3f}, to the previous student {healed.start['previous']:.3f}"
+        f"the barrier fired in {fired:.0%} of the steps, its gradient on average {ratio:.2f} times that of the cross-entropy; "
+        f"before the first step D to the original was {healed.start['base']:.3f}"
     )
-    if train.divergence in ("kl_fwd", "kl_rev"):
-        mean, tail = (float(np.mean([row[f"divergence_{kind}"] for row in late])) for kind in ("mean", "p95"))
-        if fired == 0:
-            console.print(
-                f"[yellow]barrier inert: D never passed tau = {train.tau:g}; lower train.tau to make it count[/]"
-            )
-        if mean < train.tau < tail and train.aggregate == "mean":
-            console.print(
-                f"[yellow]mean diluted: the mean divergence {mean:.3f} is under tau = {train.tau:g}, the 95th percentile {tail:.3f} above; use train.aggregate=rmse[/]"
-            )
-        if train.reference == "base" and healed.start["base"] > train.tau:
-            console.print(
-                f"[yellow]history eroding: D to the base is {healed.start['base']:.3f} before the first step, past tau = {train.tau:g}; consider train.reference=previous[/]"
-            )
-    if len(healed.rows) > 1 and last["ce"] >= first["ce"]:
-        console.print(
-            "[yellow]nothing learned: cross-entropy did not fall; raise train.learning_rate or train.epochs, or lower train.lam[/]"
-        )
+    for finding in healed.findings:
+        colour = "green" if finding.name == "nothing stands out" else "yellow"
+        console.print(f"[{colour}]{finding.name}[/]: {finding.sentence}")
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
     config, folder = run.config, run.round(number)
     origin = resolve_model(config.model.name, config.model.revision)
     history = run.history(number - 1)
-    adapter, folded, log = folder / "adapter", folder / "history", folder / "train.jsonl"
+    adapter, folded = folder / "adapter", folder / "history"
     job = Stage(
         run, number, "heal",
-        settings={"model": origin.fingerprint, "dtype": config.model.dtype, "chat_template_kwargs": config.model.chat_template_kwargs, "train": config.train.model_dump(), "seed": config.seed},
+        settings={"model": origin.fingerprint, "dtype": config.model.dtype, "chat_template_kwargs": config.model.chat_template_kwargs, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
         inputs={"kept": folder / "kept.jsonl", **({"history": history} if history else {})},
-        outputs=[adapter, folded, log], rebuild=rebuild,
+        outputs=[adapter, folded, *[folder / name for name in LOGS]], rebuild=rebuild,
     )  # fmt: skip
     if job.done():
         return
     from train.distil import distil
 
-    with TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / "adapter"
-        before = digest(history) if history else None
-        healed = distil(origin, folder / "kept.jsonl", history, made, config, number)
-        if history and digest(history) != before:
-            raise RuntimeError(f"{history} changed on disk while the round was trained")
-        text = (made / "train.jsonl").read_text(encoding="utf-8")
-        (made / "train.jsonl").unlink()
-        with atomic_folder(adapter) as temporary:
-            for file in made.iterdir():
-                file.rename(temporary / file.name)
-    write_text(log, text)
+    before = digest(history) if history else None
+    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
+    if history and digest(history) != before:
+        raise RuntimeError(f"{history} changed on disk while the round was trained")
     fold([*(rounds_of(history) if history else []), (adapter, 1.0)], folded)
     show(healed, config.train)
     job.finish(
         rows=healed.examples,
+        heldout=healed.heldout,
         tokens=healed.tokens,
-        steps=len(healed.rows),
-        fire_rate=float(np.mean([row["fired"] for row in healed.rows])),
+        steps=healed.steps[-1]["step"],
+        fire_rate=float(np.mean([row["fired"] for row in healed.steps])),
         start=healed.start,
+        findings=[finding.name for finding in healed.findings],
     )
+    healed.work.remove()
 
 
 def main() -> None:
@@ -124,6 +108,7 @@ def main() -> None:
     )
     show(healed, config.train)
     console.print(f"wrote {arguments.out}")
+    healed.work.remove()
 
 
 if __name__ == "__main__":

@@ -1,65 +1,149 @@
 """The healing objective: cross-entropy + lambda * relu(D - tau) over completion positions, in chunks.
 
-Logits are held for one chunk of positions at a time and made again in the backward pass, so that memory is chunk x vocabulary.
-Per-position values come back as a vector, so that any aggregate is plain autograd and exact.
+A position's cross-entropy and KL depend on its own hidden state alone. So each chunk of logits also yields both gradients at
+that state, [positions, hidden] each, and the backward pass only weighs them: logits are held for one chunk at a time and never
+made twice, any aggregate is plain autograd over the per-position values, and the gradient is exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-8  # inside the root of rmse: a fresh adapter has D = 0, where the root's gradient is infinite
+AGGREGATES = ("mean", "rmse", "p95", "max")
+BLOCK = 2**15  # words of a half-precision head that are made fp32 at a time
 
 
 @dataclass(frozen=True)
 class Head:
-    """From final hidden states to logits: weight [vocabulary, hidden], bias, and a final logit softcap (Gemma 2) or None."""
+    """From final hidden states to logits: weight [vocabulary, hidden], bias, and a final logit softcap (Gemma 2) or None.
+
+    Products are taken in fp32 whatever the weight's dtype: half-precision logits carry errors of the order of the divergence.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     softcap: float | None = None
 
+    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        if self.weight.dtype == torch.float32:
+            yield slice(None), self.weight
+            return
+        for begin in range(0, len(self.weight), BLOCK):
+            yield slice(begin, begin + BLOCK), self.weight[begin : begin + BLOCK].float()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [positions, vocabulary] of hidden [positions, hidden], fp32, softcapped."""
+        hidden = hidden.float()
+        logits = hidden.new_empty(len(hidden), len(self.weight))
+        for words, weight in self._blocks():
+            logits[:, words] = hidden @ weight.T
+        if self.bias is not None:
+            logits += self.bias
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
     def logprobs(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-softmax [positions, vocabulary], fp32."""
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits.log_softmax(-1)
+        return self.logits(hidden).log_softmax(-1)
+
+    def gradient(self, slope: torch.Tensor) -> torch.Tensor:
+        """Gradient [positions, hidden] at the hidden states, from the one before the softcap, [positions, vocabulary]."""
+        total: torch.Tensor | None = None
+        for words, weight in self._blocks():
+            part = slope[:, words] @ weight
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+
+class Positions(NamedTuple):
+    """Values of every completion position, fp32.
+
+    ce [positions], nats. kl [references, positions], nats, each reference's divergence in the direction of D. grad_ce and
+    grad_kl [positions, hidden]: gradients of ce and of kl[0] at the hidden states; grad_kl is 0 where KL is only measured.
+    """
+
+    ce: torch.Tensor
+    kl: torch.Tensor
+    grad_ce: torch.Tensor
+    grad_kl: torch.Tensor
 
 
 def per_position(
-    hidden: torch.Tensor, targets: torch.Tensor, reference: torch.Tensor, head: Head, divergence: str, chunk: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and KL of every position, [positions] each, nats.
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    references: Sequence[torch.Tensor],
+    head: Head,
+    divergence: str,
+    chunk: int,
+) -> Positions:
+    """Cross-entropy and KL of every position.
 
-    hidden and reference [positions, hidden]: final hidden states of the student and of the reference, at the positions that
-    predict targets [positions]. kl_fwd is KL(ref || theta); every other divergence gives KL(theta || ref), without gradient
-    for nll and wd, where it is only measured.
+    hidden and each of references [positions, hidden]: final hidden states of the student and of the references, at the positions
+    that predict targets [positions]. kl_fwd is KL(ref || theta); every other divergence gives KL(theta || ref). The first
+    reference's carries a gradient under kl_fwd and kl_rev; all others are only measured.
     """
-    measured_only = divergence not in ("kl_fwd", "kl_rev")
+    return Positions(*_PerPosition.apply(hidden, targets, tuple(references), head, divergence, chunk))
 
-    def values(h: torch.Tensor, t: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ours = head.logprobs(h)
-        with torch.no_grad():
-            theirs = head.logprobs(r)
-        ce = -ours.gather(1, t[:, None])[:, 0]
-        if measured_only:
-            ours = ours.detach()
-        kl = (
-            (theirs.exp() * (theirs - ours)).sum(-1)
-            if divergence == "kl_fwd"
-            else (ours.exp() * (ours - theirs)).sum(-1)
-        )
-        return ce, kl
 
-    parts = [
-        checkpoint(values, *block, use_reentrant=False)
-        for block in zip(hidden.split(chunk), targets.split(chunk), reference.split(chunk), strict=True)
-    ]
-    return torch.cat([ce for ce, _ in parts]), torch.cat([kl for _, kl in parts])
+class _PerPosition(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, references: tuple[torch.Tensor, ...], head: Head, divergence: str, chunk: int) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        wanted = ctx.needs_input_grad[0]
+        barred = wanted and divergence in ("kl_fwd", "kl_rev")
+        size = len(hidden)
+        ce = hidden.new_empty(size, dtype=torch.float32)
+        kl = hidden.new_empty(len(references), size, dtype=torch.float32)
+        grad_ce = hidden.new_zeros(hidden.shape if wanted else (0,), dtype=torch.float32)
+        grad_kl = hidden.new_zeros(hidden.shape if barred else (0,), dtype=torch.float32)
+        for begin in range(0, size, chunk):
+            here = slice(begin, begin + chunk)
+            # The reference whose gradient is wanted comes last: its buffers are turned into the gradient in place.
+            logp = head.logits(hidden[here])
+            slope = None if head.softcap is None or not wanted else 1 - (logp / head.softcap).square_()
+            logp = logp.log_softmax(-1)
+            p = logp.exp()
+            rows = torch.arange(len(logp), device=logp.device)
+            ce[here] = -logp[rows, targets[here]]
+            for index in reversed(range(len(references))):
+                last = barred and index == 0
+                logq = head.logprobs(references[index][here])
+                if divergence == "kl_fwd":
+                    q = logq.exp()
+                    kl[index, here] = _dot(q, logq.sub_(logp))
+                    bend = q.neg_().add_(p) if last else None
+                else:
+                    apart = logq.neg_().add_(logp)
+                    kl[index, here] = _dot(p, apart)
+                    bend = apart.sub_(kl[index, here, None]).mul_(p) if last else None
+                if bend is not None:
+                    grad_kl[here] = head.gradient(bend if slope is None else bend.mul_(slope))
+            if wanted:
+                p[rows, targets[here]] -= 1
+                grad_ce[here] = head.gradient(p if slope is None else p.mul_(slope))
+        ctx.save_for_backward(grad_ce, grad_kl)
+        ctx.like, ctx.barred = hidden.dtype, barred
+        ctx.mark_non_differentiable(grad_ce, grad_kl, *(() if barred else (kl,)))
+        return ce, kl, grad_ce, grad_kl
+
+    @staticmethod
+    def backward(ctx: Any, by_ce: torch.Tensor, by_kl: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        grad_ce, grad_kl = ctx.saved_tensors
+        total = grad_ce * by_ce[:, None]
+        if ctx.barred:
+            total.addcmul_(grad_kl, by_kl[0][:, None])
+        return total.to(ctx.like), None, None, None, None, None
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Dot product of every row, without a buffer of the rows' size."""
+    return torch.linalg.vecdot(a, b)
 
 
 def aggregate(kl: torch.Tensor, kind: str) -> torch.Tensor:
@@ -70,7 +154,21 @@ def aggregate(kl: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def barrier(kl: torch.Tensor, divergence: str, kind: str, lam: float, tau: float) -> torch.Tensor:
-    """lambda * relu(D - tau) of a micro-batch; 0 for nll and wd."""
+    """lambda * relu(D - tau) of a micro-batch from per-position KL [positions]; 0 for nll and wd."""
     if divergence not in ("kl_fwd", "kl_rev"):
         return kl.new_zeros(())
     return lam * torch.relu(aggregate(kl, kind) - tau)
+
+
+def gradient_ratio(found: Positions, divergence: str, kind: str, lam: float, tau: float) -> float:
+    """Norm of the barrier's gradient over that of the mean cross-entropy's, both at the final hidden states.
+
+    Taken where the two enter the network: in the parameters it would cost a second backward pass.
+    """
+    if divergence not in ("kl_fwd", "kl_rev"):
+        return 0.0
+    with torch.enable_grad():
+        kl = found.kl[0].detach().requires_grad_()
+        (weights,) = torch.autograd.grad(barrier(kl, divergence, kind, lam, tau), kl)
+    ours = torch.linalg.vector_norm(found.grad_kl * weights[:, None])
+    return float(ours / (torch.linalg.vector_norm(found.grad_ce) / len(kl)))

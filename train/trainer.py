@@ -1,43 +1,30 @@
-"""A transformers.Trainer whose loss is the healing objective, with a JSONL log and live progress."""
+"""A transformers.Trainer whose loss is the healing objective, with a log that explains itself and a resume that is exact."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from shared.config import Config
-from shared.console import progress
+from shared.errors import SteerHealError
+from shared.publish import write_json
 from train.data import IGNORED, Example, collate
-from train.objective import aggregate, barrier, per_position
+from train.objective import AGGREGATES, aggregate, barrier, gradient_ratio, per_position
+from train.reference import States
+from train.unfinished import Unfinished
 from train.unsloth_model import Student
 
-AGGREGATES = ("mean", "rmse", "p95", "max")
-
-
-def reference_states(
-    student: Student, examples: Sequence[Example], adapters: Sequence[str], batch_size: int, label: str
-) -> list[torch.Tensor]:
-    """The reference's final hidden states at the positions that predict each completion: per example [completion, hidden].
-
-    The reference does not change within a round, so one forward per example serves every step.
-    """
-    device = next(student.network.parameters()).device
-    states: list[torch.Tensor] = []
-    with torch.no_grad(), student.only(*adapters), progress() as bar:
-        task = bar.add_task(label, total=len(examples))
-        for begin in range(0, len(examples), batch_size):
-            block = list(examples[begin : begin + batch_size])
-            batch = collate(block)
-            hidden = student.hidden(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-            states += [hidden[i, len(e.prompt) - 1 : len(e) - 1].clone() for i, e in enumerate(block)]
-            bar.advance(task, len(block))
-    return states
+VERSION = 1
+PARTS = "parts.json"  # micro-batches since the last row of the log
 
 
 class HealTrainer(Trainer):
@@ -45,55 +32,40 @@ class HealTrainer(Trainer):
 
     The barrier is not linear in D: under gradient accumulation the step's barrier is the mean of its micro-batches' barriers.
     It depends on neither padding nor the order of rows within the micro-batch.
+
+    references: states of the barrier's reference first, by name; lam: lambda of this round; heldout: examples whose
+    cross-entropy is taken before the first step and after every epoch. Raises SteerHealError when loss or gradient is not
+    finite, naming the rows.
     """
 
     def __init__(
         self,
         student: Student,
-        examples: list[Example],
-        reference: list[torch.Tensor],
+        examples: Sequence[Example],
+        heldout: Sequence[Example],
+        references: Mapping[str, States],
         config: Config,
         lam: float,
-        log: Path,
-        **options: Any,
+        work: Unfinished,
+        tensorboard: Path,
+        callbacks: Sequence[TrainerCallback] = (),
     ):
-        train = config.train
         rows = [{"row": index} for index in range(len(examples))]
         super().__init__(
             model=student.network,
-            args=TrainingArguments(
-                output_dir=str(log.parent),
-                per_device_train_batch_size=train.batch_size,
-                gradient_accumulation_steps=train.gradient_accumulation,
-                num_train_epochs=train.epochs,
-                learning_rate=train.learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=train.warmup,
-                optim="adamw_torch",
-                adam_beta1=0.9,
-                adam_beta2=0.95,
-                weight_decay=train.weight_decay if train.divergence == "wd" else 0.0,
-                max_grad_norm=1.0,
-                seed=config.seed,
-                data_seed=config.seed,
-                logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                use_cpu=not torch.cuda.is_available(),
-                bf16=False,
-                fp16=False,
-            ),
+            args=_arguments(config, work.folder, bool(heldout)),
             train_dataset=rows,
+            eval_dataset=rows,  # never read: evaluate() has its own rows, and Trainer asks for some
             data_collator=self._collate,
-            **options,
+            callbacks=[*_reporters(config.train.report_to, tensorboard), *callbacks],
         )
+        self.remove_callback(PrinterCallback)  # the progress bar shows what it would print
         self.model_accepts_loss_kwargs = True  # num_items_in_batch normalises CE; Trainer must not divide again
-        self.student, self.examples, self.reference = student, examples, reference
-        self.config, self.lam, self.path = config, lam, log
-        self.rows: list[dict[str, float | int | None]] = []
+        self.student, self.examples, self.heldout, self.references = student, examples, heldout, references
+        self.config, self.lam, self.work = config, lam, work
+        self.rows: list[dict[str, Any]] = []
         self._parts: list[dict[str, float]] = []
+        self.checkpoint: Path | None = None
 
     def _collate(self, rows: list[dict[str, int]]) -> dict[str, torch.Tensor]:
         batch = collate([self.examples[row["row"]] for row in rows])
@@ -103,81 +75,204 @@ class HealTrainer(Trainer):
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         train = self.config.train
-        hidden = self.student.hidden(inputs["input_ids"], inputs["attention_mask"])
-        predicts = inputs["labels"][:, 1:] != IGNORED
-        states, targets = hidden[:, :-1][predicts], inputs["labels"][:, 1:][predicts]
-        reference = torch.cat([self.reference[row] for row in inputs["row"].tolist()]).to(states)
-        ce, kl = per_position(states, targets, reference, self.student.head, train.divergence, train.chunk)
-        wall = barrier(kl, train.divergence, train.aggregate, self.lam, train.tau)
+        rows = inputs["row"].tolist()
+        states, targets = _completions(self.student, inputs)
+        references = {name: states_.of(rows).to(states.device) for name, states_ in self.references.items()}
+        found = per_position(
+            states, targets, list(references.values()), self.student.head, train.divergence, train.chunk
+        )
+        wall = barrier(found.kl[0], train.divergence, train.aggregate, self.lam, train.tau)
         total = (
-            ce.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+            found.ce.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch)
             + wall / self.current_gradient_accumulation_steps
         )
-        measured = {f"divergence_{kind}": float(aggregate(kl.detach().float(), kind)) for kind in AGGREGATES}
-        over = train.divergence in ("kl_fwd", "kl_rev") and measured[f"divergence_{train.aggregate}"] > train.tau
+        if not torch.isfinite(total):
+            self._not_finite(rows, torch.isfinite(found.ce) & torch.isfinite(found.kl).all(0))
+        by_reference = dict(zip(references, found.kl.detach(), strict=True))
+        for name in ("base", "previous"):  # in round 1 the previous student is the base
+            by_reference.setdefault(name, found.kl[0].detach())
+        measured = {
+            f"kl_{name}_{kind}": float(aggregate(kl, kind)) for name, kl in by_reference.items() for kind in AGGREGATES
+        }
+        over = (
+            train.divergence in ("kl_fwd", "kl_rev") and measured[f"kl_{train.reference}_{train.aggregate}"] > train.tau
+        )
         self._parts.append(
             {
                 "tokens": len(targets),
-                "ce": float(ce.detach().sum()),
+                "ce": float(found.ce.detach().sum()),
                 "barrier": float(wall.detach()),
                 "fired": float(over),
+                "gradient_ratio": gradient_ratio(found, train.divergence, train.aggregate, self.lam, train.tau),
                 **measured,
             }
         )
         return total
 
+    def _not_finite(self, rows: list[int], good: torch.Tensor | None = None) -> None:
+        """Stop before anything that is not finite reaches a checkpoint."""
+        bad = rows
+        if good is not None:
+            parts = good.split([len(self.examples[row].completion) for row in rows])
+            bad = [row for row, part in zip(rows, parts, strict=True) if not part.all()] or rows
+        kept = f"; {self.checkpoint} is the last good checkpoint" if self.checkpoint else ""
+        raise SteerHealError(
+            "loss or gradient is not finite",
+            given=f"step {self.state.global_step + 1}, rows {', '.join(self.examples[row].key for row in bad)}{kept}",
+            expected="numbers",
+            next="look at these rows, or lower train.learning_rate",
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """One row per optimiser step; what is not a mean over micro-batches is CE, a mean over tokens."""
+        """One row per logging step, over all its micro-batches: CE a mean over tokens, max a maximum, the rest means."""
         if not self._parts:
             return
         parts, self._parts = self._parts, []
+        names = [name for name in parts[0] if name not in ("tokens", "ce")]
         tokens = sum(part["tokens"] for part in parts)
-        means = {
-            name: float(np.mean([part[name] for part in parts]))
-            for name in ("barrier", "fired", *[f"divergence_{kind}" for kind in AGGREGATES])
+        figures = {
+            name: float((np.max if name.endswith("_max") else np.mean)([part[name] for part in parts]))
+            for name in names
         }
         ce = sum(part["ce"] for part in parts) / tokens
         row = {
-            "version": 1, "step": self.state.global_step, "epoch": logs.get("epoch", self.state.epoch), "loss": ce + means["barrier"], "ce": ce, **means,
-            "learning_rate": logs["learning_rate"], "grad_norm": float(logs["grad_norm"]), "tokens": int(tokens),
+            "version": VERSION, "step": self.state.global_step, "epoch": self.state.epoch, "loss": ce + figures["barrier"], "ce": ce,
+            **figures, "learning_rate": logs["learning_rate"], "grad_norm": float(logs["grad_norm"]), "tokens": int(tokens),
         }  # fmt: skip
-        if not all(np.isfinite(value) for value in row.values() if value is not None):
-            raise RuntimeError(f"training diverged at step {row['step']}: {row}")
+        if not all(math.isfinite(value) for value in row.values()):
+            self._not_finite(self._last)
+        self._keep(row)
+
+    def _maybe_log_save_evaluate(self, *rest: Any, **options: Any) -> None:
+        """A row ends with its epoch, so that no step is left out of the log and none is logged twice."""
+        if self._parts and float(self.state.epoch).is_integer():
+            self.control.should_log = True
+        super()._maybe_log_save_evaluate(*rest, **options)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> torch.Tensor:
+        self._last = inputs["row"].tolist()
+        return super().training_step(model, inputs, *rest, **options)
+
+    def _keep(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        self.work.append(row)
+        super().log({name: value for name, value in row.items() if name not in ("version", "step", "epoch")})
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Cross-entropy of the held-out rows, a mean over their tokens; with early_stop, the stop and the best adapter so far."""
+        train = self.config.train
+        if self._held_out and self._held_out[-1]["step"] == self.state.global_step:  # taken for this step's checkpoint
+            return {"eval_loss": self._held_out[-1]["heldout_ce"]}
+        total = tokens = 0.0
+        with torch.no_grad():
+            for begin in range(0, len(self.heldout), train.batch_size):
+                batch = collate(self.heldout[begin : begin + train.batch_size])
+                states, targets = _completions(self.student, {k: v.to(self.student.device) for k, v in batch.items()})
+                found = per_position(states, targets, [], self.student.head, "nll", train.chunk)
+                total, tokens = total + float(found.ce.sum()), tokens + len(targets)
+        best = min((row["heldout_ce"] for row in self._held_out), default=math.inf)
+        ce = total / tokens
+        self._keep({"version": VERSION, "step": self.state.global_step, "epoch": self.state.epoch or 0.0, "heldout_ce": ce})  # fmt: skip
+        if train.early_stop and ce < best:
+            self.student.save(self.work.best)
+        self.control.should_training_stop |= self._stopped
+        return {"eval_loss": ce}
+
+    @property
+    def _held_out(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if "heldout_ce" in row]
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether early_stop epochs have passed without a lower held-out cross-entropy."""
+        values = [row["heldout_ce"] for row in self._held_out]
+        patience = self.config.train.early_stop
+        return bool(patience and values) and len(values) - 1 - int(np.argmin(values)) >= patience
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train to the end: from the start, with the held-out cross-entropy first, or from a whole checkpoint."""
+        self.checkpoint = checkpoint
+        self.rows = list(self.work.rows())
+        if checkpoint is None and self.heldout:
+            self.evaluate()
+        if not self._stopped:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.config.train.early_stop and self.heldout:
+            self.student.load(self.work.best)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """This round's adapter alone: the history is on disk already, and Trainer would save it under the same step."""
+        self.student.save(Path(str(output_dir)))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if any(not torch.isfinite(value).all() for value in self.student.current.values()):
+            self._not_finite(self._last)
+        if self.heldout and float(self.state.epoch).is_integer():  # a resume from here begins the next epoch
+            self.evaluate()
+        super()._save_checkpoint(model, trial)
+        self.checkpoint = self.work.folder / f"checkpoint-{self.state.global_step}"
+        write_json(self.checkpoint / PARTS, self._parts)
+        self.work.seal(self.checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.student.load(Path(resume_from_checkpoint))
+        self._parts = json.loads((Path(resume_from_checkpoint) / PARTS).read_text(encoding="utf-8"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's own resume forgets one of two adapters; whatever loaded the checkpoint, it must be in memory now."""
+        if checkpoint is not None and not self.student.holds(Path(checkpoint)):
+            raise RuntimeError(f"resuming from {checkpoint} did not restore this round's adapter")
+        super()._load_optimizer_and_scheduler(checkpoint)
 
 
-class Live(TrainerCallback):
-    """A progress bar with loss, D and the share of steps in which the barrier fired."""
+def _completions(student: Student, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final hidden states [positions, hidden] that predict the completions' tokens, and these tokens [positions]."""
+    hidden = student.hidden(batch["input_ids"], batch["attention_mask"])
+    predicts = batch["labels"][:, 1:] != IGNORED
+    return hidden[:, :-1][predicts], batch["labels"][:, 1:][predicts]
 
-    def __init__(self, aggregate_kind: str):
-        self.kind = aggregate_kind
-        self.bar = progress("loss", "divergence", "fired")
-        self.trainer: HealTrainer | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.start()
-        self.task = self.bar.add_task("healing", total=state.max_steps, loss="", divergence="", fired="")
+def _arguments(config: Config, work: Path, evaluate: bool) -> TrainingArguments:
+    """Cosine with warm-up, AdamW with betas (0.9, 0.95), gradients clipped at norm 1."""
+    train = config.train
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=train.warmup,
+        optim="adamw_torch",
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=train.weight_decay if train.divergence == "wd" else 0.0,
+        max_grad_norm=1.0,
+        seed=config.seed,
+        data_seed=config.seed,
+        eval_strategy="epoch" if evaluate else "no",
+        logging_steps=train.logging_steps,
+        save_strategy="steps" if train.save_steps else "no",
+        save_steps=max(train.save_steps, 1),
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        fp16=False,
+    )
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.show(state)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.show(state)
-
-    def show(self, state: Any) -> None:
-        rows = self.trainer.rows if self.trainer else []
-        if rows:
-            fired = float(np.mean([row["fired"] for row in rows]))
-            self.bar.update(
-                self.task,
-                completed=state.global_step,
-                loss=f"loss {rows[-1]['loss']:.3f}",
-                divergence=f"D {self.kind} {rows[-1][f'divergence_{self.kind}']:.3f}",
-                fired=f"fires {fired:.0%}",
-            )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.show(state)
-        self.bar.stop()
+def _reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
+    """Transformers' own reporters, by the names it knows them."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(tensorboard))
+    try:
+        return [kind() for kind in get_reporting_integration_callbacks(list(names))]
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise SteerHealError(
+            "the log cannot be reported there",
+            given=f"train.report_to = {list(names)}: {error}",
+            expected="names that transformers reports to, their packages installed",
+            next=".venv/bin/pip install tensorboard, or leave train.report_to empty",
+        ) from None

@@ -1,7 +1,9 @@
 """The student under Unsloth: a frozen base, the frozen folded history, and this round's trainable adapter.
 
-The only file that imports unsloth. Three of its traps are handled here: its compiler rewrites PEFT's adapter loop so that only
-the first active adapter counts; PEFT's disable_adapter unfreezes on exit; Unsloth marks every adapter trainable.
+The only file that imports unsloth. The traps of two adapters are handled here: Unsloth's compiler rewrites PEFT's adapter loop so
+that only the first active adapter counts; PEFT's disable_adapter unfreezes on exit; Unsloth marks every adapter trainable;
+concatenated rsLoRA factors would be scaled wrongly. The Trainer's own trap, a resume that forgets this round's adapter, is in
+train/trainer.py.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.adapters import Adapter, belongs, load_adapter
 from shared.config import Config, band
 from shared.errors import SteerHealError
+from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
 
@@ -26,6 +30,7 @@ with contextlib.redirect_stdout(None), warnings.catch_warnings():
     from unsloth import FastLanguageModel  # before transformers and peft, which it patches
 
 import torch
+from safetensors.torch import load_file
 
 from train.objective import Head
 
@@ -39,12 +44,17 @@ class Student:
     network: Any
     adapters: tuple[str, ...]
 
+    @property
+    def layers(self) -> list[Any]:
+        """The modules that carry adapters."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+
     @contextlib.contextmanager
     def only(self, *names: str) -> Iterator[None]:
         """Activate just these adapters inside the context; none is the original model. Trainability is never touched."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        layers = self.layers
         saved = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
         try:
             for layer in layers:
@@ -85,8 +95,36 @@ class Student:
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         return inputs
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
         return {name: value for name, value in self.network.named_parameters() if f".{adapter}." in name}
+
+    @property
+    def current(self) -> dict[str, torch.nn.Parameter]:
+        return self.parameters(CURRENT)
+
+    def save(self, folder: Path) -> None:
+        """Write this round's adapter, and nothing else, as PEFT does."""
+        self.network.save_pretrained(str(folder), selected_adapters=[CURRENT], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def load(self, folder: Path) -> None:
+        """Read this round's adapter back in place: trainability and the optimiser's references stay."""
+        written = load_file(folder / "adapter_model.safetensors")
+        with torch.no_grad():
+            for name, value in self.current.items():
+                value.copy_(written[name.replace(f".{CURRENT}.", ".")])
+
+    def holds(self, folder: Path) -> bool:
+        """Whether this round's adapter in memory is, bit for bit, the one in a folder."""
+        written = load_file(folder / "adapter_model.safetensors")
+        ours = {name.replace(f".{CURRENT}.", "."): value for name, value in self.current.items()}
+        return written.keys() == ours.keys() and all(
+            torch.equal(written[name], value.detach().cpu()) for name, value in ours.items()
+        )
 
 
 @contextlib.contextmanager
@@ -116,6 +154,16 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             expected="false on a CPU",
             next="SET=train.load_in_4bit=false",
         )
+    context = model.text_config.get("max_position_embeddings")
+    if context is not None and train.max_length > context:
+        raise SteerHealError(
+            "train.max_length is beyond the model's context",
+            given=train.max_length,
+            expected=f"at most {context}",
+            next=f"SET=train.max_length={context}",
+        )
+    if history is not None:
+        verify(history)
     with peft_forwards_kept():
         network, _ = FastLanguageModel.from_pretrained(
             str(model.folder),
@@ -136,6 +184,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             use_rslora=False,
         )
         if history is not None:
+            fits(network, load_adapter(history), model)
             network.load_adapter(str(history), adapter_name=HISTORY, is_trainable=False)
     student = Student(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
     network.peft_config[CURRENT].base_model_name_or_path = model.name
@@ -143,13 +192,28 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
     return student
 
 
+def fits(network: Any, history: Adapter, model: Model) -> None:
+    """Raise SteerHealError when a history is another model's; PEFT would skip modules that it does not find."""
+    belongs(history, model)
+    layers = {
+        name: module.weight for name, module in network.get_base_model().named_modules() if hasattr(module, "weight")
+    }
+    names = {name.replace(".base_layer", ""): weight for name, weight in layers.items()}
+    for name, (a, b) in history.modules.items():
+        shape = tuple(names[name].shape) if name in names else None
+        if shape is None or (shape != (len(b), a.shape[1]) and not hasattr(names[name], "quant_state")):
+            raise SteerHealError(
+                "a history does not fit the model",
+                given=f"{history.folder}: {name} {[len(b), a.shape[1]]}",
+                expected=f"{name} {list(shape)}" if shape else f"a module of {model.name}",
+                next="name the model it was trained on",
+            )
+
+
 def activate(student: Student) -> None:
     """History and current adapter active; the current one trainable in fp32, all else frozen."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in student.network.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer._active_adapter, layer._disable_adapters = list(student.adapters), False
+    for layer in student.layers:
+        layer._active_adapter, layer._disable_adapters = list(student.adapters), False
     current = {id(value) for value in student.parameters(CURRENT).values()}
     for value in student.network.parameters():
         value.requires_grad_(id(value) in current)
@@ -175,10 +239,16 @@ def targets(network: torch.nn.Module, model: Model, layers: str) -> str:
 def self_test(student: Student, batch: dict[str, torch.Tensor]) -> None:
     """Refuse to train on a model that does not do what it says. batch: input_ids and attention_mask.
 
-    The history's gate must change the logits beside another active adapter; only the current adapter may be trainable; the head
-    of the hidden states must be the logits.
+    The history's gate must change the logits beside another active adapter; only the current adapter may be trainable; every
+    adapter must count at alpha / rank; the head of the hidden states must be the logits.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
+    for name in student.adapters:
+        settings = student.network.peft_config[name]
+        wanted = settings.lora_alpha / settings.r
+        scales = {layer.scaling[name] for layer in student.layers if name in layer.scaling}
+        if scales != {wanted}:
+            raise RuntimeError(f"the adapter {name} counts {scales} times instead of {wanted}: rsLoRA is not supported")
     frozen_right = all(
         value.requires_grad == (f".{CURRENT}." in name) for name, value in student.network.named_parameters()
     )

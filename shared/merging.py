@@ -1,0 +1,100 @@
+"""A student as a plain checkpoint: an adapter added to its weights, for serving.
+
+Merging is never a way back: W + d - d is not W. The way back is the factored history with its gates off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from shared.adapters import Adapter, belongs, load_adapter
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.models import Model
+from shared.publish import atomic_folder, digest, write_json
+
+
+def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model:
+    """The student as a plain checkpoint in `dtype` under `cache`, merged in fp32; the model itself without an adapter.
+
+    The weights lie on a half-precision grid already, so that a shift under half its step is lost whole: the share of the adapter
+    that survives, the stored shift projected on the exact one, is measured. Below a half SteerHealError is raised.
+    """
+    if adapter is None:
+        return model
+    key = hashlib.sha256(f"{model.fingerprint} {digest(adapter)} {dtype}".encode()).hexdigest()[:16]
+    folder = cache / key
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            merge(model, load_adapter(adapter), temporary, dtype)
+    return Model(str(adapter), folder, None)
+
+
+def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:
+    """Write the merged checkpoint into an existing folder; returns the share of the adapter's shift that survives in `dtype`.
+
+    Raises SteerHealError when that is under a half, or the adapter is another model's.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    todo = dict(adapter.modules)
+    kept = size = 0.0
+    belongs(adapter, model)
+    for shard in sorted(model.folder.glob("*.safetensors")):
+        tensors = {}
+        with safe_open(shard, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+                value = handle.get_tensor(name)
+                found = next((module for module in _spellings(name.removesuffix(".weight")) if module in todo), None)
+                if found is not None:
+                    a, b = todo.pop(found)
+                    shift = adapter.scale * (b @ a)
+                    stored = (value.float() + shift).to(kind)
+                    kept += float(((stored.float() - value.float()) * shift).sum())
+                    size += float(shift.square().sum())
+                    value = stored
+                tensors[name] = value.to(kind) if value.is_floating_point() else value
+        save_file(tensors, folder / shard.name, metadata={"format": "pt"})
+    if todo:
+        raise SteerHealError(
+            "an adapter names modules that the model lacks",
+            given=f"{next(iter(todo))} and {len(todo) - 1} more",
+            expected=f"weights of {model.name}",
+            next="use the adapter with the model it was trained on",
+        )
+    if kept < 0.5 * size:
+        raise SteerHealError(
+            "the served dtype swallows the adapter",
+            given=f"{max(kept, 0.0) / size:.0%} of its shift survives in {dtype}",
+            expected="at least half",
+            next="serve in fp32: --dtype float32, or SET=model.dtype=float32 in a run",
+        )
+    if kept < 0.95 * size:
+        console.print(
+            f"[yellow]{kept / size:.0%} of the adapter's shift survives merging in {dtype}; float32 keeps all of it[/]"
+        )
+    for file in model.folder.iterdir():
+        if file.suffix in {".json", ".jinja", ".model", ".txt"} and file.name != "config.json":
+            shutil.copyfile(file, folder / file.name)
+    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**config, "dtype": dtype})
+    return kept / size if size else 1.0
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Module names a checkpoint name may stand for: multimodal checkpoints and models nest the language model differently."""
+    yield name
+    for old, new in (
+        ("language_model.model.", "model.language_model."),
+        ("model.language_model.", "language_model.model."),
+        ("model.language_model.", "model."),
+    ):
+        if name.startswith(old):
+            yield new + name.removeprefix(old)

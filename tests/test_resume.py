@@ -1,0 +1,243 @@
+"""A round that was killed and goes on is the round that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command
+
+from train.unsloth_model import CURRENT, load_student  # isort: skip (Unsloth comes before transformers)
+
+import torch
+from transformers import Trainer
+
+from shared.config import resolve
+from shared.errors import SteerHealError
+from shared.folding import fold
+from shared.models import Model
+from shared.publish import digest
+from train.distil import distil
+from train.trainer import HealTrainer
+from train.unfinished import LOGS
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.5 train.epochs=4 train.batch_size=2 train.gradient_accumulation=2 "
+    "train.learning_rate=2e-3 train.tau=0.01 train.lam=1.0 train.heldout=0.2 train.save_steps=3 train.logging_steps=2"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen prompts, eleven to train on: three optimiser steps an epoch, the last of a short batch."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"Count to {n}.", "completion": " ".join(map(str, range(1, n + 1)))} for n in range(2, 16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def history(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rounds")
+    distil(model, data, None, folder / "adapter", resolve(None, f"{SMALL} train.epochs=1")[0], 1)
+    fold([(folder / "adapter", 1.0)], folder / "history")
+    return folder / "history"
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, data: Path, history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Round 2, uninterrupted."""
+    out = tmp_path_factory.mktemp("whole") / "adapter"
+    healed = distil(model, data, history, out, resolve(None, SMALL)[0], 2)
+    assert healed.examples == 11 and healed.heldout == 3 and healed.steps[-1]["step"] == 12
+    assert [row["step"] for row in healed.rows if "heldout_ce" in row] == [0, 3, 6, 9, 12]
+    return out
+
+
+def same(a: Path, b: Path) -> None:
+    for name in ("adapter_model.safetensors", *LOGS):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as a checkpoint is whole, twice: mid-epoch, between two rows of the log, at an epoch's end."""
+    out, kills = tmp_path / "adapter", 0
+    line = [
+        sys.executable,
+        "-m",
+        "train.heal",
+        "--model",
+        "embedded",
+        "--data",
+        data,
+        "--history",
+        history,
+        "--out",
+        out,
+        "--set",
+        SMALL,
+    ]
+    seals = tmp_path / "adapter.healing"
+    for wanted in ("checkpoint-3.sha256", "checkpoint-9.sha256"):
+        process = subprocess.Popen([*map(str, line)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (seals / wanted).is_file():
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert not out.exists()
+    done = subprocess.run([*map(str, line)], cwd=ROOT, capture_output=True, text=True)
+    assert kills == 2 and done.returncode == 0 and "going on from checkpoint-9" in done.stdout, done.stderr
+    same(out, whole)
+    assert not seals.exists()
+
+
+def test_a_checkpoint_without_its_seal_is_not_used(
+    model: Model, data: Path, history: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while the checkpoint of step 6 was being written, after its weights and before its optimiser."""
+    saved = HealTrainer._save_optimizer_and_scheduler
+
+    def die(self: HealTrainer, folder: str) -> None:
+        if folder.endswith("checkpoint-6"):
+            raise KeyboardInterrupt
+        saved(self, folder)
+
+    monkeypatch.setattr(HealTrainer, "_save_optimizer_and_scheduler", die)
+    with pytest.raises(KeyboardInterrupt):
+        distil(model, data, history, tmp_path / "adapter", resolve(None, SMALL)[0], 2)
+    monkeypatch.undo()
+    assert (tmp_path / "adapter.healing" / "checkpoint-6").is_dir()
+    distil(model, data, history, tmp_path / "adapter", resolve(None, SMALL)[0], 2)
+    same(tmp_path / "adapter", whole)
+
+
+def test_the_trap_of_a_resume_that_forgets_the_adapter(
+    model: Model, data: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 3 made again: Trainer's own saving and loading, which knows one adapter."""
+    config = resolve(None, SMALL)[0]
+    step = HealTrainer.training_step
+
+    def stop(self: HealTrainer, *args: object, **options: object) -> torch.Tensor:
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(HealTrainer, "training_step", stop)
+    monkeypatch.setattr(HealTrainer, "_save", Trainer._save)
+    with pytest.raises(KeyboardInterrupt):
+        distil(model, data, history, tmp_path / "adapter", config, 2)
+    monkeypatch.setattr(HealTrainer, "_load_from_checkpoint", Trainer._load_from_checkpoint)
+    with pytest.raises(RuntimeError, match="did not restore this round's adapter"):
+        distil(model, data, history, tmp_path / "adapter", config, 2)
+
+
+def test_an_unfinished_round_of_something_else_is_refused(
+    model: Model, data: Path, history: Path, tmp_path: Path
+) -> None:
+    config = resolve(None, f"{SMALL} train.epochs=1")[0]
+    distil(model, data, history, tmp_path / "adapter", config, 2)
+    states = tmp_path / "adapter.healing" / "base.safetensors"
+    before = digest(states)
+    other = tmp_path / "other.jsonl"
+    other.write_text(data.read_text().replace("Count", "Please count"))
+    with pytest.raises(SteerHealError, match="data, held out changed") as refused:
+        distil(model, other, history, tmp_path / "adapter", config, 2)
+    assert "rm -r" in refused.value.next and digest(states) == before
+    with pytest.raises(SteerHealError, match="history changed"):
+        distil(model, data, None, tmp_path / "adapter", config, 2)
+    distil(model, other, history, tmp_path / "adapter", config, 2, replace=True)
+    assert digest(states) != before
+
+
+def test_a_stale_reference_is_refused(model: Model, data: Path, history: Path, tmp_path: Path) -> None:
+    """States of another history, put where this round's are expected."""
+    config = resolve(None, f"{SMALL} train.epochs=1")[0]
+    distil(model, data, None, tmp_path / "first", config, 2)
+    distil(model, data, history, tmp_path / "second", config, 2)
+    stolen = (tmp_path / "first.healing" / "base.safetensors").read_bytes()
+    (tmp_path / "second.healing" / "base.safetensors").write_bytes(stolen)
+    with pytest.raises(SteerHealError, match="stale") as refused:
+        distil(model, data, history, tmp_path / "second", config, 2)
+    assert "history changed" in str(refused.value.given)
+    (tmp_path / "second.healing" / "base.safetensors").write_bytes(stolen[: len(stolen) // 2])
+    with pytest.raises(SteerHealError, match="stale"):
+        distil(model, data, history, tmp_path / "second", config, 2)
+
+
+def test_early_stop_keeps_the_best_epoch(
+    model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out cross-entropies that fall and then rise, at a rate at which every epoch moves the adapter."""
+    config = resolve(None, f"{SMALL} train.early_stop=1 train.epochs=6 train.divergence=nll train.learning_rate=3e-2")[
+        0
+    ]
+    healed = distil(model, data, None, tmp_path / "adapter", config, 1)
+    values = [row["heldout_ce"] for row in healed.rows if "heldout_ce" in row]
+    best = values.index(min(values))
+    assert best == len(values) - 2 and len(values) < 7, values
+    assert any(finding.name == "overfit" for finding in healed.findings)
+    student = load_student(model, config, None)
+    student.load(tmp_path / "adapter")
+    assert student.holds(healed.work.best) and all(name.count(CURRENT) == 1 for name in student.current)
+    again = distil(model, data, None, tmp_path / "adapter", config, 1)  # killed after the stop, before publication
+    assert again.rows == healed.rows
+
+
+def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_checkpoint(
+    model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve(None, SMALL)[0]
+    loss = HealTrainer.compute_loss
+
+    def poisoned(
+        self: HealTrainer, model: object, inputs: dict[str, torch.Tensor], *rest: object, **options: object
+    ) -> object:
+        if self.state.global_step == 4:
+            with torch.no_grad():
+                self.student.current[next(iter(self.student.current))].fill_(float("nan"))
+        return loss(self, model, inputs, *rest, **options)
+
+    monkeypatch.setattr(HealTrainer, "compute_loss", poisoned)
+    with pytest.raises(SteerHealError, match="not finite") as stopped:
+        distil(model, data, None, tmp_path / "adapter", config, 1)
+    assert "step 5, rows line " in str(stopped.value.given) and "checkpoint-3 is the last good" in str(
+        stopped.value.given
+    )
+    assert not (tmp_path / "adapter").exists()
+    assert (tmp_path / "adapter.healing" / "checkpoint-3.sha256").is_file()
+
+
+def test_the_log_goes_to_tensorboard_and_an_unknown_place_is_refused(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fast = f'{SMALL} train.epochs=1 train.report_to=["tensorboard"]'
+    done = command("train.heal", "--model", "embedded", "--data", data, "--out", tmp_path / "adapter", "--set", fast)
+    assert done.returncode == 0, done.stderr
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "adapter" / "train.jsonl").read_text().splitlines()]
+    assert [e.value for e in events.Scalars("train/ce")] == pytest.approx([row["ce"] for row in rows if "ce" in row])
+    bad = command(
+        "train.heal",
+        "--model",
+        "embedded",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "b",
+        "--set",
+        fast.replace("tensorboard", "nowhere"),
+    )
+    assert bad.returncode == 2 and "nowhere" in bad.stderr and "Traceback" not in bad.stderr, bad.stderr
+    assert os.listdir(tmp_path).count("b") == 0

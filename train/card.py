@@ -1,0 +1,96 @@
+"""The model card of an export: what it is, how to load it, and what its own files say of data, training and scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from shared.config import flat
+from shared.console import number
+from shared.models import Model
+from shared.run import Run, versions
+
+HUB = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+SCORES = ("auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "verdict")
+WHAT = {
+    "round": "The LoRA adapter of one round alone.",
+    "history": "All rounds folded into one LoRA adapter, each at its gate (gates.json).",
+    "merged": "All rounds, each at its gate, merged into the weights.",
+}
+LOAD = {
+    "adapter": "from peft import AutoPeftModelForCausalLM\nmodel = AutoPeftModelForCausalLM.from_pretrained(FOLDER)",
+    "merged": "from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained(FOLDER)",
+}
+
+
+def hub_name(model: Model) -> str:
+    """The name others know the original model by."""
+    return HUB.get(model.name, model.name)
+
+
+def card(model: Model, kind: str, gates: Mapping[int, float], training: Mapping[str, Any] | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
+    """Markdown with the hub's metadata. training: a training.json; run: a run and its round, for counts, settings and scores."""
+    about = ModelCardData(
+        base_model=hub_name(model),
+        library_name="transformers" if kind == "merged" else "peft",
+        pipeline_tag="text-generation",
+        tags=["steer-heal", *([] if kind == "merged" else ["lora"])],
+    )
+    parts = [
+        f"---\n{about.to_yaml()}\n---",
+        f"# {hub_name(model)}, steered and healed",
+        f"{WHAT[kind]} Made with steer-heal: the original model is steered with an activation vector, its coherent completions that enact "
+        "the trait are distilled into a LoRA, and a divergence barrier to the original holds the damage down.",
+        "```python\n" + LOAD["merged" if kind == "merged" else "adapter"] + "\n```",
+        f"Original weights: {hub_name(model)}, fingerprint `{model.fingerprint[:16]}`"
+        + (f", revision `{model.revision}`." if model.revision else "."),
+    ]
+    if gates:
+        parts.append("Gates: " + ", ".join(f"round {index} at {gate:g}" for index, gate in sorted(gates.items())) + ".")
+    if run:
+        parts += _of_run(*run)
+    if training:
+        parts.append(_training(training))
+    parts.append("## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(training: Mapping[str, Any]) -> str:
+    said = "\n".join(f"- {finding['name']}: {finding['sentence']}" for finding in training["findings"])
+    return (
+        f"## Training of the last round\n\n{training['examples']} completions ({training['tokens']} tokens, {training['heldout']} more held out), {training['steps']} steps, "
+        f"D = {training['divergence']} ({training['aggregate']}, to {training['reference']}), lambda {training['lam']:g}, tau {training['tau']:g} nats.\n\n{said}"
+    )
+
+
+def _of_run(run: Run, last: int) -> list[str]:
+    parts = []
+    counts = []
+    for index in range(1, last + 1):
+        manifest = json.loads(run.manifest(index, "filter").read_text(encoding="utf-8"))
+        counts.append(f"| {index} | {manifest['counts']['kept']} | {manifest['counts']['rejected']} |")
+    parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
+    results = run.folder / "report" / "results.json"
+    if results.is_file():
+        rows = [row for row in json.loads(results.read_text(encoding="utf-8"))["rows"] if row["round"] <= last]
+        lines = [
+            "| " + " | ".join([str(row["round"]), row["stage"], *[number(row[name]) for name in SCORES]]) + " |"
+            for row in rows
+        ]
+        parts.append(
+            f"## Scores\n\n| round | stage | {' | '.join(SCORES)} |\n|---|---|{'---:|' * len(SCORES)}\n"
+            + "\n".join(lines)
+        )
+    settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in flat(run.config).items() if value is not None)
+    parts.append(f"## Settings\n\n```\n{settings}\n```")
+    return parts
+
+
+def training_of(folder: Path) -> dict[str, Any] | None:
+    """training.json of a folder, None where there is none."""
+    path = folder / "training.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,70 @@
+"""What a training's figures say, by rule and in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shared.config import TrainConfig
+
+DOMINATING = 3.0  # barrier gradient over cross-entropy gradient
+STUCK = 0.02  # a cross-entropy that fell by a smaller share has not moved
+RISE = 0.01  # so much above its best is a rise of the held-out cross-entropy
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that applied: its name, and the sentence with its figures and the way on."""
+
+    name: str
+    sentence: str
+
+
+def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], train: TrainConfig) -> list[Finding]:
+    """The rules that apply, most telling first; never empty.
+
+    rows: the log, rows of steps and of held-out cross-entropy; start: D to each reference before the first step, nats. Early and late
+    are the first and last quarter of the steps.
+    """
+    steps = [row for row in rows if "ce" in row]
+    heldout = [float(row["heldout_ce"]) for row in rows if "heldout_ce" in row]
+    quarter = max(len(steps) // 4, 1)
+
+    def early(name: str) -> float:
+        return float(np.mean([row[name] for row in steps[:quarter]]))
+
+    def late(name: str) -> float:
+        return float(np.mean([row[name] for row in steps[-quarter:]]))
+
+    def d(kind: str) -> str:
+        return f"kl_{train.reference}_{kind}"
+
+    fell = 1 - late("ce") / early("ce")
+    curve = f"cross-entropy {early('ce'):.3f} to {late('ce'):.3f}"
+    found = []
+    if train.divergence in ("kl_fwd", "kl_rev"):
+        fired = float(np.mean([row["fired"] for row in steps]))
+        if fired == 0:
+            highest = max(row[d(train.aggregate)] for row in steps)
+            found.append(Finding("barrier inert", f"D never passed tau = {train.tau:g} (highest {highest:.3f} nats): this round is plain cross-entropy. Lower train.tau to make the barrier count."))  # fmt: skip
+        if late("gradient_ratio") > DOMINATING and fell < STUCK:
+            found.append(Finding("barrier dominating", f"the barrier's gradient is {late('gradient_ratio'):.1f} times that of the cross-entropy, which is stuck ({curve}). Lower train.lam, or raise train.tau."))  # fmt: skip
+        if train.aggregate == "mean" and late(d("mean")) < train.tau < late(d("p95")):
+            found.append(Finding("mean diluted", f"the mean divergence ({late(d('mean')):.3f} nats) is under tau = {train.tau:g}, its 95th percentile ({late(d('p95')):.3f}) above: the barrier does not see the worst tokens. Use train.aggregate=rmse."))  # fmt: skip
+        if train.reference == "base" and start["base"] > train.tau:
+            found.append(Finding("history eroding", f"D to the original is {start['base']:.3f} nats before the first step, past tau = {train.tau:g}: the barrier pulls back what earlier rounds installed. Consider train.reference=previous."))  # fmt: skip
+    if len(heldout) > 1 and heldout[-1] > min(heldout) * (1 + RISE) and fell > 0:
+        best = int(np.argmin(heldout))
+        kept = "; the adapter kept is that of the best" if train.early_stop else ". Lower train.epochs, or set train.early_stop=1"  # fmt: skip
+        found.append(Finding("overfit", f"the held-out cross-entropy rises from {heldout[best]:.3f} after epoch {best} to {heldout[-1]:.3f}, while that of the training rows falls ({curve}){kept}."))  # fmt: skip
+    unlearned = min(heldout[1:]) >= heldout[0] if len(heldout) > 1 else fell < STUCK and len(steps) > 1
+    if unlearned:
+        said = f"held out {heldout[0]:.3f} before, {min(heldout[1:]):.3f} at best" if len(heldout) > 1 else curve
+        found.append(Finding("nothing learned", f"the cross-entropy did not fall ({said}). Raise train.learning_rate or train.epochs, or lower train.lam."))  # fmt: skip
+    if not found:
+        rest = f", held out {heldout[0]:.3f} to {heldout[-1]:.3f}" if heldout else ""
+        found.append(Finding("nothing stands out", f"{curve}{rest}; late D {late(d(train.aggregate)):.3f} nats against tau = {train.tau:g}."))  # fmt: skip
+    return found

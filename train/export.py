@@ -1,0 +1,201 @@
+"""A trained round for use elsewhere: its adapter, the folded history at any gates, or a merged checkpoint, with a model card.
+
+What was written is read back by plain Transformers and PEFT, and its log-probabilities are compared with those of the original
+weights plus the rounds' factors, both in fp32.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.adapters import BASE, Adapter, belongs, load_adapter
+from shared.chat import load_tokenizer, render
+from shared.cli import entry, need, parse, parser, plain
+from shared.config import resolve
+from shared.console import console, table
+from shared.errors import SteerHealError
+from shared.folding import refold, rounds_of
+from shared.merging import merge
+from shared.models import Model
+from shared.models import resolve as resolve_model
+from shared.publish import atomic_folder, write_json
+from shared.records import Prompt, data_file, read_jsonl
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("round", "history", "merged")
+PROMPTS = 4  # prompts whose log-probabilities are compared
+SAME = 1e-3  # nats, between two ways to compute one student in fp32
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was written, read back, against the exact student in fp32: over all positions of a few prompts, nats.
+
+    difference: the largest of log-probabilities; kl: mean KL(exact || written); effect: mean KL(exact || original).
+    """
+
+    difference: float
+    kl: float
+    effect: float
+
+
+def gates_of(given: Sequence[str]) -> dict[int, float]:
+    """`2=0.5` as round -> gate."""
+    found = {}
+    for item in given:
+        number, _, gate = item.partition("=")
+        try:
+            found[int(number)] = float(gate)
+        except ValueError:
+            raise SteerHealError(
+                "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
+            ) from None
+    return found
+
+
+def export(
+    model: Model, source: Path, kind: str, gates: Mapping[int, float], out: Path, dtype: str, about: str, name: str
+) -> Check:
+    """Write the folder `out` as a whole and check it.
+
+    source: the adapter of a round for kind 'round', else a folded history, whose rounds are folded again at `gates`. dtype: of
+    merged weights. about: the model card; name: of the original model. Raises SteerHealError for an adapter of another model, a
+    gate that is not finite, and a dtype that swallows the adapter.
+    """
+    with atomic_folder(out) as temporary:
+        adapter = temporary / "adapter" if kind == "merged" else temporary
+        if kind == "round":
+            for file in ("adapter_config.json", "adapter_model.safetensors", BASE):
+                if (source / file).exists():
+                    shutil.copyfile(source / file, adapter / file)
+        else:
+            refold(source, gates, adapter)
+        exact = load_adapter(adapter)
+        belongs(exact, model)
+        if kind == "merged":
+            merge(model, exact, temporary, dtype)
+            shutil.rmtree(adapter)
+        else:
+            write_json(adapter / "adapter_config.json", {**exact.config, "base_model_name_or_path": name})
+        (temporary / "README.md").write_text(about, encoding="utf-8")
+        with console.status("reading it back"):
+            return _check(model, exact, temporary, kind)
+
+
+def _check(model: Model, exact: Adapter, written: Path, kind: str) -> Check:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(str(model.folder))
+    rows = read_jsonl(data_file("embedded", "heldout.jsonl"), Prompt, made_by="git checkout shared/data")[:PROMPTS]
+    prompts = [torch.tensor([render(tokenizer, row.turns, None)]) for row in rows]
+
+    def load(folder: Path, dtype: Any = torch.float32) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+    @torch.inference_mode()
+    def logprobs(network: Any) -> torch.Tensor:
+        return torch.cat([network(ids).logits[0].float().log_softmax(-1) for ids in prompts])
+
+    network = load(model.folder)
+    original = logprobs(network)
+    for name, (a, b) in exact.modules.items():
+        network.get_submodule(name).weight.data += exact.scale * (b @ a)
+    wanted = logprobs(network)
+    del network
+    found = logprobs(
+        load(written, "auto") if kind == "merged" else PeftModel.from_pretrained(load(model.folder), written)
+    )
+
+    def kl(other: torch.Tensor) -> float:
+        return float((wanted.exp() * (wanted - other)).sum(-1).mean())
+
+    check = Check(float((found - wanted).abs().max()), kl(found), kl(original))
+    if kind != "merged" and check.difference > SAME:
+        raise RuntimeError(f"the export's log-probabilities differ from the student's by {check.difference:.4f} nats")
+    return check
+
+
+def push(folder: Path, repository: str, private: bool) -> None:
+    """Upload an export to the hub. Raises SteerHealError when the hub cannot be reached or says no."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository)
+    except Exception as error:  # the hub client raises many types for one fact: the upload did not happen
+        raise SteerHealError(
+            "the export was written but not uploaded",
+            given=f"{repository}: {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            expected="a repository you may write to",
+            next=f"hf auth login, then: hf upload {repository} {folder}",
+        ) from None
+
+
+def main() -> None:
+    options = parser("train.export", "Write a trained round for use elsewhere, and check it.")
+    files = plain(options)
+    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument("--adapter", type=Path, help="a round's adapter (for --as round)")
+    files.add_argument("--history", type=Path, help="a folded history (for --as history and merged)")
+    options.add_argument("--as", dest="kind", choices=KINDS, default="history", help="this round alone, all rounds folded, or merged into the weights")  # fmt: skip
+    options.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round: 1 as trained, 0 off; dials it like a coefficient; repeatable")  # fmt: skip
+    options.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of merged weights; model.dtype by default")  # fmt: skip
+    options.add_argument("--out", type=Path, required=True, help="folder to write")
+    options.add_argument("--push-to", metavar="ID", help="hub repository to upload to")
+    options.add_argument("--private", action="store_true", help="make that repository private")
+    arguments, run = parse(options)
+    gates = gates_of(arguments.gate)
+    if gates and arguments.kind == "round":
+        raise SteerHealError(
+            "a round's own adapter has no gate", given="--gate", expected="--as history or merged", next="--as history"
+        )
+    if run:
+        config, name = run.config, run.config.model.name
+        folder = run.round(arguments.round)
+        source = folder / ("adapter" if arguments.kind == "round" else "history")
+        training_folder = folder
+    else:
+        source_option = "adapter" if arguments.kind == "round" else "history"
+        need(options, arguments, "model", source_option)
+        config, name = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0], arguments.model
+        source = training_folder = getattr(arguments, source_option)
+    if not source.is_dir():
+        raise SteerHealError(
+            "there is nothing to export",
+            given=source,
+            expected="a trained round",
+            next=f"make round N={arguments.round} RUN={run.folder}" if run else "python -m train.heal --help",
+        )
+    from train.card import card, hub_name, training_of
+
+    model = resolve_model(name, config.model.revision)
+    dtype = arguments.dtype or config.model.dtype
+    if arguments.kind != "round":
+        gates = {index: gates.get(index, gate) for index, (_, gate) in enumerate(rounds_of(source), start=1)} | gates
+    about = card(model, arguments.kind, gates, training_of(training_folder), (run, arguments.round) if run else None)
+    check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, hub_name(model))
+    table(
+        f"{arguments.out}: {arguments.kind}" + (f" in {dtype}" if arguments.kind == "merged" else ""),
+        ["read back by Transformers, over a few prompts", "nats"],
+        [
+            ["largest difference of a log-probability to the exact student", check.difference],
+            ["mean KL(exact || written)", check.kl],
+            ["mean KL(exact || original), the adapter's effect", check.effect],
+        ],
+    )
+    if arguments.push_to:
+        push(arguments.out, arguments.push_to, arguments.private)
+        console.print(f"uploaded to {arguments.push_to}")
+
+
+if __name__ == "__main__":
+    entry(main)

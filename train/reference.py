@@ -1,0 +1,109 @@
+"""The references of a round: final hidden states at completion positions, computed once and cached on disk.
+
+A reference (the original model, the previous round's student) does not change within a round, so one forward per example serves
+every step of every epoch. Kept are hidden states, not logits: hidden instead of vocabulary numbers a position, and exact.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from shared.console import progress
+from shared.errors import SteerHealError
+from shared.publish import atomic_file
+from train.data import Example, collate
+from train.objective import Head, per_position
+from train.unsloth_model import Student
+
+
+class States:
+    """Final hidden states of a reference on disk, read as they are needed.
+
+    path: safetensors, `states` [positions, hidden], the completions' positions in the order of the examples. made_from: what the
+    states depend on; a file made from anything else is refused.
+    """
+
+    def __init__(self, path: Path, examples: Sequence[Example], made_from: Mapping[str, Any]):
+        try:
+            self._file = safe_open(path, framework="pt")
+            found = json.loads(self._file.metadata()["made_from"])
+            self._states = self._file.get_slice("states")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise _refuse(path, f"{error!r}") from None
+        if changed := [key for key in {**found, **made_from} if found.get(key) != made_from.get(key)]:
+            raise _refuse(path, f"{', '.join(sorted(changed))} changed since")
+        self._bounds = [0, *accumulate(len(example.completion) for example in examples)]
+        if self._states.get_shape()[0] != self._bounds[-1]:
+            raise _refuse(path, f"{self._states.get_shape()[0]} positions for {self._bounds[-1]}")
+
+    def of(self, rows: Sequence[int]) -> torch.Tensor:
+        """States [positions, hidden] of some examples, in their order."""
+        return torch.cat([self._states[self._bounds[row] : self._bounds[row + 1]] for row in rows])
+
+
+def _refuse(path: Path, given: str) -> SteerHealError:
+    return SteerHealError(
+        "cached reference states are stale",
+        given=f"{path}: {given}",
+        expected="states of this model, history (with its gates) and data",
+        next=f"rm {path}; they are computed again",
+    )
+
+
+def reference_states(
+    student: Student,
+    examples: Sequence[Example],
+    adapters: Sequence[str],
+    path: Path,
+    made_from: Mapping[str, Any],
+    dtype: str,
+    batch_size: int,
+) -> States:
+    """The states of the student under some of its adapters (none: the original), from the cache or computed into it.
+
+    dtype: float32, bfloat16, or auto for that of the hidden states themselves.
+    """
+    if not path.is_file():
+        states = _computed(student, examples, adapters, path.stem, dtype, batch_size)
+        with atomic_file(path) as temporary:
+            save_file({"states": states}, temporary, metadata={"made_from": json.dumps(made_from)})
+    return States(path, examples, made_from)
+
+
+def _computed(
+    student: Student, examples: Sequence[Example], adapters: Sequence[str], name: str, dtype: str, batch_size: int
+) -> torch.Tensor:
+    states: torch.Tensor | None = None
+    position = 0
+    with torch.no_grad(), student.only(*adapters), progress() as bar:
+        task = bar.add_task(f"reference: {name}", total=len(examples))
+        for begin in range(0, len(examples), batch_size):
+            block = list(examples[begin : begin + batch_size])
+            batch = collate(block)
+            hidden = student.hidden(batch["input_ids"].to(student.device), batch["attention_mask"].to(student.device))
+            for row, example in enumerate(block):
+                found = hidden[row, len(example.prompt) - 1 : len(example) - 1]
+                if states is None:
+                    kind = found.dtype if dtype == "auto" else getattr(torch, dtype)
+                    states = torch.empty(sum(len(e.completion) for e in examples), found.shape[-1], dtype=kind)
+                states[position : position + len(found)] = found.to("cpu")
+                position += len(found)
+            bar.advance(task, len(block))
+    assert states is not None
+    return states
+
+
+def divergence(states: torch.Tensor, reference: torch.Tensor, head: Head, kind: str, chunk: int) -> torch.Tensor:
+    """KL of every position between two sets of states [positions, hidden], in the direction of D; without gradient."""
+    nothing = torch.zeros(len(states), dtype=torch.long, device=states.device)
+    with torch.no_grad():
+        found = per_position(states, nothing, [reference], head, kind, chunk)
+    return found.kl[0]

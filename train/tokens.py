@@ -1,0 +1,58 @@
+"""Which tokens the barrier punishes: cross-entropy and KL of every token of a few completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from train.data import Example, collate
+from train.objective import Positions, per_position
+from train.reference import States
+from train.unsloth_model import Student
+
+VERSION = 1
+SHOWN = (0.0, 0.1, 0.5, 1.0)  # places in the ranking by highest KL, from the most punished to the least
+
+
+def token_rows(
+    student: Student,
+    examples: Sequence[Example],
+    references: Mapping[str, States],
+    tokenizer: Any,
+    divergence: str,
+    batch_size: int,
+    chunk: int,
+) -> list[dict[str, Any]]:
+    """Rows for kl_tokens.jsonl: key, prompt, tokens as text, and per token ce, kl_base and kl_previous, nats.
+
+    The completions shown run from the one with the highest KL at a token, to the barrier's reference, to the one with the lowest.
+    """
+    found: list[Positions] = []
+    for begin in range(0, len(examples), batch_size):
+        block = list(examples[begin : begin + batch_size])
+        batch = {name: value.to(student.device) for name, value in collate(block).items()}
+        with torch.no_grad():
+            hidden = student.hidden(batch["input_ids"], batch["attention_mask"])
+            for row, example in enumerate(block):
+                states = hidden[row, len(example.prompt) - 1 : len(example) - 1]
+                others = [reference.of([begin + row]).to(states.device) for reference in references.values()]
+                targets = torch.tensor(example.completion, device=states.device)
+                found.append(per_position(states, targets, others, student.head, divergence, chunk))
+    ranked = sorted(range(len(found)), key=lambda row: -float(found[row].kl[0].max()))
+    chosen = dict.fromkeys(ranked[round(place * (len(ranked) - 1))] for place in SHOWN)
+    rows = []
+    for row in chosen:
+        kl = dict(zip(references, found[row].kl.tolist(), strict=True))
+        rows.append(
+            {
+                "version": VERSION,
+                "key": examples[row].key,
+                "prompt": tokenizer.decode(examples[row].prompt),
+                "tokens": [tokenizer.decode([token]) for token in examples[row].completion],
+                "ce": found[row].ce.tolist(),
+                **{f"kl_{name}": kl.get(name, found[row].kl[0].tolist()) for name in ("base", "previous")},
+            }
+        )
+    return rows

@@ -1,0 +1,90 @@
+"""The folder of a round in the making: its recipe, the reference states, checkpoints and the log, so that a killed round goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.publish import digest, write_json, write_text
+
+VERSION = 1
+LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
+
+
+class Unfinished:
+    """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused, or replaced."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], *, replace: bool = False):
+        self.folder, self.log, self.best = folder, folder / "train.jsonl", folder / "best"
+        recipe = json.loads(json.dumps({"version": VERSION, **recipe}))
+        written = folder / "recipe.json"
+        if written.is_file():
+            old = json.loads(written.read_text(encoding="utf-8"))
+            changed = [key for key in {**old, **recipe} if old.get(key) != recipe.get(key)]
+            if not changed:
+                return
+            if not replace:
+                raise SteerHealError(
+                    "an unfinished round was begun from something else, its reference states are stale",
+                    given=f"{folder}: {', '.join(sorted(changed))} changed",
+                    expected="the model, history, data and settings it was begun with",
+                    next=f"restore them, or begin again: rm -r {folder}",
+                )
+            console.print(f"[yellow]{', '.join(sorted(changed))} changed: the unfinished round begins again[/]")
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(written, recipe)
+
+    def states(self, reference: str) -> Path:
+        """The file of a reference's final hidden states."""
+        return self.folder / f"{reference}.safetensors"
+
+    def seal(self, checkpoint: Path) -> None:
+        """Say that a checkpoint is whole: what has no seal was being written when the process died."""
+        for file in checkpoint.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        write_text(_seal(checkpoint), digest(checkpoint) + "\n")
+
+    def checkpoint(self) -> Path | None:
+        """The last whole checkpoint, or None. What is not whole is removed, and so are the rows of the log after it."""
+        whole = []
+        for folder in self.folder.glob("checkpoint-*/"):
+            if _seal(folder).is_file() and _seal(folder).read_text().strip() == digest(folder):
+                whole.append(folder)
+            else:
+                shutil.rmtree(folder)
+        last = max(whole, key=_step, default=None)
+        kept = [row for row in self.rows() if last is not None and row["step"] <= _step(last)]
+        write_text(self.log, "".join(json.dumps(row) + "\n" for row in kept))
+        return last
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The log's rows; a last line cut short by a kill is left out."""
+        if not self.log.is_file():
+            return
+        for line in self.log.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+    def append(self, row: dict[str, Any]) -> None:
+        with open(self.log, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def remove(self) -> None:
+        """Once what it was for is published."""
+        shutil.rmtree(self.folder)
+
+
+def _seal(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
