@@ -93,10 +93,22 @@ def ratio(
     ours: Side, reference: Side, what: str, *, bound: float | None = None, faster: bool = False
 ) -> dict[str, Any]:
     """The record of one comparison: time of ours over the reference's, or with faster the reference's over ours."""
-    pairs = zip(ours.seconds, reference.seconds, strict=False)  # a side may take part in the first rounds alone
+    # a side may take part in the first rounds alone
+    pairs = list(zip(ours.seconds, reference.seconds, strict=False))
+    sides = {"ours": ours, "reference": reference}
+    return {
+        **record(pairs, what, bound=bound, faster=faster),
+        "seconds": {name: statistics.median(side.seconds) for name, side in sides.items()},
+        "mean_completion_tokens": {name: statistics.mean(side.tokens) for name, side in sides.items()},
+    }
+
+
+def record(
+    pairs: Sequence[tuple[float, float]], what: str, *, bound: float | None = None, faster: bool = False
+) -> dict[str, Any]:
+    """A ratio of ours over theirs, or with faster theirs over ours, of pairs (ours, theirs) of any one unit."""
     values = [theirs / own if faster else own / theirs for own, theirs in pairs]
     low, high = interval(values)
-    sides = {"ours": ours, "reference": reference}
     return {
         "median": statistics.median(values),
         "low": low,
@@ -105,8 +117,6 @@ def ratio(
         "what": what,
         "bound": bound,
         "met": met(statistics.median(values), low, bound, faster),
-        "seconds": {name: statistics.median(side.seconds) for name, side in sides.items()},
-        "mean_completion_tokens": {name: statistics.mean(side.tokens) for name, side in sides.items()},
     }
 
 

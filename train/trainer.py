@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from shared.config import Config
 from shared.errors import SteerHealError
@@ -266,9 +265,8 @@ def _arguments(config: Config, work: Path, evaluate: bool) -> TrainingArguments:
 
 def _reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
     """Transformers' own reporters, by the names it knows them."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(tensorboard))
     try:
-        return [kind() for kind in get_reporting_integration_callbacks(list(names))]
+        found = [kind() for kind in get_reporting_integration_callbacks(list(names))]
     except (ImportError, RuntimeError, ValueError) as error:
         raise SteerHealError(
             "the log cannot be reported there",
@@ -276,3 +274,7 @@ def _reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]
             expected="names that transformers reports to, their packages installed",
             next=".venv/bin/pip install tensorboard, or leave train.report_to empty",
         ) from None
+    for callback in found:  # its own default is a folder that is removed with the unfinished round
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(tensorboard)
+    return found
