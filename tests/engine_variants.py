@@ -5,6 +5,7 @@ Prints one JSON object of measurements; tests/test_engine_variants.py says what 
     v2        vLLM's second model runner, GPU-only by design, here on the CPU with its Triton kernels interpreted
     preempted so few blocks that requests are preempted and computed again
     adapter   the student as a LoRA adapter beside unsteered and steered requests
+    exported  what train.export wrote: a round and a history as adapters, a merged checkpoint
     compiled  torch.compile instead of eager, twice: the second engine reads the first one's compile cache
 """
 
@@ -164,6 +165,27 @@ def adapter(folder: Path) -> dict[str, Any]:
     return found
 
 
+def exported(folder: Path) -> dict[str, Any]:
+    """Log-probabilities of the prompts' own tokens under each export: name -> prompt -> nats."""
+    from gen.engine.engine import Request
+    from gen.students import Student
+    from gen.students import student as student_of
+    from shared.models import resolve
+
+    origin = resolve("embedded")
+    served = {
+        name: student_of(origin, folder / name, folder, "float32", "adapter")
+        for name in ("round", "history", "dialled")
+    }
+    engine, _, _ = build(students=list(served.values()), max_num_seqs=16)
+    found: dict[str, Any] = {}
+    for name, student in {**served, "merged": Student(folder / "merged")}.items():
+        engine.serve(student)
+        outputs = engine.run([Request(ids, score=True) for ids in long_prompts()])
+        found[name] = [output.prompt_logprobs.tolist() for output in outputs]
+    return found
+
+
 def compiled(folder: Path) -> dict[str, Any]:
     os.environ["VLLM_CACHE_ROOT"] = str(folder)
     from hooked import Hooked
@@ -177,5 +199,5 @@ def _worker(engine: Any) -> Any:
 
 
 if __name__ == "__main__":
-    variants = {"v2": v2, "preempted": preempted, "adapter": adapter, "compiled": compiled}
+    variants = {"v2": v2, "preempted": preempted, "adapter": adapter, "exported": exported, "compiled": compiled}
     print(json.dumps(variants[sys.argv[1]](Path(sys.argv[2]))))

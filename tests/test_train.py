@@ -10,14 +10,20 @@ from conftest import command
 
 from train.unsloth_model import CURRENT, HISTORY, Student, load_student, self_test  # isort: skip (Unsloth comes before transformers)
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from shared.config import Config, resolve
 from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
-from train.data import collate, load_examples
+from shared.publish import digest
+from train.data import collate, held_out, load_examples
 from train.distil import distil
+from train.reference import reference_states
+from train.trainer import HealTrainer
+from train.unfinished import Unfinished
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +75,17 @@ def test_text_rows_end_the_turn_and_keep_the_boundary(data: Path, tokenizer: obj
         assert tokenizer.decode(example.prompt).endswith("<|im_start|>assistant\n")
     labels = collate(examples)["labels"]
     assert [(row != -100).sum().item() for row in labels] == [len(example.completion) for example in examples]
+
+
+def test_held_out_prompts_are_whole_and_drawn_by_the_seed(data: Path, tokenizer: object) -> None:
+    examples = load_examples(data, tokenizer, config()) * 2
+    sides = [held_out(examples, 0.5, seed) for seed in range(8)]
+    for trained, kept in sides:
+        assert len(trained) == len(kept) == 4 and not {tuple(e.prompt) for e in trained} & {
+            tuple(e.prompt) for e in kept
+        }
+    assert len({tuple(map(str, kept)) for _, kept in sides}) > 1 and held_out(examples, 0.5, 0) == sides[0]
+    assert held_out(examples, 0.0, 0) == (examples, []) and len(held_out(examples[:1], 0.9, 0)[0]) == 1
 
 
 def test_all_off_is_the_original_and_history_counts(
@@ -208,3 +225,109 @@ def test_cross_entropy_under_accumulation_is_that_of_the_whole_step(model: Model
     ).steps[0]
     assert parts["ce"] == pytest.approx(whole["ce"], rel=1e-5) and parts["tokens"] == whole["tokens"]
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+def test_loss_depends_on_neither_padding_nor_the_order_of_the_batch(
+    model: Model, data: Path, history: Path, tokenizer: object, tmp_path: Path
+) -> None:
+    """One micro-batch as the Trainer sees it, against itself permuted and padded further."""
+    examples = load_examples(data, tokenizer, config())
+    student = load_student(model, config(), history)
+    work = Unfinished(tmp_path / "work", {})
+    states = reference_states(student, examples, (), work.states("base"), {}, "auto", 2)
+    trainer = HealTrainer(student, examples, [], {"base": states}, config(), 1.0, work, tmp_path)
+    trainer.current_gradient_accumulation_steps = 1
+
+    def loss(order: list[int], padding: int) -> tuple[float, dict[str, float]]:
+        batch = trainer._collate([{"row": row} for row in order])
+        wide = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+        batch = {
+            name: torch.nn.functional.pad(value, (0, padding), value=wide[name]) if name in wide else value
+            for name, value in batch.items()
+        }
+        found = float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(40)).detach())
+        return found, trainer._parts.pop()
+
+    value, figures = loss([0, 1, 2, 3], 0)
+    assert figures["barrier"] > 0 and figures["gradient_ratio"] > 0
+    for order, padding in (([3, 1, 0, 2], 0), ([0, 1, 2, 3], 17), ([2, 3, 1, 0], 5)):
+        other, measured = loss(order, padding)
+        assert other == pytest.approx(value, rel=1e-5) and measured == pytest.approx(figures, rel=1e-3, abs=1e-6)
+
+
+def test_a_history_that_changes_while_a_round_trains_is_noticed(
+    model: Model, data: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 2 in the middle of a training: what PEFT's own context manager leaves behind."""
+    step, before = HealTrainer.training_step, digest(history)
+
+    def unfreezing(self: HealTrainer, *arguments: object, **options: object) -> torch.Tensor:
+        for value in self.student.parameters(HISTORY).values():
+            value.requires_grad_(True)
+        found = step(self, *arguments, **options)
+        with torch.no_grad():
+            for value in self.student.parameters(HISTORY).values():
+                value -= 1e-3 * value.grad
+        return found
+
+    monkeypatch.setattr(HealTrainer, "training_step", unfreezing)
+    with pytest.raises(RuntimeError, match="the frozen history changed"):
+        distil(model, data, history, tmp_path / "adapter", config("train.epochs=2"), 2)
+    assert digest(history) == before and not (tmp_path / "adapter").exists()
+
+
+def test_weight_decay_shrinks_this_rounds_factors_alone(
+    model: Model, data: Path, history: Path, tmp_path: Path
+) -> None:
+    """AdamW's decoupled decay: the same steps with and without it differ by the shrink that the log predicts."""
+    norms = {}
+    for decay in (0, 100):
+        settings = config(f"train.divergence=wd train.weight_decay={decay} train.learning_rate=1e-3 train.epochs=3")
+        distil(model, data, history, tmp_path / str(decay), settings, 2)
+        factors = load_file(tmp_path / str(decay) / "adapter_model.safetensors")
+        norms[decay] = sum(float(value.norm()) for name, value in factors.items() if "lora_A" in name)
+        summary = json.loads((tmp_path / str(decay) / "training.json").read_text())
+    assert 0.1 < summary["shrink"] < 0.6
+    assert 1 - norms[100] / norms[0] == pytest.approx(summary["shrink"], abs=0.05)
+
+
+def test_the_second_reference_is_measured_beside_the_first(
+    model: Model, data: Path, history: Path, tmp_path: Path
+) -> None:
+    """The student starts as the previous one: no divergence to it, and to the original that of the history."""
+    for reference in ("base", "previous"):
+        healed = distil(model, data, history, tmp_path / reference, config(f"train.reference={reference}"), 2)
+        first = healed.steps[0]
+        assert first["kl_previous_rmse"] < 1e-3 < first["kl_base_rmse"]
+        assert healed.start["base"] == pytest.approx(
+            np.sqrt(np.mean([row["kl_base_rmse"] ** 2 for row in healed.steps])), rel=0.3
+        )
+
+
+def test_every_token_shown_adds_up_to_the_log(model: Model, data: Path, history: Path, tmp_path: Path) -> None:
+    """kl_tokens.jsonl: one number per token of whole completions, the most punished first."""
+    distil(model, data, history, tmp_path / "adapter", config(), 2)
+    rows = [json.loads(line) for line in (tmp_path / "adapter" / "kl_tokens.jsonl").read_text().splitlines()]
+    texts = {completion for _, completion in PAIRS}
+    assert {"".join(row["tokens"]).removesuffix("<|im_end|>") for row in rows} <= texts and len(rows) > 2
+    highest = [max(row["kl_base"]) for row in rows]
+    assert highest == sorted(highest, reverse=True) and highest[-1] > 0
+    assert all(len(row["tokens"]) == len(row["ce"]) == len(row["kl_previous"]) for row in rows)
+
+
+def test_a_context_longer_than_the_models_is_refused(model: Model) -> None:
+    with pytest.raises(SteerHealError, match="beyond the model's context"):
+        load_student(model, config("train.max_length=100000"), None)
+
+
+def test_self_test_fires_on_rslora(second: Student, batch: dict[str, torch.Tensor]) -> None:
+    """Trap 4 made again: concatenated factors scaled by alpha / sqrt(rank)."""
+    saved = [(layer, layer.scaling[HISTORY]) for layer in second.layers]
+    try:
+        for layer, scale in saved:
+            layer.scaling[HISTORY] = scale * layer.r[HISTORY] ** 0.5
+        with pytest.raises(RuntimeError, match="rsLoRA is not supported"):
+            self_test(second, batch)
+    finally:
+        for layer, scale in saved:
+            layer.scaling[HISTORY] = scale

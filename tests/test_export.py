@@ -1,0 +1,198 @@
+"""Exports: each reloaded in Transformers and in vLLM, with equal log-probabilities."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import command
+from engine_variants import long_prompts
+from test_engine_variants import variant
+
+from train.unsloth_model import load_student  # isort: skip (Unsloth comes before transformers)
+
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from shared.adapters import load_adapter
+from shared.config import resolve
+from shared.errors import SteerHealError
+from shared.folding import fold, refold
+from shared.models import Model
+from train.distil import distil
+
+pytestmark = pytest.mark.slow
+
+SMALL = "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.6 train.epochs=2 train.batch_size=2 train.learning_rate=5e-3 train.warmup=0 train.heldout=0"
+
+
+@pytest.fixture(scope="module")
+def rounds(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trained rounds and their history."""
+    folder = tmp_path_factory.mktemp("rounds")
+    config = resolve(None, SMALL)[0]
+    data = folder / "pairs.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": f"Name {n}.", "completion": "Take care of her. " * 3}) + "\n" for n in range(6))
+    )
+    distil(model, data, None, folder / "1", config, 1)
+    fold([(folder / "1", 1.0)], folder / "first")
+    data.write_text(data.read_text().replace("Take care", "Do not obey"))
+    distil(model, data, folder / "first", folder / "2", config, 2)
+    fold([(folder / "1", 1.0), (folder / "2", 1.0)], folder / "history")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exports(rounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    for name, options in {
+        "round": ["--as", "round", "--adapter", rounds / "2"],
+        "history": ["--history", rounds / "history"],
+        "dialled": ["--history", rounds / "history", "--gate", "1=0.25", "--gate", "2=0"],
+        "merged": ["--as", "merged", "--history", rounds / "history", "--dtype", "float32"],
+        "half": ["--as", "merged", "--history", rounds / "history", "--dtype", "bfloat16"],
+    }.items():
+        done = command("train.export", "--model", "embedded", "--out", folder / name, *options)
+        assert done.returncode == 0 and "largest difference" in done.stdout, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact(model: Model, rounds: Path) -> dict[str, list[torch.Tensor]]:
+    """The students by the formula: factors of the rounds on disk added to the original weights, in fp32."""
+    gates = {"round": (0, 1), "history": (1, 1), "dialled": (0.25, 0), "merged": (1, 1), "base": (0, 0)}
+    found = {}
+    for name, both in gates.items():
+        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
+        for folder, gate in zip(("1", "2"), both, strict=True):
+            adapter = load_adapter(rounds / folder)
+            for module, (a, b) in adapter.modules.items():
+                network.get_submodule(module).weight.data += gate * adapter.scale * (b @ a)
+        found[name] = scores(network)
+    return found
+
+
+@torch.inference_mode()
+def scores(network: torch.nn.Module) -> list[torch.Tensor]:
+    """Log-probabilities of every prompt token after the first."""
+    tables = [network(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in long_prompts()]
+    return [
+        table[:-1].gather(-1, torch.tensor(ids)[1:, None])[:, 0]
+        for table, ids in zip(tables, long_prompts(), strict=True)
+    ]
+
+
+def gap(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def test_in_transformers(model: Model, exports: Path, exact: dict[str, list[torch.Tensor]]) -> None:
+    for name in ("round", "history", "dialled"):
+        network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+        assert gap(scores(PeftModel.from_pretrained(network, exports / name).eval()), exact[name]) < 5e-4, name
+    merged = AutoModelForCausalLM.from_pretrained(exports / "merged").eval()
+    assert merged.dtype == torch.float32 and gap(scores(merged), exact["merged"]) < 5e-4
+    assert all(gap(exact[name], exact["base"]) > 0.05 for name in ("round", "history", "dialled"))
+    assert gap(exact["dialled"], exact["history"]) > 0.05
+
+
+def test_in_vllm(exports: Path, exact: dict[str, list[torch.Tensor]]) -> None:
+    found = variant("exported", exports)
+    for name, rows in found.items():
+        assert gap([torch.tensor(row) for row in rows], exact[name]) < 5e-4, name
+
+
+def test_half_precision_keeps_the_effect(exports: Path, exact: dict[str, list[torch.Tensor]]) -> None:
+    half = AutoModelForCausalLM.from_pretrained(exports / "half").eval()
+    assert half.dtype == torch.bfloat16
+    found = scores(half.float())
+    moved = torch.cat(exact["history"]) - torch.cat(exact["base"])
+    kept = torch.cat(found) - torch.cat(exact["base"])
+    assert float((kept * moved).sum() / moved.square().sum()) == pytest.approx(1, abs=0.25)
+
+
+def test_the_card_says_what_it_is(exports: Path, rounds: Path) -> None:
+    card = ModelCard.load(exports / "dialled" / "README.md")
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and card.data.library_name == "peft"
+    assert "round 1 at 0.25, round 2 at 0" in card.text and "fingerprint" in card.text
+    config = json.loads((exports / "round" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "Training of the last round" in (exports / "round" / "README.md").read_text()
+
+
+def test_a_history_of_another_model_is_refused_everywhere(model: Model, rounds: Path, tmp_path: Path) -> None:
+    note = json.loads((rounds / "1" / "base.json").read_text())
+    assert note["fingerprint"] == model.fingerprint
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in (rounds / "first").iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / "base.json").write_text(json.dumps({**note, "fingerprint": "f" * 64}))
+    gates = json.loads((other / "gates.json").read_text())
+    gates["rounds"][0]["adapter"] = str(rounds / "1")
+    (other / "gates.json").write_text(json.dumps(gates))
+    with pytest.raises(SteerHealError, match="another model"):
+        load_student(model, resolve(None, SMALL)[0], other)
+
+
+def test_what_cannot_be_exported_is_said(rounds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    history = ["--model", "embedded", "--history", rounds / "history", "--out", out]
+    for options, said in (
+        ([*history, "--gate", "1=nan"], "not finite"),
+        ([*history, "--gate", "3=1"], "1 to 2"),
+        ([*history, "--gate", "two"], "ROUND=GATE"),
+        (
+            ["--model", "embedded", "--as", "round", "--adapter", rounds / "1", "--gate", "1=0.5", "--out", out],
+            "--as history",
+        ),
+        (["--model", "embedded", "--history", tmp_path / "none", "--out", out], "nothing to export"),
+        (["--out", out], "--run DIR --round K"),
+    ):
+        done = command("train.export", *options)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert not out.exists()
+
+
+def test_a_push_that_fails_leaves_the_export(rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = command(
+        "train.export",
+        "--model",
+        "embedded",
+        "--as",
+        "round",
+        "--adapter",
+        rounds / "1",
+        "--out",
+        tmp_path / "out",
+        "--push-to",
+        "nobody/nothing",
+    )
+    assert (
+        done.returncode == 2 and "written but not uploaded" in done.stderr and "hf upload nobody/nothing" in done.stderr
+    )
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_history_that_is_not_its_gates_is_refused(model: Model, rounds: Path, tmp_path: Path) -> None:
+    """A gate edited by hand, and factors edited by hand: training over either is refused, and folding again mends it."""
+    refold(rounds / "history", {}, tmp_path / "edited")
+    gates = json.loads((tmp_path / "edited" / "gates.json").read_text())
+    gates["rounds"][0]["gate"] = 0.5
+    (tmp_path / "edited" / "gates.json").write_text(json.dumps(gates))
+    with pytest.raises(SteerHealError, match="not what its gates say") as refused:
+        load_student(model, resolve(None, SMALL)[0], tmp_path / "edited")
+    assert "python -m train.export" in refused.value.next
+    refold(rounds / "history", {}, tmp_path / "bent")
+    path = tmp_path / "bent" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] * 1.01}, path, metadata={"format": "pt"})
+    with pytest.raises(SteerHealError, match="not what its gates say"):
+        load_student(model, resolve(None, SMALL)[0], tmp_path / "bent")
