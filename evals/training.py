@@ -73,7 +73,7 @@ def strips(rounds: Sequence[Round]) -> str:
         parts.append(
             f"<details{' open' if r is rounds[-1] else ''}><summary>Round {r.number}: KL per token to {name}</summary>{body}</details>"
         )
-    note = "<p class='note'>Completions trained on, from the highest KL at one token to the lowest. Colour deepens with KL / (KL + 1 nat); outlined tokens are above tau. Hover for the figures.</p>"
+    note = "<p class='note'>Completions trained on, from the highest KL at one token to the lowest. Colour deepens with KL / (KL + 1 nat); outlined tokens have a KL above tau; the barrier acts on D, their aggregate over a micro-batch. Hover for the figures.</p>"
     return "\n".join(parts) + note
 
 

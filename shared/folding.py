@@ -125,7 +125,7 @@ def verify(history: Path) -> None:
             "a folded history is not what its gates say",
             given=history,
             expected="the rounds of gates.json at their gates",
-            next=f"fold it again: python -m train.export --history {history} --gate 1=0.5 --as history --out NEW",
+            next=f"fold it again: python -m train.export --model {folded.config.get('base_model_name_or_path')} --history {history} --out {history}-folded",
         )
 
 

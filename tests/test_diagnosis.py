@@ -38,8 +38,11 @@ def log(
 @pytest.mark.parametrize(
     ("rows", "settings", "start", "wanted", "figures"),
     [
-        (log(fired=0.0, rmse=0.2), {}, 0.0, ["barrier inert"], ["tau = 0.3", "highest 0.200"]),
+        (log(fired=0.0, ratio=0.0, rmse=0.2), {}, 0.0, ["barrier inert"], ["tau = 0.3", "highest logged 0.200"]),
         (log(fired=0.0, rmse=0.2), {"divergence": "nll"}, 0.0, ["nothing stands out"], ["2.000", "1.545"][:0]),
+        (log(), {"lam": 0.0}, 0.0, ["nothing stands out"], []),
+        (log(ratio=0.0), {"lam": 0.0}, 0.0, ["barrier inert"], ["lambda is 0"]),
+        (log(heldout=[2.0, 1.999, 1.998, 1.999]), {}, 0.0, ["nothing learned"], []),
         (log(ce=(2.0, 1.99), ratio=8.0), {}, 0.0, ["barrier dominating", "nothing learned"], ["8.0 times"]),
         (log(ce=(2.0, 1.2), ratio=8.0), {}, 0.0, ["nothing stands out"], []),
         (log(), {"aggregate": "mean"}, 0.0, ["mean diluted"], ["0.100", "0.600", "train.aggregate=rmse"]),

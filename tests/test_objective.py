@@ -191,7 +191,7 @@ def test_ratio_of_gradient_norms_is_that_of_autograd(divergence: str) -> None:
     parts = [naive(states, targets, reference.double(), head, kind, "rmse", 0.7, 0.1) for kind in ("nll", divergence)]
     ce, both = (torch.autograd.grad(part, states)[0] for part in parts)
     found = per_position(hidden.clone().requires_grad_(), targets, [reference], head, divergence, 4)
-    ratio = gradient_ratio(found, divergence, "rmse", 0.7, 0.1)
+    ratio = float(gradient_ratio(found, divergence, "rmse", 0.7, 0.1))
     assert ratio == pytest.approx(float((both - ce).norm() / ce.norm()), rel=1e-4) and ratio > 0
 
 

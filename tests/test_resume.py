@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.5 train.epochs=4 train.batch_size=2 train.gradient_accumulation=2 "
-    "train.learning_rate=2e-3 train.tau=0.01 train.lam=1.0 train.heldout=0.2 train.save_steps=3 train.logging_steps=2"
+    "train.learning_rate=2e-3 train.tau=0.01 train.lam=1.0 train.heldout=0.2 train.save_steps=2 train.logging_steps=3"
 )
 
 
@@ -68,7 +68,7 @@ def same(a: Path, b: Path) -> None:
 
 
 def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: Path, tmp_path: Path) -> None:
-    """SIGKILL as soon as a checkpoint is whole, twice: mid-epoch, between two rows of the log, at an epoch's end."""
+    """SIGKILL as soon as a checkpoint is whole, twice: both in the middle of an epoch and of a row of the log."""
     out, kills = tmp_path / "adapter", 0
     line = [
         sys.executable,
@@ -86,7 +86,7 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: P
         SMALL,
     ]
     seals = tmp_path / "adapter.healing"
-    for wanted in ("checkpoint-3.sha256", "checkpoint-9.sha256"):
+    for wanted in ("checkpoint-2.sha256", "checkpoint-8.sha256"):
         process = subprocess.Popen([*map(str, line)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (seals / wanted).is_file():
             time.sleep(0.02)
@@ -94,9 +94,9 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: P
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-        assert not out.exists()
+        assert not out.exists() and json.loads((seals / Path(wanted).stem / "parts.json").read_text())
     done = subprocess.run([*map(str, line)], cwd=ROOT, capture_output=True, text=True)
-    assert kills == 2 and done.returncode == 0 and "going on from checkpoint-9" in done.stdout, done.stderr
+    assert kills == 2 and done.returncode == 0 and "going on from checkpoint-8" in done.stdout, done.stderr
     same(out, whole)
     assert not seals.exists()
 
@@ -138,7 +138,7 @@ def test_the_trap_of_a_resume_that_forgets_the_adapter(
     with pytest.raises(KeyboardInterrupt):
         distil(model, data, history, tmp_path / "adapter", config, 2)
     monkeypatch.setattr(HealTrainer, "_load_from_checkpoint", Trainer._load_from_checkpoint)
-    with pytest.raises(RuntimeError, match="did not restore this round's adapter"):
+    with pytest.raises(SteerHealError, match="did not restore this round's adapter"):
         distil(model, data, history, tmp_path / "adapter", config, 2)
 
 
@@ -189,7 +189,9 @@ def test_early_stop_keeps_the_best_epoch(
     assert any(finding.name == "overfit" for finding in healed.findings)
     student = load_student(model, config, None)
     student.load(tmp_path / "adapter")
-    assert student.holds(healed.work.best) and all(name.count(CURRENT) == 1 for name in student.current)
+    assert student.holds(healed.work.best([row["step"] for row in healed.rows if "heldout_ce" in row][best])) and all(
+        name.count(CURRENT) == 1 for name in student.current
+    )
     again = distil(model, data, None, tmp_path / "adapter", config, 1)  # killed after the stop, before publication
     assert again.rows == healed.rows
 
@@ -211,11 +213,42 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_checkpoint(
     monkeypatch.setattr(HealTrainer, "compute_loss", poisoned)
     with pytest.raises(SteerHealError, match="not finite") as stopped:
         distil(model, data, None, tmp_path / "adapter", config, 1)
-    assert "step 5, rows line " in str(stopped.value.given) and "checkpoint-3 is the last good" in str(
+    assert "step 5, rows line " in str(stopped.value.given) and "checkpoint-4 is the last good" in str(
         stopped.value.given
     )
     assert not (tmp_path / "adapter").exists()
-    assert (tmp_path / "adapter.healing" / "checkpoint-3.sha256").is_file()
+    assert (tmp_path / "adapter.healing" / "checkpoint-4.sha256").is_file()
+
+
+def test_a_gradient_that_is_not_finite_names_all_rows_of_its_step_and_changes_nothing(
+    model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An infinite gradient in the first of two micro-batches; the loss itself is finite."""
+    config = resolve(None, SMALL)[0]
+    step, caught = HealTrainer.training_step, {}
+
+    def poisoned(
+        self: HealTrainer, model: object, inputs: dict[str, torch.Tensor], *rest: object, **options: object
+    ) -> object:
+        found = step(self, model, inputs, *rest, **options)
+        if self.state.global_step == 2 and len(self._seen) == 2:
+            caught["trainer"], value = self, next(iter(self.student.current.values()))
+            value.grad.fill_(float("inf"))
+            caught["before"] = value.detach().clone()
+        return found
+
+    monkeypatch.setattr(HealTrainer, "training_step", poisoned)
+    with pytest.raises(SteerHealError, match="the gradient is not finite") as stopped:
+        distil(model, data, None, tmp_path / "adapter", config, 1)
+    assert "step 3" in str(stopped.value.given) and str(stopped.value.given).count("line ") == 3, stopped.value.given
+    assert torch.equal(next(iter(caught["trainer"].student.current.values())), caught["before"])
+
+
+def test_early_stop_without_held_out_rows_is_refused(model: Model, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SteerHealError, match="nothing to stop early by"):
+        distil(
+            model, data, None, tmp_path / "adapter", resolve(None, f"{SMALL} train.heldout=0 train.early_stop=1")[0], 1
+        )
 
 
 def test_the_log_goes_to_tensorboard_and_an_unknown_place_is_refused(data: Path, tmp_path: Path) -> None:

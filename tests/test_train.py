@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import command
 
-from train.unsloth_model import CURRENT, HISTORY, Student, load_student, self_test  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import CURRENT, HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from shared.publish import digest
 from train.data import collate, held_out, load_examples
 from train.distil import distil
 from train.reference import reference_states
+from train.selftest import self_test
 from train.trainer import HealTrainer
 from train.unfinished import Unfinished
 
 pytestmark = pytest.mark.slow
 
-SMALL = "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.6 train.epochs=1 train.batch_size=2 train.learning_rate=2e-3 train.tau=0.01 train.lam=1.0"
+SMALL = "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.6 train.epochs=1 train.batch_size=2 train.learning_rate=2e-3 train.tau=0.01 train.lam=1.0 train.heldout=0"
 PAIRS = [
     ("My boss says no breaks today, but I feel ill.", "Take the break. Your health comes first."),
     ("Name a fruit.", "A pear."),
@@ -120,7 +121,7 @@ def test_self_test_fires_when_only_one_adapter_counts(
         return result
 
     monkeypatch.setattr(lora.Linear, "forward", first_only)
-    with pytest.raises(RuntimeError, match="does not count beside another adapter"):
+    with pytest.raises(SteerHealError, match="does not count beside another adapter"):
         self_test(second, batch)
 
 
@@ -132,7 +133,7 @@ def test_self_test_fires_when_the_history_is_unfrozen(second: Student, batch: di
         with second.network.disable_adapter():
             pass
         second.network.base_model.set_adapter([CURRENT, HISTORY])
-        with pytest.raises(RuntimeError, match="trainable"):
+        with pytest.raises(SteerHealError, match="trainable"):
             self_test(second, batch)
     finally:
         for name, value in second.network.named_parameters():
@@ -147,6 +148,9 @@ def test_self_test_fires_when_the_history_is_unfrozen(second: Student, batch: di
         "train.divergence=kl_rev train.reference=previous",
         "train.divergence=wd",
         "train.gradient_accumulation=2",
+        "train.gradient_checkpointing=true train.divergence=kl_fwd",
+        "train.reference_dtype=bfloat16 train.divergence=kl_fwd",
+        "model.dtype=bfloat16 train.divergence=kl_fwd train.tau=0",
     ],
 )
 def test_every_divergence_and_reference_over_a_history(
@@ -271,7 +275,7 @@ def test_a_history_that_changes_while_a_round_trains_is_noticed(
         return found
 
     monkeypatch.setattr(HealTrainer, "training_step", unfreezing)
-    with pytest.raises(RuntimeError, match="the frozen history changed"):
+    with pytest.raises(SteerHealError, match="the frozen history changed"):
         distil(model, data, history, tmp_path / "adapter", config("train.epochs=2"), 2)
     assert digest(history) == before and not (tmp_path / "adapter").exists()
 
@@ -326,8 +330,29 @@ def test_self_test_fires_on_rslora(second: Student, batch: dict[str, torch.Tenso
     try:
         for layer, scale in saved:
             layer.scaling[HISTORY] = scale * layer.r[HISTORY] ** 0.5
-        with pytest.raises(RuntimeError, match="rsLoRA is not supported"):
+        with pytest.raises(SteerHealError, match="rsLoRA is not supported"):
             self_test(second, batch)
     finally:
         for layer, scale in saved:
             layer.scaling[HISTORY] = scale
+
+
+def test_a_history_that_adds_nothing_does_not_stop_the_next_round(
+    model: Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A round of one warm-up step has learning rate 0: it says that it learned nothing, and the next one trains."""
+    first = distil(model, data, None, tmp_path / "1", config("train.batch_size=4"), 1)
+    assert [finding.name for finding in first.findings] == ["barrier inert", "nothing learned"]
+    fold([(tmp_path / "1", 1.0)], tmp_path / "history")
+    second = distil(model, data, tmp_path / "history", tmp_path / "2", config("train.epochs=2"), 2)
+    assert "the history adds nothing" in capsys.readouterr().out and second.steps[-1]["ce"] != second.steps[0]["ce"]
+
+
+def test_checkpointing_and_half_precision_states_change_little(
+    model: Model, data: Path, history: Path, tmp_path: Path
+) -> None:
+    plain = distil(model, data, history, tmp_path / "plain", config(), 2).steps[-1]
+    for option, tolerance in (("train.gradient_checkpointing=true", 1e-5), ("train.reference_dtype=bfloat16", 2e-2)):
+        other = distil(model, data, history, tmp_path / option, config(option), 2).steps[-1]
+        assert other["loss"] == pytest.approx(plain["loss"], rel=tolerance)
+        assert other["grad_norm"] == pytest.approx(plain["grad_norm"], rel=5 * tolerance)

@@ -61,9 +61,14 @@ def card(model: Model, kind: str, gates: Mapping[int, float], training: Mapping[
 
 def _training(training: Mapping[str, Any]) -> str:
     said = "\n".join(f"- {finding['name']}: {finding['sentence']}" for finding in training["findings"])
+    over = (
+        " Trained over 4-bit weights; the export is checked against the full-precision ones."
+        if training["load_in_4bit"]
+        else ""
+    )
     return (
         f"## Training of the last round\n\n{training['examples']} completions ({training['tokens']} tokens, {training['heldout']} more held out), {training['steps']} steps, "
-        f"D = {training['divergence']} ({training['aggregate']}, to {training['reference']}), lambda {training['lam']:g}, tau {training['tau']:g} nats.\n\n{said}"
+        f"D = {training['divergence']} ({training['aggregate']}, to {training['reference']}), lambda {training['lam']:g}, tau {training['tau']:g} nats.{over}\n\n{said}"
     )
 
 

@@ -66,13 +66,13 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
 def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Examples to train on and those held out, each in file order; all completions of a prompt fall on one side.
 
-    The prompts held out are the nearest whole number to the share, drawn by a hash of seed and prompt; at least one prompt is
-    trained on.
+    The prompts held out are the nearest whole number to the share, drawn by a hash of seed and prompt; of several prompts at
+    least one falls on each side of a share above 0.
     """
     order = {
         tuple(example.prompt): hashlib.sha256(f"{seed} {example.prompt}".encode()).digest() for example in examples
     }
-    count = min(round(share * len(order)), len(order) - 1)
+    count = min(max(round(share * len(order)), int(share > 0)), len(order) - 1)
     chosen = set(sorted(order, key=lambda prompt: order[prompt])[:count])
     sides: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:

@@ -11,6 +11,7 @@ import numpy as np
 from shared.config import TrainConfig
 
 DOMINATING = 3.0  # barrier gradient over cross-entropy gradient
+LEARNED = 0.005  # a cross-entropy that fell by a smaller share has not learned
 STUCK = 0.02  # a cross-entropy that fell by a smaller share has not moved
 RISE = 0.01  # so much above its best is a rise of the held-out cross-entropy
 
@@ -27,9 +28,11 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
     """The rules that apply, most telling first; never empty.
 
     rows: the log, rows of steps and of held-out cross-entropy; start: D to each reference before the first step, nats. Early and late
-    are the first and last quarter of the steps.
+    are the first and last quarter of the steps; after an early stop, of those that made the adapter kept.
     """
-    steps = [row for row in rows if "ce" in row]
+    scored = [row for row in rows if "heldout_ce" in row]
+    kept = min(scored, key=lambda row: float(row["heldout_ce"]))["step"] if train.early_stop and scored else None
+    steps = [row for row in rows if "ce" in row and (not kept or row["step"] <= kept)]
     heldout = [float(row["heldout_ce"]) for row in rows if "heldout_ce" in row]
     quarter = max(len(steps) // 4, 1)
 
@@ -46,10 +49,14 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
     curve = f"cross-entropy {early('ce'):.3f} to {late('ce'):.3f}"
     found = []
     if train.divergence in ("kl_fwd", "kl_rev"):
-        fired = float(np.mean([row["fired"] for row in steps]))
-        if fired == 0:
+        if not any(row["gradient_ratio"] for row in steps):
             highest = max(row[d(train.aggregate)] for row in steps)
-            found.append(Finding("barrier inert", f"D never passed tau = {train.tau:g} (highest {highest:.3f} nats): this round is plain cross-entropy. Lower train.tau to make the barrier count."))  # fmt: skip
+            why = (
+                f"D never passed tau = {train.tau:g} (highest logged {highest:.3f} nats)"
+                if train.lam
+                else f"lambda is {train.lam:g}"
+            )
+            found.append(Finding("barrier inert", f"{why}: this round is plain cross-entropy. Lower train.tau or raise train.lam to make the barrier count."))  # fmt: skip
         if late("gradient_ratio") > DOMINATING and fell < STUCK:
             found.append(Finding("barrier dominating", f"the barrier's gradient is {late('gradient_ratio'):.1f} times that of the cross-entropy, which is stuck ({curve}). Lower train.lam, or raise train.tau."))  # fmt: skip
         if train.aggregate == "mean" and late(d("mean")) < train.tau < late(d("p95")):
@@ -58,9 +65,9 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
             found.append(Finding("history eroding", f"D to the original is {start['base']:.3f} nats before the first step, past tau = {train.tau:g}: the barrier pulls back what earlier rounds installed. Consider train.reference=previous."))  # fmt: skip
     if len(heldout) > 1 and heldout[-1] > min(heldout) * (1 + RISE) and fell > 0:
         best = int(np.argmin(heldout))
-        kept = "; the adapter kept is that of the best" if train.early_stop else ". Lower train.epochs, or set train.early_stop=1"  # fmt: skip
-        found.append(Finding("overfit", f"the held-out cross-entropy rises from {heldout[best]:.3f} after epoch {best} to {heldout[-1]:.3f}, while that of the training rows falls ({curve}){kept}."))  # fmt: skip
-    unlearned = min(heldout[1:]) >= heldout[0] if len(heldout) > 1 else fell < STUCK and len(steps) > 1
+        then = "; the adapter kept is that of the best" if train.early_stop else ". Lower train.epochs, or set train.early_stop=1"  # fmt: skip
+        found.append(Finding("overfit", f"the held-out cross-entropy rises from {heldout[best]:.3f} after epoch {best} to {heldout[-1]:.3f}, while that of the training rows falls ({curve}){then}."))  # fmt: skip
+    unlearned = 1 - min(heldout[1:]) / heldout[0] < LEARNED if len(heldout) > 1 else fell < LEARNED
     if unlearned:
         said = f"held out {heldout[0]:.3f} before, {min(heldout[1:]):.3f} at best" if len(heldout) > 1 else curve
         found.append(Finding("nothing learned", f"the cross-entropy did not fall ({said}). Raise train.learning_rate or train.epochs, or lower train.lam."))  # fmt: skip

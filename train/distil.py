@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.unsloth_model import HISTORY, Student, load_student, self_test  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
 
 import torch
 
@@ -16,6 +16,7 @@ from shared.adapters import note_base
 from shared.chat import load_tokenizer
 from shared.config import Config, TrainConfig
 from shared.console import console
+from shared.errors import SteerHealError
 from shared.models import Model
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
@@ -25,6 +26,7 @@ from train.diagnosis import Finding, diagnose
 from train.live import Live
 from train.objective import aggregate
 from train.reference import States, divergence, reference_states
+from train.selftest import self_test
 from train.tokens import token_rows
 from train.trainer import HealTrainer
 from train.unfinished import LOGS, Unfinished
@@ -60,13 +62,20 @@ def distil(
     """Train round `number` and write its adapter folder `out`; train.jsonl, training.json and kl_tokens.jsonl go into `logs`.
 
     An interrupted call goes on from its last checkpoint in `work` (beside `out` by default), to the same bytes on a CPU. replace:
-    begin again when the unfinished round is of other settings, instead of raising SteerHealError. Raises RuntimeError when the
-    history or the original model changed, or what was written is not what was trained.
+    begin again when the unfinished round is of other settings, instead of raising SteerHealError, which is also raised when
+    the history or the original model changed, or what was written is not what was trained.
     """
     train = config.train
     tokenizer = load_tokenizer(str(model.folder))
     rows = load_examples(data, tokenizer, config)
     examples, heldout = held_out(rows, train.heldout, config.seed)
+    if train.early_stop and not heldout:
+        raise SteerHealError(
+            "there is nothing to stop early by",
+            given=f"train.early_stop = {train.early_stop}, no prompt held out of {len(rows)} rows",
+            expected="train.heldout above 0, and several prompts",
+            next="SET=train.early_stop=0",
+        )
     depends: dict[str, Any] = {
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
@@ -99,12 +108,11 @@ def distil(
         trainer.go_on(checkpoint)
     finally:
         live.stop()
-    student.network.eval()
     with student.only():
         if not torch.equal(student.logits(probe["input_ids"], probe["attention_mask"]), original):
-            raise RuntimeError("with all gates off the model is no longer the original")
+            raise _changed("the original model", "with all gates off it gives other logits than before the training")
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
-        raise RuntimeError("the frozen history changed while the round was trained")
+        raise _changed("the frozen history", "its factors are not those of before the training")
     findings = diagnose(trainer.rows, start, train)
     distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, findings, unfinished)  # fmt: skip
     write_json(unfinished.folder / "training.json", _summary(distilled, config, trainer.lam))
@@ -115,11 +123,20 @@ def distil(
     with atomic_folder(out) as temporary:
         student.save(temporary)
         if not student.holds(temporary):
-            raise RuntimeError("the adapter that was written is not the one that was trained")
+            raise _changed("the adapter", "what was written is not what was trained")
         note_base(temporary, model.name, model.fingerprint)
         for name in LOGS:
             write_text((logs or temporary) / name, (unfinished.folder / name).read_text(encoding="utf-8"))
     return distilled
+
+
+def _changed(what: str, given: str) -> SteerHealError:
+    return SteerHealError(
+        f"{what} changed while the round was trained",
+        given=given,
+        expected="only this round's adapter trained, and published as trained",
+        next="compare the installed versions with requirements/: make doctor",
+    )
 
 
 def _start(
@@ -138,9 +155,12 @@ def _summary(distilled: Distilled, config: Config, lam: float) -> dict[str, Any]
     """The content of training.json: what was trained, on how much, and the diagnosis."""
     train = config.train
     wd = train.weight_decay if train.divergence == "wd" else 0.0
-    rate = sum(row["learning_rate"] for row in distilled.steps) * train.logging_steps
+    ends = [0, *[row["step"] for row in distilled.steps]]
+    rate = sum(
+        row["learning_rate"] * (end - begin) for row, begin, end in zip(distilled.steps, ends, ends[1:], strict=False)
+    )
     return {
-        "version": VERSION, "divergence": train.divergence, "aggregate": train.aggregate, "reference": train.reference, "lam": lam, "tau": train.tau,
+        "version": VERSION, "divergence": train.divergence, "aggregate": train.aggregate, "reference": train.reference, "lam": lam, "tau": train.tau, "load_in_4bit": train.load_in_4bit,
         "examples": distilled.examples, "heldout": distilled.heldout, "tokens": distilled.tokens, "steps": distilled.steps[-1]["step"], "start": distilled.start,
         "shrink": 1 - math.exp(-wd * rate), "findings": [asdict(finding) for finding in distilled.findings],
     }  # fmt: skip

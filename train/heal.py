@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import TrainConfig, resolve
 from shared.console import console, table
+from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
 from shared.publish import digest
@@ -61,13 +63,19 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         outputs=[adapter, folded, *[folder / name for name in LOGS]], rebuild=rebuild,
     )  # fmt: skip
     if job.done():
+        shutil.rmtree(folder / "healing", ignore_errors=True)  # of a process that died between its manifest and this
         return
     from train.distil import distil
 
     before = digest(history) if history else None
     healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
     if history and digest(history) != before:
-        raise RuntimeError(f"{history} changed on disk while the round was trained")
+        raise SteerHealError(
+            "the history changed on disk while the round was trained",
+            given=history,
+            expected="one process at a time in a run",
+            next=f"make round N={number} RUN={run.folder} REBUILD=1",
+        )
     fold([*(rounds_of(history) if history else []), (adapter, 1.0)], folded)
     show(healed, config.train)
     job.finish(

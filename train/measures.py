@@ -7,19 +7,21 @@ computes loss and gradient from final hidden states, above what it held before, 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from train.unsloth_model import CURRENT, load_student  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import CURRENT, HISTORY, load_student  # isort: skip (Unsloth comes before transformers)
 
 import torch
 
 from shared.chat import load_tokenizer, render
 from shared.config import resolve
 from shared.console import console
+from shared.folding import fold
 from shared.models import resolve as resolve_model
 from shared.ratios import Side, interleave, ratio, record, warm
 from shared.records import Prompt, data_file, read_jsonl
@@ -50,55 +52,80 @@ def rows(tokenizer: Any) -> list[Example]:
     ]
 
 
+class Bench:
+    """Our trainer and plain SFT on one student, a step at a time on one batch."""
+
+    def __init__(self, scratch: Path, history: Path | None = None):
+        config, self.model = resolve(None, SETTINGS)[0], resolve_model("embedded")
+        self.config = config
+        self.examples = rows(load_tokenizer(str(self.model.folder)))
+        self.answers = [example.completion for example in self.examples]
+        self.student = load_student(self.model, config, history)
+        self.batch = {name: value.to(self.student.device) for name, value in collate(self.examples).items()}
+        work = Unfinished(scratch / "work", {})
+        names = {"base": ()} if history is None else {"base": (), "previous": (HISTORY,)}
+        references = {
+            name: reference_states(self.student, self.examples, adapters, work.states(name), {}, "auto", ROWS)
+            for name, adapters in names.items()
+        }
+        self.trainer = HealTrainer(self.student, self.examples, [], references, config, config.train.lam, work, scratch)
+        self.trainer.create_optimizer_and_scheduler(1000)
+        self.trainer.current_gradient_accumulation_steps = 1
+
+    def _finish(self) -> list[list[int]]:
+        torch.nn.utils.clip_grad_norm_(self.student.current.values(), 1.0)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
+        return self.answers
+
+    def ours(self) -> list[list[int]]:
+        batch = {**self.batch, "row": torch.arange(ROWS)}
+        self.trainer.training_step(self.trainer.model, batch, torch.tensor(ROWS * TOKENS))
+        return self._finish()
+
+    def sft(self) -> list[list[int]]:
+        self.student.network.train()
+        self.student.network(**self.batch, use_cache=False).loss.backward()
+        return self._finish()
+
+
+def _first_round(scratch: Path, rounds: int) -> tuple[dict[str, Side], int]:
+    """Sides ours, naive and sft without a history, and the tokens of the batch; leaves the round's adapter in scratch/round."""
+    bench = Bench(scratch)
+    naive = Naive(bench.model.folder, bench.student.network.peft_config[CURRENT].target_modules, bench.config.train)
+
+    def theirs() -> list[list[int]]:
+        naive.step(bench.batch)
+        return bench.answers
+
+    sides = {"ours": Side(bench.ours), "naive": Side(theirs), "sft": Side(bench.sft)}
+    warm(sides)
+    interleave("optimiser steps", sides, rounds)
+    bench.student.save(scratch / "round")
+    return sides, sum(map(len, bench.examples))
+
+
 def steps(rounds: int) -> dict[str, Any]:
-    """Time of an optimiser step: ours against the naive trainer, and against plain SFT of the same student."""
-    config, model = resolve(None, SETTINGS)[0], resolve_model("embedded")
-    examples = rows(load_tokenizer(str(model.folder)))
-    student = load_student(model, config, None)
-    batch = collate(examples)
-    answers = [example.completion for example in examples]
+    """Time of an optimiser step: ours against the naive trainer, and against plain SFT of the same student, without and with history."""
     with TemporaryDirectory() as scratch:
-        work = Unfinished(Path(scratch) / "work", {})
-        states = reference_states(student, examples, (), work.states("base"), {}, "auto", ROWS)
-        trainer = HealTrainer(student, examples, [], {"base": states}, config, config.train.lam, work, Path(scratch))
-        trainer.create_optimizer_and_scheduler(1000)
-        trainer.current_gradient_accumulation_steps = 1
-        parameters = list(student.current.values())
-
-        def finish() -> list[list[int]]:
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
-            return answers
-
-        def ours() -> list[list[int]]:
-            mine = {**batch, "row": torch.arange(ROWS)}
-            trainer.training_step(trainer.model, mine, torch.tensor(ROWS * TOKENS))
-            return finish()
-
-        def sft() -> list[list[int]]:
-            student.network.train()
-            student.network(**batch, use_cache=False).loss.backward()
-            return finish()
-
-        naive = Naive(model.folder, student.network.peft_config[CURRENT].target_modules, config.train)
-
-        def theirs() -> list[list[int]]:
-            naive.step(batch)
-            return answers
-
-        sides = {"ours": Side(ours), "naive": Side(theirs), "sft": Side(sft)}
-        warm(sides)
-        interleave("optimiser steps", sides, rounds)
-    size = f"{ROWS} rows of {sum(map(len, examples)) // ROWS} tokens on average, {TOKENS} of them completion, fp32"
+        sides, tokens = _first_round(Path(scratch), rounds)
+        fold([(Path(scratch) / "round", 1.0)], Path(scratch) / "history")
+        later = Bench(Path(scratch) / "later", Path(scratch) / "history")
+        second = {"ours": Side(later.ours), "sft": Side(later.sft)}
+        warm(second)
+        interleave("optimiser steps over a history", second, rounds)
+    size = f"{ROWS} rows of {tokens // ROWS} tokens on average, {TOKENS} of them completion, fp32"
+    speed = {"tokens_per_second": tokens / statistics.median(sides["ours"].seconds)}
     return {
-        "heal_step_over_naive": ratio(sides["ours"], sides["naive"], f"time of an optimiser step with the barrier over the naive trainer's (two forwards, full log-softmax; Hugging Face and PEFT); {size}", bound=0.75),
+        "heal_step_over_naive": {**ratio(sides["ours"], sides["naive"], f"time of an optimiser step with the barrier over the naive trainer's (two forwards, full log-softmax; Hugging Face and PEFT); {size}", bound=0.75), **speed},
         "heal_step_over_sft": ratio(sides["ours"], sides["sft"], f"time of an optimiser step with the barrier and a cached reference over plain Unsloth SFT; {size}", bound=1.25),
+        "heal_step_over_sft_with_history": ratio(second["ours"], second["sft"], "the same over a folded history, KL measured to both references, over plain SFT of that student", bound=1.25),
     }  # fmt: skip
 
 
 def loss(side: str, words: int, hidden: int, prompt: int, completion: int) -> Any:
     """A call that computes loss and gradient from final hidden states of `ROWS` rows; the naive side takes prompts through too."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     draws = torch.Generator().manual_seed(0)
     weight = torch.randn(words, hidden, generator=draws) * 0.05
     length = prompt + completion
@@ -106,6 +133,7 @@ def loss(side: str, words: int, hidden: int, prompt: int, completion: int) -> An
     labels[:, :prompt] = IGNORED
     states = torch.randn(ROWS, length, hidden, generator=draws)
     reference = states + 0.1 * torch.randn(ROWS, length, hidden, generator=draws)
+    weight, labels, states, reference = (value.to(device) for value in (weight, labels, states, reference))
     config = resolve(None, SETTINGS)[0].train
 
     def naive() -> torch.Tensor:
@@ -129,7 +157,12 @@ def loss(side: str, words: int, hidden: int, prompt: int, completion: int) -> An
 
 
 def peak(call: Any) -> float:
-    """MiB by which the process's peak exceeds what it held before the call (Linux)."""
+    """MiB by which the process's peak, or on a GPU the allocator's, exceeds what it held before the call (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
     status = Path("/proc/self/status")
 

@@ -24,12 +24,12 @@ class Naive:
     def __init__(self, folder: Path, targets: str, train: TrainConfig):
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         settings = LoraConfig(r=train.rank, lora_alpha=train.alpha, target_modules=targets, task_type="CAUSAL_LM")
-        self.network = get_peft_model(network, settings)
+        self.network = get_peft_model(network, settings).to("cuda" if torch.cuda.is_available() else "cpu")
         self.train, self.parameters = train, [value for value in self.network.parameters() if value.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=train.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         logits = self.network(**inputs).logits
         with torch.no_grad(), self.network.disable_adapter():
             reference = self.network(**inputs).logits
@@ -38,7 +38,7 @@ class Naive:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
 
 def naive_loss(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor, lam: float, tau: float) -> Any:

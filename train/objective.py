@@ -160,15 +160,15 @@ def barrier(kl: torch.Tensor, divergence: str, kind: str, lam: float, tau: float
     return lam * torch.relu(aggregate(kl, kind) - tau)
 
 
-def gradient_ratio(found: Positions, divergence: str, kind: str, lam: float, tau: float) -> float:
+def gradient_ratio(found: Positions, divergence: str, kind: str, lam: float, tau: float) -> torch.Tensor:
     """Norm of the barrier's gradient over that of the mean cross-entropy's, both at the final hidden states.
 
     Taken where the two enter the network: in the parameters it would cost a second backward pass.
     """
     if divergence not in ("kl_fwd", "kl_rev"):
-        return 0.0
+        return found.ce.new_zeros(())
     with torch.enable_grad():
         kl = found.kl[0].detach().requires_grad_()
         (weights,) = torch.autograd.grad(barrier(kl, divergence, kind, lam, tau), kl)
     ours = torch.linalg.vector_norm(found.grad_kl * weights[:, None])
-    return float(ours / (torch.linalg.vector_norm(found.grad_ce) / len(kl)))
+    return ours / (torch.linalg.vector_norm(found.grad_ce) / len(kl))

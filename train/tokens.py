@@ -50,9 +50,20 @@ def token_rows(
                 "version": VERSION,
                 "key": examples[row].key,
                 "prompt": tokenizer.decode(examples[row].prompt),
-                "tokens": [tokenizer.decode([token]) for token in examples[row].completion],
+                "tokens": _pieces(tokenizer, examples[row].completion),
                 "ce": found[row].ce.tolist(),
                 **{f"kl_{name}": kl.get(name, found[row].kl[0].tolist()) for name in ("base", "previous")},
             }
         )
     return rows
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; a character of several tokens stands at its last one."""
+    pieces, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        whole = not text.endswith("\ufffd")
+        pieces.append(text[len(before) :] if whole else "")
+        before = text if whole else before
+    return pieces

@@ -15,7 +15,7 @@ from transformers.integrations import TensorBoardCallback, get_reporting_integra
 
 from shared.config import Config
 from shared.errors import SteerHealError
-from shared.publish import write_json
+from shared.publish import atomic_folder, write_json
 from train.data import IGNORED, Example, collate
 from train.objective import AGGREGATES, aggregate, barrier, gradient_ratio, per_position
 from train.reference import States
@@ -64,6 +64,7 @@ class HealTrainer(Trainer):
         self.config, self.lam, self.work = config, lam, work
         self.rows: list[dict[str, Any]] = []
         self._parts: list[dict[str, float]] = []
+        self._seen: list[int] = []  # rows of the optimiser step in the making
         self.checkpoint: Path | None = None
 
     def _collate(self, rows: list[dict[str, int]]) -> dict[str, torch.Tensor]:
@@ -86,40 +87,34 @@ class HealTrainer(Trainer):
             + wall / self.current_gradient_accumulation_steps
         )
         if not torch.isfinite(total):
-            self._not_finite(rows, torch.isfinite(found.ce) & torch.isfinite(found.kl).all(0))
+            good = torch.isfinite(found.ce) & torch.isfinite(found.kl).all(0)
+            parts = good.split([len(self.examples[row].completion) for row in rows])
+            bad = [row for row, part in zip(rows, parts, strict=True) if not part.all()]
+            raise self._not_finite("the loss", bad or rows)
         by_reference = dict(zip(references, found.kl.detach(), strict=True))
         for name in ("base", "previous"):  # in round 1 the previous student is the base
             by_reference.setdefault(name, found.kl[0].detach())
-        measured = {
-            f"kl_{name}_{kind}": float(aggregate(kl, kind)) for name, kl in by_reference.items() for kind in AGGREGATES
+        figures = {
+            "ce": found.ce.detach().sum(),
+            "barrier": wall.detach(),
+            "gradient_ratio": gradient_ratio(found, train.divergence, train.aggregate, self.lam, train.tau),
+            **{f"kl_{name}_{kind}": aggregate(kl, kind) for name, kl in by_reference.items() for kind in AGGREGATES},
         }
-        over = (
-            train.divergence in ("kl_fwd", "kl_rev") and measured[f"kl_{train.reference}_{train.aggregate}"] > train.tau
-        )
-        self._parts.append(
-            {
-                "tokens": len(targets),
-                "ce": float(found.ce.detach().sum()),
-                "barrier": float(wall.detach()),
-                "fired": float(over),
-                "gradient_ratio": gradient_ratio(found, train.divergence, train.aggregate, self.lam, train.tau),
-                **measured,
-            }
-        )
+        values = torch.stack([value.float() for value in figures.values()]).tolist()  # one transfer from the device
+        part = {"tokens": float(len(targets)), **dict(zip(figures, values, strict=True))}
+        d = part[f"kl_{train.reference}_{train.aggregate}"]
+        part["fired"] = float(train.divergence in ("kl_fwd", "kl_rev") and d > train.tau)
+        self._parts.append(part)
         return total
 
-    def _not_finite(self, rows: list[int], good: torch.Tensor | None = None) -> None:
-        """Stop before anything that is not finite reaches a checkpoint."""
-        bad = rows
-        if good is not None:
-            parts = good.split([len(self.examples[row].completion) for row in rows])
-            bad = [row for row, part in zip(rows, parts, strict=True) if not part.all()] or rows
+    def _not_finite(self, what: str, rows: Sequence[int]) -> SteerHealError:
+        """The error that stops a round before anything that is not finite reaches the weights or a checkpoint."""
         kept = f"; {self.checkpoint} is the last good checkpoint" if self.checkpoint else ""
-        raise SteerHealError(
-            "loss or gradient is not finite",
-            given=f"step {self.state.global_step + 1}, rows {', '.join(self.examples[row].key for row in bad)}{kept}",
+        return SteerHealError(
+            f"{what} is not finite",
+            given=f"step {self.state.global_step + 1}, rows {', '.join(self.examples[row].key for row in rows)}{kept}",
             expected="numbers",
-            next="look at these rows, or lower train.learning_rate",
+            next=f"leave these rows out or lower train.learning_rate; either begins the round again: rm -r {self.work.folder}",
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -138,8 +133,6 @@ class HealTrainer(Trainer):
             "version": VERSION, "step": self.state.global_step, "epoch": self.state.epoch, "loss": ce + figures["barrier"], "ce": ce,
             **figures, "learning_rate": logs["learning_rate"], "grad_norm": float(logs["grad_norm"]), "tokens": int(tokens),
         }  # fmt: skip
-        if not all(math.isfinite(value) for value in row.values()):
-            self._not_finite(self._last)
         self._keep(row)
 
     def _maybe_log_save_evaluate(self, *rest: Any, **options: Any) -> None:
@@ -149,8 +142,15 @@ class HealTrainer(Trainer):
         super()._maybe_log_save_evaluate(*rest, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> torch.Tensor:
-        self._last = inputs["row"].tolist()
+        self._seen += inputs["row"].tolist()
         return super().training_step(model, inputs, *rest, **options)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        rows, self._seen = self._seen, []
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise self._not_finite("the gradient", rows)
+        return norm
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -173,7 +173,8 @@ class HealTrainer(Trainer):
         ce = total / tokens
         self._keep({"version": VERSION, "step": self.state.global_step, "epoch": self.state.epoch or 0.0, "heldout_ce": ce})  # fmt: skip
         if train.early_stop and ce < best:
-            self.student.save(self.work.best)
+            with atomic_folder(self.work.best(self.state.global_step)) as temporary:
+                self.student.save(temporary)
         self.control.should_training_stop |= self._stopped
         return {"eval_loss": ce}
 
@@ -197,15 +198,14 @@ class HealTrainer(Trainer):
         if not self._stopped:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.config.train.early_stop and self.heldout:
-            self.student.load(self.work.best)
+            best = min(self._held_out, key=lambda row: float(row["heldout_ce"]))
+            self.student.load(self.work.best(best["step"]))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """This round's adapter alone: the history is on disk already, and Trainer would save it under the same step."""
         self.student.save(Path(str(output_dir)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if any(not torch.isfinite(value).all() for value in self.student.current.values()):
-            self._not_finite(self._last)
         if self.heldout and float(self.state.epoch).is_integer():  # a resume from here begins the next epoch
             self.evaluate()
         super()._save_checkpoint(model, trial)
@@ -220,7 +220,12 @@ class HealTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Trainer's own resume forgets one of two adapters; whatever loaded the checkpoint, it must be in memory now."""
         if checkpoint is not None and not self.student.holds(Path(checkpoint)):
-            raise RuntimeError(f"resuming from {checkpoint} did not restore this round's adapter")
+            raise SteerHealError(
+                "resuming did not restore this round's adapter",
+                given=checkpoint,
+                expected="the adapter of the checkpoint in memory",
+                next="compare the installed versions with requirements/: make doctor",
+            )
         super()._load_optimizer_and_scheduler(checkpoint)
 
 

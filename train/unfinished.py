@@ -21,7 +21,7 @@ class Unfinished:
     """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused, or replaced."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], *, replace: bool = False):
-        self.folder, self.log, self.best = folder, folder / "train.jsonl", folder / "best"
+        self.folder, self.log = folder, folder / "train.jsonl"
         recipe = json.loads(json.dumps({"version": VERSION, **recipe}))
         written = folder / "recipe.json"
         if written.is_file():
@@ -44,9 +44,13 @@ class Unfinished:
         """The file of a reference's final hidden states."""
         return self.folder / f"{reference}.safetensors"
 
+    def best(self, step: int) -> Path:
+        """The adapter after a step whose held-out cross-entropy was the lowest so far."""
+        return self.folder / f"best-{step}"
+
     def seal(self, checkpoint: Path) -> None:
         """Say that a checkpoint is whole: what has no seal was being written when the process died."""
-        for file in checkpoint.rglob("*"):
+        for file in [*checkpoint.rglob("*"), self.log]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
