@@ -6,7 +6,8 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from evals.scored import Generation, Round
+from evals.rows import Generation
+from evals.scored import Round
 from evals.tables import Table
 from evals.training import strips
 from shared.console import number

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.scored import ConditionLine, Generation, Round, scored_rounds, texts_of
+from evals.rows import ConditionLine, Generation
+from evals.scored import Round, scored_rounds, texts_of
 from evals.statistics import (
     Answers,
     Estimate,

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.scored import STEP, Round, Step, SweepLine
+from evals.rows import Step, SweepLine
+from evals.scored import STEP, Round
 from shared.console import number
 from shared.run import STAGES, Run
 

@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evals.scored import Round, TokenRow, Training
+from evals.rows import TokenRow, Training
+from evals.scored import Round
 
 BLACK, BLUE, ORANGE, GREEN, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#808080"  # Okabe and Ito's, and grey
 

@@ -77,8 +77,12 @@ def test_every_file_of_the_interface_is_there(run: Path) -> None:
             "rejected.jsonl",
             "adapter/adapter_model.safetensors",
             "adapter/adapter_config.json",
+            "train.jsonl",
+            "training.json",
+            "kl_tokens.jsonl",
         ):
             assert (folder / name).is_file(), name
+        assert not (folder / "healing").exists()
         gates = json.loads((folder / "history" / "gates.json").read_text())
         assert [row["round"] for row in gates["rounds"]] == list(range(1, int(number) + 1))
         for stage in ("extract", "sweep", "filter", "heal", "score"):
@@ -150,3 +154,17 @@ def test_an_edited_output_is_named(run: Path) -> None:
     finally:
         path.write_bytes(whole)
     assert done.returncode == 2 and "rounds/02/kept.jsonl was edited" in done.stderr
+
+
+def test_an_export_of_the_run_has_counts_settings_and_scores_in_its_card(run: Path) -> None:
+    """Round 2 with its gates dialled, as an adapter that the eval takes."""
+    out = run / "dialled"
+    done = command("train.export", "--run", run / "run", "--round", "2", "--gate", "1=0.5", "--out", out)
+    assert done.returncode == 0, done.stderr
+    card = (out / "README.md").read_text()
+    kept = (run / "run" / "rounds" / "02" / "kept.jsonl").read_text().count("\n")
+    assert f"| 2 | {kept} |" in card and "train.rank = 4" in card and "round 1 at 0.5, round 2 at 1" in card
+    results = json.loads((run / "run" / "report" / "results.json").read_text())["rows"]
+    assert f"| 2 | healed | {results[-1]['auth_nats']:.3f} |" in card
+    gates = json.loads((out / "gates.json").read_text())["rounds"]
+    assert [row["gate"] for row in gates] == [0.5, 1.0]

@@ -12,7 +12,7 @@ from train.unsloth_model import CURRENT, HISTORY, Student, load_student  # isort
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from shared.config import Config, resolve
 from shared.errors import SteerHealError
@@ -356,3 +356,30 @@ def test_checkpointing_and_half_precision_states_change_little(
         other = distil(model, data, history, tmp_path / option, config(option), 2).steps[-1]
         assert other["loss"] == pytest.approx(plain["loss"], rel=tolerance)
         assert other["grad_norm"] == pytest.approx(plain["grad_norm"], rel=5 * tolerance)
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: object, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("")
+    with pytest.raises(SteerHealError, match="no rows"):
+        load_examples(path, tokenizer, config())
+    row = {"key": "a", "prompt_ids": [1], "completion_ids": [], "text": "", "finish_reason": "stop", "coefficient": 1.0, "sample": 0, "seed": 1, "perplexity": None, "perplexity_last_quarter": None, "trait_llr": None, "distinct_3": None}  # fmt: skip
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(SteerHealError, match="no training row fits"):
+        load_examples(path, tokenizer, config())
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "key": "b", "completion_ids": [5, 6]}) + "\n")
+    assert [example.key for example in load_examples(path, tokenizer, config())] == ["b"]
+    assert "1 of 2 rows have an empty completion" in capsys.readouterr().out
+
+
+def test_a_history_of_other_shapes_is_refused(model: Model, history: Path, tmp_path: Path) -> None:
+    """Without a note of its model, an adapter is known by its modules."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "1").mkdir(exist_ok=True)
+        (tmp_path / "1" / name).write_bytes((history.parent / "adapter" / name).read_bytes())
+    path = tmp_path / "1" / "adapter_model.safetensors"
+    narrow = {name: value[:, :8].contiguous() if "lora_A" in name else value for name, value in load_file(path).items()}
+    save_file(narrow, path, metadata={"format": "pt"})
+    fold([(tmp_path / "1", 1.0)], tmp_path / "history")
+    with pytest.raises(SteerHealError, match="does not fit the model"):
+        load_student(model, config(), tmp_path / "history")

@@ -1,0 +1,144 @@
+"""Rows and objects of a round's files, as the report reads them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from shared.records import Record
+
+
+class ConditionLine(Record):
+    stage: Literal["base", "prompted", "steered", "random", "healed"]
+    name: str = Field(pattern=r"^[\w.+-]+$")
+    coefficient: float | None
+    draw: int | None
+    headline: bool
+
+
+class SweepLine(Record):
+    coefficient: float
+    n: int
+    kept: int
+    perplexity: float | None
+    distinct_3: float | None
+    trait_llr: float | None
+    relative_dose: float | None
+
+
+class Scores(Record):
+    """scores.json: how a round was scored, its conditions and its sweep by coefficient."""
+
+    round: int
+    instrument: str
+    vignettes: str
+    debias: Literal["reversal", "cyclic"]
+    orders: int
+    think: int
+    items: list[str]
+    foundations: list[str]
+    conditions: list[ConditionLine]
+    sweep: list[SweepLine]
+
+
+class ScoreRow(Record):
+    id: str
+    foundation: str
+    lp: list[list[list[float | None]]]
+    p: list[float] | None
+    score: list[float] | None
+    pmass_allowed: float | None
+
+
+class Generation(Record):
+    """A free generation; nll is its total nats under the original model."""
+
+    name: str
+    prompt_id: str
+    prompt: str
+    sample: int
+    text: str
+    finish_reason: str
+    nll: float
+    tokens: int
+    perplexity: float | None
+    trait_llr: float | None
+    distinct_3: float | None
+
+
+class Step(Record):
+    """A logging step of train.jsonl; KL to the original and to the previous round's student, nats."""
+
+    step: int
+    loss: float
+    ce: float
+    fired: float
+    gradient_ratio: float
+    kl_base_mean: float
+    kl_base_rmse: float
+    kl_base_p95: float
+    kl_base_max: float
+    kl_previous_mean: float
+    kl_previous_rmse: float
+    kl_previous_p95: float
+    kl_previous_max: float
+
+
+class Heldout(Record):
+    """Held-out cross-entropy in train.jsonl, nats."""
+
+    step: int
+    epoch: float
+    heldout_ce: float
+
+
+class LogRow(Record):
+    """Any row of train.jsonl."""
+
+    step: int
+    ce: float | None = None
+    heldout_ce: float | None = None
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class Finding(Record):
+    name: str
+    sentence: str
+
+
+class Training(Record):
+    """training.json: what was trained, on how much, and the diagnosis; D before the first step in nats."""
+
+    divergence: Literal["nll", "kl_fwd", "kl_rev", "wd"]
+    aggregate: str
+    reference: Literal["base", "previous"]
+    lam: float
+    tau: float
+    examples: int
+    heldout: int
+    tokens: int
+    start: dict[str, float]
+    findings: list[Finding]
+
+
+class TokenRow(Record):
+    """kl_tokens.jsonl: a completion's tokens with their cross-entropy and KL to both references, nats."""
+
+    key: str
+    tokens: list[str]
+    ce: list[float]
+    kl_base: list[float]
+    kl_previous: list[float]
+
+
+class Manifest(Record):
+    """What a stage recorded: digests by name, wall time in seconds, provenance."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    seconds: float
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, Any]

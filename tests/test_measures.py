@@ -1,0 +1,48 @@
+"""The trainer's benchmark: its sides do the same work, and a peak is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from train.measures import ROWS, TOKENS, Bench, loss, memory, peak  # isort: skip (Unsloth comes before transformers)
+
+import torch
+
+from train.naive import Naive
+from train.unsloth_model import CURRENT
+
+
+@pytest.mark.parametrize("prompt", [1, 9])
+def test_both_losses_have_one_gradient(prompt: int) -> None:
+    """At the completions' positions; the naive side gives the prompts' a gradient of 0."""
+    ours, naive = (loss(side, 500, 16, prompt, 12)() for side in ("ours", "naive"))
+    torch.testing.assert_close(ours, naive, atol=1e-7, rtol=1e-4)
+    assert ours[:, prompt - 1 : -1].abs().sum() > 0 and not ours[:, : prompt - 1].any()
+
+
+@pytest.mark.slow
+def test_both_trainers_begin_with_one_loss(tmp_path: Path) -> None:
+    """A fresh adapter adds nothing: cross-entropy of the same rows, no divergence."""
+    bench = Bench(tmp_path)
+    theirs = Naive(bench.model.folder, bench.student.network.peft_config[CURRENT].target_modules, bench.config.train)
+    assert sum(p.numel() for p in theirs.parameters) == sum(p.numel() for p in bench.student.current.values())
+    bench.ours()
+    (part,) = bench.trainer._parts
+    assert part["tokens"] == ROWS * TOKENS
+    assert theirs.step(bench.batch) == pytest.approx(part["ce"] / part["tokens"] + part["barrier"], rel=1e-4)
+
+
+def test_peak_is_what_was_held_at_once() -> None:
+    def hold() -> None:
+        torch.ones(64, 2**20).sum()  # 256 MiB
+
+    assert peak(hold) == pytest.approx(256, rel=0.1)
+
+
+@pytest.mark.slow
+def test_our_loss_needs_less_memory_and_no_more_for_longer_completions() -> None:
+    size = (30_000, 64, 20, 48)
+    ours, naive, longer = memory("ours", *size), memory("naive", *size), memory("ours", 30_000, 64, 20, 192)
+    assert ours < 0.4 * naive and longer < 1.3 * ours
