@@ -17,7 +17,7 @@ from shared.run import hardware, versions
 def main() -> None:
     options = argparse.ArgumentParser(
         prog="python -m train.bench",
-        description="Measure the trainer as ratios; about ten minutes on two cores.",
+        description="Measure the trainer as ratios; about a quarter of an hour on two cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
