@@ -127,7 +127,7 @@ def entry(main: Callable[[], None]) -> None:
             )
         )
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted; finished stages are kept, the same command goes on from there[/]")
+        console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
         sys.exit(130)
 
 

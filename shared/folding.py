@@ -87,6 +87,13 @@ def _concatenated(loaded: Sequence[tuple[Adapter, float]]) -> dict[str, torch.Te
 
 def rounds_of(history: Path) -> list[tuple[Path, float]]:
     """The adapters and gates of a folded history, oldest first; an adapter that has changed since is refused."""
+    if not (history / "gates.json").exists() and (history / "adapter_config.json").exists():
+        raise SteerHealError(
+            "this is one adapter, not a history",
+            given=history,
+            expected="a folded history, with its gates.json",
+            next=f"fold it: python -m train.export --model MODEL --adapter {history} --as history --out {history}-history",
+        )
     try:
         rows = json.loads((history / "gates.json").read_text(encoding="utf-8"))["rounds"]
         found = [((history / row["adapter"]).resolve(), _finite(float(row["gate"])), row["sha256"]) for row in rows]

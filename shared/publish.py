@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,10 +20,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _make_parent(path: Path) -> None:
+    """A parent that cannot be made is an unwritable place, whatever the system calls it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError) as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -37,14 +46,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success its files are synced and it takes the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~umask)  # safetensors' own writer gives 0600
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
         old = path.with_name(f".{path.name}.{os.getpid()}.old")

@@ -65,6 +65,7 @@ def exports(rounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "history": ["--history", rounds / "history"],
         "dialled": ["--history", rounds / "history", "--gate", "1=0.25", "--gate", "2=0"],
         "merged": ["--as", "merged", "--history", rounds / "history", "--dtype", "float32"],
+        "single": ["--as", "history", "--adapter", rounds / "1", "--gate", "1=0.25"],
         "half": ["--as", "merged", "--history", rounds / "history", "--dtype", "bfloat16"],
     }.items():
         run("--model", "embedded", "--out", folder / name, *options)
@@ -106,6 +107,10 @@ def test_in_transformers(model: Model, exports: Path, exact: dict[str, list[torc
         assert gap(scores(PeftModel.from_pretrained(network, exports / name).eval()), exact[name]) < 5e-4, name
     merged = AutoModelForCausalLM.from_pretrained(exports / "merged").eval()
     assert merged.dtype == torch.float32 and gap(scores(merged), exact["merged"]) < 5e-4
+    single, dialled = (load_file(exports / name / "adapter_model.safetensors") for name in ("single", "dialled"))
+    for name, value in single.items():  # a lone adapter is a history of one round
+        wide = dialled[name]
+        assert torch.equal(value, wide[:4] if "lora_A" in name else wide[:, :4])
     assert all(gap(exact[name], exact["base"]) > 0.05 for name in ("round", "history", "dialled"))
     assert gap(exact["dialled"], exact["history"]) > 0.05
 
@@ -161,6 +166,11 @@ def test_what_cannot_be_exported_is_said(rounds: Path, tmp_path: Path) -> None:
             "--as history",
         ),
         (["--model", "embedded", "--history", tmp_path / "none", "--out", out], "nothing to export"),
+        (
+            ["--model", "embedded", "--as", "merged", "--adapter", rounds / "1", "--gate", "2=1", "--out", out],
+            "the adapter itself",
+        ),
+        (["--model", "embedded", "--history", rounds / "1", "--out", out], "one adapter, not a history"),
         (["--out", out], "--run DIR --round K"),
     ):
         with pytest.raises(SteerHealError, match=said):

@@ -151,10 +151,10 @@ def test_an_unfinished_round_of_something_else_is_refused(
     before = digest(states)
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text().replace("Count", "Please count"))
-    with pytest.raises(SteerHealError, match="data, held out changed") as refused:
+    with pytest.raises(SteerHealError, match=r"data = .*held out = ") as refused:
         distil(model, other, history, tmp_path / "adapter", config, 2)
     assert "rm -r" in refused.value.next and digest(states) == before
-    with pytest.raises(SteerHealError, match="history changed"):
+    with pytest.raises(SteerHealError, match="history = None"):
         distil(model, data, None, tmp_path / "adapter", config, 2)
     distil(model, other, history, tmp_path / "adapter", config, 2, replace=True)
     assert digest(states) != before
@@ -179,7 +179,7 @@ def test_early_stop_keeps_the_best_epoch(
     model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held-out cross-entropies that fall and then rise, at a rate at which every epoch moves the adapter."""
-    config = resolve(None, f"{SMALL} train.early_stop=1 train.epochs=6 train.divergence=nll train.learning_rate=3e-2")[
+    config = resolve(None, f"{SMALL} train.early_stop=1 train.epochs=6 train.divergence=nll train.learning_rate=1.5e-2 train.logging_steps=1")[
         0
     ]
     healed = distil(model, data, None, tmp_path / "adapter", config, 1)

@@ -239,7 +239,7 @@ def test_loss_depends_on_neither_padding_nor_the_order_of_the_batch(
     student = load_student(model, config(), history)
     work = Unfinished(tmp_path / "work", {})
     states = reference_states(student, examples, (), work.states("base"), {}, "auto", 2)
-    trainer = HealTrainer(student, examples, [], {"base": states}, config(), 1.0, work, tmp_path)
+    trainer = HealTrainer(student, examples, [], {"base": states}, config(), 1.0, work)
     trainer.current_gradient_accumulation_steps = 1
 
     def loss(order: list[int], padding: int) -> tuple[float, dict[str, float]]:

@@ -28,7 +28,7 @@ from train.objective import aggregate
 from train.reference import States, divergence, reference_states
 from train.selftest import self_test
 from train.tokens import token_rows
-from train.trainer import HealTrainer
+from train.trainer import HealTrainer, reporters
 from train.unfinished import LOGS, Unfinished
 
 VERSION = 1
@@ -66,6 +66,8 @@ def distil(
     the history or the original model changed, or what was written is not what was trained.
     """
     train = config.train
+    live = Live()
+    callbacks = [*reporters(train.report_to, out.parent / "tensorboard"), live]
     tokenizer = load_tokenizer(str(model.folder))
     rows = load_examples(data, tokenizer, config)
     examples, heldout = held_out(rows, train.heldout, config.seed)
@@ -74,7 +76,7 @@ def distil(
             "there is nothing to stop early by",
             given=f"train.early_stop = {train.early_stop}, no prompt held out of {len(rows)} rows",
             expected="train.heldout above 0, and several prompts",
-            next="SET=train.early_stop=0",
+            next='--set "train.early_stop=0" (under make: SET="train.early_stop=0")',
         )
     depends: dict[str, Any] = {
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
@@ -98,8 +100,7 @@ def distil(
         for name in names
     }  # fmt: skip
     start = _start(student, examples[:PROBE], references, train)
-    live = Live()
-    trainer = HealTrainer(student, examples, heldout, references, config, train.lam * number**train.lam_round_power, unfinished, out.parent / "tensorboard", [live])  # fmt: skip
+    trainer = HealTrainer(student, examples, heldout, references, config, train.lam * number**train.lam_round_power, unfinished, callbacks)  # fmt: skip
     live.trainer = trainer
     checkpoint = unfinished.checkpoint()
     if checkpoint is not None:

@@ -18,7 +18,7 @@ from shared.cli import entry, need, parse, parser, plain
 from shared.config import resolve
 from shared.console import console, table
 from shared.errors import SteerHealError
-from shared.folding import refold, rounds_of
+from shared.folding import fold, refold, rounds_of
 from shared.merging import merge
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -69,7 +69,7 @@ def export(
 ) -> Check:
     """Write the folder `out` as a whole and check it.
 
-    source: the adapter of a round for kind 'round', else a folded history, whose rounds are folded again at `gates`. dtype: of
+    source: the adapter of a round, or but for kind 'round' a folded history, whose rounds are folded again at `gates`. dtype: of
     merged weights. about: the model card; name: of the original model. Raises SteerHealError for an adapter of another model, a
     gate that is not finite, and a dtype that swallows the adapter.
     """
@@ -79,8 +79,10 @@ def export(
             for file in ("adapter_config.json", "adapter_model.safetensors", BASE):
                 if (source / file).exists():
                     shutil.copyfile(source / file, adapter / file)
-        else:
+        elif (source / "gates.json").exists():
             refold(source, gates, adapter)
+        else:
+            fold([(source, gates.get(1, 1.0))], adapter)
         exact = load_adapter(adapter)
         belongs(exact, model)
         if kind == "merged":
@@ -155,8 +157,10 @@ def main() -> None:
     options = parser("train.export", "Write a trained round for use elsewhere, and check it.")
     files = plain(options)
     files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--adapter", type=Path, help="a round's adapter (for --as round)")
-    files.add_argument("--history", type=Path, help="a folded history (for --as history and merged)")
+    files.add_argument(
+        "--adapter", type=Path, help="a round's adapter; a history of one round for --as history and merged"
+    )
+    files.add_argument("--history", type=Path, help="a folded history, for --as history and merged")
     options.add_argument("--as", dest="kind", choices=KINDS, default="history", help="this round alone, all rounds folded, or merged into the weights")  # fmt: skip
     options.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round: 1 as trained, 0 off; dials it like a coefficient; repeatable")  # fmt: skip
     options.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of merged weights; model.dtype by default")  # fmt: skip
@@ -167,7 +171,10 @@ def main() -> None:
     gates = gates_of(arguments.gate)
     if gates and arguments.kind == "round":
         raise SteerHealError(
-            "a round's own adapter has no gate", given="--gate", expected="--as history or merged", next="--as history"
+            "a round's own adapter has no gate",
+            given="--as round --gate",
+            expected="--as history or --as merged",
+            next="the same with --as history",
         )
     if run:
         config, name = run.config, run.config.model.name
@@ -175,7 +182,7 @@ def main() -> None:
         source = folder / ("adapter" if arguments.kind == "round" else "history")
         training_folder = folder
     else:
-        source_option = "adapter" if arguments.kind == "round" else "history"
+        source_option = "adapter" if arguments.kind == "round" or arguments.adapter else "history"
         need(options, arguments, "model", source_option)
         config, name = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0], arguments.model
         source = training_folder = getattr(arguments, source_option)
@@ -191,7 +198,13 @@ def main() -> None:
     model = resolve_model(name, config.model.revision)
     dtype = arguments.dtype or config.model.dtype
     if arguments.kind != "round":
-        gates = {index: gates.get(index, gate) for index, (_, gate) in enumerate(rounds_of(source), start=1)} | gates
+        single = not run and arguments.adapter is not None
+        held = [1.0] if single else [gate for _, gate in rounds_of(source)]
+        if single and set(gates) - {1}:
+            raise SteerHealError(
+                "a gate names no round", given=max(gates), expected="1, the adapter itself", next="--gate 1=0.5"
+            )
+        gates = {index: gates.get(index, gate) for index, gate in enumerate(held, start=1)} | gates
     about = card(model, arguments.kind, gates, training_of(training_folder), (run, arguments.round) if run else None)
     check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, hub_name(model))
     table(

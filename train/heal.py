@@ -25,22 +25,28 @@ if TYPE_CHECKING:
 def show(healed: Distilled, train: TrainConfig) -> None:
     """The table of a training, and the diagnosis."""
     steps = healed.steps
-    first, last = steps[0], steps[-1]
+    quarter = max(len(steps) // 4, 1)
     heldout = [row["heldout_ce"] for row in healed.rows if "heldout_ce" in row]
+
+    def ends(name: str) -> list[float]:
+        return [float(np.mean([row[name] for row in part])) for part in (steps[:quarter], steps[-quarter:])]
+
+    again = healed.start["base"] > 0  # a round after the first, whose two references differ
+    references = {"base": "the original", **({"previous": "the previous student"} if again else {})}
     table(
-        f"healing: {healed.examples} rows and {healed.heldout} held out, {healed.tokens} completion tokens, {last['step']} steps, D = {train.divergence}",
-        ["nats", "first step", "last step"],
+        f"healing: {healed.examples} rows and {healed.heldout} held out, {healed.tokens} completion tokens, {steps[-1]['step']} steps, D = {train.divergence}",
+        ["nats", "first quarter", "last quarter"],
         [
-            ["cross-entropy", first["ce"], last["ce"]],
-            *([["cross-entropy, held out", heldout[0], heldout[-1]]] if heldout else []),
+            *([["cross-entropy, held out (before, after)", heldout[0], heldout[-1]]] if heldout else []),
+            ["cross-entropy", *ends("ce")],
             *[
-                [f"KL to {'the original' if name == 'base' else 'the previous student'}, {kind}", first[f"kl_{name}_{kind}"], last[f"kl_{name}_{kind}"]]
-                for name in ("base", "previous")
+                [f"KL to {words}, {kind}", *ends(f"kl_{name}_{kind}")]
+                for name, words in references.items()
                 for kind in ("mean", "rmse", "p95", "max")
             ],
-            ["barrier", first["barrier"], last["barrier"]],
+            ["barrier", *ends("barrier")],
         ],
-    )  # fmt: skip
+    )
     fired, ratio = (float(np.mean([row[name] for row in steps])) for name in ("fired", "gradient_ratio"))
     console.print(
         f"the barrier fired in {fired:.0%} of the steps, its gradient on average {ratio:.2f} times that of the cross-entropy; "
@@ -102,6 +108,13 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "data", "out")
+    if not arguments.data.is_file():
+        raise SteerHealError(
+            "there is no such data file",
+            given=arguments.data,
+            expected='JSONL rows such as {"prompt": "...", "completion": "..."}, or kept rows of gen.filter',
+            next="--data FILE",
+        )
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     from train.distil import distil
 
@@ -115,7 +128,9 @@ def main() -> None:
         number,
     )
     show(healed, config.train)
-    console.print(f"wrote {arguments.out}")
+    console.print(
+        f"wrote {arguments.out}\nnext: python -m evals.score --model {arguments.model} --adapter {arguments.out} --out scores.jsonl, or python -m train.export --help"
+    )
     healed.work.remove()
 
 

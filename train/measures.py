@@ -68,7 +68,7 @@ class Bench:
             name: reference_states(self.student, self.examples, adapters, work.states(name), {}, "auto", ROWS)
             for name, adapters in names.items()
         }
-        self.trainer = HealTrainer(self.student, self.examples, [], references, config, config.train.lam, work, scratch)
+        self.trainer = HealTrainer(self.student, self.examples, [], references, config, config.train.lam, work)
         self.trainer.create_optimizer_and_scheduler(1000)
         self.trainer.current_gradient_accumulation_steps = 1
 

@@ -46,7 +46,6 @@ class HealTrainer(Trainer):
         config: Config,
         lam: float,
         work: Unfinished,
-        tensorboard: Path,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         rows = [{"row": index} for index in range(len(examples))]
@@ -56,7 +55,7 @@ class HealTrainer(Trainer):
             train_dataset=rows,
             eval_dataset=rows,  # never read: evaluate() has its own rows, and Trainer asks for some
             data_collator=self._collate,
-            callbacks=[*_reporters(config.train.report_to, tensorboard), *callbacks],
+            callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)  # the progress bar shows what it would print
         self.model_accepts_loss_kwargs = True  # num_items_in_batch normalises CE; Trainer must not divide again
@@ -90,7 +89,7 @@ class HealTrainer(Trainer):
             good = torch.isfinite(found.ce) & torch.isfinite(found.kl).all(0)
             parts = good.split([len(self.examples[row].completion) for row in rows])
             bad = [row for row, part in zip(rows, parts, strict=True) if not part.all()]
-            raise self._not_finite("the loss", bad or rows)
+            raise self._not_finite("the loss", [self.examples[row] for row in bad or rows])
         by_reference = dict(zip(references, found.kl.detach(), strict=True))
         for name in ("base", "previous"):  # in round 1 the previous student is the base
             by_reference.setdefault(name, found.kl[0].detach())
@@ -107,12 +106,12 @@ class HealTrainer(Trainer):
         self._parts.append(part)
         return total
 
-    def _not_finite(self, what: str, rows: Sequence[int]) -> SteerHealError:
+    def _not_finite(self, what: str, rows: Sequence[Example]) -> SteerHealError:
         """The error that stops a round before anything that is not finite reaches the weights or a checkpoint."""
         kept = f"; {self.checkpoint} is the last good checkpoint" if self.checkpoint else ""
         return SteerHealError(
             f"{what} is not finite",
-            given=f"step {self.state.global_step + 1}, rows {', '.join(self.examples[row].key for row in rows)}{kept}",
+            given=f"step {self.state.global_step + 1}, rows {', '.join(row.key for row in rows)}{kept}",
             expected="numbers",
             next=f"leave these rows out or lower train.learning_rate; either begins the round again: rm -r {self.work.folder}",
         )
@@ -149,7 +148,7 @@ class HealTrainer(Trainer):
         rows, self._seen = self._seen, []
         norm = super()._clip_grad_norm(model)
         if not math.isfinite(float(norm)):
-            raise self._not_finite("the gradient", rows)
+            raise self._not_finite("the gradient", [self.examples[row] for row in rows])
         return norm
 
     def _keep(self, row: dict[str, Any]) -> None:
@@ -171,6 +170,8 @@ class HealTrainer(Trainer):
                 total, tokens = total + float(found.ce.sum()), tokens + len(targets)
         best = min((row["heldout_ce"] for row in self._held_out), default=math.inf)
         ce = total / tokens
+        if not math.isfinite(ce):
+            raise self._not_finite("the held-out cross-entropy", self.heldout)
         self._keep({"version": VERSION, "step": self.state.global_step, "epoch": self.state.epoch or 0.0, "heldout_ce": ce})  # fmt: skip
         if train.early_stop and ce < best:
             with atomic_folder(self.work.best(self.state.global_step)) as temporary:
@@ -268,8 +269,8 @@ def _arguments(config: Config, work: Path, evaluate: bool) -> TrainingArguments:
     )
 
 
-def _reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
-    """Transformers' own reporters, by the names it knows them."""
+def reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
+    """Transformers' own reporters, by the names it knows them; tensorboard: the folder of TensorBoard's."""
     try:
         found = [kind() for kind in get_reporting_integration_callbacks(list(names))]
     except (ImportError, RuntimeError, ValueError) as error:
@@ -277,7 +278,7 @@ def _reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]
             "the log cannot be reported there",
             given=f"train.report_to = {list(names)}: {error}",
             expected="names that transformers reports to, their packages installed",
-            next=".venv/bin/pip install tensorboard, or leave train.report_to empty",
+            next="leave train.report_to empty, or install the package that the message names",
         ) from None
     for callback in found:  # its own default is a folder that is removed with the unfinished round
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:

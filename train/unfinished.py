@@ -12,6 +12,7 @@ from typing import Any
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import digest, write_json, write_text
+from shared.run import differences
 
 VERSION = 1
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
@@ -26,17 +27,17 @@ class Unfinished:
         written = folder / "recipe.json"
         if written.is_file():
             old = json.loads(written.read_text(encoding="utf-8"))
-            changed = [key for key in {**old, **recipe} if old.get(key) != recipe.get(key)]
+            changed = differences(old, recipe)
             if not changed:
                 return
             if not replace:
                 raise SteerHealError(
-                    "an unfinished round was begun from something else, its reference states are stale",
-                    given=f"{folder}: {', '.join(sorted(changed))} changed",
+                    "an unfinished round was begun from something else",
+                    given=f"{folder}: {'; '.join(changed)}",
                     expected="the model, history, data and settings it was begun with",
                     next=f"restore them, or begin again: rm -r {folder}",
                 )
-            console.print(f"[yellow]{', '.join(sorted(changed))} changed: the unfinished round begins again[/]")
+            console.print(f"[yellow]{'; '.join(changed)}: the unfinished round begins again[/]")
         shutil.rmtree(folder, ignore_errors=True)
         write_json(written, recipe)
 
