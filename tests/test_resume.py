@@ -179,9 +179,10 @@ def test_early_stop_keeps_the_best_epoch(
     model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held-out cross-entropies that fall and then rise, at a rate at which every epoch moves the adapter."""
-    config = resolve(None, f"{SMALL} train.early_stop=1 train.epochs=6 train.divergence=nll train.learning_rate=1.5e-2 train.logging_steps=1")[
-        0
-    ]
+    config = resolve(
+        None,
+        f"{SMALL} train.early_stop=1 train.epochs=6 train.divergence=nll train.learning_rate=1.5e-2 train.logging_steps=1",
+    )[0]
     healed = distil(model, data, None, tmp_path / "adapter", config, 1)
     values = [row["heldout_ce"] for row in healed.rows if "heldout_ce" in row]
     best = values.index(min(values))
