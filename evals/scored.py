@@ -173,9 +173,7 @@ def _json(path: Path, kind: type[Row], again: str) -> Row:
     try:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
-        raise _refuse(path, problem, f"a {kind.__name__} file, version 1", again) from None
+        raise _refuse(path, problem_of(error), f"a {kind.__name__} file, version 1", again) from None
 
 
 def _refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:

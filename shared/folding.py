@@ -115,8 +115,8 @@ def rounds_of(history: Path) -> list[tuple[Path, float]]:
     return [(folder, gate) for folder, gate, _ in found]
 
 
-def verify(history: Path) -> None:
-    """Raise SteerHealError unless the folded factors are, bit for bit, those of the rounds at the gates of gates.json."""
+def verify(history: Path) -> Adapter:
+    """The folded adapter. Raises SteerHealError unless its factors are, bit for bit, those of the rounds at their gates."""
     import torch
 
     wanted = _concatenated([(load_adapter(folder), gate) for folder, gate in rounds_of(history)])
@@ -134,6 +134,7 @@ def verify(history: Path) -> None:
             expected="the rounds of gates.json at their gates",
             next=f"fold it again: python -m train.export --model {folded.config.get('base_model_name_or_path')} --history {history} --out {history}-folded",
         )
+    return folded
 
 
 def refold(history: Path, gates: Mapping[int, float], out: Path) -> None:

@@ -67,3 +67,8 @@ def tinymfv() -> Path:
 def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run `python -m ...` as a user would."""
     return subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def heal(data: Path, out: Path, overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run train.heal on plain files and the embedded model."""
+    return command("train.heal", "--model", "embedded", "--data", data, "--out", out, "--set", overrides)

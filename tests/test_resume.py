@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, heal
 
 from train.unsloth_model import CURRENT, load_student  # isort: skip (Unsloth comes before transformers)
 
@@ -257,21 +257,11 @@ def test_the_log_goes_to_tensorboard_and_an_unknown_place_is_refused(data: Path,
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fast = f'{SMALL} train.epochs=1 train.report_to=["tensorboard"]'
-    done = command("train.heal", "--model", "embedded", "--data", data, "--out", tmp_path / "adapter", "--set", fast)
+    done = heal(data, tmp_path / "adapter", fast)
     assert done.returncode == 0, done.stderr
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "adapter" / "train.jsonl").read_text().splitlines()]
     assert [e.value for e in events.Scalars("train/ce")] == pytest.approx([row["ce"] for row in rows if "ce" in row])
-    bad = command(
-        "train.heal",
-        "--model",
-        "embedded",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "b",
-        "--set",
-        fast.replace("tensorboard", "nowhere"),
-    )
+    bad = heal(data, tmp_path / "b", fast.replace("tensorboard", "nowhere"))
     assert bad.returncode == 2 and "nowhere" in bad.stderr and "Traceback" not in bad.stderr, bad.stderr
     assert os.listdir(tmp_path).count("b") == 0

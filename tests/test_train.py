@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import command
+from conftest import heal
 
 from train.unsloth_model import CURRENT, HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
 
@@ -190,21 +190,11 @@ def test_saved_adapters_reload_with_equal_logits(model: Model, data: Path, histo
 
 
 def test_command_line_writes_an_adapter_and_no_half_of_one(data: Path, tmp_path: Path) -> None:
-    done = command("train.heal", "--model", "embedded", "--data", data, "--out", tmp_path / "adapter", "--set", SMALL)
+    done = heal(data, tmp_path / "adapter", SMALL)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and "cross-entropy" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-    bad = command(
-        "train.heal",
-        "--model",
-        "embedded",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "other",
-        "--set",
-        f"{SMALL} train.max_length=16",
-    )
+    bad = heal(data, tmp_path / "other", f"{SMALL} train.max_length=16")
     assert bad.returncode == 2 and "raise train.max_length" in bad.stderr and "Traceback" not in bad.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

@@ -24,6 +24,13 @@ class Finding:
     sentence: str
 
 
+def quarters(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
+    """Mean of a figure over the first and over the last quarter of the logged steps."""
+    quarter = max(len(steps) // 4, 1)
+    early, late = (float(np.mean([row[name] for row in part])) for part in (steps[:quarter], steps[-quarter:]))
+    return early, late
+
+
 def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], train: TrainConfig) -> list[Finding]:
     """The rules that apply, most telling first; never empty.
 
@@ -34,19 +41,16 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
     kept = min(scored, key=lambda row: float(row["heldout_ce"]))["step"] if train.early_stop and scored else None
     steps = [row for row in rows if "ce" in row and (not kept or row["step"] <= kept)]
     heldout = [float(row["heldout_ce"]) for row in rows if "heldout_ce" in row]
-    quarter = max(len(steps) // 4, 1)
-
-    def early(name: str) -> float:
-        return float(np.mean([row[name] for row in steps[:quarter]]))
 
     def late(name: str) -> float:
-        return float(np.mean([row[name] for row in steps[-quarter:]]))
+        return quarters(steps, name)[1]
 
     def d(kind: str) -> str:
         return f"kl_{train.reference}_{kind}"
 
-    fell = 1 - late("ce") / early("ce")
-    curve = f"cross-entropy {early('ce'):.3f} to {late('ce'):.3f}"
+    first, last = quarters(steps, "ce")
+    fell = 1 - last / first
+    curve = f"cross-entropy {first:.3f} to {last:.3f}"
     found = []
     if train.divergence in ("kl_fwd", "kl_rev"):
         if not any(row["gradient_ratio"] for row in steps):

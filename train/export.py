@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 KINDS = ("round", "history", "merged")
 PROMPTS = 4  # prompts whose log-probabilities are compared
 SAME = 1e-3  # nats, between two ways to compute one student in fp32
-EXACT, HALF = (
-    0.01,
-    0.5,
-)  # share of the adapter's effect that an export may be off by, in fp32 and in a dtype that rounds
+# share of the adapter's effect that an export may be off by, in fp32 and in a dtype that rounds
+EXACT, HALF = 0.01, 0.5
 NOISE = 0.01  # nats, of a half-precision forward itself
 
 
@@ -71,7 +69,7 @@ def export(
 
     source: the adapter of a round, or but for kind 'round' a folded history, whose rounds are folded again at `gates`. dtype: of
     merged weights. about: the model card; name: of the original model. Raises SteerHealError for an adapter of another model, a
-    gate that is not finite, and a dtype that swallows the adapter.
+    gate that is not finite, a dtype that swallows the adapter, and an export that is not the student.
     """
     with atomic_folder(out) as temporary:
         adapter = temporary / "adapter" if kind == "merged" else temporary
@@ -126,11 +124,12 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
 
     check = Check(float((found - wanted).abs().max()), kl(found), kl(original))
     rounded = kind == "merged" and dtype != "float32"
-    if check.difference > SAME and check.kl > (HALF if rounded else EXACT) * check.effect + (NOISE if rounded else 0):
+    share, noise = (HALF, NOISE) if rounded else (EXACT, 0.0)
+    if check.difference > SAME and check.kl > share * check.effect + noise:
         raise SteerHealError(
             "the export is not the student",
             given=f"mean KL(exact || written) {check.kl:.2e} nats, of an effect of {check.effect:.2e}",
-            expected=f"at most {HALF if rounded else EXACT:g} of the effect",
+            expected=f"at most {share:g} of the effect",
             next="--dtype float32" if rounded else "compare the installed versions with requirements/: make doctor",
         )
     return check

@@ -16,6 +16,7 @@ from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
 from shared.publish import digest
 from shared.run import Run, Stage
+from train.diagnosis import quarters
 from train.unfinished import LOGS
 
 if TYPE_CHECKING:
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
 def show(healed: Distilled, train: TrainConfig) -> None:
     """The table of a training, and the diagnosis."""
     steps = healed.steps
-    quarter = max(len(steps) // 4, 1)
     heldout = [row["heldout_ce"] for row in healed.rows if "heldout_ce" in row]
-
-    def ends(name: str) -> list[float]:
-        return [float(np.mean([row[name] for row in part])) for part in (steps[:quarter], steps[-quarter:])]
-
     again = healed.start["base"] > 0  # a round after the first, whose two references differ
     references = {"base": "the original", **({"previous": "the previous student"} if again else {})}
     table(
@@ -38,13 +34,13 @@ def show(healed: Distilled, train: TrainConfig) -> None:
         ["nats", "first quarter", "last quarter"],
         [
             *([["cross-entropy, held out (before, after)", heldout[0], heldout[-1]]] if heldout else []),
-            ["cross-entropy", *ends("ce")],
+            ["cross-entropy", *quarters(steps, "ce")],
             *[
-                [f"KL to {words}, {kind}", *ends(f"kl_{name}_{kind}")]
+                [f"KL to {words}, {kind}", *quarters(steps, f"kl_{name}_{kind}")]
                 for name, words in references.items()
                 for kind in ("mean", "rmse", "p95", "max")
             ],
-            ["barrier", *ends("barrier")],
+            ["barrier", *quarters(steps, "barrier")],
         ],
     )
     fired, ratio = (float(np.mean([row[name] for row in steps])) for name in ("fired", "gradient_ratio"))
@@ -73,9 +69,8 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     from train.distil import distil
 
-    before = digest(history) if history else None
     healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
-    if history and digest(history) != before:
+    if history and digest(history) != job.inputs["history"]:
         raise SteerHealError(
             "the history changed on disk while the round was trained",
             given=history,

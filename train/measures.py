@@ -84,7 +84,6 @@ class Bench:
         return self._finish()
 
     def sft(self) -> list[list[int]]:
-        self.student.network.train()
         self.student.network(**self.batch, use_cache=False).loss.backward()
         return self._finish()
 
@@ -212,9 +211,8 @@ def losses(rounds: int) -> dict[str, Any]:
     """Time of loss and gradient alone, both sides over the completion positions."""
     sides = {}
     for side in SIDES:
-        call = loss(
-            side, WORDS, HIDDEN, 1, TOKENS
-        )  # naive drops the last position; one of prompt makes the positions equal
+        # naive drops the last position; one of prompt makes the positions equal
+        call = loss(side, WORDS, HIDDEN, 1, TOKENS)
 
         def run(call: Any = call) -> list[list[int]]:
             call()

@@ -7,7 +7,7 @@ every step of every epoch. Kept are hidden states, not logits: hidden instead of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -85,20 +85,25 @@ def _computed(
     position = 0
     with torch.no_grad(), student.only(*adapters), progress() as bar:
         task = bar.add_task(f"reference: {name}", total=len(examples))
-        for begin in range(0, len(examples), batch_size):
-            block = list(examples[begin : begin + batch_size])
-            batch = collate(block)
-            hidden = student.hidden(batch["input_ids"].to(student.device), batch["attention_mask"].to(student.device))
-            for row, example in enumerate(block):
-                found = hidden[row, len(example.prompt) - 1 : len(example) - 1]
-                if states is None:
-                    kind = found.dtype if dtype == "auto" else getattr(torch, dtype)
-                    states = torch.empty(sum(len(e.completion) for e in examples), found.shape[-1], dtype=kind)
-                states[position : position + len(found)] = found.to("cpu")
-                position += len(found)
-            bar.advance(task, len(block))
+        for found in completion_states(student, examples, batch_size):
+            if states is None:
+                kind = found.dtype if dtype == "auto" else getattr(torch, dtype)
+                states = torch.empty(sum(len(e.completion) for e in examples), found.shape[-1], dtype=kind)
+            states[position : position + len(found)] = found.to("cpu")
+            position += len(found)
+            bar.advance(task)
     assert states is not None
     return states
+
+
+def completion_states(student: Student, examples: Sequence[Example], batch_size: int) -> Iterator[torch.Tensor]:
+    """Of every example, in order, the final hidden states [completion, hidden] that predict its completion."""
+    for begin in range(0, len(examples), batch_size):
+        block = examples[begin : begin + batch_size]
+        batch = {name: value.to(student.device) for name, value in collate(block).items()}
+        hidden = student.hidden(batch["input_ids"], batch["attention_mask"])
+        for row, example in enumerate(block):
+            yield hidden[row, len(example.prompt) - 1 : len(example) - 1]
 
 
 def divergence(states: torch.Tensor, reference: torch.Tensor, head: Head, kind: str, chunk: int) -> torch.Tensor:

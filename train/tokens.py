@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from train.data import Example, collate
+from train.data import Example
 from train.objective import Positions, per_position
-from train.reference import States
+from train.reference import States, completion_states
 from train.unsloth_model import Student
 
 VERSION = 1
@@ -30,16 +30,11 @@ def token_rows(
     The completions shown run from the one with the highest KL at a token, to the barrier's reference, to the one with the lowest.
     """
     found: list[Positions] = []
-    for begin in range(0, len(examples), batch_size):
-        block = list(examples[begin : begin + batch_size])
-        batch = {name: value.to(student.device) for name, value in collate(block).items()}
-        with torch.no_grad():
-            hidden = student.hidden(batch["input_ids"], batch["attention_mask"])
-            for row, example in enumerate(block):
-                states = hidden[row, len(example.prompt) - 1 : len(example) - 1]
-                others = [reference.of([begin + row]).to(states.device) for reference in references.values()]
-                targets = torch.tensor(example.completion, device=states.device)
-                found.append(per_position(states, targets, others, student.head, divergence, chunk))
+    with torch.no_grad():
+        for row, states in enumerate(completion_states(student, examples, batch_size)):
+            others = [reference.of([row]).to(states.device) for reference in references.values()]
+            targets = torch.tensor(examples[row].completion, device=states.device)
+            found.append(per_position(states, targets, others, student.head, divergence, chunk))
     ranked = sorted(range(len(found)), key=lambda row: -float(found[row].kl[0].max()))
     chosen = dict.fromkeys(ranked[round(place * (len(ranked) - 1))] for place in SHOWN)
     rows = []

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.adapters import Adapter, belongs, load_adapter
+from shared.adapters import Adapter, belongs
 from shared.config import Config, band
 from shared.errors import SteerHealError
 from shared.folding import verify
@@ -162,8 +162,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             expected=f"at most {context}",
             next=f"SET=train.max_length={context}",
         )
-    if history is not None:
-        verify(history)
+    folded = verify(history) if history is not None else None
     with peft_forwards_kept():
         network, _ = FastLanguageModel.from_pretrained(
             str(model.folder),
@@ -183,9 +182,9 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             random_state=config.seed,
             use_rslora=False,
         )
-        if history is not None:
-            fits(network, load_adapter(history), model)
-            network.load_adapter(str(history), adapter_name=HISTORY, is_trainable=False)
+        if folded is not None:
+            fits(network, folded, model)
+            network.load_adapter(str(folded.folder), adapter_name=HISTORY, is_trainable=False)
     network.train()  # the references and the self-test take the same kernels as the steps; nothing here drops out
     student = Student(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
     network.peft_config[CURRENT].base_model_name_or_path = model.name
@@ -215,7 +214,7 @@ def activate(student: Student) -> None:
     """History and current adapter active; the current one trainable in fp32, all else frozen."""
     for layer in student.layers:
         layer._active_adapter, layer._disable_adapters = list(student.adapters), False
-    current = {id(value) for value in student.parameters(CURRENT).values()}
+    current = {id(value) for value in student.current.values()}
     for value in student.network.parameters():
         value.requires_grad_(id(value) in current)
         if id(value) in current:
