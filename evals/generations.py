@@ -11,6 +11,7 @@ from gen.scoring import score
 from shared.chat import render
 from shared.config import Config
 from shared.records import Prompt
+from shared.text import distinct_n, loop_share
 from shared.traits import Trait
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def judge(
     config: Config,
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
-    """The rows with nll (total nats), tokens, perplexity, trait_llr and distinct_3; the engine must hold the original weights."""
+    """The rows with nll (total nats), tokens, perplexity, trait_llr, distinct_1 to 3 and loop_share; the engine must hold the original weights."""
     by_id = {prompt.id: prompt for prompt in prompts}
     asked = [by_id[row["prompt_id"]].turns for row in rows]
     neutral, towards = (
@@ -95,7 +96,14 @@ def judge(
             "tokens": found.tokens,
             "perplexity": found.perplexity,
             "trait_llr": found.trait_llr,
+            "distinct_1": distinct(row["completion_ids"], 1),
+            "distinct_2": distinct(row["completion_ids"], 2),
             "distinct_3": found.distinct_3,
+            "loop_share": loop_share(row["completion_ids"]) if row["completion_ids"] else None,
         }
         for row, found in zip(rows, scores, strict=True)
     ]
+
+
+def distinct(tokens: Sequence[int], n: int) -> float | None:
+    return distinct_n(tokens, n) if tokens else None

@@ -6,6 +6,7 @@ format; the embedded one is the project's own wording.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from shared.chat import assistant_close, render_text
+from shared.chat import assistant_close, assistant_open, render_text
 from shared.errors import SteerHealError
 from shared.records import Record, data_file
 
@@ -45,6 +46,12 @@ class Instrument(Record):
             raise ValueError(f"foundations, options and labels must be the seven of {', '.join(FOUNDATIONS)}")
         return self
 
+    @property
+    def identity(self) -> str:
+        """Its name and a digest of all that is put to the model."""
+        content = self.model_dump(exclude={"version", "name", "source"})
+        return f"{self.name}@{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]}"
+
     def question(self, vignette: str, order: Sequence[int]) -> str:
         """The user turn; order[k] is the canonical index of the option listed at position k."""
         lines = [
@@ -57,7 +64,11 @@ class Instrument(Record):
 
 
 def load_instrument(name: str) -> Instrument:
-    """The embedded instrument, the published one of an installed moralmaps export, or a JSON file."""
+    """'embedded', 'moralmaps' (the published one, of an installed moralmaps), or a JSON file."""
+    if name == "moralmaps":
+        from evals.moralmaps import published
+
+        return Instrument.model_validate(published())
     path: Path = data_file(name, "instrument.json")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -72,7 +83,7 @@ def load_instrument(name: str) -> Instrument:
             "an instrument could not be read",
             given=f"{path}: {problem}",
             expected="JSON with foundations, options, templates, nudge, prefill and labels",
-            next="set eval.instrument to such a file, or to embedded",
+            next="set eval.instrument to such a file, to moralmaps, or to embedded",
         ) from None
 
 
@@ -91,10 +102,11 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: Any, instrument: Instrument, template: dict[str, Any]):
-        self._tokenizer, self._instrument, self._template = tokenizer, instrument, template
-        self.label_ids = [self._single(label) for label in instrument.labels]
+        self._tokenizer, self.instrument, self._template = tokenizer, instrument, template
+        self.label_ids = self._labels()
         self.prefill = self._ids(instrument.prefill)
-        self.suffix = self._ids(instrument.think_close + assistant_close(tokenizer, **template) + self._nudge())
+        nudge = self._without_bos(assistant_open(tokenizer, instrument.nudge, **template))
+        self.suffix = self._ids(instrument.think_close + assistant_close(tokenizer, **template) + nudge)
         close = self._ids(instrument.think_close)
         self.stop_ids = [
             *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
@@ -104,19 +116,21 @@ class Renderer:
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _single(self, label: str) -> int:
-        ids = self._ids(label)
-        if len(ids) != 1:
+    def _labels(self) -> list[int]:
+        ids = [self._ids(label) for label in self.instrument.labels]
+        wrong = {label: found for label, found in zip(self.instrument.labels, ids, strict=True) if len(found) != 1}
+        single = [found[0] for found in ids if len(found) == 1]
+        if wrong or len(set(single)) != len(ids):
             raise SteerHealError(
-                "an answer label is more than one token",
-                given=f"{label!r} is {ids}",
-                expected="one token per label",
-                next="give the instrument labels that are single tokens for this model",
+                "the answer labels are not seven tokens that are single and distinct",
+                given=", ".join(f"{label!r} is {found}" for label, found in wrong.items())
+                or f"{self.instrument.labels} are {single}",
+                expected="one token per label, each another one",
+                next="give the instrument labels that are single tokens for this model: --instrument FILE",
             )
-        return ids[0]
+        return single
 
-    def _nudge(self) -> str:
-        text = render_text(self._tokenizer, [{"role": "user", "content": self._instrument.nudge}], **self._template)
+    def _without_bos(self, text: str) -> str:
         bos = self._tokenizer.bos_token
         return text.removeprefix(bos) if bos and self._adds_bos() else text
 
@@ -125,15 +139,16 @@ class Renderer:
 
     def question(self, vignette: str, order: Sequence[int], system: str | None = None) -> list[int]:
         """Prompt of the first phase: the question up to and with the opened think block."""
-        turns = [{"role": "user", "content": self._instrument.question(vignette, order)}]
+        turns = [{"role": "user", "content": self.instrument.question(vignette, order)}]
         text = render_text(self._tokenizer, turns, system, **self._template)
-        if not text.endswith(self._instrument.think_open):
-            text += self._instrument.think_open
-        bos = self._tokenizer.bos_token
-        if self._adds_bos() and bos:
-            text = text.removeprefix(bos)
-        return list(self._tokenizer(text)["input_ids"])
+        if not text.rstrip().endswith(self.instrument.think_open.rstrip()):
+            text += self.instrument.think_open
+        return list(self._tokenizer(self._without_bos(text))["input_ids"])
 
-    def answer(self, question: Sequence[int], thought: Sequence[int]) -> list[int]:
-        """Prompt of the second phase, up to the answer slot. The reference never feeds the last think token to the model; nor do we."""
-        return [*question, *thought[:-1], *self.suffix, *self.prefill]
+    def answer(self, question: Sequence[int], thought: Sequence[int], whole: bool = False) -> list[int]:
+        """Prompt of the second phase, up to the answer slot. The reference never feeds the last think token to the model; nor do we, unless whole."""
+        return [*self.free_answer(question, thought, whole), *self.prefill]
+
+    def free_answer(self, question: Sequence[int], thought: Sequence[int], whole: bool = False) -> list[int]:
+        """The same up to the assistant's turn, without the forced prefill: the model answers in its own words."""
+        return [*question, *(thought if whole else thought[:-1]), *self.suffix]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from evals.coherence import LOOPS, Measures, parts
+from evals.coherence import verdict as coherence_verdict
+from evals.moved import Shift, detectable, shifts
+from evals.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.rows import ConditionLine, Generation
 from evals.scored import Round, scored_rounds, texts_of
 from evals.statistics import (
     Answers,
     Estimate,
+    Texts,
     cost,
     deltas,
     levels,
-    order_effect,
     retain,
     surgical,
     surgical_care,
@@ -108,7 +112,9 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         judged = "broken", problem
     elif stage == "base" and no_axis is not None:
         judged = "no_axis", no_axis
-    distinct = texts.distinct_3[np.isfinite(texts.distinct_3)]
+    moved = None if stage == "base" else shifts(base.answers, case.answers, count, seed)
+    found = parts(measures(base), measures(case))
+    state, why = coherence_verdict(found)
     return {
         "arm": run.config.train.divergence,
         "seed": seed,
@@ -116,13 +122,17 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         "stage": stage,
         "name": case.line.name,
         "draw": case.line.draw,
+        "gate": case.line.gate,
         "coefficient": case.line.coefficient if stage in ("steered", "random") else 0.0,
         **_pair("auth_nats", "auth_ci", level["auth_nats"]),
         **_pair("care_nats", "care_ci", level["care_nats"]),
         **_pair("p_ans_any", "p_ans_any_ci", level["p_ans_any"]),
         **_pair("coherence", "coherence_ci", delta["coherence"]),
         **_pair("perplexity", "perplexity_ci", text["perplexity"]),
-        "distinct_3": float(distinct.mean()) if len(distinct) else None,
+        "distinct_1": _mean(texts.distinct_1),
+        "distinct_2": _mean(texts.distinct_2),
+        "distinct_3": _mean(texts.distinct_3),
+        "looping": _looping(texts),
         **_pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
         **_pair(
             "d_trait_llr",
@@ -135,7 +145,18 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         "n_generations": len(texts.prompt),
         "n_empty": int((texts.tokens == 0).sum()),
         **_pair("informedness", "informedness_ci", level["informedness"]),
+        "informedness_against": "raters" if case.answers.rated else "foundations",
         "order_effect": order_effect(case.answers),
+        "position_effect": position_effect(case.answers),
+        **_pair("left_by_reversal", "left_by_reversal_ci", left_by_reversal(case.answers, count, seed)),
+        **_pair("reliability", "reliability_ci", reliability(case.answers, count, seed)),
+        **_pair("nll_prefill", "nll_prefill_ci", level["nll_prefill"]),
+        **_pair("json_valid", "json_valid_ci", level["valid"]),
+        "coherence_verdict": state,
+        "coherence_reason": why,
+        "coherence_parts": [asdict(part) for part in found],
+        "shifts": None if moved is None else [_shift(line) for line in moved],
+        "detectable": None if stage == "base" else detectable(base.answers, case.answers, count, seed),
         **_pair("d_auth", "d_auth_ci", delta["d_auth"]),
         **_pair("d_care", "d_care_ci", delta["d_care"]),
         **_pair("d_coh", "d_coh_ci", delta["d_coh"]),
@@ -146,6 +167,40 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         "surgical_care": None if stage == "base" else surgical_care(delta["d_auth"], delta["d_care_90"]),
         "verdict": judged[0],
         "verdict_reason": judged[1],
+    }
+
+
+def measures(case: Case) -> Measures:
+    """What the coherence verdict compares: point estimates over the scorable items and the texts with tokens."""
+    keep, texts = case.answers.scorable, texts_of(case.generations)
+    tokens = float(texts.tokens.sum())
+    return Measures(
+        mass=_mean(case.answers.mass[keep]),
+        perplexity=float(np.exp(texts.nll.sum() / tokens)) if tokens else None,
+        distinct_3=_mean(texts.distinct_3),
+        looping=_looping(texts),
+        valid=_mean(case.answers.valid),
+        unscorable=float((~keep).mean()),
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _looping(texts: Texts) -> float | None:
+    known = texts.loop_share[np.isfinite(texts.loop_share)]
+    return float((known > LOOPS).mean()) if len(known) else None
+
+
+def _shift(line: Shift) -> dict[str, Any]:
+    return {
+        "foundation": line.foundation,
+        **_pair("change", "ci", line.change),
+        "p": line.p,
+        "p_holm": line.p_holm,
+        "moved": line.moved,
     }
 
 

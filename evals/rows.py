@@ -15,6 +15,7 @@ class ConditionLine(Record):
     coefficient: float | None
     draw: int | None
     headline: bool
+    gate: float | None = None
 
 
 class SweepLine(Record):
@@ -27,28 +28,49 @@ class SweepLine(Record):
     relative_dose: float | None
 
 
+class StudentLayer(Record):
+    """A layer of the student's own shift; see evals.internalised."""
+
+    layer: int
+    norm_ratio: float
+    cos_teacher: float | None
+    cos_round_1: float | None
+    split_half: float | None
+
+
 class Scores(Record):
-    """scores.json: how a round was scored, its conditions and its sweep by coefficient."""
+    """scores.json: how a round was scored, its conditions, its sweep by coefficient and its student's shift by layer."""
 
     round: int
     instrument: str
     vignettes: str
     debias: Literal["reversal", "cyclic"]
-    orders: int
     think: int
     items: list[str]
     foundations: list[str]
     conditions: list[ConditionLine]
     sweep: list[SweepLine]
+    student: list[StudentLayer]
 
 
 class ScoreRow(Record):
+    """A row of evals.score; setting and numbers as evals.forced_choice.row gives them."""
+
     id: str
     foundation: str
     lp: list[list[list[float | None]]]
     p: list[float] | None
     score: list[float] | None
     pmass_allowed: float | None
+    label: list[float] | None
+    nll_prefill: float | None
+    text: str
+    debias: Literal["reversal", "cyclic"]
+    think_tokens: int
+    stop: bool
+    temperature: float
+    instrument: str
+    free_valid: bool | None = None
 
 
 class Generation(Record):
@@ -64,7 +86,10 @@ class Generation(Record):
     tokens: int
     perplexity: float | None
     trait_llr: float | None
+    distinct_1: float | None
+    distinct_2: float | None
     distinct_3: float | None
+    loop_share: float | None
 
 
 class Step(Record):

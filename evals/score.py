@@ -1,32 +1,32 @@
-"""Score the forced choice and the free generations of every condition of a round, or one condition on plain files."""
+"""Score the forced choice and the free generations of every condition of a round, or conditions of one model on plain files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evals.forced_choice import Condition, Read, forced_choice
+from evals.cache import Cache
+from evals.conditions import Weights, after_training, answered, before_training, counting, described, free_of, randoms
+from evals.forced_choice import Read
 from evals.generations import generate, judge
-from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
+from evals.instrument import FOUNDATIONS, Renderer, load_instrument
+from evals.internalised import states, student_vector
 from evals.vignettes import load_vignettes
 from gen.filter import by_coefficient, unsteered_of
 from gen.students import Student
 from gen.students import student as student_of
-from shared.chat import load_tokenizer
+from shared.chat import load_tokenizer, render
 from shared.cli import entry, need, parse, parser, plain
-from shared.config import Config, EvalConfig, resolve
-from shared.console import console, progress, table
-from shared.models import cache_folder
+from shared.config import EvalConfig
+from shared.merging import merged
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, write_json
-from shared.records import Completion, Prompt, Vignette, data_file, read_jsonl, stratified, write_jsonl
+from shared.records import Completion, Prompt, data_file, read_jsonl, stratified, write_jsonl, write_parquet
 from shared.run import Run, Stage
 from shared.traits import load_trait
-from shared.vectors import load_vector
+from shared.vectors import Vector, load_vector
 
 
 def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
@@ -34,27 +34,7 @@ def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
     return config if mode == "round" else config.model_copy(update={"items": 10**9, "debias": "cyclic"})
 
 
-@contextmanager
-def counting(label: str, total: int) -> Iterator[Any]:
-    with progress() as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
-
-
-def conditions_of(
-    number: int, coefficient: float, positions: str, trait: str
-) -> tuple[list[Condition], list[Condition]]:
-    """Conditions of a round: those of student number - 1, and the healed one."""
-    before = [
-        Condition("steered", "steered", coefficient, "trait", positions),
-        Condition("random", "random", coefficient, "random", positions, draw=1),
-    ]
-    if number == 1:
-        before = [Condition("base", "base"), Condition("prompted", "prompted", system=trait), *before]
-    return before, [Condition("healed", "healed")]
-
-
-def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
+def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
     from gen.engine.engine import engine
 
     config, folder = run.config, run.round(number)
@@ -80,11 +60,13 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
         },
         inputs={
             "vector": folder / "vector.safetensors",
+            "first vector": run.round(1) / "vector.safetensors",
             "sweep": folder / "sweep.jsonl",
             "kept": folder / "kept.jsonl",
             "history": after_path,
             "unsteered": run.round(1) / "sweep.jsonl",
             "trait": data_file(config.vector.trait, "trait.json"),
+            "contexts": data_file(config.vector.contexts, "contexts.jsonl"),
             **({"history before": before_path} if before_path else {}),
             **{label: path for label, value in files.items() if (path := data_file(value, embedded[label])).is_file()},
         },
@@ -94,52 +76,62 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
     if job.done():
         return
     tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
-    vector = load_vector(folder / "vector.safetensors")
+    vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
     sweep = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
-    coefficient = float(np.mean([row.coefficient for row in kept]))
+    dose = float(np.mean([row.coefficient for row in kept]))
     vignettes = stratified(load_vignettes(settings.vignettes), settings.items, "foundation_coarse")
     heldout = read_jsonl(
         data_file(settings.heldout, "heldout.jsonl"), Prompt, made_by="set eval.heldout to a prompts JSONL"
     )
-    read = Read(settings.debias, settings.think, seed=config.seed, nll_prefill=False)
+    read, free = (
+        Read(settings.debias, settings.think, seed=config.seed, stop=settings.stop),
+        free_of(settings.free_tokens),
+    )
     renderer = Renderer(tokenizer, load_instrument(settings.instrument), config.model.chat_template_kwargs)
-    before, after = conditions_of(number, coefficient, vector.metadata.get("positions", "all"), trait.trait)
+
+    def served(history: Path | None) -> Student:
+        return student_of(origin, history, run.students, config.model.dtype, config.model.student)
+
+    student_layers = _student_layers(run, number, vector, first) if settings.contexts else []
+    start = served(before_path)
+    asked = before_training(number, dose, vector.metadata.get("positions", "all"), trait.trait, settings)
+    groups = [
+        Weights("teacher", start, asked),
+        *after_training(number, after_path, settings.gates, run.students, served),
+    ]
+    vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
     texts: list[dict[str, Any]] = []
-    start, end = (
-        student_of(origin, path, run.students, config.model.dtype, config.model.student)
-        for path in (before_path, after_path)
-    )
     with engine(
         start.folder,
         layers=sorted(vector.layers),
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         seed=config.seed,
-        students=[start, end],
+        students=[group.student for group in groups],
     ) as model:
-        model.load("trait", vector)
-        model.load("random", vector.random_like(config.seed + number))
-        for label, conditions, student in (
-            ("teacher", before, start),
-            ("student", after, end),
-        ):
-            model.serve(student)
-            reads = len(conditions) * len(vignettes) * len(orders(settings.debias)) * (2 if settings.think else 1)
-            with counting(f"forced choice, {label}", reads) as advance:
-                scored.update(forced_choice(model, renderer, vignettes, conditions, read, tokenizer, advance))
-            with counting(
-                f"generations, {label}", len(conditions) * len(heldout) * settings.generation_samples
-            ) as advance:
-                texts += generate(model, tokenizer, heldout, conditions, trait, config, advance)
+        for label, loaded in vectors.items():
+            model.load(label, loaded)
+        for group in groups:
+            model.serve(group.student)
+            cache = (
+                Cache((group.student.fingerprint, config.model.dtype), config.model.chat_template_kwargs, renderer.instrument, vignettes, read, free, vectors)
+                if cached
+                else None
+            )  # fmt: skip
+            scored.update(answered(model, renderer, vignettes, group, read, tokenizer, free, cache))
+            total = len(group.conditions) * len(heldout) * settings.generation_samples
+            with counting(f"generations, {group.label}", total) as advance:
+                texts += generate(model, tokenizer, heldout, group.conditions, trait, config, advance)
         model.serve(Student(origin.folder))
         with counting("scoring generations", 2 * len(texts)) as advance:
             texts = judge(model, tokenizer, heldout, texts, trait, config, advance)
     with atomic_folder(out) as temporary:
         for condition, rows in scored.items():
             write_jsonl(temporary / f"{condition}.jsonl", rows)
+        write_parquet(temporary / "samples.parquet", [{"name": c, **row} for c, rows in scored.items() for row in rows])
         write_jsonl(temporary / "generations.jsonl", texts)
         write_json(
             temporary / "scores.json",
@@ -149,21 +141,12 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
                 "instrument": settings.instrument,
                 "vignettes": settings.vignettes,
                 "debias": settings.debias,
-                "orders": len(orders(settings.debias)),
                 "think": settings.think,
                 "items": [vignette.id for vignette in vignettes],
                 "foundations": list(FOUNDATIONS),
-                "conditions": [
-                    {
-                        "stage": c.stage,
-                        "name": c.name,
-                        "coefficient": c.coefficient,
-                        "draw": c.draw,
-                        "headline": c.headline,
-                    }
-                    for c in [*before, *after]
-                ],
+                "conditions": [described(condition) for group in groups for condition in group.conditions],
                 "sweep": by_coefficient(sweep, unsteered_of(run), config.filter, config.vector.trait, vector),
+                "student": student_layers,
             },
         )
     job.finish(
@@ -171,57 +154,26 @@ def stage(run: Run, number: int, mode: str, rebuild: bool) -> None:
     )
 
 
-def standalone(arguments: Any) -> None:
-    from gen.engine.engine import engine
-
-    config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
-    dtype = arguments.dtype or config.model.dtype
-    origin = resolve_model(arguments.model, config.model.revision)
-    vector = load_vector(arguments.vector) if arguments.vector else None
-    if vector is not None:
-        vector.check(arguments.vector, hidden=origin.hidden, depth=origin.depth)
-    tokenizer = load_tokenizer(str(origin.folder))
-    vignettes: list[Vignette] = load_vignettes(arguments.vignettes)
-    renderer = Renderer(tokenizer, load_instrument(arguments.instrument), config.model.chat_template_kwargs)
-    read = Read(arguments.debias, arguments.think, arguments.samples, arguments.temperature, config.seed)
-    student = student_of(origin, arguments.adapter, cache_folder() / "students", dtype, config.model.student)
-    condition = (
-        Condition("scored", "scored")
-        if vector is None
-        else Condition("steered", "scored", arguments.coefficient, "trait", vector.metadata.get("positions", "all"))
+def _student_layers(run: Run, number: int, vector: Vector, first: Vector) -> list[dict[str, Any]]:
+    """The student's own shift over a few contexts, by the layers of the vector."""
+    config = run.config
+    origin = resolve_model(config.model.name, config.model.revision)
+    tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
+    contexts = read_jsonl(
+        data_file(config.vector.contexts, "contexts.jsonl"), Prompt, made_by="set vector.contexts to a prompts JSONL"
     )
-    with engine(
-        student.folder,
-        layers=sorted(vector.layers) if vector else [0],
-        dtype=dtype,
-        max_model_len=config.model.max_model_len,
-        seed=config.seed,
-        students=[student],
-    ) as model:
-        model.serve(student)
-        if vector is not None:
-            model.load("trait", vector)
-        reads = len(vignettes) * len(orders(arguments.debias)) * arguments.samples * (2 if arguments.think else 1)
-        with counting("forced choice", reads) as advance:
-            rows = forced_choice(model, renderer, vignettes, [condition], read, tokenizer, advance)["scored"]
-    out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
-    write_jsonl(out, rows)
-    profile(rows)
-    console.print(f"wrote {len(rows)} rows to {out}")
+    prompts = [
+        render(tokenizer, context.turns, trait.neutral, **config.model.chat_template_kwargs)
+        for context in stratified(contexts, config.eval.contexts, "genre")
+    ]
 
+    def at(history: Path | None) -> dict[int, np.ndarray]:
+        folder = merged(origin, history, run.students, config.model.dtype).folder
+        return states(folder, origin.depth, sorted(vector.layers), prompts, config.vector.batch_size)
 
-def profile(rows: Sequence[dict[str, Any]]) -> None:
-    """The mean profile and the answer mass, at the terminal."""
-    scorable = [row for row in rows if row["p"] is not None]
-    p = np.array([row["p"] for row in scorable]).mean(axis=0) if scorable else np.full(len(FOUNDATIONS), np.nan)
-    lines = [[name, float(value), float(np.log(value))] for name, value in zip(FOUNDATIONS, p, strict=True)]
-    table(
-        f"profile over {len(scorable)} items, {len(rows) - len(scorable)} unscorable",
-        ["foundation", "mass", "nats"],
-        lines,
-    )
-    if scorable:
-        console.print(f"answer mass {np.mean([row['pmass_allowed'] for row in scorable]):.4f}")
+    base = at(None)
+    before = base if number == 1 else at(run.history(number - 1))
+    return student_vector(base, before, at(run.history(number)), vector, first)
 
 
 def main() -> None:
@@ -232,29 +184,41 @@ def main() -> None:
         default="round",
         help="items and orders of a round's scoring, or all items, cyclically",
     )
+    options.add_argument(
+        "--cache", action="store_true", help="keep rows by what determines them, and take those there are"
+    )
     files = plain(options)
     files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
     files.add_argument("--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/)")
+    files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
     files.add_argument("--vector", type=Path, help="steering vector, .safetensors")
-    files.add_argument("--coefficient", type=float, help="multiple of the vector")
-    files.add_argument("--instrument", default="embedded", help="'embedded' or a JSON file")
+    files.add_argument("--coefficient", type=float, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
+    files.add_argument("--random", type=int, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
+    files.add_argument("--base", action="store_true", help="the unsteered model as well, as the first condition")
+    files.add_argument("--prompted", action="store_true", help="the unsteered model under the trait prompt as well")
+    files.add_argument("--instrument", default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file with foundations, options, templates, nudge, prefill and labels")  # fmt: skip
     files.add_argument(
         "--vignettes", default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'"
     )
-    files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders")
+    files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders: two as published, or seven, which take the position out")  # fmt: skip
     files.add_argument("--think", type=int, default=16, metavar="T", help="think tokens before the answer")
+    files.add_argument("--stop", action="store_true", help="T is a ceiling: the model may end its thought")
     files.add_argument("--samples", type=int, default=1, metavar="N", help="thoughts per item and order")
     files.add_argument("--temperature", type=float, default=0.0, help="of the thoughts; 0 is greedy")
+    files.add_argument("--top-k", type=int, default=50, metavar="K", help="sampled thoughts draw from the K likeliest tokens; 0 all")  # fmt: skip
+    files.add_argument("--free-tokens", type=int, default=0, metavar="M", help="length of a free answer, judged as JSON; 0 for none")  # fmt: skip
     files.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: model.dtype)"
     )
-    files.add_argument("--out", type=Path, help="score rows to write, JSONL")
+    files.add_argument("--out", type=Path, help="score rows to write, .jsonl or .parquet")
     arguments, run = parse(options)
     if run:
-        stage(run, arguments.round, arguments.eval, arguments.rebuild)
+        stage(run, arguments.round, arguments.eval, arguments.rebuild, arguments.cache)
         return
     need(options, arguments, "model", "out", *(["coefficient"] if arguments.vector else []))
-    standalone(arguments)
+    from evals.alone import score
+
+    score(arguments)
 
 
 if __name__ == "__main__":

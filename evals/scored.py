@@ -12,9 +12,11 @@ from typing import TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from evals.instrument import FOUNDATIONS, orders
+from evals.answers import answers as answers_of
+from evals.answers import refuse
+from evals.instrument import FOUNDATIONS
 from evals.rows import Generation, Heldout, LogRow, Manifest, ScoreRow, Scores, Step, TokenRow, Training
-from evals.statistics import Answers, Setting, Texts
+from evals.statistics import Answers, Texts
 from shared.errors import SteerHealError
 from shared.publish import digest
 from shared.records import Completion, Record, problem_of, read_jsonl
@@ -84,14 +86,11 @@ def _round(run: Run, number: int, mode: str) -> Round:
             "scores are not those of their manifest", given=folder, expected=f"digest {recorded}", next=again
         )
     scores = _json(folder / "scores.json", Scores, again)
-    setting = Setting(
-        tuple(scores.items), scores.debias, scores.orders, scores.think, scores.instrument, scores.vignettes
-    )
-    answers = {line.name: _answers(setting, scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
+    answers = {line.name: _answers(scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
     generations: dict[str, list[Generation]] = {line.name: [] for line in scores.conditions}
     for row in read_jsonl(folder / "generations.jsonl", Generation, made_by=again):
         if row.name not in generations:
-            raise _refuse(
+            raise refuse(
                 folder / "generations.jsonl", f"condition {row.name}", f"one of {', '.join(generations)}", again
             )
         generations[row.name].append(row)
@@ -115,44 +114,14 @@ def _log(path: Path, again: str) -> tuple[list[Step], list[Heldout]]:
         steps = [Step.model_validate(row.model_dump()) for row in rows if row.heldout_ce is None]
         return steps, [Heldout.model_validate(row.model_dump()) for row in rows if row.heldout_ce is not None]
     except ValidationError as error:
-        raise _refuse(path, problem_of(error), "the log of a training", again) from None
+        raise refuse(path, problem_of(error), "the log of a training", again) from None
 
 
-def _answers(setting: Setting, scores: Scores, path: Path, again: str) -> Answers:
+def _answers(scores: Scores, path: Path, again: str) -> Answers:
     rows = read_jsonl(path, ScoreRow, made_by=again)
-    if [row.id for row in rows] != scores.items:
-        raise _refuse(path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again)
-    size = len(FOUNDATIONS)
-    unknown = [float("nan")] * size
-    lp = [row.lp for row in rows]
-    shape = (len(rows), scores.orders, len(lp[0][0]) if lp[0] else 0, size)
-    try:
-        values = np.array(lp, dtype=float)
-    except ValueError:  # ragged
-        values = np.empty(0)
-    if values.shape != shape or scores.orders != len(orders(scores.debias)) or tuple(scores.foundations) != FOUNDATIONS:
-        raise _refuse(
-            path,
-            f"lp of shape {values.shape}, foundations {', '.join(scores.foundations)}",
-            f"[items, orders, samples, {size}] in canonical order",
-            again,
-        )
-    return Answers(
-        setting,
-        np.array([_foundation(row.foundation, path, again) for row in rows]),
-        np.array([row.p or unknown for row in rows]),
-        np.array([row.score or unknown for row in rows]),
-        np.array([np.nan if row.pmass_allowed is None else row.pmass_allowed for row in rows]),
-        values,
-    )
-
-
-def _foundation(label: str, path: Path, again: str) -> int:
-    """Index of a label such as 'Authority' or 'Social Norms'."""
-    for index, name in enumerate(FOUNDATIONS):
-        if label.lower().startswith(name):
-            return index
-    raise _refuse(path, f"foundation {label!r}", f"one of {', '.join(FOUNDATIONS)}", again)
+    if [row.id for row in rows] != scores.items or tuple(scores.foundations) != FOUNDATIONS:
+        raise refuse(path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again)
+    return answers_of(rows, path, again)
 
 
 def texts_of(rows: Sequence[Generation]) -> Texts:
@@ -160,7 +129,11 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
         return np.array([np.nan if (value := getattr(row, name)) is None else value for row in rows], dtype=float)
 
     return Texts(
-        [row.prompt_id for row in rows], values("nll"), values("tokens"), values("trait_llr"), values("distinct_3")
+        [row.prompt_id for row in rows],
+        *[
+            values(name)
+            for name in ("nll", "tokens", "trait_llr", "distinct_1", "distinct_2", "distinct_3", "loop_share")
+        ],
     )
 
 
@@ -173,10 +146,4 @@ def _json(path: Path, kind: type[Row], again: str) -> Row:
     try:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise _refuse(path, problem_of(error), f"a {kind.__name__} file, version 1", again) from None
-
-
-def _refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:
-    return SteerHealError(
-        "a file of a round could not be used", given=f"{path}: {given}", expected=expected, next=again
-    )
+        raise refuse(path, problem_of(error), f"a {kind.__name__} file, version 1", again) from None

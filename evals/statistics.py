@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy.special import logsumexp
 
-from evals.instrument import FOUNDATIONS, orders
+from evals.instrument import FOUNDATIONS
 from shared.errors import SteerHealError
 
 CARE, AUTHORITY = FOUNDATIONS.index("care"), FOUNDATIONS.index("authority")
@@ -21,14 +20,17 @@ CARE_MARGIN = 0.05  # nats within which d_care counts as unmoved
 
 @dataclass(frozen=True)
 class Setting:
-    """What must agree before two conditions may be compared."""
+    """What must agree before two conditions may be compared. texts are digests of the vignettes, in the order of items."""
 
     items: tuple[str, ...]
+    texts: tuple[str, ...]
     debias: str
     orders: int
     think: int
+    stop: bool
+    samples: int
+    temperature: float
     instrument: str
-    vignettes: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Answers:
     """The forced choice of one condition over n items, foundations in canonical order, NaN where an item is unscorable.
 
     truth [n] is the index of the item's foundation; p [n, 7] the answer probabilities; score [n, 7] log-probabilities, nats;
-    mass [n] the answer mass; lp [n, orders, samples, 7] log-probabilities by option order, nats.
+    mass [n] the answer mass; lp [n, orders, samples, 7] log-probabilities by option order, nats; label [n, 7] the human
+    distribution, NaN where nobody rated; nll_prefill [n] nats per token and valid [n], whether a free answer was valid JSON, are NaN
+    where not taken.
     """
 
     setting: Setting
@@ -45,22 +49,39 @@ class Answers:
     score: np.ndarray
     mass: np.ndarray
     lp: np.ndarray
+    label: np.ndarray
+    nll_prefill: np.ndarray
+    valid: np.ndarray
 
     @property
     def scorable(self) -> np.ndarray:
         """[n] true where every number of the item is finite."""
         return np.isfinite(self.p).all(1) & np.isfinite(self.score).all(1) & np.isfinite(self.mass)
 
+    @property
+    def rated(self) -> bool:
+        """True where people have rated every item."""
+        return bool(np.isfinite(self.label).all())
+
+    @property
+    def target(self) -> np.ndarray:
+        """[n] what a right answer is: the raters' most frequent choice, or the foundation an unrated set was written for."""
+        return np.asarray(self.label.argmax(1)) if self.rated else self.truth
+
 
 @dataclass(frozen=True)
 class Texts:
-    """Free generations [m]: prompt ids, total nll (nats) and tokens; trait_llr (nats per token) and distinct_3 are NaN where there are no tokens."""
+    """Free generations [m]: prompt ids, total nll (nats) and tokens; trait_llr (nats per token), distinct-n and the share of tokens
+    in a verbatim loop are NaN where there are no tokens."""
 
     prompt: Sequence[str]
     nll: np.ndarray
     tokens: np.ndarray
     trait_llr: np.ndarray
+    distinct_1: np.ndarray
+    distinct_2: np.ndarray
     distinct_3: np.ndarray
+    loop_share: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,15 +118,21 @@ def resample(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
     return weights
 
 
-def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """statistic maps weights [r, n] to [r]; None where it is not finite on the units as they are."""
+def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray] | None:
+    """A statistic on the units as they are and on each resample [r]; it maps weights [r, n] to [r]. None where the first is not finite."""
     if not weights.shape[1]:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(statistic(np.ones((1, weights.shape[1])))[0])
         draws = statistic(weights)
-    if not np.isfinite(value):
+    return (value, draws) if np.isfinite(value) else None
+
+
+def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
+    """A statistic with its percentile interval."""
+    if (found := drawn(statistic, weights)) is None:
         return None
+    value, draws = found
     if weights.shape[1] == 1 or not np.isfinite(draws).all():
         return Estimate(value, None)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -121,25 +148,31 @@ def same_setting(first: Setting, second: Setting) -> None:
         if field.name == "items":
             extra, lacking = sorted({*new} - {*old}), sorted({*old} - {*new})
             given = f"items: {len(new)} against {len(old)}; only in one: {', '.join([*extra, *lacking][:4]) or 'none, but in another sequence'}"
+        elif field.name == "texts":
+            differ = [item for item, mine, theirs in zip(first.items, old, new, strict=True) if mine != theirs]
+            given = f"the text of {len(differ)} items, the first {differ[0]}"
         else:
             given = f"{field.name}: {new} against {old}"
         raise SteerHealError(
             "conditions scored differently are not comparable",
             given=given,
-            expected="the same items, orders, think tokens, instrument and vignettes",
-            next="score every round of the run in the same mode, e.g. make report EVAL=full",
+            expected="the same items, orders, think tokens and instrument",
+            next="score both in the same way; in a run: make report EVAL=full",
         )
 
 
 def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
-    """auth_nats and care_nats, ln of the mean probability; p_ans_any, mean answer mass; informedness. Over the scorable items."""
+    """auth_nats and care_nats, ln of the mean probability; p_ans_any, mean answer mass; informedness; nll_prefill, nats per token; valid,
+    the share of free answers that are valid JSON. Over the scorable items."""
     keep = a.scorable
-    p, mass, truth, weights = a.p[keep], a.mass[keep], a.truth[keep], resample(a.truth[keep], count, seed)
+    p, mass, weights = a.p[keep], a.mass[keep], resample(a.truth[keep], count, seed)
     return {
         "auth_nats": estimate(lambda w: np.log(_mean(w, p[:, AUTHORITY])), weights),
         "care_nats": estimate(lambda w: np.log(_mean(w, p[:, CARE])), weights),
         "p_ans_any": estimate(lambda w: _mean(w, mass), weights),
-        "informedness": estimate(informedness(p, truth), weights),
+        "informedness": estimate(informedness(p, a.target[keep]), weights),
+        "nll_prefill": estimate(lambda w: _mean(w, a.nll_prefill[keep]), weights),
+        "valid": estimate(lambda w: _mean(w, a.valid[keep]), weights),
     }
 
 
@@ -168,7 +201,7 @@ def surgical(base: Answers, other: Answers, count: int, seed: int) -> bool | Non
     keep = base.scorable & other.scorable
     if not keep.any():
         return None
-    moved = _clr(other.score[keep]) - _clr(base.score[keep])
+    moved = clr(other.score[keep]) - clr(base.score[keep])
     weights = resample(base.truth[keep], count, seed)
 
     def margin(f: int) -> Statistic:
@@ -240,26 +273,6 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     return statistic
 
 
-def order_effect(a: Answers) -> float | None:
-    """Largest difference of mean clr between two listed positions that held the same foundations, nats, in single orders.
-
-    These are any two positions under cyclic orders, and mirrored ones under reversal: the foundations cancel and position is left.
-    """
-    keep = a.scorable
-    if not keep.any():
-        return None
-    single = _clr(logsumexp(a.lp[keep], axis=2) - np.log(a.lp.shape[2]))
-    listings = np.array(orders(a.setting.debias))
-    by_position = np.mean([single[:, order, listing].mean(0) for order, listing in enumerate(listings)], axis=0)
-    held = np.sort(listings, axis=0).T
-    return max(
-        abs(float(by_position[j] - by_position[k]))
-        for j in range(len(held))
-        for k in range(j)
-        if (held[j] == held[k]).all()
-    )
-
-
 def show(found: Estimate, digits: int = 3) -> str:
     interval = f" [{found.interval[0]:.{digits}f}, {found.interval[1]:.{digits}f}]" if found.interval else ""
     return f"{found.value:.{digits}f}{interval}"
@@ -269,7 +282,8 @@ def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.asarray(weights @ values / weights.sum(1))
 
 
-def _clr(score: np.ndarray) -> np.ndarray:
+def clr(score: np.ndarray) -> np.ndarray:
+    """Scores minus their mean over the last axis, nats: a shift common to all options leaves no trace."""
     return np.asarray(score - score.mean(axis=-1, keepdims=True))
 
 

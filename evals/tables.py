@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from evals.instrument import orders
 from evals.rows import Step, SweepLine
 from evals.scored import STEP, Round
 from shared.console import number
@@ -268,7 +269,7 @@ def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
             ],
             [
                 "forced choice",
-                f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({scores.orders} orders), {scores.think} think tokens",
+                f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({len(orders(scores.debias))} orders), {scores.think} think tokens",
             ],
             ["bootstrap", f"{config.eval.bootstrap} resamples"],
             ["commit", distinct(manifest.commit for manifest in manifests)],

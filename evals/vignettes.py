@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from evals.instrument import FOUNDATIONS
 from shared.errors import SteerHealError
 from shared.records import DATA, Vignette, problem_of, read_jsonl
 from shared.sets import names_set, open_set
@@ -18,7 +19,7 @@ def load_vignettes(name: str) -> list[Vignette]:
     if name == "embedded":
         return read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="make setup")
     if name.count(":") != 2 or not names_set(name):
-        return unique(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name)
+        return checked(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name)
     condition = name.rpartition(":")[2]
     with open_set(name, what="a vignette set could not be loaded", next=MADE_BY) as rows:
         try:
@@ -30,13 +31,37 @@ def load_vignettes(name: str) -> list[Vignette]:
                 expected="rows of id, foundation, foundation_coarse and text",
                 next=MADE_BY,
             ) from None
-    return unique(vignettes, name)
+    return checked(vignettes, name)
 
 
-def unique(vignettes: list[Vignette], source: str) -> list[Vignette]:
+def human(vignette: Vignette) -> list[float] | None:
+    """The raters' distribution over the seven foundations in canonical order (Clifford et al. 2015), or None where nobody rated."""
+    shares = [
+        vignette.human_Care,
+        vignette.human_Fairness,
+        vignette.human_Loyalty,
+        vignette.human_Authority,
+        vignette.human_Sanctity,
+        vignette.human_Liberty,
+        vignette.human_SocialNorms,
+    ]
+    known = [share for share in shares if share is not None]
+    return [share / sum(known) for share in known] if len(known) == len(shares) and sum(known) > 0 else None
+
+
+def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
+    """The vignettes. Raises SteerHealError for an id that repeats and a foundation that is none of the seven."""
     ids = [vignette.id for vignette in vignettes]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise SteerHealError(
             "vignette ids repeat", given=f"{source}: {twice[0]}", expected="one row per id", next=f"mend {source}"
+        )
+    names = [vignette.foundation_coarse for vignette in vignettes]
+    if strange := [name for name in names if not name.lower().startswith(FOUNDATIONS)]:
+        raise SteerHealError(
+            "a vignette is of no known foundation",
+            given=f"{source}: foundation_coarse {strange[0]!r}",
+            expected=f"one of {', '.join(FOUNDATIONS)}",
+            next=f"mend {source}",
         )
     return vignettes

@@ -57,6 +57,13 @@ def assistant_close(tokenizer: Any, **template: Any) -> str:
     return render_text(tokenizer, turns, prompt=False, **template).partition(marker)[2]
 
 
+def assistant_open(tokenizer: Any, user: str, **template: Any) -> str:
+    """A user turn and what the template puts before the words of an assistant who is being continued."""
+    marker = "\u2042answer\u2042"
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": marker}]
+    return render_text(tokenizer, turns, prompt=False, **template).partition(marker)[0]
+
+
 def end_of_turn(tokenizer: Any, **template: Any) -> int:
     """The token that ends an assistant's turn: the first special one of the template's close, or else the tokenizer's EOS."""
     close = tokenizer(assistant_close(tokenizer, **template), add_special_tokens=False)["input_ids"]

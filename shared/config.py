@@ -135,12 +135,26 @@ class TrainConfig(Section):
 
 class EvalConfig(Section):
     vignettes: str = Field("embedded", description="'embedded', a JSONL file, or '<dataset id>:<set>:<condition>'")
-    instrument: str = Field("embedded", description="'embedded' or a JSON file with options, templates and prefill")
+    instrument: str = Field("embedded", description="'embedded', 'moralmaps' if that is installed, or a JSON file")
     items: int = Field(
         28, ge=7, description="vignettes of a round's scoring, stratified by foundation; EVAL=full takes all"
     )
     debias: Debias = Field("reversal", description="orders of a round's scoring; EVAL=full is cyclic")
     think: int = Field(16, ge=0, description="think tokens before the answer")
+    stop: bool = Field(
+        False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
+    )
+    coefficients: list[float] = Field(
+        [], description="further doses scored in a round, multiples of the vector; the mean of the kept rows always is"
+    )
+    random_draws: int = Field(3, ge=1, description="random directions of equal norm scored in a round")
+    gates: list[float] = Field(
+        [], description="gates of the round at which its healed student is scored as well; it always is at 1"
+    )
+    free_tokens: int = Field(
+        24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
+    )
+    contexts: int = Field(64, ge=0, description="contexts over which a student's activations are compared; 0 for none")
     heldout: str = Field("embedded", description="prompts JSONL of the free generations, used by the report alone")
     generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")

@@ -137,14 +137,38 @@ def verify(history: Path) -> Adapter:
     return folded
 
 
-def refold(history: Path, gates: Mapping[int, float], out: Path) -> None:
-    """Fold the same rounds with other gates (round -> gate; the others keep theirs)."""
-    rounds = rounds_of(history)
+def gated(source: Path) -> list[tuple[Path, float]]:
+    """Adapters and gates of a folded history; an adapter alone is a round 1 at gate 1."""
+    return rounds_of(source) if (source / "gates.json").exists() else [(source, 1.0)]
+
+
+def gates_of(given: Sequence[str]) -> dict[int, float]:
+    """`2=0.5` of a command line as round -> gate."""
+    found = {}
+    for item in given:
+        number, _, gate = item.partition("=")
+        try:
+            found[int(number)] = float(gate)
+        except ValueError:
+            raise SteerHealError(
+                "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
+            ) from None
+    return found
+
+
+def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
+    """The rounds of a history, or an adapter alone, at other gates (round -> gate; the others keep theirs)."""
+    rounds = gated(source)
     if unknown := sorted(set(gates) - set(range(1, len(rounds) + 1))):
         raise SteerHealError(
             "a gate names no round", given=unknown[0], expected=f"1 to {len(rounds)}", next="mend the gates"
         )
-    fold([(folder, gates.get(index, gate)) for index, (folder, gate) in enumerate(rounds, start=1)], out)
+    return [(folder, gates.get(index, gate)) for index, (folder, gate) in enumerate(rounds, start=1)]
+
+
+def refold(source: Path, gates: Mapping[int, float], out: Path) -> None:
+    """Fold a history, or an adapter alone, with other gates."""
+    fold(dialled(source, gates), out)
 
 
 def _finite(gate: float) -> float:

@@ -89,6 +89,13 @@ class Vignette(Record):
     text: str
     wrong: float | None = None
     condition: str | None = None
+    human_Care: float | None = None
+    human_Fairness: float | None = None
+    human_Loyalty: float | None = None
+    human_Authority: float | None = None
+    human_Sanctity: float | None = None
+    human_Liberty: float | None = None
+    human_SocialNorms: float | None = None
 
 
 def data_file(name: str, embedded: str) -> Path:
@@ -155,6 +162,15 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
         for row in rows:
             value = row.model_dump() if isinstance(row, BaseModel) else row
             handle.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows atomically as one Parquet table; a field that is null in every row keeps its column."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with atomic_file(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
 
 
 def stratified(rows: list[Row], count: int, stratum: str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,13 @@ class Vector:
             draw = generator.standard_normal(len(values))
             layers[layer] = (draw * (np.linalg.norm(values) / np.linalg.norm(draw))).astype(np.float32)
         return Vector(layers, {**self.metadata, "random_seed": seed})
+
+    def digest(self) -> str:
+        """sha256 of the layers and their values, not of the provenance."""
+        total = hashlib.sha256()
+        for layer, values in sorted(self.layers.items()):
+            total.update(f"{layer}\0".encode() + np.ascontiguousarray(values, dtype=np.float32).tobytes())
+        return total.hexdigest()
 
     def save(self, path: Path) -> None:
         from safetensors.numpy import save_file

@@ -7,7 +7,7 @@ weights plus the rounds' factors, both in fp32.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from shared.cli import entry, need, parse, parser, plain
 from shared.config import resolve
 from shared.console import console, table
 from shared.errors import SteerHealError
-from shared.folding import fold, refold, rounds_of
+from shared.folding import dialled, gates_of, refold
 from shared.merging import merge
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -48,20 +48,6 @@ class Check:
     effect: float
 
 
-def gates_of(given: Sequence[str]) -> dict[int, float]:
-    """`2=0.5` as round -> gate."""
-    found = {}
-    for item in given:
-        number, _, gate = item.partition("=")
-        try:
-            found[int(number)] = float(gate)
-        except ValueError:
-            raise SteerHealError(
-                "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
-            ) from None
-    return found
-
-
 def export(
     model: Model, source: Path, kind: str, gates: Mapping[int, float], out: Path, dtype: str, about: str, name: str
 ) -> Check:
@@ -77,10 +63,8 @@ def export(
             for file in ("adapter_config.json", "adapter_model.safetensors", BASE):
                 if (source / file).exists():
                     shutil.copyfile(source / file, adapter / file)
-        elif (source / "gates.json").exists():
-            refold(source, gates, adapter)
         else:
-            fold([(source, gates.get(1, 1.0))], adapter)
+            refold(source, gates, adapter)
         exact = load_adapter(adapter)
         belongs(exact, model)
         if kind == "merged":
@@ -197,13 +181,7 @@ def main() -> None:
     model = resolve_model(name, config.model.revision)
     dtype = arguments.dtype or config.model.dtype
     if arguments.kind != "round":
-        single = not run and arguments.adapter is not None
-        held = [1.0] if single else [gate for _, gate in rounds_of(source)]
-        if single and set(gates) - {1}:
-            raise SteerHealError(
-                "a gate names no round", given=max(gates), expected="1, the adapter itself", next="--gate 1=0.5"
-            )
-        gates = {index: gates.get(index, gate) for index, gate in enumerate(held, start=1)} | gates
+        gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
     about = card(model, arguments.kind, gates, training_of(training_folder), (run, arguments.round) if run else None)
     check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, hub_name(model))
     table(

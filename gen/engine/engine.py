@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ class Request:
 
     coefficient is a multiple of the vector in `vector` (None: unsteered). positions 'all' or 'generated'; the latter
     starts at the prompt's last token, which makes the first sampled token steered. steer_from, if given, is the first steered position.
-    min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token;
-    label_ids for the full-vocabulary log-probabilities of these tokens at the first sampled position.
+    min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token, tail for those of
+    the last so many alone, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
+    log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary.
     """
 
     prompt_ids: Sequence[int]
@@ -42,12 +44,14 @@ class Request:
     min_tokens: int = 0
     stop_ids: Sequence[int] = ()
     score: bool = False
+    tail: int = 0
     label_ids: Sequence[int] = ()
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
 class Output:
-    """token_ids sampled; prompt_logprobs [prompt tokens - 1], of tokens 1.. ; label_logprobs [labels]; nats."""
+    """token_ids sampled; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats."""
 
     token_ids: list[int]
     text: str
@@ -169,39 +173,77 @@ class Engine:
 
         Raises RuntimeError when a steered request had no steered token: an unsteered answer is never returned for a steered one.
         """
-        from vllm.lora.request import LoRARequest
+        return [outputs[0] for outputs in self._batch(requests, None, on_done, len(requests))]
 
-        outputs: dict[int, Output] = {}
-        prepared = [self._params(request) for request in requests]
-        for request, params in zip(requests, prepared, strict=True):
-            self._registry.read(params.extra_args, len(request.prompt_ids))
-        adapter = None
-        if self.adapter is not None:
-            number = self._adapters.setdefault(self.adapter, len(self._adapters) + 1)
-            adapter = LoRARequest(str(self.adapter), number, str(self.adapter))
-        names: dict[str, int] = {}
-        ids: list[str] = []
+    def chain(
+        self,
+        requests: Sequence[Request],
+        then: Callable[[int, list[Output]], Request | None],
+        on_done: Callable[[int, Output], None] | None = None,
+    ) -> list[list[Output]]:
+        """Requests and what follows from them, in one continuous batch: then(index, outputs so far) is a chain's next request or None.
+
+        A follower starts when the request before it ends, ahead of chains not yet begun, while the shared prefix is still cached.
+        """
+        return self._batch(requests, then, on_done, self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+
+    def _batch(
+        self,
+        requests: Sequence[Request],
+        then: Callable[[int, list[Output]], Request | None] | None,
+        on_done: Callable[[int, Output], None] | None,
+        at_once: int,
+    ) -> list[list[Output]]:
+        outputs: list[list[Output]] = [[] for _ in requests]
+        waiting = deque((index, request, self._checked(request)) for index, request in enumerate(requests))
+        running: dict[str, tuple[int, Request]] = {}
+        steered: dict[str, Request] = {}
+        adapter = self._adapter()
         try:
-            for index, (request, params) in enumerate(zip(requests, prepared, strict=True)):
-                name = str(next(self._names))
-                names[name] = index
-                prompt = {"prompt_token_ids": list(request.prompt_ids)}
-                ids.append(self._engine.add_request(name, prompt, params, lora_request=adapter))
-            while self._engine.has_unfinished_requests():
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    index, request, params = waiting.popleft()
+                    name = str(next(self._names))
+                    prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                    # under its own name for vLLM, whose aborts and counters know no other
+                    internal = self._engine.add_request(name, prompt, params, lora_request=adapter)
+                    running[name] = index, request
+                    if request.vector is not None:
+                        steered[internal] = request
                 for result in self._engine.step():
-                    if result.finished:
-                        index = names[result.request_id]
-                        outputs[index] = _output(result, requests[index])
-                        if on_done:
-                            on_done(index, outputs[index])
+                    if not result.finished:
+                        continue
+                    index, request = running.pop(result.request_id)
+                    if (found := _output(result, request)) is None:
+                        again = replace(request, score=True)
+                        waiting.appendleft((index, again, self._checked(again)))
+                        continue
+                    outputs[index].append(found)
+                    if on_done:
+                        on_done(index, found)
+                    if then and (follower := then(index, outputs[index])) is not None:
+                        waiting.appendleft((index, follower, self._checked(follower)))
         except BaseException:
-            self._engine.abort_request(ids, internal=True)  # an interrupted batch leaves nothing behind
+            self._engine.abort_request(list(running), internal=False)  # an interrupted batch leaves nothing behind
             raise
         fired = self._llm.collective_rpc("steer_fired")[0]
-        idle = [r for r, name in zip(requests, ids, strict=True) if r.vector is not None and not fired.get(name)]
+        idle = [request for name, request in steered.items() if not fired.get(name)]
         if idle:
             raise RuntimeError(f"{len(idle)} steered requests ran without one steered token, the first is {idle[0]}")
-        return [outputs[index] for index in range(len(requests))]
+        return outputs
+
+    def _checked(self, request: Request) -> Any:
+        params = self._params(request)
+        self._registry.read(params.extra_args, len(request.prompt_ids))
+        return params
+
+    def _adapter(self) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        if self.adapter is None:
+            return None
+        number = self._adapters.setdefault(self.adapter, len(self._adapters) + 1)
+        return LoRARequest(str(self.adapter), number, str(self.adapter))
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()
@@ -223,24 +265,29 @@ class Engine:
             min_tokens=request.min_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
+            top_k=request.top_k,
             seed=request.seed,
             stop_token_ids=list(request.stop_ids) or None,
-            prompt_logprobs=0 if request.score else None,
+            prompt_logprobs=0 if request.score or request.tail else None,
+            skip_reading_prefix_cache=request.score,
+            detokenize=not request.tail,  # the places of cached tokens hold no valid ids
             logprob_token_ids=list(request.label_ids) or None,
             extra_args=extra,
         )
 
 
-def _output(result: Any, request: Request) -> Output:
+def _output(result: Any, request: Request) -> Output | None:
+    """None where the cache held part of the tail, whose log-probabilities were then not computed."""
     sampled = result.outputs[0]
     scored = labels = None
-    if request.score:
-        scored = np.array(
-            [
-                entry[token].logprob
-                for token, entry in zip(request.prompt_ids[1:], result.prompt_logprobs[1:], strict=True)
-            ]
-        )
+    if request.score or request.tail:
+        count = request.tail or len(request.prompt_ids) - 1
+        if not request.score and result.num_cached_tokens >= len(request.prompt_ids) - count:
+            return None
+        pairs = list(zip(request.prompt_ids[-count:], result.prompt_logprobs[-count:], strict=True))
+        if not request.score and not all(token in entry for token, entry in pairs):
+            return None
+        scored = np.array([entry[token].logprob for token, entry in pairs])
     if request.label_ids:
         labels = np.array([sampled.logprobs[0][token].logprob for token in request.label_ids])
     return Output(list(sampled.token_ids), sampled.text, sampled.finish_reason, scored, labels)

@@ -1,0 +1,165 @@
+"""Conditions of one model scored on plain files: rows to one file, and what they say at the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.answers import answers
+from evals.cache import Cache
+from evals.conditions import Weights, answered, free_of, randoms
+from evals.forced_choice import Condition, Read
+from evals.instrument import FOUNDATIONS, Renderer, load_instrument
+from evals.positions import left_by_reversal, order_effect, reliability
+from evals.rows import ScoreRow
+from evals.statistics import Answers, Estimate, levels, show
+from evals.verdict import preflight
+from evals.vignettes import load_vignettes
+from gen.students import student as student_of
+from shared.chat import load_tokenizer
+from shared.config import resolve
+from shared.console import console, number, table
+from shared.errors import SteerHealError
+from shared.folding import gates_of, refold
+from shared.models import cache_folder
+from shared.models import resolve as resolve_model
+from shared.publish import digest
+from shared.records import write_jsonl, write_parquet
+from shared.traits import load_trait
+from shared.vectors import Vector, load_vector
+
+
+def score(arguments: Any) -> None:
+    """`python -m evals.score --model ... --out ...`."""
+    from gen.engine.engine import engine
+
+    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    dtype = arguments.dtype or config.model.dtype
+    origin = resolve_model(arguments.model, config.model.revision)
+    vectors: dict[str, Vector] = {}
+    if arguments.vector:
+        vectors["trait"] = load_vector(arguments.vector)
+        vectors["trait"].check(arguments.vector, hidden=origin.hidden, depth=origin.depth)
+        vectors.update(randoms(vectors["trait"], arguments.random, config.seed))
+    tokenizer = load_tokenizer(str(origin.folder))
+    vignettes = load_vignettes(arguments.vignettes)
+    renderer = Renderer(tokenizer, load_instrument(arguments.instrument), config.model.chat_template_kwargs)
+    read = Read(
+        arguments.debias, arguments.think, arguments.samples, arguments.temperature, arguments.top_k, config.seed, arguments.stop
+    )  # fmt: skip
+    checked(read)
+    student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
+    conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
+    template = config.model.chat_template_kwargs
+    cache = None
+    if arguments.cache:
+        cache = Cache((student.fingerprint, dtype), template, renderer.instrument, vignettes, read, free, vectors)
+    with engine(
+        student.folder,
+        layers=sorted(vectors["trait"].layers) if vectors else [0],
+        dtype=dtype,
+        max_model_len=config.model.max_model_len,
+        seed=config.seed,
+        students=[student],
+    ) as model:
+        model.serve(student)
+        for name, vector in vectors.items():
+            model.load(name, vector)
+        found = answered(
+            model, renderer, vignettes, Weights(arguments.model, student, conditions), read, tokenizer, free, cache
+        )
+    rows = [
+        {**row, "stage": c.stage, "name": c.name, "coefficient": c.coefficient, "draw": c.draw}
+        for c in conditions
+        for row in found[c.name]
+    ]
+    out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
+    (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, rows)
+    summary({c.name: found[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
+    console.print(f"wrote {len(rows)} rows to {out}")
+
+
+def checked(read: Read) -> None:
+    """Raise SteerHealError for a read that cannot be meant."""
+    if read.think < 0 or read.samples < 1 or (read.samples > 1 and not read.temperature > 0):
+        raise SteerHealError(
+            "a read that cannot be",
+            given=f"--think {read.think} --samples {read.samples} --temperature {read.temperature}",
+            expected="think tokens from 0, samples from 1, and a temperature above 0 for more than one sample",
+            next="--samples 8 --temperature 1",
+        )
+
+
+def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:
+    """What the options ask for; without a vector and --prompted the model as it is."""
+    found = [Condition("base", "base")] if arguments.base else []
+    if arguments.prompted:
+        found.append(Condition("prompted", "prompted", system=load_trait(trait).trait))
+    for name, vector in vectors.items():
+        draw = None if name == "trait" else int(name.rpartition("-")[2])
+        stage = "steered" if draw is None else "random"
+        found += [
+            Condition(stage, f"{stage if draw is None else name}-{c:g}", c, name, vector.metadata.get("positions", "all"), draw=draw)
+            for c in dict.fromkeys(arguments.coefficient)
+        ]  # fmt: skip
+    return found or [Condition("base", "base")]
+
+
+def _adapter(arguments: Any) -> Path | None:
+    gates = gates_of(arguments.gate)
+    if not gates or arguments.adapter is None:
+        if gates:
+            raise SteerHealError(
+                "a gate needs an adapter", given=f"--gate {arguments.gate[0]}", expected="--adapter too", next="--adapter FOLDER"
+            )  # fmt: skip
+        return arguments.adapter
+    name = "-".join([digest(arguments.adapter)[:16], *(f"{index}={gate:g}" for index, gate in sorted(gates.items()))])
+    out = cache_folder() / "gated" / name
+    refold(arguments.adapter, gates, out)
+    return out
+
+
+def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:
+    """The profile and the figures that say what it is worth, a column per condition, and the preflight of the first."""
+    columns = {
+        name: answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
+        for name, rows in found.items()
+    }
+    lines: list[list[Any]] = [
+        [f"mass on {foundation}", *[_mean(a, f) for a in columns.values()]] for f, foundation in enumerate(FOUNDATIONS)
+    ]
+    level = [levels(a, count, seed) for a in columns.values()]
+    for key in ("auth_nats", "care_nats", "p_ans_any", "nll_prefill", "informedness"):
+        lines.append([key, *_shown([values[key] for values in level])])
+    if any(np.isfinite(a.valid).any() for a in columns.values()):
+        lines.append(["valid JSON", *_shown([values["valid"] for values in level])])
+    lines.append(["order effect", *[order_effect(a) for a in columns.values()]])
+    if any(a.setting.debias == "cyclic" for a in columns.values()):
+        removed = [left_by_reversal(a, count, seed) for a in columns.values()]
+        lines.append(["position, left by reversal", *_shown(removed)])
+    halves = [reliability(a, count, seed) for a in columns.values()]
+    lines.append(["split-half reliability", *_shown(halves)])
+    lines.append(["unscorable", *[int((~a.scorable).sum()) for a in columns.values()]])
+    first = next(iter(columns.values()))
+    table(
+        f"{len(first.truth)} items, {first.setting.debias}, {first.setting.think} think tokens", ["", *columns], lines
+    )
+    console.print(
+        f"informedness is against {'the raters' if first.rated else 'the foundations that the vignettes were written for; nobody has rated them'}; "
+        "order effect and position are nats of clr"
+    )
+    problem = preflight(first, level[0]["informedness"])
+    console.print(
+        f"[yellow]preflight: no axis to move: {problem}[/]" if problem else "preflight: there is an axis to move"
+    )
+
+
+def _shown(found: Sequence[Estimate | None]) -> list[str | None]:
+    return [show(value) if value else None for value in found]
+
+
+def _mean(a: Answers, f: int) -> str:
+    return number(float(a.p[a.scorable][:, f].mean()) if a.scorable.any() else None)

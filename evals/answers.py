@@ -1,0 +1,70 @@
+"""Score rows read back as arrays, with the setting they were scored in: from a file of `evals.score` or a condition of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evals.instrument import FOUNDATIONS, orders
+from evals.rows import ScoreRow
+from evals.statistics import Answers, Setting
+from shared.errors import SteerHealError
+
+SIZE = len(FOUNDATIONS)
+UNKNOWN = [float("nan")] * SIZE
+
+
+def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
+    """Answers of one condition. Raises SteerHealError for rows of mixed settings and lp of another shape; again is the way on."""
+    lp = [row.lp for row in rows]
+    try:
+        values = np.array(lp, dtype=float)
+    except ValueError:  # ragged
+        values = np.empty(0)
+    settings = {(row.debias, row.think_tokens, row.stop, row.temperature, row.instrument) for row in rows}
+    if len(settings) != 1:
+        raise refuse(source, f"rows scored in {len(settings)} ways", "one setting", again)
+    debias, think, stop, temperature, instrument = settings.pop()
+    listings = len(orders(debias))
+    if values.ndim != 4 or values.shape[:2] != (len(rows), listings) or values.shape[3] != SIZE or not values.shape[2]:
+        raise refuse(source, f"lp of shape {values.shape}", f"[items, {listings} orders, samples, {SIZE}]", again)
+    setting = Setting(
+        tuple(row.id for row in rows),
+        tuple(row.text for row in rows),
+        debias,
+        listings,
+        think,
+        stop,
+        values.shape[2],
+        temperature,
+        instrument,
+    )
+    return Answers(
+        setting,
+        np.array([_foundation(row.foundation, source, again) for row in rows]),
+        np.array([row.p or UNKNOWN for row in rows]),
+        np.array([row.score or UNKNOWN for row in rows]),
+        _column([row.pmass_allowed for row in rows]),
+        values,
+        np.array([row.label or UNKNOWN for row in rows]),
+        _column([row.nll_prefill for row in rows]),
+        _column([row.free_valid for row in rows]),
+    )
+
+
+def _column(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _foundation(label: str, source: Path, again: str) -> int:
+    """Index of a label such as 'Authority' or 'Social Norms'."""
+    for index, name in enumerate(FOUNDATIONS):
+        if label.lower().startswith(name):
+            return index
+    raise refuse(source, f"foundation {label!r}", f"one of {', '.join(FOUNDATIONS)}", again)
+
+
+def refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:
+    return SteerHealError("a file of scores could not be used", given=f"{path}: {given}", expected=expected, next=again)

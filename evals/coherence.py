@@ -1,0 +1,82 @@
+"""One verdict on coherence, beyond the answer slot, with its parts: each compared with the base, the worst of them decides.
+
+The forced prefill holds the answer mass up while free text loops, and a loop has a low perplexity: no part stands for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["coherent", "degraded", "broken"]
+STATES: tuple[State, ...] = ("coherent", "degraded", "broken")
+LOOPS = 0.3  # share of a text's tokens inside one verbatim loop from which it counts as looping; the filter's default
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a condition's coherence is judged by; None where it was not taken.
+
+    mass: mean answer mass. perplexity under the original model; distinct_3; looping: share of texts that loop; valid: share of free
+    answers that are valid JSON; unscorable: share of items.
+    """
+
+    mass: float | None
+    perplexity: float | None
+    distinct_3: float | None
+    looping: float | None
+    valid: float | None
+    unscorable: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """value as compared: a ratio to the base's or a difference from it; limits beyond which it is degraded and broken."""
+
+    name: str
+    value: float
+    degraded: float
+    broken: float
+    state: State
+
+    def __str__(self) -> str:
+        sign = "at least" if self.degraded > self.broken else "at most"
+        return f"{self.name} {self.value:.2f} ({sign} {self.degraded:g}; {self.broken:g} is broken)"
+
+
+def parts(base: Measures, other: Measures) -> list[Part]:
+    """The parts that can be compared. Answer mass by the limits of the verdict, perplexity by that of the filter's default."""
+    found = [
+        _part("answer mass / base's", _ratio(other.mass, base.mass), 0.95, 0.85),
+        _part("perplexity / base's", _ratio(other.perplexity, base.perplexity), 2.0, 5.0),
+        _part("distinct-3 / base's", _ratio(other.distinct_3, base.distinct_3), 0.9, 0.5),
+        _part("looping texts - base's", _difference(other.looping, base.looping), 0.1, 0.5),
+        _part("valid JSON - base's", _difference(other.valid, base.valid), -0.1, -0.5),
+        _part("unscorable items", other.unscorable, 0.05, 0.5),
+    ]
+    return [part for part in found if part is not None]
+
+
+def verdict(found: Sequence[Part]) -> tuple[State, str]:
+    """(state, reason): the worst part's state, and the parts that are in it."""
+    state = max((part.state for part in found), key=STATES.index)
+    if state == "coherent":
+        return state, f"{len(found)} parts within their limits"
+    return state, "; ".join(str(part) for part in found if part.state == state)
+
+
+def _part(name: str, value: float | None, degraded: float, broken: float) -> Part | None:
+    if value is None:
+        return None
+    up = 1 if broken > degraded else -1
+    state: State = "broken" if up * value > up * broken else "degraded" if up * value > up * degraded else "coherent"
+    return Part(name, value, degraded, broken, state)
+
+
+def _ratio(other: float | None, base: float | None) -> float | None:
+    return None if other is None or base is None or base == 0 else other / base
+
+
+def _difference(other: float | None, base: float | None) -> float | None:
+    return None if other is None or base is None else other - base

@@ -1,0 +1,108 @@
+"""The conditions of a round, by the weights they share; those of one set of weights are one continuous batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.cache import Cache
+from evals.forced_choice import Condition, Free, Read, forced_choice, reads
+from evals.instrument import Renderer
+from gen.students import Student
+from shared.config import EvalConfig
+from shared.console import progress
+from shared.folding import refold
+from shared.vectors import Vector
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A student and what is asked of it."""
+
+    label: str
+    student: Student
+    conditions: list[Condition]
+
+
+def before_training(number: int, dose: float, positions: str, trait: str, config: EvalConfig) -> list[Condition]:
+    """Conditions of student number - 1: in round 1 the base and the prompted base, then steered at the dose and at others, and random draws.
+
+    dose is the mean coefficient of the kept rows; the row at it and the first draw are the headline.
+    """
+    found = [Condition("base", "base"), Condition("prompted", "prompted", system=trait)] if number == 1 else []
+    found.append(Condition("steered", "steered", dose, "trait", positions))
+    found += [
+        Condition("steered", f"steered-{other:g}", other, "trait", positions, headline=False)
+        for other in config.coefficients
+        if other != dose
+    ]
+    return found + [
+        Condition("random", "random" if draw == 1 else f"random-{draw}", dose, f"random-{draw}", positions, draw=draw, headline=draw == 1)
+        for draw in range(1, config.random_draws + 1)
+    ]  # fmt: skip
+
+
+def randoms(vector: Vector, draws: int, seed: int) -> dict[str, Vector]:
+    """Random directions of the vector's band and norms, by the names that conditions know them under."""
+    return {f"random-{draw}": vector.random_like(seed + 1000 * draw) for draw in range(1, draws + 1)}
+
+
+def after_training(
+    number: int, history: Path, gates: Sequence[float], folder: Path, student: Callable[[Path], Student]
+) -> list[Weights]:
+    """Student number, and the same with its own round's gate at each of gates; the earlier rounds keep theirs.
+
+    folder takes the folded histories at those gates, which can be made again and are safe to remove.
+    """
+    found = [Weights("student", student(history), [Condition("healed", "healed", gate=1.0)])]
+    for gate in gates:
+        if gate == 1.0:
+            continue
+        out = folder / f"round-{number:02d}-gate-{gate:g}"
+        refold(history, {number: gate}, out)
+        name = f"healed-{gate:g}"
+        found.append(Weights(f"gate {gate:g}", student(out), [Condition("healed", name, headline=False, gate=gate)]))
+    return found
+
+
+def described(condition: Condition) -> dict[str, Any]:
+    """A condition as a line of scores.json."""
+    fields = asdict(condition)
+    return {key: fields[key] for key in ("stage", "name", "coefficient", "draw", "headline", "gate")}
+
+
+def free_of(tokens: int) -> Free | None:
+    return Free(tokens) if tokens else None
+
+
+def answered(
+    model: Any,
+    renderer: Renderer,
+    vignettes: Sequence[Any],
+    group: Weights,
+    read: Read,
+    tokenizer: Any,
+    free: Free | None,
+    cache: Cache | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch."""
+    known = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
+    missing: list[Condition] = [c for c in group.conditions if c.name not in known]
+    if missing:
+        with counting(f"forced choice, {group.label}", reads(len(vignettes), len(missing), read, free)) as advance:
+            found = forced_choice(model, renderer, vignettes, missing, read, tokenizer, advance, free)
+        if cache is not None:
+            for condition in missing:
+                cache.put(condition, found[condition.name])
+        known.update(found)
+    return {condition.name: known[condition.name] for condition in group.conditions}
+
+
+@contextmanager
+def counting(label: str, total: int) -> Iterator[Any]:
+    with progress() as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda: bar.advance(task)

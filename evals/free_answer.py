@@ -1,0 +1,37 @@
+"""Is an answer in the model's own words what the question asked for: a JSON object that names one of the options?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from evals.instrument import Instrument
+from shared.errors import SteerHealError
+
+KEY = re.compile(r'"([^"]+)":\s*"$')
+
+
+def key_of(instrument: Instrument) -> str:
+    """The key whose value the prefill opens."""
+    if (found := KEY.search(instrument.prefill)) is None:
+        raise SteerHealError(
+            "the instrument's prefill opens no JSON value, so a free answer has no form to be held to",
+            given=repr(instrument.prefill),
+            expected='text that ends in "key": "',
+            next="score without free answers: SET=eval.free_tokens=0, or --free-tokens 0",
+        )
+    return found[1]
+
+
+def valid(text: str, key: str, labels: Sequence[str]) -> bool:
+    """True when the first JSON object in the text parses and its `key` is one of the labels, as a string or a number."""
+    start = text.find("{")
+    if start < 0:
+        return False
+    try:
+        found = json.JSONDecoder().raw_decode(text, start)[0]
+    except (ValueError, RecursionError):
+        return False
+    value = found.get(key)
+    return isinstance(value, str | int) and not isinstance(value, bool) and str(value) in labels

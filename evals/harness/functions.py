@@ -1,0 +1,196 @@
+"""Functions of the lm-evaluation-harness task steer_heal_forced_choice: the forced choice without a thought, read at the answer slot.
+
+    lm_eval --model hf --model_args pretrained=FOLDER --tasks steer_heal_forced_choice --include_path evals/harness
+
+Every document is one vignette in one option order; the metrics pool the orders of an item before they average over items, as
+evals.forced_choice does. Options go into --metadata as JSON: vignettes, instrument, debias, items (a stratified number of them),
+system, chat_template_kwargs, and tokenizer where --model_args names none. Number the items by `items`, never by --limit, which
+cuts an item's orders apart and is refused.
+
+How exact: the context is the text of the very tokens that evals.forced_choice reads, chat template included, so that
+--apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.instrument.Renderer
+tokenises part by part. On the embedded model both give the same tokens, and so the same log-probabilities; the metric `retokenised`
+is the share of contexts in which they differ, 0 where the read is exact. That a label is one token of its own behind the context is
+checked, and refused if not. With the thought, use evals.score or evals.inspect_task: multiple choice has no room for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.forced_choice import Read, row
+from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
+from evals.statistics import AUTHORITY, CARE
+from evals.statistics import informedness as agreement
+from evals.vignettes import load_vignettes
+from shared.chat import load_tokenizer
+from shared.errors import SteerHealError
+from shared.records import Vignette, stratified
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def documents(
+    tokenizer: str | None = None,
+    pretrained: str | None = None,
+    model: str | None = None,
+    vignettes: str = "embedded",
+    instrument: str = "embedded",
+    debias: str = "cyclic",
+    items: int | None = None,
+    system: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    **_: Any,
+) -> dict[str, Dataset]:
+    """The split `test`: a row per vignette and order, the orders of a vignette next to each other.
+
+    The harness passes its --model_args and --metadata together; what is not named here is the model's. Raises SteerHealError
+    without the name of a tokenizer, for unknown orders, and where a label does not follow the context as one token of its own.
+    """
+    from datasets import Dataset
+
+    name = tokenizer or pretrained or model
+    if not isinstance(name, str) or debias not in ("reversal", "cyclic"):
+        raise SteerHealError(
+            "the harness task cannot render its questions",
+            given=f"tokenizer {name}, debias {debias}",
+            expected="the name of a tokenizer with a chat template; debias 'reversal' or 'cyclic'",
+            next='--model_args pretrained=FOLDER, or --metadata \'{"tokenizer": "FOLDER"}\'',
+        )
+    loaded = load_tokenizer(name)
+    renderer = Renderer(loaded, load_instrument(instrument), chat_template_kwargs or {})
+    chosen = load_vignettes(vignettes)
+    if items is not None:
+        chosen = stratified(chosen, items, "foundation_coarse")
+    rows = []
+    for vignette in chosen:
+        for order, listing in enumerate(orders(debias)):
+            ids = renderer.answer(renderer.question(vignette.text, listing, system), [])
+            context = loaded.decode(ids, clean_up_tokenization_spaces=False)
+            rows.append(
+                {
+                    "id": vignette.id,
+                    "foundation": vignette.foundation,
+                    "foundation_coarse": vignette.foundation_coarse,
+                    "text": vignette.text,
+                    "context": context,
+                    "labels": renderer.instrument.labels,
+                    "target": listing.index(foundation_of(vignette.foundation_coarse)),
+                    "debias": debias,
+                    "order": order,
+                    "retokenised": _tokens(loaded, context) != ids,
+                }
+            )
+    _check_labels(loaded, rows[0]["context"], renderer)
+    return {"test": Dataset.from_list(rows)}
+
+
+def foundation_of(label: str) -> int:
+    """Canonical index of a label such as 'Authority' or 'Social Norms'. Raises SteerHealError for another."""
+    for index, name in enumerate(FOUNDATIONS):
+        if label.lower().startswith(name):
+            return index
+    raise SteerHealError(
+        "a vignette has an unknown foundation",
+        given=label,
+        expected=f"one of {', '.join(FOUNDATIONS)}",
+        next="mend foundation_coarse in the vignettes",
+    )
+
+
+def levels(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The levels of a condition, from rows with p [7] or None, pmass_allowed and foundation_coarse.
+
+    auth_nats and care_nats, ln of the mean probability, nats; answer_mass, the mean; informedness, 0 for guessing and 1 for
+    agreement with the items' foundations: over the scorable rows, NaN where there are none. unscorable: how many rows are not.
+    """
+    kept = [found for found in rows if found["p"] is not None]
+    count = {"unscorable": float(len(rows) - len(kept))}
+    if not kept:
+        return {**dict.fromkeys(("auth_nats", "care_nats", "answer_mass", "informedness"), float("nan")), **count}
+    p, truth = np.array([found["p"] for found in kept]), [foundation_of(found["foundation_coarse"]) for found in kept]
+    return {
+        "auth_nats": float(np.log(p[:, AUTHORITY].mean())),
+        "care_nats": float(np.log(p[:, CARE].mean())),
+        "answer_mass": float(np.mean([found["pmass_allowed"] for found in kept])),
+        "informedness": float(agreement(p, np.array(truth))(np.ones((1, len(truth))))[0]),
+        **count,
+    }
+
+
+def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Every metric gets the document's labels' log-probabilities, nats, in canonical order: metrics are functions of whole items."""
+    listing = orders(doc["debias"])[doc["order"]]
+    found = [float(logprob) for logprob, _ in results]
+    read = {key: value for key, value in doc.items() if key not in ("context", "labels", "target")}
+    read["lp"] = [found[place] for place in np.argsort(listing)]
+    return dict.fromkeys(("auth_nats", "care_nats", "answer_mass", "informedness", "unscorable", "retokenised"), read)
+
+
+def auth_nats(reads: Sequence[dict[str, Any]]) -> float:
+    return levels(_items(reads))["auth_nats"]
+
+
+def care_nats(reads: Sequence[dict[str, Any]]) -> float:
+    return levels(_items(reads))["care_nats"]
+
+
+def answer_mass(reads: Sequence[dict[str, Any]]) -> float:
+    return levels(_items(reads))["answer_mass"]
+
+
+def informedness(reads: Sequence[dict[str, Any]]) -> float:
+    return levels(_items(reads))["informedness"]
+
+
+def unscorable(reads: Sequence[dict[str, Any]]) -> float:
+    return levels(_items(reads))["unscorable"]
+
+
+def retokenised(reads: Sequence[dict[str, Any]]) -> float:
+    """Share of the contexts whose text, tokenised in one go, is not the tokens of evals.forced_choice."""
+    return float(np.mean([read["retokenised"] for read in reads]))
+
+
+def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row of evals.forced_choice for every item. Raises SteerHealError where an item lacks an order."""
+    by_id: dict[str, dict[int, dict[str, Any]]] = {}
+    for read in reads:
+        by_id.setdefault(read["id"], {})[read["order"]] = read
+    rows = []
+    for name, found in by_id.items():
+        first = next(iter(found.values()))
+        wanted = range(len(orders(first["debias"])))
+        if lacking := [order for order in wanted if order not in found]:
+            raise SteerHealError(
+                "an item was not asked in every order",
+                given=f"{name}: orders {', '.join(map(str, lacking))} are missing",
+                expected=f"all {len(wanted)} orders of {first['debias']}",
+                next="leave --limit out and set the number of items: --metadata '{\"items\": 28}'",
+            )
+        lp = np.array([[found[order]["lp"]] for order in wanted])
+        rows.append(row(Vignette.model_validate(first), lp, Read(first["debias"], 0), None, [""] * len(wanted)))
+    return rows
+
+
+def _check_labels(tokenizer: Any, context: str, renderer: Renderer) -> None:
+    """The harness moves blanks at the context's end into the answer, and merges across its edge would make another answer of it."""
+    before = _tokens(tokenizer, context)
+    for label, token in zip(renderer.instrument.labels, renderer.label_ids, strict=True):
+        if context != context.rstrip() or _tokens(tokenizer, context + label) != [*before, token]:
+            raise SteerHealError(
+                "an answer label is no token of its own behind the context",
+                given=f"{label!r} behind {context[-20:]!r}",
+                expected="the context's tokens and the label's one",
+                next="use evals.score, which tokenises part by part, or an instrument with another prefill",
+            )
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    """As the harness tokenises: the begin-of-sequence token is added unless the text has it."""
+    bos = tokenizer.bos_token
+    return list(tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
