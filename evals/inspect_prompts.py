@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -35,7 +36,9 @@ class Form(Protocol):
     """How a provider is asked. A question is what its prompts are made of, a thought a sequence of its tokens."""
 
     route: str
-    labels: Sequence[str]
+
+    @property
+    def labels(self) -> Sequence[str]: ...
 
     def question(self, vignette: str, listing: Sequence[int]) -> Any: ...
 
@@ -173,12 +176,12 @@ def form_of(
             next=EXACT,
         )
     if as_text and any(getattr(model.api, name, None) != value for name, value in PASSED_THROUGH.items()):
-        arguments = " ".join(f"-M {name}='{_argument(value)}'" for name, value in PASSED_THROUGH.items())
+        arguments = " ".join(f"-M {name}={shlex.quote(json.dumps(value))}" for name, value in PASSED_THROUGH.items())
         raise SteerHealError(
             "Hugging Face would put its chat template around the prompt, or sample the thought",
             given=", ".join(f"{name}={getattr(model.api, name, None)}" for name in PASSED_THROUGH),
             expected="a template that passes the prompt through, no special tokens added, greedy decoding",
-            next=f"--model hf/local -M model_path=FOLDER {arguments} -T tokenizer=FOLDER",
+            next=f"--model hf/FOLDER {arguments} -T tokenizer=FOLDER",
         )
     if steering and (provider not in STEERABLE or (not by_id and steering["steer_positions"] != "all")):
         raise SteerHealError(
@@ -205,7 +208,3 @@ def _whole(tokens: int, read: Read) -> None:
             expected=f"{read.think} tokens: a provider that can forbid the end of a text",
             next="let the model end its thought: -T stop=true; or leave it out: -T think=0",
         )
-
-
-def _argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -33,7 +33,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import GenerateConfig, Logprob, Model, ModelOutput, get_model
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
-from inspect_ai.util import collect
+from inspect_ai.util import collect, registry_info
 
 from evals.forced_choice import Read, row
 from evals.harness.functions import levels
@@ -45,10 +45,11 @@ from shared.errors import SteerHealError
 from shared.models import resolve
 from shared.records import Vignette, stratified
 
+NAME = "steer_heal/forced_choice"
 NOTHING = -9999.0  # how vLLM and OpenAI write a log-probability of minus infinity
 
 
-@task(name="steer_heal/forced_choice")
+@task(name=NAME)
 def forced_choice(
     vignettes: str = "embedded",
     instrument: str = "embedded",
@@ -97,6 +98,14 @@ def forced_choice(
         solver=ask(instrument, debias, think, stop, top_logprobs, tokenizer, system, steering, chat_template_kwargs or {}),
         scorer=foundations(instrument, debias, think, stop),
     )  # fmt: skip
+
+
+if (
+    registry_info(forced_choice).name != NAME
+):  # not an editable install: Inspect puts the import package, evals, before the name
+    from inspect_ai._util.registry import registry_add
+
+    registry_add(forced_choice, registry_info(forced_choice).model_copy(update={"name": NAME}))
 
 
 @solver
@@ -218,34 +227,41 @@ def _levels(scores: list[SampleScore]) -> dict[str, float]:
     return levels(rows)
 
 
+def _level(name: str) -> Metric:
+    def over(scores: list[SampleScore]) -> float:  # Inspect reads this annotation
+        return _levels(scores)[name]
+
+    return over
+
+
 @metric
 def auth_nats() -> Metric:
     """ln of the mean probability of authority over the scorable items, nats."""
-    return lambda scores: _levels(scores)["auth_nats"]
+    return _level("auth_nats")
 
 
 @metric
 def care_nats() -> Metric:
     """ln of the mean probability of care over the scorable items, nats."""
-    return lambda scores: _levels(scores)["care_nats"]
+    return _level("care_nats")
 
 
 @metric
 def answer_mass() -> Metric:
     """Mean over the scorable items of the probability that the answer is one of the labels."""
-    return lambda scores: _levels(scores)["answer_mass"]
+    return _level("answer_mass")
 
 
 @metric
 def informedness() -> Metric:
     """Agreement of the likeliest foundation with the item's: 0 is guessing, 1 is agreement."""
-    return lambda scores: _levels(scores)["informedness"]
+    return _level("informedness")
 
 
 @metric
 def unscorable() -> Metric:
     """How many items are in no other metric."""
-    return lambda scores: _levels(scores)["unscorable"]
+    return _level("unscorable")
 
 
 @scorer(metrics=[auth_nats(), care_nats(), answer_mass(), informedness(), unscorable()])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from evals.rows import Generation
@@ -33,23 +34,35 @@ details { margin: 0.6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere
 
 
 def page(
-    title: str, tables: Sequence[Table], said: Sequence[str], figure: bytes, training: bytes, rounds: Sequence[Round]
+    title: str, tables: Sequence[Table], said: Sequence[str], figures: Mapping[str, bytes], rounds: Sequence[Round]
 ) -> str:
-    """tables in the order of the page; said are the sentences of the reading; figure and training are PNGs. All text is escaped."""
+    """tables in the order of the page; said are the sentences of the reading; figures are PNGs: trajectory, profile and training.
+    All text is escaped."""
     sections = [
         ("Reading", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in said) + "</ul>"),
         (
             "Trajectory",
-            _image("Authority, coherence, and trait against perplexity, by round", figure),
+            _image("Authority, coherence, and trait against perplexity, by round", figures["trajectory"]),
+        ),
+        (
+            "Profile",
+            _image(
+                "Mean mass on each foundation, beside the raters where the vignettes are rated",
+                figures["profile"],
+                "broad",
+            ),
         ),
         *[(table.title, _table(table)) for table in tables if table.title != "Provenance"],
-        ("Training", _image("Cross-entropy, divergence and barrier over the steps of each round", training, "broad")),
+        (
+            "Training",
+            _image("Cross-entropy, divergence and barrier over the steps of each round", figures["training"], "broad"),
+        ),
         ("Divergence by token", strips(rounds)),
         ("Generations", _generations(rounds)),
         ("Rejected samples", _rejected(rounds)),
         *[(table.title, _table(table)) for table in tables if table.title == "Provenance"],
     ]
-    names = [(name.lower().replace(" ", "-"), name, body) for name, body in sections]
+    names = [("-".join(re.findall(r"\w+", name.lower())), name, body) for name, body in sections]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -12,7 +12,7 @@ from evals.tables import dose, ranged
 Row = dict[str, Any]
 
 
-def reading(rows: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
+def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
     """Sentences, the general ones first, then round by round."""
     at = {(row["round"], row["stage"]): row for row in rows}
     base = at[0, "base"]
@@ -28,7 +28,15 @@ def reading(rows: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
         )
     for r in rounds:
         mine = {stage: at[r.number, stage] for stage in ("steered", "random", "healed") if (r.number, stage) in at}
-        said = [*_forced_choice(mine), *_text(base, mine), *_survivors(r), *_training(r)]
+        draws = [row for row in extra if (row["round"], row["stage"]) == (r.number, "random")]
+        said = [
+            *_forced_choice(mine),
+            *_draws(mine, draws),
+            *_coherent(mine),
+            *_text(base, mine),
+            *_survivors(r),
+            *_training(r),
+        ]
         lines += [f"Round {r.number}: {sentence}" for sentence in said]
     return [*lines, *_starvation(rounds)]
 
@@ -49,6 +57,18 @@ def _measure(base: Row, rows: Sequence[Row], debias: str) -> list[str]:
     if base["order_effect"] is not None:
         lines.append(
             f"In single orders of the options, position alone moves the base's mean clr by up to {base['order_effect']:.2f} nats."
+        )
+    if base["reliability"] is not None:
+        lines.append(
+            f"The items' split-half reliability on authority is {ranged(base, 'reliability', 'reliability_ci', 2)}: near 0 their differences are noise, near 1 they are not."
+        )
+    if base["left_by_reversal"] is not None:
+        lines.append(
+            f"Cyclic orders take {ranged(base, 'left_by_reversal', 'left_by_reversal_ci', 2, signed=True)} nats of position out of authority, which reversal would have left in."
+        )
+    if base["informedness_against"] == "foundations":
+        lines.append(
+            "Nobody has rated these vignettes: informedness is against what they were written for, and the profile has no human reference."
         )
     if debias == "reversal":
         lines.append(
@@ -79,6 +99,20 @@ def _forced_choice(mine: dict[str, Row]) -> list[str]:
             )
     lines.append(f"the verdict on the healed student is {healed['verdict']}: {healed['verdict_reason']}.")
     return lines
+
+
+def _draws(mine: dict[str, Row], draws: Sequence[Row]) -> list[str]:
+    found = [row["d_auth"] for row in [mine.get("random"), *draws] if row is not None and row["d_auth"] is not None]
+    if len(found) < 2 or mine["steered"]["d_auth"] is None:
+        return []
+    far = sum(abs(value) >= abs(mine["steered"]["d_auth"]) for value in found)
+    spread = f"{min(found):+.3f} to {max(found):+.3f}"
+    return [f"of {len(found)} random directions {far} move auth_nats at least as far as the steering does ({spread})."]
+
+
+def _coherent(mine: dict[str, Row]) -> list[str]:
+    healed = mine["healed"]
+    return [f"the healed student is {healed['coherence_verdict']}: {healed['coherence_reason']}."]
 
 
 def _text(base: Row, mine: dict[str, Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report of a run from its files: results.json, .md and .csv, trajectory.png, training.png and index.html in RUN/report."""
+"""The report of a run from its files: results.json, .md and .csv, trajectory.png, training.png, profile.png and index.html in RUN/report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.markup import escape
 
 from evals.figure import trajectory
 from evals.page import page
+from evals.profile import bars, profiles
+from evals.quality import coherence, foundations, measure, student
 from evals.reading import reading
 from evals.results import results_of
 from evals.scored import Round, scored_rounds
@@ -45,7 +47,15 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     tables = [
         levels(rows),
         shifts(rows),
-        *([levels(extra, "Other doses and draws")] if extra else []),
+        foundations(rows),
+        coherence(rows),
+        measure(rows),
+        *(
+            [levels(extra, "Other doses, draws and gates"), shifts(extra, "Other doses, draws and gates, against base")]
+            if extra
+            else []
+        ),
+        student(rounds),
         sweep(rounds),
         survivors(rounds),
         rejections(rounds),
@@ -53,23 +63,29 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         times(rounds, mode),
         provenance(run, rounds, mode),
     ]
-    said = reading(rows, rounds)
-    figure, training = trajectory(rows, extra), curves(rounds)
+    said = reading(rows, extra, rounds)
+    last, first = rounds[-1], rounds[0]
+    chosen = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
+    figures = {
+        "trajectory": trajectory(rows, extra),
+        "training": curves(rounds),
+        "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
+    }
     folder = run.folder / "report"
     with atomic_folder(folder) as out:
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
-        (out / "trajectory.png").write_bytes(figure)
-        (out / "training.png").write_bytes(training)
+        for name, png in figures.items():
+            (out / f"{name}.png").write_bytes(png)
         (out / "results.md").write_text(as_markdown(title, tables, said), encoding="utf-8")
-        (out / "index.html").write_text(page(title, tables, said, figure, training, rounds), encoding="utf-8")
+        (out / "index.html").write_text(page(title, tables, said, figures, rounds), encoding="utf-8")
     return folder / "index.html"
 
 
 def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str:
     bullets = "\n".join(f"- {html(line, quote=False)}" for line in said)
     return (
-        f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![training](training.png)\n\n"
+        f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
         + "\n".join(markdown(table) for table in tables)
     )
 

@@ -121,7 +121,11 @@ def _answers(scores: Scores, path: Path, again: str) -> Answers:
     rows = read_jsonl(path, ScoreRow, made_by=again)
     if [row.id for row in rows] != scores.items or tuple(scores.foundations) != FOUNDATIONS:
         raise refuse(path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again)
-    return answers_of(rows, path, again)
+    found = answers_of(rows, path, again)
+    if (found.setting.debias, found.setting.think) != (scores.debias, scores.think):
+        said = f"{found.setting.debias}, {found.setting.think} think tokens"
+        raise refuse(path, said, f"{scores.debias}, {scores.think} as scores.json says", again)
+    return found
 
 
 def texts_of(rows: Sequence[Generation]) -> Texts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ def label(row: dict[str, Any]) -> str:
         if row["stage"] in ("steered", "random") and row["coefficient"] is not None
         else ""
     )
-    return f"{row['round']} {row['stage']}{dose}{draw}"
+    gate = f" at gate {row['gate']:g}" if row["gate"] not in (None, 1.0) else ""
+    return f"{row['round']} {row['stage']}{dose}{draw}{gate}"
 
 
 def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
@@ -76,8 +78,6 @@ def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
             "perplexity",
             "distinct-3",
             "trait_llr",
-            "informedness",
-            "order effect",
             "items",
             "unscorable",
         ],
@@ -91,20 +91,18 @@ def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
                 ranged(row, "perplexity", "perplexity_ci", 2),
                 number(row["distinct_3"]),
                 ranged(row, "trait_llr", "trait_llr_ci", 3, signed=True),
-                ranged(row, "informedness", "informedness_ci", 3, signed=True),
-                number(row["order_effect"], 2),
                 str(row["n_items"]),
                 str(row["unscorable"]),
             ]
             for row in rows
         ],
-        "Brackets are 95 % bootstrap intervals, over items within foundations or over prompts. auth_nats, care_nats, trait_llr and order effect are in nats.",
+        "Brackets are 95 % bootstrap intervals, over items within foundations or over prompts. auth_nats, care_nats and trait_llr are in nats.",
     )
 
 
-def shifts(rows: Sequence[dict[str, Any]]) -> Table:
+def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table:
     return Table(
-        "Against base",
+        title,
         [
             "round, stage",
             "d_auth",
@@ -294,7 +292,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]) -> str:
-    """results.csv: an interval takes two columns, an undefined number is empty; headline is 1 for rows, 0 for extra."""
+    """results.csv: an interval takes two columns, an undefined number is empty, a list is JSON; headline is 1 for rows, 0 for extra."""
     handle = io.StringIO()
     writer: Any = None
     for headline, row in [*((1, row) for row in rows), *((0, row) for row in extra)]:
@@ -302,6 +300,8 @@ def comma_separated(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, An
         for key, value in row.items():
             if key.endswith("_ci"):
                 flat[f"{key}_low"], flat[f"{key}_high"] = value or (None, None)
+            elif isinstance(value, list):
+                flat[key] = json.dumps(value)
             else:
                 flat[key] = value
         if writer is None:

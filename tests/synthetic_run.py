@@ -55,7 +55,8 @@ def answers(stage: str, read: Read, signal: float, mass: float | None = None, gr
             - np.log(np.exp(logits).sum(-1, keepdims=True))
             + np.log(draws.uniform(0.5, 0.6) * (factor if mass is None else mass))
         )
-        rows.append(row(vignette, lp, read, None, ["thought"] * len(orders(read.debias))))
+        made = row(vignette, lp, read, 3.0, ["thought"] * len(orders(read.debias)))
+        rows.append({**made, "instrument": "embedded@0", "free_text": "{", "free_valid": False})
     return rows
 
 
@@ -70,7 +71,7 @@ def generations(stage: str, name: str, grow: float = 1.0) -> list[dict]:
                 {
                     "version": 1, "name": name, "prompt_id": f"h{prompt}", "prompt": f"Dilemma {prompt} {NASTY}", "sample": sample, "text": f"{stage} says {NASTY}",
                     "completion_ids": list(range(tokens)), "finish_reason": "length", "nll": nll * tokens, "tokens": tokens, "perplexity": float(np.exp(nll)),
-                    "trait_llr": trait_llr * grow + draws.normal(0, 0.03), "distinct_3": 0.97,
+                    "trait_llr": trait_llr * grow + draws.normal(0, 0.03), "distinct_1": 0.8, "distinct_2": 0.9, "distinct_3": 0.97, "loop_share": 0.0,
                 }
             )  # fmt: skip
     return rows
@@ -130,10 +131,11 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
     write_json(
         scores / "scores.json",
         {
-            "version": 1, "round": number, "instrument": "embedded", "vignettes": "embedded", "debias": debias, "orders": len(orders(debias)), "think": 4,
+            "version": 1, "round": number, "instrument": "embedded", "vignettes": "embedded", "debias": debias, "think": 4,
             "items": [vignette.id for vignette in vignettes()], "foundations": list(FOUNDATIONS),
             "conditions": [dict(zip(("stage", "name", "coefficient", "draw", "headline"), condition, strict=True)) for condition in conditions],
             "sweep": [dict(zip(keys, (*line, 0.95, 0.05, 0.4 * line[0]), strict=True)) for line in sweep],
+            "student": [{"layer": layer, "norm_ratio": 0.4, "cos_teacher": 0.3, "cos_round_1": 0.2, "split_half": 0.9} for layer in (14, 15)],
         },
     )  # fmt: skip
     write_jsonl(

@@ -57,7 +57,7 @@ def test_a_row_pools_samples_and_orders() -> None:
     assert (found["lp_fwd"], found["lp_rev"]) == (lp[0].tolist(), lp[1].tolist()) and (
         found["gen_text"],
         found["gen_text_rev"],
-    ) == ("a", "d")
+    ) == (["a", "b", "c"], ["d", "e", "f"])
 
 
 def test_an_unscorable_row_is_null_and_not_imputed() -> None:
@@ -78,5 +78,11 @@ def test_malformed_instruments_are_refused(tmp_path: Path, change: dict[str, obj
 
 def test_labels_of_two_tokens_are_refused(tokenizer: object) -> None:
     instrument = load_instrument("embedded").model_copy(update={"labels": ["10", "11", "12", "13", "14", "15", "16"]})
-    with pytest.raises(SteerHealError, match="more than one token"):
+    with pytest.raises(SteerHealError, match="single and distinct"):
+        Renderer(tokenizer, instrument, {})
+
+
+def test_labels_that_share_a_token_are_refused(tokenizer: object) -> None:
+    instrument = load_instrument("embedded").model_copy(update={"labels": list("0123455")})
+    with pytest.raises(SteerHealError, match="single and distinct"):
         Renderer(tokenizer, instrument, {})

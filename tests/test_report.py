@@ -67,6 +67,7 @@ def test_files_and_terminal(made: tuple[Run, str]) -> None:
     folder = run.folder / "report"
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.html",
+        "profile.png",
         "results.csv",
         "results.json",
         "results.md",
@@ -156,7 +157,7 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
 def test_training_is_shown(made: tuple[Run, str]) -> None:
     """Curves, the diagnosis in the reading, and every token of the strip with its figures, deeper where KL is higher."""
     page = (made[0].folder / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and 'class="broad"' in page
+    assert page.count("data:image/png;base64,") == 3 and 'class="broad"' in page
     assert "training, overfit: the held-out cross-entropy rises &lt;script" in page
     strip = page[page.index('class="strip"') :]
     assert (
@@ -311,6 +312,8 @@ def test_rounds_scored_differently_are_not_compared(tmp_path: Path) -> None:
     run = build(tmp_path, rounds=2)
     path = run.round(2) / "scores" / "scores.json"
     write_json(path, {**json.loads(path.read_text()), "think": 16})
+    for rows in path.parent.glob("*.jsonl"):
+        rows.write_text(rows.read_text().replace('"think_tokens": 4', '"think_tokens": 16'))
     restamp(run, 2)
     with pytest.raises(SteerHealError, match="think: 16 against 4"):
         results(run, "round")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from evals.instrument import orders
+from evals.positions import order_effect
 from evals.statistics import (
     AUTHORITY,
     CARE,
@@ -22,7 +23,6 @@ from evals.statistics import (
     deltas,
     estimate,
     levels,
-    order_effect,
     resample,
     retain,
     same_setting,
@@ -47,8 +47,20 @@ def answers(
     lp[np.arange(7 * per), :, :, truth] += signal
     lp[..., AUTHORITY] += shift
     score = lp[:, :, 0].mean(1)
-    setting = Setting(tuple(f"i{k}" for k in range(7 * per)), debias, len(orders(debias)), 4, "embedded", "embedded")
-    return Answers(setting, truth, softmax(score, axis=1), score, mass * draws.uniform(0.9, 1.1, 7 * per), lp)
+    names = tuple(f"i{k}" for k in range(7 * per))
+    setting = Setting(names, names, debias, len(orders(debias)), 4, False, 1, 0.0, "embedded@0")
+    none = np.full(7 * per, np.nan)
+    return Answers(
+        setting,
+        truth,
+        softmax(score, axis=1),
+        score,
+        mass * draws.uniform(0.9, 1.1, 7 * per),
+        lp,
+        np.full((7 * per, 7), np.nan),
+        none,
+        none,
+    )
 
 
 def without(a: Answers, *items: int) -> Answers:
@@ -203,7 +215,8 @@ def texts(prompts: int = 5, llr: float = 0.0) -> Texts:
         tokens * draws.uniform(1, 2, 2 * prompts),
         tokens,
         draws.normal(llr, 0.1, 2 * prompts),
-        np.ones(2 * prompts),
+        *[np.ones(2 * prompts)] * 3,
+        np.zeros(2 * prompts),
     )
 
 
@@ -220,7 +233,7 @@ def test_perplexity_weights_tokens_and_leaves_out_empty_completions() -> None:
 
 
 def test_no_text_has_no_perplexity() -> None:
-    nothing = Texts(["a", "b"], np.zeros(2), np.zeros(2), np.full(2, np.nan), np.full(2, np.nan))
+    nothing = Texts(["a", "b"], np.zeros(2), np.zeros(2), *[np.full(2, np.nan)] * 5)
     assert text_levels(nothing, COUNT, 0) == {"perplexity": None, "trait_llr": None}
 
 
@@ -235,6 +248,9 @@ def test_text_deltas_need_the_same_prompts() -> None:
         ({"think": 16}, "think: 16 against 4"),
         ({"debias": "cyclic", "orders": 7}, "debias: cyclic"),
         ({"items": ("i0", "x")}, "x"),
+        ({"texts": ("other", *[f"i{k}" for k in range(1, 28)])}, "the text of 1 items, the first i0"),
+        ({"stop": True}, "stop: True"),
+        ({"samples": 3, "temperature": 1.0}, "samples: 3"),
         ({"instrument": "other"}, "instrument"),
     ],
 )

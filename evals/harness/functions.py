@@ -106,18 +106,20 @@ def levels(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The levels of a condition, from rows with p [7] or None, pmass_allowed and foundation_coarse.
 
     auth_nats and care_nats, ln of the mean probability, nats; answer_mass, the mean; informedness, 0 for guessing and 1 for
-    agreement with the items' foundations: over the scorable rows, NaN where there are none. unscorable: how many rows are not.
+    agreement with the items' foundations: over the scorable rows, NaN where that is undefined. unscorable: how many rows are not.
     """
     kept = [found for found in rows if found["p"] is not None]
     count = {"unscorable": float(len(rows) - len(kept))}
     if not kept:
         return {**dict.fromkeys(("auth_nats", "care_nats", "answer_mass", "informedness"), float("nan")), **count}
     p, truth = np.array([found["p"] for found in kept]), [foundation_of(found["foundation_coarse"]) for found in kept]
+    with np.errstate(invalid="ignore"):  # rates of a foundation that every item has, or none, are undefined
+        agreed = float(agreement(p, np.array(truth))(np.ones((1, len(truth))))[0])
     return {
         "auth_nats": float(np.log(p[:, AUTHORITY].mean())),
         "care_nats": float(np.log(p[:, CARE].mean())),
         "answer_mass": float(np.mean([found["pmass_allowed"] for found in kept])),
-        "informedness": float(agreement(p, np.array(truth))(np.ones((1, len(truth))))[0]),
+        "informedness": agreed,
         **count,
     }
 

@@ -1,0 +1,108 @@
+"""Two conditions on plain files: what moved from one score file to another, with intervals; several files a side are seeds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.answers import answers
+from evals.moved import detectable, shifts
+from evals.rows import ScoreRow
+from evals.statistics import Answers, Estimate, cost, deltas, show, surgical, surgical_care
+from shared.cli import entry
+from shared.console import console, table
+from shared.errors import SteerHealError
+from shared.publish import write_json
+from shared.records import read_jsonl
+
+MADE_BY = "python -m evals.score --help"
+
+
+def load(path: Path) -> Answers:
+    """The rows of one condition. Raises SteerHealError for several conditions in one file."""
+    rows = read_jsonl(path, ScoreRow, made_by=MADE_BY)
+    if twice := sorted({row.id for row in rows if [other.id for other in rows].count(row.id) > 1}):
+        raise SteerHealError(
+            "a score file holds several conditions",
+            given=f"{path}: {twice[0]} repeats",
+            expected="one row per item",
+            next="score each condition into its own file",
+        )
+    return answers(rows, path, MADE_BY)
+
+
+def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Any]:
+    """The deltas of other against base, as they stand in results.json."""
+    found = deltas(base, other, count, seed)
+    moved = shifts(base, other, count, seed)
+    coh_cost, slope = cost(found["d_coh"], found["d_auth"], False)
+
+    def ends(value: Estimate | None) -> list[float] | None:
+        return list(value.interval) if value and value.interval else None
+
+    return {
+        **{key: value.value if value else None for key, value in found.items() if key != "d_care_90"},
+        **{f"{key}_ci": ends(value) for key, value in found.items() if key != "d_care_90"},
+        "coh_cost": coh_cost,
+        "coh_slope": slope,
+        "surgical": surgical(base, other, count, seed),
+        "surgical_care": surgical_care(found["d_auth"], found["d_care_90"]),
+        "moved": None if moved is None else {line.foundation: [line.change.value, line.p_holm] for line in moved},
+        "detectable": detectable(base, other, count, seed),
+        "shown": {key: show(value) if value else None for key, value in found.items()},
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        prog="python -m evals.compare",
+        description="Compare score files: each --other with the --base of the same place, paired item by item.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    options.add_argument("--base", type=Path, nargs="+", required=True, help="score files, one per seed")
+    options.add_argument("--other", type=Path, nargs="+", required=True, help="as many score files")
+    options.add_argument("--bootstrap", type=int, default=2000, help="resamples of an interval")
+    options.add_argument("--seed", type=int, default=0, help="of the resamples")
+    options.add_argument("--out", type=Path, help="the figures as JSON")
+    arguments = options.parse_args()
+    if len(arguments.base) != len(arguments.other):
+        raise SteerHealError(
+            "the two sides have different numbers of files",
+            given=f"{len(arguments.base)} against {len(arguments.other)}",
+            expected="a file of --other for each of --base",
+            next="name the seeds of both sides in the same order",
+        )
+    found = [
+        compare(load(base), load(other), arguments.bootstrap, arguments.seed)
+        for base, other in zip(arguments.base, arguments.other, strict=True)
+    ]
+    names = [path.stem for path in arguments.other]
+    keys = ("d_auth", "d_care", "d_coh", "coherence")
+    lines: list[list[Any]] = [[key, *[seed["shown"][key] for seed in found]] for key in keys]
+    lines += [
+        [key, *[seed[key] for seed in found]]
+        for key in ("coh_cost", "coh_slope", "surgical", "surgical_care", "detectable")
+    ]
+    lines.append(
+        [
+            "moved (Holm)",
+            *[", ".join(name for name, (_, p) in (seed["moved"] or {}).items() if p < 0.05) for seed in found],
+        ]
+    )
+    table("against base, paired over the items, nats", ["", *names], lines)
+    if len(found) > 1:
+        points = [seed["d_auth"] for seed in found if seed["d_auth"] is not None]
+        console.print(
+            f"d_auth over {len(points)} seeds: mean {np.mean(points):+.3f}, from {min(points):+.3f} to {max(points):+.3f}"
+        )
+    if arguments.out:
+        write_json(
+            arguments.out, {"version": 1, "seeds": [{k: v for k, v in seed.items() if k != "shown"} for seed in found]}
+        )
+
+
+if __name__ == "__main__":
+    entry(main)

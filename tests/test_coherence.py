@@ -1,0 +1,74 @@
+"""The coherence verdict and the validity of a free answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evals.coherence import Measures, parts, verdict
+from evals.free_answer import key_of, valid
+from evals.instrument import load_instrument
+from shared.errors import SteerHealError
+
+BASE = Measures(mass=0.5, perplexity=4.0, distinct_3=0.98, looping=0.0, valid=0.9, unscorable=0.0)
+LABELS = [str(k) for k in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "said"),
+    [
+        ({}, "coherent", "6 parts within"),
+        ({"mass": 0.47}, "degraded", "answer mass"),
+        ({"mass": 0.4}, "broken", "answer mass / base's 0.80 (at least 0.95; 0.85 is broken)"),
+        ({"perplexity": 9.0}, "degraded", "perplexity"),
+        ({"perplexity": 21.0}, "broken", "perplexity / base's 5.25 (at most 2; 5 is broken)"),
+        ({"distinct_3": 0.8}, "degraded", "distinct-3"),
+        ({"looping": 0.2}, "degraded", "looping"),
+        ({"valid": 0.7}, "degraded", "valid JSON"),
+        ({"unscorable": 0.6, "perplexity": 9.0}, "broken", "unscorable"),
+        ({"mass": 5.0, "perplexity": 1.0}, "coherent", "6 parts"),
+    ],
+)
+def test_the_worst_part_decides(change: dict[str, float], state: str, said: str) -> None:
+    found, why = verdict(parts(BASE, replace(BASE, **change)))
+    assert found == state and said in why
+
+
+def test_a_part_that_was_not_taken_is_no_part() -> None:
+    blind = replace(BASE, perplexity=None, distinct_3=None, looping=None, valid=None)
+    assert len(parts(blind, blind)) == 2 and len(parts(BASE, blind)) == 2
+    assert len(parts(replace(BASE, mass=0.0), BASE)) == 5  # no ratio to nothing
+
+
+def test_the_key_is_the_one_the_prefill_opens() -> None:
+    instrument = load_instrument("embedded")
+    assert key_of(instrument) == "violation"
+    with pytest.raises(SteerHealError, match="free-tokens 0"):
+        key_of(instrument.model_copy(update={"prefill": "Answer: "}))
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ('{"violation": "3"}', True),
+        ('This is wrong because {"violation": 3} and more', True),
+        ('```json\n{\n "violation": "6"\n}\n```', True),
+        ('{"violation": "7"}', False),
+        ('{"violation": true}', False),
+        ('{"violation": "3"', False),
+        ('{"properties": {"violation": "3"}}', False),
+        ("3", False),
+        ("", False),
+        ('{"violation": ["3"]}', False),
+    ],
+)
+def test_free_answers(text: str, good: bool) -> None:
+    assert valid(text, "violation", LABELS) is good
+
+
+@given(st.text())
+def test_any_text_is_judged(text: str) -> None:
+    assert valid("{" + text, "violation", LABELS) in (True, False)

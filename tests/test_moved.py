@@ -1,0 +1,48 @@
+"""Which foundations moved, against naive formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_statistics import COUNT, answers, without
+
+from evals.instrument import FOUNDATIONS
+from evals.moved import detectable, holm, shifts
+from evals.statistics import AUTHORITY
+
+
+def test_only_what_moved_is_said_to_have_moved() -> None:
+    base, other = answers(), answers(shift=-1.0)
+    found = shifts(base, other, 2000, 0)
+    assert found is not None and [line.foundation for line in found] == list(FOUNDATIONS)
+    authority = found[AUTHORITY]
+    assert authority.moved and authority.change.value == pytest.approx(
+        np.log(other.p[:, AUTHORITY].mean() / base.p[:, AUTHORITY].mean())
+    )
+    same = shifts(base, base, COUNT, 0)
+    assert same is not None and all(line.p == 1.0 and not line.moved for line in same)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_holm_steps_down(p: list[float]) -> None:
+    corrected = holm(p)
+    order = np.argsort(p)
+    worst = 0.0
+    for rank, index in enumerate(order):
+        worst = max(worst, min(1.0, p[index] * (len(p) - rank)))
+        assert corrected[index] == pytest.approx(worst)
+    assert all(after >= before for before, after in zip(p, corrected, strict=True))
+
+
+def test_the_detectable_shift_falls_with_the_items() -> None:
+    few = detectable(answers(per=4), answers(1, per=4), COUNT, 0)
+    many = detectable(answers(per=32), answers(1, per=32), COUNT, 0)
+    assert few is not None and many is not None and 2 < few / many < 4.5  # an eighth of the variance, give or take
+    assert detectable(answers(), answers(), COUNT, 0) is None
+
+
+def test_unscorable_items_leave_both_sides() -> None:
+    base, other = answers(), answers(shift=-1.0)
+    assert shifts(without(base, 0, 5), other, COUNT, 0) == shifts(base, without(other, 0, 5), COUNT, 0)
