@@ -40,13 +40,13 @@ round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make ro
 	  $(PY) -m gen.sweep $(FLAGS) --round $$k; \
 	  $(PY) -m gen.filter $(FLAGS) --round $$k; \
 	  $(PY) -m train.heal $(FLAGS) --round $$k; \
-	  $(PY) -m evals.score $(FLAGS) --round $$k --eval $(EVAL); \
+	  $(PY) -m evals.score $(FLAGS) --round $$k --eval $(EVAL) --cache; \
 	done
 	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
 
 report: $(STAMP) ## the report of a run from its files (EVAL=full scores all items, cyclically, first)
 	@set -e; if [ "$(EVAL)" = full ]; then for path in $(RUN)/rounds/*/manifests/heal.json; do \
-	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full; done; fi
+	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full --cache; done; fi
 	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
 
 bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour on two cores)

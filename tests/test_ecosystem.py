@@ -99,6 +99,7 @@ def test_the_harness_reads_the_same_slot(engine: Any, tokenizer: Any, model: Mod
     assert results["unscorable,none"] == 0 and results["retokenised,none"] == 0.0
 
 
+@pytest.mark.long  # Inspect decodes every one of top_logprobs for each call: a minute and a half
 def test_inspect_reads_the_same_slot(engine: Any, tokenizer: Any, model: Model, tmp_path: Path) -> None:
     import inspect_ai.model
 
