@@ -13,12 +13,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evals import forced_choice, free_answer, instrument
 from evals.forced_choice import Condition, Free, Read
 from evals.instrument import Instrument
 from shared.models import cache_folder
+from shared.publish import digest
 from shared.records import Vignette, write_jsonl
 from shared.run import versions
 from shared.vectors import Vector
+
+
+def _code() -> list[str]:
+    """Digests of the modules that make a row: a change in them makes old rows another question's."""
+    return [digest(Path(str(module.__file__))) for module in (forced_choice, free_answer, instrument)]
 
 
 class Cache:
@@ -28,7 +35,7 @@ class Cache:
         self,
         weights: tuple[str, str],
         template: Mapping[str, Any],
-        instrument: Instrument,
+        asked: Instrument,
         vignettes: Sequence[Vignette],
         read: Read,
         free: Free | None,
@@ -40,11 +47,12 @@ class Cache:
         self._common = {
             "weights": weights,
             "template": dict(template),
-            "instrument": instrument.identity,
+            "instrument": asked.identity,
             "vignettes": [vignette.model_dump() for vignette in vignettes],
             "read": asdict(read),
             "free": asdict(free) if free else None,
             "versions": versions(),
+            "code": _code(),
         }
 
     def _path(self, condition: Condition) -> Path:

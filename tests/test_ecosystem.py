@@ -135,7 +135,13 @@ def test_inspect_reads_a_steered_server_by_token_ids(
     log = inspected(
         tmp_path, by_id(server), items=FEW, debias="reversal", think=4, tokenizer="embedded", top_logprobs=1, **steering
     )
-    expected = wanted(engine, tokenizer, Read("reversal", 4, nll_prefill=False), condition, FEW)
+    read = Read("reversal", 4, nll_prefill=False)
+    expected = wanted(engine, tokenizer, read, condition, FEW)
+    unsteered = wanted(engine, tokenizer, read, Condition("base", "base"), FEW)
+    moved = max(
+        np.abs(np.array(row["lp"]) - np.array(base["lp"])).max() for row, base in zip(expected, unsteered, strict=True)
+    )
+    assert (moved > 0.01) == bool(steering), "steering must move the answers, or this test proves nothing"
     same(rows_of(log), expected)
     assert [row["route"] for row in rows_of(log)] == ["token ids"] * FEW and metrics_of(log)["unscorable"] == 0
     names = ("auth_nats", "care_nats", "answer_mass")
@@ -154,6 +160,7 @@ def test_inspect_lets_a_thought_end(engine: Any, tokenizer: Any, server: Any, tm
     )
     expected = wanted(engine, tokenizer, Read("reversal", 24, stop=True, nll_prefill=False), Condition("b", "b"), FEW)
     same(rows_of(log), expected)
+    print([row["thought_tokens"] for row in expected])
 
 
 def test_turns_of_a_chat_are_continued_at_the_prefill(engine: Any, tokenizer: Any, server: Any, tmp_path: Path) -> None:
