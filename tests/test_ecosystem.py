@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,12 @@ def inspected(folder: Path, model: Any, **options: Any) -> Any:
 
 def rows_of(log: Any) -> list[dict[str, Any]]:
     assert log.status == "success", log.error
-    return [sample.scores["foundations"].metadata for sample in log.samples]
+    return sorted((sample.scores["foundations"].metadata for sample in log.samples), key=itemgetter("id"))
 
 
 def same(rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> None:
+    """Inspect's log has its samples by id."""
+    expected = sorted(expected, key=itemgetter("id"))
     assert [row["id"] for row in rows] == [row["id"] for row in expected]
     difference = np.abs(np.array([row["lp"] for row in rows]) - np.array([row["lp"] for row in expected])).max()
     print(f"largest difference of an lp: {difference:.1e} nats")
@@ -155,12 +158,13 @@ def by_id(server: Any) -> Any:
 
 
 def test_inspect_lets_a_thought_end(engine: Any, tokenizer: Any, server: Any, tmp_path: Path) -> None:
+    read = Read("reversal", 64, stop=True, nll_prefill=False)
     log = inspected(
-        tmp_path, by_id(server), items=FEW, debias="reversal", think=24, stop=True, tokenizer="embedded", top_logprobs=1
-    )
-    expected = wanted(engine, tokenizer, Read("reversal", 24, stop=True, nll_prefill=False), Condition("b", "b"), FEW)
+        tmp_path, by_id(server), items=ITEMS, debias="reversal", think=64, stop=True, tokenizer="embedded", top_logprobs=1
+    )  # fmt: skip
+    expected = wanted(engine, tokenizer, read, Condition("base", "base"))
+    assert min(min(row["thought_tokens"]) for row in expected) < 64, "a thought must end, or this test proves nothing"
     same(rows_of(log), expected)
-    print([row["thought_tokens"] for row in expected])
 
 
 def test_turns_of_a_chat_are_continued_at_the_prefill(engine: Any, tokenizer: Any, server: Any, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""The two-phase read in the engine: against Hugging Face on other settings than the published rows', chains, true stops, the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evals.alone import checked, conditions_of
+from evals.cache import Cache
+from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
+from evals.instrument import Renderer, load_instrument
+from evals.vignettes import load_vignettes
+from shared.errors import SteerHealError
+from shared.models import Model
+from shared.records import Vignette, stratified
+from shared.vectors import Vector
+
+pytestmark = pytest.mark.slow
+BASE = Condition("base", "base")
+
+
+@pytest.fixture(scope="module")
+def vignettes() -> list[Vignette]:
+    return stratified(load_vignettes("embedded"), 7, "foundation_coarse")
+
+
+@pytest.fixture(scope="module")
+def renderer(tokenizer: Any) -> Renderer:
+    return Renderer(tokenizer, load_instrument("embedded"), {})
+
+
+def test_it_equals_huggingface_at_another_budget_and_in_seven_orders(
+    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], model: Model
+) -> None:
+    from evals.huggingface import HuggingFace
+
+    read, some, calls = Read("cyclic", 6), vignettes[:2], []
+    ours = forced_choice(engine, renderer, some, [BASE], read, tokenizer, lambda: calls.append(1), Free(4))["base"]
+    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    theirs = HuggingFace(model.folder, "float32", pad).forced_choice(renderer, some, read, tokenizer, 1)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine["lp"], other["lp"], atol=1e-3)
+        np.testing.assert_allclose(mine["p"], other["p"], atol=1e-4)
+        assert mine["nll_prefill"] == pytest.approx(other["nll_prefill"], abs=1e-3)
+        assert mine["gen_text"] == other["gen_text"] and isinstance(mine["free_valid"], bool)
+    assert len(calls) == reads(2, 1, read, Free(4))
+
+
+def test_conditions_of_one_batch_do_not_touch_each_other(
+    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette]
+) -> None:
+    steered = Condition("steered", "steered", 1.5, "v")
+    read, some = Read("reversal", 2), vignettes[:2]
+    both = forced_choice(engine, renderer, some, [BASE, steered], read, tokenizer, lambda: None)
+    for condition in (BASE, steered):
+        engine.reset_cache()
+        alone = forced_choice(engine, renderer, some, [condition], read, tokenizer, lambda: None)[condition.name]
+        for one, other in zip(both[condition.name], alone, strict=True):
+            np.testing.assert_allclose(one["lp"], other["lp"], atol=1e-4)
+            assert one["nll_prefill"] == pytest.approx(other["nll_prefill"], abs=1e-4)
+    assert np.abs(np.array(both["base"][0]["lp"]) - np.array(both["steered"][0]["lp"])).max() > 0.1
+
+
+def test_a_tail_is_scored_as_in_the_whole_prompt(engine: Any) -> None:
+    from gen.engine.engine import Request
+
+    prompt = list(range(100, 220))
+    engine.reset_cache()
+    whole = engine.run([Request(prompt, score=True)])[0].prompt_logprobs
+    for _ in range(2):  # the second time all of it is cached
+        tail = engine.run([Request(prompt, tail=9)])[0].prompt_logprobs
+        np.testing.assert_allclose(tail, whole[-9:], atol=1e-4)
+    long = engine.run([Request(prompt, tail=60)])[0].prompt_logprobs
+    np.testing.assert_allclose(long, whole[-60:], atol=1e-4)
+
+
+def test_a_thought_ends_where_the_model_ends_it(tokenizer: Any, renderer: Renderer) -> None:
+    ids = list(tokenizer("so it is wrong", add_special_tokens=False)["input_ids"])
+    stop = renderer.stop_ids[0]
+    assert ended([*ids, stop, *ids], renderer, tokenizer) == ids
+    assert ended(ids, renderer, tokenizer) == ids
+    close = list(tokenizer("</think>", add_special_tokens=False)["input_ids"])
+    assert ended([*ids, *close, *ids], renderer, tokenizer) == ids
+
+
+def test_samples_are_pooled_and_thoughts_may_stop(
+    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette]
+) -> None:
+    read = Read("reversal", 3, samples=2, temperature=1.0, stop=True)
+    made = forced_choice(engine, renderer, vignettes[:1], [BASE], read, tokenizer, lambda: None)["base"][0]
+    assert np.array(made["lp"]).shape == (2, 2, 7) and len(made["gen_text"]) == 2
+    assert len(made["thought_tokens"]) == 4 and max(made["thought_tokens"]) <= 3 and made["stop"] is True
+
+
+def test_the_cache_knows_what_a_row_depends_on(tmp_path: Path, renderer: Renderer, vignettes: list[Vignette]) -> None:
+    vectors = {"v": Vector({3: np.ones(4, dtype=np.float32)})}
+    read = Read("reversal", 2)
+
+    def cache(weights: str = "w", read: Read = read, vectors: dict[str, Vector] = vectors) -> Cache:
+        return Cache((weights, "float32"), {}, renderer.instrument, vignettes, read, None, vectors, tmp_path)
+
+    steered = Condition("steered", "steered", 1.0, "v")
+    cache().put(BASE, [{"id": "x"}])
+    cache().put(steered, [{"id": "y"}])
+    assert cache().get(BASE) == [{"id": "x"}] and cache().get(steered) == [{"id": "y"}]
+    assert cache("other").get(BASE) is None and cache(read=Read("cyclic", 2)).get(BASE) is None
+    assert cache().get(Condition("steered", "steered", 2.0, "v")) is None
+    assert cache(vectors={"v": Vector({3: np.zeros(4, dtype=np.float32)})}).get(steered) is None
+
+
+def test_conditions_of_the_command_line() -> None:
+    vectors = {
+        "trait": Vector({3: np.ones(4, dtype=np.float32)}),
+        "random-1": Vector({3: np.ones(4, dtype=np.float32)}),
+    }
+    asked = SimpleNamespace(base=True, prompted=True, coefficient=[0.5, 1.0])
+    names = [condition.name for condition in conditions_of(asked, vectors, "embedded")]
+    assert names == ["base", "prompted", "steered-0.5", "steered-1", "random-1-0.5", "random-1-1"]
+    with pytest.raises(SteerHealError, match="a temperature above 0"):
+        checked(Read("reversal", 4, samples=2))
