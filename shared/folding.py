@@ -161,7 +161,10 @@ def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]
     rounds = gated(source)
     if unknown := sorted(set(gates) - set(range(1, len(rounds) + 1))):
         raise SteerHealError(
-            "a gate names no round", given=unknown[0], expected=f"1 to {len(rounds)}", next="mend the gates"
+            "a gate names no round",
+            given=unknown[0],
+            expected=f"1 to {len(rounds)}" if (source / "gates.json").exists() else "1, the adapter itself",
+            next="--gate 1=0.5",
         )
     return [(folder, gates.get(index, gate)) for index, (folder, gate) in enumerate(rounds, start=1)]
 
