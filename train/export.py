@@ -18,7 +18,7 @@ from shared.cli import entry, need, parse, parser, plain
 from shared.config import resolve
 from shared.console import console, table
 from shared.errors import SteerHealError
-from shared.folding import dialled, gates_of, refold
+from shared.folding import dialled, gates_of, refold, rounds_of
 from shared.merging import merge
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -181,6 +181,8 @@ def main() -> None:
     model = resolve_model(name, config.model.revision)
     dtype = arguments.dtype or config.model.dtype
     if arguments.kind != "round":
+        if run or arguments.adapter is None:
+            rounds_of(source)  # a history must be one: an adapter alone is refused under this name
         gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
     about = card(model, arguments.kind, gates, training_of(training_folder), (run, arguments.round) if run else None)
     check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, hub_name(model))
