@@ -110,12 +110,12 @@ def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> lis
 
 def _adapter(arguments: Any) -> Path | None:
     gates = gates_of(arguments.gate)
-    if not gates or arguments.adapter is None:
-        if gates:
-            raise SteerHealError(
-                "a gate needs an adapter", given=f"--gate {arguments.gate[0]}", expected="--adapter too", next="--adapter FOLDER"
-            )  # fmt: skip
+    if not gates:
         return arguments.adapter
+    if arguments.adapter is None:
+        raise SteerHealError(
+            "a gate needs an adapter", given=f"--gate {arguments.gate[0]}", expected="--adapter too", next="--adapter FOLDER"
+        )  # fmt: skip
     name = "-".join([digest(arguments.adapter)[:16], *(f"{index}={gate:g}" for index, gate in sorted(gates.items()))])
     out = cache_folder() / "gated" / name
     refold(arguments.adapter, gates, out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.instrument import FOUNDATIONS, orders
+from evals.instrument import FOUNDATIONS, foundation_of, orders
 from evals.rows import ScoreRow
 from evals.statistics import Answers, Setting
 from shared.errors import SteerHealError
@@ -59,11 +59,9 @@ def _column(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _foundation(label: str, source: Path, again: str) -> int:
-    """Index of a label such as 'Authority' or 'Social Norms'."""
-    for index, name in enumerate(FOUNDATIONS):
-        if label.lower().startswith(name):
-            return index
-    raise refuse(source, f"foundation {label!r}", f"one of {', '.join(FOUNDATIONS)}", again)
+    if (index := foundation_of(label)) is None:
+        raise refuse(source, f"foundation {label!r}", f"one of {', '.join(FOUNDATIONS)}", again)
+    return index
 
 
 def refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:

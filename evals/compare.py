@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from evals.answers import answers
 from evals.moved import detectable, shifts
 from evals.rows import ScoreRow
-from evals.statistics import Answers, Estimate, cost, deltas, show, surgical, surgical_care
+from evals.statistics import Answers, cost, deltas, pair, show, surgical, surgical_care
 from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
@@ -24,7 +25,7 @@ MADE_BY = "python -m evals.score --help"
 def load(path: Path) -> Answers:
     """The rows of one condition. Raises SteerHealError for several conditions in one file."""
     rows = read_jsonl(path, ScoreRow, made_by=MADE_BY)
-    if twice := sorted({row.id for row in rows if [other.id for other in rows].count(row.id) > 1}):
+    if twice := sorted(name for name, times in Counter(row.id for row in rows).items() if times > 1):
         raise SteerHealError(
             "a score file holds several conditions",
             given=f"{path}: {twice[0]} repeats",
@@ -39,13 +40,9 @@ def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, A
     found = deltas(base, other, count, seed)
     moved = shifts(base, other, count, seed)
     coh_cost, slope = cost(found["d_coh"], found["d_auth"], False)
-
-    def ends(value: Estimate | None) -> list[float] | None:
-        return list(value.interval) if value and value.interval else None
-
+    rows = [pair(key, f"{key}_ci", value) for key, value in found.items() if key != "d_care_90"]
     return {
-        **{key: value.value if value else None for key, value in found.items() if key != "d_care_90"},
-        **{f"{key}_ci": ends(value) for key, value in found.items() if key != "d_care_90"},
+        **{name: value for row in rows for name, value in row.items()},
         "coh_cost": coh_cost,
         "coh_slope": slope,
         "surgical": surgical(base, other, count, seed),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,13 +59,24 @@ def trajectory(rows: Sequence[Row], extra: Sequence[Row]) -> bytes:
         columnspacing=1.0,
     )
     for axes in (authority, coherence, trade):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.tick_params(labelsize=9)
-    buffer = io.BytesIO()
+        styled(axes)
     FigureCanvasAgg(figure)
     _place_labels(figure, trade, [row for row in [*rows, *extra] if _placed(row)])
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return png(figure)
+
+
+def styled(axes: Axes, size: float = 9, grid: Literal["both", "y"] = "both") -> None:
+    """Axes of any figure of the report; size of the tick labels."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, alpha=0.25, linewidth=0.6)
+    axes.tick_params(labelsize=size)
+
+
+def png(figure: Figure, dpi: int = 200) -> bytes:
+    """A figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -59,6 +59,11 @@ class Read:
     stop: bool = False
     nll_prefill: bool = True
 
+    @property
+    def thoughts(self) -> int:
+        """Requests before an answer: 1, or 0 without a thought."""
+        return 1 if self.think else 0
+
 
 @dataclass(frozen=True)
 class Free:
@@ -107,7 +112,7 @@ def forced_choice(
     rows: dict[str, list[dict[str, Any]]] = {condition.name: [] for condition in conditions}
     block = len(listings) * read.samples
     for begin in range(0, len(cells), block):
-        answers = [chain[1 if read.think else 0] for chain in chains[begin : begin + block]]
+        answers = [chain[read.thoughts] for chain in chains[begin : begin + block]]
         found = np.array([answer.label_logprobs for answer in answers]).reshape(len(listings), read.samples, -1)
         canonical = np.stack([found[order][:, np.argsort(listing)] for order, listing in enumerate(listings)])
         forced = [answer.prompt_logprobs for answer in answers if answer.prompt_logprobs is not None]
@@ -126,7 +131,7 @@ def forced_choice(
 
 def reads(vignettes: int, conditions: int, read: Read, free: Free | None = None) -> int:
     """Requests of a forced choice, each of which advances its progress by one."""
-    per_vignette = len(orders(read.debias)) * read.samples * (2 if read.think else 1) + (1 if free else 0)
+    per_vignette = len(orders(read.debias)) * read.samples * (read.thoughts + 1) + (1 if free else 0)
     return vignettes * conditions * per_vignette
 
 
@@ -158,11 +163,11 @@ class _Asking:
         from gen.engine.engine import Request
 
         cell, read = self._cells[index], self._read
-        if len(done) == 1 and read.think:
+        if len(done) == read.thoughts:
             ids = done[0].token_ids
             self.thoughts[index] = ended(ids, self._renderer, self._tokenizer) if read.stop else ids
             return self._answer(cell, self.thoughts[index])
-        if self._free and cell.order == cell.sample == 0 and len(done) == (2 if read.think else 1):
+        if self._free and cell.order == cell.sample == 0 and len(done) == read.thoughts + 1:
             prompt = self._renderer.free_answer(cell.question, self.thoughts[index], read.stop)
             return Request(prompt, self._free.tokens, **self._steering(cell))
         return None

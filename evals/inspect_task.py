@@ -43,7 +43,7 @@ from evals.vignettes import human, load_vignettes
 from shared.chat import load_tokenizer
 from shared.errors import SteerHealError
 from shared.models import resolve
-from shared.records import Vignette, stratified
+from shared.records import Vignette
 
 NAME = "steer_heal/forced_choice"
 NOTHING = -9999.0  # how vLLM and OpenAI write a log-probability of minus infinity
@@ -81,9 +81,6 @@ def forced_choice(
     steering: dict[str, Any] = {}
     if vector is not None and coefficient is not None:
         steering = {"steer_vector": vector, "steer_coefficient": float(coefficient), "steer_positions": positions}
-    chosen = load_vignettes(vignettes)
-    if items is not None:
-        chosen = stratified(chosen, items, "foundation_coarse")
     samples = [
         Sample(
             id=vignette.id,
@@ -91,7 +88,7 @@ def forced_choice(
             target=vignette.foundation_coarse,
             metadata={"vignette": vignette.model_dump(), "human": human(vignette)},
         )
-        for vignette in chosen
+        for vignette in load_vignettes(vignettes, items)
     ]
     return Task(
         dataset=MemoryDataset(samples, name=vignettes),

@@ -21,6 +21,11 @@ from shared.records import Record, data_file
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
 
 
+def foundation_of(label: str) -> int | None:
+    """Canonical index of a label such as 'Authority' or 'Social Norms', None for another."""
+    return next((index for index, name in enumerate(FOUNDATIONS) if label.lower().startswith(name)), None)
+
+
 class Instrument(Record):
     """Options by foundation in canonical order, the templates around them and the answer labels 0 to 6."""
 
@@ -68,7 +73,7 @@ def load_instrument(name: str) -> Instrument:
     if name == "moralmaps":
         from evals.moralmaps import published
 
-        return Instrument.model_validate(published())
+        return published()
     path: Path = data_file(name, "instrument.json")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.extract import activations
+from gen.extract import activations, in_fp32
 from shared.vectors import Vector
 
 
@@ -21,15 +21,13 @@ def states(
 ) -> dict[int, np.ndarray]:
     """Residual stream at the last token of each prompt: layer -> fp32 [prompts, hidden]. The model is gone from memory afterwards."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    network = in_fp32(folder)
     try:
         return activations(network, depth, layers, prompts, batch_size, f"activations of {folder.name}")
     finally:
         del network
-        if device == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
+from evals.instrument import Instrument
 from shared.errors import SteerHealError
 
 LABELS = [str(k) for k in range(7)]
@@ -28,8 +29,8 @@ class _Characters:
         return [ord(character) for character in text]
 
 
-def published() -> dict[str, Any]:
-    """The fields of evals.instrument.Instrument. Raises SteerHealError where moralmaps is missing or has another shape."""
+def published() -> Instrument:
+    """Raises SteerHealError where moralmaps is missing or has another shape."""
     try:
         from moralmaps import guided
     except ImportError:
@@ -43,23 +44,24 @@ def published() -> dict[str, Any]:
         names = list(guided._DEFAULT_FORCED_FOUNDATIONS)
         sentences = dict(guided._FORCED_FOUNDATION_DESCS)
         schema, nudge, prefill = _asked(guided, names)
-        found = {
-            "name": "moralmaps",
-            "foundations": names,
-            "options": sentences,
-            "user": USER,
-            **_template(schema, names, sentences),
-            "think_open": THINK_OPEN,
-            "think_close": guided._CLOSE_MARKER,
-            "nudge": nudge,
-            "prefill": prefill,
-            "labels": LABELS,
-        }
+        found = Instrument.model_validate(
+            {
+                "name": "moralmaps",
+                "foundations": names,
+                "options": sentences,
+                "user": USER,
+                **_template(schema, names, sentences),
+                "think_open": THINK_OPEN,
+                "think_close": guided._CLOSE_MARKER,
+                "nudge": nudge,
+                "prefill": prefill,
+                "labels": LABELS,
+            }
+        )
         backward = _asked(guided, names[::-1])[0]
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise _other(repr(error)) from None
-    lines = [_line(found["option_line"], k, sentences[name]) for k, name in enumerate(names[::-1])]
-    if found["schema_"].replace("{options}", "\n".join(lines)) != backward:
+    if found.question("", range(len(names))[::-1]) != USER.replace("{vignette}", "").replace("{schema}", backward):
         raise _other("its schema in reversed order is not the template's")
     return found
 
@@ -87,10 +89,6 @@ def _template(schema: str, names: Sequence[str], sentences: dict[str, str]) -> d
         raise ValueError("the options are not one line each, one after another")
     pattern = lines[at[0]].replace(sentences[names[0]], "{sentence}").replace('"0"', '"{k}"')
     return {"schema_": "\n".join([*lines[: at[0]], "{options}", *lines[at[-1] + 1 :]]), "option_line": pattern}
-
-
-def _line(pattern: str, k: int, sentence: str) -> str:
-    return pattern.replace("{k}", LABELS[k]).replace("{sentence}", sentence)
 
 
 def _other(problem: str) -> SteerHealError:

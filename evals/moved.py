@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import norm
 
 from evals.instrument import FOUNDATIONS
-from evals.statistics import AUTHORITY, Answers, Estimate, Statistic, drawn, estimate, resample, same_setting
+from evals.statistics import AUTHORITY, Answers, Estimate, drawn, log_shift, resample, same_setting, summarised
 
 LEVEL, POWER = 0.05, 0.8
 
@@ -34,15 +34,15 @@ def shifts(base: Answers, other: Answers, count: int, seed: int) -> list[Shift] 
     never 0 (Davison and Hinkley 1997, section 4.2).
     """
     same_setting(base.setting, other.setting)
+    keep = base.scorable & other.scorable
+    weights = resample(base.truth[keep], count, seed)
     found = []
-    for f in range(len(FOUNDATIONS)):
-        statistic, weights = _paired(base, other, f, count, seed)
-        both = drawn(statistic, weights)
-        change = estimate(statistic, weights)
-        if both is None or change is None or change.interval is None:
+    for f, name in enumerate(FOUNDATIONS):
+        both = drawn(log_shift(base.p[keep, f], other.p[keep, f]), weights)
+        if both is None or (change := summarised(*both, units=weights.shape[1])).interval is None:
             return None
         sides = (both[1] <= 0).sum(), (both[1] >= 0).sum()
-        found.append((FOUNDATIONS[f], change, min(1.0, 2 * (int(min(sides)) + 1) / (count + 1))))
+        found.append((name, change, min(1.0, 2 * (int(min(sides)) + 1) / (count + 1))))
     return [Shift(*line, p_holm) for line, p_holm in zip(found, holm([p for *_, p in found]), strict=True)]
 
 
@@ -59,14 +59,10 @@ def detectable(base: Answers, other: Answers, count: int, seed: int) -> float | 
     """The smallest shift of auth_nats, nats, that a two-sided test at 5 % would have found four times in five with these items:
     (z_0.975 + z_0.8) standard errors of the paired shift. Not a test of the shift that was found."""
     same_setting(base.setting, other.setting)
-    found = drawn(*_paired(base, other, AUTHORITY, count, seed))
+    keep = base.scorable & other.scorable
+    statistic = log_shift(base.p[keep, AUTHORITY], other.p[keep, AUTHORITY])
+    found = drawn(statistic, resample(base.truth[keep], count, seed))
     if found is None or not np.isfinite(found[1]).all():
         return None
     error = float(found[1].std(ddof=1))
     return float(norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)) * error if error else None
-
-
-def _paired(base: Answers, other: Answers, f: int, count: int, seed: int) -> tuple[Statistic, np.ndarray]:
-    keep = base.scorable & other.scorable
-    p, q = base.p[keep, f], other.p[keep, f]
-    return lambda w: np.log((w @ q) / (w @ p)), resample(base.truth[keep], count, seed)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from evals.instrument import orders
-from evals.statistics import AUTHORITY, Answers, Estimate, Statistic, clr, estimate, resample
+from evals.statistics import AUTHORITY, Answers, Estimate, clr, estimate, mean, resample
 
 
 def single_orders(a: Answers) -> np.ndarray:
@@ -59,7 +59,7 @@ def left_by_reversal(a: Answers, count: int, seed: int) -> Estimate | None:
         return None
     places = by_position(a).mean(axis=1)
     mine = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
-    return estimate(_mean_of(mine), resample(a.truth[a.scorable], count, seed))
+    return estimate(lambda w: mean(w, mine), resample(a.truth[a.scorable], count, seed))
 
 
 def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
@@ -90,14 +90,9 @@ def _splits(size: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return found
 
 
-def _mean_of(values: np.ndarray) -> Statistic:
-    return lambda weights: np.asarray(weights @ values / weights.sum(1))
-
-
 def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's r under each row of weights [r, n]."""
-    total = weights.sum(1)
-    mean_x, mean_y = weights @ x / total, weights @ y / total
-    covariance = weights @ (x * y) / total - mean_x * mean_y
-    variance_x, variance_y = weights @ x**2 / total - mean_x**2, weights @ y**2 / total - mean_y**2
+    mean_x, mean_y = mean(weights, x), mean(weights, y)
+    covariance = mean(weights, x * y) - mean_x * mean_y
+    variance_x, variance_y = mean(weights, x**2) - mean_x**2, mean(weights, y**2) - mean_y**2
     return np.asarray(covariance / np.sqrt(variance_x * variance_y))

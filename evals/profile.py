@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from evals.figure import LOOKS
+from evals.figure import LOOKS, png, styled
 from evals.instrument import FOUNDATIONS
-from evals.statistics import Answers, Estimate, estimate, resample
+from evals.statistics import Answers, Estimate, estimate, mean, resample
 
 HUMAN = ("raters", "#CC79A7")
 
@@ -20,8 +18,8 @@ def profile(values: np.ndarray, truth: np.ndarray, count: int, seed: int) -> lis
     """Mean over the items of a distribution [n, 7], with intervals over items within foundations."""
     weights = resample(truth, count, seed)
     return [
-        estimate(lambda w, column=values[:, f]: w @ column / w.sum(1), weights)  # type: ignore[misc]
-        for f in range(len(FOUNDATIONS))
+        estimate(lambda w, column=column: mean(w, column), weights)  # type: ignore[misc]
+        for column in values.T
     ]
 
 
@@ -49,11 +47,6 @@ def bars(found: Mapping[str, list[Estimate | None]]) -> bytes:
                 axes.plot([place, place], value.interval, color="#222222", linewidth=0.9)
     axes.set_xticks(range(len(FOUNDATIONS)), FOUNDATIONS, fontsize=9)
     axes.set_ylabel("mean mass")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25, linewidth=0.6)
-    axes.tick_params(labelsize=9)
+    styled(axes, grid="y")
     figure.legend(loc="outside upper center", ncols=len(found), fontsize=8.5, frameon=False)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure)

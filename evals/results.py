@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from evals.statistics import (
     cost,
     deltas,
     levels,
+    pair,
     retain,
     surgical,
     surgical_care,
@@ -43,6 +45,24 @@ class Case:
     line: ConditionLine
     answers: Answers
     generations: Sequence[Generation]
+
+    @cached_property
+    def texts(self) -> Texts:
+        return texts_of(self.generations)
+
+    @cached_property
+    def measures(self) -> Measures:
+        """What the coherence verdict compares: point estimates over the scorable items and the texts with tokens."""
+        keep, texts = self.answers.scorable, self.texts
+        tokens = float(texts.tokens.sum())
+        return Measures(
+            mass=_mean(self.answers.mass[keep]),
+            perplexity=float(np.exp(texts.nll.sum() / tokens)) if tokens else None,
+            distinct_3=_mean(texts.distinct_3),
+            looping=_looping(texts),
+            valid=_mean(self.answers.valid),
+            unscorable=float((~keep).mean()),
+        )
 
 
 def results(run: Run, mode: str, up_to: int | None = None) -> dict[str, Any]:
@@ -94,7 +114,7 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
     count, seed = run.config.eval.bootstrap, run.config.seed
     stage = case.line.stage
     level, delta = levels(case.answers, count, seed), deltas(base.answers, case.answers, count, seed)
-    texts = texts_of(case.generations)
+    texts = case.texts
     text = text_levels(texts, count, seed)
     unscorable, items = int((~case.answers.scorable).sum()), len(case.answers.truth)
     must = {
@@ -113,7 +133,7 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
     elif stage == "base" and no_axis is not None:
         judged = "no_axis", no_axis
     moved = None if stage == "base" else shifts(base.answers, case.answers, count, seed)
-    found = parts(measures(base), measures(case))
+    found = parts(base.measures, case.measures)
     state, why = coherence_verdict(found)
     return {
         "arm": run.config.train.divergence,
@@ -124,42 +144,42 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         "draw": case.line.draw,
         "gate": case.line.gate,
         "coefficient": case.line.coefficient if stage in ("steered", "random") else 0.0,
-        **_pair("auth_nats", "auth_ci", level["auth_nats"]),
-        **_pair("care_nats", "care_ci", level["care_nats"]),
-        **_pair("p_ans_any", "p_ans_any_ci", level["p_ans_any"]),
-        **_pair("coherence", "coherence_ci", delta["coherence"]),
-        **_pair("perplexity", "perplexity_ci", text["perplexity"]),
+        **pair("auth_nats", "auth_ci", level["auth_nats"]),
+        **pair("care_nats", "care_ci", level["care_nats"]),
+        **pair("p_ans_any", "p_ans_any_ci", level["p_ans_any"]),
+        **pair("coherence", "coherence_ci", delta["coherence"]),
+        **pair("perplexity", "perplexity_ci", text["perplexity"]),
         "distinct_1": _mean(texts.distinct_1),
         "distinct_2": _mean(texts.distinct_2),
-        "distinct_3": _mean(texts.distinct_3),
-        "looping": _looping(texts),
-        **_pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
-        **_pair(
+        "distinct_3": case.measures.distinct_3,
+        "looping": case.measures.looping,
+        **pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
+        **pair(
             "d_trait_llr",
             "d_trait_llr_ci",
-            text_delta(texts_of(base.generations), texts, count, seed) if case.generations else None,
+            text_delta(base.texts, texts, count, seed) if case.generations else None,
         ),
         "n_items": items,
         "n_paired": int((base.answers.scorable & case.answers.scorable).sum()),
         "unscorable": unscorable,
         "n_generations": len(texts.prompt),
         "n_empty": int((texts.tokens == 0).sum()),
-        **_pair("informedness", "informedness_ci", level["informedness"]),
+        **pair("informedness", "informedness_ci", level["informedness"]),
         "informedness_against": "raters" if case.answers.rated else "foundations",
         "order_effect": order_effect(case.answers),
         "position_effect": position_effect(case.answers),
-        **_pair("left_by_reversal", "left_by_reversal_ci", left_by_reversal(case.answers, count, seed)),
-        **_pair("reliability", "reliability_ci", reliability(case.answers, count, seed)),
-        **_pair("nll_prefill", "nll_prefill_ci", level["nll_prefill"]),
-        **_pair("json_valid", "json_valid_ci", level["valid"]),
+        **pair("left_by_reversal", "left_by_reversal_ci", left_by_reversal(case.answers, count, seed)),
+        **pair("reliability", "reliability_ci", reliability(case.answers, count, seed)),
+        **pair("nll_prefill", "nll_prefill_ci", level["nll_prefill"]),
+        **pair("json_valid", "json_valid_ci", level["valid"]),
         "coherence_verdict": state,
         "coherence_reason": why,
         "coherence_parts": [asdict(part) for part in found],
         "shifts": None if moved is None else [_shift(line) for line in moved],
         "detectable": None if stage == "base" else detectable(base.answers, case.answers, count, seed),
-        **_pair("d_auth", "d_auth_ci", delta["d_auth"]),
-        **_pair("d_care", "d_care_ci", delta["d_care"]),
-        **_pair("d_coh", "d_coh_ci", delta["d_coh"]),
+        **pair("d_auth", "d_auth_ci", delta["d_auth"]),
+        **pair("d_care", "d_care_ci", delta["d_care"]),
+        **pair("d_coh", "d_coh_ci", delta["d_coh"]),
         "coh_cost": coh_cost,
         "coh_slope": coh_slope,
         "retain": kept,
@@ -168,20 +188,6 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         "verdict": judged[0],
         "verdict_reason": judged[1],
     }
-
-
-def measures(case: Case) -> Measures:
-    """What the coherence verdict compares: point estimates over the scorable items and the texts with tokens."""
-    keep, texts = case.answers.scorable, texts_of(case.generations)
-    tokens = float(texts.tokens.sum())
-    return Measures(
-        mass=_mean(case.answers.mass[keep]),
-        perplexity=float(np.exp(texts.nll.sum() / tokens)) if tokens else None,
-        distinct_3=_mean(texts.distinct_3),
-        looping=_looping(texts),
-        valid=_mean(case.answers.valid),
-        unscorable=float((~keep).mean()),
-    )
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -197,15 +203,11 @@ def _looping(texts: Texts) -> float | None:
 def _shift(line: Shift) -> dict[str, Any]:
     return {
         "foundation": line.foundation,
-        **_pair("change", "ci", line.change),
+        **pair("change", "ci", line.change),
         "p": line.p,
         "p_holm": line.p_holm,
         "moved": line.moved,
     }
-
-
-def _pair(name: str, interval: str, found: Estimate | None) -> dict[str, Any]:
-    return {name: found.value if found else None, interval: list(found.interval) if found and found.interval else None}
 
 
 def _refuse(run: Run, given: str, expected: str) -> SteerHealError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from evals.generations import generate, judge
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument
 from evals.internalised import states, student_vector
 from evals.vignettes import load_vignettes
+from gen.extract import contexts_of
 from gen.filter import by_coefficient, unsteered_of
 from gen.students import Student
 from gen.students import student as student_of
@@ -21,9 +23,10 @@ from shared.chat import load_tokenizer, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import EvalConfig
 from shared.merging import merged
+from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, write_json
-from shared.records import Completion, Prompt, data_file, read_jsonl, stratified, write_jsonl, write_parquet
+from shared.records import Completion, Prompt, data_file, read_jsonl, write_jsonl, write_parquet
 from shared.run import Run, Stage
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -81,7 +84,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
     sweep = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
     dose = float(np.mean([row.coefficient for row in kept]))
-    vignettes = stratified(load_vignettes(settings.vignettes), settings.items, "foundation_coarse")
+    vignettes = load_vignettes(settings.vignettes, settings.items)
     heldout = read_jsonl(
         data_file(settings.heldout, "heldout.jsonl"), Prompt, made_by="set eval.heldout to a prompts JSONL"
     )
@@ -94,7 +97,11 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     def served(history: Path | None) -> Student:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
-    student_layers = _student_layers(run, number, vector, first) if settings.contexts else []
+    neutral = [
+        render(tokenizer, context.turns, trait.neutral, **config.model.chat_template_kwargs)
+        for context in contexts_of(config.vector, settings.contexts)
+    ]
+    student_layers = _student_layers(run, number, origin, neutral, vector, first) if neutral else []
     start = served(before_path)
     asked = before_training(number, dose, vector.metadata.get("positions", "all"), trait.trait, settings)
     groups = [
@@ -154,18 +161,11 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     )
 
 
-def _student_layers(run: Run, number: int, vector: Vector, first: Vector) -> list[dict[str, Any]]:
-    """The student's own shift over a few contexts, by the layers of the vector."""
+def _student_layers(
+    run: Run, number: int, origin: Model, prompts: Sequence[Sequence[int]], vector: Vector, first: Vector
+) -> list[dict[str, Any]]:
+    """The student's own shift over contexts under the neutral prompt, by the layers of the vector."""
     config = run.config
-    origin = resolve_model(config.model.name, config.model.revision)
-    tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
-    contexts = read_jsonl(
-        data_file(config.vector.contexts, "contexts.jsonl"), Prompt, made_by="set vector.contexts to a prompts JSONL"
-    )
-    prompts = [
-        render(tokenizer, context.turns, trait.neutral, **config.model.chat_template_kwargs)
-        for context in stratified(contexts, config.eval.contexts, "genre")
-    ]
 
     def at(history: Path | None) -> dict[int, np.ndarray]:
         folder = merged(origin, history, run.students, config.model.dtype).folder

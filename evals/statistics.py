@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -130,10 +131,13 @@ def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray]
 
 def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
     """A statistic with its percentile interval."""
-    if (found := drawn(statistic, weights)) is None:
-        return None
-    value, draws = found
-    if weights.shape[1] == 1 or not np.isfinite(draws).all():
+    found = drawn(statistic, weights)
+    return None if found is None else summarised(*found, units=weights.shape[1], level=level)
+
+
+def summarised(value: float, draws: np.ndarray, units: int, level: float = 0.95) -> Estimate:
+    """What `drawn` gave over so many units, with its percentile interval."""
+    if units == 1 or not np.isfinite(draws).all():
         return Estimate(value, None)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, (float(low), float(high)))
@@ -167,13 +171,18 @@ def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
     keep = a.scorable
     p, mass, weights = a.p[keep], a.mass[keep], resample(a.truth[keep], count, seed)
     return {
-        "auth_nats": estimate(lambda w: np.log(_mean(w, p[:, AUTHORITY])), weights),
-        "care_nats": estimate(lambda w: np.log(_mean(w, p[:, CARE])), weights),
-        "p_ans_any": estimate(lambda w: _mean(w, mass), weights),
+        "auth_nats": estimate(lambda w: np.log(mean(w, p[:, AUTHORITY])), weights),
+        "care_nats": estimate(lambda w: np.log(mean(w, p[:, CARE])), weights),
+        "p_ans_any": estimate(lambda w: mean(w, mass), weights),
         "informedness": estimate(informedness(p, a.target[keep]), weights),
-        "nll_prefill": estimate(lambda w: _mean(w, a.nll_prefill[keep]), weights),
-        "valid": estimate(lambda w: _mean(w, a.valid[keep]), weights),
+        "nll_prefill": estimate(lambda w: mean(w, a.nll_prefill[keep]), weights),
+        "valid": estimate(lambda w: mean(w, a.valid[keep]), weights),
     }
+
+
+def log_shift(p: np.ndarray, q: np.ndarray) -> Statistic:
+    """Change of ln of the mean from p [n] to q [n]."""
+    return lambda w: np.log(mean(w, q) / mean(w, p))
 
 
 def deltas(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
@@ -183,15 +192,13 @@ def deltas(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Es
     p, q, mass, new = base.p[keep], other.p[keep], base.mass[keep], other.mass[keep]
     weights = resample(base.truth[keep], count, seed)
 
-    def shift(f: int) -> Statistic:
-        return lambda w: np.log(_mean(w, q[:, f]) / _mean(w, p[:, f]))
-
+    auth, care = (log_shift(p[:, f], q[:, f]) for f in (AUTHORITY, CARE))
     return {
-        "d_auth": estimate(shift(AUTHORITY), weights),
-        "d_care": estimate(shift(CARE), weights),
-        "d_care_90": estimate(shift(CARE), weights, 0.90),
-        "d_coh": estimate(lambda w: _mean(w, new - mass), weights),
-        "coherence": estimate(lambda w: _mean(w, new) / _mean(w, mass), weights),
+        "d_auth": estimate(auth, weights),
+        "d_care": estimate(care, weights),
+        "d_care_90": estimate(care, weights, 0.90),
+        "d_coh": estimate(lambda w: mean(w, new - mass), weights),
+        "coherence": estimate(lambda w: mean(w, new) / mean(w, mass), weights),
     }
 
 
@@ -205,7 +212,7 @@ def surgical(base: Answers, other: Answers, count: int, seed: int) -> bool | Non
     weights = resample(base.truth[keep], count, seed)
 
     def margin(f: int) -> Statistic:
-        return lambda w: np.abs(_mean(w, moved[:, AUTHORITY])) - np.abs(_mean(w, moved[:, f]))
+        return lambda w: np.abs(mean(w, moved[:, AUTHORITY])) - np.abs(mean(w, moved[:, f]))
 
     margins = [estimate(margin(f), weights) for f in range(len(FOUNDATIONS)) if f != AUTHORITY]
     return all(found is not None and found.interval is not None and found.interval[0] > 0 for found in margins)
@@ -273,12 +280,18 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     return statistic
 
 
+def pair(name: str, interval: str, found: Estimate | None) -> dict[str, Any]:
+    """An estimate as two fields of a row; None where it or its interval is undefined."""
+    return {name: found.value if found else None, interval: list(found.interval) if found and found.interval else None}
+
+
 def show(found: Estimate, digits: int = 3) -> str:
     interval = f" [{found.interval[0]:.{digits}f}, {found.interval[1]:.{digits}f}]" if found.interval else ""
     return f"{found.value:.{digits}f}{interval}"
 
 
-def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Weighted means [r] of values [n] under weights [r, n]."""
     return np.asarray(weights @ values / weights.sum(1))
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from html import escape
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from evals.figure import png, styled
 from evals.rows import TokenRow, Training
 from evals.scored import Round
 
@@ -27,14 +26,9 @@ def curves(rounds: Sequence[Round]) -> bytes:
         for axes in row:
             axes.set_xlabel("optimiser step", fontsize=8)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25, linewidth=0.6)
-            axes.tick_params(labelsize=8)
+            styled(axes, 8)
             axes.legend(fontsize=7, frameon=False)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure, 160)
 
 
 def _learning(axes: Axes, r: Round) -> None:

@@ -6,16 +6,22 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from evals.instrument import FOUNDATIONS
+from evals.instrument import FOUNDATIONS, foundation_of
 from shared.errors import SteerHealError
-from shared.records import DATA, Vignette, problem_of, read_jsonl
+from shared.records import DATA, Vignette, problem_of, read_jsonl, stratified
 from shared.sets import names_set, open_set
 
 MADE_BY = "set eval.vignettes to embedded, a JSONL file, or wassname/tiny-mfv:classic:other_violate"
 
 
-def load_vignettes(name: str) -> list[Vignette]:
-    """'embedded', a JSONL path, or '<dataset id>:<configuration>:<split>'; the split is the condition."""
+def load_vignettes(name: str, items: int | None = None) -> list[Vignette]:
+    """'embedded', a JSONL path, or '<dataset id>:<configuration>:<split>', where the split is the condition; items: so many of
+    them, stratified by foundation."""
+    found = _load(name)
+    return found if items is None else stratified(found, items, "foundation_coarse")
+
+
+def _load(name: str) -> list[Vignette]:
     if name == "embedded":
         return read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="make setup")
     if name.count(":") != 2 or not names_set(name):
@@ -57,7 +63,7 @@ def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
             "vignette ids repeat", given=f"{source}: {twice[0]}", expected="one row per id", next=f"mend {source}"
         )
     names = [vignette.foundation_coarse for vignette in vignettes]
-    if strange := [name for name in names if not name.lower().startswith(FOUNDATIONS)]:
+    if strange := [name for name in names if foundation_of(name) is None]:
         raise SteerHealError(
             "a vignette is of no known foundation",
             given=f"{source}: foundation_coarse {strange[0]!r}",

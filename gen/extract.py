@@ -77,23 +77,29 @@ def activations(
     return {layer: np.concatenate(parts)[back] for layer, parts in found.items()}
 
 
-def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origin: Model) -> Vector:
-    """The steering vector of a model; origin is the unmodified model that the configuration names, for the provenance."""
+def in_fp32(folder: Path) -> torch.nn.Module:
+    """The network of a model folder for plain forwards, on the GPU where there is one."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    return network
+
+
+def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
+    """So many contexts, stratified over genres."""
+    path = data_file(config.contexts, "contexts.jsonl")
+    return stratified(read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), count, "genre")
+
+
+def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origin: Model) -> Vector:
+    """The steering vector of a model; origin is the unmodified model that the configuration names, for the provenance."""
     tokenizer = load_tokenizer(str(model.folder))
     trait = load_trait(config.trait)
-    path = data_file(config.contexts, "contexts.jsonl")
-    contexts = stratified(
-        read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), config.n_contexts, "genre"
-    )
+    contexts = contexts_of(config, config.n_contexts)
     layers = band(config.layers, model.depth)
-    network = (
-        AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
-        .eval()
-        .to("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    network = in_fp32(model.folder)
 
     def states(system: str, label: str) -> dict[int, np.ndarray]:
         prompts = [

@@ -52,16 +52,20 @@ def render_text(
 
 def assistant_close(tokenizer: Any, **template: Any) -> str:
     """What the template puts after an assistant's words, such as the end-of-turn token and a line break."""
-    marker = "\u2042answer\u2042"
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": marker}]
-    return render_text(tokenizer, turns, prompt=False, **template).partition(marker)[2]
+    return _around_answer(tokenizer, "x", **template)[1]
 
 
 def assistant_open(tokenizer: Any, user: str, **template: Any) -> str:
     """A user turn and what the template puts before the words of an assistant who is being continued."""
+    return _around_answer(tokenizer, user, **template)[0]
+
+
+def _around_answer(tokenizer: Any, user: str, **template: Any) -> tuple[str, str]:
+    """The text of a user turn and an assistant's, before the assistant's words and after them."""
     marker = "\u2042answer\u2042"
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": marker}]
-    return render_text(tokenizer, turns, prompt=False, **template).partition(marker)[0]
+    before, _, after = render_text(tokenizer, turns, prompt=False, **template).partition(marker)
+    return before, after
 
 
 def end_of_turn(tokenizer: Any, **template: Any) -> int:

@@ -137,11 +137,6 @@ def verify(history: Path) -> Adapter:
     return folded
 
 
-def gated(source: Path) -> list[tuple[Path, float]]:
-    """Adapters and gates of a folded history; an adapter alone is a round 1 at gate 1."""
-    return rounds_of(source) if (source / "gates.json").exists() else [(source, 1.0)]
-
-
 def gates_of(given: Sequence[str]) -> dict[int, float]:
     """`2=0.5` of a command line as round -> gate."""
     found = {}
@@ -157,13 +152,14 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
 
 
 def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
-    """The rounds of a history, or an adapter alone, at other gates (round -> gate; the others keep theirs)."""
-    rounds = gated(source)
+    """The rounds of a history at other gates (round -> gate; the others keep theirs); an adapter alone is a round 1 at gate 1."""
+    folded = (source / "gates.json").exists()
+    rounds = rounds_of(source) if folded else [(source, 1.0)]
     if unknown := sorted(set(gates) - set(range(1, len(rounds) + 1))):
         raise SteerHealError(
             "a gate names no round",
             given=unknown[0],
-            expected=f"1 to {len(rounds)}" if (source / "gates.json").exists() else "1, the adapter itself",
+            expected=f"1 to {len(rounds)}" if folded else "1, the adapter itself",
             next="--gate 1=0.5",
         )
     return [(folder, gates.get(index, gate)) for index, (folder, gate) in enumerate(rounds, start=1)]

@@ -23,12 +23,13 @@ import numpy as np
 
 from evals.forced_choice import Read, row
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
+from evals.instrument import foundation_of as instrument_index
 from evals.statistics import AUTHORITY, CARE
 from evals.statistics import informedness as agreement
 from evals.vignettes import load_vignettes
 from shared.chat import load_tokenizer
 from shared.errors import SteerHealError
-from shared.records import Vignette, stratified
+from shared.records import Vignette
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,11 +64,8 @@ def documents(
         )
     loaded = load_tokenizer(name)
     renderer = Renderer(loaded, load_instrument(instrument), chat_template_kwargs or {})
-    chosen = load_vignettes(vignettes)
-    if items is not None:
-        chosen = stratified(chosen, items, "foundation_coarse")
     rows = []
-    for vignette in chosen:
+    for vignette in load_vignettes(vignettes, items):
         for order, listing in enumerate(orders(debias)):
             ids = renderer.answer(renderer.question(vignette.text, listing, system), [])
             context = loaded.decode(ids, clean_up_tokenization_spaces=False)
@@ -91,15 +89,14 @@ def documents(
 
 def foundation_of(label: str) -> int:
     """Canonical index of a label such as 'Authority' or 'Social Norms'. Raises SteerHealError for another."""
-    for index, name in enumerate(FOUNDATIONS):
-        if label.lower().startswith(name):
-            return index
-    raise SteerHealError(
-        "a vignette has an unknown foundation",
-        given=label,
-        expected=f"one of {', '.join(FOUNDATIONS)}",
-        next="mend foundation_coarse in the vignettes",
-    )
+    if (index := instrument_index(label)) is None:
+        raise SteerHealError(
+            "a vignette has an unknown foundation",
+            given=label,
+            expected=f"one of {', '.join(FOUNDATIONS)}",
+            next="mend foundation_coarse in the vignettes",
+        )
+    return index
 
 
 def levels(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -185,7 +185,7 @@ class Engine:
 
         A follower starts when the request before it ends, ahead of chains not yet begun, while the shared prefix is still cached.
         """
-        return self._batch(requests, then, on_done, self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        return self._batch(requests, then, on_done, self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     def _batch(
         self,
