@@ -49,9 +49,10 @@ report: $(STAMP) ## the report of a run from its files (EVAL=full scores all ite
 	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full --cache; done; fi
 	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
 
-bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour on two cores)
+bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour and a half on two cores)
 	@$(PY) -m gen.bench --out docs/bench.json
 	@$(PY) -m train.bench --out docs/bench.json
+	@$(PY) -m evals.bench --out docs/bench.json
 
 $(PEERS): requirements/bench.txt $(STAMP)
 	@.venv/bin/pip install --quiet --no-deps -r requirements/bench.txt

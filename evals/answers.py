@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evals.instrument import FOUNDATIONS, foundation_of, orders
 from evals.rows import ScoreRow
-from evals.statistics import Answers, Setting
+from evals.statistics import Answers, Setting, levels
 from shared.errors import SteerHealError
 
 SIZE = len(FOUNDATIONS)
@@ -52,6 +53,21 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         _column([row.nll_prefill for row in rows]),
         _column([row.free_valid for row in rows]),
     )
+
+
+def points(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
+    """auth_nats, care_nats, answer_mass and informedness of rows as evals.forced_choice gives them, without intervals, NaN where
+    undefined; and how many are unscorable."""
+    a = answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
+    found = levels(a, 1, 0)
+    names = {
+        "auth_nats": "auth_nats",
+        "care_nats": "care_nats",
+        "p_ans_any": "answer_mass",
+        "informedness": "informedness",
+    }
+    values = {name: float("nan") if (value := found[key]) is None else value.value for key, name in names.items()}
+    return {**values, "unscorable": float((~a.scorable).sum())}
 
 
 def _column(values: Sequence[float | None]) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 from evals.answers import answers
 from evals.moved import detectable, shifts
 from evals.rows import ScoreRow
-from evals.statistics import Answers, cost, deltas, pair, show, surgical, surgical_care
+from evals.statistics import Answers, cost, deltas, levels, pair, show, surgical, surgical_care
+from evals.verdict import broken
 from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
@@ -39,10 +40,15 @@ def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, A
     """The deltas of other against base, as they stand in results.json."""
     found = deltas(base, other, count, seed)
     moved = shifts(base, other, count, seed)
-    coh_cost, slope = cost(found["d_coh"], found["d_auth"], False)
+    level, unscorable = levels(other, count, seed), int((~other.scorable).sum())
+    undefined = [name for name in ("auth_nats", "p_ans_any") if level[name] is None]
+    problem = broken(undefined, unscorable, len(other.truth), found["coherence"])
+    coh_cost, slope = cost(found["d_coh"], found["d_auth"], problem is not None)
     rows = [pair(key, f"{key}_ci", value) for key, value in found.items() if key != "d_care_90"]
     return {
         **{name: value for row in rows for name, value in row.items()},
+        "unscorable": unscorable,
+        "broken": problem,
         "coh_cost": coh_cost,
         "coh_slope": slope,
         "surgical": surgical(base, other, count, seed),
@@ -81,7 +87,7 @@ def main() -> None:
     lines: list[list[Any]] = [[key, *[seed["shown"][key] for seed in found]] for key in keys]
     lines += [
         [key, *[seed[key] for seed in found]]
-        for key in ("coh_cost", "coh_slope", "surgical", "surgical_care", "detectable")
+        for key in ("unscorable", "broken", "coh_cost", "coh_slope", "surgical", "surgical_care", "detectable")
     ]
     lines.append(
         [

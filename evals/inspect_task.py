@@ -24,6 +24,7 @@ nll_prefill is never read. A label without a log-probability makes its item unsc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -35,8 +36,8 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, registry_info
 
+from evals.answers import points
 from evals.forced_choice import Read, row
-from evals.harness.functions import levels
 from evals.inspect_prompts import EXACT, Form, form_of
 from evals.instrument import FOUNDATIONS, load_instrument, orders
 from evals.vignettes import human, load_vignettes
@@ -209,24 +210,9 @@ async def _refuses_half_a_steering(model: Model, form: Form, question: Any) -> N
     )
 
 
-def _levels(scores: list[SampleScore]) -> dict[str, float]:
-    rows = []
-    for one in scores:
-        value, metadata = one.score.as_dict(), one.score.metadata or {}
-        p = np.array([value[name] for name in FOUNDATIONS], dtype=float)
-        rows.append(
-            {
-                "p": p if np.isfinite(p).all() else None,
-                "pmass_allowed": value["answer_mass"],
-                "foundation_coarse": metadata["foundation_coarse"],
-            }
-        )
-    return levels(rows)
-
-
 def _level(name: str) -> Metric:
     def over(scores: list[SampleScore]) -> float:  # Inspect reads this annotation
-        return _levels(scores)[name]
+        return points([one.score.metadata or {} for one in scores], Path(NAME))[name]
 
     return over
 
@@ -251,7 +237,7 @@ def answer_mass() -> Metric:
 
 @metric
 def informedness() -> Metric:
-    """Agreement of the likeliest foundation with the item's: 0 is guessing, 1 is agreement."""
+    """Agreement of the likeliest foundation with the raters', or with the item's where nobody rated: 0 is guessing, 1 is agreement."""
     return _level("informedness")
 
 

@@ -88,7 +88,7 @@ def test_the_harness_reads_the_same_slot(engine: Any, tokenizer: Any, model: Mod
     )
     results, samples = found["results"][name], found["samples"][name]
     expected = wanted(engine, tokenizer, Read("reversal", 0), Condition("base", "base"))
-    lp = {(sample["doc"]["id"], sample["doc"]["order"]): sample["auth_nats"]["lp"] for sample in samples}
+    lp = {(sample["doc"]["vignette"]["id"], sample["doc"]["order"]): sample["auth_nats"]["lp"] for sample in samples}
     difference = max(
         np.abs(np.array(lp[row["id"], order]) - np.array(row["lp"][order][0])).max()
         for row in expected

@@ -12,7 +12,7 @@ import pytest
 from evals.alone import checked, conditions_of
 from evals.cache import Cache
 from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
-from evals.instrument import Renderer, load_instrument
+from evals.instrument import Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -48,6 +48,53 @@ def test_it_equals_huggingface_at_another_budget_and_in_seven_orders(
         assert mine["nll_prefill"] == pytest.approx(other["nll_prefill"], abs=1e-3)
         assert mine["gen_text"] == other["gen_text"] and isinstance(mine["free_valid"], bool)
     assert len(calls) == reads(2, 1, read, Free(4))
+
+
+def test_the_published_question_about_oneself_equals_huggingface(
+    engine: Any, tokenizer: Any, model: Model, tinymfv: Path
+) -> None:
+    from evals.huggingface import HuggingFace
+
+    renderer = Renderer(tokenizer, load_instrument(str(tinymfv / "instrument.json")), {})
+    items = stratified(load_vignettes(str(tinymfv / "vignettes_classic_self_violate.jsonl")), 3, "foundation_coarse")
+    read = Read("reversal", 5)
+    ours = forced_choice(engine, renderer, items, [BASE], read, tokenizer, lambda: None)["base"]
+    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    theirs = HuggingFace(model.folder, "float32", pad).forced_choice(renderer, items, read, tokenizer, 1)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine["lp"], other["lp"], atol=1e-3)
+        np.testing.assert_allclose(mine["p"], other["p"], atol=1e-4)
+        assert mine["gen_text"] == other["gen_text"]
+
+
+def test_sampled_thoughts_pool_to_the_mixture_over_all_thoughts(
+    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], model: Model, vector: Vector
+) -> None:
+    """Of two think tokens only the first is read, so that the mixture that N samples estimate can be summed up exactly."""
+    import torch
+    from hooked import Hooked
+
+    from gen.engine.engine import Request
+
+    samples, top_k, temperature = 128, 50, 1.3
+    read, item = Read("reversal", 2, samples, temperature, top_k), vignettes[0]
+    found = forced_choice(engine, renderer, [item], [BASE], read, tokenizer, lambda: None)["base"][0]
+    oracle = Hooked(model.folder, vector)
+    for listing, lp in zip(orders("reversal"), np.array(found["lp"]), strict=True):
+        question = renderer.question(item.text, listing)
+        first = oracle.logprobs(question, 0.0)[-1] / temperature
+        first[list(renderer.stop_ids)] = -torch.inf
+        likeliest, ids = first.topk(top_k)
+        share = likeliest.softmax(-1).numpy()
+        requests = [
+            Request(renderer.answer(question, [token, 0]), label_ids=renderer.label_ids) for token in ids.tolist()
+        ]
+        by_thought = np.array([output.label_logprobs for output in engine.run(requests)])[:, np.argsort(listing)]
+        exact = share @ np.exp(by_thought)
+        spread = np.sqrt(share @ (np.exp(by_thought) - exact) ** 2 / samples)
+        assert (spread > 0.01 * exact).all(), "thoughts must differ, or this test proves nothing"
+        assert (np.abs(np.exp(lp).mean(0) - exact) < 4 * spread).all()
+        assert len({tuple(sample) for sample in lp.round(9).tolist()}) > 10
 
 
 def test_conditions_of_one_batch_do_not_touch_each_other(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,63 @@ def test_labels_that_share_a_token_are_refused(tokenizer: object) -> None:
     instrument = load_instrument("embedded").model_copy(update={"labels": list("0123455")})
     with pytest.raises(SteerHealError, match="single and distinct"):
         Renderer(tokenizer, instrument, {})
+
+
+PUBLISHED = """
+_CLOSE_MARKER = {close!r}
+_DEFAULT_FORCED_FOUNDATIONS = {names!r}
+_FORCED_FOUNDATION_DESCS = {sentences!r}
+
+def _rollout_natural_or_forced(model, tokenizer, prompts, schema, budget, *, scoring_slots, **_):
+    raise RuntimeError("a model would be run here")
+
+def guided_rollout_forced_choice(model, tokenizer, prompts, foundations=None, budget=64):
+    labels = [tokenizer.encode(str(k), add_special_tokens=False) for k in range(len(foundations))]
+    assert all(len(ids) == 1 for ids in labels)
+    options = "\\n".join({line!r}.replace("{{k}}", str(k)).replace("{{sentence}}", _FORCED_FOUNDATION_DESCS[f]) for k, f in enumerate(foundations))
+    return _rollout_natural_or_forced(
+        model, tokenizer, prompts, {schema!r}.replace("{{options}}", options), budget, scoring_slots=[({nudge!r}, {prefill!r})]
+    )
+"""
+
+
+def published(folder: Path, **change: object) -> None:
+    """A package of the published one's shape, with the embedded instrument's wording."""
+    ours = load_instrument("embedded")
+    named = {
+        "close": ours.think_close, "names": list(FOUNDATIONS), "sentences": ours.options, "line": ours.option_line, "schema": ours.schema_,
+        "nudge": ours.nudge, "prefill": ours.prefill,
+    }  # fmt: skip
+    package = folder / "moralmaps"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "guided.py").write_text(PUBLISHED.format(**{**named, **change}))
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("moralmaps", "moralmaps.guided"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def test_the_wording_of_an_installed_package_is_read_out_of_its_function(packages: Path) -> None:
+    ours = load_instrument("embedded")
+    published(packages)
+    found = load_instrument("moralmaps")
+    for order in orders("cyclic"):
+        assert found.question(VIGNETTE.text, order) == ours.question(VIGNETTE.text, order)
+    same = ("options", "think_close", "nudge", "prefill", "labels")
+    assert all(getattr(found, key) == getattr(ours, key) for key in same)
+
+
+def test_an_installed_package_of_another_shape_is_refused(packages: Path) -> None:
+    published(packages, names=[*FOUNDATIONS[:6], "honour"])
+    with pytest.raises(SteerHealError, match="another shape"):
+        load_instrument("moralmaps")
+
+
+def test_a_package_that_is_not_installed_is_named(packages: Path) -> None:
+    with pytest.raises(SteerHealError, match="not installed"):
+        load_instrument("moralmaps")

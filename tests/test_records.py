@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import SteerHealError
-from shared.records import DATA, Prompt, Vignette, read_jsonl, stratified, write_jsonl
+from shared.records import DATA, Prompt, Vignette, read_jsonl, stratified, write_jsonl, write_parquet
 from shared.traits import load_trait
 
 
@@ -111,3 +111,16 @@ def test_shipped_vignettes_are_not_the_published_ones(tinymfv: Path) -> None:
 def test_shipped_trait() -> None:
     trait = load_trait("embedded")
     assert len({trait.trait, trait.opposite, trait.neutral}) == 3
+
+
+def test_parquet_holds_what_jsonl_holds(tmp_path: Path) -> None:
+    """Nested lists, nulls beside numbers and unicode, read back by another library."""
+    from datasets import Dataset
+
+    rows = [
+        {"id": "a", "lp": [[[-1.5, None]], [[-2.0, 0.25]]], "p": [0.25, 0.75], "text": "é\u2028x"},
+        {"id": "b", "lp": [[[None, None]], [[0.0, 1e-300]]], "p": None, "text": ""},
+    ]
+    write_parquet(tmp_path / "rows.parquet", rows)
+    assert Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache")).to_list() == rows
+    assert [path.name for path in tmp_path.glob("*.parquet*")] == ["rows.parquet"]

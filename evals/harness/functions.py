@@ -17,15 +17,14 @@ checked, and refused if not. With the thought, use evals.score or evals.inspect_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.answers import points
 from evals.forced_choice import Read, row
-from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
-from evals.instrument import foundation_of as instrument_index
-from evals.statistics import AUTHORITY, CARE
-from evals.statistics import informedness as agreement
+from evals.instrument import Renderer, foundation_of, load_instrument, orders
 from evals.vignettes import load_vignettes
 from shared.chat import load_tokenizer
 from shared.errors import SteerHealError
@@ -33,6 +32,8 @@ from shared.records import Vignette
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+SOURCE = Path("the harness's documents")
 
 
 def documents(
@@ -66,18 +67,18 @@ def documents(
     renderer = Renderer(loaded, load_instrument(instrument), chat_template_kwargs or {})
     rows = []
     for vignette in load_vignettes(vignettes, items):
+        written = foundation_of(vignette.foundation_coarse)
+        assert written is not None, "load_vignettes lets none but the seven through"
         for order, listing in enumerate(orders(debias)):
             ids = renderer.answer(renderer.question(vignette.text, listing, system), [])
             context = loaded.decode(ids, clean_up_tokenization_spaces=False)
             rows.append(
                 {
-                    "id": vignette.id,
-                    "foundation": vignette.foundation,
-                    "foundation_coarse": vignette.foundation_coarse,
-                    "text": vignette.text,
+                    "vignette": vignette.model_dump(),
+                    "instrument": renderer.instrument.identity,
                     "context": context,
                     "labels": renderer.instrument.labels,
-                    "target": listing.index(foundation_of(vignette.foundation_coarse)),
+                    "target": listing.index(written),
                     "debias": debias,
                     "order": order,
                     "retokenised": _tokens(loaded, context) != ids,
@@ -85,40 +86,6 @@ def documents(
             )
     _check_labels(loaded, rows[0]["context"], renderer)
     return {"test": Dataset.from_list(rows)}
-
-
-def foundation_of(label: str) -> int:
-    """Canonical index of a label such as 'Authority' or 'Social Norms'. Raises SteerHealError for another."""
-    if (index := instrument_index(label)) is None:
-        raise SteerHealError(
-            "a vignette has an unknown foundation",
-            given=label,
-            expected=f"one of {', '.join(FOUNDATIONS)}",
-            next="mend foundation_coarse in the vignettes",
-        )
-    return index
-
-
-def levels(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The levels of a condition, from rows with p [7] or None, pmass_allowed and foundation_coarse.
-
-    auth_nats and care_nats, ln of the mean probability, nats; answer_mass, the mean; informedness, 0 for guessing and 1 for
-    agreement with the items' foundations: over the scorable rows, NaN where that is undefined. unscorable: how many rows are not.
-    """
-    kept = [found for found in rows if found["p"] is not None]
-    count = {"unscorable": float(len(rows) - len(kept))}
-    if not kept:
-        return {**dict.fromkeys(("auth_nats", "care_nats", "answer_mass", "informedness"), float("nan")), **count}
-    p, truth = np.array([found["p"] for found in kept]), [foundation_of(found["foundation_coarse"]) for found in kept]
-    with np.errstate(invalid="ignore"):  # rates of a foundation that every item has, or none, are undefined
-        agreed = float(agreement(p, np.array(truth))(np.ones((1, len(truth))))[0])
-    return {
-        "auth_nats": float(np.log(p[:, AUTHORITY].mean())),
-        "care_nats": float(np.log(p[:, CARE].mean())),
-        "answer_mass": float(np.mean([found["pmass_allowed"] for found in kept])),
-        "informedness": agreed,
-        **count,
-    }
 
 
 def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
@@ -131,23 +98,23 @@ def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) 
 
 
 def auth_nats(reads: Sequence[dict[str, Any]]) -> float:
-    return levels(_items(reads))["auth_nats"]
+    return points(_items(reads), SOURCE)["auth_nats"]
 
 
 def care_nats(reads: Sequence[dict[str, Any]]) -> float:
-    return levels(_items(reads))["care_nats"]
+    return points(_items(reads), SOURCE)["care_nats"]
 
 
 def answer_mass(reads: Sequence[dict[str, Any]]) -> float:
-    return levels(_items(reads))["answer_mass"]
+    return points(_items(reads), SOURCE)["answer_mass"]
 
 
 def informedness(reads: Sequence[dict[str, Any]]) -> float:
-    return levels(_items(reads))["informedness"]
+    return points(_items(reads), SOURCE)["informedness"]
 
 
 def unscorable(reads: Sequence[dict[str, Any]]) -> float:
-    return levels(_items(reads))["unscorable"]
+    return points(_items(reads), SOURCE)["unscorable"]
 
 
 def retokenised(reads: Sequence[dict[str, Any]]) -> float:
@@ -159,7 +126,7 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row of evals.forced_choice for every item. Raises SteerHealError where an item lacks an order."""
     by_id: dict[str, dict[int, dict[str, Any]]] = {}
     for read in reads:
-        by_id.setdefault(read["id"], {})[read["order"]] = read
+        by_id.setdefault(read["vignette"]["id"], {})[read["order"]] = read
     rows = []
     for name, found in by_id.items():
         first = next(iter(found.values()))
@@ -172,7 +139,9 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 next="leave --limit out and set the number of items: --metadata '{\"items\": 28}'",
             )
         lp = np.array([[found[order]["lp"]] for order in wanted])
-        rows.append(row(Vignette.model_validate(first), lp, Read(first["debias"], 0), None, [""] * len(wanted)))
+        vignette = Vignette.model_validate(first["vignette"])
+        made = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted))
+        rows.append({**made, "instrument": first["instrument"]})
     return rows
 
 

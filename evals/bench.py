@@ -1,0 +1,106 @@
+"""The scorer's benchmark: the engine's read against Hugging Face's generate on one machine, into docs/bench.json.
+
+The published evaluator is no dependency of this package; its stand-in is evals/huggingface.py, the same two-phase read written as
+that evaluator works, in batches of 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.forced_choice import Condition, Read, forced_choice
+from evals.huggingface import HuggingFace
+from evals.instrument import Renderer, load_instrument
+from evals.vignettes import load_vignettes
+from shared.chat import load_tokenizer
+from shared.cli import entry
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.models import resolve
+from shared.ratios import Side, interleave, merge, ratio, show
+from shared.records import Vignette
+from shared.run import hardware, versions
+
+DTYPE, READ, BATCH = "float32", Read("reversal", 16), 8
+FEW, AGREEMENT = 2, 1e-3  # items checked beforehand, nats
+
+
+def tokens(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Stand-ins of the think tokens' length, which is all that a Side reads of them: both reads make exactly so many."""
+    return [[0] * row["think_tokens"] for row in rows]
+
+
+def speedup(source: str, rounds: int, items: int) -> dict[str, Any]:
+    """One ratio, of the wall time of a base-only score, prompts built and rows made on both sides."""
+    from gen.engine.engine import engine
+
+    origin = resolve("embedded")
+    tokenizer, vignettes = load_tokenizer(str(origin.folder)), load_vignettes(source, items)
+    renderer = Renderer(tokenizer, load_instrument("embedded"), {})
+    reference = HuggingFace(origin.folder, DTYPE, tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    with engine(origin.folder, layers=[0], dtype=DTYPE, max_model_len=1024) as model:
+
+        def ours(some: Sequence[Vignette]) -> list[dict[str, Any]]:
+            base = Condition("base", "base")
+            return forced_choice(model, renderer, some, [base], READ, tokenizer, lambda: None)["base"]
+
+        def theirs(some: Sequence[Vignette], batch: int = BATCH) -> list[dict[str, Any]]:
+            return reference.forced_choice(renderer, some, READ, tokenizer, batch)
+
+        check(ours(vignettes[:FEW]), theirs(vignettes[:FEW], 1))
+        theirs(vignettes[:BATCH])  # warm, as the check has left the engine
+        sides = {
+            # without the reset a round would read its prompts from the round before
+            "engine": Side(lambda: tokens(ours(vignettes)), model.reset_cache),
+            "hf": Side(lambda: tokens(theirs(vignettes))),
+        }
+        interleave("scores", sides, rounds)
+    what = (
+        f"a base-only score against the same two-phase read under HF generate at batch {BATCH}, the stand-in for the published evaluator; "
+        f"{len(vignettes)} items x 2 orders x {READ.think} think tokens, {DTYPE}"
+    )
+    return {"score_speedup_vs_hf": ratio(sides["engine"], sides["hf"], what, bound=2.0, faster=True)}
+
+
+def check(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> None:
+    """Prove that both sides do the same work: the same log-probabilities, where the reference is exact (batch 1)."""
+    apart = max(float(np.abs(np.array(a["lp"]) - np.array(b["lp"])).max()) for a, b in zip(ours, theirs, strict=True))
+    if apart > AGREEMENT:
+        raise SteerHealError(
+            "the sides to compare do not read the same",
+            given=f"log-probabilities up to {apart:.4f} nats apart",
+            expected=f"at most {AGREEMENT}",
+            next="compare the versions of vllm and transformers with requirements/",
+        )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        prog="python -m evals.bench",
+        description="Measure the scorer as a ratio of interleaved times; about a quarter of an hour on two cores.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratio into")
+    options.add_argument("--vignettes", default="embedded", help="what is scored, as evals.score names it")
+    options.add_argument("--quick", action="store_true", help="a smoke test: few items, once")
+    arguments = options.parse_args()
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # both sides may use every core
+    begin = time.monotonic()
+    rounds, items = (1, 7) if arguments.quick else (5, 10**9)
+    found = speedup(arguments.vignettes, rounds, items)
+    merge(arguments.out, found, {**hardware(), "threads": torch.get_num_threads()}, versions())
+    show(arguments.out)
+    console.print(f"wrote {arguments.out} in {(time.monotonic() - begin) / 60:.1f} min")
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,80 @@
+"""Score files compared by the real command line, against naive formulas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import command
+from synthetic_run import answers
+
+from evals.forced_choice import Read
+from shared.records import write_jsonl
+
+READ = Read("reversal", think=4)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    rows = {
+        "base": answers("base", READ, 2.5),
+        "healed": answers("healed", READ, 2.5),
+        "further": answers("healed", READ, 2.5, grow=1.5),
+        "dead": answers("healed", READ, 2.5, mass=1e-3),
+        "other": answers("base", Read("cyclic", think=4), 2.5),
+    }
+    for name, found in rows.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", found)
+    write_jsonl(tmp_path / "both.jsonl", [*rows["base"], *rows["healed"]])
+    return {path.stem: path for path in tmp_path.glob("*.jsonl")}
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_several_files_a_side_are_seeds(files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "compared.json"
+    done = command(
+        "evals.compare", "--base", files["base"], files["base"], "--other", files["healed"], files["further"], "--out", out
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seeds = json.loads(out.read_text())["seeds"]
+    base = np.mean([row["p"] for row in rows_of(files["base"])], axis=0)
+    for name, seed in zip(("healed", "further"), seeds, strict=True):
+        profile = np.mean([row["p"] for row in rows_of(files[name])], axis=0)
+        assert seed["d_auth"] == pytest.approx(np.log(profile[3] / base[3]))
+        assert seed["d_care"] == pytest.approx(np.log(profile[0] / base[0]))
+        assert seed["d_auth_ci"][0] < seed["d_auth"] < seed["d_auth_ci"][1]
+        assert seed["coh_cost"] == pytest.approx(abs(seed["d_coh"] / seed["d_auth"])) and seed["broken"] is None
+        assert seed["moved"]["authority"] == [pytest.approx(seed["d_auth"]), pytest.approx(0.0, abs=0.02)]
+    mean = np.mean([seed["d_auth"] for seed in seeds])
+    assert f"d_auth over 2 seeds: mean {mean:+.3f}" in done.stdout and "further" in done.stdout
+
+
+def test_a_broken_side_has_no_cost(files: dict[str, Path], tmp_path: Path) -> None:
+    """A model without answer mass would otherwise look cheap."""
+    out = tmp_path / "compared.json"
+    assert command("evals.compare", "--base", files["base"], "--other", files["dead"], "--out", out).returncode == 0
+    (seed,) = json.loads(out.read_text())["seeds"]
+    assert "lies below 0.85" in seed["broken"] and seed["coh_cost"] is seed["coh_slope"] is None
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "said"),
+    [
+        (["base"], ["other"], "debias: cyclic against reversal"),
+        (["base"], ["both"], "several conditions"),
+        (["base", "base"], ["healed"], "2 against 1"),
+        (["base"], ["nothing"], "nothing.jsonl"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    base: list[str], other: list[str], said: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    sides = [[files.get(name, tmp_path / f"{name}.jsonl") for name in side] for side in (base, other)]
+    done = command("evals.compare", "--base", *sides[0], "--other", *sides[1], "--out", tmp_path / "out.json")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out.json").exists()

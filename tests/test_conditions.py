@@ -1,0 +1,59 @@
+"""The conditions of a round: doses, draws and dialled gates."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_folding import adapters, base, by_hand, logits  # noqa: F401
+
+from evals.conditions import after_training, before_training, randoms
+from shared.config import EvalConfig
+from shared.folding import fold
+from shared.models import Model
+from shared.vectors import Vector
+
+CONFIG = EvalConfig(coefficients=[0.5, 1.25, 2.0], random_draws=2)
+
+
+def test_only_round_1_asks_the_base() -> None:
+    first, second = (before_training(number, 1.25, "all", "Be kind.", CONFIG) for number in (1, 2))
+    names = ["steered", "steered-0.5", "steered-2", "random", "random-2"]
+    assert [c.name for c in first] == ["base", "prompted", *names] and [c.name for c in second] == names
+    assert [c.name for c in first if c.headline] == ["base", "prompted", "steered", "random"]
+    assert first[1].system == "Be kind." and all(c.system is None for c in second)
+    assert [c.coefficient for c in second] == [1.25, 0.5, 2.0, 1.25, 1.25]
+    assert [c.vector for c in second] == ["trait"] * 3 + ["random-1", "random-2"]
+
+
+def test_random_draws_have_the_norms_of_the_vector_and_differ() -> None:
+    vector = Vector({3: np.arange(1, 65, dtype=np.float32), 4: np.ones(64, dtype=np.float32)})
+    drawn = randoms(vector, 3, seed=5)
+    assert list(drawn) == ["random-1", "random-2", "random-3"]
+    for layer, values in vector.layers.items():
+        directions = [draw.layers[layer] for draw in drawn.values()]
+        assert [np.linalg.norm(d) for d in directions] == pytest.approx([np.linalg.norm(values)] * 3, rel=1e-5)
+        cosines = [float(a @ b) / np.linalg.norm(values) ** 2 for a, b in pairwise(directions)]
+        assert max(map(abs, cosines)) < 0.6
+    assert all(np.array_equal(drawn["random-1"].layers[k], randoms(vector, 1, 5)["random-1"].layers[k]) for k in (3, 4))
+
+
+def test_a_gate_dials_its_own_round_alone(base: Model, adapters: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    fold([(folder, 1.0) for folder in adapters], tmp_path / "history")
+    groups = after_training(
+        2, tmp_path / "history", [0.0, 0.5, 1.0], tmp_path / "out", lambda path: SimpleNamespace(path=path)
+    )  # type: ignore[arg-type, return-value]
+    assert [group.label for group in groups] == ["student", "gate 0", "gate 0.5"]
+    asked = [condition for group in groups for condition in group.conditions]
+    assert [(c.name, c.gate, c.headline) for c in asked] == [
+        ("healed", 1.0, True), ("healed-0", 0.0, False), ("healed-0.5", 0.5, False)
+    ]  # fmt: skip
+    for group, gate in zip(groups, (1.0, 0.0, 0.5), strict=True):
+        found = logits(base, group.student.path)
+        torch.testing.assert_close(
+            found, by_hand(base, [(adapters[0], 1.0), (adapters[1], gate)]), atol=1e-4, rtol=1e-4
+        )

@@ -1,0 +1,41 @@
+"""The profile against the raters' on rated answers, where both are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_statistics import COUNT, answers, without
+
+from evals.profile import HUMAN, bars, profiles
+from evals.statistics import levels
+
+RATED = replace(answers(), label=np.random.default_rng(5).dirichlet(np.ones(7), 28))
+
+
+def test_raters_and_conditions_are_means_over_the_same_items() -> None:
+    healed = without(replace(answers(shift=-1.0), label=RATED.label), 3, 17)
+    found = profiles({"base": RATED, "healed": healed}, COUNT, 0)
+    assert list(found) == [HUMAN[0], "base", "healed"]
+    kept = np.setdiff1d(np.arange(28), [3, 17])
+    for name, values in ((HUMAN[0], RATED.label), ("base", RATED.p), ("healed", healed.p)):
+        shown = found[name]
+        assert [value.value for value in shown] == pytest.approx(values[kept].mean(0))
+        assert sum(value.value for value in shown) == pytest.approx(1.0)
+        assert all(value.interval[0] <= value.value <= value.interval[1] for value in shown)
+    assert bars(found).startswith(b"\x89PNG")
+
+
+def test_one_item_without_a_rating_leaves_no_human_profile() -> None:
+    label = RATED.label.copy()
+    label[4] = np.nan
+    assert list(profiles({"base": replace(RATED, label=label)}, COUNT, 0)) == ["base"]
+
+
+def test_informedness_is_against_the_raters_where_there_are_some() -> None:
+    """Raters who see everything as the model does make it fully informed."""
+    guessing = answers(signal=0.0)
+    label = np.eye(7)[guessing.score.argmax(1)]
+    assert levels(replace(guessing, label=label), COUNT, 0)["informedness"].value == pytest.approx(1.0)
+    assert levels(guessing, COUNT, 0)["informedness"].value < 0.5
