@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from serving import Server, serving
 
 from shared.cli import quiet
 from shared.models import Model, resolve
@@ -52,6 +53,13 @@ def engine(model: Model, vector: Vector) -> Iterator[object]:
     with build(model.folder, layers=LAYERS, dtype="float32", max_model_len=1024, max_num_batched_tokens=256) as built:
         built.load("v", vector)
         yield built
+
+
+@pytest.fixture(scope="session")
+def server(vector: Vector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the whole session, in fp32, with the vector as `trait` and its negative as `minus`."""
+    with serving(vector, tmp_path_factory.mktemp("serve")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_serve
 from conftest import ROOT
 
 from evals.forced_choice import Condition, Read, forced_choice
@@ -22,7 +21,6 @@ from shared.records import Vignette, stratified
 pytestmark = pytest.mark.slow
 ITEMS, FEW = 7, 2
 NUMBERS = ("lp", "lp_fwd", "lp_rev", "p", "score", "margin", "pmass_allowed")
-server = test_serve.server
 
 
 def vignettes(items: int) -> list[Vignette]:

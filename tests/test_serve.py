@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, command
+from conftest import command
+from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
 from gen.serve import named
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
-
-STARTUP = 300  # seconds
 
 
 def test_vectors_are_named_once() -> None:
@@ -60,60 +53,6 @@ def test_a_server_that_cannot_be_is_refused_before_it_starts(
         arguments = [argument.replace(name, path) for argument in arguments]
     done = command("gen.serve", *arguments)
     assert done.returncode == 2 and part in done.stderr and "next:" in done.stderr and "Traceback" not in done.stderr
-
-
-class Server:
-    """A server of this test's own, greedy through the completions endpoint."""
-
-    def __init__(self, url: str):
-        from openai import OpenAI
-
-        self.url = url
-        self.client = OpenAI(base_url=url, api_key="-", max_retries=0)
-
-    def ask(self, prompt: list[int], **steering: Any) -> tuple[str, list[float]]:
-        answer = self.client.completions.create(
-            model="embedded",
-            prompt=prompt,
-            temperature=0,
-            max_tokens=10,
-            logprobs=0,
-            extra_body={"vllm_xargs": steering} if steering else {},
-        ).choices[0]
-        assert answer.logprobs is not None and answer.logprobs.token_logprobs is not None
-        return answer.text, [float(value or 0) for value in answer.logprobs.token_logprobs]
-
-
-@pytest.fixture(scope="module")
-def server(vector: Vector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("serve")
-    vector.save(folder / "v.safetensors")
-    Vector({layer: -values for layer, values in vector.layers.items()}).save(folder / "w.safetensors")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [
-        *("gen.serve", "--port", str(port), "--set", "model.dtype=float32 model.max_model_len=512"),
-        *("--vector", f"trait={folder / 'v.safetensors'}", "--vector", f"minus={folder / 'w.safetensors'}"),
-    ]
-    log = folder / "log"
-    with open(log, "w") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
-        )
-        try:
-            begin = time.monotonic()
-            while True:
-                assert process.poll() is None and time.monotonic() - begin < STARTUP, log.read_text()[-4000:]
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(1)
-            yield Server(f"http://127.0.0.1:{port}/v1")
-        finally:
-            os.killpg(process.pid, 15)
-            process.wait(60)
 
 
 PROMPTS = [[1, 4093, 198] + [100 + 13 * index * place % 900 for index in range(40)] for place in (1, 2)]

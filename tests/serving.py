@@ -1,0 +1,74 @@
+"""The real server in a process of its own, and its client."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from shared.vectors import Vector
+
+ROOT = Path(__file__).parent.parent
+STARTUP = 300  # seconds
+
+
+class Server:
+    """A server of this test's own, greedy through the completions endpoint."""
+
+    def __init__(self, url: str):
+        from openai import OpenAI
+
+        self.url = url
+        self.client = OpenAI(base_url=url, api_key="-", max_retries=0)
+
+    def ask(self, prompt: list[int], **steering: Any) -> tuple[str, list[float]]:
+        answer = self.client.completions.create(
+            model="embedded",
+            prompt=prompt,
+            temperature=0,
+            max_tokens=10,
+            logprobs=0,
+            extra_body={"vllm_xargs": steering} if steering else {},
+        ).choices[0]
+        assert answer.logprobs is not None and answer.logprobs.token_logprobs is not None
+        return answer.text, [float(value or 0) for value in answer.logprobs.token_logprobs]
+
+
+@contextmanager
+def serving(vector: Vector, folder: Path) -> Iterator[Server]:
+    """gen.serve with the vector as `trait` and its negative as `minus`."""
+    vector.save(folder / "v.safetensors")
+    Vector({layer: -values for layer, values in vector.layers.items()}).save(folder / "w.safetensors")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        *("gen.serve", "--port", str(port), "--set", "model.dtype=float32 model.max_model_len=512"),
+        *("--vector", f"trait={folder / 'v.safetensors'}", "--vector", f"minus={folder / 'w.safetensors'}"),
+    ]
+    log = folder / "log"
+    with open(log, "w") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments], stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
+        )
+        try:
+            begin = time.monotonic()
+            while True:
+                assert process.poll() is None and time.monotonic() - begin < STARTUP, log.read_text()[-4000:]
+                try:
+                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    time.sleep(1)
+            yield Server(f"http://127.0.0.1:{port}/v1")
+        finally:
+            os.killpg(process.pid, 15)
+            process.wait(60)
