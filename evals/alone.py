@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evals.answers import answers
-from evals.cache import Cache
+from evals.cache import of_answers
 from evals.conditions import Weights, answered, free_of, randoms
 from evals.forced_choice import Condition, Read
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument
@@ -56,7 +56,7 @@ def score(arguments: Any) -> None:
     template = config.model.chat_template_kwargs
     cache = None
     if arguments.cache:
-        cache = Cache((student.fingerprint, dtype), template, renderer.instrument, vignettes, read, free, vectors)
+        cache = of_answers((student.fingerprint, dtype), template, renderer.instrument, vignettes, read, free, vectors)
     with engine(
         student.folder,
         layers=sorted(vectors["trait"].layers) if vectors else [0],

@@ -1,7 +1,7 @@
-"""Score rows kept by what determines them, so that the same weights are never asked the same question twice.
+"""Rows kept by what determines them, so that the same weights are never asked the same thing twice.
 
-One JSONL per condition, under a name made of the weights, the steering, the instrument, the vignettes, the read and the versions of the
-packages that compute. Safe to remove. How a condition is batched with others is not part of the name: it moves the last digits only.
+One JSONL per condition, under a name made of the weights, the steering, all that was asked, the versions of the packages that compute
+and the code that asks. Safe to remove. How a condition is batched with others is not part of the name: it moves the last digits only.
 """
 
 from __future__ import annotations
@@ -11,34 +11,33 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from evals import forced_choice, free_answer, instrument
+from evals import forced_choice, free_answer, generations, instrument
 from evals.forced_choice import Condition, Free, Read
 from evals.instrument import Instrument
+from gen import scoring
+from shared import chat, text
+from shared.config import Config
 from shared.models import cache_folder
 from shared.publish import digest
-from shared.records import Vignette, write_jsonl
+from shared.records import Prompt, Vignette, write_jsonl
 from shared.run import versions
+from shared.traits import Trait
 from shared.vectors import Vector
 
-
-def _code() -> list[str]:
-    """Digests of the modules that make a row: a change in them makes old rows another question's."""
-    return [digest(Path(str(module.__file__))) for module in (forced_choice, free_answer, instrument)]
+Weights = tuple[str, str]  # fingerprint of a student or model, and its dtype
 
 
 class Cache:
-    """Rows of conditions of one student. weights: its fingerprint and dtype; template: the chat template's arguments."""
+    """Rows of conditions of one student. asked: what they depend on beside it and the condition's steering and system prompt."""
 
     def __init__(
         self,
-        weights: tuple[str, str],
-        template: Mapping[str, Any],
-        asked: Instrument,
-        vignettes: Sequence[Vignette],
-        read: Read,
-        free: Free | None,
+        weights: Weights,
+        asked: Mapping[str, Any],
+        code: Sequence[ModuleType],
         vectors: Mapping[str, Vector],
         folder: Path | None = None,
     ):
@@ -46,13 +45,9 @@ class Cache:
         self._vectors = vectors
         self._common = {
             "weights": weights,
-            "template": dict(template),
-            "instrument": asked.identity,
-            "vignettes": [vignette.model_dump() for vignette in vignettes],
-            "read": asdict(read),
-            "free": asdict(free) if free else None,
+            **asked,
             "versions": versions(),
-            "code": _code(),
+            "code": [digest(Path(str(module.__file__))) for module in code],
         }
 
     def _path(self, condition: Condition) -> Path:
@@ -67,3 +62,45 @@ class Cache:
 
     def put(self, condition: Condition, rows: Sequence[dict[str, Any]]) -> None:
         write_jsonl(self._path(condition), rows)
+
+
+def of_answers(
+    weights: Weights,
+    template: Mapping[str, Any],
+    asked: Instrument,
+    vignettes: Sequence[Vignette],
+    read: Read,
+    free: Free | None,
+    vectors: Mapping[str, Vector],
+    folder: Path | None = None,
+) -> Cache:
+    """The forced choice; template: the chat template's arguments."""
+    content = {
+        "template": dict(template),
+        "instrument": asked.identity,
+        "vignettes": [vignette.model_dump() for vignette in vignettes],
+        "read": asdict(read),
+        "free": asdict(free) if free else None,
+    }
+    return Cache(weights, content, (forced_choice, free_answer, instrument, chat), vectors, folder)
+
+
+def of_generations(
+    weights: Weights,
+    judge: Weights,
+    prompts: Sequence[Prompt],
+    trait: Trait,
+    config: Config,
+    vectors: Mapping[str, Vector],
+    folder: Path | None = None,
+) -> Cache:
+    """Free generations, judged under the original model."""
+    content = {
+        "judge": judge,
+        "template": config.model.chat_template_kwargs,
+        "prompts": [prompt.model_dump() for prompt in prompts],
+        "trait": [trait.trait, trait.neutral],
+        "sampling": [config.sweep.temperature, config.sweep.top_p, config.eval.generation_samples, config.eval.generation_tokens],
+        "seed": config.seed,
+    }  # fmt: skip
+    return Cache(weights, content, (generations, scoring, text, chat), vectors, folder)

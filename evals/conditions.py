@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from evals.forced_choice import Condition, Free, Read, forced_choice, reads
 from evals.instrument import Renderer
 from gen.students import Student
 from shared.config import EvalConfig
-from shared.console import progress
+from shared.console import counting
 from shared.folding import refold
 from shared.vectors import Vector
 
@@ -27,12 +26,13 @@ class Weights:
     conditions: list[Condition]
 
 
-def before_training(number: int, dose: float, positions: str, trait: str, config: EvalConfig) -> list[Condition]:
-    """Conditions of student number - 1: in round 1 the base and the prompted base, then steered at the dose and at others, and random draws.
+def before_training(first: bool, dose: float, positions: str, trait: str, config: EvalConfig) -> list[Condition]:
+    """Conditions of the student before the round: steered at the dose and at others, and random draws; with first, the base and the
+    prompted base before them, which are the original model's alone.
 
     dose is the mean coefficient of the kept rows; the row at it and the first draw are the headline.
     """
-    found = [Condition("base", "base"), Condition("prompted", "prompted", system=trait)] if number == 1 else []
+    found = [Condition("base", "base"), Condition("prompted", "prompted", system=trait)] if first else []
     found.append(Condition("steered", "steered", dose, "trait", positions))
     found += [
         Condition("steered", f"steered-{other:g}", other, "trait", positions, headline=False)
@@ -99,10 +99,3 @@ def answered(
                 cache.put(condition, found[condition.name])
         known.update(found)
     return {condition.name: known[condition.name] for condition in group.conditions}
-
-
-@contextmanager
-def counting(label: str, total: int) -> Iterator[Any]:
-    with progress() as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)

@@ -10,12 +10,56 @@ from evals.forced_choice import Condition
 from gen.scoring import score
 from shared.chat import render
 from shared.config import Config
+from shared.console import counting
 from shared.records import Prompt
 from shared.text import distinct_n, loop_share
 from shared.traits import Trait
 
 if TYPE_CHECKING:
+    from evals.cache import Cache
     from gen.engine.engine import Engine
+
+
+class Generations:
+    """Generations of conditions, judged once all are sampled; what a cache holds is not made again."""
+
+    def __init__(self, engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], trait: Trait, config: Config):
+        self._engine, self._tokenizer, self._prompts, self._trait, self._config = (
+            engine,
+            tokenizer,
+            prompts,
+            trait,
+            config,
+        )
+        self._found: dict[str, list[dict[str, Any]]] = {}
+        self._fresh: list[tuple[Condition, Cache | None]] = []
+
+    def sample(self, label: str, conditions: Sequence[Condition], cache: Cache | None) -> None:
+        """Sample under the weights that the engine serves; label is for the progress bar."""
+        for condition in conditions:
+            known = cache.get(condition) if cache else None
+            self._found[condition.name] = [{**row, "name": condition.name} for row in known or []]
+        missing = [condition for condition in conditions if not self._found[condition.name]]
+        if not missing:
+            return
+        self._fresh += [(condition, cache) for condition in missing]
+        total = len(missing) * len(self._prompts) * self._config.eval.generation_samples
+        with counting(f"generations, {label}", total) as advance:
+            made = generate(self._engine, self._tokenizer, self._prompts, missing, self._trait, self._config, advance)
+        for row in made:
+            self._found[row["name"]].append(row)
+
+    def judged(self) -> list[dict[str, Any]]:
+        """All rows in the order sampled, with their scores; the engine must hold the original weights."""
+        fresh = [row for condition, _ in self._fresh for row in self._found[condition.name]]
+        with counting("scoring generations", 2 * len(fresh)) as advance:
+            judged = judge(self._engine, self._tokenizer, self._prompts, fresh, self._trait, self._config, advance)
+        for condition, cache in self._fresh:
+            self._found[condition.name] = [row for row in judged if row["name"] == condition.name]
+            if cache:
+                cache.put(condition, self._found[condition.name])
+        self._fresh = []
+        return [row for rows in self._found.values() for row in rows]
 
 
 def generate(
@@ -88,7 +132,7 @@ def judge(
         [render(tokenizer, turns, system, **config.model.chat_template_kwargs) for turns in asked]
         for system in (trait.neutral, trait.trait)
     )
-    scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance)
+    scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance, cached=True)
     return [
         {
             **row,

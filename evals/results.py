@@ -14,7 +14,7 @@ from evals.coherence import verdict as coherence_verdict
 from evals.moved import Shift, detectable, shifts
 from evals.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.rows import ConditionLine, Generation
-from evals.scored import Round, scored_rounds, texts_of
+from evals.scored import ONCE, Round, scored_rounds, texts_of
 from evals.statistics import (
     Answers,
     Estimate,
@@ -34,7 +34,6 @@ from shared.errors import SteerHealError
 from shared.run import Run
 
 VERSION = 1
-ONCE = ("base", "prompted")  # scored in round 1, rows of round 0
 
 
 @dataclass(frozen=True)

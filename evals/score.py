@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from evals.cache import Cache
-from evals.conditions import Weights, after_training, answered, before_training, counting, described, free_of, randoms
+from evals.cache import of_answers, of_generations
+from evals.conditions import Weights, after_training, answered, before_training, described, free_of, randoms
 from evals.forced_choice import Read
-from evals.generations import generate, judge
+from evals.generations import Generations
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument
 from evals.internalised import states, student_vector
 from evals.vignettes import load_vignettes
@@ -33,8 +33,9 @@ from shared.vectors import Vector, load_vector
 
 
 def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
-    """The evaluation of a round, or the full one: all items, cyclic orders."""
-    return config if mode == "round" else config.model_copy(update={"items": 10**9, "debias": "cyclic"})
+    """The evaluation of a round, or the full one: all items unless eval.full_items says how many, cyclic orders."""
+    every = config.full_items or 10**9
+    return config if mode == "round" else config.model_copy(update={"items": every, "debias": "cyclic"})
 
 
 def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
@@ -103,14 +104,16 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     ]
     student_layers = _student_layers(run, number, origin, neutral, vector, first) if neutral else []
     start = served(before_path)
-    asked = before_training(number, dose, vector.metadata.get("positions", "all"), trait.trait, settings)
+    asked = before_training(
+        number == 1 or mode == "full", dose, vector.metadata.get("positions", "all"), trait.trait, settings
+    )
     groups = [
         Weights("teacher", start, asked),
         *after_training(number, after_path, settings.gates, run.students, served),
     ]
     vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
-    texts: list[dict[str, Any]] = []
+    original = (origin.fingerprint, config.model.dtype)
     with engine(
         start.folder,
         layers=sorted(vector.layers),
@@ -121,25 +124,23 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     ) as model:
         for label, loaded in vectors.items():
             model.load(label, loaded)
+        texts = Generations(model, tokenizer, heldout, trait, config)
         for group in groups:
             model.serve(group.student)
-            cache = (
-                Cache((group.student.fingerprint, config.model.dtype), config.model.chat_template_kwargs, renderer.instrument, vignettes, read, free, vectors)
-                if cached
-                else None
-            )  # fmt: skip
-            scored.update(answered(model, renderer, vignettes, group, read, tokenizer, free, cache))
-            total = len(group.conditions) * len(heldout) * settings.generation_samples
-            with counting(f"generations, {group.label}", total) as advance:
-                texts += generate(model, tokenizer, heldout, group.conditions, trait, config, advance)
+            weights, template = (group.student.fingerprint, config.model.dtype), config.model.chat_template_kwargs
+            answers = of_answers(weights, template, renderer.instrument, vignettes, read, free, vectors)
+            scored.update(
+                answered(model, renderer, vignettes, group, read, tokenizer, free, answers if cached else None)
+            )
+            said = of_generations(weights, original, heldout, trait, config, vectors)
+            texts.sample(group.label, group.conditions, said if cached else None)
         model.serve(Student(origin.folder))
-        with counting("scoring generations", 2 * len(texts)) as advance:
-            texts = judge(model, tokenizer, heldout, texts, trait, config, advance)
+        judged = texts.judged()
     with atomic_folder(out) as temporary:
         for condition, rows in scored.items():
             write_jsonl(temporary / f"{condition}.jsonl", rows)
         write_parquet(temporary / "samples.parquet", [{"name": c, **row} for c, rows in scored.items() for row in rows])
-        write_jsonl(temporary / "generations.jsonl", texts)
+        write_jsonl(temporary / "generations.jsonl", judged)
         write_json(
             temporary / "scores.json",
             {
@@ -157,7 +158,10 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             },
         )
     job.finish(
-        items=len(vignettes), conditions=len(scored), generations=len(texts), tokens=sum(row["tokens"] for row in texts)
+        items=len(vignettes),
+        conditions=len(scored),
+        generations=len(judged),
+        tokens=sum(row["tokens"] for row in judged),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from shared.records import Completion, Record, problem_of, read_jsonl
 from shared.run import STAGES, Run
 
 STEP = {"round": "score", "full": "score-full"}
+ONCE = ("base", "prompted")  # of the original model, rows of round 0
 FOLDER = {"round": "scores", "full": "scores-full"}
 Row = TypeVar("Row", bound=Record)
 
@@ -55,7 +56,8 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
             expected="the scores of every round up to the last",
             next=f"make report EVAL=full RUN={run.folder}" if healed else f"make round N={missing[0]} RUN={run.folder}",
         )
-    rounds = [_round(run, number, mode) for number in range(1, last + 1)]
+    first, *later = (read_round(run, number, mode) for number in range(1, last + 1))
+    rounds = [first, *map(_without_base, later)]
     for before, after in pairwise(rounds):
         built, used = (
             before.manifests[STEP[mode]].inputs.get("history"),
@@ -71,7 +73,13 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
     return rounds
 
 
-def _round(run: Run, number: int, mode: str) -> Round:
+def _without_base(round_: Round) -> Round:
+    """A later round without the original model's rows, which EVAL=full scores again in each so that one alone can be read."""
+    lines = [line for line in round_.scores.conditions if line.stage not in ONCE]
+    return replace(round_, scores=round_.scores.model_copy(update={"conditions": lines}))
+
+
+def read_round(run: Run, number: int, mode: str) -> Round:
     again = f"make round N={number} RUN={run.folder} REBUILD=1"
     folder = run.round(number) / FOLDER[mode]
     manifests = {

@@ -93,8 +93,11 @@ def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
     return stratified(read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), count, "genre")
 
 
-def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origin: Model) -> Vector:
-    """The steering vector of a model; origin is the unmodified model that the configuration names, for the provenance."""
+def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origin: Model, seed: int = 0) -> Vector:
+    """The steering vector of a model; origin is the unmodified model that the configuration names, for the provenance.
+
+    seed draws the direction where config.direction is random; its norms are the trait's.
+    """
     tokenizer = load_tokenizer(str(model.folder))
     trait = load_trait(config.trait)
     contexts = contexts_of(config, config.n_contexts)
@@ -113,7 +116,7 @@ def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origi
     )
     differences = {layer: towards[layer].astype(np.float64) - away[layer] for layer in layers}
     halves = {layer: (d[0::2].mean(0), d[1::2].mean(0)) for layer, d in differences.items()}
-    return Vector(
+    vector = Vector(
         {layer: difference.mean(0).astype(np.float32) for layer, difference in differences.items()},
         {
             "band": config.layers,
@@ -132,12 +135,14 @@ def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origi
             },
         },
     )
+    return vector.random_like(seed) if config.direction == "random" else vector
 
 
 def show(vector: Vector) -> None:
     norms, cosines = vector.metadata["hidden_norm"], vector.metadata["split_half_cosine"]
+    what = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
     table(
-        f"steering vector, {vector.metadata['n_contexts']} contexts",
+        f"{what} steering vector, {vector.metadata['n_contexts']} contexts".strip(),
         ["layer", "‖v‖", "mean ‖h‖", "dose at 1", "split-half cosine"],
         [
             [str(layer), vector.norm(layer), norms[str(layer)], vector.relative_dose(1.0)[layer], cosines[str(layer)]]
@@ -153,7 +158,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     origin = resolve_model(config.model.name, config.model.revision)
     history = run.history(number - 1)
     contexts, trait = data_file(config.vector.contexts, "contexts.jsonl"), data_file(config.vector.trait, "trait.json")
-    out = run.round(number) / "vector.safetensors"
+    out, seed = run.round(number) / "vector.safetensors", config.seed + number
     job = Stage(
         run,
         number,
@@ -163,6 +168,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "revision": origin.revision,
             "chat_template_kwargs": config.model.chat_template_kwargs,
             "vector": config.vector.model_dump(),
+            **({"seed": seed} if config.vector.direction == "random" else {}),
         },
         inputs={"contexts": contexts, "trait": trait, **({"history": history} if history else {})},
         outputs=[out],
@@ -170,7 +176,9 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     )
     if job.done():
         return
-    vector = extract(merged(origin, history, run.students, config.model.dtype), config.model, config.vector, origin)
+    vector = extract(
+        merged(origin, history, run.students, config.model.dtype), config.model, config.vector, origin, seed
+    )
     vector.save(out)
     show(vector)
     job.finish(contexts=vector.metadata["n_contexts"], layers=len(vector.layers))
@@ -188,7 +196,7 @@ def main() -> None:
     need(options, arguments, "model", "out")
     config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     model = resolve_model(arguments.model, config.model.revision)
-    vector = extract(model, config.model, config.vector, model)
+    vector = extract(model, config.model, config.vector, model, config.seed)
     vector.save(arguments.out)
     show(vector)
     console.print(f"wrote {arguments.out}")

@@ -28,13 +28,10 @@ from shared.vectors import Vector, load_vector
 def split(
     rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str
 ) -> tuple[list[Completion], list[Completion]]:
-    """(kept, rejected), each sorted by key. Rows at coefficient 0 are the yardstick and are in neither."""
+    """(kept, rejected), each sorted by key. Rows at coefficient 0 are the yardstick and are in neither, unless they are the source."""
     why = judge(limits(unsteered, config), config, trait)
-    judged = [
-        row.model_copy(update={"reasons": why(row)})
-        for row in sorted(rows, key=lambda row: row.key)
-        if row.coefficient != 0
-    ]
+    candidates = unsteered if config.source == "unsteered" else [row for row in rows if row.coefficient != 0]
+    judged = [row.model_copy(update={"reasons": why(row)}) for row in sorted(candidates, key=lambda row: row.key)]
     return [row for row in judged if not row.reasons], [row for row in judged if row.reasons]
 
 
@@ -92,7 +89,8 @@ def tally(
 ) -> Tally:
     """A sweep judged, each iterable gone through once.
 
-    Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control.
+    Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control. Where these are the
+    source, nothing else is kept.
     """
     why, found = judge(limit, config, trait), Tally()
     found.groups[0.0] = Group()
@@ -100,7 +98,7 @@ def tally(
         found.add(row, not why(row))
     for row in rows:
         if row.coefficient != 0:
-            found.add(row, not why(row))
+            found.add(row, config.source == "steered" and not why(row))
     return found
 
 
@@ -126,8 +124,9 @@ def show(
     """The sweep's table at the terminal, each iterable gone through once; returns what it shows."""
     found = tally(rows, unsteered, limit, config, trait)
     names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
+    role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
     table(
-        f"sweep (limits: perplexity ≤ {limit.perplexity:.1f}, trait_llr ≥ {limit.trait_llr:+.3f}; coefficient 0 is a control and is never trained on)",
+        f"sweep (limits: perplexity ≤ {limit.perplexity:.1f}, trait_llr ≥ {limit.trait_llr:+.3f}{', the filter is off' if config.off else ''}; coefficient 0 is {role})",
         ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
         [[f"{line['coefficient']:g}", *[line[name] for name in names]] for line in found.lines(vector)],
     )

@@ -90,6 +90,8 @@ def reasons(
     """Why a completion is rejected, each as 'rule: figures'; empty when it is kept."""
     if row.perplexity is None or row.perplexity_last_quarter is None or row.distinct_3 is None or row.trait_llr is None:
         return ["empty: no tokens"]
+    if config.off:
+        return []
     found = []
     if len(row.completion_ids) < config.min_tokens:
         found.append(f"short: {len(row.completion_ids)} tokens, at least {config.min_tokens}")

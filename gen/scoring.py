@@ -32,16 +32,21 @@ def score(
     trait: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     advance: Callable[[], None],
+    cached: bool = False,
 ) -> list[Score]:
     """Score completions [n] after their prompts under the neutral and the trait system prompt (token ids each).
 
     The engine must hold the original weights. trait_llr is the mean per-token log p(y | trait, x) - log p(y | neutral, x), nats.
+    cached: prompts may come from the prefix cache, which pays where each has many completions. It moves the last digits with what ran
+    before, so that a sweep, which must resume to the same bytes, goes without.
     """
     from gen.engine.engine import Request
 
     full = [index for index, completion in enumerate(completions) if len(completion)]
     requests = [
-        Request([*prompts[index], *completions[index]], score=True) for prompts in (neutral, trait) for index in full
+        Request([*prompts[index], *completions[index]], score=not cached, tail=len(completions[index]) if cached else 0)
+        for prompts in (neutral, trait)
+        for index in full
     ]
     outputs = engine.run(requests, on_done=lambda *_: advance())
     scores = [Score(0.0, 0, None, None, None, None)] * len(completions)

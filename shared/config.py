@@ -45,6 +45,10 @@ class VectorConfig(Section):
     positions: Positions = Field("all", description="steer every position, or from the generation on")
     contrast: bool = Field(False, description="subtract the opposite persona instead of the neutral prompt")
     batch_size: int = Field(16, ge=1, description="contexts per forward")
+    direction: Literal["trait", "random"] = Field(
+        "trait",
+        description="random: another direction of the same norm in each layer, all the way through, as a control",
+    )
 
 
 class SweepConfig(Section):
@@ -86,6 +90,10 @@ class FilterConfig(Section):
     drop_truncated: bool = Field(True, description="reject completions that ran into max_tokens")
     trait_llr_quantile: float = Field(
         0.5, ge=0, le=1, description="trait_llr must reach this quantile of the unsteered completions"
+    )
+    off: bool = Field(False, description="keep every completion that has tokens, as a control")
+    source: Literal["steered", "unsteered"] = Field(
+        "steered", description="unsteered: train on the original model's completions at coefficient 0, as a control"
     )
     min_kept: int = Field(16, ge=1, description="fewer kept rows than this is starvation, an error")
 
@@ -139,6 +147,7 @@ class EvalConfig(Section):
     items: int = Field(
         28, ge=7, description="vignettes of a round's scoring, stratified by foundation; EVAL=full takes all"
     )
+    full_items: int | None = Field(None, ge=7, description="vignettes of EVAL=full, likewise; without it, all")
     debias: Debias = Field("reversal", description="orders of a round's scoring; EVAL=full is cyclic")
     think: int = Field(16, ge=0, description="think tokens before the answer")
     stop: bool = Field(

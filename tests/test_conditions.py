@@ -21,7 +21,7 @@ CONFIG = EvalConfig(coefficients=[0.5, 1.25, 2.0], random_draws=2)
 
 
 def test_only_round_1_asks_the_base() -> None:
-    first, second = (before_training(number, 1.25, "all", "Be kind.", CONFIG) for number in (1, 2))
+    first, second = (before_training(number == 1, 1.25, "all", "Be kind.", CONFIG) for number in (1, 2))
     names = ["steered", "steered-0.5", "steered-2", "random", "random-2"]
     assert [c.name for c in first] == ["base", "prompted", *names] and [c.name for c in second] == names
     assert [c.name for c in first if c.headline] == ["base", "prompted", "steered", "random"]

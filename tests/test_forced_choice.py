@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evals.alone import checked, conditions_of
-from evals.cache import Cache
+from evals.cache import Cache, of_answers
 from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
 from evals.instrument import Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
@@ -147,7 +147,7 @@ def test_the_cache_knows_what_a_row_depends_on(tmp_path: Path, renderer: Rendere
     read = Read("reversal", 2)
 
     def cache(weights: str = "w", read: Read = read, vectors: dict[str, Vector] = vectors) -> Cache:
-        return Cache((weights, "float32"), {}, renderer.instrument, vignettes, read, None, vectors, tmp_path)
+        return of_answers((weights, "float32"), {}, renderer.instrument, vignettes, read, None, vectors, tmp_path)
 
     steered = Condition("steered", "steered", 1.0, "v")
     cache().put(BASE, [{"id": "x"}])
