@@ -241,7 +241,7 @@ def retain(healed: Estimate | None, steered: Estimate | None) -> float | None:
 def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | None]:
     """perplexity, exp of the token-weighted mean nll, and the mean trait_llr; prompts are the units of the bootstrap."""
     names = sorted(set(texts.prompt))
-    (nll, tokens, llr, full), weights = _by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
+    (nll, tokens, llr, full), weights = by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
     return {
         "perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights),
         "trait_llr": estimate(lambda w: (w @ llr) / (w @ full), weights),
@@ -258,7 +258,7 @@ def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | N
             expected="the same held-out prompts",
             next="score every round of the run with the same eval.heldout",
         )
-    (_, _, was, had), (_, _, now, has) = _by_prompt(base, names), _by_prompt(other, names)
+    (_, _, was, had), (_, _, now, has) = by_prompt(base, names), by_prompt(other, names)
     return estimate(
         lambda w: (w @ now) / (w @ has) - (w @ was) / (w @ had), resample(np.zeros(len(names)), count, seed)
     )
@@ -300,7 +300,7 @@ def clr(score: np.ndarray) -> np.ndarray:
     return np.asarray(score - score.mean(axis=-1, keepdims=True))
 
 
-def _by_prompt(texts: Texts, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+def by_prompt(texts: Texts, names: Sequence[str]) -> tuple[np.ndarray, ...]:
     """Sums over each prompt's completions with tokens: nll, tokens, trait_llr, completions; each [prompts]."""
     place = np.array([names.index(name) for name in texts.prompt], dtype=int)
     full = texts.tokens > 0

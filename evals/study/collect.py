@@ -1,0 +1,94 @@
+"""The results of a study: the rows of every cell's run under its arm and seed, and what became of the cells that stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.results import results_of
+from evals.scored import Round, read_round, scored_rounds
+from evals.study.drive import STOPPED
+from evals.study.plan import Cell, Plan
+from evals.tables import dose
+from shared.console import console
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell came to. rows and extra as in a run's results.json; full: rows of the last round in cyclic orders, if it was reached."""
+
+    cell: Cell
+    rounds: list[Round]
+    rows: list[Row]
+    extra: list[Row]
+    full: list[Row]
+    stopped: dict[str, Any] | None
+
+    def at(self, number: int, stage: str) -> Row | None:
+        return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
+
+
+def collect(plan: Plan) -> list[Outcome]:
+    found = []
+    for cell in plan.cells:
+        with console.status(f"reading {cell.name}"):
+            found.append(_outcome(cell))
+    return found
+
+
+def _outcome(cell: Cell) -> Outcome:
+    path = cell.folder / STOPPED
+    stopped = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    scored = cell.run.rounds("score")
+    last = max((number for number in scored if all(earlier in scored for earlier in range(1, number))), default=0)
+    if not last:
+        return Outcome(cell, [], [], [], [], stopped)
+    rounds = scored_rounds(cell.run, "round", last)
+    results = results_of(cell.run, rounds)
+    full: list[Row] = []
+    if cell.run.manifest(cell.rounds, "score-full").is_file():
+        full = results_of(cell.run, [read_round(cell.run, cell.rounds, "full")])["rows"]
+    counts = {r.number: _counts(cell, r) for r in rounds}
+
+    def named(rows: Sequence[Row]) -> list[Row]:
+        return [{**row, "arm": cell.arm.name, "role": cell.arm.role, **counts.get(row["round"], {})} for row in rows]
+
+    return Outcome(cell, rounds, named(results["rows"]), named(results["extra"]), named(full), stopped)
+
+
+def _counts(cell: Cell, r: Round) -> Row:
+    """kept and rejected rows of the round, and the mean coefficient and relative dose of those kept beside the sweep's."""
+    counts = r.manifests["filter"].counts
+    return {
+        "n_kept": counts["kept"],
+        "n_rejected": counts["rejected"],
+        "dose_kept": dose(r.scores.sweep, "relative_dose", True),
+        "dose_sweep": dose(r.scores.sweep, "relative_dose", False),
+    }
+
+
+def document(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """results.json of a study: as a run's, with full beside rows and extra, and the cells that stopped."""
+    return {
+        "version": 1,
+        "title": plan.study.title,
+        "rows": [row for outcome in outcomes for row in outcome.rows],
+        "extra": [row for outcome in outcomes for row in outcome.extra],
+        "full": [row for outcome in outcomes for row in outcome.full],
+        "cells": [
+            {
+                "arm": o.cell.arm.name,
+                "seed": o.cell.seed,
+                "role": o.cell.arm.role,
+                "set": o.cell.arm.set,
+                "rounds": o.cell.rounds,
+                "scored": len(o.rounds),
+                "stopped": o.stopped,
+            }
+            for o in outcomes
+        ],
+    }

@@ -1,0 +1,161 @@
+"""Run a study: every stage of every cell as the process it is in a run, the common stages of round 1 once.
+
+What is done is skipped, so that the same command goes on after an interruption. A cell whose stage ends with an error is left at the
+round before, with the error in stopped.json, and the study goes on without it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evals.study.plan import SHARED, STAGES, Cell, Plan, depends
+from shared.console import console, table
+from shared.publish import atomic_file, write_json
+
+FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
+COMMAND = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", "score": "evals.score", "score-full": "evals.score"}  # fmt: skip
+STOPPED = "stopped.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    cell: Cell
+    number: int
+    stage: str
+
+    @property
+    def done(self) -> bool:
+        return self.cell.run.manifest(self.number, self.stage).is_file()
+
+    @property
+    def command(self) -> list[str]:
+        line = [sys.executable, "-m", COMMAND[self.stage], "--run", str(self.cell.folder), "--round", str(self.number)]
+        if self.stage.startswith("score"):
+            line += ["--eval", "full" if self.stage == "score-full" else "round", "--cache"]
+        return line
+
+
+def steps(plan: Plan) -> Iterator[Step]:
+    """In the order of work: round by round over the cells of a seed, so that an early end leaves arms that can be compared."""
+    for seed in dict.fromkeys(cell.seed for cell in plan.cells):
+        cells = [cell for cell in plan.cells if cell.seed == seed]
+        for number in range(1, max(cell.rounds for cell in cells) + 1):
+            for cell in cells:
+                if number <= cell.rounds:
+                    last = ("score-full",) if number == cell.rounds else ()
+                    for stage in (*STAGES, *last):
+                        yield Step(cell, number, stage)
+
+
+def donor(plan: Plan, step: Step) -> Cell | None:
+    """A cell whose stage of round 1 is this one's, by the settings it depends on."""
+    if step.number != 1 or step.stage not in SHARED:
+        return None
+    wanted = depends(step.cell.config, step.stage)
+    return next(
+        (
+            cell
+            for cell in plan.cells
+            if cell is not step.cell
+            and depends(cell.config, step.stage) == wanted
+            and cell.run.manifest(1, step.stage).is_file()
+        ),
+        None,
+    )
+
+
+def take(donor: Cell, step: Step) -> None:
+    """A stage's files from a cell that has them, the manifest last."""
+    source, target = donor.run.round(1), step.cell.run.round(1)
+    for path in (*(source / name for name in FILES[step.stage]), donor.run.manifest(1, step.stage)):
+        with atomic_file(target / path.relative_to(source)) as temporary:
+            shutil.copyfile(path, temporary)
+
+
+def estimate(plan: Plan, left: Sequence[Step]) -> tuple[float, str]:
+    """(seconds for the steps left, where the figures are from). A stage that has run here counts with its median here."""
+    measured = {
+        stage: statistics.median(times) for stage, times in seconds_here(plan).items() if stage not in SHARED or times
+    }
+    known = {**plan.study.seconds, **measured}
+    fresh: list[Step] = []
+    for step in left:  # a shared stage is made once
+        twin = step.number == 1 and step.stage in SHARED and any(
+            other.stage == step.stage and other.number == 1 and depends(other.cell.config, step.stage) == depends(step.cell.config, step.stage)
+            for other in fresh
+        )  # fmt: skip
+        if not twin and donor(plan, step) is None:
+            fresh.append(step)
+    total = sum(known.get(step.stage, 0.0) for step in fresh)
+    source = "stages that ran here" if measured else plan.study.machine or "no measurement"
+    return total, source
+
+
+def seconds_here(plan: Plan) -> dict[str, list[float]]:
+    """Wall seconds of the stages that have run, by stage, those taken from another cell once."""
+    import json
+
+    found: dict[str, dict[str, float]] = {}
+    for cell in plan.cells:
+        for path in sorted(cell.folder.glob("rounds/*/manifests/*.json")):
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            key = f"{manifest['outputs']}" if manifest["stage"] in SHARED else str(path)
+            found.setdefault(manifest["stage"], {})[key] = float(manifest["seconds"])
+    return {stage: list(times.values()) for stage, times in found.items()}
+
+
+def drive(plan: Plan) -> bool:
+    """Bring every cell to its last round; True where nothing had to stop."""
+    everything = list(steps(plan))
+    left = [step for step in everything if not step.done]
+    total, source = estimate(plan, left)
+    console.print(
+        f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; about {total / 60:.0f} min to go (by {source}); "
+        "interrupt at any time, the same command goes on"
+    )
+    stopped: dict[str, str] = {}
+    begun = time.monotonic()
+    for index, step in enumerate(left):
+        if step.cell.name in stopped:
+            continue
+        if step.number == 1 and not (step.cell.folder / "config.toml").is_file():
+            line = ["--run", str(step.cell.folder), "--config", str(plan.base), "--set", step.cell.overrides]
+            _run([sys.executable, "-m", "shared.begin", *line], plan.folder / "study.log")
+        if (known := donor(plan, step)) is not None:
+            take(known, step)
+            continue
+        remaining, _ = estimate(plan, left[index:])
+        console.print(
+            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, about {remaining / 60:.0f} to go)[/]"
+        )
+        if said := _run(step.command, step.cell.folder / "log.txt"):
+            stopped[step.cell.name] = said
+            write_json(
+                step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": said}
+            )
+            console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {said.splitlines()[0]}")
+        else:
+            (step.cell.folder / STOPPED).unlink(missing_ok=True)
+    if stopped:
+        table("cells that stopped", ["cell", "why"], [[name, said.splitlines()[0]] for name, said in stopped.items()])
+    return not stopped
+
+
+def _run(command: Sequence[str], log: Path) -> str:
+    """Run a stage with its output appended to a log; what it said on stderr where it failed, else nothing."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as sink:
+        sink.write(f"$ {' '.join(command[1:])}\n")
+        sink.flush()
+        done = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True)
+        sink.write(done.stderr)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    return "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"

@@ -1,0 +1,133 @@
+"""A study as data: arms and controls x seeds x rounds over one configuration, from a TOML file with a [study] table.
+
+The other tables are those of any configuration. An arm is that configuration with its own overrides; a cell is an arm with a seed,
+and a run directory like any other, so that every command for runs works on it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+from pydantic import Field, ValidationError, model_validator
+
+from shared import config as configuration
+from shared.config import Config, Section
+from shared.errors import SteerHealError
+from shared.publish import write_text
+from shared.run import Run
+
+SHARED = ("extract", "sweep", "filter")  # stages of round 1 that arms have in common where their settings agree
+STAGES = (*SHARED, "heal", "score")
+
+
+class Arm(Section):
+    """One column of a study. rounds and seeds are the study's where they are left out."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="also part of the names of its run directories")
+    set: str = Field("", description="overrides, as in make round SET=...")
+    role: Literal["arm", "control"] = Field("arm", description="controls are not compared at a matched shift")
+    rounds: int | None = Field(None, ge=1)
+    seeds: list[int] | None = Field(None, min_length=1)
+    says: str = Field("", description="what it is there for, a clause for the report")
+
+
+class Study(Section):
+    """The [study] table. seconds: what a stage took where this was measured, for the estimate before the start."""
+
+    title: str = "A study"
+    rounds: int = Field(ge=1)
+    seeds: list[int] = Field(min_length=1)
+    machine: str = Field("", description="where seconds were measured")
+    seconds: dict[str, float] = Field({}, description="per stage, of one round")
+    arm: list[Arm] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Study:
+        names = [arm.name for arm in self.arm]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two arms are named {twice[0]}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm with a seed; config is what its run is to have."""
+
+    arm: Arm
+    seed: int
+    rounds: int
+    folder: Path
+    overrides: str
+    config: Config
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder, self.config)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    study: Study
+    folder: Path
+    base: Path
+    cells: list[Cell]
+
+
+def load(path: Path, folder: Path) -> Plan:
+    """The study of a file, its runs in folder, which receives the configuration without the [study] table.
+
+    Raises SteerHealError for a file that is no study and an override that is none.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise refuse(path, str(error), "a TOML file with a [study] table") from None
+    if "study" not in tree:
+        raise refuse(path, "no [study] table", "rounds, seeds and [[study.arm]] tables")
+    try:
+        study = Study.model_validate(tree.pop("study"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise refuse(path, f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
+    base = folder / "base.toml"
+    text = tomlkit.dumps(tree)
+    if not base.is_file() or base.read_text(encoding="utf-8") != text:
+        write_text(base, text)
+    cells = []
+    for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
+        for arm in study.arm:
+            if seed in (arm.seeds or study.seeds):
+                overrides = f"{arm.set} seed={seed}".strip()
+                config = configuration.resolve(base, overrides)[0]
+                cells.append(
+                    Cell(arm, seed, arm.rounds or study.rounds, folder / f"{arm.name}-s{seed}", overrides, config)
+                )
+    return Plan(study, folder, base, cells)
+
+
+def depends(config: Config, stage: str) -> dict[str, Any]:
+    """What a shared stage of round 1 depends on, as far as cells of one study can differ."""
+    random = config.vector.direction == "random"
+    found: dict[str, Any] = {"model": config.model, "vector": config.vector, "seed": config.seed if random else None}
+    if stage != "extract":
+        found.update(sweep=config.sweep, seed=config.seed, filter=config.filter if config.sweep.dose == "walk" else None)
+    if stage == "filter":
+        found["filter"] = config.filter
+    return found
+
+
+def refuse(path: Path, given: str, expected: str) -> SteerHealError:
+    return SteerHealError(
+        "a study could not be read",
+        given=f"{path}: {given}",
+        expected=expected,
+        next="make study CONFIG=configs/study-smollm2.toml",
+    )
