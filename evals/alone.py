@@ -10,6 +10,7 @@ import numpy as np
 
 from evals.answers import answers
 from evals.cache import of_answers
+from evals.checks import checked, fits, steering
 from evals.conditions import Weights, answered, free_of, randoms
 from evals.forced_choice import Condition, Read
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument
@@ -26,7 +27,7 @@ from shared.errors import SteerHealError
 from shared.folding import gates_of, refold
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
-from shared.publish import digest
+from shared.publish import digest, make_parent
 from shared.records import write_jsonl, write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -36,6 +37,9 @@ def score(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
     from gen.engine.engine import engine
 
+    steering(arguments)
+    out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
+    make_parent(out)  # an unwritable place is found before the work, not after it
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
@@ -50,9 +54,10 @@ def score(arguments: Any) -> None:
     read = Read(
         arguments.debias, arguments.think, arguments.samples, arguments.temperature, arguments.top_k, config.seed, arguments.stop
     )  # fmt: skip
-    checked(read)
+    checked(read, arguments.free_tokens)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
     conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
+    fits(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
     template = config.model.chat_template_kwargs
     cache = None
     if arguments.cache:
@@ -72,25 +77,21 @@ def score(arguments: Any) -> None:
             model, renderer, vignettes, Weights(arguments.model, student, conditions), read, tokenizer, free, cache
         )
     rows = [
-        {**row, "stage": c.stage, "name": c.name, "coefficient": c.coefficient, "draw": c.draw}
+        {
+            **row,
+            "model": origin.fingerprint,
+            "dtype": dtype,
+            "stage": c.stage,
+            "name": c.name,
+            "coefficient": c.coefficient,
+            "draw": c.draw,
+        }
         for c in conditions
         for row in found[c.name]
     ]
-    out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
     (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, rows)
     summary({c.name: found[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
     console.print(f"wrote {len(rows)} rows to {out}")
-
-
-def checked(read: Read) -> None:
-    """Raise SteerHealError for a read that cannot be meant."""
-    if read.think < 0 or read.samples < 1 or (read.samples > 1 and not read.temperature > 0):
-        raise SteerHealError(
-            "a read that cannot be",
-            given=f"--think {read.think} --samples {read.samples} --temperature {read.temperature}",
-            expected="think tokens from 0, samples from 1, and a temperature above 0 for more than one sample",
-            next="--samples 8 --temperature 1",
-        )
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:
@@ -105,7 +106,15 @@ def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> lis
             Condition(stage, f"{stage if draw is None else name}-{c:g}", c, name, vector.metadata.get("positions", "all"), draw=draw)
             for c in dict.fromkeys(arguments.coefficient)
         ]  # fmt: skip
-    return found or [Condition("base", "base")]
+    found = found or [Condition("base", "base")]
+    if len({condition.name for condition in found}) != len(found):
+        raise SteerHealError(
+            "two conditions have one name",
+            given=", ".join(condition.name for condition in found),
+            expected="coefficients that differ in six digits",
+            next="--coefficient 0.5 1 2",
+        )
+    return found
 
 
 def _adapter(arguments: Any) -> Path | None:
@@ -151,10 +160,11 @@ def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, se
         f"informedness is against {'the raters' if first.rated else 'the foundations that the vignettes were written for; nobody has rated them'}; "
         "order effect and position are nats of clr"
     )
-    problem = preflight(first, level[0]["informedness"])
-    console.print(
-        f"[yellow]preflight: no axis to move: {problem}[/]" if problem else "preflight: there is an axis to move"
-    )
+    problem, name = preflight(first, level[0]["informedness"]), next(iter(columns))
+    verdict = f"no axis to move: {problem}" if problem else "there is an axis to move"
+    console.print(f"{'[yellow]' if problem else '[default]'}preflight, of {name}: {verdict}[/]")
+    if name != "base":
+        console.print("it is the unsteered model's that counts: add --base")
 
 
 def _shown(found: Sequence[Estimate | None]) -> list[str | None]:

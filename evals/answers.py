@@ -24,10 +24,13 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         values = np.array(lp, dtype=float)
     except ValueError:  # ragged
         values = np.empty(0)
-    settings = {(row.debias, row.think_tokens, row.stop, row.temperature, row.instrument) for row in rows}
+    settings = {
+        (row.debias, row.think_tokens, row.stop, row.temperature, row.instrument, row.top_k, row.model, row.dtype)
+        for row in rows
+    }
     if len(settings) != 1:
         raise refuse(source, f"rows scored in {len(settings)} ways", "one setting", again)
-    debias, think, stop, temperature, instrument = settings.pop()
+    debias, think, stop, temperature, instrument, top_k, model, dtype = settings.pop()
     listings = len(orders(debias))
     if values.ndim != 4 or values.shape[:2] != (len(rows), listings) or values.shape[3] != SIZE or not values.shape[2]:
         raise refuse(source, f"lp of shape {values.shape}", f"[items, {listings} orders, samples, {SIZE}]", again)
@@ -41,6 +44,9 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         values.shape[2],
         temperature,
         instrument,
+        top_k,
+        model,
+        dtype,
     )
     return Answers(
         setting,

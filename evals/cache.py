@@ -6,6 +6,7 @@ and the code that asks. Safe to remove. How a condition is batched with others i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from evals import forced_choice, free_answer, generations, instrument
+import gen.engine
+from evals import forced_choice, free_answer, generations, instrument, vignettes
 from evals.forced_choice import Condition, Free, Read
 from evals.instrument import Instrument
 from gen import scoring
@@ -28,6 +30,12 @@ from shared.traits import Trait
 from shared.vectors import Vector
 
 Weights = tuple[str, str]  # fingerprint of a student or model, and its dtype
+
+
+@functools.cache
+def digest_of_engine() -> str:
+    folder = Path(str(gen.engine.__file__)).parent
+    return hashlib.sha256("".join(digest(path) for path in sorted(folder.glob("*.py"))).encode()).hexdigest()
 
 
 class Cache:
@@ -47,7 +55,7 @@ class Cache:
             "weights": weights,
             **asked,
             "versions": versions(),
-            "code": [digest(Path(str(module.__file__))) for module in code],
+            "code": [digest(Path(str(module.__file__))) for module in code] + [digest_of_engine()],
         }
 
     def _path(self, condition: Condition) -> Path:
@@ -68,7 +76,7 @@ def of_answers(
     weights: Weights,
     template: Mapping[str, Any],
     asked: Instrument,
-    vignettes: Sequence[Vignette],
+    items: Sequence[Vignette],
     read: Read,
     free: Free | None,
     vectors: Mapping[str, Vector],
@@ -78,11 +86,11 @@ def of_answers(
     content = {
         "template": dict(template),
         "instrument": asked.identity,
-        "vignettes": [vignette.model_dump() for vignette in vignettes],
+        "vignettes": [vignette.model_dump() for vignette in items],
         "read": asdict(read),
         "free": asdict(free) if free else None,
     }
-    return Cache(weights, content, (forced_choice, free_answer, instrument, chat), vectors, folder)
+    return Cache(weights, content, (forced_choice, free_answer, instrument, vignettes, chat), vectors, folder)
 
 
 def of_generations(

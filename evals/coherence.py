@@ -6,7 +6,7 @@ The forced prefill holds the answer mass up while free text loops, and a loop ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 State = Literal["coherent", "degraded", "broken"]
@@ -18,44 +18,55 @@ LOOPS = 0.3  # share of a text's tokens inside one verbatim loop from which it c
 class Measures:
     """What a condition's coherence is judged by; None where it was not taken.
 
-    mass: mean answer mass. perplexity under the original model; distinct_3; looping: share of texts that loop; valid: share of free
-    answers that are valid JSON; unscorable: share of items.
+    mass: mean answer mass over the base's, over the items scorable in both, and upper, the end of its interval. perplexity under the original model; distinct_3; looping: share of texts that loop; valid: share of free
+    answers that are valid JSON; empty: share of texts without a token; unscorable: share of items.
     """
 
     mass: float | None
+    upper: float | None
     perplexity: float | None
     distinct_3: float | None
     looping: float | None
     valid: float | None
+    empty: float | None
     unscorable: float
 
 
 @dataclass(frozen=True)
 class Part:
-    """value as compared: a ratio to the base's or a difference from it; limits beyond which it is degraded and broken."""
+    """value as compared: a ratio to the base's or a difference from it; limits beyond which it is degraded and broken. None is a
+    measure that the base has and the condition has lost, which is broken."""
 
     name: str
-    value: float
+    value: float | None
     degraded: float
     broken: float
     state: State
 
     def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.name} is undefined"
         sign = "at least" if self.degraded > self.broken else "at most"
         return f"{self.name} {self.value:.2f} ({sign} {self.degraded:g}; {self.broken:g} is broken)"
 
 
 def parts(base: Measures, other: Measures) -> list[Part]:
-    """The parts that can be compared. Answer mass by the limits of the verdict, perplexity by that of the filter's default."""
-    found = [
-        _part("answer mass / base's", _ratio(other.mass, base.mass), 0.95, 0.85),
-        _part("perplexity / base's", _ratio(other.perplexity, base.perplexity), 2.0, 5.0),
-        _part("distinct-3 / base's", _ratio(other.distinct_3, base.distinct_3), 0.9, 0.5),
-        _part("looping texts - base's", _difference(other.looping, base.looping), 0.1, 0.5),
-        _part("valid JSON - base's", _difference(other.valid, base.valid), -0.1, -0.5),
-        _part("unscorable items", other.unscorable, 0.05, 0.5),
-    ]
-    return [part for part in found if part is not None]
+    """The parts that the base has. Answer mass by the rules of the verdict, perplexity by the limit of the filter's default."""
+    mass = _part("answer mass / base's", other.mass, 0.95, 0.85)
+    if mass.value is not None and mass.state == "broken" and other.upper is not None and other.upper >= mass.broken:
+        mass = replace(mass, state="degraded")  # below the floor, but not by more than its interval
+    found = [mass, _part("unscorable items", other.unscorable, 0.05, 0.5)]
+    if base.perplexity:
+        found.append(_part("perplexity / base's", _ratio(other.perplexity, base.perplexity), 2.0, 5.0))
+    if base.distinct_3:
+        found.append(_part("distinct-3 / base's", _ratio(other.distinct_3, base.distinct_3), 0.9, 0.5))
+    if base.looping is not None:
+        found.append(_part("looping texts - base's", _difference(other.looping, base.looping), 0.1, 0.5))
+    if base.empty is not None:
+        found.append(_part("empty texts - base's", _difference(other.empty, base.empty), 0.1, 0.5))
+    if base.valid is not None:
+        found.append(_part("valid JSON - base's", _difference(other.valid, base.valid), -0.1, -0.5))
+    return found
 
 
 def verdict(found: Sequence[Part]) -> tuple[State, str]:
@@ -66,17 +77,17 @@ def verdict(found: Sequence[Part]) -> tuple[State, str]:
     return state, "; ".join(str(part) for part in found if part.state == state)
 
 
-def _part(name: str, value: float | None, degraded: float, broken: float) -> Part | None:
+def _part(name: str, value: float | None, degraded: float, broken: float) -> Part:
     if value is None:
-        return None
+        return Part(name, None, degraded, broken, "broken")
     up = 1 if broken > degraded else -1
     state: State = "broken" if up * value > up * broken else "degraded" if up * value > up * degraded else "coherent"
     return Part(name, value, degraded, broken, state)
 
 
-def _ratio(other: float | None, base: float | None) -> float | None:
-    return None if other is None or base is None or base == 0 else other / base
+def _ratio(other: float | None, base: float) -> float | None:
+    return None if other is None else other / base
 
 
-def _difference(other: float | None, base: float | None) -> float | None:
-    return None if other is None or base is None else other - base
+def _difference(other: float | None, base: float) -> float | None:
+    return None if other is None else other - base

@@ -10,28 +10,48 @@ from typing import Any
 import numpy as np
 
 from evals.answers import answers
-from evals.moved import detectable, shifts
+from evals.moved import LEVEL, detectable, shifts
 from evals.rows import ScoreRow
-from evals.statistics import Answers, cost, deltas, levels, pair, show, surgical, surgical_care
+from evals.statistics import Answers, cost, deltas, levels, pair, same_setting, show, surgical, surgical_care
 from evals.verdict import broken
 from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
-from shared.records import read_jsonl
+from shared.records import read_jsonl, read_parquet
 
 MADE_BY = "python -m evals.score --help"
 
 
-def load(path: Path) -> Answers:
-    """The rows of one condition. Raises SteerHealError for several conditions in one file."""
-    rows = read_jsonl(path, ScoreRow, made_by=MADE_BY)
-    if twice := sorted(name for name, times in Counter(row.id for row in rows).items() if times > 1):
+def load(given: str) -> Answers:
+    """The rows of one condition: FILE, or FILE:NAME where a file holds several. Raises SteerHealError unless it is one."""
+    path, name = Path(given), ""
+    if not path.exists() and ":" in given:
+        path, name = Path(given.rpartition(":")[0]), given.rpartition(":")[2]
+    rows = (read_parquet if path.suffix == ".parquet" else read_jsonl)(path, ScoreRow, made_by=MADE_BY)
+    names = list(dict.fromkeys(row.name for row in rows if row.name is not None))
+    if name:
+        rows = [row for row in rows if row.name == name]
+    elif len(names) > 1:
         raise SteerHealError(
             "a score file holds several conditions",
-            given=f"{path}: {twice[0]} repeats",
+            given=f"{path}: {', '.join(names)}",
+            expected=f"the name of one behind the file, as {path}:{names[0]}",
+            next=f"--base {path}:{names[0]} --other {path}:{names[1]}",
+        )
+    if not rows:
+        raise SteerHealError(
+            "a score file does not hold a condition",
+            given=given,
+            expected=f"one of {', '.join(names) or 'none, its rows have no names'}",
+            next=f"--other {path}{f':{names[0]}' if names else ''}",
+        )
+    if twice := sorted(name for name, times in Counter(row.id for row in rows).items() if times > 1):
+        raise SteerHealError(
+            "items repeat in a score file",
+            given=f"{path}: {twice[0]}",
             expected="one row per item",
-            next="score each condition into its own file",
+            next=MADE_BY,
         )
     return answers(rows, path, MADE_BY)
 
@@ -65,8 +85,14 @@ def main() -> None:
         description="Compare score files: each --other with the --base of the same place, paired item by item.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    options.add_argument("--base", type=Path, nargs="+", required=True, help="score files, one per seed")
-    options.add_argument("--other", type=Path, nargs="+", required=True, help="as many score files")
+    options.add_argument(
+        "--base",
+        nargs="+",
+        metavar="FILE[:NAME]",
+        required=True,
+        help="score files, one per seed; NAME is the condition, where a file holds several",
+    )
+    options.add_argument("--other", nargs="+", metavar="FILE[:NAME]", required=True, help="as many score files")
     options.add_argument("--bootstrap", type=int, default=2000, help="resamples of an interval")
     options.add_argument("--seed", type=int, default=0, help="of the resamples")
     options.add_argument("--out", type=Path, help="the figures as JSON")
@@ -78,11 +104,18 @@ def main() -> None:
             expected="a file of --other for each of --base",
             next="name the seeds of both sides in the same order",
         )
-    found = [
-        compare(load(base), load(other), arguments.bootstrap, arguments.seed)
-        for base, other in zip(arguments.base, arguments.other, strict=True)
-    ]
-    names = [path.stem for path in arguments.other]
+    if arguments.bootstrap < 100:
+        raise SteerHealError(
+            "too few resamples for an interval",
+            given=arguments.bootstrap,
+            expected="at least 100",
+            next="--bootstrap 2000",
+        )
+    sides = [(load(base), load(other)) for base, other in zip(arguments.base, arguments.other, strict=True)]
+    for base, _ in sides[1:]:
+        same_setting(sides[0][0].setting, base.setting)  # seeds are points of one thing
+    found = [compare(base, other, arguments.bootstrap, arguments.seed) for base, other in sides]
+    names = [Path(given).stem if Path(given).exists() else given.rpartition(":")[2] for given in arguments.other]
     keys = ("d_auth", "d_care", "d_coh", "coherence")
     lines: list[list[Any]] = [[key, *[seed["shown"][key] for seed in found]] for key in keys]
     lines += [
@@ -92,7 +125,12 @@ def main() -> None:
     lines.append(
         [
             "moved (Holm)",
-            *[", ".join(name for name, (_, p) in (seed["moved"] or {}).items() if p < 0.05) for seed in found],
+            *[
+                None
+                if seed["moved"] is None
+                else ", ".join(name for name, (_, p) in seed["moved"].items() if p < LEVEL) or "none"
+                for seed in found
+            ],
         ]
     )
     table("against base, paired over the items, nats", ["", *names], lines)

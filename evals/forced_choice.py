@@ -239,7 +239,7 @@ def row(
         "margin": float(first - second) if scorable else None,
         "label": human(vignette),
         "pmass_allowed": float(np.exp(by_order).sum(axis=1).mean()) if scorable else None,
-        "nll_prefill": nll_prefill,
+        "nll_prefill": nll_prefill if nll_prefill is not None and np.isfinite(nll_prefill) else None,
         "think_tokens": read.think,
         "thought_tokens": list(thought_tokens) if thought_tokens is not None else None,
         "gen_text": _text(texts[:samples]),
@@ -248,6 +248,7 @@ def row(
         "debias": read.debias,
         "stop": read.stop,
         "temperature": read.temperature,
+        "top_k": read.top_k if read.temperature > 0 else None,
     }
 
 

@@ -63,6 +63,7 @@ class HuggingFace:
                 read,
                 float(nll[index].mean()),
                 [tokenizer.decode(ids) for order in thoughts[index] for ids in order],
+                [len(ids) for order in thoughts[index] for ids in order],
             )
             for index, vignette in enumerate(vignettes)
         ]

@@ -49,6 +49,14 @@ class Instrument(Record):
             or len(self.labels) != len(FOUNDATIONS)
         ):
             raise ValueError(f"foundations, options and labels must be the seven of {', '.join(FOUNDATIONS)}")
+        needs = {"user": ("{vignette}", "{schema}"), "schema_": ("{options}",), "option_line": ("{k}", "{sentence}")}
+        if lacking := [
+            f"{mark} in {name.rstrip('_')}"
+            for name, marks in needs.items()
+            for mark in marks
+            if mark not in getattr(self, name)
+        ]:
+            raise ValueError(f"it would not put the whole question: no {', '.join(lacking)}")
         return self
 
     @property

@@ -59,4 +59,4 @@ def student_vector(
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else None
+    return float(a @ b) / norms if norms > 0 else None  # NaN, of no context in a half, is not

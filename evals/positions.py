@@ -65,7 +65,8 @@ def left_by_reversal(a: Answers, count: int, seed: int) -> Estimate | None:
 def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
     """Split-half reliability of the items' clr on authority: the correlation over items between the means of two halves of the
     orders, averaged over all splits and stepped up to full length (Spearman 1910; Brown 1910). 1 is an item measured without noise;
-    near 0 the differences between items are noise, whatever the width of a mean's interval. None where an item never differs."""
+    near 0 the differences between items are noise, whatever the width of a mean's interval. A negative correlation is left as it is:
+    stepped up it would have no lower bound. None where an item never differs."""
     keep = a.scorable
     if keep.sum() < 3:
         return None
@@ -74,7 +75,7 @@ def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         r = np.mean([_correlation(weights, x, y) for x, y in halves], axis=0)
-        return 2 * r / (1 + r)
+        return np.where(r > 0, 2 * r / (1 + r), r)
 
     return estimate(statistic, resample(a.truth[keep], count, seed))
 

@@ -86,16 +86,17 @@ def _measure(base: Row, rows: Sequence[Row], debias: str) -> list[str]:
 def _forced_choice(mine: dict[str, Row]) -> list[str]:
     lines = []
     steered, healed = mine["steered"], mine["healed"]
-    if "random" in mine and (ours := steered["d_auth_ci"]) and (other := mine["random"]["d_auth_ci"]):
+    if "random" in mine and (ends := steered["over_random_ci"]):
         both = f"{ranged(steered, 'd_auth', 'd_auth_ci', 3, signed=True)} against {ranged(mine['random'], 'd_auth', 'd_auth_ci', 3, signed=True)}"
-        if ours[0] <= other[1] and other[0] <= ours[1]:
+        gap = f"paired difference {ranged(steered, 'over_random', 'over_random_ci', 3, signed=True)}"
+        if ends[0] <= 0 <= ends[1]:
             lines.append(
-                f"the steered shift of auth_nats is not distinguishable from that of a random direction of equal norm; the intervals overlap, {both}."
+                f"the steered shift of auth_nats is not distinguishable from that of a random direction of equal norm, {both} ({gap})."
             )
         else:
-            side = "below" if ours[1] < other[0] else "above"
+            side = "below" if ends[1] < 0 else "above"
             lines.append(
-                f"the steered shift of auth_nats lies {side} that of a random direction of equal norm, {both}."
+                f"the steered shift of auth_nats lies {side} that of a random direction of equal norm, {both} ({gap})."
             )
     lines.append(f"the verdict on the healed student is {healed['verdict']}: {healed['verdict_reason']}.")
     return lines

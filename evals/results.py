@@ -49,17 +49,18 @@ class Case:
     def texts(self) -> Texts:
         return texts_of(self.generations)
 
-    @cached_property
-    def measures(self) -> Measures:
-        """What the coherence verdict compares: point estimates over the scorable items and the texts with tokens."""
+    def measures(self, coherence: Estimate | None) -> Measures:
+        """What the coherence verdict compares: coherence, which is paired, and point estimates over the texts with tokens."""
         keep, texts = self.answers.scorable, self.texts
-        tokens = float(texts.tokens.sum())
+        tokens, nll = float(texts.tokens.sum()), float(texts.nll.sum())
         return Measures(
-            mass=_mean(self.answers.mass[keep]),
-            perplexity=float(np.exp(texts.nll.sum() / tokens)) if tokens else None,
+            mass=coherence.value if coherence else None,
+            upper=coherence.interval[1] if coherence and coherence.interval else None,
+            perplexity=float(np.exp(nll / tokens)) if tokens and np.isfinite(nll) else None,
             distinct_3=_mean(texts.distinct_3),
             looping=_looping(texts),
             valid=_mean(self.answers.valid),
+            empty=float((texts.tokens == 0).mean()) if len(texts.tokens) else None,
             unscorable=float((~keep).mean()),
         )
 
@@ -86,9 +87,13 @@ def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
         ]
         steered = _one(run, cases, "steered", round_.number)
         d_steered = deltas(base.answers, steered.answers, count, seed)["d_auth"]
+        random = next((case for case in cases if case.line.stage == "random" and case.line.headline), None)
+        over = deltas(random.answers, steered.answers, count, seed)["d_auth"] if random else None
         _one(run, cases, "healed", round_.number)
         for case in cases:
-            found["rows" if case.line.headline else "extra"].append(_row(run, base, case, d_steered, no_axis))
+            row = _row(run, base, case, d_steered, no_axis)
+            row.update(pair("over_random", "over_random_ci", over if case is steered else None))
+            found["rows" if case.line.headline else "extra"].append(row)
     keys = [(row["round"], row["stage"]) for row in found["rows"]]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise _refuse(run, f"two headline rows of round {twice[0][0]}, {twice[0][1]}", "one per round and stage")
@@ -132,7 +137,8 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
     elif stage == "base" and no_axis is not None:
         judged = "no_axis", no_axis
     moved = None if stage == "base" else shifts(base.answers, case.answers, count, seed)
-    found = parts(base.measures, case.measures)
+    measures = case.measures(delta["coherence"])
+    found = parts(base.measures(None), measures)
     state, why = coherence_verdict(found)
     return {
         "arm": run.config.train.divergence,
@@ -150,8 +156,8 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         **pair("perplexity", "perplexity_ci", text["perplexity"]),
         "distinct_1": _mean(texts.distinct_1),
         "distinct_2": _mean(texts.distinct_2),
-        "distinct_3": case.measures.distinct_3,
-        "looping": case.measures.looping,
+        "distinct_3": measures.distinct_3,
+        "looping": measures.looping,
         **pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
         **pair(
             "d_trait_llr",

@@ -54,7 +54,7 @@ class Scores(Record):
 
 
 class ScoreRow(Record):
-    """A row of evals.score; setting and numbers as evals.forced_choice.row gives them."""
+    """A row of evals.score; setting and numbers as evals.forced_choice.row gives them, model the fingerprint of the original."""
 
     id: str
     foundation: str
@@ -70,11 +70,15 @@ class ScoreRow(Record):
     stop: bool
     temperature: float
     instrument: str
+    top_k: int | None = None
+    model: str | None = None
+    dtype: str | None = None
     free_valid: bool | None = None
+    name: str | None = None
 
 
 class Generation(Record):
-    """A free generation; nll is its total nats under the original model."""
+    """A free generation; nll is its total nats under the original model, null where one is not finite."""
 
     name: str
     prompt_id: str
@@ -82,7 +86,7 @@ class Generation(Record):
     sample: int
     text: str
     finish_reason: str
-    nll: float
+    nll: float | None
     tokens: int
     perplexity: float | None
     trait_llr: float | None
@@ -163,6 +167,7 @@ class Manifest(Record):
     settings: dict[str, Any]
     inputs: dict[str, str]
     outputs: dict[str, str]
+    counts: dict[str, Any]
     seconds: float
     commit: str | None
     versions: dict[str, str]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evals.cache import of_answers, of_generations
+from evals.checks import fits
 from evals.conditions import Weights, after_training, answered, before_training, described, free_of, randoms
 from evals.forced_choice import Read
 from evals.generations import Generations
@@ -94,6 +95,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         free_of(settings.free_tokens),
     )
     renderer = Renderer(tokenizer, load_instrument(settings.instrument), config.model.chat_template_kwargs)
+    fits(renderer, vignettes, read, free, config.model.max_model_len, [None, trait.trait])
 
     def served(history: Path | None) -> Student:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
@@ -137,6 +139,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         model.serve(Student(origin.folder))
         judged = texts.judged()
     with atomic_folder(out) as temporary:
+        made = {"model": origin.fingerprint, "dtype": config.model.dtype}
+        scored = {name: [{**row, **made} for row in rows] for name, rows in scored.items()}
         for condition, rows in scored.items():
             write_jsonl(temporary / f"{condition}.jsonl", rows)
         write_parquet(temporary / "samples.parquet", [{"name": c, **row} for c, rows in scored.items() for row in rows])

@@ -21,7 +21,8 @@ CARE_MARGIN = 0.05  # nats within which d_care counts as unmoved
 
 @dataclass(frozen=True)
 class Setting:
-    """What must agree before two conditions may be compared. texts are digests of the vignettes, in the order of items."""
+    """What must agree before two conditions may be compared. texts are digests of the vignettes, in the order of items; model is the
+    original's fingerprint; top_k is None for greedy thoughts."""
 
     items: tuple[str, ...]
     texts: tuple[str, ...]
@@ -32,6 +33,9 @@ class Setting:
     samples: int
     temperature: float
     instrument: str
+    top_k: int | None = None
+    model: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,14 +171,14 @@ def same_setting(first: Setting, second: Setting) -> None:
 
 def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
     """auth_nats and care_nats, ln of the mean probability; p_ans_any, mean answer mass; informedness; nll_prefill, nats per token; valid,
-    the share of free answers that are valid JSON. Over the scorable items."""
+    the share of free answers that are valid JSON. Over the scorable items; informedness is resampled within what a right answer is."""
     keep = a.scorable
-    p, mass, weights = a.p[keep], a.mass[keep], resample(a.truth[keep], count, seed)
+    p, mass, weights, target = a.p[keep], a.mass[keep], resample(a.truth[keep], count, seed), a.target[keep]
     return {
         "auth_nats": estimate(lambda w: np.log(mean(w, p[:, AUTHORITY])), weights),
         "care_nats": estimate(lambda w: np.log(mean(w, p[:, CARE])), weights),
         "p_ans_any": estimate(lambda w: mean(w, mass), weights),
-        "informedness": estimate(informedness(p, a.target[keep]), weights),
+        "informedness": estimate(informedness(p, target), resample(target, count, seed)),
         "nll_prefill": estimate(lambda w: mean(w, a.nll_prefill[keep]), weights),
         "valid": estimate(lambda w: mean(w, a.valid[keep]), weights),
     }
@@ -265,17 +269,25 @@ def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | N
 
 
 def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
-    """Mean over the foundations that occur of TPR - FPR of argmax p [n, 7] against truth [n]: 0 is guessing, 1 is agreement."""
-    picked = p.argmax(1)
+    """Mean over the foundations that occur of TPR - FPR of argmax p [n, 7] against truth [n]: 0 is guessing, 1 is agreement.
+
+    A resample counts the foundations that occur in it; one of a single foundation says nothing and counts as guessing. NaN where the
+    items themselves are of one foundation.
+    """
+    picked, occurring = p.argmax(1), np.unique(truth)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        rates = []
-        for f in np.unique(truth):
+        if len(occurring) < 2:
+            return np.full(len(weights), np.nan)
+        total, count = np.zeros(len(weights)), np.zeros(len(weights))
+        for f in occurring:
             pick, real = (picked == f).astype(float), (truth == f).astype(float)
-            rates.append(
-                (weights @ (pick * real)) / (weights @ real) - (weights @ (pick * (1 - real))) / (weights @ (1 - real))
+            rate = (weights @ (pick * real)) / (weights @ real) - (weights @ (pick * (1 - real))) / (
+                weights @ (1 - real)
             )
-        return np.mean(rates, axis=0) if rates else np.full(len(weights), np.nan)
+            total += np.nan_to_num(rate)
+            count += np.isfinite(rate)
+        return total / np.maximum(count, 1)
 
     return statistic
 

@@ -58,7 +58,7 @@ def verdict(
             "no_shift",
             "the steered d_auth is undefined"
             if steered is None
-            else f"the steered d_auth is {show(steered)}, not below 0",
+            else f"the steered d_auth is {show(steered)}, {'not below 0' if steered.interval else 'without an interval'}",
         )
     if retained is None or coherence is None:
         return "broken", "not finite: retain or coherence"

@@ -62,6 +62,10 @@ def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
         raise SteerHealError(
             "vignette ids repeat", given=f"{source}: {twice[0]}", expected="one row per id", next=f"mend {source}"
         )
+    if empty := [vignette.id for vignette in vignettes if not vignette.text.strip()]:
+        raise SteerHealError(
+            "a vignette has no text", given=f"{source}: {empty[0]}", expected="text in every row", next=f"mend {source}"
+        )
     names = [vignette.foundation_coarse for vignette in vignettes]
     if strange := [name for name in names if foundation_of(name) is None]:
         raise SteerHealError(

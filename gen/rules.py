@@ -89,7 +89,7 @@ def reasons(
 ) -> list[str]:
     """Why a completion is rejected, each as 'rule: figures'; empty when it is kept."""
     if row.perplexity is None or row.perplexity_last_quarter is None or row.distinct_3 is None or row.trait_llr is None:
-        return ["empty: no tokens"]
+        return ["unscored: no tokens, or a log-probability that is not finite"]
     if config.off:
         return []
     found = []

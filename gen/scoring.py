@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """nll: total nats of the completion under the neutral prompt; the other measures as in a sweep row, None for an empty completion."""
+    """nll: total nats of the completion under the neutral prompt; the other measures as in a sweep row, None for an empty completion.
+    All but tokens and distinct_3 are None as well where a log-probability is not finite."""
 
-    nll: float
+    nll: float | None
     tokens: int
     perplexity: float | None
     perplexity_last_quarter: float | None
@@ -55,6 +56,9 @@ def score(
         under_neutral, under_trait = outputs[place].prompt_logprobs, outputs[place + len(full)].prompt_logprobs
         assert under_neutral is not None and under_trait is not None
         ours, other = under_neutral[-count:], under_trait[-count:]
+        if not (np.isfinite(ours).all() and np.isfinite(other).all()):
+            scores[index] = Score(None, count, None, None, None, distinct_n(completions[index], 3))
+            continue
         scores[index] = Score(
             nll=float(-ours.sum()),
             tokens=count,

@@ -164,6 +164,22 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
             handle.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
+    """Rows of a Parquet table. Raises SteerHealError as read_jsonl does."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return [row.model_validate(found) for found in pyarrow.parquet.read_table(path).to_pylist()]
+    except (OSError, pyarrow.ArrowException, ValidationError) as error:
+        raise SteerHealError(
+            "a Parquet file could not be used",
+            given=f"{path}: {problem_of(error)}",
+            expected=f"{row.__name__} rows",
+            next=made_by,
+        ) from None
+
+
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows atomically as one Parquet table; a field that is null in every row keeps its column."""
     import pyarrow

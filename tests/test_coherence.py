@@ -13,23 +13,28 @@ from evals.free_answer import key_of, valid
 from evals.instrument import load_instrument
 from shared.errors import SteerHealError
 
-BASE = Measures(mass=0.5, perplexity=4.0, distinct_3=0.98, looping=0.0, valid=0.9, unscorable=0.0)
+BASE = Measures(mass=1.0, upper=1.0, perplexity=4.0, distinct_3=0.98, looping=0.0, valid=0.9, empty=0.0, unscorable=0.0)
 LABELS = [str(k) for k in range(7)]
 
 
 @pytest.mark.parametrize(
     ("change", "state", "said"),
     [
-        ({}, "coherent", "6 parts within"),
-        ({"mass": 0.47}, "degraded", "answer mass"),
-        ({"mass": 0.4}, "broken", "answer mass / base's 0.80 (at least 0.95; 0.85 is broken)"),
+        ({}, "coherent", "7 parts within"),
+        ({"mass": 0.94}, "degraded", "answer mass"),
+        ({"mass": 0.8, "upper": 0.84}, "broken", "answer mass / base's 0.80 (at least 0.95; 0.85 is broken)"),
+        ({"mass": 0.8, "upper": 0.9}, "degraded", "answer mass"),
+        ({"mass": None}, "broken", "answer mass / base's is undefined"),
+        ({"empty": 0.6}, "broken", "empty texts"),
+        ({"empty": 0.2}, "degraded", "empty texts"),
+        ({"empty": 1.0, "perplexity": None, "distinct_3": None}, "broken", "perplexity / base's is undefined"),
         ({"perplexity": 9.0}, "degraded", "perplexity"),
         ({"perplexity": 21.0}, "broken", "perplexity / base's 5.25 (at most 2; 5 is broken)"),
         ({"distinct_3": 0.8}, "degraded", "distinct-3"),
         ({"looping": 0.2}, "degraded", "looping"),
         ({"valid": 0.7}, "degraded", "valid JSON"),
         ({"unscorable": 0.6, "perplexity": 9.0}, "broken", "unscorable"),
-        ({"mass": 5.0, "perplexity": 1.0}, "coherent", "6 parts"),
+        ({"mass": 5.0, "perplexity": 1.0}, "coherent", "7 parts"),
     ],
 )
 def test_the_worst_part_decides(change: dict[str, float], state: str, said: str) -> None:
@@ -38,9 +43,9 @@ def test_the_worst_part_decides(change: dict[str, float], state: str, said: str)
 
 
 def test_a_part_that_was_not_taken_is_no_part() -> None:
-    blind = replace(BASE, perplexity=None, distinct_3=None, looping=None, valid=None)
-    assert len(parts(blind, blind)) == 2 and len(parts(BASE, blind)) == 2
-    assert len(parts(replace(BASE, mass=0.0), BASE)) == 5  # no ratio to nothing
+    blind = replace(BASE, perplexity=None, distinct_3=None, looping=None, valid=None, empty=None)
+    assert len(parts(blind, BASE)) == 2 and verdict(parts(blind, blind))[0] == "coherent"
+    assert verdict(parts(BASE, blind))[0] == "broken"  # what the base has and the condition has lost
 
 
 def test_the_key_is_the_one_the_prefill_opens() -> None:

@@ -11,7 +11,7 @@ from conftest import command
 from synthetic_run import answers
 
 from evals.forced_choice import Read
-from shared.records import write_jsonl
+from shared.records import write_jsonl, write_parquet
 
 READ = Read("reversal", think=4)
 
@@ -27,8 +27,11 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
     for name, found in rows.items():
         write_jsonl(tmp_path / f"{name}.jsonl", found)
-    write_jsonl(tmp_path / "both.jsonl", [*rows["base"], *rows["healed"]])
-    return {path.stem: path for path in tmp_path.glob("*.jsonl")}
+    both = [{**row, "name": name} for name in ("base", "healed") for row in rows[name]]
+    write_jsonl(tmp_path / "both.jsonl", both)
+    write_jsonl(tmp_path / "twice.jsonl", [*rows["base"], *rows["healed"]])
+    write_parquet(tmp_path / "table.parquet", both)
+    return {path.stem: path for path in tmp_path.iterdir()}
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -62,11 +65,26 @@ def test_a_broken_side_has_no_cost(files: dict[str, Path], tmp_path: Path) -> No
     assert "lies below 0.85" in seed["broken"] and seed["coh_cost"] is seed["coh_slope"] is None
 
 
+@pytest.mark.parametrize("name", ["both", "table"])
+def test_conditions_of_one_file_are_named_behind_it(files: dict[str, Path], tmp_path: Path, name: str) -> None:
+    separate, together = tmp_path / "separate.json", tmp_path / "together.json"
+    assert (
+        command("evals.compare", "--base", files["base"], "--other", files["healed"], "--out", separate).returncode == 0
+    )
+    done = command(
+        "evals.compare", "--base", f"{files[name]}:base", "--other", f"{files[name]}:healed", "--out", together
+    )
+    assert done.returncode == 0, done.stderr
+    assert together.read_text() == separate.read_text() and "healed" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("base", "other", "said"),
     [
         (["base"], ["other"], "debias: cyclic against reversal"),
-        (["base"], ["both"], "several conditions"),
+        (["base"], ["both"], "both.jsonl:healed"),
+        (["base"], ["twice"], "items repeat"),
+        (["base", "other"], ["healed", "other"], "debias: cyclic against reversal"),
         (["base", "base"], ["healed"], "2 against 1"),
         (["base"], ["nothing"], "nothing.jsonl"),
     ],

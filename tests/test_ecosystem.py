@@ -277,5 +277,9 @@ def test_the_harness_refuses_an_item_without_all_its_orders(tokenizer: Any, mode
     assert auth_nats(reads) == pytest.approx(np.log(1 / 7))
     with pytest.raises(SteerHealError, match="not asked in every order"):
         auth_nats(reads[:-1])
+    two = documents(pretrained=str(model.folder), items=2)["test"]
+    reads = [process_results(doc, [(-2.0, False)] * 7)["auth_nats"] for doc in two]
+    with pytest.raises(SteerHealError, match="not all items"):
+        auth_nats(reads[:7])  # as --limit 7 would leave it
     with pytest.raises(SteerHealError, match="cannot render"):
         documents(items=1)

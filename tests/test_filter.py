@@ -55,7 +55,7 @@ def test_a_good_completion_is_kept() -> None:
         ({"trait_llr": -0.2}, "trait_llr"),
         ({"text": "I'm sorry, but I cannot help with that."}, "refusal"),
         ({"text": "As someone who looks after others, I would say no."}, "narrated"),
-        ({"perplexity": None, "trait_llr": None, "completion_ids": []}, "empty"),
+        ({"perplexity": None, "trait_llr": None, "completion_ids": []}, "unscored"),
     ],
 )
 def test_each_rule_rejects(changes: dict[str, object], rule: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals.alone import checked, conditions_of
+from evals.alone import conditions_of
 from evals.cache import Cache, of_answers
+from evals.checks import checked, fits, steering
 from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
 from evals.instrument import Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
@@ -166,5 +167,36 @@ def test_conditions_of_the_command_line() -> None:
     asked = SimpleNamespace(base=True, prompted=True, coefficient=[0.5, 1.0])
     names = [condition.name for condition in conditions_of(asked, vectors, "embedded")]
     assert names == ["base", "prompted", "steered-0.5", "steered-1", "random-1-0.5", "random-1-1"]
-    with pytest.raises(SteerHealError, match="a temperature above 0"):
-        checked(Read("reversal", 4, samples=2))
+    with pytest.raises(SteerHealError, match="two conditions have one name"):
+        conditions_of(SimpleNamespace(base=False, prompted=False, coefficient=[1.0, 1.0000001]), vectors, "embedded")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        Read("reversal", 4, samples=2),
+        Read("reversal", 0, samples=2, temperature=1.0),
+        Read("reversal", 4, temperature=float("nan")),
+        Read("reversal", 4, temperature=-1.0),
+        Read("reversal", 4, top_k=-5),
+        Read("reversal", -1),
+    ],
+)
+def test_reads_that_cannot_be_meant_are_refused(read: Read) -> None:
+    with pytest.raises(SteerHealError, match="a read that cannot be"):
+        checked(read)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"coefficient": [2.0]}, {"random": 3}, {"random": -1, "vector": "v"}, {"eval": "full"}],
+)
+def test_steering_that_would_not_steer_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SteerHealError, match="do not go together"):
+        steering(SimpleNamespace(**{"coefficient": None, "random": 0, "vector": None, "eval": "round", **options}))
+
+
+def test_a_question_longer_than_the_context_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:
+    fits(renderer, vignettes, Read("reversal", 16), Free(24), 1024, [None])
+    with pytest.raises(SteerHealError, match="does not fit"):
+        fits(renderer, vignettes, Read("reversal", 1000), None, 1024, [None])

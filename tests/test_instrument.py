@@ -64,12 +64,26 @@ def test_a_row_pools_samples_and_orders() -> None:
 def test_an_unscorable_row_is_null_and_not_imputed() -> None:
     lp = np.zeros((2, 1, 7))
     lp[1, 0, 3] = np.nan
-    found = row(VIGNETTE, lp, Read("reversal", 0), None, ["", ""])
-    assert found["p"] is found["score"] is found["pmass_allowed"] is None and found["lp_rev"][0][3] is None
+    found = row(VIGNETTE, lp, Read("reversal", 0), float("nan"), ["", ""])
+    assert (
+        found["nll_prefill"] is None
+        and found["p"] is found["score"] is found["pmass_allowed"] is None
+        and found["lp_rev"][0][3] is None
+    )
     json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize("change", [{"labels": ["0"]}, {"foundations": list(FOUNDATIONS)[::-1]}, {"options": {}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["0"]},
+        {"foundations": list(FOUNDATIONS)[::-1]},
+        {"options": {}},
+        {"schema": "Which of these is it?"},
+        {"user": "{schema}"},
+        {"option_line": "{k}"},
+    ],
+)
 def test_malformed_instruments_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     raw = json.loads((DATA / "instrument.json").read_text())
     (tmp_path / "i.json").write_text(json.dumps({**raw, **change}))

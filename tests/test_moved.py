@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 from test_statistics import COUNT, answers, without
 
 from evals.instrument import FOUNDATIONS
 from evals.moved import detectable, holm, shifts
 from evals.statistics import AUTHORITY
+
+NULLS = 200
 
 
 def test_only_what_moved_is_said_to_have_moved() -> None:
@@ -23,6 +28,29 @@ def test_only_what_moved_is_said_to_have_moved() -> None:
     )
     same = shifts(base, base, COUNT, 0)
     assert same is not None and all(line.p == 1.0 and not line.moved for line in same)
+
+
+@pytest.mark.parametrize(("per", "most"), [(4, 0.12), (19, 0.08)])
+def test_where_nothing_moved_something_is_said_to_have_moved_seldom(per: int, most: float) -> None:
+    """Both conditions are drawn alike about each item: nominally one null in twenty may show any of the seven."""
+    false = 0
+    for seed in range(NULLS):
+        draws = np.random.default_rng([seed, per])
+        item = answers(seed, per).score
+        pair = []
+        for _ in range(2):
+            p = softmax(item + draws.normal(0, 0.5, item.shape), axis=1)
+            pair.append(replace(answers(seed, per), p=p))
+        found = shifts(*pair, 300, seed)
+        assert found is not None
+        false += any(line.moved for line in found)
+    assert false / NULLS < most + 2 * np.sqrt(most * (1 - most) / NULLS)
+
+
+@pytest.mark.parametrize("count", [100, 278])
+def test_few_resamples_can_show_a_shift(count: int) -> None:
+    found = shifts(answers(per=8), answers(per=8, shift=-2.0), count, 0)
+    assert found is not None and found[AUTHORITY].moved
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))

@@ -168,6 +168,17 @@ def test_a_condition_against_itself_has_not_moved(seed: int, per: int) -> None:
     assert surgical(a, a, 100, seed) is False
 
 
+@pytest.mark.parametrize(("per", "raters_move"), [(1, 0), (4, 3), (19, 15)])
+def test_a_model_that_is_always_right_passes_the_preflight(per: int, raters_move: int) -> None:
+    """Whatever falls out of a resample: single items of a foundation, or foundations that the raters hardly ever chose."""
+    a = answers(per=per, signal=9.0)
+    target = a.truth.copy()
+    target[np.flatnonzero(a.truth == 4)[:raters_move]] = CARE
+    a = replace(a, label=np.eye(7)[target], p=0.9 * np.eye(7)[target] + 0.1 / 7)
+    informed = levels(a, 2000, 0)["informedness"]
+    assert informed == Estimate(1.0, (1.0, 1.0)) and preflight(a, informed) is None
+
+
 def test_order_effect_is_position_alone() -> None:
     for debias in ("reversal", "cyclic"):
         a = answers(debias=debias, per=40, shift=3.0)

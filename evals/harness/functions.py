@@ -66,7 +66,8 @@ def documents(
     loaded = load_tokenizer(name)
     renderer = Renderer(loaded, load_instrument(instrument), chat_template_kwargs or {})
     rows = []
-    for vignette in load_vignettes(vignettes, items):
+    loaded_vignettes = load_vignettes(vignettes, items)
+    for vignette in loaded_vignettes:
         written = foundation_of(vignette.foundation_coarse)
         assert written is not None, "load_vignettes lets none but the seven through"
         for order, listing in enumerate(orders(debias)):
@@ -81,6 +82,7 @@ def documents(
                     "target": listing.index(written),
                     "debias": debias,
                     "order": order,
+                    "items": len(loaded_vignettes),
                     "retokenised": _tokens(loaded, context) != ids,
                 }
             )
@@ -127,6 +129,13 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_id: dict[str, dict[int, dict[str, Any]]] = {}
     for read in reads:
         by_id.setdefault(read["vignette"]["id"], {})[read["order"]] = read
+    if by_id and len(by_id) != (wanted_items := reads[0]["items"]):
+        raise SteerHealError(
+            "not all items were asked",
+            given=f"{len(by_id)} of {wanted_items} items, the first in the file and so of one foundation",
+            expected=f"all {wanted_items}",
+            next="leave --limit out and set the number of items, which are then stratified: --metadata '{\"items\": 28}'",
+        )
     rows = []
     for name, found in by_id.items():
         first = next(iter(found.values()))

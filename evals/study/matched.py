@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -38,15 +39,11 @@ class Path:
     def at(self, target: float) -> np.ndarray:
         """Price [1 + draws] where the shift first reaches the target, NaN where it never does."""
         found = np.full(self.shift.shape[1], np.nan)
-        for (x0, x1), (y0, y1) in zip(_pairs(self.shift), _pairs(self.price), strict=True):
+        for (x0, x1), (y0, y1) in zip(pairwise(self.shift), pairwise(self.price), strict=True):
             crossing = np.isnan(found) & (x0 < target) & (x1 >= target)
             share = (target - x0[crossing]) / (x1[crossing] - x0[crossing])
             found[crossing] = y0[crossing] + share * (y1[crossing] - y0[crossing])
         return found
-
-
-def _pairs(values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(values[:-1], values[1:], strict=True))
 
 
 def points(rounds: Sequence[Round]) -> list[tuple[Answers, Texts]]:
@@ -54,7 +51,9 @@ def points(rounds: Sequence[Round]) -> list[tuple[Answers, Texts]]:
     first = rounds[0]
     found = [(first.answers["base"], texts_of(first.generations["base"]))]
     for r in rounds:
-        lines = sorted((line for line in r.scores.conditions if line.stage == "healed"), key=lambda line: line.gate or 1.0)
+        lines = sorted(
+            (line for line in r.scores.conditions if line.stage == "healed"), key=lambda line: line.gate or 1.0
+        )
         for line in lines:
             if line.gate != 0.0:
                 found.append((r.answers[line.name], texts_of(r.generations[line.name])))

@@ -96,7 +96,9 @@ def load(path: Path, folder: Path) -> Plan:
         study = Study.model_validate(tree.pop("study"))
     except ValidationError as error:
         first = error.errors()[0]
-        raise refuse(path, f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
+        raise refuse(
+            path, f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py"
+        ) from None
     base = folder / "base.toml"
     text = tomlkit.dumps(tree)
     if not base.is_file() or base.read_text(encoding="utf-8") != text:
@@ -118,7 +120,9 @@ def depends(config: Config, stage: str) -> dict[str, Any]:
     random = config.vector.direction == "random"
     found: dict[str, Any] = {"model": config.model, "vector": config.vector, "seed": config.seed if random else None}
     if stage != "extract":
-        found.update(sweep=config.sweep, seed=config.seed, filter=config.filter if config.sweep.dose == "walk" else None)
+        found.update(
+            sweep=config.sweep, seed=config.seed, filter=config.filter if config.sweep.dose == "walk" else None
+        )
     if stage == "filter":
         found["filter"] = config.filter
     return found
