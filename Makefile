@@ -20,7 +20,7 @@ PEERS := .venv/.ready-bench
 ROUNDS := $(shell seq 1 $(N))
 FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
 
-.PHONY: round report serve verify bench test test-long check doctor setup clean help
+.PHONY: round report study serve verify bench test test-long check doctor setup clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets
@@ -48,6 +48,11 @@ report: $(STAMP) ## the report of a run from its files (EVAL=full scores all ite
 	@set -e; if [ "$(EVAL)" = full ]; then for path in $(RUN)/rounds/*/manifests/heal.json; do \
 	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full --cache; done; fi
 	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
+
+study: CONFIG = configs/study-smollm2.toml
+study: OUT = docs/study
+study: $(STAMP) ## arms x rounds x seeds against controls, into OUT=docs/study; goes on where it was interrupted
+	@$(PY) -m evals.study --config $(CONFIG) --run $(RUN) --out $(OUT)
 
 bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour and a half on two cores)
 	@$(PY) -m gen.bench --out docs/bench.json

@@ -17,6 +17,7 @@ LABELS = dict(
     zip(FOUNDATIONS, ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"], strict=True)
 )
 NASTY = '<script>alert(1)</script> & "quoted" | [bold]text[/bold]'
+SETTINGS = "eval.bootstrap=300 eval.think=4 train.tau=0.3 train.lam=0.3"
 # stage -> (shift of the authority score, nats; factor on the answer mass; perplexity; trait_llr)
 EFFECTS = {
     "base": (0.0, 1.0, 4.3, -0.07),
@@ -93,9 +94,10 @@ def build(
     full: bool = False,
     mass: dict[str, float] | None = None,
     extra: bool = True,
+    overrides: str = "",
 ) -> Run:
-    """Write a scored run. signal: nats towards the item's own foundation; mass: factor on a stage's answer mass."""
-    run = open_run(folder, None, f"eval.bootstrap=300 eval.debias={debias} eval.think=4 train.tau=0.3 train.lam=0.3")
+    """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's answer mass."""
+    run = open_run(folder, None, f"{SETTINGS} eval.debias={debias} {overrides}")
     for number in range(1, rounds + 1):
         _round(run, number, "cyclic" if full else debias, signal, full, mass or {}, extra)
     return run

@@ -6,6 +6,7 @@ round before, with the error in stopped.json, and the study goes on without it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import subprocess
@@ -15,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evals.study.plan import SHARED, STAGES, Cell, Plan, depends
+from evals.study.plan import SHARED, STAGES, Cell, Plan, depends, runs_in
 from shared.console import console, table
 from shared.publish import atomic_file, write_json
+from shared.run import Run
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
 COMMAND = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", "score": "evals.score", "score-full": "evals.score"}  # fmt: skip
@@ -54,44 +56,42 @@ def steps(plan: Plan) -> Iterator[Step]:
                         yield Step(cell, number, stage)
 
 
-def donor(plan: Plan, step: Step) -> Cell | None:
-    """A cell whose stage of round 1 is this one's, by the settings it depends on."""
+def donor(runs: Sequence[Run], step: Step) -> Run | None:
+    """A run of the study's folder whose stage of round 1 is this one's, by the settings it depends on."""
     if step.number != 1 or step.stage not in SHARED:
         return None
     wanted = depends(step.cell.config, step.stage)
     return next(
         (
-            cell
-            for cell in plan.cells
-            if cell is not step.cell
-            and depends(cell.config, step.stage) == wanted
-            and cell.run.manifest(1, step.stage).is_file()
+            run
+            for run in runs
+            if run.folder != step.cell.folder
+            and run.manifest(1, step.stage).is_file()
+            and depends(run.config, step.stage) == wanted
         ),
         None,
     )
 
 
-def take(donor: Cell, step: Step) -> None:
-    """A stage's files from a cell that has them, the manifest last."""
-    source, target = donor.run.round(1), step.cell.run.round(1)
-    for path in (*(source / name for name in FILES[step.stage]), donor.run.manifest(1, step.stage)):
+def take(donor: Run, step: Step) -> None:
+    """A stage's files from a run that has them, the manifest last."""
+    source, target = donor.round(1), step.cell.run.round(1)
+    for path in (*(source / name for name in FILES[step.stage]), donor.manifest(1, step.stage)):
         with atomic_file(target / path.relative_to(source)) as temporary:
             shutil.copyfile(path, temporary)
 
 
 def estimate(plan: Plan, left: Sequence[Step]) -> tuple[float, str]:
     """(seconds for the steps left, where the figures are from). A stage that has run here counts with its median here."""
-    measured = {
-        stage: statistics.median(times) for stage, times in seconds_here(plan).items() if stage not in SHARED or times
-    }
+    measured = {stage: statistics.median(times) for stage, times in seconds_here(plan).items()}
     known = {**plan.study.seconds, **measured}
-    fresh: list[Step] = []
+    runs, fresh = runs_in(plan.folder), list[Step]()
     for step in left:  # a shared stage is made once
         twin = step.number == 1 and step.stage in SHARED and any(
             other.stage == step.stage and other.number == 1 and depends(other.cell.config, step.stage) == depends(step.cell.config, step.stage)
             for other in fresh
         )  # fmt: skip
-        if not twin and donor(plan, step) is None:
+        if not twin and donor(runs, step) is None:
             fresh.append(step)
     total = sum(known.get(step.stage, 0.0) for step in fresh)
     source = "stages that ran here" if measured else plan.study.machine or "no measurement"
@@ -100,8 +100,6 @@ def estimate(plan: Plan, left: Sequence[Step]) -> tuple[float, str]:
 
 def seconds_here(plan: Plan) -> dict[str, list[float]]:
     """Wall seconds of the stages that have run, by stage, those taken from another cell once."""
-    import json
-
     found: dict[str, dict[str, float]] = {}
     for cell in plan.cells:
         for path in sorted(cell.folder.glob("rounds/*/manifests/*.json")):
@@ -128,7 +126,7 @@ def drive(plan: Plan) -> bool:
         if step.number == 1 and not (step.cell.folder / "config.toml").is_file():
             line = ["--run", str(step.cell.folder), "--config", str(plan.base), "--set", step.cell.overrides]
             _run([sys.executable, "-m", "shared.begin", *line], plan.folder / "study.log")
-        if (known := donor(plan, step)) is not None:
+        if (known := donor(runs_in(plan.folder), step)) is not None:
             take(known, step)
             continue
         remaining, _ = estimate(plan, left[index:])

@@ -84,7 +84,7 @@ class Plan:
 def load(path: Path, folder: Path) -> Plan:
     """The study of a file, its runs in folder, which receives the configuration without the [study] table.
 
-    Raises SteerHealError for a file that is no study and an override that is none.
+    A cell whose configuration a run in folder has already, of another study perhaps, is that run. Raises SteerHealError for a file that is no study and an override that is none.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -99,20 +99,38 @@ def load(path: Path, folder: Path) -> Plan:
         raise refuse(
             path, f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py"
         ) from None
-    base = folder / "base.toml"
+    base = folder / f"{path.stem}.toml"
     text = tomlkit.dumps(tree)
     if not base.is_file() or base.read_text(encoding="utf-8") != text:
         write_text(base, text)
-    cells = []
+    there = {_key(run.config): run.folder for run in runs_in(folder)}
+    cells: list[Cell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
         for arm in study.arm:
             if seed in (arm.seeds or study.seeds):
                 overrides = f"{arm.set} seed={seed}".strip()
                 config = configuration.resolve(base, overrides)[0]
-                cells.append(
-                    Cell(arm, seed, arm.rounds or study.rounds, folder / f"{arm.name}-s{seed}", overrides, config)
-                )
+                where = there.get(_key(config), folder / f"{arm.name}-s{seed}")
+                if twin := next((cell for cell in cells if cell.config == config), None):
+                    raise refuse(path, f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
+                if _key(config) not in there and (where / "config.toml").is_file():
+                    raise SteerHealError(
+                        f"the runs of {where.name} were begun with other settings",
+                        given=where / "config.toml",
+                        expected=f"those of {path}",
+                        next=f"keep both: make study CONFIG={path} RUN={folder}-2",
+                    )
+                cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config))
     return Plan(study, folder, base, cells)
+
+
+def _key(config: Config) -> str:
+    return config.model_dump_json()
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """The run directories of a folder."""
+    return [Run(path.parent, configuration.resolve(path)[0]) for path in sorted(folder.glob("*/config.toml"))]
 
 
 def depends(config: Config, stage: str) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""`make study`: run a study's cells, then its tables, figures and results; or only the latter, from what there is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from evals.study.collect import Outcome, collect, document
+from evals.study.drive import drive
+from evals.study.figure import doses, trajectories
+from evals.study.matched import Axis, matched, path
+from evals.study.plan import Plan, load
+from evals.study.tables import arms, at_one_shift, by_round, cyclic, latex, stopped, summary
+from evals.tables import Table, comma_separated, markdown
+from shared.cli import entry
+from shared.console import console
+from shared.console import table as show
+from shared.errors import SteerHealError
+from shared.publish import atomic_folder, write_json
+
+
+def axis_of(outcomes: Sequence[Outcome]) -> Axis:
+    """authority where every base passes the preflight, else trait_llr."""
+    bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
+    return "authority" if bases and all(row["verdict"] is None for row in bases) else "trait_llr"
+
+
+def comparison(plan: Plan, outcomes: Sequence[Outcome], axis: Axis) -> Table | None:
+    """The arms at one shift; None with fewer than two arms to compare."""
+    paths: dict[str, dict[int, object]] = {}
+    for o in outcomes:
+        if o.cell.arm.role == "arm" and o.rounds:
+            settings = o.cell.config.eval
+            paths.setdefault(o.cell.arm.name, {})[o.cell.seed] = path(o.rounds, axis, settings.bootstrap, 0)
+    if len(paths) < 2:
+        return None
+    reference = next(iter(paths))
+    target, found = matched(paths, reference)  # type: ignore[arg-type]
+    return at_one_shift(axis, target, found, reference)
+
+
+def publish(plan: Plan, out: Path) -> None:
+    """Tables, figures and results into out, as one whole."""
+    outcomes = collect(plan)
+    if not any(outcome.rounds for outcome in outcomes):
+        raise SteerHealError(
+            "a study has nothing to show", given=plan.folder, expected="a cell with a scored round", next="make study"
+        )
+    axis = axis_of(outcomes)
+    found = document(plan, outcomes)
+    tables = [arms(outcomes), summary(outcomes)]
+    if (compared := comparison(plan, outcomes, axis)) is not None:
+        tables.append(compared)
+    tables += [by_round(outcomes), cyclic(outcomes), stopped(outcomes)]
+    figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes)}
+    with atomic_folder(out) as folder:
+        write_json(folder / "results.json", found)
+        (folder / "results.csv").write_text(comma_separated(found["rows"], found["extra"]), encoding="utf-8")
+        (folder / "tables.tex").write_text("\n".join(map(latex, tables)), encoding="utf-8")
+        for name, kinds in figures.items():
+            for kind, content in kinds.items():
+                (folder / f"{name}.{kind}").write_bytes(content)
+        heading = (
+            f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n"
+        )
+        (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
+    for one in tables[1:3]:
+        show(one.title, one.columns, one.rows)
+    console.print(f"wrote {out / 'results.md'}")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        prog="python -m evals.study",
+        description="Run a study: arms x seeds x rounds, with controls.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    options.add_argument("--config", type=Path, required=True, help="configuration with a [study] table")
+    options.add_argument("--run", type=Path, required=True, help="folder of the cells' run directories")
+    options.add_argument("--out", type=Path, required=True, help="folder for results, tables and figures")
+    options.add_argument("--report", action="store_true", help="from what there is, running nothing")
+    arguments = options.parse_args()
+    plan = load(arguments.config, arguments.run)
+    whole = True if arguments.report else drive(plan)
+    publish(plan, arguments.out)
+    if not whole:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,225 @@
+"""The paper's figure over the arms of a study, and the dose-response of their sweeps; PNG, SVG and PDF of the same drawing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from evals.figure import LOOKS, styled
+from evals.study.collect import Outcome, Row
+from evals.study.matched import Axis
+
+FORMATS = ("png", "svg", "pdf")
+MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">")  # an arm's, so that it is told apart without colour
+LINES = ("-", "--", "-.", ":")
+FLOOR = 1e-3  # of log incoherence: a mass at or above the base's has none
+TRAIT = {"authority": ("auth_nats", "auth_ci", "auth_nats (nats)"), "trait_llr": ("trait_llr", "trait_llr_ci", "trait_llr (nats per token)")}  # fmt: skip
+
+
+def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
+    """(a) the trait, (b) incoherence over the rounds, (c) trait against coherence with the frontier over all arms."""
+    arms = [name for name in dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "arm" and o.rounds)]
+    figure = Figure(figsize=(3.4, 7.4), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, height_ratios=[1, 1, 1.1])
+    mine = [o for o in outcomes if o.rounds and o.cell.arm.role == "arm"]
+    key, interval, words = TRAIT[axis]
+    _over_rounds(top, mine, arms, key, interval)
+    top.set_ylabel(words, fontsize=8)
+    top.set_title(f"(a) trait, {'lower' if axis == 'authority' else 'higher'} is more", loc="left", fontsize=8.5)
+    if axis == "authority":
+        top.invert_yaxis()
+    _incoherence(middle, mine, arms)
+    _frontier(bottom, [o for o in outcomes if o.rounds], arms, axis)
+    handles = [Line2D([], [], color=LOOKS[stage][0], marker="*" if stage == "base" else "o", linestyle="", label=stage) for stage in ("base", "steered", "healed")]  # fmt: skip
+    handles += [Line2D([], [], color="#555555", marker=MARKERS[k % len(MARKERS)], linestyle=LINES[k % len(LINES)], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=4,
+        fontsize=7,
+        frameon=False,
+        columnspacing=1.0,
+        handletextpad=0.4,
+    )
+    for axes in (top, middle, bottom):
+        styled(axes, size=7)
+    return saved(figure)
+
+
+def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
+    """Rounds of an arm with the rows of its seeds."""
+    numbers = range(1, max((len(o.rounds) for o in outcomes), default=0) + 1)
+    found = []
+    for number in numbers:
+        rows = [
+            row
+            for o in outcomes
+            if o.cell.arm.name == arm and (row := o.at(number, stage)) is not None and row[key] is not None
+        ]
+        if rows:
+            found.append((number, rows))
+    return found
+
+
+def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], key: str, interval: str) -> None:
+    bases = [row for o in outcomes if (row := o.at(0, "base")) is not None and row[key] is not None]
+    start = float(np.mean([row[key] for row in bases])) if bases else None
+    if start is not None:
+        axes.plot(0, start, "*", color=LOOKS["base"][0], markersize=11, zorder=4)
+    for index, arm in enumerate(arms):
+        shift = (index - (len(arms) - 1) / 2) * 0.12
+        for stage in ("steered", "healed"):
+            colour, points = LOOKS[stage][0], _points(outcomes, arm, stage, key)
+            for number, rows in points:
+                for row in rows:
+                    axes.plot(number + shift, row[key], ".", color=colour, markersize=2.5, zorder=3)
+                    if row[interval] is not None:
+                        axes.plot([number + shift] * 2, row[interval], color=colour, linewidth=0.7, alpha=0.6)
+            x, y = (
+                [number + shift for number, _ in points],
+                [float(np.mean([row[key] for row in rows])) for _, rows in points],
+            )
+            axes.plot(
+                x,
+                y,
+                MARKERS[index % len(MARKERS)],
+                color=colour,
+                markersize=4.5,
+                zorder=4,
+                fillstyle="none" if stage == "steered" else "full",
+            )
+            if stage == "healed" and start is not None:
+                axes.plot([0, *x], [start, *y], LINES[index % len(LINES)], color=colour, linewidth=0.9, zorder=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round", fontsize=8)
+
+
+def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str]) -> None:
+    """1 - coherence on a log scale; perplexity would tell more where answer mass rises, and is panel (c)'s."""
+    for index, arm in enumerate(arms):
+        shift = (index - (len(arms) - 1) / 2) * 0.12
+        for stage in ("steered", "healed"):
+            colour = LOOKS[stage][0]
+            for number, rows in _points(outcomes, arm, stage, "coherence"):
+                for row in rows:
+                    ends = [max(1 - end, FLOOR) for end in row["coherence_ci"] or []]
+                    axes.plot([number + shift] * len(ends), ends, color=colour, linewidth=0.7, alpha=0.6)
+                    axes.plot(
+                        number + shift,
+                        max(1 - row["coherence"], FLOOR),
+                        MARKERS[index % len(MARKERS)],
+                        color=colour,
+                        markersize=4,
+                        fillstyle="none" if stage == "steered" else "full",
+                    )
+    axes.axhline(0.05, color="#444444", linewidth=0.9, linestyle="--")
+    axes.annotate("0.95", (1, 0.05), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", fontsize=6.5, va="center")  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylim(FLOOR * 0.7, 1.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("1 - answer mass / base's", fontsize=8)
+    axes.set_xlabel("round", fontsize=8)
+    axes.set_title(f"(b) incoherence; at {FLOOR:g}: no less than base's", loc="left", fontsize=8.5)
+
+
+def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+    """Trait against perplexity, controls hollow and grey; the step line joins what nothing beats on both."""
+    key, sign = TRAIT[axis][0], -1.0 if axis == "authority" else 1.0
+    best: list[tuple[float, float]] = []
+    for o in outcomes:
+        for row in o.rows:
+            if row[key] is None or row["perplexity"] is None:
+                continue
+            control, stage = o.cell.arm.role == "control", row["stage"]
+            if stage not in ("base", "prompted", "steered", "healed") or (control and stage != "healed"):
+                continue
+            colour = "#808080" if control else LOOKS[stage][0]
+            marker = LOOKS[stage][1] if stage in ("base", "prompted") else "X" if control else MARKERS[arms.index(o.cell.arm.name) % len(MARKERS)]  # fmt: skip
+            axes.plot(
+                row["perplexity"],
+                row[key],
+                marker,
+                color=colour,
+                markersize=9 if stage == "base" else 4.5,
+                fillstyle="none" if stage == "steered" or control else "full",
+            )
+            if control:
+                axes.annotate(
+                    o.cell.arm.name,
+                    (row["perplexity"], row[key]),
+                    xytext=(4, 2),
+                    textcoords="offset points",
+                    fontsize=6,
+                    color="#555555",
+                )
+            if not control and stage == "healed":
+                best.append((row["perplexity"], sign * row[key]))
+    best.sort()
+    tops = list(accumulate((trait for _, trait in best), max))
+    front = [point for point, top, before in zip(best, tops, [-np.inf, *tops], strict=False) if top > before]
+    axes.step(
+        [x for x, _ in front], [sign * y for _, y in front], where="post", color="#009E73", linewidth=0.8, alpha=0.7
+    )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if axis == "authority":
+        axes.invert_yaxis()
+    axes.set_xlabel("perplexity under the original model (log scale)", fontsize=8)
+    axes.set_ylabel(TRAIT[axis][2], fontsize=8)
+    axes.set_title("(c) trait against incoherence; up and left is better", loc="left", fontsize=8.5)
+
+
+def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+    """Dose-response of the sweeps: what steering gives and costs at each relative dose, a line per arm, seed and round."""
+    figure = Figure(figsize=(3.4, 5.2), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    rounds = sorted({r.number for o in outcomes for r in o.rounds})
+    shades = {number: str(0.65 - 0.65 * index / max(len(rounds) - 1, 1)) for index, number in enumerate(rounds)}
+    for o in outcomes:
+        for r in o.rounds:
+            lines = [line for line in r.scores.sweep if line.relative_dose is not None]
+            x = [line.relative_dose or 0.0 for line in lines]
+            look = {
+                "color": shades[r.number],
+                "linewidth": 0.8,
+                "marker": ".",
+                "markersize": 3,
+                "linestyle": "--" if o.cell.arm.role == "control" else "-",
+            }
+            panels[0].plot(x, [line.trait_llr if line.trait_llr is not None else np.nan for line in lines], **look)
+            panels[1].plot(x, [line.perplexity if line.perplexity is not None else np.nan for line in lines], **look)
+            panels[2].plot(x, [line.kept / line.n if line.n else np.nan for line in lines], **look)
+    panels[1].set_yscale("log")
+    for axes, words in zip(panels, ("trait_llr", "perplexity", "share kept"), strict=True):
+        axes.set_ylabel(words, fontsize=8)
+        styled(axes, size=7)
+    panels[2].set_xlabel("relative dose", fontsize=8)
+    handles = [Line2D([], [], color=shades[number], label=f"round {number}") for number in rounds]
+    figure.legend(handles=[*handles, Line2D([], [], color="#555555", linestyle="--", label="control")], loc="outside upper center", ncols=4, fontsize=7, frameon=False)  # fmt: skip
+    return saved(figure)
+
+
+def saved(figure: Figure) -> dict[str, bytes]:
+    """By format, the same bytes for the same figure; text in SVG and PDF stays text."""
+    found = {}
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "steer-heal", "pdf.fonttype": 42}):
+        for kind in FORMATS:
+            buffer = io.BytesIO()
+            metadata = {
+                "png": {"Software": None},
+                "svg": {"Date": None, "Creator": None},
+                "pdf": {"CreationDate": None, "Producer": None},
+            }[kind]
+            figure.savefig(buffer, format=kind, dpi=250, metadata=metadata)
+            found[kind] = buffer.getvalue()
+    return found

@@ -1,0 +1,285 @@
+"""A study: its plan, what its cells share, arms at one shift, and its page in good cases and bad ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, command
+from synthetic_run import build
+
+from evals.scored import scored_rounds
+from evals.study.drive import Step, donor, estimate, steps, take
+from evals.study.matched import SHARE, matched, path
+from evals.study.matched import Path as Walk
+from evals.study.plan import load, runs_in
+from shared.errors import SteerHealError
+from shared.publish import write_json
+from shared.run import Stage, open_run
+
+STUDY = """
+[study]
+title = "A study"
+rounds = 2
+seeds = [0, 1]
+machine = "a machine"
+seconds = { extract = 1, sweep = 10, filter = 0, heal = 100, score = 50, score-full = 60 }
+[[study.arm]]
+name = "nll"
+set = "train.divergence=nll"
+[[study.arm]]
+name = "kl_rev"
+set = "train.divergence=kl_rev"
+[[study.arm]]
+name = "random"
+role = "control"
+set = "vector.direction=random"
+rounds = 1
+seeds = [0]
+[eval]
+bootstrap = 300
+think = 4
+[train]
+tau = 0.3
+lam = 0.3
+"""
+
+
+def written(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def test_cells_are_arms_by_seeds_with_their_own_settings(tmp_path: Path) -> None:
+    plan = load(written(tmp_path), tmp_path / "runs")
+    assert [cell.name for cell in plan.cells] == ["nll-s0", "kl_rev-s0", "random-s0", "nll-s1", "kl_rev-s1"]
+    assert [cell.rounds for cell in plan.cells] == [2, 2, 1, 2, 2]
+    assert [cell.config.seed for cell in plan.cells] == [0, 0, 0, 1, 1]
+    assert plan.cells[0].config.train.divergence == "nll" and plan.cells[2].config.vector.direction == "random"
+    made = [(step.cell.name, step.number, step.stage) for step in steps(plan)]
+    assert made[:5] == [("nll-s0", 1, stage) for stage in ("extract", "sweep", "filter", "heal", "score")]
+    assert made[10:16] == [
+        ("random-s0", 1, stage) for stage in ("extract", "sweep", "filter", "heal", "score", "score-full")
+    ]
+    assert made[-1] == ("kl_rev-s1", 2, "score-full") and len(set(made)) == len(made) == 4 * 11 + 6
+
+
+@pytest.mark.parametrize("name", ["study-smollm2", "findings-smollm2"])
+def test_shipped_studies_can_be_planned(name: str, tmp_path: Path) -> None:
+    plan = load(ROOT / "configs" / f"{name}.toml", tmp_path)
+    assert all(cell.config.eval.items == 21 and cell.config.model.name == "embedded" for cell in plan.cells)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[study]", "[studies]"), "no [study] table"),
+        (('name = "kl_rev"', 'name = "nll"'), "two arms are named nll"),
+        (("train.divergence=kl_rev", "train.divergence=nll"), "kl_rev and nll have the same settings"),
+        (("train.divergence=kl_rev", "train.divergence=l2"), "train.divergence"),
+        (('name = "kl_rev"', 'name = "../kl_rev"'), "study.arm.1.name"),
+        (("rounds = 2", "rounds = 0"), "study.rounds"),
+        (("[eval]", "[evil]"), "evil"),
+        (("[study]", "[study"), "study.toml"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused(change: tuple[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(SteerHealError) as refused:
+        load(written(tmp_path, STUDY.replace(*change, 1)), tmp_path / "runs")
+    assert said in refused.value.render()
+
+
+def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
+    """The vector by all seeds, sweep and kept rows by the arms of a seed, and nothing with another direction."""
+    plan = load(written(tmp_path), tmp_path / "runs")
+    first = plan.cells[0]
+    run = open_run(first.folder, plan.base, first.overrides)
+    here = run.round(1)
+    for stage, names in (
+        ("extract", ["vector.safetensors"]),
+        ("sweep", ["sweep.jsonl"]),
+        ("filter", ["kept.jsonl", "rejected.jsonl"]),
+    ):
+        here.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (here / name).write_text(stage)
+        Stage(run, 1, stage, settings={}, inputs={}, outputs=[here / name for name in names]).finish()
+    have = runs_in(plan.folder)
+    found = {
+        cell.name: [stage for stage in ("extract", "sweep", "filter", "heal") if donor(have, Step(cell, 1, stage))]
+        for cell in plan.cells
+    }
+    everything = ["extract", "sweep", "filter"]
+    assert found == {
+        "nll-s0": [],
+        "kl_rev-s0": everything,
+        "random-s0": [],
+        "nll-s1": ["extract"],
+        "kl_rev-s1": ["extract"],
+    }
+    step = Step(plan.cells[1], 1, "filter")
+    take(have[0], step)
+    assert step.done and (step.cell.folder / "rounds/01/kept.jsonl").read_text() == "filter"
+    assert donor(have, Step(plan.cells[1], 2, "sweep")) is None
+
+
+def test_the_estimate_counts_shared_stages_once(tmp_path: Path) -> None:
+    plan = load(written(tmp_path), tmp_path / "runs")
+    seconds, source = estimate(plan, list(steps(plan)))
+    extracts, sweeps = 2 + 4, 3 + 4  # round 1's by what differs, then each cell's own
+    assert seconds == extracts * 1 + sweeps * 10 + 9 * 100 + 9 * 50 + 5 * 60 and source == "a machine"
+
+
+def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
+    plan = load(written(tmp_path), tmp_path / "runs")
+    open_run(plan.cells[0].folder, plan.base, plan.cells[0].overrides)
+    assert load(written(tmp_path), tmp_path / "runs").cells[0].folder == plan.cells[0].folder
+    with pytest.raises(SteerHealError, match="begun with other settings"):
+        load(written(tmp_path, STUDY.replace("tau = 0.3", "tau = 0.4")), tmp_path / "runs")
+
+
+def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) -> None:
+    plan = load(written(tmp_path), tmp_path / "runs")
+    open_run(plan.cells[0].folder, plan.base, plan.cells[0].overrides)
+    other = load(written(tmp_path, STUDY.replace('name = "nll"', 'name = "no-barrier"')), tmp_path / "runs")
+    assert other.cells[0].folder == plan.cells[0].folder and other.cells[0].arm.name == "no-barrier"
+
+
+def test_the_price_is_read_where_the_shift_first_arrives() -> None:
+    straight = Walk(np.array([[0.0], [1.0], [2.0]]), np.array([[0.0], [0.2], [1.0]]))
+    assert straight.at(0.5) == pytest.approx(0.1) and straight.at(1.5) == pytest.approx(0.6)
+    back = Walk(np.array([[0.0], [2.0], [0.5]]), np.array([[0.0], [0.4], [9.0]]))
+    assert back.at(1.0) == pytest.approx(0.2) and np.isnan(back.at(2.5)[0])
+
+
+def test_arms_are_compared_at_what_the_least_shifted_reached() -> None:
+    def walk(reach: float, price: float, noise: float = 0.01) -> Walk:
+        draws = np.random.default_rng(0).normal(0, noise, 200)
+        shift = np.array([np.zeros(201), np.full(201, reach)])
+        return Walk(shift, np.array([np.zeros(201), price + np.array([0.0, *draws])]))
+
+    target, found = matched({"a": {0: walk(1.0, 0.4), 1: walk(1.0, 0.6)}, "b": {0: walk(2.0, 0.4)}}, "a")
+    a, b = found
+    assert target == pytest.approx(SHARE) and a.against is None
+    assert (
+        a.price is not None
+        and a.price.value == pytest.approx(0.5 * SHARE)
+        and a.seeds == {0: pytest.approx(0.3), 1: pytest.approx(0.45)}
+    )
+    assert b.price is not None and b.price.value == pytest.approx(0.4 * SHARE / 2)
+    assert b.against is not None and b.against.value == pytest.approx(0.15 - 0.3) and b.against.excludes_zero()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every cell scored but two: kl_rev-s1 starved in round 2, and the control was never begun."""
+    folder = tmp_path_factory.mktemp("study")
+    plan = load(written(folder), folder / "runs")
+    for cell in plan.cells:
+        if cell.name == "random-s0":
+            continue
+        last = 1 if cell.name == "kl_rev-s1" else 2
+        built = build(folder / "built" / cell.name, last, overrides=cell.overrides)
+        if cell.rounds == last:
+            build(folder / "built" / cell.name, last, full=True, overrides=cell.overrides)
+        shutil.copytree(built.folder, cell.folder)
+        open_run(cell.folder, plan.base, cell.overrides, rebuild=True)
+    write_json(
+        folder / "runs" / "kl_rev-s1" / "stopped.json",
+        {"version": 1, "round": 2, "stage": "filter", "said": "the filter starved: <b>too few</b>\n  given: 3"},
+    )
+    return folder
+
+
+def published(study: Path, out: Path, *more: str) -> Any:
+    return command(
+        "evals.study", "--config", study / "study.toml", "--run", study / "runs", "--out", out, "--report", *more
+    )
+
+
+def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = published(study, out)
+    assert done.returncode == 0, done.stderr
+    names = [
+        "doses.pdf",
+        "doses.png",
+        "doses.svg",
+        "results.csv",
+        "results.json",
+        "results.md",
+        "study.pdf",
+        "study.png",
+        "study.svg",
+        "tables.tex",
+    ]
+    assert sorted(path.name for path in out.iterdir()) == names
+    found = json.loads((out / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert {(row["arm"], row["seed"]) for row in found["rows"]} == {
+        ("nll", 0),
+        ("nll", 1),
+        ("kl_rev", 0),
+        ("kl_rev", 1),
+    }
+    assert {(row["arm"], row["seed"], row["round"]) for row in found["full"] if row["stage"] == "healed"} == {
+        ("nll", 0, 2),
+        ("nll", 1, 2),
+        ("kl_rev", 0, 2),
+    }
+    assert [cell["scored"] for cell in found["cells"]] == [2, 2, 0, 2, 1]
+    page = (out / "results.md").read_text()
+    for part in (
+        "## Arms at one shift",
+        "## Cells that stopped",
+        "kl_rev, 1 | 2 filter | the filter starved",
+        "| random | control | 0 of 1 |",
+    ):
+        assert part in page, part
+    with open(out / "results.csv", newline="") as handle:
+        lines = list(csv.DictReader(handle))
+    assert len(lines) == len(found["rows"]) + len(found["extra"]) and {line["arm"] for line in lines} == {
+        "nll",
+        "kl_rev",
+    }
+    tex = (out / "tables.tex").read_text()
+    assert tex.count("\\toprule") == tex.count("\\bottomrule") == 6 and "kl\\_rev" in tex and "auth_nats" not in tex
+
+
+def test_the_same_study_gives_the_same_bytes(study: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert published(study, tmp_path / name).returncode == 0
+    for one in (tmp_path / "a").iterdir():
+        assert one.read_bytes() == (tmp_path / "b" / one.name).read_bytes(), one.name
+
+
+def test_a_study_without_a_scored_round_says_so(tmp_path: Path) -> None:
+    done = published(written(tmp_path).parent, tmp_path / "out")
+    assert done.returncode == 2 and "nothing to show" in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("axis", ["authority", "trait_llr"])
+def test_a_path_begins_at_the_base_and_ends_at_the_last_student(axis: str, study: Path) -> None:
+    plan = load(study / "study.toml", study / "runs")
+    walk = path(scored_rounds(plan.cells[0].run, "round"), axis, 300, 0)  # type: ignore[arg-type]
+    assert walk.shift.shape == (3, 301) and (walk.shift[0] == 0).all() and (walk.price[0] == 0).all()
+    row = next(row for row in json.loads(_json(study)) if row["stage"] == "healed" and row["round"] == 2)
+    expected = -row["d_auth"] if axis == "authority" else row["d_trait_llr"]
+    assert walk.shift[-1, 0] == pytest.approx(expected)
+    price = -row["d_coh"] if axis == "authority" else np.log(row["perplexity"] / row["base"])
+    assert walk.price[-1, 0] == pytest.approx(price)
+
+
+def _json(study: Path) -> str:
+    from evals.study.collect import collect
+
+    outcome = collect(replace(plan := load(study / "study.toml", study / "runs"), cells=plan.cells[:1]))[0]
+    base = outcome.at(0, "base")
+    assert base is not None
+    return json.dumps([{**row, "base": base["perplexity"]} for row in outcome.rows])
