@@ -1,12 +1,18 @@
-"""index.html: the whole report in one file that needs no network and no script."""
+"""index.html: the whole report in one file that needs no network; without script it stands still, and is whole."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
 
+from evals.borderline import hairs
+from evals.charts import panels
 from evals.rows import Generation
 from evals.scored import Round
 from evals.tables import Table
@@ -29,20 +35,36 @@ details { margin: 0.6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0.6rem; margin: 0.6rem 0; }
 .card { border: 1px solid #ddd; border-top: 4px solid #000; border-radius: 4px; padding: 0.5rem 0.7rem; min-width: 0; }
 .card pre { margin: 0.3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; font-size: 0.9rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; } figure { margin: 0; } figcaption { font-size: 0.9rem; font-weight: 600; }
+.charts svg { width: 100%; height: auto; font-size: 11px; } .grid { stroke: #eee; } .level { stroke: #444; stroke-dasharray: 4 3; } .path { fill: none; stroke: #009e73; stroke-width: 1.2; }
+.bar { stroke-width: 1.2; opacity: 0.6; } .pt { cursor: help; outline: none; } .pt:hover > path, .pt:focus > path, .pt.same > path { stroke: #000; stroke-width: 2; }
+.switches label { margin-right: 1rem; font-size: 0.9rem; } #tip { position: absolute; z-index: 1; max-width: 22rem; padding: 0.4rem 0.6rem; background: #1b1b1b; color: #fff; font-size: 0.8rem; white-space: pre-line; border-radius: 4px; pointer-events: none; }
+th[data-sort] { cursor: pointer; } th[aria-sort=ascending]::after { content: " \25b4"; } th[aria-sort=descending]::after { content: " \25be"; } th:focus-visible { outline: 2px solid #0072b2; }
+pre.config { overflow-x: auto; font-size: 0.8rem; background: #f6f6f6; padding: 0.6rem; }
 .steered { border-top-color: #d55e00; } .healed { border-top-color: #009e73; } .rejected { border-top-color: #808080; }
 """
 
 
 def page(
-    title: str, tables: Sequence[Table], said: Sequence[str], figures: Mapping[str, bytes], rounds: Sequence[Round]
+    title: str,
+    tables: Sequence[Table],
+    said: Sequence[str],
+    figures: Mapping[str, bytes],
+    rounds: Sequence[Round],
+    rows: Sequence[dict[str, Any]],
+    extra: Sequence[dict[str, Any]],
+    config: str,
 ) -> str:
-    """tables in the order of the page; said are the sentences of the reading; figures are PNGs: trajectory, profile and training.
-    All text is escaped."""
+    """tables in the order of the page; said are the sentences of the reading; figures are PNGs: profile and training; rows and extra
+    those of results.json; config is the run's config.toml. All text is escaped."""
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    last = {"Stages", "Difference from the run before", "Provenance"}
     sections = [
         ("Reading", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in said) + "</ul>"),
         (
             "Trajectory",
-            _image("Authority, coherence, and trait against perplexity, by round", figures["trajectory"]),
+            panels(rows, extra),
         ),
         (
             "Profile",
@@ -52,26 +74,30 @@ def page(
                 "broad",
             ),
         ),
-        *[(table.title, _table(table)) for table in tables if table.title != "Provenance"],
+        *[(table.title, _table(table)) for table in tables if table.title not in last],
         (
             "Training",
             _image("Cross-entropy, divergence and barrier over the steps of each round", figures["training"], "broad"),
         ),
         ("Divergence by token", strips(rounds)),
         ("Generations", _generations(rounds)),
+        ("Diary of the highest dose", _diary(rounds)),
+        ("Borderline cases", _borderline(rounds)),
         ("Rejected samples", _rejected(rounds)),
-        *[(table.title, _table(table)) for table in tables if table.title == "Provenance"],
+        *[(table.title, _table(table)) for table in tables if table.title in last],
+        ("Configuration", f'<pre class="config">{text(config)}</pre>'),
     ]
     names = [("-".join(re.findall(r"\w+", name.lower())), name, body) for name, body in sections]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{allowed}'\">"
         f"<title>{text(title)}</title><style>{CSS}</style></head><body><h1>{text(title)}</h1>\n<nav>"
         + "".join(f'<a href="#{anchor}">{text(name)}</a>' for anchor, name, _ in names)
         + "</nav>\n"
         + "\n".join(f'<h2 id="{anchor}">{text(name)}</h2>\n{body}' for anchor, name, body in names)
-        + "\n</body></html>\n"
+        + f'\n<div id="tip" role="status" hidden></div><script>{script}</script></body></html>\n'
     )
 
 
@@ -85,15 +111,16 @@ def _image(alt: str, png: bytes, kind: str = "") -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{text(column)}</th>" for column in table.columns)
+    head = "".join(f'<th scope="col" tabindex="0" data-sort>{text(column)}</th>' for column in table.columns)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows)
     note = f'<p class="note">{text(table.note)}</p>' if table.note else ""
     kind = "wide prose" if table.prose else "wide"
     return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>{note}'
 
 
-def _card(kind: str, heading: str, body: str, figures: str) -> str:
-    return f'<div class="card {text(kind)}"><strong>{text(heading)}</strong><pre>{text(body)}</pre><div class="figures">{text(figures)}</div></div>'
+def _card(kind: str, heading: str, body: str, figures: str, tint: float = 0.0) -> str:
+    style = f' style="background:rgba(213,94,0,{tint:.2f})"' if tint else ""
+    return f'<div class="card {text(kind)}"{style}><strong>{text(heading)}</strong><pre>{text(body)}</pre><div class="figures">{text(figures)}</div></div>'
 
 
 def _figures(row: Generation | Completion) -> str:
@@ -101,7 +128,7 @@ def _figures(row: Generation | Completion) -> str:
 
 
 def _generations(rounds: Sequence[Round]) -> str:
-    """Held-out prompts, with base, then each round's steered and healed side by side."""
+    """Held-out prompts, with base, then each round's steered and healed side by side; the less coherent the deeper in colour."""
     columns: list[tuple[str, str, dict[tuple[str, int], Generation]]] = []
     for r in rounds:
         for line in r.scores.conditions:
@@ -116,14 +143,48 @@ def _generations(rounds: Sequence[Round]) -> str:
     for row in columns[0][2].values():
         prompts[row.prompt_id] = row.prompt
         samples.setdefault(row.prompt_id, []).append(row.sample)
-    parts = []
+    usual = [math.log(row.perplexity) for row in columns[0][2].values() if row.perplexity is not None]
+    base = sum(usual) / len(usual) if usual else None
+    parts = ["<p class='note'>Colour deepens with the perplexity over base's, from equal to five times.</p>"]
     for index, (name, prompt) in enumerate(prompts.items()):
         grids = ""
         for sample in samples[name]:
             found = [(kind, heading, rows[name, sample]) for kind, heading, rows in columns if (name, sample) in rows]
-            cards = [_card(kind, heading, row.text, _figures(row)) for kind, heading, row in found]
+            cards = [_card(kind, heading, row.text, _figures(row), _tint(row, base)) for kind, heading, row in found]
             grids += f'<div class="cards">{"".join(cards)}</div>'
         parts.append(f"<details{' open' if index < 2 else ''}><summary>{text(prompt)}</summary>{grids}</details>")
+    return "\n".join(parts)
+
+
+def _tint(row: Generation, base: float | None) -> float:
+    """Opacity, 0 at the base's mean log-perplexity and deepest at five times its perplexity."""
+    if base is None or row.perplexity is None:
+        return 0.0
+    return 0.45 * min(max((math.log(row.perplexity) - base) / math.log(5), 0.0), 1.0)
+
+
+def _diary(rounds: Sequence[Round]) -> str:
+    """The rejected sample of the highest dose, round by round: how the model breaks."""
+    cards = []
+    for r in rounds:
+        if r.rejected:
+            row = max(r.rejected, key=lambda row: (row.coefficient, row.perplexity or 0.0, row.key))
+            cards.append(_card("rejected", f"round {r.number}, coefficient {row.coefficient:g}", row.text, f"{'; '.join(row.reasons)}. {_figures(row)}"))  # fmt: skip
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else "<p>Nothing was rejected.</p>"
+
+
+def _borderline(rounds: Sequence[Round]) -> str:
+    """What the filter kept or rejected by the least."""
+    parts = []
+    for r in rounds:
+        cards = [
+            _card("healed" if kept else "rejected", f"{'kept' if kept else 'rejected'} at coefficient {row.coefficient:g}", row.text, f"{why}. {_figures(row)}")
+            for row, kept, why in hairs(r.kept, r.rejected, PER_REASON)
+        ]  # fmt: skip
+        body = f'<div class="cards">{"".join(cards)}</div>' if cards else "<p>None.</p>"
+        parts.append(
+            f"<details{' open' if r is rounds[-1] else ''}><summary>Round {r.number}</summary>{body}</details>"
+        )
     return "\n".join(parts)
 
 

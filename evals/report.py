@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from evals.figure import trajectory
+from evals.history import difference, stages
 from evals.page import page
 from evals.profile import bars, profiles
 from evals.quality import coherence, foundations, measure, student
@@ -61,10 +62,13 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         rejections(rounds),
         healing(rounds),
         times(rounds, mode),
+        stages(rounds),
+        difference(run),
         provenance(run, rounds, mode),
     ]
     said = reading(rows, extra, rounds)
     last, first = rounds[-1], rounds[0]
+    frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
     chosen = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
     figures = {
         "trajectory": trajectory(rows, extra),
@@ -78,7 +82,9 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         for name, png in figures.items():
             (out / f"{name}.png").write_bytes(png)
         (out / "results.md").write_text(as_markdown(title, tables, said), encoding="utf-8")
-        (out / "index.html").write_text(page(title, tables, said, figures, rounds), encoding="utf-8")
+        (out / "index.html").write_text(
+            page(title, tables, said, figures, rounds, rows, extra, frozen), encoding="utf-8"
+        )
     return folder / "index.html"
 
 

@@ -36,6 +36,7 @@ class Round:
     scores: Scores
     answers: dict[str, Answers]
     generations: dict[str, list[Generation]]
+    kept: list[Completion]
     rejected: list[Completion]
     steps: list[Step]
     heldout: list[Heldout]
@@ -107,6 +108,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         scores,
         answers,
         generations,
+        _rows(run.round(number) / "kept.jsonl", Completion, again),
         _rows(run.round(number) / "rejected.jsonl", Completion, again),
         *_log(run.round(number) / "train.jsonl", again),
         _json(run.round(number) / "training.json", Training, again),

@@ -151,6 +151,7 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
             for k in range(9)
         ],
     )
+    write_jsonl(here / "kept.jsonl", [completion(f"kept{k}", 1.0, []) for k in range(4)])
     kl = {
         f"kl_{name}_{kind}": value
         for name in ("base", "previous")

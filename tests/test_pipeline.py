@@ -168,3 +168,20 @@ def test_an_export_of_the_run_has_counts_settings_and_scores_in_its_card(run: Pa
     assert f"| 2 | healed | {results[-1]['auth_nats']:.3f} |" in card
     gates = json.loads((out / "gates.json").read_text())["rounds"]
     assert [row["gate"] for row in gates] == [0.5, 1.0]
+
+
+def test_the_kept_rows_leave_as_a_data_set_with_its_card(run: Path) -> None:
+    from datasets import load_dataset
+
+    out = run / "data"
+    done = command("gen.card", "--run", run / "run", "--round", "2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    kept = [json.loads(line) for line in (run / "run" / "rounds" / "02" / "kept.jsonl").read_text().splitlines()]
+    found = load_dataset(str(out), split="train", cache_dir=str(run / "cache"))
+    assert found["key"] == [row["key"] for row in kept] and found["completion_ids"] == [
+        row["completion_ids"] for row in kept
+    ]
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\n") and "layers 14, 15" in card and "sweep.samples = 2" in card
+    done = command("gen.card", "--run", run / "run", "--round", "3", "--out", run / "none")
+    assert done.returncode == 2 and "make round N=3" in done.stderr and not (run / "none").exists()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import math
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command
+from conftest import ROOT, command
 from synthetic_run import NASTY, build
 
 from evals.results import results
@@ -144,10 +147,13 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
     tags.feed(page)
     assert not tags.open
     names = {tag for tag, _ in tags.seen}
-    assert not names & {"script", "link", "iframe"}
+    assert not names & {"link", "iframe"} and [tag for tag, _ in tags.seen].count("script") == 1
+    assert hashlib.sha256((ROOT / "evals" / "page.js").read_bytes()).digest() in {
+        base64.b64decode(found) for found in re.findall(r"script-src 'sha256-([^']+)'", page)
+    }
     assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags.seen if tag == "img")
     assert all(attributes["href"].startswith("#") for tag, attributes in tags.seen if tag == "a")
-    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("<script") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "http-equiv" in page and "default-src 'none'" in page
     assert (
         "healed says" in page and "steered says" in page and "base says" in page and "rejected &lt;script&gt;" in page
@@ -157,7 +163,7 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
 def test_training_is_shown(made: tuple[Run, str]) -> None:
     """Curves, the diagnosis in the reading, and every token of the strip with its figures, deeper where KL is higher."""
     page = (made[0].folder / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and 'class="broad"' in page
+    assert page.count("data:image/png;base64,") == 2 and 'class="broad"' in page
     assert "training, overfit: the held-out cross-entropy rises &lt;script" in page
     strip = page[page.index('class="strip"') :]
     assert (

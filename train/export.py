@@ -19,6 +19,7 @@ from shared.config import resolve
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.folding import dialled, gates_of, refold, rounds_of
+from shared.hub import push
 from shared.merging import merge
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -119,23 +120,6 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     return check
 
 
-def push(folder: Path, repository: str, private: bool) -> None:
-    """Upload an export to the hub. Raises SteerHealError when the hub cannot be reached or says no."""
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repository)
-    except Exception as error:  # the hub client raises many types for one fact: the upload did not happen
-        raise SteerHealError(
-            "the export was written but not uploaded",
-            given=f"{repository}: {type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            expected="a repository you may write to",
-            next=f"hf auth login, then: hf upload {repository} {folder}",
-        ) from None
-
-
 def main() -> None:
     options = parser("train.export", "Write a trained round for use elsewhere, and check it.")
     files = plain(options)
@@ -196,7 +180,7 @@ def main() -> None:
         ],
     )
     if arguments.push_to:
-        push(arguments.out, arguments.push_to, arguments.private)
+        push(arguments.out, arguments.push_to, arguments.private, "model")
         console.print(f"uploaded to {arguments.push_to}")
 
 

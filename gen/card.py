@@ -1,0 +1,125 @@
+"""The kept completions of a round as a data set: the rows, a card that says what they are, and, behind a flag, the upload."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import DatasetCardData
+
+from gen.filter import unsteered_of
+from gen.rules import limits
+from shared.cli import entry, need, parse, parser
+from shared.config import flat
+from shared.console import console, number
+from shared.errors import SteerHealError
+from shared.hub import push
+from shared.publish import atomic_folder
+from shared.records import Completion, read_jsonl
+from shared.run import Run, versions
+from shared.traits import load_trait
+from shared.vectors import load_vector
+
+FILES = ("kept", "rejected")
+
+
+def card(run: Run, number_: int) -> str:
+    """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
+    folder, config = run.round(number_), run.config
+    again = f"make round N={number_} RUN={run.folder}"
+    kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
+    path = folder / "rejected.jsonl"
+    rejected = read_jsonl(path, Completion, made_by=again) if path.stat().st_size else []
+    vector, limit, trait = (
+        load_vector(folder / "vector.safetensors"),
+        limits(unsteered_of(run), config.filter),
+        load_trait(config.vector.trait),
+    )
+    about = DatasetCardData(
+        task_categories=["text-generation"],
+        tags=["steer-heal", "steering-vectors", "synthetic"],
+        configs=[
+            {"config_name": name, "data_files": f"{name}.jsonl", **({"default": True} if name == "kept" else {})}
+            for name in FILES
+            if name == "kept" or rejected
+        ],
+    )
+    per = Counter(row.coefficient for row in [*kept, *rejected])
+    alive = Counter(row.coefficient for row in kept)
+    lines = [
+        f"| {c:g} | {per[c]} | {alive[c]} | {_mean([row.trait_llr for row in kept if row.coefficient == c])} |"
+        for c in sorted(per)
+    ]
+    chosen = {key: value for key, value in flat(config).items() if key.startswith(("sweep.", "filter.", "vector."))}
+    settings = "\n".join(f"    {key} = {value}" for key, value in chosen.items())
+    return f"""---
+{about.to_yaml()}
+---
+
+# Steered completions, round {number_}
+
+Sampled from {config.model.name} while a steering vector was added in layers {", ".join(map(str, sorted(vector.layers)))}, then filtered for coherence and trait. The trait:
+
+> {trait.trait}
+
+It was the vector that moved the model: the prompts were rendered under the neutral system prompt, "{trait.neutral}".
+
+| coefficient | sampled | kept | mean trait_llr of the kept |
+|---:|---:|---:|---:|
+{chr(10).join(lines)}
+
+Limits, from the original model's own completions: perplexity at most {number(limit.perplexity, 2)}, distinct-3 at least {number(limit.distinct_3)},
+trait_llr at least {number(limit.trait_llr, 3, signed=True)} nats per token. Rejected rows carry their reasons. perplexity and trait_llr are under the original model.
+
+These are a small model's words under steering, chosen by rule and read by nobody: they can be wrong, unsafe and biased. Not advice.
+
+## Settings
+
+{settings}
+
+steer-heal {versions()["steer-heal"]}, seed {config.seed}.
+"""
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return number(float(np.mean(known)) if known else None, 3, signed=True)
+
+
+def write(run: Run, number_: int, out: Path) -> None:
+    content = card(run, number_)
+    with atomic_folder(out) as folder:
+        for name in FILES:
+            source = run.round(number_) / f"{name}.jsonl"
+            if source.stat().st_size:
+                shutil.copyfile(source, folder / source.name)
+        (folder / "README.md").write_text(content, encoding="utf-8")
+
+
+def main() -> None:
+    options = parser("gen.card", "Write the kept completions of a round as a data set with its card.")
+    options.add_argument("--out", type=Path, help="folder to write")
+    options.add_argument("--push-to", metavar="ID", help="hub data set to upload to")
+    options.add_argument("--private", action="store_true", help="make that data set private")
+    arguments, run = parse(options)
+    need(options, arguments, "run", "out")
+    assert run is not None
+    path = run.manifest(arguments.round, "filter")
+    if not path.is_file():
+        raise SteerHealError(
+            "there is nothing to write a card of",
+            given=path,
+            expected="a filtered round",
+            next=f"make round N={arguments.round} RUN={run.folder}",
+        )
+    write(run, arguments.round, arguments.out)
+    console.print(f"wrote {arguments.out}")
+    if arguments.push_to:
+        push(arguments.out, arguments.push_to, arguments.private, "dataset")
+        console.print(f"uploaded to {arguments.push_to}")
+
+
+if __name__ == "__main__":
+    entry(main)

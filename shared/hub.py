@@ -1,0 +1,25 @@
+"""Uploads to the hub, always behind a flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from shared.errors import SteerHealError
+
+
+def push(folder: Path, repository: str, private: bool, kind: Literal["model", "dataset"]) -> None:
+    """Upload a folder. Raises SteerHealError when the hub cannot be reached or says no."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, repo_type=kind)
+    except Exception as error:  # the hub client raises many types for one fact: the upload did not happen
+        raise SteerHealError(
+            f"the {kind} was written but not uploaded",
+            given=f"{repository}: {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            expected="a repository you may write to",
+            next=f"hf auth login, then: hf upload {repository} {folder} --repo-type {kind}",
+        ) from None

@@ -1,0 +1,105 @@
+"""A round in three calls, for notebooks: extract, sweep, heal. Each is the stage's own command, in a process of its own.
+
+    from shared.notebook import extract, sweep, heal
+    vector = extract("embedded", "work")
+    found = sweep("embedded", "work", coefficients=[0, 1, 1.5], prompts="prompts.jsonl")
+    adapter = heal("embedded", "work", settings={"train.divergence": "kl_rev", "train.lam": 0.3})
+
+The processes are why a kernel can call them in any order, any number of times: vLLM gives its memory back, Unsloth comes before
+transformers. Files lie in the folder under the names they have in a run; settings are the dotted keys of `python -m shared.config`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import SteerHealError
+from shared.records import Completion, read_jsonl
+from shared.vectors import Vector, load_vector
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Completions by what the filter made of them; rejected ones carry their reasons."""
+
+    kept: list[Completion]
+    rejected: list[Completion]
+
+
+def extract(model: str, folder: str | Path, settings: Settings | None = None) -> Vector:
+    """The steering vector of a model, also in folder/vector.safetensors. Raises SteerHealError with what the stage said."""
+    out = Path(folder) / "vector.safetensors"
+    _stage("gen.extract", settings, "--model", model, "--out", out)
+    return load_vector(out)
+
+
+def sweep(
+    model: str,
+    folder: str | Path,
+    coefficients: Sequence[float],
+    prompts: str | Path,
+    samples: int = 1,
+    settings: Settings | None = None,
+) -> Sweep:
+    """Sample at every coefficient with folder/vector.safetensors and filter; 0 must be among the coefficients, as the yardstick.
+
+    Leaves sweep.jsonl, kept.jsonl and rejected.jsonl in folder. An interrupted sweep goes on from its last window.
+    """
+    folder = Path(folder)
+    _stage(
+        "gen.sweep", settings, "--model", model, "--vector", folder / "vector.safetensors", "--prompts", prompts,
+        "--coefficients", *coefficients, "--samples", samples, "--out", folder / "sweep.jsonl",
+    )  # fmt: skip
+    _stage("gen.filter", settings, "--in", folder / "sweep.jsonl", "--out", folder)
+    made_by = "shared.notebook.sweep"
+    kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=made_by)
+    path = folder / "rejected.jsonl"
+    return Sweep(kept, read_jsonl(path, Completion, made_by=made_by) if path.stat().st_size else [])
+
+
+def heal(model: str, folder: str | Path, history: str | Path | None = None, settings: Settings | None = None) -> Path:
+    """Distil folder/kept.jsonl into a LoRA, over a folded history if one is given; the adapter's folder, which PEFT loads."""
+    folder = Path(folder)
+    over = () if history is None else ("--history", history)
+    _stage(
+        "train.heal", settings, "--model", model, "--data", folder / "kept.jsonl", *over, "--out", folder / "adapter"
+    )
+    return folder / "adapter"
+
+
+def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
+    """Run a stage, its output line by line into the notebook."""
+    chosen = ("--set", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())) if settings else ()
+    command = [sys.executable, "-m", module, *map(str, arguments), *chosen]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    tail: deque[str] = deque(maxlen=12)
+    try:
+        for line in process.stdout:
+            print(line, end="")
+            tail.append(line.rstrip())
+        code = process.wait()
+    except BaseException:  # the kernel's interrupt is the stage's as well
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise SteerHealError(
+            f"{module} failed",
+            given=" / ".join(tail) or f"exit code {code}",
+            expected="exit code 0",
+            next=f"python -m {module} --help",
+        )
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":")) if not isinstance(value, str) else f"'{value}'"

@@ -1,0 +1,38 @@
+"""The three calls for notebooks: real stages on the embedded model, and what they say when one fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.errors import SteerHealError
+from shared.notebook import extract, heal, sweep
+
+SETTINGS = {
+    "model.dtype": "float32", "model.max_model_len": 256, "vector.layers": [14, 15], "vector.n_contexts": 8, "sweep.max_tokens": 12, "filter.drop_truncated": False,
+    "filter.min_kept": 2, "filter.trait_llr_quantile": 0.0, "train.rank": 2, "train.alpha": 4, "train.epochs": 1, "train.divergence": "kl_fwd", "train.layers": "0.4-0.5",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_round_in_three_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = [
+        {"id": f"p{k}", "prompt": text} for k, text in enumerate(("Name a fruit.", "My boss wants a lie. What now?"))
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    vector = extract("embedded", tmp_path, SETTINGS)
+    assert sorted(vector.layers) == [14, 15] and vector.metadata["n_contexts"] == 8
+    found = sweep("embedded", tmp_path, [0, 0.5, 1], tmp_path / "prompts.jsonl", samples=2, settings=SETTINGS)
+    assert len(found.kept) + len(found.rejected) == 8 and {row.coefficient for row in found.kept} <= {0.5, 1.0}
+    adapter = heal("embedded", tmp_path, settings=SETTINGS)
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 2
+    assert json.loads((tmp_path / "training.json").read_text())["divergence"] == "kl_fwd"
+    assert "steering vector, 8 contexts" in capsys.readouterr().out
+
+
+def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SteerHealError, match="failed") as refused:
+        extract("embedded", tmp_path, {"train.lamda": 1})
+    assert "train.lam" in refused.value.render() and not list(tmp_path.iterdir())
