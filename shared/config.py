@@ -261,6 +261,7 @@ def resolve(path: Path | None, overrides: str = "") -> tuple[Config, dict[str, s
             raise SteerHealError(
                 "a configuration file is not TOML", given=f"{path}: {error}", expected="TOML", next=f"mend {path}"
             ) from None
+        tree.pop("study", None)  # arms over this configuration: evals/study/plan.py
         given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
     given.update({key: (value, "SET") for key, value in _parse_set(overrides).items()})
     nested: dict[str, Any] = {}

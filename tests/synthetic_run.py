@@ -112,7 +112,7 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
         ("random", "random", 1.03, 1, True),
         ("healed", "healed", 0.0, None, True),
     ]
-    if number == 1:
+    if number == 1 or full:
         conditions = [("base", "base", 0.0, None, True), ("prompted", "prompted", 0.0, None, True), *conditions]
     if extra:
         conditions += [("random", "random-2", 1.03, 2, False), ("steered", "steered-0.75", 0.75, None, False)]

@@ -125,7 +125,7 @@ def test_csv_holds_the_rows(made: tuple[Run, str]) -> None:
 
 
 class Tags(HTMLParser):
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "input"})
 
     def __init__(self) -> None:
         super().__init__()

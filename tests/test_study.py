@@ -80,7 +80,7 @@ def test_shipped_studies_can_be_planned(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("[study]", "[studies]"), "no [study] table"),
+        ((STUDY[: STUDY.index("[eval]")], ""), "no [study] table"),
         (('name = "kl_rev"', 'name = "nll"'), "two arms are named nll"),
         (("train.divergence=kl_rev", "train.divergence=nll"), "kl_rev and nll have the same settings"),
         (("train.divergence=kl_rev", "train.divergence=l2"), "train.divergence"),
@@ -100,7 +100,7 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
     """The vector by all seeds, sweep and kept rows by the arms of a seed, and nothing with another direction."""
     plan = load(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
-    run = open_run(first.folder, plan.base, first.overrides)
+    run = open_run(first.folder, plan.file, first.overrides)
     here = run.round(1)
     for stage, names in (
         ("extract", ["vector.safetensors"]),
@@ -139,7 +139,7 @@ def test_the_estimate_counts_shared_stages_once(tmp_path: Path) -> None:
 
 def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
     plan = load(written(tmp_path), tmp_path / "runs")
-    open_run(plan.cells[0].folder, plan.base, plan.cells[0].overrides)
+    open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
     assert load(written(tmp_path), tmp_path / "runs").cells[0].folder == plan.cells[0].folder
     with pytest.raises(SteerHealError, match="begun with other settings"):
         load(written(tmp_path, STUDY.replace("tau = 0.3", "tau = 0.4")), tmp_path / "runs")
@@ -147,7 +147,7 @@ def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
 
 def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) -> None:
     plan = load(written(tmp_path), tmp_path / "runs")
-    open_run(plan.cells[0].folder, plan.base, plan.cells[0].overrides)
+    open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
     other = load(written(tmp_path, STUDY.replace('name = "nll"', 'name = "no-barrier"')), tmp_path / "runs")
     assert other.cells[0].folder == plan.cells[0].folder and other.cells[0].arm.name == "no-barrier"
 
@@ -190,7 +190,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if cell.rounds == last:
             build(folder / "built" / cell.name, last, full=True, overrides=cell.overrides)
         shutil.copytree(built.folder, cell.folder)
-        open_run(cell.folder, plan.base, cell.overrides, rebuild=True)
+        open_run(cell.folder, plan.file, cell.overrides, rebuild=True)
     write_json(
         folder / "runs" / "kl_rev-s1" / "stopped.json",
         {"version": 1, "round": 2, "stage": "filter", "said": "the filter starved: <b>too few</b>\n  given: 3"},

@@ -15,6 +15,7 @@ from evals.tables import dose
 from shared.console import console
 
 Row = dict[str, Any]
+NONE = dict.fromkeys(("n_kept", "n_rejected", "dose_kept", "dose_sweep"))  # of the original model, round 0
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,19 @@ def _outcome(cell: Cell) -> Outcome:
     full: list[Row] = []
     if cell.run.manifest(cell.rounds, "score-full").is_file():
         full = results_of(cell.run, [read_round(cell.run, cell.rounds, "full")])["rows"]
-    counts = {r.number: _counts(cell, r) for r in rounds}
+    counts = {r.number: _counts(r) for r in rounds}
 
     def named(rows: Sequence[Row]) -> list[Row]:
-        return [{**row, "arm": cell.arm.name, "role": cell.arm.role, **counts.get(row["round"], {})} for row in rows]
+        return [{**row, "arm": cell.arm.name, "role": cell.arm.role, **counts.get(row["round"], NONE)} for row in rows]
 
     return Outcome(cell, rounds, named(results["rows"]), named(results["extra"]), named(full), stopped)
 
 
-def _counts(cell: Cell, r: Round) -> Row:
+def _counts(r: Round) -> Row:
     """kept and rejected rows of the round, and the mean coefficient and relative dose of those kept beside the sweep's."""
-    counts = r.manifests["filter"].counts
     return {
-        "n_kept": counts["kept"],
-        "n_rejected": counts["rejected"],
+        "n_kept": len(r.kept),
+        "n_rejected": len(r.rejected),
         "dose_kept": dose(r.scores.sweep, "relative_dose", True),
         "dose_sweep": dose(r.scores.sweep, "relative_dose", False),
     }

@@ -124,7 +124,7 @@ def drive(plan: Plan) -> bool:
         if step.cell.name in stopped:
             continue
         if step.number == 1 and not (step.cell.folder / "config.toml").is_file():
-            line = ["--run", str(step.cell.folder), "--config", str(plan.base), "--set", step.cell.overrides]
+            line = ["--run", str(step.cell.folder), "--config", str(plan.file), "--set", step.cell.overrides]
             _run([sys.executable, "-m", "shared.begin", *line], plan.folder / "study.log")
         if (known := donor(runs_in(plan.folder), step)) is not None:
             take(known, step)

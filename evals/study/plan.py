@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tomlkit
 from pydantic import Field, ValidationError, model_validator
 
 from shared import config as configuration
 from shared.config import Config, Section
 from shared.errors import SteerHealError
-from shared.publish import write_text
 from shared.run import Run
 
 SHARED = ("extract", "sweep", "filter")  # stages of round 1 that arms have in common where their settings agree
@@ -77,12 +75,12 @@ class Cell:
 class Plan:
     study: Study
     folder: Path
-    base: Path
+    file: Path
     cells: list[Cell]
 
 
 def load(path: Path, folder: Path) -> Plan:
-    """The study of a file, its runs in folder, which receives the configuration without the [study] table.
+    """The study of a file, its runs in folder.
 
     A cell whose configuration a run in folder has already, of another study perhaps, is that run. Raises SteerHealError for a file that is no study and an override that is none.
     """
@@ -99,17 +97,13 @@ def load(path: Path, folder: Path) -> Plan:
         raise refuse(
             path, f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py"
         ) from None
-    base = folder / f"{path.stem}.toml"
-    text = tomlkit.dumps(tree)
-    if not base.is_file() or base.read_text(encoding="utf-8") != text:
-        write_text(base, text)
     there = {_key(run.config): run.folder for run in runs_in(folder)}
     cells: list[Cell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
         for arm in study.arm:
             if seed in (arm.seeds or study.seeds):
                 overrides = f"{arm.set} seed={seed}".strip()
-                config = configuration.resolve(base, overrides)[0]
+                config = configuration.resolve(path, overrides)[0]
                 where = there.get(_key(config), folder / f"{arm.name}-s{seed}")
                 if twin := next((cell for cell in cells if cell.config == config), None):
                     raise refuse(path, f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
@@ -121,7 +115,7 @@ def load(path: Path, folder: Path) -> Plan:
                         next=f"keep both: make study CONFIG={path} RUN={folder}-2",
                     )
                 cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config))
-    return Plan(study, folder, base, cells)
+    return Plan(study, folder, path, cells)
 
 
 def _key(config: Config) -> str:
