@@ -29,13 +29,13 @@ img { display: block; width: 100%; max-width: 34rem; height: auto; }
 img.broad { max-width: 60rem; } .strip { overflow-wrap: anywhere; margin-bottom: 0; } .strip .over { outline: 1px solid #a33; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
-th:first-child, td:first-child, .prose td { text-align: left; } .prose td { white-space: normal; overflow-wrap: anywhere; }
+th:first-child, td:first-child, .prose td { text-align: left; } .prose td { white-space: normal; overflow-wrap: break-word; } .prose td:last-child { min-width: 16rem; }
 .note, .figures { color: #555; font-size: 0.8rem; } nav a { margin-right: 0.8rem; }
 details { margin: 0.6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0.6rem; margin: 0.6rem 0; }
 .card { border: 1px solid #ddd; border-top: 4px solid #000; border-radius: 4px; padding: 0.5rem 0.7rem; min-width: 0; }
 .card pre { margin: 0.3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; font-size: 0.9rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; } figure { margin: 0; } figcaption { font-size: 0.9rem; font-weight: 600; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; } figure { margin: 0; } figcaption { font-size: 0.9rem; font-weight: 600; }
 .charts svg { width: 100%; height: auto; font-size: 11px; } .grid { stroke: #eee; } .level { stroke: #444; stroke-dasharray: 4 3; } .path { fill: none; stroke: #009e73; stroke-width: 1.2; }
 .bar { stroke-width: 1.2; opacity: 0.6; } .pt { cursor: help; outline: none; } .pt:hover > path, .pt:focus > path, .pt.same > path { stroke: #000; stroke-width: 2; }
 .switches label { margin-right: 1rem; font-size: 0.9rem; } #tip { position: absolute; z-index: 1; max-width: 22rem; padding: 0.4rem 0.6rem; background: #1b1b1b; color: #fff; font-size: 0.8rem; white-space: pre-line; border-radius: 4px; pointer-events: none; }

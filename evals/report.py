@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from evals.figure import trajectory
-from evals.history import difference, stages
+from evals.lineage import difference, stages
 from evals.page import page
 from evals.profile import bars, profiles
 from evals.quality import coherence, foundations, measure, student
