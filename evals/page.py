@@ -30,7 +30,7 @@ img.broad { max-width: 60rem; } .strip { overflow-wrap: anywhere; margin-bottom:
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
 th:first-child, td:first-child, .prose td { text-align: left; } .prose td { white-space: normal; overflow-wrap: break-word; } .prose td:last-child { min-width: 16rem; }
-.note, .figures { color: #555; font-size: 0.8rem; } nav a { margin-right: 0.8rem; }
+.note, .figures { color: #555; font-size: 0.8rem; } nav { display: flex; flex-wrap: wrap; gap: 0 0.8rem; }
 details { margin: 0.6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0.6rem; margin: 0.6rem 0; }
 .card { border: 1px solid #ddd; border-top: 4px solid #000; border-radius: 4px; padding: 0.5rem 0.7rem; min-width: 0; }

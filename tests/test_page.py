@@ -1,0 +1,163 @@
+"""The report's page in headless Chromium: it loads without a complaint and without network, and its controls work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import command
+from synthetic_run import NASTY, build
+from websockets.sync.client import connect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --remote-debugging-port=0 --remote-allow-origins=*"
+)
+
+
+class Browser:
+    """One tab over the DevTools protocol; complaints and requests are what it reported so far."""
+
+    def __init__(self, port: int):
+        tab = httpx.put(f"http://127.0.0.1:{port}/json/new?about:blank").json()
+        self._socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
+        self._number = 0
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
+        while True:
+            found = self._hear()
+            if found.get("id") == self._number:
+                assert "error" not in found, found
+                return dict(found["result"])
+
+    def _hear(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._socket.recv(timeout=60))
+        if found.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
+            self.complaints.append(json.dumps(found["params"]))
+        if found.get("method") == "Network.requestWillBeSent":
+            self.requests.append(found["params"]["request"]["url"][:60])
+        return found
+
+    def open(self, page: Path, width: int) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.call("Page.navigate", url=page.as_uri())
+        while self._hear().get("method") != "Page.loadEventFired":
+            pass
+
+    def run(self, script: str) -> Any:
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def move(self, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = build(tmp_path_factory.mktemp("run"))
+    done = command("evals.report", "--run", run.folder)
+    assert done.returncode == 0, done.stderr
+    return run.folder / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    folder = tmp_path_factory.mktemp("chromium")
+    process = subprocess.Popen([str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={folder}"], stderr=subprocess.DEVNULL)
+    port, begin = folder / "DevToolsActivePort", time.monotonic()
+    try:
+        while not (port.is_file() and port.read_text().count("\n")):
+            assert process.poll() is None and time.monotonic() - begin < 60
+            time.sleep(0.2)
+        tab = Browser(int(port.read_text().splitlines()[0]))
+        yield tab
+        tab.close()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_loads_without_a_complaint_without_network_and_without_overflow(
+    browser: Browser, page: Path, width: int
+) -> None:
+    browser.complaints.clear()
+    browser.requests.clear()
+    browser.open(page, width)
+    assert browser.complaints == []
+    assert browser.requests[0].startswith("file:") and all(url.startswith("data:") for url in browser.requests[1:])
+    wide = browser.run(
+        f"[...document.querySelectorAll('body *')].filter(one => one.getBoundingClientRect().right > {width} && !one.closest('.wide')).map(one => one.outerHTML.slice(0, 80))"
+    )
+    assert browser.run("document.documentElement.scrollWidth") <= width, wide
+    assert browser.run("[...document.images].every(image => image.naturalWidth > 0)") is True
+
+
+def test_text_of_a_model_stays_text(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    assert browser.run("document.scripts.length") == 1
+    texts = browser.run("[...document.querySelectorAll('.card pre')].map(one => one.textContent)")
+    assert texts and all(NASTY in text for text in texts)
+
+
+def test_a_point_says_its_figures_and_is_shown_in_every_panel(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    place = browser.run(
+        "(() => { const point = document.querySelector('svg .pt.healed:not(:has(path[fill=none])) path:last-of-type');"
+        " point.scrollIntoView({block: 'center'}); const box = point.getBoundingClientRect();"
+        " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+    )
+    browser.move(*place)
+    said = browser.run("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
+    assert said.startswith("round 1 healed") and "auth_nats -" in said and "verdict healed" in said
+    assert browser.run("document.querySelectorAll('.pt.same').length") == 4
+    browser.move(2, 2)
+    assert browser.run("document.getElementById('tip').hidden && !document.querySelector('.pt.same')") is True
+
+
+def test_stages_can_be_hidden(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    shown = "[...document.querySelectorAll('.pt.steered')].filter(one => one.style.display !== 'none').length"
+    assert browser.run(shown) > 0
+    browser.run("document.querySelector('input[data-stage=steered]').click()")
+    assert browser.run(shown) == 0
+    browser.run("document.querySelector('input[data-stage=steered]').click()")
+    assert browser.run(shown) > 0
+
+
+def test_tables_sort_by_their_figures_both_ways(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    table = "document.querySelector('#against-base + div table')"
+    column = f"[...{table}.tHead.rows[0].cells].findIndex(head => head.textContent === 'd_auth')"
+    values = f"[...{table}.tBodies[0].rows].map(row => parseFloat(row.cells[{column}].textContent))"
+    before = browser.run(values)
+    browser.run(f"{table}.tHead.rows[0].cells[{column}].click()")
+    assert browser.run(values) == sorted(before)
+    browser.run(f"{table}.tHead.rows[0].cells[{column}].click()")
+    assert browser.run(values) == sorted(before, reverse=True) and len(before) > 3
+    retain = f"[...{table}.tHead.rows[0].cells].findIndex(head => head.textContent === 'retain')"
+    cells = f"[...{table}.tBodies[0].rows].map(row => row.cells[{retain}].textContent)"
+    for _ in range(2):
+        browser.run(f"{table}.tHead.rows[0].cells[{retain}].click()")
+        assert browser.run(cells)[-1] == "–" and browser.run(cells)[0] != "–", "a cell without a figure comes last"
