@@ -83,8 +83,11 @@ def chart(
     parts.append(f'<text transform="translate(12 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">{escape(y.words)}</text>')  # fmt: skip
     if line is not None:
         parts.append(f'<path class="level" d="M{LEFT} {up(line):.1f}H{WIDTH - RIGHT}"/>')
-    joined = [row for row, hollow in shown if not hollow and row["stage"] in path]
-    if len(joined) > 1:
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row, hollow in shown:
+        if not hollow and row["stage"] in path:
+            groups.setdefault((row["arm"], row["seed"]), []).append(row)
+    for joined in filter(lambda found: len(found) > 1, groups.values()):
         corners = "L".join(f"{_place(x, across, row):.1f} {up(row[y.name]):.1f}" for row in joined)
         parts.append(f'<path class="path" d="M{corners}"/>')
     for row, hollow in shown:
@@ -112,7 +115,12 @@ def _mark(row: Row, hollow: bool, x: Axis, y: Axis, across: Any, up: Any) -> str
     shape = f'<path transform="translate({cx:.1f} {cy:.1f})" d="{SHAPES[marker]}" fill="{fill}" stroke="{colour}"/>'
     name = str(row["round"]) if {x, y} == {AUTHORITY, CARE} and row["stage"] == "healed" and not hollow else ""
     tag = f'<text x="{cx + 8:.1f}" y="{cy - 6:.1f}">{name}</text>' if name else ""
-    return f'<g class="pt {row["stage"]}" tabindex="0" data-key="{escape(label(row))}"><title>{escape(_said(row))}</title>{bars}{shape}{tag}</g>'
+    return f'<g class="pt {row["stage"]}" tabindex="0" data-key="{escape(_name(row))}"><title>{escape(_said(row))}</title>{bars}{shape}{tag}</g>'
+
+
+def _name(row: Row) -> str:
+    """Rows of a study have a role, and are told apart by arm and seed."""
+    return f"{row['arm']}, seed {row['seed']}, round {label(row)}" if "role" in row else f"round {label(row)}"
 
 
 def _said(row: Row) -> str:
@@ -124,7 +132,7 @@ def _said(row: Row) -> str:
         f"trait_llr {ranged(row, 'trait_llr', 'trait_llr_ci', 3, signed=True)}",
         f"verdict {number(row['verdict'])}",
     ]
-    return "\n".join([f"round {label(row)}", *figures])
+    return "\n".join([_name(row), *figures])
 
 
 def _scale(

@@ -57,8 +57,6 @@ def page(
 ) -> str:
     """tables in the order of the page; said are the sentences of the reading; figures are PNGs: profile and training; rows and extra
     those of results.json; config is the run's config.toml. All text is escaped."""
-    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     last = {"Stages", "Difference from the run before", "Provenance"}
     sections = [
         ("Reading", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in said) + "</ul>"),
@@ -68,25 +66,32 @@ def page(
         ),
         (
             "Profile",
-            _image(
+            image(
                 "Mean mass on each foundation, beside the raters where the vignettes are rated",
                 figures["profile"],
                 "broad",
             ),
         ),
-        *[(table.title, _table(table)) for table in tables if table.title not in last],
+        *[(table.title, grid(table)) for table in tables if table.title not in last],
         (
             "Training",
-            _image("Cross-entropy, divergence and barrier over the steps of each round", figures["training"], "broad"),
+            image("Cross-entropy, divergence and barrier over the steps of each round", figures["training"], "broad"),
         ),
         ("Divergence by token", strips(rounds)),
         ("Generations", _generations(rounds)),
         ("Diary of the highest dose", _diary(rounds)),
         ("Borderline cases", _borderline(rounds)),
         ("Rejected samples", _rejected(rounds)),
-        *[(table.title, _table(table)) for table in tables if table.title in last],
+        *[(table.title, grid(table)) for table in tables if table.title in last],
         ("Configuration", f'<pre class="config">{text(config)}</pre>'),
     ]
+    return whole(title, sections)
+
+
+def whole(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A page of named sections of HTML, with the style and the script of the report."""
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = [("-".join(re.findall(r"\w+", name.lower())), name, body) for name, body in sections]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -106,11 +111,11 @@ def text(value: str) -> str:
     return escape(value.encode("utf-8", "replace").decode("utf-8"))
 
 
-def _image(alt: str, png: bytes, kind: str = "") -> str:
+def image(alt: str, png: bytes, kind: str = "") -> str:
     return f'<img class="{kind}" alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def _table(table: Table) -> str:
+def grid(table: Table) -> str:
     head = "".join(f'<th scope="col" tabindex="0" data-sort>{text(column)}</th>' for column in table.columns)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows)
     note = f'<p class="note">{text(table.note)}</p>' if table.note else ""

@@ -212,6 +212,7 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
         "doses.pdf",
         "doses.png",
         "doses.svg",
+        "index.html",
         "results.csv",
         "results.json",
         "results.md",
@@ -248,6 +249,8 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
         "nll",
         "kl_rev",
     }
+    html = (out / "index.html").read_text()
+    assert "kl_rev, seed 0, round 2 healed" in html and "&lt;b&gt;too few&lt;/b&gt;" in html and "<b>" not in html
     tex = (out / "tables.tex").read_text()
     assert tex.count("\\toprule") == tex.count("\\bottomrule") == 6 and "kl\\_rev" in tex and "auth_nats" not in tex
 

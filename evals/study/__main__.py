@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evals.charts import panels
+from evals.page import grid, image, whole
 from evals.study.collect import Outcome, collect, document
 from evals.study.drive import drive
 from evals.study.figure import doses, trajectories
@@ -62,6 +64,16 @@ def publish(plan: Plan, out: Path) -> None:
         for name, kinds in figures.items():
             for kind, content in kinds.items():
                 (folder / f"{name}.{kind}").write_bytes(content)
+        sections = [
+            (
+                "Figure",
+                image("Trait, incoherence and their trade, over the rounds of every arm", figures["study"]["png"]),
+            ),
+            ("Every row", panels(found["rows"], [])),
+            ("Doses", image("Trait, perplexity and share kept by relative dose", figures["doses"]["png"])),
+            *[(one.title, grid(one)) for one in tables],
+        ]
+        (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
         heading = (
             f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n"
         )

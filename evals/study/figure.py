@@ -151,6 +151,15 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
                 markersize=9 if stage == "base" else 4.5,
                 fillstyle="none" if stage == "steered" or control else "full",
             )
+            axes.plot(
+                row["perplexity_ci"] or [],
+                [row[key]] * len(row["perplexity_ci"] or []),
+                color=colour,
+                linewidth=0.5,
+                alpha=0.5,
+            )
+            ends = row[TRAIT[axis][1]] or []
+            axes.plot([row["perplexity"]] * len(ends), ends, color=colour, linewidth=0.5, alpha=0.5)
             if control:
                 axes.annotate(
                     o.cell.arm.name,
@@ -176,7 +185,7 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
         axes.invert_yaxis()
     axes.set_xlabel("perplexity under the original model (log scale)", fontsize=8)
     axes.set_ylabel(TRAIT[axis][2], fontsize=8)
-    axes.set_title("(c) trait against incoherence; up and left is better", loc="left", fontsize=8.5)
+    axes.set_title("(c) trade-off; up and left is better", loc="left", fontsize=8.5)
 
 
 def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:

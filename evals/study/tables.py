@@ -18,15 +18,19 @@ PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base'
 def by_round(outcomes: Sequence[Outcome]) -> Table:
     """base -> steered -> healed of every cell."""
     columns = ["arm, seed, row", "auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "coh_cost", "retain", "surgical", "verdict", "kept", "dose kept / sweep's"]  # fmt: skip
-    lines = []
+    lines, told = [], set()
     for outcome in outcomes:
         for row in outcome.rows:
+            if row["round"] == 0:  # of the original model, the same under every arm
+                if (row["seed"], row["stage"]) in told:
+                    continue
+                told.add((row["seed"], row["stage"]))
             steered = row["stage"] == "steered"
             counts = f"{row['n_kept']} of {row['n_kept'] + row['n_rejected']}" if steered else ""
             doses = f"{number(row['dose_kept'])} / {number(row['dose_sweep'])}" if steered else ""
             lines.append(
                 [
-                    f"{row['arm']}, {row['seed']}, {label(row)}",
+                    f"{row['arm'] if row['round'] else 'all'}, {row['seed']}, {label(row)}",
                     ranged(row, "auth_nats", "auth_ci"),
                     number(row["care_nats"]),
                     number(row["coherence"]),
