@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from conftest import command
 from synthetic_run import answers
 
+from evals.compare import main
 from evals.forced_choice import Read
+from shared.errors import SteerHealError
 from shared.records import write_jsonl, write_parquet
 
 READ = Read("reversal", think=4)
@@ -90,9 +93,16 @@ def test_conditions_of_one_file_are_named_behind_it(files: dict[str, Path], tmp_
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    base: list[str], other: list[str], said: str, files: dict[str, Path], tmp_path: Path
+    base: list[str],
+    other: list[str],
+    said: str,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sides = [[files.get(name, tmp_path / f"{name}.jsonl") for name in side] for side in (base, other)]
-    done = command("evals.compare", "--base", *sides[0], "--other", *sides[1], "--out", tmp_path / "out.json")
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "out.json").exists()
+    sides = [[str(files.get(name, tmp_path / f"{name}.jsonl")) for name in side] for side in (base, other)]
+    line = ["evals.compare", "--base", *sides[0], "--other", *sides[1], "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SteerHealError) as refused:
+        main()
+    assert said in refused.value.render() and not (tmp_path / "out.json").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from shared.errors import SteerHealError
 from shared.notebook import extract, heal, sweep
+from shared.vectors import load_vector
 
 SETTINGS = {
     "model.dtype": "float32", "model.max_model_len": 256, "vector.layers": [14, 15], "vector.n_contexts": 8, "sweep.max_tokens": 12, "filter.drop_truncated": False,
@@ -16,7 +17,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_round_in_three_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = [
         {"id": f"p{k}", "prompt": text} for k, text in enumerate(("Name a fruit.", "My boss wants a lie. What now?"))
@@ -29,6 +30,14 @@ def test_a_round_in_three_calls(tmp_path: Path, capsys: pytest.CaptureFixture[st
     adapter = heal("embedded", tmp_path, settings=SETTINGS)
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 2
     assert json.loads((tmp_path / "training.json").read_text())["divergence"] == "kl_fwd"
+    assert "steering vector, 8 contexts" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_call_is_the_stage_with_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vector = extract("embedded", tmp_path, SETTINGS)
+    assert sorted(vector.layers) == [14, 15] and vector.metadata["n_contexts"] == 8
+    assert load_vector(tmp_path / "vector.safetensors").digest() == vector.digest()
     assert "steering vector, 8 contexts" in capsys.readouterr().out
 
 
