@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from evals.study.plan import load, runs_in
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.run import Stage, open_run
+from shared.vectors import load_vector
 
 STUDY = """
 [study]
@@ -239,7 +244,7 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
     for part in (
         "## Arms at one shift",
         "## Cells that stopped",
-        "kl_rev, 1 | 2 filter | the filter starved",
+        "kl_rev, 1 | 2 filter | the filter starved: <b>too few</b>; given: 3 |",
         "| random | control | 0 of 1 |",
     ):
         assert part in page, part
@@ -260,6 +265,93 @@ def test_the_same_study_gives_the_same_bytes(study: Path, tmp_path: Path) -> Non
         assert published(study, tmp_path / name).returncode == 0
     for one in (tmp_path / "a").iterdir():
         assert one.read_bytes() == (tmp_path / "b" / one.name).read_bytes(), one.name
+
+
+def test_a_cell_whose_stage_fails_stops_with_what_it_said(tmp_path: Path) -> None:
+    """The real driver and the real stage, which finds its input missing."""
+    text = STUDY[: STUDY.index("[[study.arm]]")] + '[[study.arm]]\nname = "a"\n[vector]\ncontexts = "nowhere.jsonl"\n'
+    path, runs = written(tmp_path, text), tmp_path / "runs"
+    done = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "nothing to show" in done.stderr and "Traceback" not in done.stderr
+    assert "2 cells, 0 of 22 stages done; about 13 min to go (by a machine)" in done.stdout
+    assert "a-s0 stops in round 1" in done.stdout and "a-s1 stops in round 1" in done.stdout
+    for name in ("a-s0", "a-s1"):
+        stopped = json.loads((runs / name / "stopped.json").read_text())
+        assert (stopped["round"], stopped["stage"]) == (1, "extract") and "nowhere.jsonl" in stopped["said"]
+        assert "-m gen.extract" in (runs / name / "log.txt").read_text()
+
+
+TINY = """
+[study]
+title = "Tiny"
+rounds = 1
+seeds = [0]
+[[study.arm]]
+name = "nll"
+set = "train.divergence=nll"
+[[study.arm]]
+name = "kl_fwd"
+set = "train.divergence=kl_fwd"
+[[study.arm]]
+name = "unsteered"
+role = "control"
+set = "filter.source=unsteered"
+[[study.arm]]
+name = "random"
+role = "control"
+set = "vector.direction=random"
+[[study.arm]]
+name = "unfiltered"
+role = "control"
+set = "filter.off=true"
+"""
+
+
+@pytest.mark.long
+def test_a_tiny_study_runs_and_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    from test_pipeline import TINY as SETTINGS
+
+    (tmp_path / "heldout.jsonl").write_text(
+        '{"id": "h0", "prompt": "Name a fruit."}\n{"id": "h1", "prompt": "Is it right to lie?"}\n'
+    )
+    settings = SETTINGS.format(heldout=tmp_path / "heldout.jsonl").replace(
+        "items = 7", "items = 7\nfull_items = 7\ngates = [0.5]\nrandom_draws = 1"
+    )
+    path = written(tmp_path, TINY + settings.replace("min_kept = 4", "min_kept = 2"))
+    line = ["make", "study", f"CONFIG={path}", f"RUN={tmp_path}/runs", f"OUT={tmp_path}/out"]
+    process = subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    while not (tmp_path / "runs/nll-s0/rounds/01/manifests/filter.json").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "interrupted" in process.communicate(timeout=120)[0]
+    before = (tmp_path / "runs/nll-s0/rounds/01/sweep.jsonl").stat().st_mtime_ns
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        tmp_path / "runs/nll-s0/rounds/01/sweep.jsonl"
+    ).stat().st_mtime_ns == before and "by stages that ran here" in done.stdout
+    runs = {
+        name: tmp_path / "runs" / f"{name}-s0" / "rounds" / "01"
+        for name in ("nll", "kl_fwd", "unsteered", "random", "unfiltered")
+    }
+    kept = {name: (folder / "kept.jsonl").read_text() for name, folder in runs.items()}
+    assert kept["nll"] == kept["kl_fwd"] and len({*kept.values()}) == 4
+    assert {json.loads(row)["coefficient"] for row in kept["unsteered"].splitlines()} == {0.0}
+    assert kept["unfiltered"].count("\n") > kept["nll"].count("\n")
+    vectors = {name: load_vector(folder / "vector.safetensors") for name, folder in runs.items()}
+    assert vectors["random"].digest() != vectors["nll"].digest()
+    assert [vectors["random"].norm(k) for k in (14, 15)] == pytest.approx(
+        [vectors["nll"].norm(k) for k in (14, 15)], rel=1e-5
+    )
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    healed = {row["arm"]: row for row in found["rows"] if row["stage"] == "healed"}
+    assert set(healed) == set(runs) and len({row["auth_nats"] for row in healed.values()}) == 5
+    base = {row["auth_nats"] for row in found["rows"] if row["stage"] == "base"}
+    assert len(base) == 1 and len({row["auth_nats"] for row in found["full"] if row["stage"] == "base"}) == 1
+    assert "## Arms at one shift" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_a_study_without_a_scored_round_says_so(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
+
 from evals.study.plan import SHARED, STAGES, Cell, Plan, depends, runs_in
 from shared.console import console, table
 from shared.publish import atomic_file, write_json
@@ -138,12 +140,17 @@ def drive(plan: Plan) -> bool:
             write_json(
                 step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": said}
             )
-            console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {said.splitlines()[0]}")
+            console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(said))}")
         else:
             (step.cell.folder / STOPPED).unlink(missing_ok=True)
     if stopped:
-        table("cells that stopped", ["cell", "why"], [[name, said.splitlines()[0]] for name, said in stopped.items()])
+        table("cells that stopped", ["cell", "why"], [[name, escape(reason(said))] for name, said in stopped.items()])
     return not stopped
+
+
+def reason(said: str) -> str:
+    """What a stage said on stderr, in one line: what happened and what it was given."""
+    return "; ".join(" ".join(line.split()) for line in said.splitlines()[:2]).removeprefix("error: ")
 
 
 def _run(command: Sequence[str], log: Path) -> str:

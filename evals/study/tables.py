@@ -8,6 +8,7 @@ import numpy as np
 
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
+from evals.study.drive import reason
 from evals.study.matched import Axis, Matched
 from evals.tables import Table, label, ranged
 from shared.console import number
@@ -149,7 +150,7 @@ def stopped(outcomes: Sequence[Outcome]) -> Table:
         [
             f"{o.cell.arm.name}, {o.cell.seed}",
             f"{o.stopped['round']} {o.stopped['stage']}",
-            o.stopped["said"].splitlines()[0],
+            reason(o.stopped["said"]),
         ]
         for o in outcomes
         if o.stopped
