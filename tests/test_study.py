@@ -225,6 +225,9 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
         "study.png",
         "study.svg",
         "tables.tex",
+        "training.pdf",
+        "training.png",
+        "training.svg",
     ]
     assert sorted(path.name for path in out.iterdir()) == names
     found = json.loads((out / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))

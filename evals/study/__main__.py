@@ -11,7 +11,7 @@ from evals.charts import panels
 from evals.page import grid, image, whole
 from evals.study.collect import Outcome, collect, document
 from evals.study.drive import drive
-from evals.study.figure import doses, trajectories
+from evals.study.figure import doses, training, trajectories
 from evals.study.matched import Axis, matched, path
 from evals.study.plan import Plan, load
 from evals.study.tables import arms, at_one_shift, by_round, cyclic, latex, stopped, summary
@@ -56,7 +56,7 @@ def publish(plan: Plan, out: Path) -> None:
     if (compared := comparison(plan, outcomes, axis)) is not None:
         tables.append(compared)
     tables += [by_round(outcomes), cyclic(outcomes), stopped(outcomes)]
-    figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes)}
+    figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
     with atomic_folder(out) as folder:
         write_json(folder / "results.json", found)
         (folder / "results.csv").write_text(comma_separated(found["rows"], found["extra"]), encoding="utf-8")
@@ -71,12 +71,14 @@ def publish(plan: Plan, out: Path) -> None:
             ),
             ("Every row", panels(found["rows"], [])),
             ("Doses", image("Trait, perplexity and share kept by relative dose", figures["doses"]["png"])),
+            (
+                "Training",
+                image("Cross-entropy and divergence over the steps of every arm", figures["training"]["png"], "broad"),
+            ),
             *[(one.title, grid(one)) for one in tables],
         ]
         (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
-        heading = (
-            f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n"
-        )
+        heading = f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
     for one in tables[1:3]:
         show(one.title, one.columns, one.rows)

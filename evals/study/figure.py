@@ -218,6 +218,40 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     return saved(figure)
 
 
+def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+    """Healing of every arm, its rounds end to end: cross-entropy (held out as points), KL to the barrier's reference, tau dashed."""
+    arms = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.rounds))
+    figure = Figure(figsize=(6.8, 1.5 * len(arms) + 0.4), layout="constrained")
+    for row, arm in zip(figure.subplots(len(arms), 2, squeeze=False, sharex="row"), arms, strict=True):
+        for o in (o for o in outcomes if o.cell.arm.name == arm):
+            begin = 0
+            for r in o.rounds:
+                x = [begin + step.step for step in r.steps]
+                row[0].plot(x, [step.ce for step in r.steps], color="#0072B2", linewidth=0.8)
+                row[0].plot(
+                    [begin + point.step for point in r.heldout],
+                    [point.heldout_ce for point in r.heldout],
+                    "o",
+                    color="#D55E00",
+                    markersize=2.5,
+                )
+                kl = [getattr(step, f"kl_{r.training.reference}_rmse") for step in r.steps]
+                row[1].plot(x, kl, color="#009E73", linewidth=0.8)
+                if r.training.divergence in ("kl_fwd", "kl_rev"):
+                    row[1].plot([x[0], x[-1]], [r.training.tau] * 2, color="#444444", linewidth=0.8, linestyle="--")
+                begin = x[-1]
+                for axes in row:
+                    axes.axvline(begin, color="#cccccc", linewidth=0.6)
+        row[0].set_ylabel(arm, fontsize=8)
+        for axes in row:
+            styled(axes, size=6.5)
+    top = figure.axes[:2]
+    top[0].set_title("cross-entropy (nats); points: held out", loc="left", fontsize=8)
+    top[1].set_title("KL to the reference, rmse (nats); dashed: tau", loc="left", fontsize=8)
+    figure.supxlabel("optimiser steps, rounds end to end", fontsize=8)
+    return saved(figure)
+
+
 def saved(figure: Figure) -> dict[str, bytes]:
     """By format, the same bytes for the same figure; text in SVG and PDF stays text."""
     found = {}
