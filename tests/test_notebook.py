@@ -29,6 +29,7 @@ def test_a_round_in_three_calls(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(found.kept) + len(found.rejected) == 8 and {row.coefficient for row in found.kept} <= {0.5, 1.0}
     adapter = heal("embedded", tmp_path, settings=SETTINGS)
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 2
+    assert json.loads((adapter / "training.json").read_text())["divergence"] == "kl_fwd"
     assert "steering vector, 8 contexts" in capsys.readouterr().out
 
 
