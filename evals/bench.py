@@ -6,9 +6,7 @@ that evaluator works, in batches of 8.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +20,10 @@ from evals.instrument import Renderer, load_instrument
 from evals.vignettes import load_vignettes
 from shared.chat import load_tokenizer
 from shared.cli import entry
-from shared.console import console
 from shared.errors import SteerHealError
 from shared.models import resolve
-from shared.ratios import Side, interleave, merge, ratio, show
+from shared.ratios import Side, all_cores, closing, command_line, file, interleave, ratio
 from shared.records import Vignette
-from shared.run import hardware, versions
 
 DTYPE, READ, BATCH = "float32", Read("reversal", 16), 8
 PARTS = 6  # of the items, scored in turn: a machine that slows down for a minute then slows both sides
@@ -86,25 +82,20 @@ def check(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> N
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        prog="python -m evals.bench",
-        description="Measure the scorer as a ratio of interleaved times; about a quarter of an hour on two cores.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    options = command_line(
+        "evals.bench",
+        "Measure the scorer as a ratio of interleaved times; about a quarter of an hour on two cores.",
+        "few items, once",
     )
-    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratio into")
     options.add_argument("--vignettes", default="embedded", help="what is scored, as evals.score names it")
     options.add_argument("--instrument", default="embedded", help="how it is asked, likewise")
-    options.add_argument("--quick", action="store_true", help="a smoke test: few items, once")
     arguments = options.parse_args()
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # both sides may use every core
+    all_cores()
     begin = time.monotonic()
     rounds, items = (1, 7) if arguments.quick else (2 * PARTS, 10**9)
     found = speedup(arguments.vignettes, arguments.instrument, rounds, items)
-    merge(arguments.out, found, {**hardware(), "threads": torch.get_num_threads()}, versions())
-    show(arguments.out)
-    console.print(f"wrote {arguments.out} in {(time.monotonic() - begin) / 60:.1f} min")
+    file(arguments.out, found)
+    closing(arguments.out, begin)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from shared.records import Completion
 
-RULE = re.compile(
-    r"^(perplexity|perplexity_last_quarter|distinct_3|trait_llr): ([+-]?[\d.]+), at (?:most|least) ([+-]?[\d.]+)$"
-)
+RULES = ("perplexity", "perplexity_last_quarter", "distinct_3", "trait_llr")
+REASON = re.compile(rf"^({'|'.join(RULES)}): ([+-]?[\d.]+), at (?:most|least) ([+-]?[\d.]+)$")
 
 
 def hairs(kept: Sequence[Completion], rejected: Sequence[Completion], count: int) -> list[tuple[Completion, bool, str]]:
@@ -20,10 +19,10 @@ def hairs(kept: Sequence[Completion], rejected: Sequence[Completion], count: int
     """
     limits: dict[str, float] = {}
     near: list[tuple[float, Completion, bool, str]] = []
-    spread = {rule: _spread(rule, [*kept, *rejected]) for rule in ("perplexity", "perplexity_last_quarter", "distinct_3", "trait_llr")}  # fmt: skip
+    spread = {rule: _spread(rule, [*kept, *rejected]) for rule in RULES}
     for row in rejected:
         for reason in row.reasons:
-            if match := RULE.match(reason):
+            if match := REASON.match(reason):
                 rule, value, limit = match.group(1), float(match.group(2)), float(match.group(3))
                 limits[rule] = limit
                 if len(row.reasons) == 1:

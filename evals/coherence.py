@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from evals.statistics import Estimate
+
 State = Literal["coherent", "degraded", "broken"]
 STATES: tuple[State, ...] = ("coherent", "degraded", "broken")
 LOOPS = 0.3  # share of a text's tokens inside one verbatim loop from which it counts as looping; the filter's default
@@ -18,12 +20,10 @@ LOOPS = 0.3  # share of a text's tokens inside one verbatim loop from which it c
 class Measures:
     """What a condition's coherence is judged by; None where it was not taken.
 
-    mass: mean answer mass over the base's, over the items scorable in both, and upper, the end of its interval. perplexity under the original model; distinct_3; looping: share of texts that loop; valid: share of free
-    answers that are valid JSON; empty: share of texts without a token; unscorable: share of items.
+    perplexity under the original model; distinct_3; looping: share of texts that loop; valid: share of free answers that are valid
+    JSON; empty: share of texts without a token; unscorable: share of items.
     """
 
-    mass: float | None
-    upper: float | None
     perplexity: float | None
     distinct_3: float | None
     looping: float | None
@@ -50,10 +50,11 @@ class Part:
         return f"{self.name} {self.value:.2f} ({sign} {self.degraded:g}; {self.broken:g} is broken)"
 
 
-def parts(base: Measures, other: Measures) -> list[Part]:
-    """The parts that the base has. Answer mass by the rules of the verdict, perplexity by the limit of the filter's default."""
-    mass = _part("answer mass / base's", other.mass, 0.95, 0.85)
-    if mass.value is not None and mass.state == "broken" and other.upper is not None and other.upper >= mass.broken:
+def parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[Part]:
+    """The parts that the base has. coherence: answer mass over the base's, paired, judged by the rules of the verdict; perplexity by
+    the limit of the filter's default."""
+    mass = _part("answer mass / base's", coherence.value if coherence else None, 0.95, 0.85)
+    if mass.state == "broken" and coherence and coherence.interval and coherence.interval[1] >= mass.broken:
         mass = replace(mass, state="degraded")  # below the floor, but not by more than its interval
     found = [mass, _part("unscorable items", other.unscorable, 0.05, 0.5)]
     if base.perplexity:

@@ -60,7 +60,7 @@ def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, A
     """The deltas of other against base, as they stand in results.json."""
     found = deltas(base, other, count, seed)
     moved = shifts(base, other, count, seed)
-    level, unscorable = levels(other, count, seed), int((~other.scorable).sum())
+    level, unscorable = levels(other, 1, seed), int((~other.scorable).sum())  # whether defined, no interval
     undefined = [name for name in ("auth_nats", "p_ans_any") if level[name] is None]
     problem = broken(undefined, unscorable, len(other.truth), found["coherence"])
     coh_cost, slope = cost(found["d_coh"], found["d_auth"], problem is not None)

@@ -49,13 +49,12 @@ class Case:
     def texts(self) -> Texts:
         return texts_of(self.generations)
 
-    def measures(self, coherence: Estimate | None) -> Measures:
-        """What the coherence verdict compares: coherence, which is paired, and point estimates over the texts with tokens."""
+    @cached_property
+    def measures(self) -> Measures:
+        """What the coherence verdict compares: point estimates over the texts with tokens."""
         keep, texts = self.answers.scorable, self.texts
         tokens, nll = float(texts.tokens.sum()), float(texts.nll.sum())
         return Measures(
-            mass=coherence.value if coherence else None,
-            upper=coherence.interval[1] if coherence and coherence.interval else None,
             perplexity=float(np.exp(nll / tokens)) if tokens and np.isfinite(nll) else None,
             distinct_3=_mean(texts.distinct_3),
             looping=_looping(texts),
@@ -137,8 +136,7 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
     elif stage == "base" and no_axis is not None:
         judged = "no_axis", no_axis
     moved = None if stage == "base" else shifts(base.answers, case.answers, count, seed)
-    measures = case.measures(delta["coherence"])
-    found = parts(base.measures(None), measures)
+    found = parts(base.measures, case.measures, delta["coherence"])
     state, why = coherence_verdict(found)
     return {
         "arm": run.config.train.divergence,
@@ -156,8 +154,8 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         **pair("perplexity", "perplexity_ci", text["perplexity"]),
         "distinct_1": _mean(texts.distinct_1),
         "distinct_2": _mean(texts.distinct_2),
-        "distinct_3": measures.distinct_3,
-        "looping": measures.looping,
+        "distinct_3": case.measures.distinct_3,
+        "looping": case.measures.looping,
         **pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
         **pair(
             "d_trait_llr",

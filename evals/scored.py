@@ -108,8 +108,8 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         scores,
         answers,
         generations,
-        _rows(run.round(number) / "kept.jsonl", Completion, again),
-        _rows(run.round(number) / "rejected.jsonl", Completion, again),
+        read_jsonl(run.round(number) / "kept.jsonl", Completion, made_by=again, may_be_empty=True),
+        read_jsonl(run.round(number) / "rejected.jsonl", Completion, made_by=again, may_be_empty=True),
         *_log(run.round(number) / "train.jsonl", again),
         _json(run.round(number) / "training.json", Training, again),
         read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
@@ -149,11 +149,6 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
             for name in ("nll", "tokens", "trait_llr", "distinct_1", "distinct_2", "distinct_3", "loop_share")
         ],
     )
-
-
-def _rows(path: Path, row: type[Row], again: str) -> list[Row]:
-    """Rows of a file that may rightly be empty."""
-    return [] if path.is_file() and not path.stat().st_size else read_jsonl(path, row, made_by=again)
 
 
 def _json(path: Path, kind: type[Row], again: str) -> Row:

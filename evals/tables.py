@@ -126,8 +126,8 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
                 number(row["coh_cost"]),
                 number(row["coh_slope"], 3, signed=True),
                 number(row["retain"], 2),
-                _answer(row["surgical"]),
-                _answer(row["surgical_care"]),
+                yes_no(row["surgical"]),
+                yes_no(row["surgical_care"]),
                 number(row["verdict"]),
             ]
             for row in rows
@@ -137,7 +137,7 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
     )
 
 
-def _answer(value: bool | None) -> str:
+def yes_no(value: bool | None) -> str:
     return number(None) if value is None else "yes" if value else "no"
 
 

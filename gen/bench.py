@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import subprocess
 import sys
 import time
@@ -28,9 +27,8 @@ from shared.console import console
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.ratios import Side, interleave, merge, ratio, show, warm
+from shared.ratios import Side, all_cores, closing, command_line, file, interleave, ratio, warm
 from shared.records import Prompt, data_file, read_jsonl
-from shared.run import hardware, versions
 from shared.traits import load_trait
 from shared.vectors import Vector
 
@@ -211,9 +209,7 @@ def check(bench: Bench, engine: Any, model: baselines.Hooked) -> None:
 
 def part(name: str, out: Path, quick: bool) -> None:
     """Measure one part in this process and file its ratios."""
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # every side may use every core, vLLM and Hugging Face alike
+    all_cores()
     if name.startswith("A"):
         found = overhead(int(name[1:]), 3 if quick else 15)
     else:
@@ -221,21 +217,18 @@ def part(name: str, out: Path, quick: bool) -> None:
         found = speedups(name == "C", "bfloat16" if name == "B16" else DTYPE, rounds, single)
     for ratio_name, row in found.items():  # a part takes minutes: what it found is seen before the table of all
         console.print(f"{ratio_name}: {row['median']:.3f}")
-    machine = {**hardware(), "threads": torch.get_num_threads()}
-    merge(out, found, machine, {**versions(), **baselines.version()})
+    file(out, found, **baselines.version())
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        prog="python -m gen.bench",
-        description="Measure the generator as ratios of interleaved times; about an hour on two cores.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    options = command_line(
+        "gen.bench",
+        "Measure the generator as ratios of interleaved times; about an hour on two cores.",
+        "few rounds, and no part C",
     )
-    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
     options.add_argument(
         "--only", choices=["A", "B", "C"], help="one part: A what steering costs, B speed-ups, C large"
     )
-    options.add_argument("--quick", action="store_true", help="a smoke test: few rounds, and no part C")
     options.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # a part in this process
     arguments = options.parse_args()
     if arguments.part:
@@ -252,8 +245,7 @@ def main() -> None:
         done = subprocess.run([*command, *(["--quick"] if arguments.quick else [])])
         if done.returncode:
             sys.exit(done.returncode)
-    show(arguments.out)
-    console.print(f"wrote {arguments.out} in {(time.monotonic() - begin) / 60:.1f} min")
+    closing(arguments.out, begin)
 
 
 if __name__ == "__main__":

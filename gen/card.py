@@ -30,8 +30,7 @@ def card(run: Run, number_: int) -> str:
     folder, config = run.round(number_), run.config
     again = f"make round N={number_} RUN={run.folder}"
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
-    path = folder / "rejected.jsonl"
-    rejected = read_jsonl(path, Completion, made_by=again) if path.stat().st_size else []
+    rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
     vector, limit, trait = (
         load_vector(folder / "vector.safetensors"),
         limits(unsteered_of(run), config.filter),

@@ -62,8 +62,7 @@ def sweep(
     _stage("gen.filter", settings, "--in", folder / "sweep.jsonl", "--out", folder)
     made_by = "shared.notebook.sweep"
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=made_by)
-    path = folder / "rejected.jsonl"
-    return Sweep(kept, read_jsonl(path, Completion, made_by=made_by) if path.stat().st_size else [])
+    return Sweep(kept, read_jsonl(folder / "rejected.jsonl", Completion, made_by=made_by, may_be_empty=True))
 
 
 def heal(model: str, folder: str | Path, history: str | Path | None = None, settings: Settings | None = None) -> Path:

@@ -7,8 +7,10 @@ most X" is met when the low end of the interval is within X, "at least X times f
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ import numpy as np
 from shared.console import console, progress, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
+from shared.run import hardware, versions
 
 FEW = 5  # values, below which a bootstrap says no more than the range
 
@@ -124,6 +127,36 @@ def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed:
     """Put ratios into a benchmark file: other benchmarks' stay, machine and versions become this run's."""
     found = read(out)["ratios"] if out.exists() else {}
     write_json(out, {"machine": machine, "versions": installed, "ratios": {**found, **ratios}})
+
+
+def command_line(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has; quick says what --quick leaves out."""
+    options = argparse.ArgumentParser(
+        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
+    options.add_argument("--quick", action="store_true", help=f"a smoke test: {quick}")
+    return options
+
+
+def all_cores() -> None:
+    """Let every side use every core, vLLM, Unsloth and Hugging Face alike."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def file(out: Path, ratios: dict[str, Any], **peers: str) -> None:
+    """Merge ratios with this machine and the installed versions; peers: versions of what was compared with."""
+    import torch
+
+    merge(out, ratios, {**hardware(), "threads": torch.get_num_threads()}, {**versions(), **peers})
+
+
+def closing(out: Path, begin: float) -> None:
+    """The table of what there is, and how long it took since begin, time.monotonic()."""
+    show(out)
+    console.print(f"wrote {out} in {(time.monotonic() - begin) / 60:.1f} min")
 
 
 def read(out: Path) -> dict[str, Any]:

@@ -143,8 +143,11 @@ def iterate_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[Row]:
         yield value
 
 
-def read_jsonl(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
-    """Read and validate every line into memory. made_by is the command that makes the file, for the error."""
+def read_jsonl(path: Path, row: type[Row], *, made_by: str, may_be_empty: bool = False) -> list[Row]:
+    """Read and validate every line into memory. made_by is the command that makes the file, for the error; may_be_empty: a file of no
+    bytes, as the rejected of a filter that rejects nothing, has no rows and no error."""
+    if may_be_empty and path.is_file() and not path.stat().st_size:
+        return []
     return list(iterate_jsonl(path, row, made_by=made_by))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from evals.coherence import Measures, parts, verdict
 from evals.free_answer import key_of, valid
 from evals.instrument import load_instrument
+from evals.statistics import Estimate
 from shared.errors import SteerHealError
 
-BASE = Measures(mass=1.0, upper=1.0, perplexity=4.0, distinct_3=0.98, looping=0.0, valid=0.9, empty=0.0, unscorable=0.0)
+SAME = Estimate(1.0, (1.0, 1.0))
+BASE = Measures(perplexity=4.0, distinct_3=0.98, looping=0.0, valid=0.9, empty=0.0, unscorable=0.0)
 LABELS = [str(k) for k in range(7)]
 
 
@@ -21,10 +24,14 @@ LABELS = [str(k) for k in range(7)]
     ("change", "state", "said"),
     [
         ({}, "coherent", "7 parts within"),
-        ({"mass": 0.94}, "degraded", "answer mass"),
-        ({"mass": 0.8, "upper": 0.84}, "broken", "answer mass / base's 0.80 (at least 0.95; 0.85 is broken)"),
-        ({"mass": 0.8, "upper": 0.9}, "degraded", "answer mass"),
-        ({"mass": None}, "broken", "answer mass / base's is undefined"),
+        ({"coherence": Estimate(0.94, (0.9, 1.0))}, "degraded", "answer mass"),
+        (
+            {"coherence": Estimate(0.8, (0.7, 0.84))},
+            "broken",
+            "answer mass / base's 0.80 (at least 0.95; 0.85 is broken)",
+        ),
+        ({"coherence": Estimate(0.8, (0.7, 0.9))}, "degraded", "answer mass"),
+        ({"coherence": None}, "broken", "answer mass / base's is undefined"),
         ({"empty": 0.6}, "broken", "empty texts"),
         ({"empty": 0.2}, "degraded", "empty texts"),
         ({"empty": 1.0, "perplexity": None, "distinct_3": None}, "broken", "perplexity / base's is undefined"),
@@ -34,18 +41,20 @@ LABELS = [str(k) for k in range(7)]
         ({"looping": 0.2}, "degraded", "looping"),
         ({"valid": 0.7}, "degraded", "valid JSON"),
         ({"unscorable": 0.6, "perplexity": 9.0}, "broken", "unscorable"),
-        ({"mass": 5.0, "perplexity": 1.0}, "coherent", "7 parts"),
+        ({"coherence": Estimate(5.0, None), "perplexity": 1.0}, "coherent", "7 parts"),
     ],
 )
-def test_the_worst_part_decides(change: dict[str, float], state: str, said: str) -> None:
-    found, why = verdict(parts(BASE, replace(BASE, **change)))
+def test_the_worst_part_decides(change: dict[str, Any], state: str, said: str) -> None:
+    coherence = change.get("coherence", SAME)
+    measures = replace(BASE, **{key: value for key, value in change.items() if key != "coherence"})
+    found, why = verdict(parts(BASE, measures, coherence))
     assert found == state and said in why
 
 
 def test_a_part_that_was_not_taken_is_no_part() -> None:
     blind = replace(BASE, perplexity=None, distinct_3=None, looping=None, valid=None, empty=None)
-    assert len(parts(blind, BASE)) == 2 and verdict(parts(blind, blind))[0] == "coherent"
-    assert verdict(parts(BASE, blind))[0] == "broken"  # what the base has and the condition has lost
+    assert len(parts(blind, BASE, SAME)) == 2 and verdict(parts(blind, blind, SAME))[0] == "coherent"
+    assert verdict(parts(BASE, blind, SAME))[0] == "broken"  # what the base has and the condition has lost
 
 
 def test_the_key_is_the_one_the_prefill_opens() -> None:

@@ -20,33 +20,29 @@ from synthetic_run import build
 
 from evals.scored import scored_rounds
 from evals.study.drive import Step, donor, estimate, steps, take
-from evals.study.matched import SHARE, matched, path
-from evals.study.matched import Path as Walk
+from evals.study.matched import SHARE, Walk, matched, path
 from evals.study.plan import load, runs_in
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.run import Stage, open_run
 from shared.vectors import load_vector
 
-STUDY = """
+
+def arm(name: str, set: str, *more: str) -> str:
+    return "\n".join(["[[study.arm]]", f'name = "{name}"', f'set = "{set}"', *more]) + "\n"
+
+
+CONTROL = 'role = "control"'
+STUDY = f"""
 [study]
 title = "A study"
 rounds = 2
 seeds = [0, 1]
 machine = "a machine"
-seconds = { extract = 1, sweep = 10, filter = 0, heal = 100, score = 50, score-full = 60 }
-[[study.arm]]
-name = "nll"
-set = "train.divergence=nll"
-[[study.arm]]
-name = "kl_rev"
-set = "train.divergence=kl_rev"
-[[study.arm]]
-name = "random"
-role = "control"
-set = "vector.direction=random"
-rounds = 1
-seeds = [0]
+seconds = {{ extract = 1, sweep = 10, filter = 0, heal = 100, score = 50, score-full = 60 }}
+{arm("nll", "train.divergence=nll")}
+{arm("kl_rev", "train.divergence=kl_rev")}
+{arm("random", "vector.direction=random", CONTROL, "rounds = 1", "seeds = [0]")}
 [eval]
 bootstrap = 300
 think = 4
@@ -284,29 +280,16 @@ def test_a_cell_whose_stage_fails_stops_with_what_it_said(tmp_path: Path) -> Non
         assert "-m gen.extract" in (runs / name / "log.txt").read_text()
 
 
-TINY = """
+TINY = f"""
 [study]
 title = "Tiny"
 rounds = 1
 seeds = [0]
-[[study.arm]]
-name = "nll"
-set = "train.divergence=nll"
-[[study.arm]]
-name = "kl_fwd"
-set = "train.divergence=kl_fwd"
-[[study.arm]]
-name = "unsteered"
-role = "control"
-set = "filter.source=unsteered"
-[[study.arm]]
-name = "random"
-role = "control"
-set = "vector.direction=random"
-[[study.arm]]
-name = "unfiltered"
-role = "control"
-set = "filter.off=true"
+{arm("nll", "train.divergence=nll")}
+{arm("kl_fwd", "train.divergence=kl_fwd")}
+{arm("unsteered", "filter.source=unsteered", CONTROL)}
+{arm("random", "vector.direction=random", CONTROL)}
+{arm("unfiltered", "filter.off=true", CONTROL)}
 """
 
 

@@ -12,7 +12,7 @@ from evals.page import grid, image, whole
 from evals.study.collect import Outcome, collect, document
 from evals.study.drive import drive
 from evals.study.figure import doses, training, trajectories
-from evals.study.matched import Axis, matched, path
+from evals.study.matched import Axis, Walk, matched, path
 from evals.study.plan import Plan, load
 from evals.study.tables import arms, at_one_shift, by_round, cyclic, latex, stopped, summary
 from evals.tables import Table, comma_separated, markdown
@@ -29,9 +29,9 @@ def axis_of(outcomes: Sequence[Outcome]) -> Axis:
     return "authority" if bases and all(row["verdict"] is None for row in bases) else "trait_llr"
 
 
-def comparison(plan: Plan, outcomes: Sequence[Outcome], axis: Axis) -> Table | None:
+def comparison(outcomes: Sequence[Outcome], axis: Axis) -> Table | None:
     """The arms at one shift; None with fewer than two arms to compare."""
-    paths: dict[str, dict[int, object]] = {}
+    paths: dict[str, dict[int, Walk]] = {}
     for o in outcomes:
         if o.cell.arm.role == "arm" and o.rounds:
             settings = o.cell.config.eval
@@ -39,7 +39,7 @@ def comparison(plan: Plan, outcomes: Sequence[Outcome], axis: Axis) -> Table | N
     if len(paths) < 2:
         return None
     reference = next(iter(paths))
-    target, found = matched(paths, reference)  # type: ignore[arg-type]
+    target, found = matched(paths, reference)
     return at_one_shift(axis, target, found, reference)
 
 
@@ -53,7 +53,7 @@ def publish(plan: Plan, out: Path) -> None:
     axis = axis_of(outcomes)
     found = document(plan, outcomes)
     tables = [arms(outcomes), summary(outcomes)]
-    if (compared := comparison(plan, outcomes, axis)) is not None:
+    if (compared := comparison(outcomes, axis)) is not None:
         tables.append(compared)
     tables += [by_round(outcomes), cyclic(outcomes), stopped(outcomes)]
     figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}

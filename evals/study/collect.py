@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.results import results_of
-from evals.scored import Round, read_round, scored_rounds
+from evals.scored import STEP, Round, read_round, scored_rounds
 from evals.study.drive import STOPPED
 from evals.study.plan import Cell, Plan
 from evals.tables import dose
@@ -44,14 +44,14 @@ def collect(plan: Plan) -> list[Outcome]:
 def _outcome(cell: Cell) -> Outcome:
     path = cell.folder / STOPPED
     stopped = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    scored = cell.run.rounds("score")
+    scored = cell.run.rounds(STEP["round"])
     last = max((number for number in scored if all(earlier in scored for earlier in range(1, number))), default=0)
     if not last:
         return Outcome(cell, [], [], [], [], stopped)
     rounds = scored_rounds(cell.run, "round", last)
     results = results_of(cell.run, rounds)
     full: list[Row] = []
-    if cell.run.manifest(cell.rounds, "score-full").is_file():
+    if cell.run.manifest(cell.rounds, STEP["full"]).is_file():
         full = results_of(cell.run, [read_round(cell.run, cell.rounds, "full")])["rows"]
     counts = {r.number: _counts(r) for r in rounds}
 

@@ -18,13 +18,15 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from evals.study.plan import SHARED, STAGES, Cell, Plan, depends, runs_in
+from evals.scored import STEP
+from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared.console import console, table
 from shared.publish import atomic_file, write_json
-from shared.run import Run
+from shared.run import STAGES, Run
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
-COMMAND = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", "score": "evals.score", "score-full": "evals.score"}  # fmt: skip
+COMMAND = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", STEP["round"]: "evals.score", STEP["full"]: "evals.score"}  # fmt: skip
+MODE = {stage: mode for mode, stage in STEP.items()}
 STOPPED = "stopped.json"
 
 
@@ -41,9 +43,14 @@ class Step:
     @property
     def command(self) -> list[str]:
         line = [sys.executable, "-m", COMMAND[self.stage], "--run", str(self.cell.folder), "--round", str(self.number)]
-        if self.stage.startswith("score"):
-            line += ["--eval", "full" if self.stage == "score-full" else "round", "--cache"]
+        if self.stage in MODE:
+            line += ["--eval", MODE[self.stage], "--cache"]
         return line
+
+    @property
+    def common(self) -> str | None:
+        """What other cells may have made already, by the settings it depends on; None for a step of this cell alone."""
+        return depends(self.cell.config, self.stage) if self.number == 1 and self.stage in SHARED else None
 
 
 def steps(plan: Plan) -> Iterator[Step]:
@@ -53,16 +60,15 @@ def steps(plan: Plan) -> Iterator[Step]:
         for number in range(1, max(cell.rounds for cell in cells) + 1):
             for cell in cells:
                 if number <= cell.rounds:
-                    last = ("score-full",) if number == cell.rounds else ()
+                    last = (STEP["full"],) if number == cell.rounds else ()
                     for stage in (*STAGES, *last):
                         yield Step(cell, number, stage)
 
 
 def donor(runs: Sequence[Run], step: Step) -> Run | None:
     """A run of the study's folder whose stage of round 1 is this one's, by the settings it depends on."""
-    if step.number != 1 or step.stage not in SHARED:
+    if (wanted := step.common) is None:
         return None
-    wanted = depends(step.cell.config, step.stage)
     return next(
         (
             run
@@ -87,15 +93,13 @@ def estimate(plan: Plan, left: Sequence[Step]) -> tuple[float, str]:
     """(seconds for the steps left, where the figures are from). A stage that has run here counts with its median here."""
     measured = {stage: statistics.median(times) for stage, times in seconds_here(plan).items()}
     known = {**plan.study.seconds, **measured}
-    runs, fresh = runs_in(plan.folder), list[Step]()
-    for step in left:  # a shared stage is made once
-        twin = step.number == 1 and step.stage in SHARED and any(
-            other.stage == step.stage and other.number == 1 and depends(other.cell.config, step.stage) == depends(step.cell.config, step.stage)
-            for other in fresh
-        )  # fmt: skip
-        if not twin and donor(runs, step) is None:
-            fresh.append(step)
-    total = sum(known.get(step.stage, 0.0) for step in fresh)
+    runs, made, total = runs_in(plan.folder), set[str](), 0.0
+    for step in left:
+        if step.common is not None:
+            if step.common in made or donor(runs, step) is not None:
+                continue
+            made.add(step.common)
+        total += known.get(step.stage, 0.0)
     source = "stages that ran here" if measured else plan.study.machine or "no measurement"
     return total, source
 
@@ -128,7 +132,7 @@ def drive(plan: Plan) -> bool:
         if step.number == 1 and not (step.cell.folder / "config.toml").is_file():
             line = ["--run", str(step.cell.folder), "--config", str(plan.file), "--set", step.cell.overrides]
             _run([sys.executable, "-m", "shared.begin", *line], plan.folder / "study.log")
-        if (known := donor(runs_in(plan.folder), step)) is not None:
+        if step.common is not None and (known := donor(runs_in(plan.folder), step)) is not None:
             take(known, step)
             continue
         remaining, _ = estimate(plan, left[index:])

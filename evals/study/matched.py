@@ -26,7 +26,7 @@ ARRIVED = 0.95  # share of resamples that must reach the target before an interv
 
 
 @dataclass(frozen=True)
-class Path:
+class Walk:
     """Shift and price [points, 1 + draws] of one arm and seed, the base first; column 0 is the data, the others resamples."""
 
     shift: np.ndarray
@@ -60,7 +60,7 @@ def points(rounds: Sequence[Round]) -> list[tuple[Answers, Texts]]:
     return found
 
 
-def path(rounds: Sequence[Round], axis: Axis, count: int, seed: int) -> Path:
+def path(rounds: Sequence[Round], axis: Axis, count: int, seed: int) -> Walk:
     """The same seed and units give the same resamples, which pairs arms."""
     at = points(rounds)
     if axis == "trait_llr":
@@ -70,7 +70,7 @@ def path(rounds: Sequence[Round], axis: Axis, count: int, seed: int) -> Path:
         with np.errstate(divide="ignore", invalid="ignore"):
             level = np.array([(weights @ llr) / (weights @ full) for _, _, llr, full in sums])
             nll = np.array([(weights @ total) / (weights @ tokens) for total, tokens, _, _ in sums])
-        return Path(level - level[0], nll - nll[0])
+        return Walk(level - level[0], nll - nll[0])
     base = at[0][0]
     for other, _ in at:
         same_setting(base.setting, other.setting)
@@ -78,7 +78,7 @@ def path(rounds: Sequence[Round], axis: Axis, count: int, seed: int) -> Path:
     weights = np.vstack([np.ones(int(keep.sum())), resample(base.truth[keep], count, seed)])
     level = np.array([np.log(mean(weights, a.p[keep][:, AUTHORITY])) for a, _ in at])
     mass = np.array([mean(weights, a.mass[keep]) for a, _ in at])
-    return Path(level[0] - level, mass[0] - mass)
+    return Walk(level[0] - level, mass[0] - mass)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Matched:
     against: Estimate | None
 
 
-def matched(paths: Mapping[str, Mapping[int, Path]], reference: str) -> tuple[float, list[Matched]]:
+def matched(paths: Mapping[str, Mapping[int, Walk]], reference: str) -> tuple[float, list[Matched]]:
     """(target, arms in the order given) of paths by arm and seed; reference is one of the arms."""
     target = SHARE * min(path.reach for seeds in paths.values() for path in seeds.values())
     prices = {arm: {seed: path.at(target) for seed, path in seeds.items()} for arm, seeds in paths.items()}

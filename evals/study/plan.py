@@ -16,10 +16,9 @@ from pydantic import Field, ValidationError, model_validator
 from shared import config as configuration
 from shared.config import Config, Section
 from shared.errors import SteerHealError
-from shared.run import Run
+from shared.run import STAGES, Run
 
-SHARED = ("extract", "sweep", "filter")  # stages of round 1 that arms have in common where their settings agree
-STAGES = (*SHARED, "heal", "score")
+SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
 
 
 class Arm(Section):
@@ -127,17 +126,15 @@ def runs_in(folder: Path) -> list[Run]:
     return [Run(path.parent, configuration.resolve(path)[0]) for path in sorted(folder.glob("*/config.toml"))]
 
 
-def depends(config: Config, stage: str) -> dict[str, Any]:
-    """What a shared stage of round 1 depends on, as far as cells of one study can differ."""
+def depends(config: Config, stage: str) -> str:
+    """What a shared stage of round 1 depends on, as far as cells of one study can differ: equal strings, equal outputs."""
     random = config.vector.direction == "random"
-    found: dict[str, Any] = {"model": config.model, "vector": config.vector, "seed": config.seed if random else None}
+    found: list[Any] = [stage, config.model, config.vector, config.seed if random else None]
     if stage != "extract":
-        found.update(
-            sweep=config.sweep, seed=config.seed, filter=config.filter if config.sweep.dose == "walk" else None
-        )
+        found += [config.sweep, config.seed, config.filter if config.sweep.dose == "walk" else None]
     if stage == "filter":
-        found["filter"] = config.filter
-    return found
+        found.append(config.filter)
+    return repr(found)
 
 
 def refuse(path: Path, given: str, expected: str) -> SteerHealError:

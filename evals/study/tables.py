@@ -10,7 +10,7 @@ from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
 from evals.study.matched import Axis, Matched
-from evals.tables import Table, label, ranged
+from evals.tables import Table, label, ranged, yes_no
 from shared.console import number
 
 PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
@@ -39,7 +39,7 @@ def by_round(outcomes: Sequence[Outcome]) -> Table:
                     ranged(row, "trait_llr", "trait_llr_ci", 3, signed=True),
                     number(row["coh_cost"]),
                     number(row["retain"], 2),
-                    number(None) if row["surgical"] is None else "yes" if row["surgical"] else "no",
+                    yes_no(row["surgical"]),
                     number(row["verdict"]),
                     counts,
                     doses,
@@ -114,7 +114,7 @@ def cyclic(outcomes: Sequence[Outcome]) -> Table:
             ranged(row, "d_coh", "d_coh_ci", 4, signed=True),
             ranged(row, "informedness", "informedness_ci", 2, signed=True),
             ranged(row, "left_by_reversal", "left_by_reversal_ci", 2, signed=True),
-            number(None) if row["surgical_care"] is None else "yes" if row["surgical_care"] else "no",
+            yes_no(row["surgical_care"]),
         ]
         for outcome in outcomes
         for row in outcome.full
