@@ -63,8 +63,8 @@ $(PEERS): requirements/bench.txt $(STAMP)
 	@.venv/bin/pip install --quiet --no-deps -r requirements/bench.txt
 	@touch $@
 
-test: $(STAMP) ## every test that needs no GPU
-	@$(PY) -m pytest
+test: $(STAMP) ## every test that needs no GPU, two files at a time
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve VECTORS="trait=vector.safetensors" (MODEL, PORT)
 	@$(PY) -m gen.serve --config $(CONFIG) --set '$(SET)' --model $(MODEL) --port $(PORT) $(addprefix --vector ,$(VECTORS))

@@ -124,9 +124,13 @@ def record(
 
 
 def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed: dict[str, str]) -> None:
-    """Put ratios into a benchmark file: other benchmarks' stay, machine and versions become this run's."""
-    found = read(out)["ratios"] if out.exists() else {}
-    write_json(out, {"machine": machine, "versions": installed, "ratios": {**found, **ratios}})
+    """Put ratios into a benchmark file: other benchmarks' stay, machine and versions become this run's.
+
+    A version that this run did not see stays too: of what another benchmark compared with.
+    """
+    found = read(out) if out.exists() else {"versions": {}, "ratios": {}}
+    merged = {name: {**found[name], **new} for name, new in {"versions": installed, "ratios": ratios}.items()}
+    write_json(out, {"machine": machine, **merged})
 
 
 def command_line(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
@@ -163,9 +167,9 @@ def read(out: Path) -> dict[str, Any]:
     """A benchmark file. Raises SteerHealError when it is none."""
     try:
         found = json.loads(out.read_text(encoding="utf-8"))
-        if isinstance(found["ratios"], dict):
+        if isinstance(found["ratios"], dict) and isinstance(found["versions"], dict):
             return dict(found)
-        problem = "ratios is no object"
+        problem = "ratios or versions is no object"
     except (ValueError, KeyError, TypeError) as error:
         problem = repr(error)
     raise SteerHealError(

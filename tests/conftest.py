@@ -14,10 +14,16 @@ from hypothesis import settings
 from serving import Server, serving
 
 from shared.cli import quiet
-from shared.models import Model, resolve
+from shared.models import Model, cache_folder, resolve
 from shared.vectors import Vector
 
 quiet()
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # before torch is imported, and for every command that a test runs
+    share = max(1, len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ["OMP_NUM_THREADS"] = str(share)
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(cache_folder() / f"unsloth_compiled_{worker}")
+else:
+    resolve("embedded")  # built, where it is not yet, before two workers ask for it
 settings.register_profile(
     "busy", deadline=None
 )  # the time of one example says more about the machine than about the code

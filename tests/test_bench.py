@@ -81,16 +81,16 @@ def test_merging_keeps_what_other_benchmarks_found(tmp_path: Path, capsys: pytes
     out = tmp_path / "docs" / "bench.json"
     row = {"median": 1.0, "low": None, "high": None, "n": 1, "what": "theirs"}
     merge(out, {"heal": row, "sweep": row}, MACHINE, VERSIONS)
-    merge(out, {"sweep": {**row, "median": 2.0, "low": 1.0, "high": 3.0, "bound": 2.5, "met": True}}, {"cores": 4}, {})
+    merge(out, {"sweep": {**row, "median": 2.0, "low": 1.0, "high": 3.0, "bound": 2.5, "met": True}}, {"cores": 4}, {"torch": "2"})
     found = json.loads(out.read_text())
     assert found["ratios"]["heal"] == row and found["ratios"]["sweep"]["median"] == 2.0
-    assert found["machine"] == {"cores": 4} and found["versions"] == {}
+    assert found["machine"] == {"cores": 4} and found["versions"] == {**VERSIONS, "torch": "2"}
     assert [path.name for path in out.parent.iterdir()] == ["bench.json"]
     show(out)
     assert "2.000 [1.000, 3.000]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"ratios": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"ratios": [], "versions": {}}'])
 def test_a_broken_benchmark_file_is_refused_and_kept(text: str, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     out.write_text(text)
