@@ -81,7 +81,12 @@ def test_merging_keeps_what_other_benchmarks_found(tmp_path: Path, capsys: pytes
     out = tmp_path / "docs" / "bench.json"
     row = {"median": 1.0, "low": None, "high": None, "n": 1, "what": "theirs"}
     merge(out, {"heal": row, "sweep": row}, MACHINE, VERSIONS)
-    merge(out, {"sweep": {**row, "median": 2.0, "low": 1.0, "high": 3.0, "bound": 2.5, "met": True}}, {"cores": 4}, {"torch": "2"})
+    merge(
+        out,
+        {"sweep": {**row, "median": 2.0, "low": 1.0, "high": 3.0, "bound": 2.5, "met": True}},
+        {"cores": 4},
+        {"torch": "2"},
+    )
     found = json.loads(out.read_text())
     assert found["ratios"]["heal"] == row and found["ratios"]["sweep"]["median"] == 2.0
     assert found["machine"] == {"cores": 4} and found["versions"] == {**VERSIONS, "torch": "2"}
