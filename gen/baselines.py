@@ -35,15 +35,16 @@ class Sampling:
 class Hooked:
     """A Hugging Face model whose layers `vector` names add a coefficient per row of the batch to their output.
 
-    dtype by its torch name. stop is the token that ends a turn; pad any token, since padding is masked.
+    dtype and device by their torch names. stop is the token that ends a turn; pad any token, since padding is masked.
     """
 
-    def __init__(self, folder: Path, vector: Vector, *, dtype: str, stop: int, pad: int):
+    def __init__(self, folder: Path, vector: Vector, *, dtype: str, stop: int, pad: int, device: str = "cpu"):
         import torch
         from transformers import AutoModelForCausalLM
 
-        self.network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        self.vector, self.stop, self.pad = vector, stop, pad
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self.network = network.to(device)
+        self.vector, self.stop, self.pad, self.device = vector, stop, pad, device
         self._layers = decoder_layers(self.network, self.network.config.get_text_config().num_hidden_layers)[1]
 
     @contextlib.contextmanager
@@ -51,10 +52,10 @@ class Hooked:
         """Within this block row i of a batch is steered by coefficients[i], at every position."""
         import torch
 
-        scale = torch.tensor(coefficients, dtype=torch.float32)[:, None, None]
+        scale = torch.tensor(coefficients, dtype=torch.float32, device=self.device)[:, None, None]
 
         def adding(values: torch.Tensor) -> Any:
-            shift = (scale * values).to(self.network.dtype)
+            shift = (scale * values.to(self.device)).to(self.network.dtype)
             return lambda _module, _inputs, output: (
                 (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
             )
@@ -74,10 +75,11 @@ class Hooked:
         import torch
 
         width = max(map(len, prompts))
-        return {
-            "input_ids": torch.tensor([[self.pad] * (width - len(ids)) + list(ids) for ids in prompts]),
-            "attention_mask": torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]),
+        rows = {
+            "input_ids": [[self.pad] * (width - len(ids)) + list(ids) for ids in prompts],
+            "attention_mask": [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts],
         }
+        return {name: torch.tensor(values, device=self.device) for name, values in rows.items()}
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
         """The completions of one batch, each up to and with the token that ends its turn."""

@@ -1,7 +1,8 @@
 """The generator's benchmark: ratios of times taken in turn on one machine, into docs/bench.json.
 
 A: what steering costs in the engine itself. B: what one mixed sweep saves, in float32 and (B16) in bfloat16. C: the same at ten times
-the work and natural length.
+the work and natural length. On a GPU every part is in bfloat16, and A is taken over compiled engines with graphs, the steered one
+against a second one of stock vLLM; two engines then share the memory.
 Each part runs in a process of its own, so that no engine inherits the memory of another, and files its ratios as it ends.
 What a ratio and its interval are, and when a bound is met: shared/ratios.py.
 """
@@ -9,11 +10,12 @@ What a ratio and its interval are, and when a bound is met: shared/ratios.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,8 @@ PROMPTS, TOKENS = 8, 24
 MANY_PROMPTS, MANY_TOKENS = 64, 96
 SINGLE_PART = 8  # of the large sweep, one at a time makes every eighth completion: all of them take half an hour
 PARTS = ("A2", "A10", "B", "B16", "C")
+LENGTH = 1024  # of an engine's context
+HALF = {"gpu_memory_utilization": 0.4}  # where an engine is not alone on a GPU
 AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
 
 
@@ -64,7 +68,7 @@ class Bench:
         from gen.engine.engine import engine
 
         return engine(
-            self.model.folder, layers=sorted(self.vector.layers), dtype=self.dtype, max_model_len=1024, **options
+            self.model.folder, layers=sorted(self.vector.layers), dtype=self.dtype, max_model_len=LENGTH, **options
         )
 
     def sweep(self, prompts: int, coefficients: Sequence[float], sampling: baselines.Sampling) -> list[Request]:
@@ -86,6 +90,17 @@ class Bench:
         ]
 
 
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def dtype_here() -> str:
+    """float32, in which the configuration of the embedded model samples; on a GPU bfloat16, as everybody does there."""
+    return "bfloat16" if on_gpu() else DTYPE
+
+
 def sampled(engine: Any, requests: Sequence[Request]) -> list[list[int]]:
     return [output.token_ids for output in engine.run(requests)]
 
@@ -98,27 +113,12 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
 
     The prefix cache is off: requests of different coefficients share no blocks, unsteered ones would.
     """
-    bench = Bench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS)
-    size = f"{PROMPTS} prompts x {len(COEFFICIENTS)} coefficients x {TOKENS} tokens, no prefix cache"
-    with bench.engine(enable_prefix_caching=False) as engine:
+    bench = Bench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS, dtype_here())
+    prompts, tokens = (MANY_PROMPTS, MANY_TOKENS) if on_gpu() else (PROMPTS, TOKENS)
+    size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {tokens} tokens, no prefix cache, {bench.dtype}"
+    found = {}
+    with bench.engine(enable_prefix_caching=False, **(HALF if on_gpu() else {})) as engine:
         engine.load("v", bench.vector)
-        steered = bench.sweep(PROMPTS, [c or 0.5 for c in COEFFICIENTS], EQUAL)
-        plain = [replace(request, vector=None, coefficient=0.0) for request in steered]
-        sides = {
-            "steered": Side(lambda: sampled(engine, steered), lambda: engine.patch(True)),
-            "unpatched": Side(lambda: sampled(engine, plain), lambda: engine.patch(False)),
-        }
-        warm(sides)
-        interleave(f"{layers} layers steered", sides, pairs)
-        engine.patch(True)
-        found = {
-            f"steered_over_unpatched_{layers}_layers": ratio(
-                sides["steered"],
-                sides["unpatched"],
-                f"time of a sweep steered in {layers} layers over the same requests with the patch taken off; {size}",
-                bound=1.03 if layers == len(LAYERS) else 1.06,
-            )
-        }
         if layers == len(LAYERS):
             one = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
             many = [replace(request, coefficient=(1 + index) / 64) for index, request in enumerate(one)]
@@ -134,14 +134,78 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
                 f"time of 64 requests with 64 coefficients over the same with one; {TOKENS} tokens, no prefix cache",
                 bound=1.02,
             )
+        work = bench.sweep(prompts, [c or 0.5 for c in COEFFICIENTS], baselines.Sampling(tokens, tokens, TEMPERATURE))
+        with (stock_vllm if on_gpu() else patch_off)(bench, engine, work) as unpatched:
+            sides = {"steered": Side(lambda: sampled(engine, work), lambda: engine.patch(True)), "unpatched": unpatched}
+            warm(sides)
+            interleave(f"{layers} layers steered", sides, pairs)
+        other = "in stock vLLM" if on_gpu() else "with the patch taken off"
+        found[f"steered_over_unpatched_{layers}_layers"] = ratio(
+            sides["steered"],
+            sides["unpatched"],
+            f"time of a sweep steered in {layers} layers over the same requests {other}; {size}",
+            bound=1.03 if layers == len(LAYERS) else 1.06,
+        )
     return found
+
+
+@contextlib.contextmanager
+def patch_off(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
+    """The same requests unsteered, in the same engine with its patch taken off."""
+    plain = [replace(request, vector=None, coefficient=0.0) for request in work]
+    yield Side(lambda: sampled(engine, plain), lambda: engine.patch(False))
+    engine.patch(True)
+
+
+@contextlib.contextmanager
+def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
+    """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch.
+
+    The end of this engine ends vLLM's process groups, and with them the other engine of the process.
+    """
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=str(bench.model.folder),
+        dtype=bench.dtype,
+        max_model_len=LENGTH,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        **HALF,
+    )
+    prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in work]
+    params = [
+        SamplingParams(
+            max_tokens=request.max_tokens,
+            min_tokens=request.min_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        )
+        for request in work
+    ]
+
+    def run() -> list[list[int]]:
+        return [list(result.outputs[0].token_ids) for result in llm.generate(prompts, params, use_tqdm=False)]
+
+    try:
+        yield Side(run)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
 
 
 def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any]:
     """Parts B and C: one mixed sweep against passes of one coefficient in the same engine, and against Hugging Face generate."""
     bench = Bench(LAYERS, dtype)
-    model = baselines.Hooked(bench.model.folder, bench.vector, dtype=dtype, stop=bench.stop, pad=bench.pad)
-    with bench.engine() as engine:
+    model = baselines.Hooked(
+        bench.model.folder,
+        bench.vector,
+        dtype=dtype,
+        stop=bench.stop,
+        pad=bench.pad,
+        device="cuda" if on_gpu() else "cpu",
+    )
+    with bench.engine(**(HALF if on_gpu() else {})) as engine:
         engine.load("v", bench.vector)
         if dtype == "float32":  # the same code serves both; in half precision near-ties are too many to compare tokens
             check(bench, engine, model)
@@ -213,8 +277,8 @@ def part(name: str, out: Path, quick: bool) -> None:
     if name.startswith("A"):
         found = overhead(int(name[1:]), 3 if quick else 15)
     else:
-        rounds, single = (1, 1) if name == "C" else (2, 1) if quick else (9, 5)
-        found = speedups(name == "C", "bfloat16" if name == "B16" else DTYPE, rounds, single)
+        rounds, single = (3 if on_gpu() else 1, 1) if name == "C" else (2, 1) if quick else (9, 5)
+        found = speedups(name == "C", "bfloat16" if name == "B16" else dtype_here(), rounds, single)
     for ratio_name, row in found.items():  # a part takes minutes: what it found is seen before the table of all
         console.print(f"{ratio_name}: {row['median']:.3f}")
     file(out, found, **baselines.version())
@@ -234,7 +298,8 @@ def main() -> None:
     if arguments.part:
         part(arguments.part, arguments.out, arguments.quick)
         return
-    wanted = [name for name in PARTS if name.startswith(arguments.only or "") and not (arguments.quick and name == "C")]
+    left_out = {*(["C"] if arguments.quick else []), *(["B16"] if on_gpu() else [])}  # there B is in bfloat16
+    wanted = [name for name in PARTS if name.startswith(arguments.only or "") and name not in left_out]
     if not wanted:
         raise SteerHealError(
             "nothing to measure", given="--only C --quick", expected="one of them", next="leave out --quick"

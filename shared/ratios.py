@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,11 +67,20 @@ def interleave(title: str, sides: dict[str, Side], rounds: int) -> None:
                 bar.update(task, side=name)
                 side.prepare()
                 gc.collect()
+                settle()
                 begin = time.perf_counter()
                 completions = side.run()
+                settle()
                 side.seconds.append((time.perf_counter() - begin) / side.share)
                 side.tokens.append(statistics.mean(map(len, completions)))
                 bar.advance(task)
+
+
+def settle() -> None:
+    """Wait for a GPU, which is still at work when a call returns."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:

@@ -56,14 +56,15 @@ def engine(model: Model, vector: Vector) -> Iterator[object]:
     """fp32, small blocks so that the prefix cache is hit, a small token budget so that prompts are chunked."""
     from gen.engine.engine import engine as build
 
-    with build(model.folder, layers=LAYERS, dtype="float32", max_model_len=1024, max_num_batched_tokens=256) as built:
+    small = {"max_model_len": 1024, "max_num_batched_tokens": 256, "kv_cache_memory_bytes": 512 << 20}
+    with build(model.folder, layers=LAYERS, dtype="float32", **small) as built:
         built.load("v", vector)
         yield built
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(vector: Vector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the whole session, in fp32, with the vector as `trait` and its negative as `minus`."""
+    """A server in fp32, with the vector as `trait` and its negative as `minus`; gone after the file, since it takes 4 GiB."""
     with serving(vector, tmp_path_factory.mktemp("serve")) as running:
         yield running
 

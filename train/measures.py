@@ -33,8 +33,11 @@ from train.reference import reference_states
 from train.trainer import HealTrainer
 from train.unfinished import Unfinished
 
+DTYPE = (
+    "bfloat16" if torch.cuda.is_available() else "float32"
+)  # of steps; losses and their memory are measured in float32
 # What configs/smollm2.toml trains with; tau 0 keeps the barrier on, which is what costs.
-SETTINGS = "model.dtype=float32 train.rank=16 train.alpha=32 train.layers=0.2-0.8 train.batch_size=8 train.lam=0.3 train.tau=0 train.heldout=0"
+SETTINGS = f"model.dtype={DTYPE} train.rank=16 train.alpha=32 train.layers=0.2-0.8 train.batch_size=8 train.lam=0.3 train.tau=0 train.heldout=0"
 ROWS, TOKENS = 8, 48
 WORDS, HIDDEN = 49_152, 576  # the embedded model's head
 MANY_WORDS, MANY_HIDDEN = 262_144, 640  # that of Gemma 3 270M
@@ -91,7 +94,8 @@ class Bench:
 def _first_round(scratch: Path, rounds: int) -> tuple[dict[str, Side], int]:
     """Sides ours, naive and sft without a history, and the tokens of the batch; leaves the round's adapter in scratch/round."""
     bench = Bench(scratch)
-    naive = Naive(bench.model.folder, bench.student.network.peft_config[CURRENT].target_modules, bench.config.train)
+    modules = bench.student.network.peft_config[CURRENT].target_modules
+    naive = Naive(bench.model.folder, modules, bench.config.train, DTYPE)
 
     def theirs() -> list[list[int]]:
         naive.step(bench.batch)
@@ -113,7 +117,7 @@ def steps(rounds: int) -> dict[str, Any]:
         second = {"ours": Side(later.ours), "sft": Side(later.sft)}
         warm(second)
         interleave("optimiser steps over a history", second, rounds)
-    size = f"{ROWS} rows of {tokens // ROWS} tokens on average, {TOKENS} of them completion, fp32"
+    size = f"{ROWS} rows of {tokens // ROWS} tokens on average, {TOKENS} of them completion, {DTYPE}"
     speed = {"tokens_per_second": tokens / statistics.median(sides["ours"].seconds)}
     return {
         "heal_step_over_naive": {**ratio(sides["ours"], sides["naive"], f"time of an optimiser step with the barrier over the naive trainer's (two forwards, full log-softmax; Hugging Face and PEFT); {size}", bound=0.75), **speed},
