@@ -23,6 +23,7 @@ from shared.config import resolve
 from shared.console import console, progress
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
+from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl
 from shared.run import Run, Stage
 from shared.sets import names_set, set_folder
@@ -229,6 +230,7 @@ def main() -> None:
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
     out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
+    hold(out)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
     with open_prompts(arguments.prompts) as prompts:
         sweep(

@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,8 +110,9 @@ def quiet() -> None:
 
 
 def entry(main: Callable[[], None]) -> None:
-    """Run a stage's main: our errors go to stderr with exit code 2, an interruption ends with 130."""
+    """Run a stage's main: our errors go to stderr with exit code 2, an interruption or a polite kill ends with 130."""
     quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except SteerHealError as error:

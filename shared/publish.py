@@ -1,15 +1,22 @@
-"""Publication: a file or folder appears whole under its name, or not at all."""
+"""Publication: a file or folder appears whole under its name, or not at all, and one process at a time makes it."""
 
 from __future__ import annotations
 
+import atexit
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from shared.errors import SteerHealError
+
+_held: set[Path] = set()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -69,6 +76,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def hold(path: Path, file: Path | None = None) -> None:
+    """Keep other processes from making `path` until this one ends, however it ends.
+
+    The lock is the system's, on a file (beside the path if none is given): a dead process holds none. Raises SteerHealError with the
+    process that has it.
+    """
+    file = file or path.with_name(f".{path.name}.lock")
+    if file in _held:
+        return
+    make_parent(file)
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 1000).decode(errors="replace").strip()
+            os.close(handle)
+            raise SteerHealError(
+                "another process is at work here",
+                given=f"{path}: {holder or 'it has just begun'}",
+                expected="one process at a time",
+                next="wait for it or stop it, then run the same command; or take another RUN or --out",
+            ) from None
+        if file.exists() and os.path.samestat(os.fstat(handle), os.stat(file)):
+            break
+        os.close(handle)  # its last holder removed the file after it was opened here
+    os.truncate(handle, 0)
+    os.write(handle, f"process {os.getpid()}, {' '.join([Path(sys.argv[0]).stem, *sys.argv[1:]])}\n"[:1000].encode())
+    _held.add(file)
+    atexit.register(file.unlink, missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

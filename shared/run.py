@@ -16,7 +16,7 @@ from shared import config as configuration
 from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.publish import digest, write_json, write_text
+from shared.publish import digest, hold, write_json, write_text
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
@@ -28,6 +28,10 @@ class Run:
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
+
+    def hold(self) -> None:
+        """Be the one process that writes here, until it ends. Raises SteerHealError while another is."""
+        hold(self.folder, self.folder / ".lock")
 
     def round(self, number: int) -> Path:
         return self.folder / "rounds" / f"{number:02d}"
@@ -77,8 +81,10 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
             )
         if not changed:
             return Run(folder, wanted)
+    run = Run(folder, wanted)
+    run.hold()
     write_text(frozen, configuration.to_toml(wanted, sources))
-    return Run(folder, wanted)
+    return run
 
 
 class Stage:
@@ -98,6 +104,7 @@ class Stage:
         outputs: list[Path],
         rebuild: bool = False,
     ):
+        run.hold()
         self.run, self.number, self.name, self.rebuild = run, number, name, rebuild
         self.settings = json.loads(json.dumps(settings))
         self.outputs = outputs

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from shared.publish import atomic_file, atomic_folder, digest, write_json
+from shared.errors import SteerHealError
+from shared.publish import atomic_file, atomic_folder, digest, hold, write_json
 
 
 def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
@@ -46,3 +52,49 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def holder(path: Path, then: str = "input()") -> subprocess.Popen[str]:
+    """A process that holds the path and then does something, by default waits for a line."""
+    code = f"from pathlib import Path; import os; from shared.publish import hold; hold(Path({str(path)!r})); print('held', flush=True); {then}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def free(path: Path) -> bool:
+    """Whether a process that comes now gets the path."""
+    code = f"from pathlib import Path; from shared.publish import hold; hold(Path({str(path)!r}))"
+    return not subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    first = holder(tmp_path / "out")
+    with pytest.raises(SteerHealError, match="another process is at work") as refused:
+        hold(tmp_path / "out")
+    assert f"process {first.pid}" in str(refused.value.given) and str(tmp_path / "out") in str(refused.value.given)
+    first.communicate("\n")
+    assert list(tmp_path.iterdir()) == []  # a process that ends takes its lock file with it
+    assert free(tmp_path / "out")
+
+
+def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
+    """Killed, so that its lock file stays, while a child that it forked lives on."""
+    first = holder(tmp_path / "out", "print(os.fork() or input(), flush=True); input()")
+    assert first.stdout is not None
+    child = int(first.stdout.readline())
+    assert not free(tmp_path / "out")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    os.kill(child, 0)
+    assert (tmp_path / ".out.lock").is_file() and free(tmp_path / "out")
+    os.kill(child, signal.SIGKILL)
+
+
+def test_holding_again_is_holding_once(tmp_path: Path) -> None:
+    again = holder(tmp_path / "out", f"hold(Path({str(tmp_path / 'out')!r})); input()")
+    assert not free(tmp_path / "out")
+    again.communicate("\n")
+    assert free(tmp_path / "out")

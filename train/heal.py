@@ -14,7 +14,7 @@ from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
-from shared.publish import digest
+from shared.publish import digest, hold
 from shared.run import Run, Stage
 from train.diagnosis import quarters
 from train.unfinished import LOGS
@@ -110,6 +110,7 @@ def main() -> None:
             expected='JSONL rows such as {"prompt": "...", "completion": "..."}, or kept rows of gen.filter',
             next="--data FILE",
         )
+    hold(arguments.out)
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     from train.distil import distil
 

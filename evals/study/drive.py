@@ -21,7 +21,7 @@ from rich.markup import escape
 from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared.console import console, table
-from shared.publish import atomic_file, write_json
+from shared.publish import atomic_file, hold, write_json
 from shared.run import STAGES, Run
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
@@ -117,6 +117,7 @@ def seconds_here(plan: Plan) -> dict[str, list[float]]:
 
 def drive(plan: Plan) -> bool:
     """Bring every cell to its last round; True where nothing had to stop."""
+    hold(plan.folder, plan.folder / ".lock")
     everything = list(steps(plan))
     left = [step for step in everything if not step.done]
     total, source = estimate(plan, left)
