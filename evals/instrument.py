@@ -17,6 +17,7 @@ from pydantic import ValidationError, model_validator
 from shared.chat import assistant_close, assistant_open, render_text
 from shared.errors import SteerHealError
 from shared.records import Record, data_file
+from shared.strict import parse
 
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
 
@@ -84,7 +85,7 @@ def load_instrument(name: str) -> Instrument:
         return published()
     path: Path = data_file(name, "instrument.json")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse(path.read_bytes())
         return Instrument.model_validate({**raw, "schema_": raw["schema"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = (

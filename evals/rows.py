@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
@@ -159,16 +159,3 @@ class TokenRow(Record):
     ce: list[float]
     kl_base: list[float]
     kl_previous: list[float]
-
-
-class Manifest(Record):
-    """What a stage recorded: digests by name, wall time in seconds, provenance."""
-
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-    counts: dict[str, Any]
-    seconds: float
-    commit: str | None
-    versions: dict[str, str]
-    hardware: dict[str, Any]

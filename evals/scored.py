@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,11 +14,11 @@ from pydantic import ValidationError
 from evals.answers import answers as answers_of
 from evals.answers import refuse
 from evals.instrument import FOUNDATIONS
-from evals.rows import Generation, Heldout, LogRow, Manifest, ScoreRow, Scores, Step, TokenRow, Training
+from evals.rows import Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow, Training
 from evals.statistics import Answers, Texts
 from shared.errors import SteerHealError
 from shared.publish import digest
-from shared.records import Completion, Record, problem_of, read_jsonl
+from shared.records import Completion, Manifest, Record, problem_of, read_jsonl, read_record
 from shared.run import STAGES, Run
 
 STEP = {"round": "score", "full": "score-full"}
@@ -84,7 +83,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
     again = f"make round N={number} RUN={run.folder} REBUILD=1"
     folder = run.round(number) / FOLDER[mode]
     manifests = {
-        stage: _json(run.manifest(number, stage), Manifest, again)
+        stage: _of(run.manifest(number, stage), Manifest, again)
         for stage in (*STAGES, STEP[mode])
         if run.manifest(number, stage).is_file()
     }
@@ -94,7 +93,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         raise SteerHealError(
             "scores are not those of their manifest", given=folder, expected=f"digest {recorded}", next=again
         )
-    scores = _json(folder / "scores.json", Scores, again)
+    scores = _of(folder / "scores.json", Scores, again)
     answers = {line.name: _answers(scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
     generations: dict[str, list[Generation]] = {line.name: [] for line in scores.conditions}
     for row in read_jsonl(folder / "generations.jsonl", Generation, made_by=again):
@@ -111,7 +110,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         read_jsonl(run.round(number) / "kept.jsonl", Completion, made_by=again, may_be_empty=True),
         read_jsonl(run.round(number) / "rejected.jsonl", Completion, made_by=again, may_be_empty=True),
         *_log(run.round(number) / "train.jsonl", again),
-        _json(run.round(number) / "training.json", Training, again),
+        _of(run.round(number) / "training.json", Training, again),
         read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
         manifests,
     )
@@ -151,8 +150,5 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
     )
 
 
-def _json(path: Path, kind: type[Row], again: str) -> Row:
-    try:
-        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise refuse(path, problem_of(error), f"a {kind.__name__} file, version 1", again) from None
+def _of(path: Path, kind: type[Row], again: str) -> Row:
+    return read_record(path, kind, what="a file of a round could not be read", next=again)

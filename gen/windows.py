@@ -13,6 +13,7 @@ from shared.errors import SteerHealError
 from shared.publish import atomic_file, write_json
 from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.run import differences
+from shared.strict import parse
 
 VERSION = 1
 
@@ -33,10 +34,10 @@ class Windows:
         self.fingerprint = json.loads(json.dumps(fingerprint))
         if self.plan.is_file():
             try:
-                old = json.loads(self.plan.read_text(encoding="utf-8"))
+                old = parse(self.plan.read_bytes())
                 changed = differences(old["fingerprint"], self.fingerprint)
                 self.notes = dict(old["notes"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 changed = [f"{self.plan}: {error!r}"]
             if not changed:
                 return

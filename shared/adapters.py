@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.publish import write_json
+from shared.strict import parse
 
 if TYPE_CHECKING:
     import torch
@@ -57,11 +58,17 @@ def load_adapter(folder: Path) -> Adapter:
             next="train it again: python -m train.heal --help",
         )
 
+    files = "adapter_config.json and adapter_model.safetensors, as PEFT saves them"
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = parse((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise refuse(f"{error}", "adapter_config.json and adapter_model.safetensors, as PEFT saves them") from None
+        size = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
+        raise refuse(f"{error!r}", files) from None
+    if size[0] < 1 or config["r"] != size[0] or not math.isfinite(size[1]):
+        raise refuse(
+            f"r {config['r']!r}, lora_alpha {config['lora_alpha']!r}", "a rank of 1 or more and a finite scale"
+        )
     strange = {key: config.get(key) for key, plain in PLAIN.items() if config.get(key, plain) != plain}
     strange.update(
         {key: config[key] for key in ("modules_to_save", "rank_pattern", "alpha_pattern") if config.get(key)}
@@ -82,13 +89,17 @@ def load_adapter(folder: Path) -> Adapter:
     bad = [
         name
         for name, (a, b) in modules.items()
-        if a.shape[0] != config["r"] or b.shape[1] != config["r"] or not (a.isfinite().all() and b.isfinite().all())
+        if a.ndim != 2
+        or b.ndim != 2
+        or a.shape[0] != size[0]
+        or b.shape[1] != size[0]
+        or not (a.isfinite().all() and b.isfinite().all())
     ]
     if bad or not modules or len(tensors) != 2 * len(modules):
         raise refuse(f"{bad[0] if bad else f'{len(tensors)} tensors'}", f"finite factors of rank {config['r']}")
     try:
         note = folder / BASE
-        base = json.loads(note.read_text(encoding="utf-8"))["fingerprint"] if note.exists() else None
+        base = parse(note.read_bytes())["fingerprint"] if note.exists() else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise refuse(f"{BASE}: {error!r}", "the note that its training wrote, or none") from None
     return Adapter(folder, config, base, modules)

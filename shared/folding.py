@@ -6,19 +6,38 @@ All gates at 0 is the original model, bit for bit.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from shared.adapters import PREFIX, VERSION, Adapter, load_adapter, note_base
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, digest, write_json
+from shared.records import Record, read_record
 
 if TYPE_CHECKING:
     import torch
+
+
+class Gate(Record):
+    """A round of a history. adapter: its folder, from the history's; gate: 1 is the round as trained, 0 is off."""
+
+    round: int
+    gate: float
+    adapter: str
+    sha256: str
+    rank: int
+    scale: float
+
+
+class Gates(Record):
+    """gates.json, oldest round first."""
+
+    rounds: list[Gate] = Field(min_length=1)
 
 
 def fold(adapters: Sequence[tuple[Path, float]], out: Path) -> None:
@@ -94,25 +113,20 @@ def rounds_of(history: Path) -> list[tuple[Path, float]]:
             expected="a folded history, with its gates.json",
             next=f"fold it: python -m train.export --model MODEL --adapter {history} --as history --out {history}-history",
         )
-    try:
-        rows = json.loads((history / "gates.json").read_text(encoding="utf-8"))["rounds"]
-        found = [((history / row["adapter"]).resolve(), _finite(float(row["gate"])), row["sha256"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SteerHealError(
-            "a history could not be read",
-            given=f"{history}/gates.json: {error!r}",
-            expected="gates.json beside the folded adapter",
-            next="make round",
-        ) from None
-    for folder, _, sha256 in found:
-        if not folder.is_dir() or digest(folder) != sha256:
+    gates = read_record(history / "gates.json", Gates, what="a history could not be read", next="make round")
+    found = []
+    for row in gates.rounds:
+        folder = (history / row.adapter).resolve()
+        # before it is hashed: a path from elsewhere may lead to a folder of any size
+        if not (folder / "adapter_config.json").is_file() or digest(folder) != row.sha256:
             raise SteerHealError(
                 "a round's adapter is not the one that was folded",
                 given=folder,
-                expected=f"digest {sha256}",
+                expected=f"digest {row.sha256}",
                 next="restore it, or make the rounds again with REBUILD=1",
             )
-    return [(folder, gate) for folder, gate, _ in found]
+        found.append((folder, row.gate))
+    return found
 
 
 def verify(history: Path) -> Adapter:

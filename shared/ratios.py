@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
@@ -25,6 +24,7 @@ from shared.console import console, progress, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.run import hardware, versions
+from shared.strict import parse
 
 FEW = 5  # values, below which a bootstrap says no more than the range
 
@@ -176,11 +176,11 @@ def closing(out: Path, begin: float) -> None:
 def read(out: Path) -> dict[str, Any]:
     """A benchmark file. Raises SteerHealError when it is none."""
     try:
-        found = json.loads(out.read_text(encoding="utf-8"))
+        found = parse(out.read_bytes())
         if isinstance(found["ratios"], dict) and isinstance(found["versions"], dict):
             return dict(found)
         problem = "ratios or versions is no object"
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         problem = repr(error)
     raise SteerHealError(
         "a benchmark file could not be read",

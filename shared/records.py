@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shared.errors import SteerHealError
 from shared.publish import atomic_file
+from shared.strict import parse
 
 VERSION = 1
 DATA = Path(__file__).parent / "data"
@@ -98,6 +99,19 @@ class Vignette(Record):
     human_SocialNorms: float | None = None
 
 
+class Manifest(Record):
+    """What a stage recorded: digests by name, wall time in seconds, provenance."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    counts: dict[str, Any]
+    seconds: float
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+
+
 def data_file(name: str, embedded: str) -> Path:
     """The file a configuration value names; 'embedded' is the one shipped with the package."""
     return DATA / embedded if name == "embedded" else Path(name)
@@ -120,8 +134,8 @@ def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tupl
             if not line.strip():
                 continue
             try:
-                value = row.model_validate(json.loads(line.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
+                value = row.model_validate(parse(line.decode("utf-8")))
+            except ValueError as error:
                 problem = problem_of(error)
                 if not isinstance(error, ValidationError) and not line.endswith(b"\n"):
                     problem += " (the file ends here: truncated?)"
@@ -149,6 +163,19 @@ def read_jsonl(path: Path, row: type[Row], *, made_by: str, may_be_empty: bool =
     if may_be_empty and path.is_file() and not path.stat().st_size:
         return []
     return list(iterate_jsonl(path, row, made_by=made_by))
+
+
+def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
+    """The one record that a JSON file holds. Raises SteerHealError when it cannot be read or is something else."""
+    try:
+        return kind.model_validate(parse(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise SteerHealError(
+            what,
+            given=f"{path}: {problem_of(error)}",
+            expected=f"a {kind.__name__.lower()} file, version {VERSION}",
+            next=next,
+        ) from None
 
 
 def problem_of(error: Exception) -> str:

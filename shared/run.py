@@ -17,6 +17,7 @@ from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import digest, hold, write_json, write_text
+from shared.records import Manifest, read_record
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
@@ -50,7 +51,8 @@ class Run:
 
     def rounds(self, stage: str = "score") -> list[int]:
         """Rounds whose stage has a manifest, ascending."""
-        return sorted(int(path.parent.parent.name) for path in self.folder.glob(f"rounds/*/manifests/{stage}.json"))
+        names = (path.parent.parent.name for path in self.folder.glob(f"rounds/*/manifests/{stage}.json"))
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def open_run(folder: Path, config: Path | None = None, overrides: str | None = None, rebuild: bool = False) -> Run:
@@ -125,28 +127,21 @@ class Stage:
         if not self.path.is_file():
             console.print(f"[bold]round {self.number} · {self.name}[/]")
             return False
-        try:
-            manifest = json.loads(self.path.read_text(encoding="utf-8"))
-            old_settings, old_inputs, old_outputs = manifest["settings"], manifest["inputs"], manifest["outputs"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise SteerHealError(
-                "a manifest could not be read",
-                given=f"{self.path}: {error!r}",
-                expected="the manifest its stage wrote",
-                next=f"remove {self.path}; the stage runs again",
-            ) from None
-        problems = differences(old_settings, self.settings) + [
-            f"input {key} changed" for key in self.inputs if self.inputs[key] != old_inputs.get(key)
+        manifest = read_record(
+            self.path, Manifest, what="a manifest could not be read", next=f"remove {self.path}; the stage runs again"
+        )
+        problems = differences(manifest.settings, self.settings) + [
+            f"input {key} changed" for key in self.inputs if self.inputs[key] != manifest.inputs.get(key)
         ]
         for path in self.outputs:
             name = path.relative_to(self.run.folder).as_posix()
             if not path.exists():
                 problems.append(f"output {name} is missing")
-            elif digest(path) != old_outputs.get(name):
+            elif digest(path) != manifest.outputs.get(name):
                 problems.append(f"output {name} was edited")
         if not problems:
             console.print(
-                f"round {self.number} · {self.name}: done and intact, nothing to do [dim](took {manifest['seconds']:.1f} s)[/]"
+                f"round {self.number} · {self.name}: done and intact, nothing to do [dim](took {manifest.seconds:.1f} s)[/]"
             )
             return True
         if self.rebuild:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from pydantic import Field, ValidationError, field_validator
 
 from shared.errors import SteerHealError
 from shared.records import Record, data_file
+from shared.strict import parse
 
 
 class Trait(Record):
@@ -32,7 +32,7 @@ def load_trait(name: str) -> Trait:
     """The trait file a configuration names ('embedded' for the shipped one)."""
     path = data_file(name, "trait.json")
     try:
-        return Trait.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Trait.model_validate(parse(path.read_bytes()))
     except (OSError, ValueError, re.error) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise SteerHealError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from shared.errors import SteerHealError
 from shared.publish import atomic_file
+from shared.strict import parse
 
 VERSION = 1
 
@@ -108,11 +109,11 @@ def load_vector(path: Path) -> Vector:
             metadata = handle.metadata() or {}
             for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
                 prefix, _, number = name.partition(".")
-                if prefix != "layer" or not number.isdigit():
+                if prefix != "layer" or not (number.isascii() and number.isdigit()):
                     raise refuse(f"tensor {name}")
                 layers[int(number)] = handle.get_tensor(name)
-        provenance = json.loads(metadata.get("steer_heal", "{}"))
-    except (SafetensorError, json.JSONDecodeError, OSError, TypeError) as error:
+        provenance = parse(metadata.get("steer_heal", "{}"))
+    except (SafetensorError, ValueError, OSError, TypeError) as error:
         raise refuse(str(error)) from None
     if metadata.get("version", str(VERSION)) != str(VERSION):
         raise refuse(f"version {metadata['version']}, this is {VERSION}")

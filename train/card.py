@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from shared.config import flat
 from shared.console import number
 from shared.models import Model
+from shared.records import Manifest, read_record
 from shared.run import Run, versions
 
 HUB = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -76,8 +77,9 @@ def _of_run(run: Run, last: int) -> list[str]:
     parts = []
     counts = []
     for index in range(1, last + 1):
-        manifest = json.loads(run.manifest(index, "filter").read_text(encoding="utf-8"))
-        counts.append(f"| {index} | {manifest['counts']['kept']} | {manifest['counts']['rejected']} |")
+        path = run.manifest(index, "filter")
+        manifest = read_record(path, Manifest, what="a manifest could not be read", next=f"make round N={index}")
+        counts.append(f"| {index} | {manifest.counts['kept']} | {manifest.counts['rejected']} |")
     parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
     results = run.folder / "report" / "results.json"
     if results.is_file():

@@ -14,6 +14,7 @@ from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.records import Completion, Pair, numbered_jsonl, read_jsonl
+from shared.strict import parse
 from shared.traits import load_trait
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     """
     try:
         with open(path, encoding="utf-8") as handle:
-            sampled = "completion_ids" in json.loads(handle.readline())
+            sampled = "completion_ids" in parse(handle.readline())
     except (OSError, ValueError, TypeError):
         sampled = True  # read_jsonl below names what is wrong
     rows = _sampled(path) if sampled else _written(path, tokenizer, config)

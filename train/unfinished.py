@@ -13,6 +13,7 @@ from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import digest, write_json, write_text
 from shared.run import differences
+from shared.strict import parse, read_object
 
 VERSION = 1
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
@@ -26,7 +27,8 @@ class Unfinished:
         recipe = json.loads(json.dumps({"version": VERSION, **recipe}))
         written = folder / "recipe.json"
         if written.is_file():
-            old = json.loads(written.read_text(encoding="utf-8"))
+            again = f"begin again: rm -r {folder}"
+            old = read_object(written, what="an unfinished round could not be read", expected="its recipe", next=again)
             changed = differences(old, recipe)
             if not changed:
                 return
@@ -76,7 +78,7 @@ class Unfinished:
             return
         for line in self.log.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield parse(line)
 
     def append(self, row: dict[str, Any]) -> None:
         with open(self.log, "a", encoding="utf-8") as handle:

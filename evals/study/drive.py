@@ -6,7 +6,6 @@ round before, with the error in stopped.json, and the study goes on without it.
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared.console import console, table
 from shared.publish import atomic_file, hold, write_json
+from shared.records import Manifest, read_record
 from shared.run import STAGES, Run
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
@@ -109,9 +109,9 @@ def seconds_here(plan: Plan) -> dict[str, list[float]]:
     found: dict[str, dict[str, float]] = {}
     for cell in plan.cells:
         for path in sorted(cell.folder.glob("rounds/*/manifests/*.json")):
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            key = f"{manifest['outputs']}" if manifest["stage"] in SHARED else str(path)
-            found.setdefault(manifest["stage"], {})[key] = float(manifest["seconds"])
+            manifest = read_record(path, Manifest, what="a manifest could not be read", next=f"remove {path}")
+            key = f"{manifest.outputs}" if path.stem in SHARED else str(path)
+            found.setdefault(path.stem, {})[key] = manifest.seconds
     return {stage: list(times.values()) for stage, times in found.items()}
 
 

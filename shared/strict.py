@@ -1,0 +1,41 @@
+"""JSON as it is read here: no key twice, no number that is not finite, one kind of error whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shared.errors import SteerHealError
+
+
+def parse(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for what is not JSON, a repeated key, NaN, infinity and endless nesting."""
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read_object(path: Path, *, what: str, expected: str, next: str) -> dict[str, Any]:
+    """The object that a file holds. Raises SteerHealError, what and all, when it cannot be read or is something else."""
+    try:
+        found = parse(path.read_bytes())
+        problem = f"{type(found).__name__}, not an object"
+    except (OSError, ValueError) as error:
+        found, problem = None, str(error)
+    if not isinstance(found, dict):
+        raise SteerHealError(what, given=f"{path}: {problem}", expected=expected, next=next)
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
