@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from shared.errors import SteerHealError
 
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
 
 def parse(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what is not JSON, a repeated key, NaN, infinity and endless nesting."""
+    """The value of a JSON text. Raises ValueError for what is not JSON, a repeated key, NaN, infinity, endless nesting and half a
+    character, which could not be written again."""
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+        found = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+        if SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deep") from None
+    return found
 
 
 def read_object(path: Path, *, what: str, expected: str, next: str) -> dict[str, Any]:

@@ -6,15 +6,24 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from shared.errors import SteerHealError
 from shared.publish import atomic_file
 from shared.strict import parse
 
 VERSION = 1
+
+
+class Provenance(BaseModel):
+    """What is read of a vector's metadata; a vector from elsewhere may carry none, or more."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    positions: Literal["all", "generated"] = "all"
+    hidden_norm: dict[str, PositiveFloat] = {}
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ def load_vector(path: Path) -> Vector:
                     raise refuse(f"tensor {name}")
                 layers[int(number)] = handle.get_tensor(name)
         provenance = parse(metadata.get("steer_heal", "{}"))
+        Provenance.model_validate(provenance)
     except (SafetensorError, ValueError, OSError, TypeError) as error:
         raise refuse(str(error)) from None
     if metadata.get("version", str(VERSION)) != str(VERSION):

@@ -73,12 +73,23 @@ class Unfinished:
         return last
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The log's rows; a last line cut short by a kill is left out."""
+        """The log's rows; a last line cut short by a kill is left out. Raises SteerHealError for any other that is no row."""
         if not self.log.is_file():
             return
-        for line in self.log.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield parse(line)
+        for number, line in enumerate(self.log.read_bytes().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = parse(line)
+                row["step"] = int(row["step"])
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                raise SteerHealError(
+                    "the log of an unfinished round could not be read",
+                    given=f"{self.log}:{number}: {error!r}",
+                    expected="a row with its step, as its training wrote it",
+                    next=f"begin the round again: rm -r {self.folder}",
+                ) from None
+            yield row
 
     def append(self, row: dict[str, Any]) -> None:
         with open(self.log, "a", encoding="utf-8") as handle:
