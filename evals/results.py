@@ -16,6 +16,7 @@ from evals.positions import left_by_reversal, order_effect, position_effect, rel
 from evals.rows import ConditionLine, Generation
 from evals.scored import ONCE, Round, scored_rounds, texts_of
 from evals.statistics import (
+    SMALLEST_SHIFT,
     Answers,
     Estimate,
     Texts,
@@ -185,7 +186,8 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         **pair("d_coh", "d_coh_ci", delta["d_coh"]),
         "coh_cost": coh_cost,
         "coh_slope": coh_slope,
-        "retain": kept,
+        # over a steered shift of nothing, as of an unsteered control, the share is noise
+        "retain": kept if steered is not None and abs(steered.value) >= SMALLEST_SHIFT else None,
         "surgical": None if stage == "base" else surgical(base.answers, case.answers, count, seed),
         "surgical_care": None if stage == "base" else surgical_care(delta["d_auth"], delta["d_care_90"]),
         "verdict": judged[0],

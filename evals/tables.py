@@ -287,8 +287,14 @@ def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
 
 def markdown(table: Table) -> str:
     lines = [table.columns, ["---", *["---" if table.prose else "---:"] * (len(table.columns) - 1)], *table.rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
     return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
+
+
+def _cell(text: str) -> str:
+    """Text of a Markdown table: one line, no column of its own, no markup."""
+    one = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return one.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def comma_separated(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]) -> str:

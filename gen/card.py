@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ from huggingface_hub import DatasetCardData
 from gen.filter import unsteered_of
 from gen.rules import limits
 from shared.cli import entry, need, parse, parser
-from shared.config import flat
+from shared.config import Config, flat
 from shared.console import console, number
 from shared.errors import SteerHealError
 from shared.hub import push
-from shared.publish import atomic_folder
-from shared.records import Completion, read_jsonl
-from shared.run import Run, versions
+from shared.publish import atomic_folder, digest
+from shared.records import Completion, Manifest, read_jsonl, read_record
+from shared.run import Run
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
@@ -29,6 +30,16 @@ def card(run: Run, number_: int) -> str:
     """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
     folder, config = run.round(number_), run.config
     again = f"make round N={number_} RUN={run.folder}"
+    manifest = read_record(run.manifest(number_, "filter"), Manifest, what="a manifest could not be read", next=again)
+    for name in FILES:
+        path = folder / f"{name}.jsonl"
+        if digest(path) != manifest.outputs.get(path.relative_to(run.folder).as_posix()):
+            raise SteerHealError(
+                "rows are not the ones that were filtered",
+                given=path,
+                expected="the file of its manifest",
+                next=f"{again} REBUILD=1",
+            )
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
     vector, limit, trait = (
@@ -39,6 +50,7 @@ def card(run: Run, number_: int) -> str:
     about = DatasetCardData(
         task_categories=["text-generation"],
         tags=["steer-heal", "steering-vectors", "synthetic"],
+        source_datasets=["original"],
         configs=[
             {"config_name": name, "data_files": f"{name}.jsonl", **({"default": True} if name == "kept" else {})}
             for name in FILES
@@ -51,7 +63,11 @@ def card(run: Run, number_: int) -> str:
         f"| {c:g} | {per[c]} | {alive[c]} | {_mean([row.trait_llr for row in kept if row.coefficient == c])} |"
         for c in sorted(per)
     ]
-    chosen = {key: value for key, value in flat(config).items() if key.startswith(("sweep.", "filter.", "vector."))}
+    chosen = {
+        key: _place(value) if isinstance(value, str) and value else value
+        for key, value in flat(config).items()
+        if key.startswith(("sweep.", "filter.", "vector."))
+    }
     settings = "\n".join(f"    {key} = {value}" for key, value in chosen.items())
     return f"""---
 {about.to_yaml()}
@@ -59,11 +75,11 @@ def card(run: Run, number_: int) -> str:
 
 # Steered completions, round {number_}
 
-Sampled from {config.model.name} while a steering vector was added in layers {", ".join(map(str, sorted(vector.layers)))}, then filtered for coherence and trait. The trait:
+{_how(config, number_, sorted(vector.layers))} The trait:
 
 > {trait.trait}
 
-It was the vector that moved the model: the prompts were rendered under the neutral system prompt, "{trait.neutral}".
+The prompts were rendered under the neutral system prompt, "{trait.neutral}".
 
 | coefficient | sampled | kept | mean trait_llr of the kept |
 |---:|---:|---:|---:|
@@ -78,8 +94,36 @@ These are a small model's words under steering, chosen by rule and read by nobod
 
 {settings}
 
-steer-heal {versions()["steer-heal"]}, seed {config.seed}.
+steer-heal {manifest.versions.get("steer-heal")}, commit {manifest.commit or "unknown"}, seed {config.seed}; original model {str(vector.metadata.get("model_fingerprint", "unknown"))[:12]}, steering
+vector {vector.digest()[:12]}, from prompts {_place(config.sweep.dilemmas)} and {_place(config.sweep.mundane)}. The licence of the original model applies to what it wrote.
 """
+
+
+def _how(config: Config, number_: int, layers: Sequence[int]) -> str:
+    """How the rows came to be, by what was configured."""
+    sampler = _place(config.model.name)
+    if number_ > 1:
+        sampler = f"the student of round {number_ - 1} of {sampler}"
+    vector = (
+        "a random direction of the steering vector's norms"
+        if config.vector.direction == "random"
+        else "a steering vector"
+    )
+    if config.filter.source == "unsteered":
+        first = f"Sampled from {_place(config.model.name)} without steering, as a control; the rejected rows are of the same kind."
+    else:
+        first = f"Sampled from {sampler} while {vector} was added in layers {', '.join(map(str, layers))}."
+    then = (
+        "The filter was off: every row counts as kept."
+        if config.filter.off
+        else "Then filtered for coherence and trait."
+    )
+    return f"{first} {then}"
+
+
+def _place(name: str) -> str:
+    """A name to publish: of a local path, which says where somebody keeps their files, the last part alone."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def _mean(values: list[float | None]) -> str:
@@ -89,7 +133,7 @@ def _mean(values: list[float | None]) -> str:
 
 def write(run: Run, number_: int, out: Path) -> None:
     content = card(run, number_)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, of=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
         for name in FILES:
             source = run.round(number_) / f"{name}.jsonl"
             if source.stat().st_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -16,7 +16,7 @@ def load_tokenizer(folder: str) -> Any:
     except (OSError, ValueError) as error:
         raise SteerHealError(
             "a tokenizer could not be loaded",
-            given=f"{folder}: {str(error).splitlines()[0]}",
+            given=f"{folder}: {in_one_line(error)}",
             expected="a folder with tokenizer files",
             next="set model.name to a chat model, e.g. SET=model.name=embedded",
         ) from None

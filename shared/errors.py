@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def in_one_line(error: Exception) -> str:
+    """What another library's exception says, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 class SteerHealError(Exception):
     """Something the user can mend.
 

@@ -15,11 +15,13 @@ def push(folder: Path, repository: str, private: bool, kind: Literal["model", "d
     try:
         api = HfApi()
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        if private and not api.repo_info(repository, repo_type=kind).private:  # it was there before, and public
+            raise PermissionError("the repository is public")
         api.upload_folder(folder_path=folder, repo_id=repository, repo_type=kind)
     except Exception as error:  # the hub client raises many types for one fact: the upload did not happen
         raise SteerHealError(
             f"the {kind} was written but not uploaded",
-            given=f"{repository}: {type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            expected="a repository you may write to",
+            given=f"{repository}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}",
+            expected=f"a {'private ' if private else ''}repository you may write to",
             next=f"hf auth login, then: hf upload {repository} {folder} --repo-type {kind}",
         ) from None

@@ -74,7 +74,7 @@ def resolve(name: str, revision: str | None = None) -> Model:
     except Exception as error:  # the hub client raises many types for one fact: the model is not here
         raise SteerHealError(
             "a model could not be had",
-            given=f"{name} (revision {revision or 'main'}): {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            given=f"{name} (revision {revision or 'main'}): {type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}",
             expected="'embedded', a local folder, or a Hugging Face id that can be reached or is cached",
             next="check the name, log in with `hf auth login` for a gated model, or SET=model.name=embedded",
         ) from None

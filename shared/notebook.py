@@ -11,14 +11,16 @@ transformers. Files lie in the folder under the names they have in a run; settin
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tomlkit
 
 from shared.errors import SteerHealError
 from shared.records import Completion, read_jsonl
@@ -77,20 +79,14 @@ def heal(model: str, folder: str | Path, history: str | Path | None = None, sett
 
 def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
     """Run a stage, its output line by line into the notebook."""
-    chosen = ("--set", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())) if settings else ()
-    command = [sys.executable, "-m", module, *map(str, arguments), *chosen]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
     tail: deque[str] = deque(maxlen=12)
-    try:
-        for line in process.stdout:
-            print(line, end="")
-            tail.append(line.rstrip())
-        code = process.wait()
-    except BaseException:  # the kernel's interrupt is the stage's as well
-        process.terminate()
-        process.wait()
-        raise
+    with tempfile.TemporaryDirectory() as scratch:
+        chosen: tuple[object, ...] = ()
+        if settings:
+            path = Path(scratch) / "settings.toml"
+            path.write_text(_toml(settings), encoding="utf-8")
+            chosen = ("--config", path)
+        code = _said([sys.executable, "-m", module, *map(str, (*arguments, *chosen))], tail)
     if code:
         raise SteerHealError(
             f"{module} failed",
@@ -100,5 +96,27 @@ def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
         )
 
 
-def _toml(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":")) if not isinstance(value, str) else f"'{value}'"
+def _said(command: Sequence[str], tail: deque[str]) -> int:
+    """The exit code of a command whose lines are printed as they come and kept in tail."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            print(line, end="")
+            tail.append(line.rstrip())
+        return process.wait()
+    except BaseException:  # the kernel's interrupt is the stage's as well
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _toml(settings: Settings) -> str:
+    """Dotted keys as a configuration file; None, which TOML has not, is the default."""
+    document: dict[str, Any] = {}
+    for key, value in settings.items():
+        section, dot, name = key.partition(".")
+        holder = document.setdefault(section, {}) if dot else document
+        if value is not None:
+            holder[name if dot else key] = value
+    return tomlkit.dumps(document)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,9 +52,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def replaceable(path: Path, of: Collection[str]) -> None:
+    """Raise SteerHealError when a folder holds anything but files of these names: it is somebody's, and would be lost."""
+    if path.exists() and (foreign := sorted(p.name for p in path.iterdir() if p.name not in of or not p.is_file())):
+        raise SteerHealError(
+            "a folder holds other files than the ones that would replace it",
+            given=f"{path}: {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''}",
+            expected=f"no such folder, an empty one, or one of {', '.join(of)}",
+            next="name another folder, or move these files away",
+        )
+
+
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success its files are synced and it takes the place of `path`."""
+def atomic_folder(path: Path, of: Collection[str] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success its files are synced and it takes the place of `path`.
+
+    of: the names that it may hold, where a user chose the path: a folder with others is refused before the work and after it.
+    """
+    if of is not None:
+        replaceable(path, of)
     make_parent(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -68,6 +84,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 file.chmod(0o666 & ~umask)  # safetensors' own writer gives 0600
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+        if of is not None:
+            replaceable(path, of)
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.exists():
             os.replace(path, old)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 
 
 def names_set(name: str) -> bool:
@@ -38,7 +38,7 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
         except Exception as error:  # datasets raises whatever its transport raises
             raise SteerHealError(
                 what,
-                given=f"{name}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}",
+                given=f"{name}: {in_one_line(error)}",
                 expected="a data set that can be reached or is cached, named <id>:<configuration>:<split> or <id>:<split>",
                 next=next,
             ) from None

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from shared.config import resolve
 from shared.errors import SteerHealError
-from shared.notebook import extract, heal, sweep
+from shared.notebook import _toml, extract, heal, sweep
 from shared.vectors import load_vector
 
 SETTINGS = {
@@ -45,3 +46,21 @@ def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="failed") as refused:
         extract("embedded", tmp_path, {"train.lamda": 1})
     assert "train.lam" in refused.value.render() and not list(tmp_path.iterdir())
+
+
+def test_settings_arrive_as_they_are_given(tmp_path: Path) -> None:
+    """A table, None, quotes and spaces, which do not survive a command line."""
+    given = {
+        "seed": 3, "model.chat_template_kwargs": {"enable_thinking": False}, "model.revision": None, "vector.layers": [14, 15],
+        "model.name": "it's a \"model\"", "filter.drop_truncated": False, "train.lam": 1e-3,
+    }  # fmt: skip
+    path = tmp_path / "settings.toml"
+    path.write_text(_toml(given))
+    config = resolve(path)[0]
+    assert (
+        config.seed == 3
+        and config.model.chat_template_kwargs == {"enable_thinking": False}
+        and config.model.revision is None
+    )
+    assert config.model.name == 'it\'s a "model"' and config.vector.layers == [14, 15] and config.train.lam == 1e-3
+    assert not config.filter.drop_truncated

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from shared.errors import SteerHealError
-from shared.publish import atomic_file, atomic_folder, digest, hold, write_json
+from shared.publish import atomic_file, atomic_folder, digest, hold, replaceable, write_json
 
 
 def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
@@ -98,3 +98,20 @@ def test_holding_again_is_holding_once(tmp_path: Path) -> None:
     assert not free(tmp_path / "out")
     again.communicate("\n")
     assert free(tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "docs"
+    replaceable(path, ("a", "b"))
+    with atomic_folder(path, of=("a", "b")) as temporary:
+        (temporary / "a").write_text("ours")
+    with atomic_folder(path, of=("a", "b")) as temporary:
+        (temporary / "b").write_text("ours again")
+    (path / "thesis.md").write_text("theirs")
+    with pytest.raises(SteerHealError, match=r"other files") as refused, atomic_folder(path, of=("a", "b")):
+        raise AssertionError("the work begins")
+    assert "thesis.md" in str(refused.value.given) and sorted(p.name for p in path.iterdir()) == ["b", "thesis.md"]
+    (path / "thesis.md").unlink()
+    with pytest.raises(SteerHealError), atomic_folder(path, of=("a", "b")):
+        (path / "late.md").write_text("theirs, written meanwhile")
+    assert sorted(p.name for p in path.iterdir()) == ["b", "late.md"] and list(tmp_path.iterdir()) == [path]

@@ -19,7 +19,7 @@ from conftest import ROOT, command
 from synthetic_run import build
 
 from evals.scored import scored_rounds
-from evals.study.drive import Step, donor, estimate, steps, take
+from evals.study.drive import Step, donor, estimate, reason, steps, take
 from evals.study.matched import SHARE, Walk, matched, path
 from evals.study.plan import load, runs_in
 from shared.errors import SteerHealError
@@ -113,10 +113,15 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
             (here / name).write_text(stage)
         Stage(run, 1, stage, settings={}, inputs={}, outputs=[here / name for name in names]).finish()
     have = runs_in(plan.folder)
-    found = {
-        cell.name: [stage for stage in ("extract", "sweep", "filter", "heal") if donor(have, Step(cell, 1, stage))]
-        for cell in plan.cells
-    }
+    found = {}
+    for cell in plan.cells:
+        found[cell.name] = []
+        for stage in ("extract", "sweep", "filter", "heal"):
+            step = Step(cell, 1, stage)
+            if (known := donor(have, step)) is not None:
+                open_run(cell.folder, plan.file, cell.overrides)
+                take(known, step)
+                found[cell.name].append(stage)
     everything = ["extract", "sweep", "filter"]
     assert found == {
         "nll-s0": [],
@@ -126,8 +131,10 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
         "kl_rev-s1": ["extract"],
     }
     step = Step(plan.cells[1], 1, "filter")
-    take(have[0], step)
     assert step.done and (step.cell.folder / "rounds/01/kept.jsonl").read_text() == "filter"
+    assert json.loads(step.cell.run.manifest(1, "sweep").read_text())["taken_from"] == "nll-s0"
+    (step.cell.folder / "rounds/01/vector.safetensors").write_text("another")
+    assert donor(have, Step(plan.cells[1], 1, "sweep")) is None
     assert donor(have, Step(plan.cells[1], 2, "sweep")) is None
 
 
@@ -135,7 +142,7 @@ def test_the_estimate_counts_shared_stages_once(tmp_path: Path) -> None:
     plan = load(written(tmp_path), tmp_path / "runs")
     seconds, source = estimate(plan, list(steps(plan)))
     extracts, sweeps = 2 + 4, 3 + 4  # round 1's by what differs, then each cell's own
-    assert seconds == extracts * 1 + sweeps * 10 + 9 * 100 + 9 * 50 + 5 * 60 and source == "a machine"
+    assert seconds == extracts * 1 + sweeps * 10 + 9 * 100 + 9 * 50 + 5 * 60 and source == "by a machine"
 
 
 def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
@@ -153,29 +160,94 @@ def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) 
     assert other.cells[0].folder == plan.cells[0].folder and other.cells[0].arm.name == "no-barrier"
 
 
+def walk(shift: list[float], price: list[float], noise: float = 0.0, gates: int = 1, ended: str = "") -> Walk:
+    """A path through these points after the base; gates: scored gates a round. Resamples are of a fixed draw."""
+    draws = np.random.default_rng(0).normal(0, 1, 400)
+    students = [(0, 1.0), *[(1 + index // gates, (1 + index % gates) / gates) for index in range(len(shift))]]
+
+    def table(values: list[float], noise: float) -> np.ndarray:
+        return np.array([np.zeros(401), *[value + noise * np.array([0.0, *draws]) for value in values]])
+
+    return Walk(students, table(shift, noise / 10), table(price, noise), ended)
+
+
 def test_the_price_is_read_where_the_shift_first_arrives() -> None:
-    straight = Walk(np.array([[0.0], [1.0], [2.0]]), np.array([[0.0], [0.2], [1.0]]))
-    assert straight.at(0.5) == pytest.approx(0.1) and straight.at(1.5) == pytest.approx(0.6)
-    back = Walk(np.array([[0.0], [2.0], [0.5]]), np.array([[0.0], [0.4], [9.0]]))
-    assert back.at(1.0) == pytest.approx(0.2) and np.isnan(back.at(2.5)[0])
+    straight = walk([1.0, 2.0], [0.2, 1.0])
+    assert straight.at(0.5)[0] == pytest.approx(0.1) and straight.at(1.5)[0] == pytest.approx(0.6)
+    back = walk([2.0, 0.5], [0.4, 9.0])
+    assert back.at(1.0)[0] == pytest.approx(0.2) and np.isinf(back.at(2.5)[0])
+
+
+@pytest.mark.parametrize("reach", [0.4, 0.7, 1.0])
+def test_arms_on_one_curve_pay_the_same(reach: float) -> None:
+    """Price shift squared, scored at gates 0.5 and 1: along chords the arm that moves most would pay half as much again."""
+    found = walk([reach / 2, reach], [reach**2 / 4, reach**2], gates=2).at(0.3)[0]
+    assert found == pytest.approx(0.09, rel=0.21)
+    chord = np.interp(0.3, [0, reach / 2, reach], [0, reach**2 / 4, reach**2])
+    assert abs(found - 0.09) < abs(chord - 0.09)
 
 
 def test_arms_are_compared_at_what_the_least_shifted_reached() -> None:
-    def walk(reach: float, price: float, noise: float = 0.01) -> Walk:
-        draws = np.random.default_rng(0).normal(0, noise, 200)
-        shift = np.array([np.zeros(201), np.full(201, reach)])
-        return Walk(shift, np.array([np.zeros(201), price + np.array([0.0, *draws])]))
-
-    target, found = matched({"a": {0: walk(1.0, 0.4), 1: walk(1.0, 0.6)}, "b": {0: walk(2.0, 0.4)}}, "a")
-    a, b = found
-    assert target == pytest.approx(SHARE) and a.against is None
-    assert (
-        a.price is not None
-        and a.price.value == pytest.approx(0.5 * SHARE)
-        and a.seeds == {0: pytest.approx(0.3), 1: pytest.approx(0.45)}
+    found = matched(
+        {"a": {0: walk([1.0], [0.4], 0.01), 1: walk([1.0], [0.6], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}}, "a"
     )
+    a, b = found.arms
+    assert found.target == pytest.approx(SHARE) and found.set_by == ("a", 0) and a.against is None
+    assert a.seeds == {0: pytest.approx(0.3), 1: pytest.approx(0.45)}
+    assert a.price is not None and a.price.value == pytest.approx(0.3)  # over the seed that both have
     assert b.price is not None and b.price.value == pytest.approx(0.4 * SHARE / 2)
-    assert b.against is not None and b.against.value == pytest.approx(0.15 - 0.3) and b.against.excludes_zero()
+    assert b.against is not None and b.against.value == pytest.approx(b.price.value - a.price.value)
+    assert b.against.excludes_zero() and b.gaps == {0: pytest.approx(-0.15)}
+
+
+@pytest.mark.parametrize(
+    "dead", [walk([0.0], [0.9], 0.01), walk([-0.3, 0.1], [0.5, 0.9], 5.0), walk([], [], ended="round 1: broken")]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_arm_that_does_not_move_spoils_no_other(dead: Walk, first: bool) -> None:
+    """Nor does one whose first student is broken; whichever stands first."""
+    live = {"a": {0: walk([1.0], [0.4], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}}
+    found = matched({"dead": {0: dead}, **live} if first else {**live, "dead": {0: dead}}, "a")
+    by_name = {one.arm: one for one in found.arms}
+    assert found.target == pytest.approx(SHARE) and found.set_by == ("a", 0)
+    assert by_name["b"].seeds == {0: pytest.approx(0.15)} and by_name["b"].against is not None
+    assert by_name["dead"].seeds == {0: None} and by_name["dead"].price is None
+    assert "did not move" in by_name["dead"].note and by_name["dead"].arrived == pytest.approx(0, abs=0.2)
+
+
+def test_nothing_is_compared_where_nothing_moved() -> None:
+    found = matched({"a": {0: walk([0.0], [0.1], 0.1)}, "b": {0: walk([-1.0], [0.1], 0.1)}}, "a")
+    assert found.target is None and found.set_by is None and all(one.price is None for one in found.arms)
+
+
+def test_resamples_that_never_arrive_are_not_left_out() -> None:
+    """They are the expensive end: where they are many there is no interval, not a narrow one."""
+    far, near = walk([2.0], [0.4], 0.01), walk([1.0], [0.4], 0.01)
+    shift = near.shift.copy()
+    shift[1, 1:41] = 0.5  # a tenth of the resamples
+    found = matched({"far": {0: far}, "near": {0: Walk(near.students, shift, near.price)}}, "far")
+    slow = found.arms[1]
+    assert slow.price is not None and slow.price.interval is None and slow.arrived == pytest.approx(0.9)
+    assert slow.against is not None and slow.against.interval is None
+    shift[1, 1:41], shift[1, 1:6] = 1.0, 0.5  # one in eighty
+    few = matched({"far": {0: far}, "near": {0: Walk(near.students, shift, near.price)}}, "far").arms[1]
+    assert few.price is not None and few.price.interval is not None
+
+
+def test_arms_that_are_measured_differently_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SteerHealError, match="measured alike") as refused:
+        load(
+            written(tmp_path, STUDY.replace("train.divergence=kl_rev", "train.divergence=kl_rev eval.think=8")),
+            tmp_path / "runs",
+        )
+    assert "eval.think = 8 against 4" in refused.value.render()
+
+
+def test_a_crash_is_told_by_its_last_line() -> None:
+    crash = "a warning\nTraceback (most recent call last):\n  File 'x'\ntorch.OutOfMemoryError: no memory"
+    assert reason(crash) == "torch.OutOfMemoryError: no memory"
+    assert reason("Warning: x\nerror: the filter starved\n  given:    3\n  next: y") == "the filter starved; given: 3"
+    assert reason("") == ""
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +266,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open_run(cell.folder, plan.file, cell.overrides, rebuild=True)
     write_json(
         folder / "runs" / "kl_rev-s1" / "stopped.json",
-        {"version": 1, "round": 2, "stage": "filter", "said": "the filter starved: <b>too few</b>\n  given: 3"},
+        {"version": 1, "round": 2, "stage": "filter", "said": "error: the filter starved: <b>too few</b>\n  given: 3"},
     )
     return folder
 
@@ -242,9 +314,14 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
     page = (out / "results.md").read_text()
     for part in (
         "## Arms at one shift",
+        "## Round 1 against the controls",
+        "No control was scored.",
+        "## Every arm, round by round, seed 1",
         "## Cells that stopped",
-        "kl_rev, 1 | 2 filter | the filter starved: <b>too few</b>; given: 3 |",
+        "kl_rev, 1 | 2 filter | the filter starved: &lt;b&gt;too few&lt;/b&gt;; given: 3 |",
         "| random | control | 0 of 1 |",
+        "| kl_rev | arm | 2 of 2, 1 of 2 | 1 |",  # compared at the round that both seeds reached
+        "## Provenance",
     ):
         assert part in page, part
     with open(out / "results.csv", newline="") as handle:
@@ -256,7 +333,7 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
     html = (out / "index.html").read_text()
     assert "kl_rev, seed 0, round 2 healed" in html and "&lt;b&gt;too few&lt;/b&gt;" in html and "<b>" not in html
     tex = (out / "tables.tex").read_text()
-    assert tex.count("\\toprule") == tex.count("\\bottomrule") == 6 and "kl\\_rev" in tex and "auth_nats" not in tex
+    assert tex.count("\\toprule") == tex.count("\\bottomrule") == 9 and "kl\\_rev" in tex and "auth_nats" not in tex
 
 
 def test_the_same_study_gives_the_same_bytes(study: Path, tmp_path: Path) -> None:
@@ -318,7 +395,7 @@ def test_a_tiny_study_runs_and_goes_on_where_it_was_interrupted(tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         tmp_path / "runs/nll-s0/rounds/01/sweep.jsonl"
-    ).stat().st_mtime_ns == before and "by stages that ran here" in done.stdout
+    ).stat().st_mtime_ns == before and "(by stages that ran here" in done.stdout
     runs = {
         name: tmp_path / "runs" / f"{name}-s0" / "rounds" / "01"
         for name in ("nll", "kl_fwd", "unsteered", "random", "unfiltered")

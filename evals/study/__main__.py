@@ -5,22 +5,40 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from evals.charts import panels
 from evals.page import grid, image, whole
 from evals.study.collect import Outcome, collect, document
 from evals.study.drive import drive
-from evals.study.figure import doses, training, trajectories
-from evals.study.matched import Axis, Walk, matched, path
+from evals.study.figure import FORMATS, doses, training, trajectories
+from evals.study.matched import Axis, Comparison, Walk, matched, path, scorable
 from evals.study.plan import Plan, load
-from evals.study.tables import arms, at_one_shift, by_round, cyclic, latex, stopped, summary
-from evals.tables import Table, comma_separated, markdown
+from evals.study.tables import (
+    against_controls,
+    arms,
+    at_one_shift,
+    by_round,
+    cyclic,
+    latex,
+    provenance,
+    stopped,
+    summary,
+)
+from evals.tables import comma_separated, markdown
 from shared.cli import entry
 from shared.console import console
 from shared.console import table as show
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, write_json
+from shared.publish import atomic_folder, replaceable, write_json
+
+CONTENT = (
+    *("results.json", "results.csv", "results.md", "tables.tex", "index.html"),
+    *(f"{name}.{kind}" for name in ("study", "doses", "training") for kind in FORMATS),
+)
 
 
 def axis_of(outcomes: Sequence[Outcome]) -> Axis:
@@ -29,18 +47,22 @@ def axis_of(outcomes: Sequence[Outcome]) -> Axis:
     return "authority" if bases and all(row["verdict"] is None for row in bases) else "trait_llr"
 
 
-def comparison(outcomes: Sequence[Outcome], axis: Axis) -> Table | None:
-    """The arms at one shift; None with fewer than two arms to compare."""
+def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, Comparison] | None:
+    """(reference arm, the arms at one shift); None with fewer than two arms to compare. Arms of a seed count the same items."""
+    mine = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
     paths: dict[str, dict[int, Walk]] = {}
-    for o in outcomes:
-        if o.cell.arm.role == "arm" and o.rounds:
-            settings = o.cell.config.eval
-            paths.setdefault(o.cell.arm.name, {})[o.cell.seed] = path(o.rounds, axis, settings.bootstrap, 0)
+    keep = {
+        seed: np.logical_and.reduce([scorable(o.rounds) for o in mine if o.cell.seed == seed])
+        for seed in {o.cell.seed for o in mine}
+    }
+    for o in mine:
+        seed, count = o.cell.seed, o.cell.config.eval.bootstrap
+        walk = path(o.rounds, axis, count, 0, broken=o.broken, keep=keep[seed])
+        paths.setdefault(o.cell.arm.name, {})[seed] = walk
     if len(paths) < 2:
         return None
     reference = next(iter(paths))
-    target, found = matched(paths, reference)
-    return at_one_shift(axis, target, found, reference)
+    return reference, matched(paths, reference)
 
 
 def publish(plan: Plan, out: Path) -> None:
@@ -51,13 +73,15 @@ def publish(plan: Plan, out: Path) -> None:
             "a study has nothing to show", given=plan.folder, expected="a cell with a scored round", next="make study"
         )
     axis = axis_of(outcomes)
+    compared = compare(outcomes, axis)
     found = document(plan, outcomes)
-    tables = [arms(outcomes), summary(outcomes)]
-    if (compared := comparison(outcomes, axis)) is not None:
-        tables.append(compared)
-    tables += [by_round(outcomes), cyclic(outcomes), stopped(outcomes)]
+    tables = [arms(outcomes), summary(outcomes), against_controls(outcomes)]
+    if compared is not None:
+        tables.append(at_one_shift(axis, *compared))
+        found["at_one_shift"] = {"axis": axis, "reference": compared[0], **asdict(compared[1])}
+    tables += [*by_round(outcomes), cyclic(outcomes), stopped(outcomes), provenance(outcomes)]
     figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, of=CONTENT) as folder:
         write_json(folder / "results.json", found)
         (folder / "results.csv").write_text(comma_separated(found["rows"], found["extra"]), encoding="utf-8")
         (folder / "tables.tex").write_text("\n".join(map(latex, tables)), encoding="utf-8")
@@ -80,7 +104,7 @@ def publish(plan: Plan, out: Path) -> None:
         (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
         heading = f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
-    for one in tables[1:3]:
+    for one in tables[1:4]:
         show(one.title, one.columns, one.rows)
     console.print(f"wrote {out / 'results.md'}")
 
@@ -97,6 +121,7 @@ def main() -> None:
     options.add_argument("--report", action="store_true", help="from what there is, running nothing")
     arguments = options.parse_args()
     plan = load(arguments.config, arguments.run)
+    replaceable(arguments.out, CONTENT)  # now, not after hours
     whole = True if arguments.report else drive(plan)
     publish(plan, arguments.out)
     if not whole:

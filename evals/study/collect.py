@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evals.results import results_of
 from evals.scored import STEP, Round, read_round, scored_rounds
-from evals.study.drive import STOPPED
+from evals.study.drive import STOPPED, Stopped
+from evals.study.matched import Student
 from evals.study.plan import Cell, Plan
 from evals.tables import dose
 from shared.console import console
+from shared.records import Manifest, read_record
 
 Row = dict[str, Any]
 NONE = dict.fromkeys(("n_kept", "n_rejected", "dose_kept", "dose_sweep"))  # of the original model, round 0
@@ -27,7 +28,22 @@ class Outcome:
     rows: list[Row]
     extra: list[Row]
     full: list[Row]
-    stopped: dict[str, Any] | None
+    stopped: Stopped | None
+
+    @property
+    def broken(self) -> dict[Student, str]:
+        """Students that are broken, by round and gate, and why."""
+        return {
+            (row["round"], 1.0 if row["gate"] is None else row["gate"]): row["verdict_reason"]
+            or row["coherence_reason"]
+            or "broken"
+            for row in [*self.rows, *self.extra]
+            if row["stage"] == "healed" and "broken" in (row["verdict"], row["coherence_verdict"])
+        }
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        return [manifest for r in self.rounds for manifest in r.manifests.values()]
 
     def at(self, number: int, stage: str) -> Row | None:
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
@@ -43,8 +59,10 @@ def collect(plan: Plan) -> list[Outcome]:
 
 def _outcome(cell: Cell) -> Outcome:
     path = cell.folder / STOPPED
-    stopped = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    scored = cell.run.rounds(STEP["round"])
+    stopped = (
+        read_record(path, Stopped, what="a cell's end could not be read", next=f"rm {path}") if path.is_file() else None
+    )
+    scored = [number for number in cell.run.rounds(STEP["round"]) if number <= cell.rounds]
     last = max((number for number in scored if all(earlier in scored for earlier in range(1, number))), default=0)
     if not last:
         return Outcome(cell, [], [], [], [], stopped)
@@ -87,7 +105,8 @@ def document(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "set": o.cell.arm.set,
                 "rounds": o.cell.rounds,
                 "scored": len(o.rounds),
-                "stopped": o.stopped,
+                "stopped": o.stopped.model_dump() if o.stopped else None,
+                "commits": sorted({manifest.commit or "unknown" for manifest in o.manifests}),
             }
             for o in outcomes
         ],

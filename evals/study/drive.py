@@ -20,14 +20,24 @@ from rich.markup import escape
 from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared.console import console, table
-from shared.publish import atomic_file, hold, write_json
-from shared.records import Manifest, read_record
+from shared.errors import SteerHealError
+from shared.publish import atomic_file, digest, hold, write_json
+from shared.records import Manifest, Record, read_record
 from shared.run import STAGES, Run
+from shared.strict import read_object
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
 COMMAND = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", STEP["round"]: "evals.score", STEP["full"]: "evals.score"}  # fmt: skip
 MODE = {stage: mode for mode, stage in STEP.items()}
 STOPPED = "stopped.json"
+
+
+class Stopped(Record):
+    """stopped.json: the round and stage at which a cell ended, and what the stage said on stderr."""
+
+    round: int
+    stage: str
+    said: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +76,15 @@ def steps(plan: Plan) -> Iterator[Step]:
 
 
 def donor(runs: Sequence[Run], step: Step) -> Run | None:
-    """A run of the study's folder whose stage of round 1 is this one's, by the settings it depends on."""
+    """A run of the study's folder whose stage of round 1 is this one's, by the settings and the files it depends on."""
     if (wanted := step.common) is None:
         return None
+    earlier = [name for stage in SHARED[: SHARED.index(step.stage)] for name in FILES[stage]]
+
+    def same(name: str, run: Run) -> bool:
+        files = [folder.round(1) / name for folder in (run, step.cell.run)]
+        return all(file.is_file() for file in files) and digest(files[0]) == digest(files[1])
+
     return next(
         (
             run
@@ -76,32 +92,43 @@ def donor(runs: Sequence[Run], step: Step) -> Run | None:
             if run.folder != step.cell.folder
             and run.manifest(1, step.stage).is_file()
             and depends(run.config, step.stage) == wanted
+            and all(same(name, run) for name in earlier)
         ),
         None,
     )
 
 
 def take(donor: Run, step: Step) -> None:
-    """A stage's files from a run that has them, the manifest last."""
+    """A stage's files from a run that has them, the manifest last, with a note of where they are from."""
     source, target = donor.round(1), step.cell.run.round(1)
-    for path in (*(source / name for name in FILES[step.stage]), donor.manifest(1, step.stage)):
+    for path in (source / name for name in FILES[step.stage]):
         with atomic_file(target / path.relative_to(source)) as temporary:
             shutil.copyfile(path, temporary)
+    manifest = read_object(
+        donor.manifest(1, step.stage),
+        what="a manifest could not be read",
+        expected="that of a stage",
+        next="make study",
+    )
+    write_json(step.cell.run.manifest(1, step.stage), {"taken_from": donor.folder.name, **manifest})
 
 
 def estimate(plan: Plan, left: Sequence[Step]) -> tuple[float, str]:
-    """(seconds for the steps left, where the figures are from). A stage that has run here counts with its median here."""
+    """(seconds for the steps left, where the figures are from). A stage that has run here counts with its median here, one of
+    which nothing is known with nothing, and is named."""
     measured = {stage: statistics.median(times) for stage, times in seconds_here(plan).items()}
     known = {**plan.study.seconds, **measured}
-    runs, made, total = runs_in(plan.folder), set[str](), 0.0
+    runs, made, total, unknown = runs_in(plan.folder), set[str](), 0.0, dict[str, None]()
     for step in left:
         if step.common is not None:
             if step.common in made or donor(runs, step) is not None:
                 continue
             made.add(step.common)
         total += known.get(step.stage, 0.0)
-    source = "stages that ran here" if measured else plan.study.machine or "no measurement"
-    return total, source
+        if step.stage not in known:
+            unknown[step.stage] = None
+    source = "by stages that ran here" if measured else f"by {plan.study.machine}" if known else "nothing measured yet"
+    return total, f"{source}, without {', '.join(unknown)}" if known and unknown else source
 
 
 def seconds_here(plan: Plan) -> dict[str, list[float]]:
@@ -122,7 +149,7 @@ def drive(plan: Plan) -> bool:
     left = [step for step in everything if not step.done]
     total, source = estimate(plan, left)
     console.print(
-        f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; about {total / 60:.0f} min to go (by {source}); "
+        f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; about {total / 60:.0f} min to go ({source}); "
         "interrupt at any time, the same command goes on"
     )
     stopped: dict[str, str] = {}
@@ -132,7 +159,13 @@ def drive(plan: Plan) -> bool:
             continue
         if step.number == 1 and not (step.cell.folder / "config.toml").is_file():
             line = ["--run", str(step.cell.folder), "--config", str(plan.file), "--set", step.cell.overrides]
-            _run([sys.executable, "-m", "shared.begin", *line], plan.folder / "study.log")
+            if said := _run([sys.executable, "-m", "shared.begin", *line], plan.folder / "study.log"):
+                raise SteerHealError(
+                    "a cell of the study could not be begun",
+                    given=f"{step.cell.name}: {reason(said)}",
+                    expected="a run",
+                    next=f"see {plan.folder / 'study.log'}",
+                )
         if step.common is not None and (known := donor(runs_in(plan.folder), step)) is not None:
             take(known, step)
             continue
@@ -148,14 +181,20 @@ def drive(plan: Plan) -> bool:
             console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(said))}")
         else:
             (step.cell.folder / STOPPED).unlink(missing_ok=True)
+            if (
+                step.stage == STEP["full"]
+            ):  # the last of a cell; merged weights are a gigabyte a round, and can be made again
+                shutil.rmtree(step.cell.run.students, ignore_errors=True)
     if stopped:
         table("cells that stopped", ["cell", "why"], [[name, escape(reason(said))] for name, said in stopped.items()])
     return not stopped
 
 
 def reason(said: str) -> str:
-    """What a stage said on stderr, in one line: what happened and what it was given."""
-    return "; ".join(" ".join(line.split()) for line in said.splitlines()[:2]).removeprefix("error: ")
+    """What a stage said on stderr, in one line: our error with what it was given, or else the last line."""
+    lines = said.splitlines()
+    begin = next((index for index in reversed(range(len(lines))) if lines[index].startswith("error: ")), len(lines) - 1)
+    return "; ".join(" ".join(line.split()) for line in lines[begin : begin + 2]).removeprefix("error: ")
 
 
 def _run(command: Sequence[str], log: Path) -> str:
@@ -164,7 +203,7 @@ def _run(command: Sequence[str], log: Path) -> str:
     with open(log, "a", encoding="utf-8") as sink:
         sink.write(f"$ {' '.join(command[1:])}\n")
         sink.flush()
-        done = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True, errors="replace")
         sink.write(done.stderr)
     if done.returncode == 130:
         raise KeyboardInterrupt

@@ -39,7 +39,9 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     _incoherence(middle, mine, arms)
     _frontier(bottom, [o for o in outcomes if o.rounds], arms, axis)
     handles = [Line2D([], [], color=LOOKS[stage][0], marker="*" if stage == "base" else "o", linestyle="", label=stage) for stage in ("base", "steered", "healed")]  # fmt: skip
-    handles += [Line2D([], [], color="#555555", marker=MARKERS[k % len(MARKERS)], linestyle=LINES[k % len(LINES)], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
+    handles += [Line2D([], [], color="#555555", marker=_look(k)[0], linestyle=_look(k)[1], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
+    if any(_broken(row) for o in mine for row in o.rows):
+        handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label="broken"))
     figure.legend(
         handles=handles,
         loc="outside upper center",
@@ -52,6 +54,16 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     for axes in (top, middle, bottom):
         styled(axes, size=7)
     return saved(figure)
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Marker and line of an arm; no two of the first 32 share both."""
+    return MARKERS[index % len(MARKERS)], LINES[(index + index // len(MARKERS)) % len(LINES)]
+
+
+def _beside(index: int, count: int) -> float:
+    """Where an arm's points stand about their round, so that the arms of one round stay nearer than the next round's."""
+    return (index - (count - 1) / 2) * min(0.12, 0.7 / count)
 
 
 def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
@@ -69,13 +81,24 @@ def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list
     return found
 
 
+def _broken(row: Row) -> bool:
+    return "broken" in (row["verdict"], row["coherence_verdict"])
+
+
+def _crossed(axes: Axes, x: float, y: float, row: Row) -> None:
+    """Cross out a broken row: a loop is cheap in perplexity, and no progress."""
+    if _broken(row):
+        axes.plot(x, y, "x", color="#000000", markersize=7, markeredgewidth=0.8, zorder=5)
+
+
 def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], key: str, interval: str) -> None:
     bases = [row for o in outcomes if (row := o.at(0, "base")) is not None and row[key] is not None]
     start = float(np.mean([row[key] for row in bases])) if bases else None
     if start is not None:
         axes.plot(0, start, "*", color=LOOKS["base"][0], markersize=11, zorder=4)
     for index, arm in enumerate(arms):
-        shift = (index - (len(arms) - 1) / 2) * 0.12
+        shift, (marker, line) = _beside(index, len(arms)), _look(index)
+        seeds = sum(o.cell.arm.name == arm for o in outcomes)
         for stage in ("steered", "healed"):
             colour, points = LOOKS[stage][0], _points(outcomes, arm, stage, key)
             for number, rows in points:
@@ -83,21 +106,24 @@ def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], k
                     axes.plot(number + shift, row[key], ".", color=colour, markersize=2.5, zorder=3)
                     if row[interval] is not None:
                         axes.plot([number + shift] * 2, row[interval], color=colour, linewidth=0.7, alpha=0.6)
-            x, y = (
-                [number + shift for number, _ in points],
-                [float(np.mean([row[key] for row in rows])) for _, rows in points],
-            )
+                    _crossed(axes, number + shift, row[key], row)
+            # a mean over the seeds that are left would jump where one ends: without all of them the line breaks
+            means = {
+                number: float(np.mean([row[key] for row in rows])) for number, rows in points if len(rows) == seeds
+            }
+            numbers = range(1, max(means, default=0) + 1)
+            x, y = [number + shift for number in numbers], [means.get(number, np.nan) for number in numbers]
             axes.plot(
                 x,
                 y,
-                MARKERS[index % len(MARKERS)],
+                marker,
                 color=colour,
                 markersize=4.5,
                 zorder=4,
                 fillstyle="none" if stage == "steered" else "full",
             )
             if stage == "healed" and start is not None:
-                axes.plot([0, *x], [start, *y], LINES[index % len(LINES)], color=colour, linewidth=0.9, zorder=2)
+                axes.plot([0, *x], [start, *y], line, color=colour, linewidth=0.9, zorder=2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round", fontsize=8)
 
@@ -105,7 +131,7 @@ def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], k
 def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str]) -> None:
     """1 - coherence on a log scale; perplexity would tell more where answer mass rises, and is panel (c)'s."""
     for index, arm in enumerate(arms):
-        shift = (index - (len(arms) - 1) / 2) * 0.12
+        shift = _beside(index, len(arms))
         for stage in ("steered", "healed"):
             colour = LOOKS[stage][0]
             for number, rows in _points(outcomes, arm, stage, "coherence"):
@@ -115,11 +141,12 @@ def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str]) -
                     axes.plot(
                         number + shift,
                         max(1 - row["coherence"], FLOOR),
-                        MARKERS[index % len(MARKERS)],
+                        _look(index)[0],
                         color=colour,
                         markersize=4,
                         fillstyle="none" if stage == "steered" else "full",
                     )
+                    _crossed(axes, number + shift, max(1 - row["coherence"], FLOOR), row)
     axes.axhline(0.05, color="#444444", linewidth=0.9, linestyle="--")
     axes.annotate("0.95", (1, 0.05), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", fontsize=6.5, va="center")  # fmt: skip
     axes.set_yscale("log")
@@ -131,7 +158,7 @@ def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str]) -
 
 
 def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
-    """Trait against perplexity, controls hollow and grey; the step line joins what nothing beats on both."""
+    """Trait against perplexity, controls hollow and grey; the step line joins what nothing unbroken beats on both."""
     key, sign = TRAIT[axis][0], -1.0 if axis == "authority" else 1.0
     best: list[tuple[float, float]] = []
     for o in outcomes:
@@ -142,7 +169,7 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
             if stage not in ("base", "prompted", "steered", "healed") or (control and stage != "healed"):
                 continue
             colour = "#808080" if control else LOOKS[stage][0]
-            marker = LOOKS[stage][1] if stage in ("base", "prompted") else "X" if control else MARKERS[arms.index(o.cell.arm.name) % len(MARKERS)]  # fmt: skip
+            marker = LOOKS[stage][1] if stage in ("base", "prompted") else "X" if control else _look(arms.index(o.cell.arm.name))[0]  # fmt: skip
             axes.plot(
                 row["perplexity"],
                 row[key],
@@ -169,7 +196,8 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
                     fontsize=6,
                     color="#555555",
                 )
-            if not control and stage == "healed":
+            _crossed(axes, row["perplexity"], row[key], row)
+            if not control and stage == "healed" and not _broken(row):
                 best.append((row["perplexity"], sign * row[key]))
     best.sort()
     tops = list(accumulate((trait for _, trait in best), max))

@@ -1,8 +1,10 @@
 """Arms compared at one and the same shift: what each paid by the time it had moved so far.
 
-An arm's path runs from the base over its students, each dialled by the gate of its own round from the student before it. Along the path
-shift and price are interpolated linearly between scored points, and the price is read where the shift first reaches the target, which
-is a fixed share of what the least shifted arm reached. The axis is authority where the eval has one on this model, else trait_llr:
+An arm's path runs from the base over its students, each dialled by the gate of its own round from the student before it. Within a
+round shift and price are monotone cubics of the gate through the scored points (Fritsch and Carlson 1980), since both bend along a
+dial and a chord would favour arms that move little. The path ends where a student is broken, or a figure undefined. The price is
+read where the shift first reaches the target, a fixed share of what the least shifted of the arms that moved reached; an arm that did
+not move sets no target. The axis is authority where the eval has one on this model, else trait_llr:
 
 authority   shift -d_auth, nats; price the answer mass lost; units are items, drawn within foundations
 trait_llr   shift d_trait_llr, nats per token; price ln of perplexity over the base's; units are prompts
@@ -11,8 +13,7 @@ trait_llr   shift d_trait_llr, nats per token; price ln of perplexity over the b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -21,101 +22,221 @@ from evals.scored import Round, texts_of
 from evals.statistics import AUTHORITY, Answers, Estimate, Texts, by_prompt, mean, resample, same_setting
 
 Axis = Literal["authority", "trait_llr"]
+Student = tuple[int, float]  # a round and the gate of its adapter over the student before
+BASE: Student = (0, 1.0)
 SHARE = 0.75  # of the smallest of the arms' largest shifts: at the whole of it half of the resamples would not arrive
-ARRIVED = 0.95  # share of resamples that must reach the target before an interval is given
+TAIL = 0.025  # share of resamples beyond either end of an interval
+STEPS = 64  # of a dial, between which shift and price are taken as straight
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Shift and price [points, 1 + draws] of one arm and seed, the base first; column 0 is the data, the others resamples."""
+    """Shift and price [points, 1 + draws] of one arm and seed, the base first; column 0 is the data, the others resamples.
 
+    students: of each point; ended: why the path ends before the arm's last student, empty where it does not.
+    """
+
+    students: Sequence[Student]
     shift: np.ndarray
     price: np.ndarray
+    ended: str = ""
 
     @property
     def reach(self) -> float:
         return float(self.shift[:, 0].max())
 
+    @property
+    def moved(self) -> bool:
+        """Whether some student's shift is above 0 by its interval."""
+        return bool((np.quantile(self.shift[1:, 1:], TAIL, axis=1) > 0).any()) if len(self.shift) > 1 else False
+
     def at(self, target: float) -> np.ndarray:
-        """Price [1 + draws] where the shift first reaches the target, NaN where it never does."""
-        found = np.full(self.shift.shape[1], np.nan)
-        for (x0, x1), (y0, y1) in zip(pairwise(self.shift), pairwise(self.price), strict=True):
-            crossing = np.isnan(found) & (x0 < target) & (x1 >= target)
-            share = (target - x0[crossing]) / (x1[crossing] - x0[crossing])
-            found[crossing] = y0[crossing] + share * (y1[crossing] - y0[crossing])
+        """Price [1 + draws] where the shift first reaches the target; infinite where it never does."""
+        found = np.full(self.shift.shape[1], np.inf)
+        for shift, price in self._dials():
+            for low in range(len(shift) - 1):
+                x0, x1, y0, y1 = shift[low], shift[low + 1], price[low], price[low + 1]
+                here = np.isinf(found) & (x0 < target) & (x1 >= target)
+                share = (target - x0[here]) / (x1[here] - x0[here])
+                found[here] = y0[here] + share * (y1[here] - y0[here])
+        return found
+
+    def _dials(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Shift and price [STEPS + 1, 1 + draws] along the gate of each round."""
+        from scipy.interpolate import PchipInterpolator
+
+        found = []
+        before = 0
+        for number in sorted({number for number, _ in self.students} - {0}):
+            mine = [index for index, (its, _) in enumerate(self.students) if its == number]
+            points, gates = [before, *mine], [0.0, *(self.students[index][1] for index in mine)]
+            along = np.linspace(0.0, gates[-1], STEPS + 1)
+            found.append(
+                (
+                    PchipInterpolator(gates, self.shift[points])(along),
+                    PchipInterpolator(gates, self.price[points])(along),
+                )
+            )
+            before = mine[-1]
         return found
 
 
-def points(rounds: Sequence[Round]) -> list[tuple[Answers, Texts]]:
-    """The base and then, round by round, the dialled and the whole students by their gates; gate 0 is the student before."""
+Point = tuple[Student, Answers, Texts]
+
+
+def points(rounds: Sequence[Round]) -> list[Point]:
+    """The base and then, round by round, the dialled and the whole students by their gates.
+
+    Gate 0 is the student before; what lies outside 0 to 1 is on no way from a student to the next.
+    """
     first = rounds[0]
-    found = [(first.answers["base"], texts_of(first.generations["base"]))]
+    found = [(BASE, first.answers["base"], texts_of(first.generations["base"]))]
     for r in rounds:
-        lines = sorted(
-            (line for line in r.scores.conditions if line.stage == "healed"), key=lambda line: line.gate or 1.0
-        )
-        for line in lines:
-            if line.gate != 0.0:
-                found.append((r.answers[line.name], texts_of(r.generations[line.name])))
+        lines = [
+            (1.0 if line.gate is None else line.gate, line) for line in r.scores.conditions if line.stage == "healed"
+        ]
+        for gate, line in sorted(lines, key=lambda pair: pair[0]):
+            if 0.0 < gate <= 1.0:
+                found.append(((r.number, gate), r.answers[line.name], texts_of(r.generations[line.name])))
     return found
 
 
-def path(rounds: Sequence[Round], axis: Axis, count: int, seed: int) -> Walk:
-    """The same seed and units give the same resamples, which pairs arms."""
+def scorable(rounds: Sequence[Round]) -> np.ndarray:
+    """Items [items] that every student of a path answered."""
+    return np.logical_and.reduce([answers.scorable for _, answers, _ in points(rounds)])
+
+
+def path(
+    rounds: Sequence[Round],
+    axis: Axis,
+    count: int,
+    seed: int,
+    *,
+    broken: Mapping[Student, str] = {},
+    keep: np.ndarray | None = None,
+) -> Walk:
+    """The same seed and units give the same resamples, which pairs arms. broken: students at which the path ends, and why.
+
+    keep: items counted on the axis of authority, those scorable in every arm that is compared.
+    """
     at = points(rounds)
     if axis == "trait_llr":
-        names = sorted(set(at[0][1].prompt))
-        weights = np.vstack([np.ones(len(names)), resample(np.zeros(len(names)), count, seed)])
-        sums = [by_prompt(texts, names) for _, texts in at]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            level = np.array([(weights @ llr) / (weights @ full) for _, _, llr, full in sums])
-            nll = np.array([(weights @ total) / (weights @ tokens) for total, tokens, _, _ in sums])
-        return Walk(level - level[0], nll - nll[0])
-    base = at[0][0]
-    for other, _ in at:
+        shift, price = _by_prompt([texts for _, _, texts in at], count, seed)
+    else:
+        shift, price = _by_item(
+            [answers for _, answers, _ in at], count, seed, scorable(rounds) if keep is None else keep
+        )
+    students = [student for student, _, _ in at]
+    defined = np.isfinite(shift).all(1) & np.isfinite(price).all(1)
+    for index, student in enumerate(students[1:], start=1):
+        why = broken.get(student) or ("" if defined[index] and defined[0] else "its figures are undefined")
+        if why:
+            said = f"round {student[0]}{'' if student[1] == 1 else f' at gate {student[1]:g}'}: {why}"
+            return Walk(students[:index], np.nan_to_num(shift[:index]), np.nan_to_num(price[:index]), said)
+    return Walk(students, shift, price)
+
+
+def _by_prompt(texts: Sequence[Texts], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    names = sorted(set(texts[0].prompt))
+    weights = np.vstack([np.ones(len(names)), resample(np.zeros(len(names)), count, seed)])
+    sums = [by_prompt(one, names) for one in texts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = np.array([(weights @ llr) / (weights @ full) for _, _, llr, full in sums])
+        nll = np.array([(weights @ total) / (weights @ tokens) for total, tokens, _, _ in sums])
+    return level - level[0], nll - nll[0]
+
+
+def _by_item(answers: Sequence[Answers], count: int, seed: int, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    base = answers[0]
+    for other in answers:
         same_setting(base.setting, other.setting)
-    keep = np.logical_and.reduce([a.scorable for a, _ in at])
+    if not keep.any():
+        nothing = np.full((len(answers), 1 + count), np.nan)
+        return nothing, nothing
     weights = np.vstack([np.ones(int(keep.sum())), resample(base.truth[keep], count, seed)])
-    level = np.array([np.log(mean(weights, a.p[keep][:, AUTHORITY])) for a, _ in at])
-    mass = np.array([mean(weights, a.mass[keep]) for a, _ in at])
-    return Walk(level[0] - level, mass[0] - mass)
+    level = np.array([np.log(mean(weights, a.p[keep][:, AUTHORITY])) for a in answers])
+    mass = np.array([mean(weights, a.mass[keep]) for a in answers])
+    return level[0] - level, mass[0] - mass
 
 
 @dataclass(frozen=True)
 class Matched:
-    """An arm at the target: its price by seed and their mean; against is mean minus the reference arm's, paired."""
+    """An arm at the target. seeds, gaps: its price and its price less the reference arm's by seed, None where it was never reached.
+
+    price, against: the means over the seeds that all arms have. Their intervals are over items or prompts for these training runs;
+    what another training seed would give is not in them. arrived: share of the resamples that reach the target.
+    """
 
     arm: str
     seeds: dict[int, float | None]
+    gaps: dict[int, float | None]
     price: Estimate | None
     against: Estimate | None
+    arrived: float | None
+    note: str = ""
 
 
-def matched(paths: Mapping[str, Mapping[int, Walk]], reference: str) -> tuple[float, list[Matched]]:
-    """(target, arms in the order given) of paths by arm and seed; reference is one of the arms."""
-    target = SHARE * min(path.reach for seeds in paths.values() for path in seeds.values())
-    prices = {arm: {seed: path.at(target) for seed, path in seeds.items()} for arm, seeds in paths.items()}
+@dataclass(frozen=True)
+class Comparison:
+    """target: the shift at which prices are read, None where no arm moved; set_by: the arm and seed whose reach it is a share of."""
+
+    target: float | None
+    set_by: tuple[str, int] | None
+    arms: list[Matched] = field(default_factory=list)
+
+
+def matched(paths: Mapping[str, Mapping[int, Walk]], reference: str) -> Comparison:
+    """Paths by arm and seed at one shift, arms in the order given; reference is one of the arms."""
+    reaches = {(arm, seed): walk.reach for arm, seeds in paths.items() for seed, walk in seeds.items() if walk.moved}
+    set_by = min(reaches, key=lambda cell: reaches[cell], default=None)
+    target = None if set_by is None else SHARE * reaches[set_by]
+    common = set.intersection(*(set(seeds) for seeds in paths.values()))
+    prices = {
+        arm: {} if target is None else {seed: walk.at(target) for seed, walk in seeds.items()}
+        for arm, seeds in paths.items()
+    }
     found = []
     for arm, seeds in prices.items():
-        shared = [seed for seed in seeds if seed in prices[reference]]
-        gaps = [seeds[seed] - prices[reference][seed] for seed in shared]
+        gaps = {
+            seed: _less(values, prices[reference][seed]) for seed, values in seeds.items() if seed in prices[reference]
+        }
+        both = [seed for seed in seeds if seed in common]
+        ends = [f"seed {seed} ends before {walk.ended}" for seed, walk in paths[arm].items() if walk.ended]
+        still = [f"seed {seed} did not move" for seed, walk in paths[arm].items() if not walk.moved]
         found.append(
             Matched(
                 arm,
-                {seed: float(values[0]) if np.isfinite(values[0]) else None for seed, values in seeds.items()},
-                _summary(list(seeds.values())),
-                _summary(gaps) if gaps and arm != reference else None,
+                {seed: _finite(values[0]) for seed, values in seeds.items()},
+                {} if arm == reference else {seed: _finite(values[0]) for seed, values in gaps.items()},
+                _summary([seeds[seed] for seed in both]),
+                None if arm == reference else _summary([gaps[seed] for seed in both if seed in gaps]),
+                float(np.mean([np.isfinite(seeds[seed][1:]).mean() for seed in both])) if both else None,
+                "; ".join([*still, *ends]),
             )
         )
-    return target, found
+    return Comparison(target, set_by, found)
+
+
+def _less(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Infinite where one of both never arrives, NaN where neither does."""
+    with np.errstate(invalid="ignore"):
+        return values - reference
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _summary(values: Sequence[np.ndarray]) -> Estimate | None:
-    total = np.mean(values, axis=0)
-    value, draws = float(total[0]), total[1:][np.isfinite(total[1:])]
-    if not np.isfinite(value):
+    """Mean over the seeds with its interval; a resample that never arrives lies beyond every price, so that an end may be missing."""
+    if not values:
         return None
-    if len(draws) < ARRIVED * (len(total) - 1):
-        return Estimate(value, None)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(value, (float(low), float(high)))
+    with np.errstate(invalid="ignore"):
+        total = np.mean(values, axis=0)
+    if not np.isfinite(total[0]):
+        return None
+    draws = total[1:]
+    if np.isnan(draws).any():
+        return Estimate(float(total[0]), None)
+    low, high = np.quantile(draws, TAIL, method="lower"), np.quantile(draws, 1 - TAIL, method="higher")
+    return Estimate(float(total[0]), (float(low), float(high)) if np.isfinite([low, high]).all() else None)

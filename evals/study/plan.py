@@ -113,8 +113,24 @@ def load(path: Path, folder: Path) -> Plan:
                         expected=f"those of {path}",
                         next=f"keep both: make study CONFIG={path} RUN={folder}-2",
                     )
+                if cells and (other := _measured(config)) != (wanted := _measured(cells[0].config)):
+                    differs = next(key for key in other if other[key] != wanted[key])
+                    raise refuse(
+                        path,
+                        f"{arm.name}: {differs} = {other[differs]!r} against {wanted[differs]!r}",
+                        "arms that are all measured alike",
+                    )
                 cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config))
     return Plan(study, folder, path, cells)
+
+
+def _measured(config: Config) -> dict[str, Any]:
+    """What cells must have in common to be compared: the model, the trait and the eval."""
+    return {
+        key: value
+        for key, value in configuration.flat(config).items()
+        if key.startswith(("model.", "eval.")) or key == "vector.trait"
+    }
 
 
 def _key(config: Config) -> str:

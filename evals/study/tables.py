@@ -2,87 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from evals.statistics import Estimate, show
+from evals.rows import Generation
+from evals.scored import STEP, texts_of
+from evals.statistics import Estimate, show, text_delta
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
-from evals.study.matched import Axis, Matched
+from evals.study.matched import SHARE, TAIL, Axis, Comparison
 from evals.tables import Table, label, ranged, yes_no
 from shared.console import number
 
 PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
 
 
-def by_round(outcomes: Sequence[Outcome]) -> Table:
-    """base -> steered -> healed of every cell."""
-    columns = ["arm, seed, row", "auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "coh_cost", "retain", "surgical", "verdict", "kept", "dose kept / sweep's"]  # fmt: skip
+def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
+    """base -> steered -> healed of every cell, a table per seed."""
+    return [
+        _by_round(seed, [o for o in outcomes if o.cell.seed == seed])
+        for seed in dict.fromkeys(o.cell.seed for o in outcomes)
+    ]
+
+
+def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
+    columns = ["arm, row", "auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "d_trait_llr", "coh_cost", "retain", "surgical", "verdict", "coherence as a whole", "kept", "dose kept / sweep's"]  # fmt: skip
     lines, told = [], set()
     for outcome in outcomes:
         for row in outcome.rows:
             if row["round"] == 0:  # of the original model, the same under every arm
-                if (row["seed"], row["stage"]) in told:
+                if row["stage"] in told:
                     continue
-                told.add((row["seed"], row["stage"]))
+                told.add(row["stage"])
             steered = row["stage"] == "steered"
             counts = f"{row['n_kept']} of {row['n_kept'] + row['n_rejected']}" if steered else ""
             doses = f"{number(row['dose_kept'])} / {number(row['dose_sweep'])}" if steered else ""
             lines.append(
                 [
-                    f"{row['arm'] if row['round'] else 'all'}, {row['seed']}, {label(row)}",
+                    f"{row['arm'] if row['round'] else 'all'}, {label(row)}",
                     ranged(row, "auth_nats", "auth_ci"),
                     number(row["care_nats"]),
                     number(row["coherence"]),
                     ranged(row, "perplexity", "perplexity_ci", 2),
-                    ranged(row, "trait_llr", "trait_llr_ci", 3, signed=True),
+                    number(row["trait_llr"], 3, True),
+                    ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
                     number(row["coh_cost"]),
                     number(row["retain"], 2),
                     yes_no(row["surgical"]),
                     number(row["verdict"]),
+                    row["coherence_verdict"],
                     counts,
                     doses,
                 ]
             )
     return Table(
-        "Every arm, round by round",
+        f"Every arm, round by round, seed {seed}",
         columns,
         lines,
-        "Brackets are 95 % bootstrap intervals within a seed. Dose: mean relative dose of the kept rows beside that of the sweep.",
+        "Brackets are 95 % bootstrap intervals within the seed; d_: against the base. Dose: mean relative dose of the kept rows beside that of the sweep.",
     )
 
 
 def summary(outcomes: Sequence[Outcome]) -> Table:
-    """The last healed row of every arm over its seeds: mean, and each seed as a point."""
+    """The healed row of every arm at the last round that all its seeds reached: mean, and each seed as a point."""
     lines = []
     for arm in dict.fromkeys(outcome.cell.arm.name for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
-        ends = [(o, row) for o in mine if (row := last(o)) is not None]
+        common = min((len(o.rounds) for o in mine if o.rounds), default=0)
+        ends = [row for o in mine if (row := o.at(common, "healed")) is not None and common]
         reached = ", ".join(f"{len(o.rounds)} of {o.cell.rounds}" for o in mine)
-        cells = [over_seeds([row[key] for _, row in ends], digits) for key, digits in _SUMMARY]
+        cells = [over_seeds([row[key] for row in ends], digits) for key, digits in _SUMMARY]
         lines.append(
             [
                 arm,
                 mine[0].cell.arm.role,
                 reached,
+                str(common) if common else number(None),
                 *cells,
-                ", ".join(number(row["verdict"]) for _, row in ends) or number(None),
+                ", ".join(number(row["verdict"]) for row in ends) or number(None),
+                ", ".join(row["coherence_verdict"] for row in ends) or number(None),
             ]
         )
     return Table(
         "The last round of every arm",
-        ["arm", "role", "rounds", *[key for key, _ in _SUMMARY], "verdict"],
+        ["arm", "role", "reached", "round", *[key for key, _ in _SUMMARY], "verdict", "coherence as a whole"],
         lines,
-        "Healed student of the last scored round: mean over the seeds, the seeds in parentheses. d_: against the same seed's base.",
+        "Healed student of the last round that all seeds of the arm with a scored round reached (round): mean over these seeds, the seeds in "
+        "parentheses. d_: against the same seed's base. Arms and controls may stand at different rounds here: the next table compares them at one.",
     )
 
 
 _SUMMARY = (("d_auth", 3), ("d_care", 3), ("coherence", 2), ("perplexity", 2), ("d_trait_llr", 3), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
 
-def last(outcome: Outcome) -> Row | None:
-    return outcome.at(len(outcome.rounds), "healed") if outcome.rounds else None
+def against_controls(outcomes: Sequence[Outcome]) -> Table:
+    """Round 1 of every arm, control and the prompted base, each less the controls of its seed."""
+    lines = []
+    seeds = dict.fromkeys(o.cell.seed for o in outcomes if o.cell.arm.role == "control" and o.rounds)
+    names = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "control" and o.rounds))
+    for seed in seeds:
+        mine = [o for o in outcomes if o.cell.seed == seed and o.rounds]
+        controls = {o.cell.arm.name: o for o in mine if o.cell.arm.role == "control"}
+        settings = mine[0].cell.config.eval
+        shown: list[tuple[str, Row, Outcome | None]]
+        shown = [("prompted", row, None) for row in [mine[0].at(0, "prompted")] if row is not None]
+        shown += [(o.cell.arm.name, row, o) for o in mine if (row := o.at(1, "healed")) is not None]
+        for name, row, o in shown:
+            less = []
+            for control in names:
+                if o is None or control not in controls or controls[control] is o:
+                    less.append("")
+                    continue
+                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)), settings.bootstrap, 0)
+                less.append(number(None) if gap is None else show(gap))
+            lines.append(
+                [
+                    name if len(seeds) == 1 else f"{name}, {seed}",
+                    "base" if o is None else o.cell.arm.role,
+                    ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
+                    ranged(row, "perplexity", "perplexity_ci", 2),
+                    ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
+                    number(row["coherence"], 2),
+                    *less,
+                ]
+            )
+    return Table(
+        "Round 1 against the controls",
+        [
+            "healed",
+            "role",
+            "d_trait_llr",
+            "perplexity",
+            "d_auth",
+            "coherence",
+            *[f"trait_llr less {name}'s" for name in names],
+        ],
+        lines,
+        "Intervals over prompts (items for d_auth), paired; of these training runs, not over seeds. prompted: the original model under the trait's system prompt."
+        if lines
+        else "No control was scored.",
+    )
+
+
+def _healed(outcome: Outcome) -> Sequence[Generation]:
+    first = outcome.rounds[0]
+    line = next(line for line in first.scores.conditions if line.stage == "healed" and line.headline)
+    return first.generations[line.name]
 
 
 def over_seeds(values: Sequence[float | None], digits: int) -> str:
@@ -127,21 +193,86 @@ def cyclic(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def at_one_shift(axis: Axis, target: float, found: Sequence[Matched], reference: str) -> Table:
-    seeds = list(dict.fromkeys(seed for arm in found for seed in arm.seeds))
+def at_one_shift(axis: Axis, reference: str, found: Comparison) -> Table:
+    seeds = list(dict.fromkeys(seed for arm in found.arms for seed in arm.seeds))
 
     def cell(estimate: Estimate | None) -> str:
         return number(None) if estimate is None else show(estimate)
 
+    if found.target is None or found.set_by is None:
+        note = f"No arm moved along {axis} by its interval: there is no shift to compare at."
+    else:
+        note = (
+            f"The price of a shift of {found.target:.3f} along {axis}: {SHARE:g} of what {found.set_by[0]}, seed {found.set_by[1]}, reached, the least of those that moved. "
+            f"Interpolated along the dialled gates of each round by monotone cubics. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms, of the mean over seeds that all "
+            f"arms have: they hold for these {len(seeds)} training runs an arm, and what other seeds would give is not in them. arrive: share of resamples that reach the shift; "
+            f"{number(None)}: never reached, or no interval since over {TAIL:.1%} of the resamples do not arrive."
+        )
     return Table(
         "Arms at one shift",
-        ["arm", PRICE[axis], *[f"seed {seed}" for seed in seeds], f"less {reference}'s"],
         [
-            [arm.arm, cell(arm.price), *[number(arm.seeds.get(seed)) for seed in seeds], cell(arm.against)]
-            for arm in found
+            "arm",
+            PRICE[axis],
+            *[f"seed {seed}" for seed in seeds],
+            f"less {reference}'s",
+            *[f"less, seed {seed}" for seed in seeds],
+            "arrive",
+            "note",
         ],
-        f"The price of a shift of {target:.3f} along {axis}, interpolated along each arm's path of dialled gates; intervals over "
-        f"{'items' if axis == 'authority' else 'prompts'}, paired between arms; {number(None)} was never reached.",
+        [
+            [
+                arm.arm,
+                cell(arm.price),
+                *[number(arm.seeds.get(seed)) for seed in seeds],
+                "" if arm.arm == reference else cell(arm.against),
+                *["" if arm.arm == reference else number(arm.gaps.get(seed), 3, True) for seed in seeds],
+                number(None) if arm.arrived is None else f"{arm.arrived:.0%}",
+                arm.note,
+            ]
+            for arm in found.arms
+        ],
+        note,
+    )
+
+
+def provenance(outcomes: Sequence[Outcome]) -> Table:
+    """Where the rows come from; more than one commit or machine is said."""
+    made = [o for o in outcomes if o.rounds]
+    manifests = [manifest for o in made for manifest in o.manifests]
+
+    def distinct(values: Iterable[object]) -> str:
+        return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
+
+    commits = distinct(manifest.commit for manifest in manifests)
+    config, scores = made[0].cell.config, made[0].rounds[0].scores
+    read = f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias}, {scores.think} think tokens"
+    packages = dict.fromkeys(name for manifest in manifests for name in manifest.versions)
+    return Table(
+        "Provenance",
+        ["what", "value"],
+        [
+            ["model", f"{config.model.name}, {config.model.dtype}"],
+            [
+                "model fingerprint",
+                distinct(r.manifests[STEP["round"]].settings.get("model") for o in made for r in o.rounds),
+            ],
+            ["forced choice", read],
+            ["bootstrap", f"{config.eval.bootstrap} resamples"],
+            [
+                "commit",
+                commits + (" (the arms were not all made by one version of the code)" if ";" in commits else ""),
+            ],
+            *[
+                [name, distinct(manifest.hardware.get(name) for manifest in manifests)]
+                for name in ("processor", "cores", "memory_gib", "gpu")
+            ],
+            *[[name, distinct(manifest.versions.get(name) for manifest in manifests)] for name in packages],
+            [
+                "wall time",
+                f"{sum(manifest.seconds for manifest in manifests) / 3600:.1f} hours of stages, those taken from another cell counted in each",
+            ],
+        ],
+        prose=True,
     )
 
 
@@ -149,8 +280,8 @@ def stopped(outcomes: Sequence[Outcome]) -> Table:
     lines = [
         [
             f"{o.cell.arm.name}, {o.cell.seed}",
-            f"{o.stopped['round']} {o.stopped['stage']}",
-            reason(o.stopped["said"]),
+            f"{o.stopped.round} {o.stopped.stage}",
+            reason(o.stopped.said),
         ]
         for o in outcomes
         if o.stopped
@@ -184,14 +315,15 @@ ESCAPES = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"
 
 
 def latex(table: Table) -> str:
-    """A booktabs tabular with its caption; needs \\usepackage{booktabs}."""
+    """A booktabs longtable with its caption, which may run over pages; needs \\usepackage{booktabs,longtable}."""
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(cell.translate(ESCAPES) for cell in cells) + r" \\"
+        return " & ".join(" ".join(cell.split()).translate(ESCAPES) for cell in cells) + r" \\"
 
-    columns = ("l" if table.prose else "r") * (len(table.columns) - 1)
+    size = len(table.columns) - 1
+    columns = rf"p{{{0.8 / size:.2f}\linewidth}}" * size if table.prose else "r" * size
     body = "\n".join(map(line, table.rows))
     return (
-        f"\\begin{{table}}\n\\caption{{{table.title.translate(ESCAPES)}. {table.note.translate(ESCAPES)}}}\n\\begin{{tabular}}{{l{columns}}}\n"
-        f"\\toprule\n{line(table.columns)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+        f"\\begin{{longtable}}{{l{columns}}}\n\\caption{{{table.title.translate(ESCAPES)}. {table.note.translate(ESCAPES)}}}\\\\\n"
+        f"\\toprule\n{line(table.columns)}\n\\midrule\n\\endhead\n{body}\n\\bottomrule\n\\end{{longtable}}\n"
     )
