@@ -8,15 +8,18 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shared.console import console
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 from shared.run import Run, open_run
 
 PLAIN = "on plain files"
+UNWRITTEN = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
@@ -110,30 +113,58 @@ def quiet() -> None:
 
 
 def entry(main: Callable[[], None]) -> None:
-    """Run a stage's main: our errors go to stderr with exit code 2, an interruption or a polite kill ends with 130."""
+    """Run a stage's main: our errors go to stderr with exit code 2, an interruption or a polite kill ends with 130.
+
+    Any other error is told in our words, its traceback in a file, with exit code 1.
+    """
     quiet()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except SteerHealError as error:
         _stop(error)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        _stop(
-            SteerHealError(
-                "a file could not be written",
-                given=f"{error.filename}: {error.strerror}",
-                expected="a writable place with room",
-                next="mend the permissions or free the space, then the same command goes on",
-            )
-        )
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
         sys.exit(130)
+    except Exception as error:
+        if (unwritten := _unwritten(error)) is not None:
+            _stop(
+                SteerHealError(
+                    "a file could not be written",
+                    given=unwritten,
+                    expected="a writable place with room",
+                    next="mend the permissions or free the space, then the same command goes on",
+                )
+            )
+        _stop(_unknown(error), 1)
 
 
-def _stop(error: SteerHealError) -> None:
+def _unwritten(error: BaseException | None) -> str | None:
+    """What could not be written where that is behind an error; safetensors and torch say it in words of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return f"{error.filename}: {error.strerror}"
+        if any(words in str(error) for words in UNWRITTEN):
+            return str(error).splitlines()[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _unknown(error: Exception) -> SteerHealError:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="steer-heal-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+    ) as file:
+        file.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return SteerHealError(
+        "an error that this program does not know",
+        given=f"{in_one_line(error)} ({place.filename}:{place.lineno})",
+        expected=f"none; all that is known of it is in {file.name}",
+        next="read that file, and report it with the command; what is finished is kept, the same command goes on from there",
+    )
+
+
+def _stop(error: SteerHealError, code: int = 2) -> None:
     sys.stdout.flush()
     print(error.render(), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shared.errors import SteerHealError
 
-_held: set[Path] = set()
+_held: dict[Path, int] = {}  # lock files and their descriptors
 
 
 def _sync_folder(folder: Path) -> None:
@@ -97,7 +97,7 @@ def atomic_folder(path: Path, of: Collection[str] | None = None) -> Iterator[Pat
 
 
 def hold(path: Path, file: Path | None = None) -> None:
-    """Keep other processes from making `path` until this one ends, however it ends.
+    """Keep other processes from making `path` until this one releases it or ends, however it ends.
 
     The lock is the system's, on a file (beside the path if none is given): a dead process holds none. Raises SteerHealError with the
     process that has it.
@@ -124,8 +124,19 @@ def hold(path: Path, file: Path | None = None) -> None:
         os.close(handle)  # its last holder removed the file after it was opened here
     os.truncate(handle, 0)
     os.write(handle, f"process {os.getpid()}, {' '.join([Path(sys.argv[0]).stem, *sys.argv[1:]])}\n"[:1000].encode())
-    _held.add(file)
-    atexit.register(file.unlink, missing_ok=True)
+    _held[file] = handle
+    atexit.register(_release, file)
+
+
+def release(path: Path, file: Path | None = None) -> None:
+    """Let other processes have what was held."""
+    _release(file or path.with_name(f".{path.name}.lock"))
+
+
+def _release(file: Path) -> None:
+    if (handle := _held.pop(file, None)) is not None:
+        file.unlink(missing_ok=True)  # first, so that who opens it from now on finds it gone and makes another
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

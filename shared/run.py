@@ -16,7 +16,7 @@ from shared import config as configuration
 from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.publish import digest, hold, write_json, write_text
+from shared.publish import digest, hold, release, write_json, write_text
 from shared.records import Manifest, read_record
 
 VERSION = 1
@@ -31,8 +31,11 @@ class Run:
         self.folder, self.config = folder, config
 
     def hold(self) -> None:
-        """Be the one process that writes here, until it ends. Raises SteerHealError while another is."""
+        """Be the one process that writes here, until it releases the run or ends. Raises SteerHealError while another is."""
         hold(self.folder, self.folder / ".lock")
+
+    def release(self) -> None:
+        release(self.folder, self.folder / ".lock")
 
     def round(self, number: int) -> Path:
         return self.folder / "rounds" / f"{number:02d}"
@@ -86,6 +89,7 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
     run = Run(folder, wanted)
     run.hold()
     write_text(frozen, configuration.to_toml(wanted, sources))
+    run.release()
     return run
 
 
@@ -143,6 +147,7 @@ class Stage:
             console.print(
                 f"round {self.number} · {self.name}: done and intact, nothing to do [dim](took {manifest.seconds:.1f} s)[/]"
             )
+            self.run.release()
             return True
         if self.rebuild:
             console.print(f"[bold]round {self.number} · {self.name}[/]: rebuilding, {'; '.join(problems)}")
@@ -173,6 +178,7 @@ class Stage:
                 "hardware": hardware(),
             },
         )
+        self.run.release()
         console.print(f"[green]round {self.number} · {self.name} done[/] in {seconds:.1f} s")
 
 

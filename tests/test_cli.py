@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,3 +85,77 @@ def test_shipped_data_carries_a_version() -> None:
     for path in (ROOT / "shared" / "data").glob("*.jsonl"):
         assert all(json.loads(line)["version"] == 1 for line in path.read_text().splitlines()), path.name
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def inside(main: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A program of this package whose main is these statements."""
+    body = "\n".join(f"    {line}" for line in main.splitlines())
+    code = f"import sys\nfrom shared.cli import entry\ndef main():\n{body}\nentry(main)"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_an_error_that_nobody_thought_of_is_told_and_kept() -> None:
+    done = inside("{}['there is no such key']")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "KeyError: 'there is no such key'" in done.stderr
+    kept = Path(re.findall(r"is in (\S+)", done.stderr)[0])
+    assert "Traceback" in kept.read_text()
+    kept.unlink()
+
+
+def test_a_polite_kill_is_an_interruption() -> None:
+    done = inside("import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)")
+    assert done.returncode == 130 and "the same command goes on" in done.stdout + done.stderr
+
+
+def test_two_stages_do_not_work_in_one_run(run: Path) -> None:
+    hold = "from pathlib import Path\nfrom shared.run import open_run\nopen_run(Path(sys.argv[1])).hold()\nprint('held', flush=True)\ninput()"
+    code = f"import sys\n{hold}"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    second = command("gen.extract", "--run", run, "--round", "1")
+    assert (
+        second.returncode == 2 and f"process {first.pid}" in second.stderr and "one process at a time" in second.stderr
+    )
+    first.kill()
+    first.wait()
+    third = command("gen.filter", "--run", run, "--round", "1")  # the lock of a dead process holds nobody
+    assert third.returncode == 2 and "lacks its input" in third.stderr
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A disk without room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk(full: Path) -> None:
+    line = ["shared.begin", "--run", full / "run", "--config", ROOT / "configs" / "smollm2.toml"]
+    done = command(*line)
+    assert done.returncode == 2 and "No space left" in done.stderr and "the same command goes on" in done.stderr
+    assert not (full / "run" / "config.toml").exists()
+    (full / "filler").unlink()
+    assert command(*line).returncode == 0 and (full / "run" / "config.toml").is_file()
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        "from safetensors.torch import save_file\nsave_file({'x': torch.ones(65536)}, path)",
+        "torch.save(torch.ones(65536), path)",
+    ],
+)
+def test_a_full_disk_under_a_library_that_says_it_otherwise(save: str, full: Path) -> None:
+    done = inside(f"import torch\npath = sys.argv[1] + '/x'\n{save}", full)
+    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
