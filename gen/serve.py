@@ -23,7 +23,7 @@ from shared.models import resolve as resolve_model
 from shared.publish import digest
 from shared.vectors import load_vector
 
-OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--additional-config", "--served-model-name"}
+OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--additional-config", "--served-model-name", "--config"}  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -72,7 +72,9 @@ def main() -> None:
     load_tokenizer(str(model.folder))
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth)
-    if ours := sorted({word.partition("=")[0] for word in arguments.vllm} & OURS):
+    # vLLM takes an option by the beginning of its name, and with either dash
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments.vllm if word.startswith("--")}
+    if ours := sorted(word for word in given if any(name.startswith(word) for name in OURS)):
         raise SteerHealError(
             "an option of `vllm serve` is set by this command",
             given=" ".join(ours),
@@ -116,6 +118,7 @@ def main() -> None:
         *("--served-model-name", arguments.model, "--host", arguments.host, "--port", str(arguments.port)),
         *("--dtype", config.model.dtype, "--max-model-len", str(config.model.max_model_len)),
         *("--worker-cls", WORKER, "--additional-config", json.dumps({"steering": settings.model_dump()})),
+        *("--middleware", "gen.engine.limits.BodyLimit"),
         *command_line(platform_options()),
         *arguments.vllm,
     ]

@@ -154,7 +154,7 @@ def _unknown(error: Exception) -> SteerHealError:
     with tempfile.NamedTemporaryFile(
         "w", prefix="steer-heal-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
     ) as file:
-        file.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
+        file.write("".join(traceback.format_exception(error)))  # not the command line, which may hold a key
     place = traceback.extract_tb(error.__traceback__)[-1]
     return SteerHealError(
         "an error that this program does not know",

@@ -168,6 +168,7 @@ class Stage:
                 "version": VERSION,
                 "stage": self.name,
                 "round": self.number,
+                "config": configuration.flat(self.run.config),
                 "settings": self.settings,
                 "inputs": self.inputs,
                 "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},
@@ -175,7 +176,9 @@ class Stage:
                 "seconds": round(seconds, 3),
                 "commit": _commit(),
                 "versions": versions(),
-                "hardware": hardware(),
+                "hardware": (machine := hardware()),
+                # same configuration, same bytes: promised for float32 on one CPU and these versions alone
+                "deterministic": machine["gpu"] is None and self.run.config.model.dtype == "float32",
             },
         )
         self.run.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conftest import command
 from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
+from gen.engine.limits import LIMIT
 from gen.serve import named
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -41,6 +43,9 @@ def test_the_cpu_build_answers_for_vllm_and_nothing_else() -> None:
         (["--vector", "trait=PICKLE"], "could not be used"),
         (["--vector", "trait=FILE", "--host", "0.0.0.0"], "API key"),
         (["--vector", "trait=FILE", "--", "--host=0.0.0.0"], "set by this command"),
+        (["--vector", "trait=FILE", "--", "--hos", "0.0.0.0"], "set by this command"),
+        (["--vector", "trait=FILE", "--", "--worker_cls", "x"], "set by this command"),
+        (["--vector", "trait=FILE", "--", "--config", "x.yaml"], "set by this command"),
     ],
 )
 def test_a_server_that_cannot_be_is_refused_before_it_starts(
@@ -154,3 +159,18 @@ def test_several_completions_of_one_request_are_all_steered(server: Server) -> N
     )  # fmt: skip
     expected, _ = server.ask(PROMPTS[0], steer_vector="trait", steer_coefficient=2.0)
     assert [choice.text for choice in answer.choices] == [expected, expected]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_request_beyond_the_limit_is_not_read(server: Server, declared: bool) -> None:
+    """By its length, or, sent in pieces without one, where it passes the limit; the server goes on."""
+    body = json.dumps({"model": "embedded", "prompt": "a" * (LIMIT + 1), "max_tokens": 1}).encode()
+    pieces = (body[begin : begin + 65536] for begin in range(0, len(body), 65536))
+    answer = httpx.post(
+        f"{server.url}/completions",
+        content=body if declared else pieces,
+        headers={"content-type": "application/json"},
+        timeout=60,
+    )
+    assert answer.status_code == 413 and str(LIMIT) in answer.json()["error"]["message"]
+    assert server.ask(PROMPTS[0])
