@@ -6,6 +6,7 @@ Two runs of one configuration are compared byte for byte, so that this is the te
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -103,8 +104,7 @@ def test_killed_at_random_moments(config: Path, whole: tuple[Path, dict[str, flo
                 if done < kills:
                     (here / "manifests" / f"{stage}.json").unlink()
                     for name in OF_A_STAGE[stage]:
-                        shutil.rmtree(here / name, ignore_errors=True)
-                        (here / name).unlink(missing_ok=True) if (here / name).is_file() else None
+                        (shutil.rmtree if (here / name).is_dir() else os.unlink)(here / name)
         last = command(*line(run, stage))
         assert last.returncode == 0, last.stderr
         assert contents(here, OF_A_STAGE[stage]) == wanted, stage

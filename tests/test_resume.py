@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -119,6 +120,35 @@ def test_a_checkpoint_without_its_seal_is_not_used(
     assert (tmp_path / "adapter.healing" / "checkpoint-6").is_dir()
     distil(model, data, history, tmp_path / "adapter", resolve(None, SMALL)[0], 2)
     same(tmp_path / "adapter", whole)
+
+
+def test_a_checkpoint_from_a_stranger_runs_nothing(
+    model: Model, data: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pickle that would write a file in place of the optimiser, sealed as anybody can."""
+    config = resolve(None, SMALL)[0]
+    step = HealTrainer.training_step
+
+    def stop(self: HealTrainer, *args: object, **options: object) -> torch.Tensor:
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(HealTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        distil(model, data, history, tmp_path / "adapter", config, 2)
+    monkeypatch.undo()
+    checkpoint = tmp_path / "adapter.healing" / "checkpoint-4"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return (Path.write_text, (tmp_path / "owned", "x"))  # type: ignore[return-value]
+
+    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Payload()))
+    checkpoint.with_name("checkpoint-4.sha256").write_text(digest(checkpoint) + "\n")
+    with pytest.raises(SteerHealError, match="optimiser could not be used"):
+        distil(model, data, history, tmp_path / "adapter", config, 2)
+    assert not (tmp_path / "owned").exists()
 
 
 def test_the_trap_of_a_resume_that_forgets_the_adapter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from shared.config import Config
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, write_json
 from train.data import IGNORED, Example, collate
 from train.objective import AGGREGATES, aggregate, barrier, gradient_ratio, per_position
@@ -227,7 +228,16 @@ class HealTrainer(Trainer):
                 expected="the adapter of the checkpoint in memory",
                 next="compare the installed versions with requirements/: make doctor",
             )
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (pickle.UnpicklingError, ValueError, KeyError, EOFError, RuntimeError) as error:
+            # torch unpickles tensors and nothing else: a folder from a stranger does not get to run anything
+            raise SteerHealError(
+                "a checkpoint's optimiser could not be used",
+                given=f"{checkpoint}: {in_one_line(error)}",
+                expected="the tensors that its training wrote",
+                next=f"begin the round again: rm -r {self.work.folder}",
+            ) from None
 
 
 def _completions(student: Student, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

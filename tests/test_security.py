@@ -1,0 +1,41 @@
+"""What a file or a request from somebody else must not be able to do."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SOURCES = sorted(path for package in ("shared", "gen", "train", "evals") for path in (ROOT / package).rglob("*.py"))
+NEVER = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "torch.load", "yaml.load", "yaml.unsafe_load", "joblib.load", "numpy.load", "np.load", "marshal.loads", "shelve.open"}  # fmt: skip
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call of a file with its dotted name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_is_unpickled_or_run(path: Path) -> None:
+    """safetensors and JSON are all that is read; no shell, and no code of a model's repository."""
+    for name, call in calls(path):
+        assert name not in NEVER, f"{path}:{call.lineno}: {name}"
+        for keyword in call.keywords:
+            said = f"{path}:{call.lineno}: {ast.unparse(keyword)}"
+            assert keyword.arg != "trust_remote_code", said
+            assert keyword.arg != "shell" or ast.unparse(keyword.value) == "False", said
+
+
+def test_the_check_sees_what_it_looks_for(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("import torch\ntorch.load('x')\n")
+    with pytest.raises(AssertionError, match=r"bad.py:2: torch.load"):
+        test_nothing_is_unpickled_or_run(bad)
+    bad.write_text("f(trust_remote_code=True)\n")
+    with pytest.raises(AssertionError, match="trust_remote_code"):
+        test_nothing_is_unpickled_or_run(bad)
