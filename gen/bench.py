@@ -159,39 +159,12 @@ def patch_off(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Si
 
 @contextlib.contextmanager
 def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
-    """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch.
+    """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch."""
+    from gen.engine.stock import stock
 
-    The end of this engine ends vLLM's process groups, and with them the other engine of the process.
-    """
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=str(bench.model.folder),
-        dtype=bench.dtype,
-        max_model_len=LENGTH,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        **HALF,
-    )
-    prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in work]
-    params = [
-        SamplingParams(
-            max_tokens=request.max_tokens,
-            min_tokens=request.min_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
-        for request in work
-    ]
-
-    def run() -> list[list[int]]:
-        return [list(result.outputs[0].token_ids) for result in llm.generate(prompts, params, use_tqdm=False)]
-
-    try:
+    options = {"dtype": bench.dtype, "max_model_len": LENGTH, "enable_prefix_caching": False, **HALF}
+    with stock(bench.model.folder, work, **options) as run:
         yield Side(run)
-    finally:
-        llm.llm_engine.engine_core.shutdown()
 
 
 def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import SteerHealError
 from shared.publish import atomic_file
@@ -23,7 +23,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
     positions: Literal["all", "generated"] = "all"
-    hidden_norm: dict[str, PositiveFloat] = {}
+    hidden_norm: dict[str, Annotated[float, Field(gt=1e-12)]] = {}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Vector:
         return len(next(iter(self.layers.values())))
 
     def norm(self, layer: int) -> float:
-        return float(np.linalg.norm(self.layers[layer]))
+        return float(np.linalg.norm(self.layers[layer].astype(np.float64)))  # a square in float32 overflows at 2e19
 
     def relative_dose(self, coefficient: float) -> dict[int, float]:
         """|c| * ||v_l|| / mean ||h_l|| per layer, dimensionless; empty if the file carries no norms."""
