@@ -67,6 +67,7 @@ def score(arguments: Any) -> None:
         layers=sorted(vectors["trait"].layers) if vectors else [0],
         dtype=dtype,
         max_model_len=config.model.max_model_len,
+        gpu_memory=config.model.gpu_memory,
         seed=config.seed,
         students=[student],
     ) as model:

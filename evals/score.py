@@ -121,6 +121,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         layers=sorted(vector.layers),
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
+        gpu_memory=config.model.gpu_memory,
         seed=config.seed,
         students=[group.student for group in groups],
     ) as model:

@@ -44,7 +44,7 @@ MANY_PROMPTS, MANY_TOKENS = 64, 96
 SINGLE_PART = 8  # of the large sweep, one at a time makes every eighth completion: all of them take half an hour
 PARTS = ("A2", "A10", "B", "B16", "C")
 LENGTH = 1024  # of an engine's context
-HALF = {"gpu_memory_utilization": 0.4}  # where an engine is not alone on a GPU
+SHARE = 0.4  # of a GPU's memory, where two models are on it
 AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
 
 
@@ -117,7 +117,7 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
     prompts, tokens = (MANY_PROMPTS, MANY_TOKENS) if on_gpu() else (PROMPTS, TOKENS)
     size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {tokens} tokens, no prefix cache, {bench.dtype}"
     found = {}
-    with bench.engine(enable_prefix_caching=False, **(HALF if on_gpu() else {})) as engine:
+    with bench.engine(enable_prefix_caching=False, gpu_memory=SHARE) as engine:
         engine.load("v", bench.vector)
         if layers == len(LAYERS):
             one = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
@@ -162,8 +162,8 @@ def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[S
     """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch."""
     from gen.engine.stock import stock
 
-    options = {"dtype": bench.dtype, "max_model_len": LENGTH, "enable_prefix_caching": False, **HALF}
-    with stock(bench.model.folder, work, **options) as run:
+    options = {"dtype": bench.dtype, "max_model_len": LENGTH, "enable_prefix_caching": False}
+    with stock(bench.model.folder, work, gpu_memory_utilization=SHARE, **options) as run:
         yield Side(run)
 
 
@@ -178,7 +178,7 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
         pad=bench.pad,
         device="cuda" if on_gpu() else "cpu",
     )
-    with bench.engine(**(HALF if on_gpu() else {})) as engine:
+    with bench.engine(gpu_memory=SHARE) as engine:
         engine.load("v", bench.vector)
         if dtype == "float32":  # the same code serves both; in half precision near-ties are too many to compare tokens
             check(bench, engine, model)

@@ -102,7 +102,7 @@ def main() -> None:
         from shared.merging import merged
 
         folder = merged(model, arguments.adapter, cache_folder() / "students", config.model.dtype).folder
-    from gen.engine.options import command_line, platform_options
+    from gen.engine.options import command_line, memory_options, platform_options
     from gen.engine.plugin import WORKER
     from gen.engine.settings import Settings, VectorFile
 
@@ -119,7 +119,7 @@ def main() -> None:
         *("--dtype", config.model.dtype, "--max-model-len", str(config.model.max_model_len)),
         *("--worker-cls", WORKER, "--additional-config", json.dumps({"steering": settings.model_dump()})),
         *("--middleware", "gen.engine.limits.BodyLimit"),
-        *command_line(platform_options()),
+        *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
         *arguments.vllm,
     ]
     console.print(

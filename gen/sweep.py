@@ -99,6 +99,7 @@ def _start(job: Job, renderer: Renderer, stack: ExitStack) -> Sampler:
             layers=sorted(job.vector.layers),
             dtype=job.config.model.dtype,
             max_model_len=job.config.model.max_model_len,
+            gpu_memory=job.config.model.gpu_memory,
             seed=job.config.seed,
             students=[job.student],
         )

@@ -185,9 +185,7 @@ def main() -> None:
         "layers": sorted(vector.layers),
         "dtype": config.model.dtype,
         "max_model_len": config.model.max_model_len,
-        **(
-            {"gpu_memory_utilization": 0.45} if graphs else {}
-        ),  # two engines in turn, the first one's memory not yet free
+        "gpu_memory": config.model.gpu_memory / 2,  # two engines in turn, the first one's memory not yet free
     }
     with engine(model.folder, **settings) as built:
         built.load("v", vector)

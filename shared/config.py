@@ -27,6 +27,12 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="dtype of sampling and scoring")
     max_model_len: int = Field(4096, ge=64, description="longest prompt and completion, tokens")
+    gpu_memory: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory that vLLM takes, which must be free; of no effect on a CPU",
+    )
     student: Literal["auto", "merged", "adapter"] = Field(
         "auto", description="serve a student merged into its weights or as an adapter; auto is the adapter on a GPU"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.engine.options import lora_options, platform_options, set_environment
+from gen.engine.options import lora_options, memory_options, platform_options, set_environment
 from gen.engine.requests import Registry
 from gen.students import Student
 from shared.console import console
@@ -64,7 +64,7 @@ class Engine:
     """vLLM over one student at a time.
 
     folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache; slots: vectors held
-    at a time; students: those it is to serve, so that it makes room for their adapters.
+    at a time; students: those it is to serve, so that it makes room for their adapters; gpu_memory: share of a GPU's memory to take.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Engine:
         slots: int = 16,
         seed: int = 0,
         students: Sequence[Student] = (),
+        gpu_memory: float = 0.9,
         **options: Any,
     ):
         set_environment()
@@ -86,7 +87,13 @@ class Engine:
         from gen.engine.settings import Settings
 
         plugin.register()
-        options = {"enable_prefix_caching": True, **platform_options(), **lora_options(students), **options}
+        options = {
+            "enable_prefix_caching": True,
+            **platform_options(),
+            **memory_options(gpu_memory),
+            **lora_options(students),
+            **options,
+        }
         self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None
         self._llm = LLM(

@@ -30,6 +30,13 @@ def platform_options() -> dict[str, Any]:
     return {} if torch.cuda.is_available() else dict(CPU)
 
 
+def memory_options(share: float) -> dict[str, Any]:
+    """How much of a GPU's memory an engine takes; nothing where there is none."""
+    import torch
+
+    return {"gpu_memory_utilization": share} if torch.cuda.is_available() else {}
+
+
 def command_line(options: dict[str, Any]) -> list[str]:
     """Engine options as flags of `vllm serve`."""
     flags = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
