@@ -57,7 +57,7 @@ def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, Comparison] |
     }
     for o in mine:
         seed, count = o.cell.seed, o.cell.config.eval.bootstrap
-        walk = path(o.rounds, axis, count, 0, broken=o.broken, keep=keep[seed])
+        walk = path(o.rounds, axis, count, 0, broken=o.broken(axis), keep=keep[seed])
         paths.setdefault(o.cell.arm.name, {})[seed] = walk
     if len(paths) < 2:
         return None

@@ -9,14 +9,29 @@ from typing import Any
 from evals.results import results_of
 from evals.scored import STEP, Round, read_round, scored_rounds
 from evals.study.drive import STOPPED, Stopped
-from evals.study.matched import Student
+from evals.study.matched import Axis, Student
 from evals.study.plan import Cell, Plan
 from evals.tables import dose
 from shared.console import console
 from shared.records import Manifest, read_record
 
 Row = dict[str, Any]
+OF_TEXTS = {"perplexity / base's", "distinct-3 / base's", "looping texts - base's", "empty texts - base's"}
 NONE = dict.fromkeys(("n_kept", "n_rejected", "dose_kept", "dose_sweep"))  # of the original model, round 0
+
+
+def why_broken(row: Row, axis: Axis) -> str:
+    """Why a row is no progress whatever it moved, empty where it is sound.
+
+    On the axis of texts the texts decide: answer mass is the other instrument's, and on a model without its axis says little.
+    """
+    if axis == "authority":
+        state = "broken" in (row["verdict"], row["coherence_verdict"])
+        return row["verdict_reason"] or row["coherence_reason"] or "broken" if state else ""
+    bad = [part for part in row["coherence_parts"] if part["name"] in OF_TEXTS and part["state"] == "broken"]
+    return "; ".join(
+        f"{part['name']} {'undefined' if part['value'] is None else format(part['value'], '.2f')}" for part in bad
+    )
 
 
 @dataclass(frozen=True)
@@ -30,16 +45,14 @@ class Outcome:
     full: list[Row]
     stopped: Stopped | None
 
-    @property
-    def broken(self) -> dict[Student, str]:
+    def broken(self, axis: Axis) -> dict[Student, str]:
         """Students that are broken, by round and gate, and why."""
-        return {
-            (row["round"], 1.0 if row["gate"] is None else row["gate"]): row["verdict_reason"]
-            or row["coherence_reason"]
-            or "broken"
+        found = {
+            (row["round"], 1.0 if row["gate"] is None else row["gate"]): why_broken(row, axis)
             for row in [*self.rows, *self.extra]
-            if row["stage"] == "healed" and "broken" in (row["verdict"], row["coherence_verdict"])
+            if row["stage"] == "healed"
         }
+        return {student: why for student, why in found.items() if why}
 
     @property
     def manifests(self) -> list[Manifest]:

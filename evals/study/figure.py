@@ -11,10 +11,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from evals.figure import LOOKS, styled
-from evals.study.collect import Outcome, Row
+from evals.study.collect import Outcome, Row, why_broken
 from evals.study.matched import Axis
 
 FORMATS = ("png", "svg", "pdf")
@@ -30,17 +30,17 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     figure = Figure(figsize=(3.4, 7.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, height_ratios=[1, 1, 1.1])
     mine = [o for o in outcomes if o.rounds and o.cell.arm.role == "arm"]
-    key, interval, words = TRAIT[axis]
-    _over_rounds(top, mine, arms, key, interval)
+    words = TRAIT[axis][2]
+    _over_rounds(top, mine, arms, axis)
     top.set_ylabel(words, fontsize=8)
     top.set_title(f"(a) trait, {'lower' if axis == 'authority' else 'higher'} is more", loc="left", fontsize=8.5)
     if axis == "authority":
         top.invert_yaxis()
-    _incoherence(middle, mine, arms)
+    _incoherence(middle, mine, arms, axis)
     _frontier(bottom, [o for o in outcomes if o.rounds], arms, axis)
     handles = [Line2D([], [], color=LOOKS[stage][0], marker="*" if stage == "base" else "o", linestyle="", label=stage) for stage in ("base", "steered", "healed")]  # fmt: skip
     handles += [Line2D([], [], color="#555555", marker=_look(k)[0], linestyle=_look(k)[1], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
-    if any(_broken(row) for o in mine for row in o.rows):
+    if any(why_broken(row, axis) for o in mine for row in o.rows):
         handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label="broken"))
     figure.legend(
         handles=handles,
@@ -81,17 +81,21 @@ def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list
     return found
 
 
-def _broken(row: Row) -> bool:
-    return "broken" in (row["verdict"], row["coherence_verdict"])
-
-
-def _crossed(axes: Axes, x: float, y: float, row: Row) -> None:
+def _crossed(axes: Axes, x: float, y: float, row: Row, axis: Axis) -> None:
     """Cross out a broken row: a loop is cheap in perplexity, and no progress."""
-    if _broken(row):
+    if why_broken(row, axis):
         axes.plot(x, y, "x", color="#000000", markersize=7, markeredgewidth=0.8, zorder=5)
 
 
-def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], key: str, interval: str) -> None:
+def _rounds(axes: Axes, outcomes: Sequence[Outcome], first: float) -> None:
+    last = max((len(o.rounds) for o in outcomes), default=1)
+    axes.set_xlim(first, last + 0.5)
+    axes.set_xticks(range(int(np.ceil(first)), last + 1))
+    axes.set_xlabel("round", fontsize=8)
+
+
+def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+    key, interval, _ = TRAIT[axis]
     bases = [row for o in outcomes if (row := o.at(0, "base")) is not None and row[key] is not None]
     start = float(np.mean([row[key] for row in bases])) if bases else None
     if start is not None:
@@ -106,7 +110,7 @@ def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], k
                     axes.plot(number + shift, row[key], ".", color=colour, markersize=2.5, zorder=3)
                     if row[interval] is not None:
                         axes.plot([number + shift] * 2, row[interval], color=colour, linewidth=0.7, alpha=0.6)
-                    _crossed(axes, number + shift, row[key], row)
+                    _crossed(axes, number + shift, row[key], row, axis)
             # a mean over the seeds that are left would jump where one ends: without all of them the line breaks
             means = {
                 number: float(np.mean([row[key] for row in rows])) for number, rows in points if len(rows) == seeds
@@ -124,11 +128,10 @@ def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], k
             )
             if stage == "healed" and start is not None:
                 axes.plot([0, *x], [start, *y], line, color=colour, linewidth=0.9, zorder=2)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("round", fontsize=8)
+    _rounds(axes, outcomes, -0.25)
 
 
-def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str]) -> None:
+def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
     """1 - coherence on a log scale; perplexity would tell more where answer mass rises, and is panel (c)'s."""
     for index, arm in enumerate(arms):
         shift = _beside(index, len(arms))
@@ -146,15 +149,14 @@ def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str]) -
                         markersize=4,
                         fillstyle="none" if stage == "steered" else "full",
                     )
-                    _crossed(axes, number + shift, max(1 - row["coherence"], FLOOR), row)
+                    _crossed(axes, number + shift, max(1 - row["coherence"], FLOOR), row, axis)
     axes.axhline(0.05, color="#444444", linewidth=0.9, linestyle="--")
     axes.annotate("0.95", (1, 0.05), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", fontsize=6.5, va="center")  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylim(FLOOR * 0.7, 1.2)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _rounds(axes, outcomes, 0.5)
     axes.set_ylabel("1 - answer mass / base's", fontsize=8)
-    axes.set_xlabel("round", fontsize=8)
-    axes.set_title(f"(b) incoherence; at {FLOOR:g}: no less than base's", loc="left", fontsize=8.5)
+    axes.set_title(f"(b) incoherence; {FLOOR:g} is none", loc="left", fontsize=8.5)
 
 
 def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
@@ -196,8 +198,8 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
                     fontsize=6,
                     color="#555555",
                 )
-            _crossed(axes, row["perplexity"], row[key], row)
-            if not control and stage == "healed" and not _broken(row):
+            _crossed(axes, row["perplexity"], row[key], row, axis)
+            if not control and stage == "healed" and not why_broken(row, axis):
                 best.append((row["perplexity"], sign * row[key]))
     best.sort()
     tops = list(accumulate((trait for _, trait in best), max))
