@@ -27,6 +27,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _settle(file: Path) -> None:
+    """Synced, and as readable as the user's other files: safetensors' own writer gives 0600."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
 def make_parent(path: Path) -> None:
     """A parent that cannot be made is an unwritable place, whatever the system calls it."""
     try:
@@ -44,8 +53,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        _settle(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
@@ -77,13 +85,9 @@ def atomic_folder(path: Path, of: Collection[str] | None = None) -> Iterator[Pat
     temporary.mkdir()
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(0o666 & ~umask)  # safetensors' own writer gives 0600
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+                _settle(file)
         if of is not None:
             replaceable(path, of)
         old = path.with_name(f".{path.name}.{os.getpid()}.old")

@@ -76,11 +76,9 @@ class Vector:
             f"layer.{layer}": np.ascontiguousarray(values, dtype=np.float32) for layer, values in self.layers.items()
         }
         with atomic_file(path) as temporary:
-            save_file(
-                tensors,
-                temporary,
-                metadata={"version": str(VERSION), "steer_heal": json.dumps(self.metadata, sort_keys=True)},
-            )
+            # one entry: safetensors writes several in an order that changes from process to process
+            provenance = json.dumps({"version": VERSION, **self.metadata}, sort_keys=True)
+            save_file(tensors, temporary, metadata={"steer_heal": provenance})
 
     def check(self, source: object, *, hidden: int, depth: int) -> None:
         """Refuse a vector of another width or with layers the model does not have."""
@@ -123,10 +121,11 @@ def load_vector(path: Path) -> Vector:
                 layers[int(number)] = handle.get_tensor(name)
         provenance = parse(metadata.get("steer_heal", "{}"))
         Provenance.model_validate(provenance)
+        version = str(provenance.pop("version", metadata.get("version", VERSION)))
     except (SafetensorError, ValueError, OSError, TypeError) as error:
         raise refuse(str(error)) from None
-    if metadata.get("version", str(VERSION)) != str(VERSION):
-        raise refuse(f"version {metadata['version']}, this is {VERSION}")
+    if version != str(VERSION):
+        raise refuse(f"version {version}, this is {VERSION}")
     if (
         not layers
         or any(v.dtype != np.float32 or v.ndim != 1 for v in layers.values())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import ROOT, command
 from safetensors.numpy import save_file
 
 from shared.errors import SteerHealError
@@ -24,6 +26,20 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back.metadata == VECTOR.metadata and sorted(back.layers) == [3, 5]
     for layer in back.layers:
         np.testing.assert_array_equal(back.layers[layer], VECTOR.layers[layer])
+
+
+def test_the_same_vector_is_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """safetensors orders several metadata entries by a hash that changes from process to process."""
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from shared.vectors import Vector; "
+        "Vector({3: np.ones(4, dtype=np.float32)}, {'positions': 'all', 'b': 1, 'a': 2}).save(Path(sys.argv[1]))"
+    )
+    files = [tmp_path / f"{index}.safetensors" for index in range(6)]
+    for file in files:
+        subprocess.run([sys.executable, "-c", code, file], cwd=ROOT, check=True)
+    assert len({file.read_bytes() for file in files}) == 1
+    (tmp_path / "other").write_text("")
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "other").stat().st_mode}
 
 
 def test_relative_dose() -> None:
