@@ -47,7 +47,7 @@ round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make ro
 report: $(STAMP) ## the report of a run from its files (EVAL=full scores all items, cyclically, first)
 	@set -e; if [ "$(EVAL)" = full ]; then for path in $(RUN)/rounds/*/manifests/heal.json; do \
 	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full --cache; done; fi
-	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
+	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL) $(if $(SET),--set '$(SET)')
 
 study: CONFIG = configs/study-smollm2.toml
 study: OUT = docs/study

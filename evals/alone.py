@@ -27,7 +27,7 @@ from shared.errors import SteerHealError
 from shared.folding import gates_of, refold
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
-from shared.publish import digest, hold
+from shared.publish import digest, hold, named
 from shared.records import write_jsonl, write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -39,6 +39,7 @@ def score(arguments: Any) -> None:
 
     steering(arguments)
     out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
+    named(out, ".jsonl", ".parquet")
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     dtype = arguments.dtype or config.model.dtype

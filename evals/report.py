@@ -104,7 +104,7 @@ def main() -> None:
         default="round",
         help="which scores: a round's own, or all items in cyclic orders",
     )
-    arguments, run = parse(options, in_round=False)
+    arguments, run = parse(options, in_round=False, begins=False)
     if run is None:
         raise SteerHealError(
             "no run is named", given="no --run", expected="--run DIR", next="python -m evals.report --run runs/smollm2"

@@ -146,7 +146,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="folder to write")
     options.add_argument("--push-to", metavar="ID", help="hub data set to upload to")
     options.add_argument("--private", action="store_true", help="make that data set private")
-    arguments, run = parse(options)
+    arguments, run = parse(options, begins=False)
     need(options, arguments, "run", "out")
     assert run is not None
     path = run.manifest(arguments.round, "filter")

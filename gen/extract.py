@@ -18,6 +18,7 @@ from shared.config import Config, ModelConfig, VectorConfig, band, resolve
 from shared.console import console, progress, table
 from shared.models import Model
 from shared.models import resolve as resolve_model
+from shared.publish import named
 from shared.records import Prompt, data_file, read_jsonl, stratified
 from shared.run import Run, Stage
 from shared.traits import load_trait
@@ -194,6 +195,7 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "out")
+    named(arguments.out, ".safetensors")
     config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     model = resolve_model(arguments.model, config.model.revision)
     vector = extract(model, config.model, config.vector, model, config.seed)

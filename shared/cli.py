@@ -53,8 +53,13 @@ def plain(options: argparse.ArgumentParser) -> Any:
     return options.add_argument_group(PLAIN)
 
 
-def parse(options: argparse.ArgumentParser, *, in_round: bool = True) -> tuple[argparse.Namespace, Run | None]:
-    """The arguments, and the run they name or None when the stage works on plain files. Raises SteerHealError on a mixture."""
+def parse(
+    options: argparse.ArgumentParser, *, in_round: bool = True, begins: bool = True
+) -> tuple[argparse.Namespace, Run | None]:
+    """The arguments, and the run they name or None when the stage works on plain files. Raises SteerHealError on a mixture.
+
+    begins: whether a configuration begins a run that is not there; a command that only reads one does not.
+    """
     arguments = options.parse_args()
     if not hasattr(arguments, "run"):
         return arguments, None
@@ -81,6 +86,13 @@ def parse(options: argparse.ArgumentParser, *, in_round: bool = True) -> tuple[a
             given=getattr(arguments, "round", "no --round"),
             expected="1 or more",
             next="--round 1",
+        )
+    if not begins and not (arguments.run / "config.toml").is_file():
+        raise SteerHealError(
+            "there is no such run",
+            given=arguments.run,
+            expected="the folder of a run",
+            next=f"make round N=1 RUN={arguments.run}",
         )
     return arguments, open_run(
         arguments.run, getattr(arguments, "config", None), getattr(arguments, "set", None), arguments.rebuild

@@ -36,6 +36,17 @@ def _settle(file: Path) -> None:
         os.fsync(handle.fileno())
 
 
+def named(path: Path, *suffixes: str) -> None:
+    """Raise SteerHealError for a file to write whose name does not say what it will be: it may be somebody's."""
+    if path.suffix not in suffixes:
+        raise SteerHealError(
+            "a file to write has another ending than its kind",
+            given=path,
+            expected=" or ".join(suffixes),
+            next=f"--out {path.with_suffix(suffixes[0])}",
+        )
+
+
 def make_parent(path: Path) -> None:
     """A parent that cannot be made is an unwritable place, whatever the system calls it."""
     try:
@@ -66,7 +77,7 @@ def replaceable(path: Path, of: Collection[str]) -> None:
         raise SteerHealError(
             "a folder holds other files than the ones that would replace it",
             given=f"{path}: {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''}",
-            expected=f"no such folder, an empty one, or one of {', '.join(of)}",
+            expected=f"no such folder, an empty one{f', or one of {chr(44).join(of)}' if of else ''}",
             next="name another folder, or move these files away",
         )
 

@@ -159,3 +159,37 @@ def test_a_full_disk_under_a_library_that_says_it_otherwise(save: str, full: Pat
     assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr, (
         done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["train.heal", "--model", "embedded", "--data", "rows.jsonl"],
+        ["train.export", "--model", "embedded", "--adapter", "adapter", "--as", "round"],
+    ],
+)
+def test_a_folder_of_the_users_is_not_replaced(line: list[str], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "adapter").mkdir()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years")
+    given = [tmp_path / word if word in ("rows.jsonl", "adapter") else word for word in line]
+    done = command(*given, "--out", mine)
+    assert done.returncode == 2 and "thesis.txt" in done.stderr and "other files" in done.stderr, done.stderr
+    assert (mine / "thesis.txt").read_text() == "years"
+
+
+@pytest.mark.parametrize("stage", ["gen.extract", "evals.score"])
+def test_a_file_of_another_kind_is_not_overwritten(stage: str, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("years")
+    done = command(stage, "--model", "embedded", "--out", notes)
+    assert done.returncode == 2 and "another ending" in done.stderr and notes.read_text() == "years", done.stderr
+
+
+@pytest.mark.parametrize("stage", ["evals.report", "gen.card", "train.export"])
+def test_a_reader_begins_no_run(stage: str, tmp_path: Path) -> None:
+    more = [] if stage == "evals.report" else ["--round", "1", "--out", tmp_path / "out"]
+    done = command(stage, "--run", tmp_path / "run", "--config", ROOT / "configs" / "smollm2.toml", *more)
+    assert done.returncode == 2 and "no such run" in done.stderr and list(tmp_path.iterdir()) == []

@@ -56,6 +56,15 @@ class Distilled:
         return [row for row in self.rows if "ce" in row]
 
 
+CONTENT = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "base.json",
+    "README.md",
+    *LOGS,
+)  # of an adapter's folder
+
+
 def distil(
     model: Model, data: Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False,
 ) -> Distilled:  # fmt: skip
@@ -121,7 +130,7 @@ def distil(
         student, examples[:PROBE], references, tokenizer, train.divergence, train.batch_size, train.chunk
     )
     write_jsonl(unfinished.folder / "kl_tokens.jsonl", shown)
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, of=CONTENT) as temporary:
         student.save(temporary)
         if not student.holds(temporary):
             raise _changed("the adapter", "what was written is not what was trained")

@@ -23,7 +23,7 @@ from shared.hub import push
 from shared.merging import merge
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import atomic_folder, write_json
+from shared.publish import atomic_folder, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="folder to write")
     options.add_argument("--push-to", metavar="ID", help="hub repository to upload to")
     options.add_argument("--private", action="store_true", help="make that repository private")
-    arguments, run = parse(options)
+    arguments, run = parse(options, begins=False)
     gates = gates_of(arguments.gate)
     if gates and arguments.kind == "round":
         raise SteerHealError(
@@ -160,6 +160,7 @@ def main() -> None:
             expected="a trained round",
             next=f"make round N={arguments.round} RUN={run.folder}" if run else "python -m train.heal --help",
         )
+    replaceable(arguments.out, ())
     from train.card import card, hub_name, training_of
 
     model = resolve_model(name, config.model.revision)

@@ -14,7 +14,7 @@ from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
-from shared.publish import digest, hold
+from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
 from train.diagnosis import quarters
 from train.unfinished import LOGS
@@ -111,9 +111,10 @@ def main() -> None:
             next="--data FILE",
         )
     hold(arguments.out)
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
-    from train.distil import distil
+    from train.distil import CONTENT, distil
 
+    replaceable(arguments.out, CONTENT)  # now, not after the training
+    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
     healed = distil(
         resolve_model(arguments.model, config.model.revision),
