@@ -245,12 +245,14 @@ def times(rounds: Sequence[Round], mode: str) -> Table:
     return Table("Wall seconds", ["round", *stages, "total"], rows)
 
 
+def distinct(values: Iterable[object]) -> str:
+    """What there is among the values, each once, in their order."""
+    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
+
+
 def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
     config, scores = run.config, rounds[0].scores
     manifests = [manifest for r in rounds for manifest in r.manifests.values()]
-
-    def distinct(values: Iterable[object]) -> str:
-        return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
 
     packages = dict.fromkeys(name for manifest in manifests for name in manifest.versions)
     machines = [manifest.hardware for manifest in manifests]

@@ -18,7 +18,7 @@ from shared.console import console, number
 from shared.errors import SteerHealError
 from shared.hub import push
 from shared.publish import atomic_folder, digest
-from shared.records import Completion, Manifest, read_jsonl, read_record
+from shared.records import Completion, read_jsonl, read_manifest
 from shared.run import Run
 from shared.traits import load_trait
 from shared.vectors import load_vector
@@ -30,7 +30,7 @@ def card(run: Run, number_: int) -> str:
     """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
     folder, config = run.round(number_), run.config
     again = f"make round N={number_} RUN={run.folder}"
-    manifest = read_record(run.manifest(number_, "filter"), Manifest, what="a manifest could not be read", next=again)
+    manifest = read_manifest(run.manifest(number_, "filter"), again)
     for name in FILES:
         path = folder / f"{name}.jsonl"
         if digest(path) != manifest.outputs.get(path.relative_to(run.folder).as_posix()):

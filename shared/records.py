@@ -178,6 +178,11 @@ def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
         ) from None
 
 
+def read_manifest(path: Path, next: str) -> Manifest:
+    """What a stage recorded. next: the command or edit that mends a manifest that cannot be read."""
+    return read_record(path, Manifest, what="a manifest could not be read", next=next)
+
+
 def problem_of(error: Exception) -> str:
     """What is wrong with a row, in one line."""
     if isinstance(error, ValidationError):

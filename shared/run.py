@@ -17,7 +17,7 @@ from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import digest, hold, release, write_json, write_text
-from shared.records import Manifest, read_record
+from shared.records import read_manifest
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
@@ -131,9 +131,7 @@ class Stage:
         if not self.path.is_file():
             console.print(f"[bold]round {self.number} · {self.name}[/]")
             return False
-        manifest = read_record(
-            self.path, Manifest, what="a manifest could not be read", next=f"remove {self.path}; the stage runs again"
-        )
+        manifest = read_manifest(self.path, f"remove {self.path}; the stage runs again")
         problems = differences(manifest.settings, self.settings) + [
             f"input {key} changed" for key in self.inputs if self.inputs[key] != manifest.inputs.get(key)
         ]

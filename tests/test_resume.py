@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,18 @@ def whole(model: Model, data: Path, history: Path, tmp_path_factory: pytest.Temp
 def same(a: Path, b: Path) -> None:
     for name in ("adapter_model.safetensors", *LOGS):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def stopping_after(steps: int) -> Callable[..., torch.Tensor]:
+    """A training step that stands in for Trainer's own and is interrupted once so many steps are done."""
+    step = HealTrainer.training_step
+
+    def stop(self: HealTrainer, *args: object, **options: object) -> torch.Tensor:
+        if self.state.global_step == steps:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    return stop
 
 
 def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: Path, tmp_path: Path) -> None:
@@ -127,14 +140,7 @@ def test_a_checkpoint_from_a_stranger_runs_nothing(
 ) -> None:
     """A pickle that would write a file in place of the optimiser, sealed as anybody can."""
     config = resolve(None, SMALL)[0]
-    step = HealTrainer.training_step
-
-    def stop(self: HealTrainer, *args: object, **options: object) -> torch.Tensor:
-        if self.state.global_step == 4:
-            raise KeyboardInterrupt
-        return step(self, *args, **options)
-
-    monkeypatch.setattr(HealTrainer, "training_step", stop)
+    monkeypatch.setattr(HealTrainer, "training_step", stopping_after(4))
     with pytest.raises(KeyboardInterrupt):
         distil(model, data, history, tmp_path / "adapter", config, 2)
     monkeypatch.undo()
@@ -156,14 +162,7 @@ def test_the_trap_of_a_resume_that_forgets_the_adapter(
 ) -> None:
     """Trap 3 made again: Trainer's own saving and loading, which knows one adapter."""
     config = resolve(None, SMALL)[0]
-    step = HealTrainer.training_step
-
-    def stop(self: HealTrainer, *args: object, **options: object) -> torch.Tensor:
-        if self.state.global_step == 4:
-            raise KeyboardInterrupt
-        return step(self, *args, **options)
-
-    monkeypatch.setattr(HealTrainer, "training_step", stop)
+    monkeypatch.setattr(HealTrainer, "training_step", stopping_after(4))
     monkeypatch.setattr(HealTrainer, "_save", Trainer._save)
     with pytest.raises(KeyboardInterrupt):
         distil(model, data, history, tmp_path / "adapter", config, 2)

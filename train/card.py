@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 from shared.config import flat
 from shared.console import number
 from shared.models import Model
-from shared.records import Manifest, read_record
+from shared.records import read_manifest
 from shared.run import Run, versions
 
 HUB = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -78,7 +78,7 @@ def _of_run(run: Run, last: int) -> list[str]:
     counts = []
     for index in range(1, last + 1):
         path = run.manifest(index, "filter")
-        manifest = read_record(path, Manifest, what="a manifest could not be read", next=f"make round N={index}")
+        manifest = read_manifest(path, f"make round N={index}")
         counts.append(f"| {index} | {manifest.counts['kept']} | {manifest.counts['rejected']} |")
     parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
     results = run.folder / "report" / "results.json"

@@ -56,13 +56,8 @@ class Distilled:
         return [row for row in self.rows if "ce" in row]
 
 
-CONTENT = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "base.json",
-    "README.md",
-    *LOGS,
-)  # of an adapter's folder
+# The files of an adapter's folder.
+CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)
 
 
 def distil(

@@ -33,9 +33,8 @@ from train.reference import reference_states
 from train.trainer import HealTrainer
 from train.unfinished import Unfinished
 
-DTYPE = (
-    "bfloat16" if torch.cuda.is_available() else "float32"
-)  # of steps; losses and their memory are measured in float32
+# Of steps; losses and their memory are measured in float32.
+DTYPE = "bfloat16" if torch.cuda.is_available() else "float32"
 # What configs/smollm2.toml trains with; tau 0 keeps the barrier on, which is what costs.
 SETTINGS = f"model.dtype={DTYPE} train.rank=16 train.alpha=32 train.layers=0.2-0.8 train.batch_size=8 train.lam=0.3 train.tau=0 train.heldout=0"
 ROWS, TOKENS = 8, 48

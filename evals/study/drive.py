@@ -22,7 +22,7 @@ from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.publish import atomic_file, digest, hold, write_json
-from shared.records import Manifest, Record, read_record
+from shared.records import Record, read_manifest
 from shared.run import STAGES, Run
 from shared.strict import read_object
 
@@ -136,7 +136,7 @@ def seconds_here(plan: Plan) -> dict[str, list[float]]:
     found: dict[str, dict[str, float]] = {}
     for cell in plan.cells:
         for path in sorted(cell.folder.glob("rounds/*/manifests/*.json")):
-            manifest = read_record(path, Manifest, what="a manifest could not be read", next=f"remove {path}")
+            manifest = read_manifest(path, f"remove {path}")
             key = f"{manifest.outputs}" if path.stem in SHARED else str(path)
             found.setdefault(path.stem, {})[key] = manifest.seconds
     return {stage: list(times.values()) for stage, times in found.items()}

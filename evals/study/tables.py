@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from evals.statistics import Estimate, show, text_delta
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
 from evals.study.matched import SHARE, TAIL, Axis, Comparison
-from evals.tables import Table, label, ranged, yes_no
+from evals.tables import Table, distinct, label, ranged, yes_no
 from shared.console import number
 
 PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
@@ -239,9 +239,6 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
     """Where the rows come from; more than one commit or machine is said."""
     made = [o for o in outcomes if o.rounds]
     manifests = [manifest for o in made for manifest in o.manifests]
-
-    def distinct(values: Iterable[object]) -> str:
-        return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
 
     commits = distinct(manifest.commit for manifest in manifests)
     config, scores = made[0].cell.config, made[0].rounds[0].scores
