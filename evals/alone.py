@@ -10,7 +10,7 @@ import numpy as np
 
 from evals.answers import answers
 from evals.cache import of_answers
-from evals.checks import checked, fits, steering
+from evals.checks import checked, fits, reaches, steering
 from evals.conditions import Weights, answered, free_of, randoms
 from evals.forced_choice import Condition, Read
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument
@@ -41,7 +41,8 @@ def score(arguments: Any) -> None:
     out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
     named(out, ".jsonl", ".parquet")
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
+    reaches(sources)
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
     vectors: dict[str, Vector] = {}
@@ -50,7 +51,7 @@ def score(arguments: Any) -> None:
         vectors["trait"].check(arguments.vector, hidden=origin.hidden, depth=origin.depth)
         vectors.update(randoms(vectors["trait"], arguments.random, config.seed))
     tokenizer = load_tokenizer(str(origin.folder))
-    vignettes = load_vignettes(arguments.vignettes)
+    vignettes = load_vignettes(arguments.vignettes, arguments.items)
     renderer = Renderer(tokenizer, load_instrument(arguments.instrument), config.model.chat_template_kwargs)
     read = Read(
         arguments.debias, arguments.think, arguments.samples, arguments.temperature, arguments.top_k, config.seed, arguments.stop
@@ -97,7 +98,7 @@ def score(arguments: Any) -> None:
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:
-    """What the options ask for; without a vector and --prompted the model as it is."""
+    """What the options ask for; if they ask for nothing, the model as it is, under the name `healed` where it wears an adapter."""
     found = [Condition("base", "base")] if arguments.base else []
     if arguments.prompted:
         found.append(Condition("prompted", "prompted", system=load_trait(trait).trait))
@@ -108,7 +109,8 @@ def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> lis
             Condition(stage, f"{stage if draw is None else name}-{c:g}", c, name, vector.metadata.get("positions", "all"), draw=draw)
             for c in dict.fromkeys(arguments.coefficient)
         ]  # fmt: skip
-    found = found or [Condition("base", "base")]
+    if not found:
+        found = [Condition("healed", "healed") if arguments.adapter else Condition("base", "base")]
     if len({condition.name for condition in found}) != len(found):
         raise SteerHealError(
             "two conditions have one name",
@@ -166,7 +168,8 @@ def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, se
     verdict = f"no axis to move: {problem}" if problem else "there is an axis to move"
     console.print(f"{'[yellow]' if problem else '[default]'}preflight, of {name}: {verdict}[/]")
     if name != "base":
-        console.print("it is the unsteered model's that counts: add --base")
+        way = "score it without --adapter" if name == "healed" else "add --base"
+        console.print(f"it is the original model's that counts: {way}")
 
 
 def _shown(found: Sequence[Estimate | None]) -> list[str | None]:

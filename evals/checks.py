@@ -33,6 +33,8 @@ def checked(read: Read, free_tokens: int = 0) -> None:
 def steering(arguments: Any) -> None:
     """Raise SteerHealError for options of steering that would leave the model unsteered."""
     alone = [name for name in ("coefficient", "random") if getattr(arguments, name) and not arguments.vector]
+    if (items := arguments.items) is not None and items < 1:
+        raise SteerHealError("no items to score", given=f"--items {items}", expected="1 or more", next="--items 28")
     if alone or arguments.random < 0 or arguments.eval != "round":
         said = (
             f"--{alone[0]} without --vector"
@@ -46,6 +48,18 @@ def steering(arguments: Any) -> None:
             given=said,
             expected="--vector with --coefficient; --random from 0; --eval with --run",
             next="--vector FILE --coefficient 1 --random 3",
+        )
+
+
+def reaches(sources: dict[str, str]) -> None:
+    """Raise SteerHealError for a setting of a run's evaluation that would be read by nobody here."""
+    unread = [key for key, source in sources.items() if source == "SET" and key.startswith("eval.") and key != "eval.bootstrap"]  # fmt: skip
+    if unread:
+        raise SteerHealError(
+            "a run's settings do not reach a score on plain files",
+            given=f"--set with {', '.join(unread)}",
+            expected="the options of this command, as --items 28 for eval.items",
+            next="python -m evals.score --help",
         )
 
 

@@ -37,14 +37,14 @@ def load(given: str) -> Answers:
             "a score file holds several conditions",
             given=f"{path}: {', '.join(names)}",
             expected=f"the name of one behind the file, as {path}:{names[0]}",
-            next=f"--base {path}:{names[0]} --other {path}:{names[1]}",
+            next=f"python -m evals.compare --base {path}:{names[0]} --other {path}:{names[1]}",
         )
     if not rows:
         raise SteerHealError(
             "a score file does not hold a condition",
             given=given,
             expected=f"one of {', '.join(names) or 'none, its rows have no names'}",
-            next=f"--other {path}{f':{names[0]}' if names else ''}",
+            next=f"--other {path}{f':{names[-1]}' if names else ''}",
         )
     if twice := sorted(name for name, times in Counter(row.id for row in rows).items() if times > 1):
         raise SteerHealError(
@@ -139,6 +139,8 @@ def main() -> None:
         console.print(
             f"d_auth over {len(points)} seeds: mean {np.mean(points):+.3f}, from {min(points):+.3f} to {max(points):+.3f}"
         )
+    if any(seed["d_auth"] is not None and seed["d_auth_ci"] is None for seed in found):
+        console.print("no intervals: no foundation has two items scorable in both; score more, as with --items 28")
     if arguments.out:
         write_json(
             arguments.out, {"version": 1, "seeds": [{k: v for k, v in seed.items() if k != "shown"} for seed in found]}

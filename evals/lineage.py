@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from evals.instrument import orders
+from evals.rows import Scores
 from evals.scored import Round
 from evals.tables import Table
 from shared import config as configuration
+from shared.config import Config
 from shared.console import number
 from shared.errors import SteerHealError
+from shared.records import Manifest
 from shared.run import Run
 
 
@@ -38,6 +42,54 @@ def stages(rounds: Sequence[Round]) -> Table:
         ["round, stage", "seconds", "tokens", "counts", "from (sha256)", "to (sha256)"],
         lines,
         "Whole digests are in the manifests.",
+        prose=True,
+    )
+
+
+def distinct(values: Iterable[object]) -> str:
+    """What there is among the values, each once, in their order."""
+    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
+
+
+def identified(config: Config, scores: Scores, manifests: Sequence[Manifest]) -> list[list[str]]:
+    """What was measured, in lines of a provenance table."""
+    read = f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({len(orders(scores.debias))} orders), {scores.think} think tokens"
+    return [
+        ["model", f"{config.model.name}, {config.model.dtype}"],
+        ["model revision", distinct(m.model.revision for m in manifests if m.model)],
+        ["model fingerprint", distinct(m.settings.get("model") for m in manifests)],
+        ["forced choice", read],
+        ["bootstrap", f"{config.eval.bootstrap} resamples"],
+    ]
+
+
+def computed(manifests: Sequence[Manifest]) -> list[list[str]]:
+    """What it was computed with, in lines of a provenance table."""
+    packages = dict.fromkeys(name for m in manifests for name in m.versions)
+    machines = [m.hardware for m in manifests]
+    return [
+        ["processor", distinct(f"{m.get('processor')}, {m.get('cores')} cores, {m.get('memory_gib')} GiB" for m in machines)],
+        ["gpu", distinct(m.get("gpu") for m in machines)],
+        *[[name, distinct(m.versions.get(name) for m in manifests)] for name in packages],
+    ]  # fmt: skip
+
+
+def provenance(run: Run, rounds: Sequence[Round]) -> Table:
+    config, manifests = run.config, [manifest for r in rounds for manifest in r.manifests.values()]
+    train = config.train
+    return Table(
+        "Provenance",
+        ["what", "value"],
+        [
+            *identified(config, rounds[0].scores, manifests),
+            ["seed", str(config.seed)],
+            [
+                "objective",
+                f"{train.divergence}, lambda {train.lam:g}, tau {train.tau:g}, {train.aggregate}, reference {train.reference}",
+            ],
+            ["commit", distinct(manifest.commit for manifest in manifests)],
+            *computed(manifests),
+        ],
         prose=True,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from evals.figure import trajectory
-from evals.lineage import difference, stages
+from evals.lineage import difference, provenance, stages
 from evals.page import page
 from evals.profile import bars, profiles
 from evals.quality import coherence, foundations, measure, student
@@ -24,7 +24,6 @@ from evals.tables import (
     levels,
     markdown,
     overview,
-    provenance,
     rejections,
     shifts,
     survivors,
@@ -64,7 +63,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         times(rounds, mode),
         stages(rounds),
         difference(run),
-        provenance(run, rounds, mode),
+        provenance(run, rounds),
     ]
     said = reading(rows, extra, rounds)
     last, first = rounds[-1], rounds[0]

@@ -54,6 +54,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         run,
         number,
         name,
+        model=origin.identity,
         settings={
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
@@ -203,11 +204,14 @@ def main() -> None:
     files.add_argument("--vector", type=Path, help="steering vector, .safetensors")
     files.add_argument("--coefficient", type=float, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
     files.add_argument("--random", type=int, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
-    files.add_argument("--base", action="store_true", help="the unsteered model as well, as the first condition")
-    files.add_argument("--prompted", action="store_true", help="the unsteered model under the trait prompt as well")
+    files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")
+    files.add_argument("--prompted", action="store_true", help="without steering under the trait prompt as well")
     files.add_argument("--instrument", default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file with foundations, options, templates, nudge, prefill and labels")  # fmt: skip
     files.add_argument(
         "--vignettes", default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'"
+    )
+    files.add_argument(
+        "--items", type=int, metavar="N", help="so many vignettes, stratified by foundation (default: all)"
     )
     files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders: two as published, or seven, which take the position out")  # fmt: skip
     files.add_argument("--think", type=int, default=16, metavar="T", help="think tokens before the answer")

@@ -91,7 +91,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval; the interval is None where a resample is undefined or there is but one unit to resample."""
+    """A number with its interval; the interval is None where a resample is undefined or no stratum has two units to resample."""
 
     value: float
     interval: tuple[float, float] | None
@@ -107,10 +107,13 @@ def resample(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Bootstrap weights [count, n] of n units in strata [n]; a stratum of m units keeps weight m.
 
     m - 1 units are drawn and scaled up (Rao and Wu 1988): drawing m understates the variance by (m - 1) / m, a quarter at four
-    items a stratum. Strata of one unit are pooled. The same strata and seed give the same weights, which pairs conditions.
+    items a stratum. Strata of one unit are pooled; where there are no others, nothing says how far units of one stratum lie apart, and
+    the weights are NaN. The same strata and seed give the same weights, which pairs conditions.
     """
     generator = np.random.default_rng(seed)
     names, inverse, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    if len(names) > 1 and sizes.max() == 1:
+        return np.full((count, len(strata)), np.nan)
     group = np.where(sizes[inverse] == 1, len(names), inverse)
     weights = np.ones((count, len(strata)))
     for name in np.unique(group):
@@ -129,7 +132,7 @@ def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray]
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(statistic(np.ones((1, weights.shape[1])))[0])
-        draws = statistic(weights)
+        draws = statistic(weights) if np.isfinite(weights).all() else np.full(len(weights), np.nan)
     return (value, draws) if np.isfinite(value) else None
 
 
@@ -207,7 +210,8 @@ def deltas(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Es
 
 
 def surgical(base: Answers, other: Answers, count: int, seed: int) -> bool | None:
-    """True when |d authority| on clr (score minus its mean over the seven) exceeds every other foundation's, each by a paired bootstrap at 95 %."""
+    """True when |d authority| on clr (score minus its mean over the seven) exceeds every other foundation's, each by a paired bootstrap
+    at 95 %; None where there are no intervals."""
     same_setting(base.setting, other.setting)
     keep = base.scorable & other.scorable
     if not keep.any():
@@ -219,7 +223,10 @@ def surgical(base: Answers, other: Answers, count: int, seed: int) -> bool | Non
         return lambda w: np.abs(mean(w, moved[:, AUTHORITY])) - np.abs(mean(w, moved[:, f]))
 
     margins = [estimate(margin(f), weights) for f in range(len(FOUNDATIONS)) if f != AUTHORITY]
-    return all(found is not None and found.interval is not None and found.interval[0] > 0 for found in margins)
+    intervals = [found.interval for found in margins if found is not None]
+    if len(intervals) < len(margins) or None in intervals:
+        return None
+    return all(interval is not None and interval[0] > 0 for interval in intervals)
 
 
 def surgical_care(d_auth: Estimate | None, d_care_90: Estimate | None) -> bool | None:

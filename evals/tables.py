@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from evals.instrument import orders
 from evals.rows import Step, SweepLine
 from evals.scored import STEP, Round
 from shared.console import number
-from shared.run import STAGES, Run
+from shared.run import STAGES
 
 
 @dataclass(frozen=True)
@@ -243,48 +242,6 @@ def times(rounds: Sequence[Round], mode: str) -> Table:
             ]
         )
     return Table("Wall seconds", ["round", *stages, "total"], rows)
-
-
-def distinct(values: Iterable[object]) -> str:
-    """What there is among the values, each once, in their order."""
-    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
-
-
-def provenance(run: Run, rounds: Sequence[Round], mode: str) -> Table:
-    config, scores = run.config, rounds[0].scores
-    manifests = [manifest for r in rounds for manifest in r.manifests.values()]
-
-    packages = dict.fromkeys(name for manifest in manifests for name in manifest.versions)
-    machines = [manifest.hardware for manifest in manifests]
-    return Table(
-        "Provenance",
-        ["what", "value"],
-        [
-            ["model", f"{config.model.name}, {config.model.dtype}"],
-            ["model fingerprint", distinct(r.manifests[STEP[mode]].settings.get("model") for r in rounds)],
-            ["seed", str(config.seed)],
-            [
-                "objective",
-                f"{config.train.divergence}, lambda {config.train.lam:g}, tau {config.train.tau:g}, {config.train.aggregate}, reference {config.train.reference}",
-            ],
-            [
-                "forced choice",
-                f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({len(orders(scores.debias))} orders), {scores.think} think tokens",
-            ],
-            ["bootstrap", f"{config.eval.bootstrap} resamples"],
-            ["commit", distinct(manifest.commit for manifest in manifests)],
-            [
-                "processor",
-                distinct(
-                    f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"
-                    for machine in machines
-                ),
-            ],
-            ["gpu", distinct(machine.get("gpu") for machine in machines)],
-            *[[name, distinct(manifest.versions.get(name) for manifest in manifests)] for name in packages],
-        ],
-        prose=True,
-    )
 
 
 def markdown(table: Table) -> str:

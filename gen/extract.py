@@ -164,6 +164,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         run,
         number,
         "extract",
+        model=origin.identity,
         settings={
             "model": origin.fingerprint,
             "revision": origin.revision,

@@ -186,10 +186,12 @@ def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
 def stage(run: Run, index: int, rebuild: bool) -> None:
     folder, config = run.round(index), run.config.filter
     outputs = [folder / "kept.jsonl", folder / "rejected.jsonl"]
+    vector = load_vector(folder / "vector.safetensors")
     job = Stage(
         run,
         index,
         "filter",
+        model=vector.origin,
         settings={"filter": config.model_dump()},
         outputs=outputs,
         rebuild=rebuild,
@@ -204,7 +206,6 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
     rows = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={index} RUN={run.folder}")
     unsteered = unsteered_of(run)
     kept, rejected = split(rows, unsteered, config, run.config.vector.trait)
-    vector = load_vector(folder / "vector.safetensors")
     show(rows, unsteered, limits(unsteered, config), config, run.config.vector.trait, vector)
     report_reasons(kept, rejected)
     refuse_starvation(kept, rejected, config)

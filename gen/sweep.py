@@ -135,6 +135,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         run,
         number,
         "sweep",
+        model=origin.identity,
         settings={
             "model": origin.fingerprint,
             "dtype": config.model.dtype,

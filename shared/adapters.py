@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 from shared.models import Model
 from shared.publish import write_json
 from shared.strict import parse
@@ -64,7 +64,7 @@ def load_adapter(folder: Path) -> Adapter:
         tensors = load_file(folder / "adapter_model.safetensors")
         size = int(config["r"]), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
-        raise refuse(f"{error!r}", files) from None
+        raise refuse(f"{error.strerror}, {error.filename}" if isinstance(error, OSError) else in_one_line(error), files) from None  # fmt: skip
     if size[0] < 1 or config["r"] != size[0] or not math.isfinite(size[1]):
         raise refuse(
             f"r {config['r']!r}, lora_alpha {config['lora_alpha']!r}", "a rank of 1 or more and a finite scale"
@@ -101,7 +101,7 @@ def load_adapter(folder: Path) -> Adapter:
         note = folder / BASE
         base = parse(note.read_bytes())["fingerprint"] if note.exists() else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise refuse(f"{BASE}: {error!r}", "the note that its training wrote, or none") from None
+        raise refuse(f"{BASE}: {in_one_line(error)}", "the note that its training wrote, or none") from None
     return Adapter(folder, config, base, modules)
 
 

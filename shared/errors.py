@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+BEGIN = "error: "
+
 
 def in_one_line(error: Exception) -> str:
     """What another library's exception says, in one line."""
@@ -20,8 +24,25 @@ class SteerHealError(Exception):
         super().__init__(what)
         self.what, self.given, self.expected, self.next = what, given, expected, next
 
+    @classmethod
+    def rendered(cls, lines: Sequence[str]) -> SteerHealError | None:
+        """The last error that `render` wrote among lines of output; None where there is none."""
+        starts = [index for index, line in enumerate(lines) if line.startswith(BEGIN)]
+        if not starts:
+            return None
+        labels = (("given", "  given:    "), ("expected", "  expected: "), ("next", "  next:     "))
+        parts: dict[str, list[str]] = {"what": [lines[starts[-1]].removeprefix(BEGIN)]}
+        for line in lines[starts[-1] + 1 :]:
+            name = next((name for name, label in labels if line.startswith(label)), None)
+            if name:
+                parts[name] = [line.removeprefix(dict(labels)[name])]
+            elif "next" not in parts:  # a value of several lines; behind `next` others may speak
+                parts[list(parts)[-1]].append(line)
+        said = {name: "\n".join(text) for name, text in parts.items()}
+        return cls(said.pop("what"), **said) if "next" in said else None
+
     def render(self) -> str:
-        lines = [f"error: {self.what}"]
+        lines = [f"{BEGIN}{self.what}"]
         if self.given is not None:
             lines.append(f"  given:    {self.given}")
         if self.expected is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, digest
+from shared.records import Identity
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
@@ -34,6 +35,10 @@ class Model:
             p for p in self.folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}
         )
         return hashlib.sha256("".join(f"{p.name} {digest(p)}\n" for p in files).encode()).hexdigest()
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(name=self.name, revision=self.revision, fingerprint=self.fingerprint)
 
     @cached_property
     def text_config(self) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
             chosen = ("--config", path)
         code = _said([sys.executable, "-m", module, *map(str, (*arguments, *chosen))], tail)
     if code:
-        raise SteerHealError(
+        raise SteerHealError.rendered(list(tail)) or SteerHealError(
             f"{module} failed",
             given=" / ".join(tail) or f"exit code {code}",
             expected="exit code 0",

@@ -99,9 +99,19 @@ class Vignette(Record):
     human_SocialNorms: float | None = None
 
 
-class Manifest(Record):
-    """What a stage recorded: digests by name, wall time in seconds, provenance."""
+class Identity(BaseModel):
+    """A model as manifests know it; revision is the hub commit, None for a local one."""
 
+    name: str
+    revision: str | None
+    fingerprint: str
+
+
+class Manifest(Record):
+    """What a stage recorded: digests by name, wall time in seconds, provenance; model is the original, None in the first manifests of
+    version 1."""
+
+    model: Identity | None = None
     settings: dict[str, Any]
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -142,13 +152,18 @@ def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tupl
                 raise SteerHealError(
                     f"line {index} of a JSONL file could not be read",
                     given=f"{path}:{index}: {problem}",
-                    expected=f"a {row.__name__} row, version {VERSION}",
+                    expected=f"a {row.__name__} row, version {VERSION}{_needed(row)}",
                     next=f"mend or remove the line, or make the file again: {made_by}",
                 ) from None
             found = True
             yield index, value
     if not found:
         raise SteerHealError("a JSONL file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
+
+
+def _needed(row: type[Record]) -> str:
+    names = [name for name, field in row.model_fields.items() if field.is_required()]
+    return f": {', '.join(names)}" if names else ""
 
 
 def iterate_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import digest, hold, release, write_json, write_text
-from shared.records import read_manifest
+from shared.records import Identity, read_manifest
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
@@ -96,7 +96,7 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
 class Stage:
     """One stage of one round: skipped when intact, refused when stale, published with a manifest last.
 
-    settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders.
+    model: the original. settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Stage:
         number: int,
         name: str,
         *,
+        model: Identity,
         settings: dict[str, Any],
         inputs: dict[str, Path],
         outputs: list[Path],
@@ -112,6 +113,7 @@ class Stage:
     ):
         run.hold()
         self.run, self.number, self.name, self.rebuild = run, number, name, rebuild
+        self.model = model
         self.settings = json.loads(json.dumps(settings))
         self.outputs = outputs
         self.path = run.manifest(number, name)
@@ -166,6 +168,7 @@ class Stage:
                 "version": VERSION,
                 "stage": self.name,
                 "round": self.number,
+                "model": self.model.model_dump(),
                 "config": configuration.flat(self.run.config),
                 "settings": self.settings,
                 "inputs": self.inputs,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import SteerHealError
 from shared.publish import atomic_file
+from shared.records import Identity
 from shared.strict import parse
 
 VERSION = 1
@@ -40,6 +41,12 @@ class Vector:
     @property
     def hidden(self) -> int:
         return len(next(iter(self.layers.values())))
+
+    @property
+    def origin(self) -> Identity:
+        """The original model of the round that it was extracted for."""
+        of = self.metadata
+        return Identity(name=of["model"], revision=of["revision"], fingerprint=of["model_fingerprint"])
 
     def norm(self, layer: int) -> float:
         return float(np.linalg.norm(self.layers[layer].astype(np.float64)))  # a square in float32 overflows at 2e19

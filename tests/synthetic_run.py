@@ -10,9 +10,10 @@ import numpy as np
 from evals.forced_choice import Read, row
 from evals.instrument import FOUNDATIONS, orders
 from shared.publish import write_json, write_text
-from shared.records import Completion, Vignette, write_jsonl
+from shared.records import Completion, Identity, Vignette, write_jsonl
 from shared.run import Run, Stage, open_run
 
+IDENTITY = Identity(name="embedded", revision=None, fingerprint="feedface")
 LABELS = dict(
     zip(FOUNDATIONS, ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"], strict=True)
 )
@@ -184,7 +185,13 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
         **({"history before": run.round(number - 1) / "history"} if number > 1 else {}),
     }
     for stage in ("extract", "sweep", "filter", "heal"):
-        Stage(run, number, stage, settings={}, inputs={}, outputs=[]).finish()
+        Stage(run, number, stage, model=IDENTITY, settings={}, inputs={}, outputs=[]).finish()
     Stage(
-        run, number, "score-full" if full else "score", settings={"model": "feedface"}, inputs=inputs, outputs=[scores]
+        run,
+        number,
+        "score-full" if full else "score",
+        model=IDENTITY,
+        settings={"model": "feedface"},
+        inputs=inputs,
+        outputs=[scores],
     ).finish()

@@ -38,7 +38,7 @@ def log(
 @pytest.mark.parametrize(
     ("rows", "settings", "start", "wanted", "figures"),
     [
-        (log(fired=0.0, ratio=0.0, rmse=0.2), {}, 0.0, ["barrier inert"], ["tau = 0.3", "below 0.200"]),
+        (log(fired=0.0, ratio=0.0, rmse=0.2), {}, 0.0, ["barrier inert"], ["tau = 0.3", "below 0.2,"]),
         (log(fired=0.0, rmse=0.2), {"divergence": "nll"}, 0.0, ["nothing stands out"], ["2.000", "1.545"][:0]),
         (log(), {"lam": 0.0}, 0.0, ["nothing stands out"], []),
         (log(ratio=0.0), {"lam": 0.0}, 0.0, ["barrier inert"], ["lambda is 0"]),

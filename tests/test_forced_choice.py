@@ -11,7 +11,7 @@ import pytest
 
 from evals.alone import conditions_of
 from evals.cache import Cache, of_answers
-from evals.checks import checked, fits, steering
+from evals.checks import checked, fits, reaches, steering
 from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
 from evals.instrument import Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
@@ -164,9 +164,12 @@ def test_conditions_of_the_command_line() -> None:
         "trait": Vector({3: np.ones(4, dtype=np.float32)}),
         "random-1": Vector({3: np.ones(4, dtype=np.float32)}),
     }
-    asked = SimpleNamespace(base=True, prompted=True, coefficient=[0.5, 1.0])
+    asked = SimpleNamespace(base=True, prompted=True, adapter=None, coefficient=[0.5, 1.0])
     names = [condition.name for condition in conditions_of(asked, vectors, "embedded")]
     assert names == ["base", "prompted", "steered-0.5", "steered-1", "random-1-0.5", "random-1-1"]
+    for adapter, name in ((None, "base"), (Path("adapter"), "healed")):
+        alone = SimpleNamespace(base=False, prompted=False, adapter=adapter, coefficient=None)
+        assert [condition.name for condition in conditions_of(alone, {}, "embedded")] == [name]
     with pytest.raises(SteerHealError, match="two conditions have one name"):
         conditions_of(SimpleNamespace(base=False, prompted=False, coefficient=[1.0, 1.0000001]), vectors, "embedded")
 
@@ -187,13 +190,29 @@ def test_reads_that_cannot_be_meant_are_refused(read: Read) -> None:
         checked(read)
 
 
+def arguments(**given: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        **{"coefficient": None, "random": 0, "vector": None, "eval": "round", "items": None, **given}
+    )
+
+
 @pytest.mark.parametrize(
     "options",
     [{"coefficient": [2.0]}, {"random": 3}, {"random": -1, "vector": "v"}, {"eval": "full"}],
 )
 def test_steering_that_would_not_steer_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SteerHealError, match="do not go together"):
-        steering(SimpleNamespace(**{"coefficient": None, "random": 0, "vector": None, "eval": "round", **options}))
+        steering(arguments(**options))
+
+
+def test_settings_that_nobody_reads_are_refused() -> None:
+    with pytest.raises(SteerHealError, match="no items"):
+        steering(arguments(items=0))
+    sources = {"eval.items": "SET", "eval.bootstrap": "SET", "eval.think": "default", "model.dtype": "SET"}
+    with pytest.raises(SteerHealError, match="do not reach") as refused:
+        reaches(sources)
+    assert str(refused.value.given) == "--set with eval.items"
+    reaches({**sources, "eval.items": "a file"})
 
 
 def test_a_question_longer_than_the_context_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:

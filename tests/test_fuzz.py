@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from synthetic_run import IDENTITY
 
 from evals.instrument import load_instrument
 from evals.rows import Generation, LogRow, ScoreRow, TokenRow
@@ -292,7 +293,7 @@ def test_manifests(data: st.DataObject, tmp_path: Path) -> None:
     output.write_text("x")
 
     def stage() -> Stage:
-        return Stage(run, 1, "filter", settings={"a": 1}, inputs={}, outputs=[output])
+        return Stage(run, 1, "filter", model=IDENTITY, settings={"a": 1}, inputs={}, outputs=[output])
 
     stage().finish(rows=1)
     path = run.manifest(1, "filter")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from synthetic_run import IDENTITY
 
 from shared.errors import SteerHealError
 from shared.run import Run, Stage, open_run
@@ -23,6 +24,7 @@ def job(run: Run, rebuild: bool = False, **settings: object) -> Stage:
         run,
         1,
         "sweep",
+        model=IDENTITY,
         settings=settings,
         inputs={"input": run.folder / "in.txt"},
         outputs=[run.round(1) / "out.txt"],
@@ -84,7 +86,7 @@ def test_changed_input_is_refused(run: Run) -> None:
 
 def test_missing_input_names_the_next_command(run: Run) -> None:
     with pytest.raises(SteerHealError, match="make round N=1"):
-        Stage(run, 1, "filter", settings={}, inputs={"sweep": run.folder / "none"}, outputs=[])
+        Stage(run, 1, "filter", model=IDENTITY, settings={}, inputs={"sweep": run.folder / "none"}, outputs=[])
 
 
 def test_a_broken_manifest_is_refused(run: Run) -> None:

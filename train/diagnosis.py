@@ -56,8 +56,13 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
         if not any(row["gradient_ratio"] for row in steps):
             highest = max(row[d(train.aggregate)] for row in steps)
             inert = f"D never passed tau = {train.tau:g}" if train.lam else "lambda is 0"
-            mend = f"Lower train.tau below {highest:.3f}, the highest D logged," if train.lam else "Raise train.lam"
-            found.append(Finding("barrier inert", f"{inert}: this round is plain cross-entropy. {mend} to make the barrier count."))  # fmt: skip
+            mend = f"Lower train.tau below {highest:.2g}, the highest D logged," if train.lam else "Raise train.lam"
+            mend = (
+                f"{mend} to make the barrier count."
+                if highest or not train.lam
+                else "The student has not moved at all."
+            )
+            found.append(Finding("barrier inert", f"{inert}: this round is plain cross-entropy. {mend}"))
         if late("gradient_ratio") > DOMINATING and fell < STUCK:
             found.append(Finding("barrier dominating", f"the barrier's gradient is {late('gradient_ratio'):.1f} times that of the cross-entropy, which is stuck ({curve}). Lower train.lam, or raise train.tau."))  # fmt: skip
         if train.aggregate == "mean" and late(d("mean")) < train.tau < late(d("p95")):

@@ -59,7 +59,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     history = run.history(number - 1)
     adapter, folded = folder / "adapter", folder / "history"
     job = Stage(
-        run, number, "heal",
+        run, number, "heal", model=origin.identity,
         settings={"model": origin.fingerprint, "dtype": config.model.dtype, "chat_template_kwargs": config.model.chat_template_kwargs, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
         inputs={"kept": folder / "kept.jsonl", **({"history": history} if history else {})},
         outputs=[adapter, folded, *[folder / name for name in LOGS]], rebuild=rebuild,

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evals.lineage import computed, distinct, identified
 from evals.rows import Generation
-from evals.scored import STEP, texts_of
+from evals.scored import texts_of
 from evals.statistics import Estimate, show, text_delta
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
 from evals.study.matched import SHARE, TAIL, Axis, Comparison
-from evals.tables import Table, distinct, label, ranged, yes_no
+from evals.tables import Table, label, ranged, yes_no
 from shared.console import number
 
 PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
@@ -239,35 +240,17 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
     """Where the rows come from; more than one commit or machine is said."""
     made = [o for o in outcomes if o.rounds]
     manifests = [manifest for o in made for manifest in o.manifests]
-
     commits = distinct(manifest.commit for manifest in manifests)
-    config, scores = made[0].cell.config, made[0].rounds[0].scores
-    read = f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias}, {scores.think} think tokens"
-    packages = dict.fromkeys(name for manifest in manifests for name in manifest.versions)
+    several = " (the arms were not all made by one version of the code)" if ";" in commits else ""
+    hours = sum(manifest.seconds for manifest in manifests) / 3600
     return Table(
         "Provenance",
         ["what", "value"],
         [
-            ["model", f"{config.model.name}, {config.model.dtype}"],
-            [
-                "model fingerprint",
-                distinct(r.manifests[STEP["round"]].settings.get("model") for o in made for r in o.rounds),
-            ],
-            ["forced choice", read],
-            ["bootstrap", f"{config.eval.bootstrap} resamples"],
-            [
-                "commit",
-                commits + (" (the arms were not all made by one version of the code)" if ";" in commits else ""),
-            ],
-            *[
-                [name, distinct(manifest.hardware.get(name) for manifest in manifests)]
-                for name in ("processor", "cores", "memory_gib", "gpu")
-            ],
-            *[[name, distinct(manifest.versions.get(name) for manifest in manifests)] for name in packages],
-            [
-                "wall time",
-                f"{sum(manifest.seconds for manifest in manifests) / 3600:.1f} hours of stages, those taken from another cell counted in each",
-            ],
+            *identified(made[0].cell.config, made[0].rounds[0].scores, manifests),
+            ["commit", commits + several],
+            *computed(manifests),
+            ["wall time", f"{hours:.1f} hours of stages, those taken from another cell counted in each"],
         ],
         prose=True,
     )
