@@ -148,14 +148,10 @@ def _trade(axes: Axes, rows: Sequence[Row], extra: Sequence[Row]) -> None:
 def _name(row: Row) -> str:
     if row["round"] == 0:
         return str(row["stage"])
-    other = (
-        ""
-        if row["name"] == row["stage"]
-        else f", draw {row['draw']}"
-        if row["stage"] == "random"
-        else f" at {row['coefficient']:g}"
+    other = {"random": f", draw {row['draw']}", "healed": f" at gate {row['gate']:g}"}.get(
+        row["stage"], f" at {row['coefficient']:g}"
     )
-    return f"{row['stage']} {row['round']}{other}"
+    return f"{row['stage']} {row['round']}{'' if row['name'] == row['stage'] else other}"
 
 
 def _place_labels(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:

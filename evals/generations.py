@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,29 @@ from gen.scoring import score
 from shared.chat import render
 from shared.config import Config
 from shared.console import counting
-from shared.records import Prompt
+from shared.errors import SteerHealError
+from shared.records import Prompt, data_file, read_jsonl
 from shared.text import distinct_n, loop_share
 from shared.traits import Trait
 
 if TYPE_CHECKING:
     from evals.cache import Cache
     from gen.engine.engine import Engine
+
+
+def load_heldout(name: str) -> list[Prompt]:
+    """The held-out prompts that eval.heldout names. Raises SteerHealError unless each has an id of its own: rows are known by it."""
+    path = data_file(name, "heldout.jsonl")
+    rows = read_jsonl(path, Prompt, made_by="set eval.heldout to a prompts JSONL")
+    ids = Counter(row.id for row in rows)
+    if bad := [identifier for identifier, times in ids.items() if identifier is None or times > 1]:
+        raise SteerHealError(
+            "held-out prompts are not told apart",
+            given=f"{path}: {'no id' if bad[0] is None else f'id {bad[0]} twice'}",
+            expected="an id of its own in every row",
+            next=f"mend {path}",
+        )
+    return rows
 
 
 class Generations:
@@ -31,6 +48,7 @@ class Generations:
             trait,
             config,
         )
+        self.tokens = 0  # sampled here, not taken from a cache; known once judged
         self._found: dict[str, list[dict[str, Any]]] = {}
         self._fresh: list[tuple[Condition, Cache | None]] = []
 
@@ -54,6 +72,7 @@ class Generations:
         fresh = [row for condition, _ in self._fresh for row in self._found[condition.name]]
         with counting("scoring generations", 2 * len(fresh)) as advance:
             judged = judge(self._engine, self._tokenizer, self._prompts, fresh, self._trait, self._config, advance)
+        self.tokens += sum(row["tokens"] for row in judged)
         for condition, cache in self._fresh:
             self._found[condition.name] = [row for row in judged if row["name"] == condition.name]
             if cache:

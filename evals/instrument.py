@@ -63,7 +63,7 @@ class Instrument(Record):
     @property
     def identity(self) -> str:
         """Its name and a digest of all that is put to the model."""
-        content = self.model_dump(exclude={"version", "name", "source"})
+        content = self.model_dump(exclude={"version", "name"})
         return f"{self.name}@{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]}"
 
     def question(self, vignette: str, order: Sequence[int]) -> str:
@@ -96,7 +96,7 @@ def load_instrument(name: str) -> Instrument:
         raise SteerHealError(
             "an instrument could not be read",
             given=f"{path}: {problem}",
-            expected="JSON with foundations, options, templates, nudge, prefill and labels",
+            expected="JSON in the form of shared/data/instrument.json",
             next="set eval.instrument to such a file, to moralmaps, or to embedded",
         ) from None
 

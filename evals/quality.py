@@ -55,7 +55,7 @@ def coherence(rows: Sequence[Row]) -> Table:
             ]
             for row in rows
         ],
-        "The worst part decides. Looping: share of the free generations of which at least 30 % of the tokens lie in one verbatim loop of any period. Valid JSON: share of "
+        "The worst part decides. Looping: share of the free generations of which over 30 % of the tokens lie in one verbatim loop of any period. Valid JSON: share of "
         "answers to the forced choice, without its prefill, that are the JSON asked for.",
         prose=True,
     )  # fmt: skip

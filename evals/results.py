@@ -14,7 +14,7 @@ from evals.coherence import verdict as coherence_verdict
 from evals.moved import Shift, detectable, shifts
 from evals.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.rows import ConditionLine, Generation
-from evals.scored import ONCE, Round, scored_rounds, texts_of
+from evals.scored import ONCE, Round, texts_of
 from evals.statistics import (
     SMALLEST_SHIFT,
     Answers,
@@ -63,11 +63,6 @@ class Case:
             empty=float((texts.tokens == 0).mean()) if len(texts.tokens) else None,
             unscorable=float((~keep).mean()),
         )
-
-
-def results(run: Run, mode: str, up_to: int | None = None) -> dict[str, Any]:
-    """The content of results.json for mode 'round' or 'full'. Undefined numbers are None."""
-    return results_of(run, scored_rounds(run, mode, up_to))
 
 
 def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:

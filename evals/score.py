@@ -12,7 +12,7 @@ from evals.cache import of_answers, of_generations
 from evals.checks import fits
 from evals.conditions import Weights, after_training, answered, before_training, described, free_of, randoms
 from evals.forced_choice import Read
-from evals.generations import Generations
+from evals.generations import Generations, load_heldout
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument
 from evals.internalised import states, student_vector
 from evals.vignettes import load_vignettes
@@ -27,7 +27,7 @@ from shared.merging import merged
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, write_json
-from shared.records import Completion, Prompt, data_file, read_jsonl, write_jsonl, write_parquet
+from shared.records import Completion, data_file, read_jsonl, write_jsonl, write_parquet
 from shared.run import Run, Stage
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -88,9 +88,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     sweep = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
     dose = float(np.mean([row.coefficient for row in kept]))
     vignettes = load_vignettes(settings.vignettes, settings.items)
-    heldout = read_jsonl(
-        data_file(settings.heldout, "heldout.jsonl"), Prompt, made_by="set eval.heldout to a prompts JSONL"
-    )
+    heldout = load_heldout(settings.heldout)
     read, free = (
         Read(settings.debias, settings.think, seed=config.seed, stop=settings.stop),
         free_of(settings.free_tokens),
@@ -167,7 +165,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         items=len(vignettes),
         conditions=len(scored),
         generations=len(judged),
-        tokens=sum(row["tokens"] for row in judged),
+        tokens=texts.tokens,
     )
 
 
@@ -206,7 +204,7 @@ def main() -> None:
     files.add_argument("--random", type=int, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
     files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")
     files.add_argument("--prompted", action="store_true", help="without steering under the trait prompt as well")
-    files.add_argument("--instrument", default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file with foundations, options, templates, nudge, prefill and labels")  # fmt: skip
+    files.add_argument("--instrument", default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file in the form of shared/data/instrument.json")  # fmt: skip
     files.add_argument(
         "--vignettes", default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'"
     )

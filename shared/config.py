@@ -25,7 +25,9 @@ class Section(BaseModel):
 class ModelConfig(Section):
     name: str = Field("embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id or a local folder")
     revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="dtype of sampling and scoring")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="dtype of the weights: sampling, training, scoring"
+    )
     max_model_len: int = Field(4096, ge=64, description="longest prompt and completion, tokens")
     gpu_memory: float = Field(
         0.9,
@@ -42,7 +44,10 @@ class ModelConfig(Section):
 
 
 class VectorConfig(Section):
-    trait: str = Field("embedded", description="JSON file with trait, opposite and neutral system prompts")
+    trait: str = Field(
+        "embedded",
+        description="JSON file in the form of shared/data/trait.json: a name and the trait, opposite and neutral system prompts",
+    )
     contexts: str = Field("embedded", description="prompts JSONL the activations are averaged over")
     n_contexts: int = Field(256, ge=2, description="contexts used, stratified over genres")
     layers: list[int] | str = Field(
@@ -62,7 +67,8 @@ class SweepConfig(Section):
         [0.25, 0.5, 0.75, 1.0], min_length=1, description="multiples of the raw vector; 0 is sampled besides"
     )
     dilemmas: str = Field(
-        "embedded", description="prompts the trait is enacted on, JSONL or '<dataset id>:<set>:<split>'"
+        "embedded",
+        description="prompts the trait is enacted on, JSONL or '<dataset id>:<set>:<split>' ('<dataset id>:<split>' where it has one set)",
     )
     mundane: str = Field("embedded", description="prompts without a conflict, likewise")
     n_dilemmas: int = Field(64, ge=1, description="dilemmas per round")
@@ -170,7 +176,7 @@ class EvalConfig(Section):
         24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
     )
     contexts: int = Field(64, ge=0, description="contexts over which a student's activations are compared; 0 for none")
-    heldout: str = Field("embedded", description="prompts JSONL of the free generations, used by the report alone")
+    heldout: str = Field("embedded", description="prompts JSONL of the free generations, each with an id of its own")
     generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, command
 from synthetic_run import NASTY, build
 
-from evals.results import results
+from evals.results import results_of
 from evals.scored import scored_rounds
 from shared.errors import SteerHealError
 from shared.publish import digest, write_json
@@ -36,6 +36,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     done = command("evals.report", "--run", run.folder)
     assert done.returncode == 0, done.stderr
     return run, done.stdout
+
+
+def results(run: Run, mode: str, up_to: int | None = None) -> dict[str, Any]:
+    return results_of(run, scored_rounds(run, mode, up_to))
 
 
 def rows_of(run: Run, mode: str = "round") -> dict[tuple[int, str], dict[str, Any]]:

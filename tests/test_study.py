@@ -20,7 +20,7 @@ from synthetic_run import IDENTITY, build
 
 from evals.scored import scored_rounds
 from evals.study.drive import Step, donor, estimate, reason, steps, take
-from evals.study.matched import SHARE, Walk, matched, path
+from evals.study.matched import SHARE, Route, matched, path
 from evals.study.plan import load, runs_in
 from shared.errors import SteerHealError
 from shared.publish import write_json
@@ -160,7 +160,7 @@ def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) 
     assert other.cells[0].folder == plan.cells[0].folder and other.cells[0].arm.name == "no-barrier"
 
 
-def walk(shift: list[float], price: list[float], noise: float = 0.0, gates: int = 1, ended: str = "") -> Walk:
+def walk(shift: list[float], price: list[float], noise: float = 0.0, gates: int = 1, ended: str = "") -> Route:
     """A path through these points after the base; gates: scored gates a round. Resamples are of a fixed draw."""
     draws = np.random.default_rng(0).normal(0, 1, 400)
     students = [(0, 1.0), *[(1 + index // gates, (1 + index % gates) / gates) for index in range(len(shift))]]
@@ -168,7 +168,7 @@ def walk(shift: list[float], price: list[float], noise: float = 0.0, gates: int 
     def table(values: list[float], noise: float) -> np.ndarray:
         return np.array([np.zeros(401), *[value + noise * np.array([0.0, *draws]) for value in values]])
 
-    return Walk(students, table(shift, noise / 10), table(price, noise), ended)
+    return Route(students, table(shift, noise / 10), table(price, noise), ended)
 
 
 def test_the_price_is_read_where_the_shift_first_arrives() -> None:
@@ -204,7 +204,7 @@ def test_arms_are_compared_at_what_the_least_shifted_reached() -> None:
     "dead", [walk([0.0], [0.9], 0.01), walk([-0.3, 0.1], [0.5, 0.9], 5.0), walk([], [], ended="round 1: broken")]
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_an_arm_that_does_not_move_spoils_no_other(dead: Walk, first: bool) -> None:
+def test_an_arm_that_does_not_move_spoils_no_other(dead: Route, first: bool) -> None:
     """Nor does one whose first student is broken; whichever stands first."""
     live = {"a": {0: walk([1.0], [0.4], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}}
     found = matched({"dead": {0: dead}, **live} if first else {**live, "dead": {0: dead}}, "a")
@@ -225,12 +225,12 @@ def test_resamples_that_never_arrive_are_not_left_out() -> None:
     far, near = walk([2.0], [0.4], 0.01), walk([1.0], [0.4], 0.01)
     shift = near.shift.copy()
     shift[1, 1:41] = 0.5  # a tenth of the resamples
-    found = matched({"far": {0: far}, "near": {0: Walk(near.students, shift, near.price)}}, "far")
+    found = matched({"far": {0: far}, "near": {0: Route(near.students, shift, near.price)}}, "far")
     slow = found.arms[1]
     assert slow.price is not None and slow.price.interval is None and slow.arrived == pytest.approx(0.9)
     assert slow.against is not None and slow.against.interval is None
     shift[1, 1:41], shift[1, 1:6] = 1.0, 0.5  # one in eighty
-    few = matched({"far": {0: far}, "near": {0: Walk(near.students, shift, near.price)}}, "far").arms[1]
+    few = matched({"far": {0: far}, "near": {0: Route(near.students, shift, near.price)}}, "far").arms[1]
     assert few.price is not None and few.price.interval is not None
 
 

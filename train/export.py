@@ -58,7 +58,7 @@ def export(
     merged weights. about: the model card; name: of the original model. Raises SteerHealError for an adapter of another model, a
     gate that is not finite, a dtype that swallows the adapter, and an export that is not the student.
     """
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, of=()) as temporary:
         adapter = temporary / "adapter" if kind == "merged" else temporary
         if kind == "round":
             for file in ("adapter_config.json", "adapter_model.safetensors", BASE):

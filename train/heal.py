@@ -126,7 +126,7 @@ def main() -> None:
     )
     show(healed, config.train)
     console.print(
-        f"wrote {arguments.out}\nnext: python -m evals.score --model {arguments.model} --adapter {arguments.out} --out scores.jsonl, or python -m train.export --help"
+        f"wrote {arguments.out}\nnext: python -m evals.score --model {arguments.model} --adapter {arguments.out} --dtype {config.model.dtype} --out scores.jsonl, or python -m train.export --help"
     )
     healed.work.remove()
 

@@ -15,7 +15,7 @@ from evals.page import grid, image, whole
 from evals.study.collect import Outcome, collect, document
 from evals.study.drive import drive
 from evals.study.figure import FORMATS, doses, training, trajectories
-from evals.study.matched import Axis, Comparison, Walk, matched, path, scorable
+from evals.study.matched import Axis, Comparison, Route, matched, path, scorable
 from evals.study.plan import Plan, load
 from evals.study.tables import (
     against_controls,
@@ -50,7 +50,7 @@ def axis_of(outcomes: Sequence[Outcome]) -> Axis:
 def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, Comparison] | None:
     """(reference arm, the arms at one shift); None with fewer than two arms to compare. Arms of a seed count the same items."""
     mine = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
-    paths: dict[str, dict[int, Walk]] = {}
+    paths: dict[str, dict[int, Route]] = {}
     keep = {
         seed: np.logical_and.reduce([scorable(o.rounds) for o in mine if o.cell.seed == seed])
         for seed in {o.cell.seed for o in mine}

@@ -30,7 +30,7 @@ STEPS = 64  # of a dial, between which shift and price are taken as straight
 
 
 @dataclass(frozen=True)
-class Walk:
+class Route:
     """Shift and price [points, 1 + draws] of one arm and seed, the base first; column 0 is the data, the others resamples.
 
     students: of each point; ended: why the path ends before the arm's last student, empty where it does not.
@@ -114,7 +114,7 @@ def path(
     *,
     broken: Mapping[Student, str] = {},
     keep: np.ndarray | None = None,
-) -> Walk:
+) -> Route:
     """The same seed and units give the same resamples, which pairs arms. broken: students at which the path ends, and why.
 
     keep: items counted on the axis of authority, those scorable in every arm that is compared.
@@ -132,8 +132,8 @@ def path(
         why = broken.get(student) or ("" if defined[index] and defined[0] else "its figures are undefined")
         if why:
             said = f"round {student[0]}{'' if student[1] == 1 else f' at gate {student[1]:g}'}: {why}"
-            return Walk(students[:index], np.nan_to_num(shift[:index]), np.nan_to_num(price[:index]), said)
-    return Walk(students, shift, price)
+            return Route(students[:index], np.nan_to_num(shift[:index]), np.nan_to_num(price[:index]), said)
+    return Route(students, shift, price)
 
 
 def _by_prompt(texts: Sequence[Texts], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +185,7 @@ class Comparison:
     arms: list[Matched] = field(default_factory=list)
 
 
-def matched(paths: Mapping[str, Mapping[int, Walk]], reference: str) -> Comparison:
+def matched(paths: Mapping[str, Mapping[int, Route]], reference: str) -> Comparison:
     """Paths by arm and seed at one shift, arms in the order given; reference is one of the arms."""
     reaches = {(arm, seed): walk.reach for arm, seeds in paths.items() for seed, walk in seeds.items() if walk.moved}
     set_by = min(reaches, key=lambda cell: reaches[cell], default=None)
