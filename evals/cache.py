@@ -22,6 +22,7 @@ from evals.instrument import Instrument
 from gen import scoring
 from shared import chat, text
 from shared.config import Config
+from shared.console import console
 from shared.models import cache_folder
 from shared.publish import digest
 from shared.records import Prompt, Vignette, write_jsonl
@@ -66,7 +67,14 @@ class Cache:
 
     def get(self, condition: Condition) -> list[dict[str, Any]] | None:
         path = self._path(condition)
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            with open(path, encoding="utf-8", newline="\n") as lines:  # what a model wrote may hold other line ends
+                return [json.loads(line) for line in lines]
+        except ValueError:
+            console.print(f"[yellow]{path} is damaged: its rows are made again[/]")
+            return None
 
     def put(self, condition: Condition, rows: Sequence[dict[str, Any]]) -> None:
         write_jsonl(self._path(condition), rows)

@@ -54,7 +54,6 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         run,
         number,
         name,
-        model=origin.identity,
         settings={
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
@@ -162,6 +161,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             },
         )
     job.finish(
+        origin.identity,
         items=len(vignettes),
         conditions=len(scored),
         generations=len(judged),

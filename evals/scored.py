@@ -17,7 +17,6 @@ from evals.instrument import FOUNDATIONS
 from evals.rows import Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow, Training
 from evals.statistics import Answers, Texts
 from shared.errors import SteerHealError
-from shared.publish import digest
 from shared.records import Completion, Manifest, Record, problem_of, read_jsonl, read_record
 from shared.run import STAGES, Run
 
@@ -83,15 +82,15 @@ def read_round(run: Run, number: int, mode: str) -> Round:
     again = f"make round N={number} RUN={run.folder} REBUILD=1"
     folder = run.round(number) / FOLDER[mode]
     manifests = {
-        stage: _of(run.manifest(number, stage), Manifest, again)
-        for stage in (*STAGES, STEP[mode])
-        if run.manifest(number, stage).is_file()
+        stage: run.verify(number, stage) for stage in (*STAGES, STEP[mode]) if run.manifest(number, stage).is_file()
     }
     name = folder.relative_to(run.folder).as_posix()
-    recorded = manifests[STEP[mode]].outputs.get(name)
-    if not folder.is_dir() or digest(folder) != recorded:
+    if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(
-            "scores are not those of their manifest", given=folder, expected=f"digest {recorded}", next=again
+            "scores are not those of their manifest",
+            given=folder,
+            expected=f"{name} among what the stage records",
+            next=again,
         )
     scores = _of(folder / "scores.json", Scores, again)
     answers = {line.name: _answers(scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}

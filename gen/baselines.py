@@ -42,7 +42,9 @@ class Hooked:
         import torch
         from transformers import AutoModelForCausalLM
 
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        network = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        ).eval()
         self.network = network.to(device)
         self.vector, self.stop, self.pad, self.device = vector, stop, pad, device
         self._layers = decoder_layers(self.network, self.network.config.get_text_config().num_hidden_layers)[1]

@@ -84,7 +84,11 @@ def in_fp32(folder: Path) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    network: torch.nn.Module = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        .eval()
+        .to(device)
+    )
     return network
 
 
@@ -164,7 +168,6 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         run,
         number,
         "extract",
-        model=origin.identity,
         settings={
             "model": origin.fingerprint,
             "revision": origin.revision,
@@ -183,7 +186,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     )
     vector.save(out)
     show(vector)
-    job.finish(contexts=vector.metadata["n_contexts"], layers=len(vector.layers))
+    job.finish(origin.identity, contexts=vector.metadata["n_contexts"], layers=len(vector.layers))
 
 
 def main() -> None:

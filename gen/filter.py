@@ -186,12 +186,10 @@ def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
 def stage(run: Run, index: int, rebuild: bool) -> None:
     folder, config = run.round(index), run.config.filter
     outputs = [folder / "kept.jsonl", folder / "rejected.jsonl"]
-    vector = load_vector(folder / "vector.safetensors")
     job = Stage(
         run,
         index,
         "filter",
-        model=vector.origin,
         settings={"filter": config.model_dump()},
         outputs=outputs,
         rebuild=rebuild,
@@ -203,6 +201,8 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
     )
     if job.done():
         return
+    vector = load_vector(folder / "vector.safetensors")
+    original = vector.origin
     rows = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={index} RUN={run.folder}")
     unsteered = unsteered_of(run)
     kept, rejected = split(rows, unsteered, config, run.config.vector.trait)
@@ -212,6 +212,7 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
     write_jsonl(outputs[0], kept)
     write_jsonl(outputs[1], rejected)
     job.finish(
+        original,
         kept=len(kept),
         rejected=len(rejected),
         reasons=dict(Counter(reason.partition(":")[0] for row in rejected for reason in row.reasons)),

@@ -26,7 +26,7 @@ class Job:
     """A sweep to make. coefficients: those of a grid, or those sampled beside the walk's answer.
 
     seed is the text that is hashed with every key. frozen gives round 1's unsteered rows, anew at every call; None where
-    the sweep samples its own. finish takes the counts of rows that are published.
+    the sweep samples its own. finish takes the counts of rows that are published, and removes the windows.
     """
 
     out: Path

@@ -2,7 +2,7 @@
 
 A request names a vector that the operator has loaded and a coefficient, in the body's `vllm_xargs`:
 {"steer_vector": "trait", "steer_coefficient": 1.5}, optionally "steer_positions": "all" | "generated". Without them it is unsteered;
-with anything that is not understood it is refused with HTTP 400.
+with anything that is not understood it is refused with HTTP 400, and so is, with 404, an endpoint that would leave steering out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.models import resolve as resolve_model
 from shared.publish import digest
 from shared.vectors import load_vector
 
-OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--additional-config", "--served-model-name", "--config"}  # fmt: skip
+OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--additional-config", "--served-model-name", "--config", "--api-key", "--load-format", "--trust-remote-code"}  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     options.add_argument(
         "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )
-    options.epilog = "The API key comes from VLLM_API_KEY; vLLM asks for it under /v1."
+    options.epilog = "The API key comes from VLLM_API_KEY; every endpoint but /health and /ping asks for it."
     arguments = options.parse_args()
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     vectors = {name: (path, load_vector(path)) for name, path in sorted(named(arguments.vector).items())}
@@ -116,9 +116,16 @@ def main() -> None:
     command = [
         *(sys.executable, "-m", "gen.engine.launch", "serve", str(folder)),
         *("--served-model-name", arguments.model, "--host", arguments.host, "--port", str(arguments.port)),
-        *("--dtype", config.model.dtype, "--max-model-len", str(config.model.max_model_len)),
+        *(
+            "--load-format",
+            "safetensors",
+            "--dtype",
+            config.model.dtype,
+            "--max-model-len",
+            str(config.model.max_model_len),
+        ),
         *("--worker-cls", WORKER, "--additional-config", json.dumps({"steering": settings.model_dump()})),
-        *("--middleware", "gen.engine.limits.BodyLimit"),
+        *("--middleware", "gen.engine.limits.BodyLimit", "--middleware", "gen.engine.limits.Gate"),
         *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
         *arguments.vllm,
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from gen import filter as keep
 from gen import walk as walking
@@ -87,7 +88,6 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         )
     counts = {"rows": total, "tokens": board.tokens, "prompts": found.count, "prompts_digest": found.digest}
     job.finish({**counts, **({"walk": walked.as_dict()} if walked else {})})
-    done.discard()  # last: an interruption before loses no row
 
 
 def _start(job: Job, renderer: Renderer, stack: ExitStack) -> Sampler:
@@ -135,7 +135,6 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         run,
         number,
         "sweep",
-        model=origin.identity,
         settings={
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
@@ -155,9 +154,9 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         },
         outputs=[out],
         rebuild=rebuild,
+        clean=Windows(out).discard,  # last: an interruption before loses no row
     )
     if job.done():
-        Windows(out).discard()  # of an interruption after the manifest
         return
     vector = load_vector(folder / "vector.safetensors")
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
@@ -174,7 +173,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 vector,
                 folder / "vector.safetensors",
                 config,
-                lambda counts: job.finish(**counts),
+                lambda counts: job.finish(origin.identity, **counts),
                 (lambda: keep.unsteered_in(first, f"make round N=1 RUN={run.folder}")) if number > 1 else None,
             ),
             rebuild=rebuild,
@@ -234,6 +233,11 @@ def main() -> None:
     out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
     hold(out)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
+
+    def finish(counts: dict[str, Any]) -> None:
+        console.print(f"wrote {counts['rows']} rows to {out}")
+        Windows(out).discard()
+
     with open_prompts(arguments.prompts) as prompts:
         sweep(
             Job(
@@ -246,7 +250,7 @@ def main() -> None:
                 vector,
                 arguments.vector,
                 config,
-                lambda counts: console.print(f"wrote {counts['rows']} rows to {out}"),
+                finish,
             ),
             rebuild=arguments.rebuild,
         )

@@ -16,10 +16,11 @@ from typing import Any
 
 from shared.console import console
 from shared.errors import SteerHealError, in_one_line
+from shared.publish import UNWRITTEN
 from shared.run import Run, open_run
 
 PLAIN = "on plain files"
-UNWRITTEN = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
+FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
@@ -142,7 +143,7 @@ def entry(main: Callable[[], None]) -> None:
         if (unwritten := _unwritten(error)) is not None:
             _stop(
                 SteerHealError(
-                    "a file could not be written",
+                    UNWRITTEN,
                     given=unwritten,
                     expected="a writable place with room",
                     next="mend the permissions or free the space, then the same command goes on",
@@ -156,23 +157,28 @@ def _unwritten(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             return f"{error.filename}: {error.strerror}"
-        if any(words in str(error) for words in UNWRITTEN):
+        if any(words in str(error) for words in FULL):
             return str(error).splitlines()[0]
         error = error.__cause__ or error.__context__
     return None
 
 
 def _unknown(error: Exception) -> SteerHealError:
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="steer-heal-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
-    ) as file:
-        file.write("".join(traceback.format_exception(error)))  # not the command line, which may hold a key
+    whole = "".join(traceback.format_exception(error))  # not the command line, which may hold a key
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="steer-heal-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(whole)
+        known = f"all that is known of it is in {file.name}"
+    except OSError as unwritten:
+        known = f"what is known of it could not be written: {in_one_line(unwritten)}"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return SteerHealError(
         "an error that this program does not know",
         given=f"{in_one_line(error)} ({place.filename}:{place.lineno})",
-        expected=f"none; all that is known of it is in {file.name}",
-        next="read that file, and report it with the command; what is finished is kept, the same command goes on from there",
+        expected=f"none; {known}",
+        next="read it, and report it with the command; what is finished is kept, the same command goes on from there",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, digest
+from shared.publish import atomic_folder, digest, held
 from shared.records import Identity
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -113,11 +113,17 @@ def _embedded() -> Path:
     folder = cache_folder() / f"smollm2-135m-instruct-{EMBEDDED_VERSION}"
     stamp = folder / "SHA256"
     weights = folder / "model.safetensors"
-    if folder.is_dir():
-        if stamp.is_file() and weights.is_file() and stamp.read_text().strip() == digest(weights):
-            return folder
-        console.print(f"[yellow]{folder} does not match its checksum: building it again[/]")
-    _dequantise(source, folder)
+
+    def whole() -> bool:
+        return stamp.is_file() and weights.is_file() and stamp.read_text().strip() == digest(weights)
+
+    if whole():
+        return folder
+    with held(folder):
+        if not whole():  # nobody has built it while this waited
+            if folder.is_dir():
+                console.print(f"[yellow]{folder} does not match its checksum: building it again[/]")
+            _dequantise(source, folder)
     return folder
 
 
@@ -130,7 +136,9 @@ def _dequantise(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     console.print(f"dequantising {source.name} into {folder} (once)")
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -138,7 +146,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     plain = LlamaForCausalLM(config).to(torch.bfloat16)
     plain.load_state_dict({name: value.to(torch.bfloat16) for name, value in loaded.state_dict().items()})
     plain.tie_weights()
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
     tokenizer.eos_token, tokenizer.pad_token = (
         "<|im_end|>",
         "<|endoftext|>",

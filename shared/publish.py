@@ -5,10 +5,14 @@ from __future__ import annotations
 import atexit
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
+import stat
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,6 +20,11 @@ from pathlib import Path
 
 from shared.errors import SteerHealError
 
+BUSY, UNWRITTEN = (
+    "another process is at work here",
+    "a file could not be written",
+)  # what is no fault of the work itself
+HOST = re.sub(r"\W", "-", platform.node())  # containers that share a cache have process numbers in common
 _held: dict[Path, int] = {}  # lock files and their descriptors
 
 
@@ -57,11 +66,30 @@ def make_parent(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
+def _temporary(path: Path) -> Path:
+    """A name beside `path` for this process to make it under; what dead processes of this host left under theirs is removed."""
+    make_parent(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}.*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and int(number) != os.getpid() and not _alive(int(number)):
+            (shutil.rmtree if left.is_dir() else os.unlink)(left)
+    return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`."""
-    make_parent(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         _settle(temporary)
@@ -86,61 +114,106 @@ def replaceable(path: Path, of: Collection[str]) -> None:
 def atomic_folder(path: Path, of: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success its files are synced and it takes the place of `path`.
 
-    of: the names that it may hold, where a user chose the path: a folder with others is refused before the work and after it.
+    of: the names that it may hold, where a user chose the path: a folder with others is refused before the work and after it. An
+    exchange that was cut short is taken back, at once or by the next call.
     """
     if of is not None:
         replaceable(path, of)
-    make_parent(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, replaced = _temporary(path), path.with_name(f".{path.name}.replaced")
+    _take_back(replaced, path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            if file.is_file():
-                _settle(file)
+            _sync_folder(file) if file.is_dir() else _settle(file)
+        _sync_folder(temporary)
         if of is not None:
             replaceable(path, of)
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+        try:
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(temporary, path)
+        finally:
+            _take_back(replaced, path)
         _sync_folder(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def hold(path: Path, file: Path | None = None) -> None:
+def _take_back(replaced: Path, path: Path) -> None:
+    """End an exchange: the old one goes, or returns where no new one came."""
+    if replaced.is_dir() and not path.exists():
+        os.replace(replaced, path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Be the one process that makes `path` in the meantime, after whoever is at it now."""
+    hold(path, wait=True)
+    try:
+        yield
+    finally:
+        release(path)
+
+
+def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
     """Keep other processes from making `path` until this one releases it or ends, however it ends.
 
     The lock is the system's, on a file (beside the path if none is given): a dead process holds none. Raises SteerHealError with the
-    process that has it.
+    process that has it, unless it is to wait for that.
     """
     file = file or path.with_name(f".{path.name}.lock")
     if file in _held:
         return
     make_parent(file)
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _opened(file)
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = os.read(handle, 1000).decode(errors="replace").strip()
             os.close(handle)
             raise SteerHealError(
-                "another process is at work here",
+                BUSY,
                 given=f"{path}: {holder or 'it has just begun'}",
                 expected="one process at a time",
                 next="wait for it or stop it, then run the same command; or take another RUN or --out",
             ) from None
-        if file.exists() and os.path.samestat(os.fstat(handle), os.stat(file)):
+        except OSError as error:
+            os.close(handle)
+            raise SteerHealError(
+                "a file system cannot lock files",
+                given=f"{file}: {error.strerror}",
+                expected="one where two processes can see each other",
+                next="take a RUN or --out on a local disk",
+            ) from None
+        if file.exists() and os.path.samestat(os.fstat(handle), os.lstat(file)):
             break
         os.close(handle)  # its last holder removed the file after it was opened here
     os.truncate(handle, 0)
-    os.write(handle, f"process {os.getpid()}, {' '.join([Path(sys.argv[0]).stem, *sys.argv[1:]])}\n"[:1000].encode())
+    os.write(handle, f"process {os.getpid()} of {HOST}, {Path(sys.argv[0]).stem}\n"[:1000].encode())
     _held[file] = handle
     atexit.register(_release, file)
+
+
+def _opened(file: Path) -> int:
+    """A lock file, made where there is none: never what a link leads to, which would be emptied."""
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        found = "a link"
+    else:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+        found = "no plain file"
+    raise SteerHealError(
+        "a lock is not ours", given=f"{file}, {found}", expected="a file of our own, or none", next=f"look at it, then rm {file}"
+    )  # fmt: skip
 
 
 def release(path: Path, file: Path | None = None) -> None:

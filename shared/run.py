@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import digest, hold, release, write_json, write_text
-from shared.records import Identity, read_manifest
+from shared.records import Identity, Manifest, read_manifest
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
@@ -52,10 +53,47 @@ class Run:
         """Merged checkpoints of students, derived from the history and safe to remove."""
         return self.folder / "students"
 
+    def changed(self, manifest: Manifest) -> list[str]:
+        """What is missing or edited among the outputs that a manifest records."""
+        problems = []
+        for name, recorded in manifest.outputs.items():
+            path = self.folder / name
+            if ".." in Path(name).parts or not path.exists():
+                problems.append(f"output {name} is missing")
+            elif digest(path) != recorded:
+                problems.append(f"output {name} was edited")
+        return problems
+
+    def verify(self, number: int, stage: str) -> Manifest:
+        """The manifest of a stage whose outputs are what it records. Raises SteerHealError when they are not."""
+        path = self.manifest(number, stage)
+        manifest = read_manifest(path, f"remove {path}; the stage runs again")
+        if problems := self.changed(manifest):
+            raise SteerHealError(
+                f"round {number} {stage} is not what it made",
+                given="; ".join(problems),
+                expected=f"what {path} records",
+                next=f"restore it, or make it again: make round N={number} RUN={self.folder} REBUILD=1",
+            )
+        return manifest
+
     def rounds(self, stage: str = "score") -> list[int]:
         """Rounds whose stage has a manifest, ascending."""
         names = (path.parent.parent.name for path in self.folder.glob(f"rounds/*/manifests/{stage}.json"))
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def contained(folder: Path) -> None:
+    """Raise SteerHealError for a link that leads out of a folder: what is written there would be written elsewhere."""
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise SteerHealError(
+                "a run holds a link that leads out of it",
+                given=f"{path} -> {os.readlink(path)}",
+                expected="files of its own",
+                next="put what it leads to in its place, or remove it; the folder of a run may itself be a link",
+            )
 
 
 def open_run(folder: Path, config: Path | None = None, overrides: str | None = None, rebuild: bool = False) -> Run:
@@ -64,6 +102,7 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
     A configuration that differs from the frozen one is refused with the differences; with rebuild it replaces it.
     """
     frozen = folder / "config.toml"
+    contained(folder)
     if config is None and overrides is None:
         if not frozen.is_file():
             raise SteerHealError(
@@ -74,6 +113,9 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
             )
         return Run(folder, configuration.resolve(frozen)[0])
     wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "")
+    run = Run(folder, wanted)
+    if not frozen.is_file():
+        run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
         old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
         changed = [f"{key} = {new[key]!r} (was {old[key]!r})" for key in new if new[key] != old[key]]
@@ -85,9 +127,9 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
                 next=f"keep both: make round RUN={folder}-2 ...; or replace this run's: the same command with REBUILD=1",
             )
         if not changed:
-            return Run(folder, wanted)
-    run = Run(folder, wanted)
-    run.hold()
+            run.release()
+            return run
+        run.hold()
     write_text(frozen, configuration.to_toml(wanted, sources))
     run.release()
     return run
@@ -96,7 +138,8 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
 class Stage:
     """One stage of one round: skipped when intact, refused when stale, published with a manifest last.
 
-    model: the original. settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders.
+    settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders; an input that another stage made must be
+    what that stage recorded. clean: removes what the making leaves behind, once the manifest stands.
     """
 
     def __init__(
@@ -105,15 +148,15 @@ class Stage:
         number: int,
         name: str,
         *,
-        model: Identity,
         settings: dict[str, Any],
         inputs: dict[str, Path],
         outputs: list[Path],
         rebuild: bool = False,
+        clean: Callable[[], None] = lambda: None,
     ):
         run.hold()
         self.run, self.number, self.name, self.rebuild = run, number, name, rebuild
-        self.model = model
+        self.clean = clean
         self.settings = json.loads(json.dumps(settings))
         self.outputs = outputs
         self.path = run.manifest(number, name)
@@ -126,7 +169,25 @@ class Stage:
                     next=f"make round N={number} RUN={run.folder}",
                 )
         self.inputs = {label: digest(path) for label, path in inputs.items()}
+        for label, path in inputs.items():
+            self._as_made(label, path)
         self.started = time.time()
+
+    def _as_made(self, label: str, path: Path) -> None:
+        """Raise SteerHealError for a file of a round that its stage has not finished, or that was edited since."""
+        rounds = self.run.folder / "rounds"
+        if not path.is_relative_to(rounds):
+            return
+        name = path.relative_to(self.run.folder).as_posix()
+        manifests = (rounds / path.relative_to(rounds).parts[0] / "manifests").glob("*.json")
+        recorded = [m.outputs[name] for one in manifests if name in (m := read_manifest(one, f"remove {one}")).outputs]
+        if self.inputs[label] not in recorded:
+            raise SteerHealError(
+                f"an input of round {self.number} {self.name} {'was edited' if recorded else 'is of a stage that did not finish'}",
+                given=path,
+                expected=f"what the manifests beside it record as {name}",
+                next=f"make round N={self.number} RUN={self.run.folder} REBUILD=1; a file of your own goes to the stage by its plain options",
+            )
 
     def done(self) -> bool:
         """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has."""
@@ -137,16 +198,15 @@ class Stage:
         problems = differences(manifest.settings, self.settings) + [
             f"input {key} changed" for key in self.inputs if self.inputs[key] != manifest.inputs.get(key)
         ]
-        for path in self.outputs:
-            name = path.relative_to(self.run.folder).as_posix()
-            if not path.exists():
-                problems.append(f"output {name} is missing")
-            elif digest(path) != manifest.outputs.get(name):
-                problems.append(f"output {name} was edited")
+        named = [path.relative_to(self.run.folder).as_posix() for path in self.outputs]
+        problems += self.run.changed(manifest) + [
+            f"output {name} is missing" for name in named if name not in manifest.outputs
+        ]
         if not problems:
             console.print(
                 f"round {self.number} · {self.name}: done and intact, nothing to do [dim](took {manifest.seconds:.1f} s)[/]"
             )
+            self.clean()
             self.run.release()
             return True
         if self.rebuild:
@@ -159,8 +219,8 @@ class Stage:
             next=f"keep both: a new RUN; or make it again: make round N={self.number} RUN={self.run.folder} REBUILD=1",
         )
 
-    def finish(self, **counts: Any) -> None:
-        """Write the manifest: digests, settings, versions, hardware, counts and wall time."""
+    def finish(self, original: Identity, **counts: Any) -> None:
+        """Write the manifest: digests, settings, versions, hardware, counts and wall time. original: the model under all students."""
         seconds = time.time() - self.started
         write_json(
             self.path,
@@ -168,7 +228,7 @@ class Stage:
                 "version": VERSION,
                 "stage": self.name,
                 "round": self.number,
-                "model": self.model.model_dump(),
+                "model": original.model_dump(),
                 "config": configuration.flat(self.run.config),
                 "settings": self.settings,
                 "inputs": self.inputs,
@@ -182,6 +242,7 @@ class Stage:
                 "deterministic": machine["gpu"] is None and self.run.config.model.dtype == "float32",
             },
         )
+        self.clean()
         self.run.release()
         console.print(f"[green]round {self.number} · {self.name} done[/] in {seconds:.1f} s")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_file
 from shared.records import Identity
 from shared.strict import parse
@@ -44,9 +44,17 @@ class Vector:
 
     @property
     def origin(self) -> Identity:
-        """The original model of the round that it was extracted for."""
-        of = self.metadata
-        return Identity(name=of["model"], revision=of["revision"], fingerprint=of["model_fingerprint"])
+        """The original model of the round that it was extracted for. Raises SteerHealError where the file does not say."""
+        try:
+            of = self.metadata
+            return Identity(name=of["model"], revision=of["revision"], fingerprint=of["model_fingerprint"])
+        except (KeyError, ValidationError) as error:
+            raise SteerHealError(
+                "a steering vector does not say which model it is of",
+                given=in_one_line(error),
+                expected="model, revision and model_fingerprint in its metadata",
+                next="in a run the vector is made by its own stage: python -m gen.extract --help",
+            ) from None
 
     def norm(self, layer: int) -> float:
         return float(np.linalg.norm(self.layers[layer].astype(np.float64)))  # a square in float32 overflows at 2e19

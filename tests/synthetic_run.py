@@ -185,7 +185,8 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
         **({"history before": run.round(number - 1) / "history"} if number > 1 else {}),
     }
     for stage in ("extract", "sweep", "filter", "heal"):
-        Stage(run, number, stage, model=IDENTITY, settings={}, inputs={}, outputs=[]).finish()
+        outputs = [here / "history"] if stage == "heal" else []
+        Stage(run, number, stage, settings={}, inputs={}, outputs=outputs).finish(IDENTITY)
     Stage(
         run,
         number,
@@ -194,4 +195,4 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
         settings={"model": "feedface"},
         inputs=inputs,
         outputs=[scores],
-    ).finish()
+    ).finish(IDENTITY)

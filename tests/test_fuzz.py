@@ -293,9 +293,9 @@ def test_manifests(data: st.DataObject, tmp_path: Path) -> None:
     output.write_text("x")
 
     def stage() -> Stage:
-        return Stage(run, 1, "filter", model=IDENTITY, settings={"a": 1}, inputs={}, outputs=[output])
+        return Stage(run, 1, "filter", settings={"a": 1}, inputs={}, outputs=[output])
 
-    stage().finish(rows=1)
+    stage().finish(IDENTITY, rows=1)
     path = run.manifest(1, "filter")
     valid = json.loads(path.read_text())
     if answers(path, data.draw(texts(valid)), lambda: stage().done()):

@@ -24,7 +24,6 @@ def job(run: Run, rebuild: bool = False, **settings: object) -> Stage:
         run,
         1,
         "sweep",
-        model=IDENTITY,
         settings=settings,
         inputs={"input": run.folder / "in.txt"},
         outputs=[run.round(1) / "out.txt"],
@@ -35,7 +34,7 @@ def job(run: Run, rebuild: bool = False, **settings: object) -> Stage:
 def make(stage: Stage, content: str = "x") -> None:
     stage.outputs[0].parent.mkdir(parents=True, exist_ok=True)
     stage.outputs[0].write_text(content)
-    stage.finish(rows=1)
+    stage.finish(IDENTITY, rows=1)
 
 
 def test_configuration_is_frozen(run: Run) -> None:
@@ -86,7 +85,7 @@ def test_changed_input_is_refused(run: Run) -> None:
 
 def test_missing_input_names_the_next_command(run: Run) -> None:
     with pytest.raises(SteerHealError, match="make round N=1"):
-        Stage(run, 1, "filter", model=IDENTITY, settings={}, inputs={"sweep": run.folder / "none"}, outputs=[])
+        Stage(run, 1, "filter", settings={}, inputs={"sweep": run.folder / "none"}, outputs=[])
 
 
 def test_a_broken_manifest_is_refused(run: Run) -> None:

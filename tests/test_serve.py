@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from conftest import command
 from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
-from gen.engine.limits import LIMIT
+from gen.engine.limits import LIMIT, PROBES, READ, STEERED, Gate
 from gen.serve import named
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -46,6 +47,7 @@ def test_the_cpu_build_answers_for_vllm_and_nothing_else() -> None:
         (["--vector", "trait=FILE", "--", "--hos", "0.0.0.0"], "set by this command"),
         (["--vector", "trait=FILE", "--", "--worker_cls", "x"], "set by this command"),
         (["--vector", "trait=FILE", "--", "--config", "x.yaml"], "set by this command"),
+        (["--vector", "trait=FILE", "--", "--api-key", "x"], "set by this command"),
     ],
 )
 def test_a_server_that_cannot_be_is_refused_before_it_starts(
@@ -159,6 +161,43 @@ def test_several_completions_of_one_request_are_all_steered(server: Server) -> N
     )  # fmt: skip
     expected, _ = server.ask(PROMPTS[0], steer_vector="trait", steer_coefficient=2.0)
     assert [choice.text for choice in answer.choices] == [expected, expected]
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/v1/messages", "/generative_scoring", "/docs", "/v1/completions/"])
+def test_an_endpoint_that_would_leave_steering_out_is_closed(server: Server, path: str) -> None:
+    asked = {"model": "embedded", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    address = server.url.removesuffix("/v1") + path
+    answer = httpx.post(address, json={**asked, "vllm_xargs": {"steer_vector": "trait", "steer_coefficient": 1.0}})
+    assert answer.status_code == 404 and "is not served here" in answer.json()["error"]["message"]
+
+
+def statuses(headers: dict[str, str]) -> dict[str, int]:
+    """What the gate answers by path, 200 where it lets through."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> dict[str, int]:
+        transport = httpx.ASGITransport(Gate(application))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            paths = (*STEERED, *READ, *PROBES, "/invocations")
+            return {path: (await client.post(path, headers=headers)).status_code for path in paths}
+
+    return asyncio.run(ask())
+
+
+def test_the_key_guards_every_endpoint_but_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert statuses({}) == {**dict.fromkeys(STEERED | READ | PROBES, 200), "/invocations": 404}
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+    closed = {**dict.fromkeys(STEERED | READ, 401), **dict.fromkeys(PROBES, 200), "/invocations": 404}
+    for wrong in ("", "s3cret", "Bearer ", "Bearer other", "Basic s3cret"):
+        assert statuses({"authorization": wrong}) == closed
+    assert statuses({}) == closed
+    assert {
+        path for path, code in statuses({"authorization": "Bearer s3cret"}).items() if code == 200
+    } == STEERED | READ | PROBES
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -111,7 +111,7 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
         here.mkdir(parents=True, exist_ok=True)
         for name in names:
             (here / name).write_text(stage)
-        Stage(run, 1, stage, model=IDENTITY, settings={}, inputs={}, outputs=[here / name for name in names]).finish()
+        Stage(run, 1, stage, settings={}, inputs={}, outputs=[here / name for name in names]).finish(IDENTITY)
     have = runs_in(plan.folder)
     found = {}
     for cell in plan.cells:

@@ -88,7 +88,9 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     prompts = [torch.tensor([render(tokenizer, row.turns, None)]) for row in rows]
 
     def load(folder: Path, kind: Any = torch.float32) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=kind, use_safetensors=True, trust_remote_code=False
+        ).eval()
 
     @torch.inference_mode()
     def logprobs(network: Any) -> torch.Tensor:

@@ -59,13 +59,13 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     history = run.history(number - 1)
     adapter, folded = folder / "adapter", folder / "history"
     job = Stage(
-        run, number, "heal", model=origin.identity,
+        run, number, "heal",
         settings={"model": origin.fingerprint, "dtype": config.model.dtype, "chat_template_kwargs": config.model.chat_template_kwargs, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
         inputs={"kept": folder / "kept.jsonl", **({"history": history} if history else {})},
         outputs=[adapter, folded, *[folder / name for name in LOGS]], rebuild=rebuild,
+        clean=lambda: shutil.rmtree(folder / "healing", ignore_errors=True),
     )  # fmt: skip
     if job.done():
-        shutil.rmtree(folder / "healing", ignore_errors=True)  # of a process that died between its manifest and this
         return
     from train.distil import distil
 
@@ -80,6 +80,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     fold([*(rounds_of(history) if history else []), (adapter, 1.0)], folded)
     show(healed, config.train)
     job.finish(
+        origin.identity,
         rows=healed.examples,
         heldout=healed.heldout,
         tokens=healed.tokens,
@@ -88,7 +89,6 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         start=healed.start,
         findings=[finding.name for finding in healed.findings],
     )
-    healed.work.remove()
 
 
 def main() -> None:

@@ -170,6 +170,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             dtype=getattr(torch, config.model.dtype),
             load_in_4bit=train.load_in_4bit,
             use_gradient_checkpointing=train.gradient_checkpointing,
+            trust_remote_code=False,
         )
         network = FastLanguageModel.get_peft_model(
             network,

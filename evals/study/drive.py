@@ -7,6 +7,7 @@ round before, with the error in stopped.json, and the study goes on without it.
 from __future__ import annotations
 
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,9 +22,9 @@ from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared.console import console, table
 from shared.errors import SteerHealError
-from shared.publish import atomic_file, digest, hold, write_json
+from shared.publish import BUSY, UNWRITTEN, atomic_file, digest, hold, write_json
 from shared.records import Record, read_manifest
-from shared.run import STAGES, Run
+from shared.run import STAGES, Run, contained
 from shared.strict import read_object
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
@@ -100,6 +101,7 @@ def donor(runs: Sequence[Run], step: Step) -> Run | None:
 
 def take(donor: Run, step: Step) -> None:
     """A stage's files from a run that has them, the manifest last, with a note of where they are from."""
+    donor.verify(1, step.stage)
     source, target = donor.round(1), step.cell.run.round(1)
     for path in (source / name for name in FILES[step.stage]):
         with atomic_file(target / path.relative_to(source)) as temporary:
@@ -144,9 +146,13 @@ def seconds_here(plan: Plan) -> dict[str, list[float]]:
 
 def drive(plan: Plan) -> bool:
     """Bring every cell to its last round; True where nothing had to stop."""
+    contained(plan.folder)
     hold(plan.folder, plan.folder / ".lock")
     everything = list(steps(plan))
     left = [step for step in everything if not step.done]
+    for step in everything:
+        if step.done:
+            step.cell.run.verify(step.number, step.stage)
     total, source = estimate(plan, left)
     console.print(
         f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; about {total / 60:.0f} min to go ({source}); "
@@ -198,13 +204,32 @@ def reason(said: str) -> str:
 
 
 def _run(command: Sequence[str], log: Path) -> str:
-    """Run a stage with its output appended to a log; what it said on stderr where it failed, else nothing."""
+    """Run a stage with its output appended to a log; what it said on stderr where it failed, else nothing.
+
+    Raises SteerHealError for a failure that is the machine's and says nothing of the arm: a kill, a lock, a full disk.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as sink:
         sink.write(f"$ {' '.join(command[1:])}\n")
         sink.flush()
-        done = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True, errors="replace")
-        sink.write(done.stderr)
-    if done.returncode == 130:
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True, errors="replace")
+        try:
+            _, said = process.communicate()
+        except BaseException:  # an interrupt is the stage's as well, which ends in its own time
+            process.terminate()
+            process.wait()
+            raise
+        sink.write(said)
+    if process.returncode == 130:
         raise KeyboardInterrupt
-    return "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+    if process.returncode < 0:
+        raise SteerHealError(
+            "a stage was killed",
+            given=f"{' '.join(command[2:])}: {signal.Signals(-process.returncode).name}, as for want of memory",
+            expected="a stage that ends by itself",
+            next=f"the same command goes on; {log}",
+        )
+    error = SteerHealError.rendered(said.splitlines())
+    if process.returncode and error is not None and error.what in (BUSY, UNWRITTEN):
+        raise error
+    return "" if process.returncode == 0 else said.strip() or f"exit code {process.returncode}"

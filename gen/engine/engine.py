@@ -100,6 +100,8 @@ class Engine:
             model=str(folder),
             worker_cls=plugin.WORKER,
             additional_config={"steering": Settings(layers=self.layers, slots=slots, count=True).model_dump()},
+            load_format="safetensors",
+            trust_remote_code=False,
             dtype=dtype,
             max_model_len=max_model_len,
             seed=seed,

@@ -74,6 +74,6 @@ def set_environment() -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }.items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value  # set to nothing is not set: vLLM does not start on that
     logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
