@@ -1,7 +1,9 @@
 """Rows kept by what determines them, so that the same weights are never asked the same thing twice.
 
 One JSONL per condition, under a name made of the weights, the steering, all that was asked, the versions of the packages that compute
-and the code that asks. Safe to remove. How a condition is batched with others is not part of the name: it moves the last digits only.
+and the code that asks. Safe to remove. How a condition is batched with others is not part of the name: it moves the last digits, so
+that rows taken from here are those of the run that made them first, to the byte, and a scoring killed between two files of one batch
+makes the rest in a smaller one.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from shared.cli import entry, parse, parser
 from shared.console import console
 from shared.console import table as show
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, write_json
+from shared.publish import atomic_folder, held, write_json
 from shared.run import Run
 
 
@@ -75,7 +75,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
     }
     folder = run.folder / "report"
-    with atomic_folder(folder) as out:
+    with held(folder), atomic_folder(folder) as out:
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():

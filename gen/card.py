@@ -16,7 +16,7 @@ from shared.cli import entry, need, parse, parser
 from shared.config import Config, flat
 from shared.console import console, number
 from shared.errors import SteerHealError
-from shared.hub import push
+from shared.hub import published, push
 from shared.publish import atomic_folder, digest
 from shared.records import Completion, read_jsonl, read_manifest
 from shared.run import Run
@@ -64,7 +64,7 @@ def card(run: Run, number_: int) -> str:
         for c in sorted(per)
     ]
     chosen = {
-        key: _place(value) if isinstance(value, str) and value else value
+        key: published(value) if isinstance(value, str) and value else value
         for key, value in flat(config).items()
         if key.startswith(("sweep.", "filter.", "vector."))
     }
@@ -95,13 +95,13 @@ These are a small model's words under steering, chosen by rule and read by nobod
 {settings}
 
 steer-heal {manifest.versions.get("steer-heal")}, commit {manifest.commit or "unknown"}, seed {config.seed}; original model {str(vector.metadata.get("model_fingerprint", "unknown"))[:12]}, steering
-vector {vector.digest()[:12]}, from prompts {_place(config.sweep.dilemmas)} and {_place(config.sweep.mundane)}. The licence of the original model applies to what it wrote.
+vector {vector.digest()[:12]}, from prompts {published(config.sweep.dilemmas)} and {published(config.sweep.mundane)}. The licence of the original model applies to what it wrote.
 """
 
 
 def _how(config: Config, number_: int, layers: Sequence[int]) -> str:
     """How the rows came to be, by what was configured."""
-    sampler = _place(config.model.name)
+    sampler = published(config.model.name)
     if number_ > 1:
         sampler = f"the student of round {number_ - 1} of {sampler}"
     vector = (
@@ -110,7 +110,7 @@ def _how(config: Config, number_: int, layers: Sequence[int]) -> str:
         else "a steering vector"
     )
     if config.filter.source == "unsteered":
-        first = f"Sampled from {_place(config.model.name)} without steering, as a control; the rejected rows are of the same kind."
+        first = f"Sampled from {published(config.model.name)} without steering, as a control; the rejected rows are of the same kind."
     else:
         first = f"Sampled from {sampler} while {vector} was added in layers {', '.join(map(str, layers))}."
     then = (
@@ -119,11 +119,6 @@ def _how(config: Config, number_: int, layers: Sequence[int]) -> str:
         else "Then filtered for coherence and trait."
     )
     return f"{first} {then}"
-
-
-def _place(name: str) -> str:
-    """A name to publish: of a local path, which says where somebody keeps their files, the last part alone."""
-    return Path(name).name if Path(name).exists() else name
 
 
 def _mean(values: list[float | None]) -> str:

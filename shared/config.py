@@ -9,13 +9,17 @@ from typing import Any, Literal
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
 Debias = Literal["reversal", "cyclic"]
 Dose = Literal["grid", "walk"]
+
+
+# arguments of rendering that are no variables of a template
+RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding", "prompt", "return_assistant_tokens_mask", "return_dict", "return_tensors", "system", "tokenize", "tokenizer", "truncation", "turns"}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -41,6 +45,13 @@ class ModelConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="passed to the chat template, e.g. enable_thinking = false"
     )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(given.keys() & RENDERING):
+            raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
+        return given
 
 
 class VectorConfig(Section):
@@ -232,7 +243,13 @@ def _parse_set(text: str) -> dict[str, Any]:
     import shlex
 
     values: dict[str, Any] = {}
-    for item in shlex.split(text):
+    try:
+        items = shlex.split(text)
+    except ValueError as error:  # a quote that is not closed
+        raise SteerHealError(
+            "SET could not be read", given=f"{text}: {error}", expected="section.key=value", next="close the quote"
+        ) from None
+    for item in items:
         key, equals, raw = item.partition("=")
         if not equals:
             raise SteerHealError(
@@ -240,7 +257,7 @@ def _parse_set(text: str) -> dict[str, Any]:
             )
         try:
             values[key] = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:  # the shell and shlex have eaten the quotes of strings
+        except (tomllib.TOMLDecodeError, RecursionError):  # the shell and shlex have eaten the quotes of strings
             listed = raw.startswith("[") and raw.endswith("]")
             values[key] = [part.strip() for part in raw[1:-1].split(",")] if listed else raw
     return values
@@ -269,10 +286,10 @@ def resolve(path: Path | None, overrides: str = "") -> tuple[Config, dict[str, s
                 expected="a TOML file",
                 next="ls configs; make round CONFIG=configs/smollm2.toml",
             ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SteerHealError(
-                "a configuration file is not TOML", given=f"{path}: {error}", expected="TOML", next=f"mend {path}"
-            ) from None
+                "a configuration file could not be read", given=f"{path}: {in_one_line(error)}", expected="TOML", next=f"mend {path}"
+            ) from None  # fmt: skip
         tree.pop("study", None)  # arms over this configuration: evals/study/plan.py
         given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
     given.update({key: (value, "SET") for key, value in _parse_set(overrides).items()})

@@ -116,17 +116,24 @@ def rounds_of(history: Path) -> list[tuple[Path, float]]:
     gates = read_record(history / "gates.json", Gates, what="a history could not be read", next="make round")
     found = []
     for row in gates.rounds:
-        folder = (history / row.adapter).resolve()
-        # before it is hashed: a path from elsewhere may lead to a folder of any size
-        if not (folder / "adapter_config.json").is_file() or digest(folder) != row.sha256:
+        if (folder := _adapter_at(history, row.adapter)) is None or digest(folder) != row.sha256:
             raise SteerHealError(
                 "a round's adapter is not the one that was folded",
-                given=folder,
+                given=folder or f"{history}/{row.adapter[:200]}",
                 expected=f"digest {row.sha256}",
                 next="restore it, or make the rounds again with REBUILD=1",
             )
         found.append((folder, row.gate))
     return found
+
+
+def _adapter_at(history: Path, place: str) -> Path | None:
+    """The folder of an adapter, None where there is none: a path from elsewhere may lead anywhere, and that is not to be hashed."""
+    try:
+        folder = (history / place).resolve()
+        return folder if (folder / "adapter_config.json").is_file() else None
+    except (OSError, ValueError):  # too long, or with a NUL
+        return None
 
 
 def verify(history: Path) -> Adapter:

@@ -8,6 +8,11 @@ from typing import Literal
 from shared.errors import SteerHealError
 
 
+def published(name: str) -> str:
+    """A name to publish: of a local path, which says where somebody keeps their files, the last part alone."""
+    return Path(name).name if name and Path(name).exists() else name
+
+
 def push(folder: Path, repository: str, private: bool, kind: Literal["model", "dataset"]) -> None:
     """Upload a folder. Raises SteerHealError when the hub cannot be reached or says no."""
     from huggingface_hub import HfApi

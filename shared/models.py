@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, digest, held
 from shared.records import Identity
+from shared.strict import read_object
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
@@ -42,16 +42,33 @@ class Model:
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return config.get("text_config", config)  # multimodal configurations nest the language model's
+        config = read_object(
+            self.folder / "config.json",
+            what="a model's configuration could not be read",
+            expected="JSON as save_pretrained writes it",
+            next="choose another model.name, or download it again",
+        )
+        inner = config.get("text_config")  # multimodal configurations nest the language model's
+        return inner if isinstance(inner, dict) else config
 
     @property
     def depth(self) -> int:
-        return int(self.text_config["num_hidden_layers"])
+        return self._size("num_hidden_layers")
 
     @property
     def hidden(self) -> int:
-        return int(self.text_config["hidden_size"])
+        return self._size("hidden_size")
+
+    def _size(self, key: str) -> int:
+        found = self.text_config.get(key)
+        if isinstance(found, int) and found > 0:
+            return found
+        raise SteerHealError(
+            "a model's configuration does not say its size",
+            given=f"{self.folder / 'config.json'}: {key} {found!r}",
+            expected="a decoder that Transformers loads as such, with num_hidden_layers and hidden_size",
+            next="choose another model.name",
+        )
 
 
 def cache_folder() -> Path:
@@ -66,7 +83,7 @@ def resolve(name: str, revision: str | None = None) -> Model:
     if name == "embedded":
         folder = _embedded()
         return _checked(Model(name, folder, None))
-    if Path(name).is_dir():
+    if _is_folder(name):
         return _checked(Model(name, Path(name).resolve(), None))
     from huggingface_hub import snapshot_download
 
@@ -84,6 +101,13 @@ def resolve(name: str, revision: str | None = None) -> Model:
             next="check the name, log in with `hf auth login` for a gated model, or SET=model.name=embedded",
         ) from None
     return _checked(Model(name, folder, folder.name))
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
 
 
 def _checked(model: Model) -> Model:

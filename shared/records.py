@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_file
 from shared.strict import parse
 
@@ -137,6 +137,13 @@ def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tupl
     except (FileNotFoundError, IsADirectoryError):
         raise SteerHealError(
             "a stage file is missing", given=path, expected=f"a JSONL file of {row.__name__} rows", next=made_by
+        ) from None
+    except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
+        raise SteerHealError(
+            "a stage file could not be read",
+            given=f"{str(path)[:200]!r}: {in_one_line(error)}",
+            expected=f"a JSONL file of {row.__name__} rows",
+            next=made_by,
         ) from None
     found = False
     with handle:

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from shared.errors import SteerHealError
-from shared.publish import atomic_file, atomic_folder, digest, hold, replaceable, write_json
+from shared.publish import HOST, atomic_file, atomic_folder, digest, held, hold, replaceable, write_json
 
 
 def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
@@ -115,3 +115,60 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError), atomic_folder(path, of=("a", "b")):
         (path / "late.md").write_text("theirs, written meanwhile")
     assert sorted(p.name for p in path.iterdir()) == ["b", "late.md"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_that_is_a_link_leads_nowhere(tmp_path: Path) -> None:
+    """A run folder from somebody else, whose .lock leads to a file of this user's."""
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".out.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(SteerHealError, match="a lock is not ours"):
+        hold(tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "mine" and (tmp_path / ".out.lock").is_symlink()
+    os.unlink(tmp_path / ".out.lock")
+    os.mkfifo(tmp_path / ".out.lock")
+    with pytest.raises(SteerHealError, match="no plain file"):
+        hold(tmp_path / "out")
+
+
+@pytest.mark.parametrize("cut", ["interrupt", "kill"])
+def test_an_exchange_cut_short_loses_nothing(tmp_path: Path, cut: str) -> None:
+    """Between the two renames, where the old folder is away and the new one not yet there."""
+    path, code = tmp_path / "out", (
+        "import os, sys; from pathlib import Path; import shared.publish as p\n"
+        "path, real, calls = Path(sys.argv[1]), os.replace, []\n"
+        "def replace(a, b):\n"
+        "    calls.append(a)\n"
+        "    if len(calls) == 2: "
+        + ("raise KeyboardInterrupt" if cut == "interrupt" else "os.kill(os.getpid(), 9)")
+        + "\n    real(a, b)\n"
+        "os.replace = replace\n"
+        "with p.atomic_folder(path) as new: (new / 'new').touch()\n"
+    )  # fmt: skip
+    path.mkdir()
+    (path / "old").touch()
+    assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True).returncode
+    if cut == "interrupt":
+        assert [file.name for file in path.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RuntimeError), atomic_folder(path):
+        assert [file.name for file in path.iterdir()] == ["old"]
+        raise RuntimeError
+    with atomic_folder(path) as new:
+        (new / "new").touch()
+    assert [file.name for file in path.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_the_dead_left_half_made_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    dead, alive = (path.with_name(f".out.txt.{HOST}.{number}.tmp") for number in (2**22 + 1, os.getppid()))
+    elsewhere = path.with_name(f".out.txt.{HOST}-2.7.tmp")
+    for left in (dead, alive, elsewhere):
+        left.touch()
+    write_json(path, {})
+    assert not dead.exists() and alive.exists() and elsewhere.exists()
+
+
+def test_who_waits_comes_after(tmp_path: Path) -> None:
+    first = holder(tmp_path / "out", "import time; time.sleep(1); print('done', flush=True)")
+    with held(tmp_path / "out"):
+        assert first.stdout is not None and first.stdout.readline() == "done\n"
+    assert first.wait() == 0 and free(tmp_path / "out")

@@ -93,3 +93,49 @@ def test_a_broken_manifest_is_refused(run: Run) -> None:
     run.manifest(1, "sweep").write_text("{")
     with pytest.raises(SteerHealError, match="manifest"):
         job(run).done()
+
+
+def test_a_link_that_leads_out_of_a_run_is_refused(run: Run, tmp_path: Path) -> None:
+    """What a stage writes there would be written elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    run.round(1).mkdir(parents=True)
+    (run.round(1) / "inside").symlink_to(run.folder / "config.toml")
+    open_run(run.folder)
+    (run.round(1) / "healing").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SteerHealError, match="a link that leads out") as refused:
+        open_run(run.folder)
+    assert "healing" in str(refused.value.given)
+    (tmp_path / "alias").symlink_to(run.folder)
+    (run.round(1) / "healing").unlink()
+    open_run(tmp_path / "alias")  # a run on another disk
+
+
+def after(run: Run) -> Stage:
+    """The stage that reads what `job` makes."""
+    return Stage(run, 1, "filter", settings={}, inputs={"sweep": run.round(1) / "out.txt"}, outputs=[])
+
+
+def test_a_stage_reads_what_the_one_before_it_finished(run: Run) -> None:
+    first = job(run)
+    first.outputs[0].parent.mkdir(parents=True)
+    first.outputs[0].write_text("x")
+    with pytest.raises(SteerHealError, match="of a stage that did not finish"):
+        after(run)
+    make(first)
+    after(run)
+    first.outputs[0].write_text("edited by hand")
+    with pytest.raises(SteerHealError, match="was edited") as refused:
+        after(run)
+    assert "out.txt" in str(refused.value.given)
+    with pytest.raises(SteerHealError, match=r"output rounds/01/out.txt was edited"):
+        run.verify(1, "sweep")
+
+
+def test_what_a_making_leaves_behind_goes_while_the_run_is_held(run: Run) -> None:
+    seen: list[bool] = []
+    held = run.folder / ".lock"
+    for _ in range(2):  # made, and found done
+        stage = job(run)
+        stage.clean = lambda: seen.append(held.exists())
+        stage.done() or make(stage)
+    assert seen == [True, True] and not held.exists()

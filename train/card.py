@@ -11,9 +11,11 @@ from huggingface_hub import ModelCardData
 
 from shared.config import flat
 from shared.console import number
+from shared.hub import published
 from shared.models import Model
 from shared.records import read_manifest
 from shared.run import Run, versions
+from shared.strict import read_object
 
 HUB = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 SCORES = ("auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "verdict")
@@ -35,19 +37,20 @@ def hub_name(model: Model) -> str:
 
 def card(model: Model, kind: str, gates: Mapping[int, float], training: Mapping[str, Any] | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
     """Markdown with the hub's metadata. training: a training.json; run: a run and its round, for counts, settings and scores."""
+    name = published(hub_name(model))
     about = ModelCardData(
-        base_model=hub_name(model),
+        base_model=name,
         library_name="transformers" if kind == "merged" else "peft",
         pipeline_tag="text-generation",
         tags=["steer-heal", *([] if kind == "merged" else ["lora"])],
     )
     parts = [
         f"---\n{about.to_yaml()}\n---",
-        f"# {hub_name(model)}, steered and healed",
+        f"# {name}, steered and healed",
         f"{WHAT[kind]} Made with steer-heal: the original model is steered with an activation vector, its coherent completions that enact "
         "the trait are distilled into a LoRA, and a divergence barrier to the original holds the damage down.",
         "```python\n" + LOAD["merged" if kind == "merged" else "adapter"] + "\n```",
-        f"Original weights: {hub_name(model)}, fingerprint `{model.fingerprint[:16]}`"
+        f"Original weights: {name}, fingerprint `{model.fingerprint[:16]}`"
         + (f", revision `{model.revision}`." if model.revision else "."),
     ]
     if gates:
@@ -83,7 +86,9 @@ def _of_run(run: Run, last: int) -> list[str]:
     parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
     results = run.folder / "report" / "results.json"
     if results.is_file():
-        rows = [row for row in json.loads(results.read_text(encoding="utf-8"))["rows"] if row["round"] <= last]
+        again = f"python -m evals.report --run {run.folder}"
+        found = read_object(results, what="the results of a run could not be read", expected="results.json", next=again)
+        rows = [row for row in found["rows"] if row["round"] <= last]
         lines = [
             "| " + " | ".join([str(row["round"]), row["stage"], *[number(row[name]) for name in SCORES]]) + " |"
             for row in rows
@@ -92,7 +97,7 @@ def _of_run(run: Run, last: int) -> list[str]:
             f"## Scores\n\n| round | stage | {' | '.join(SCORES)} |\n|---|---|{'---:|' * len(SCORES)}\n"
             + "\n".join(lines)
         )
-    settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in flat(run.config).items() if value is not None)
+    settings = "\n".join(f"{key} = {json.dumps(published(value) if isinstance(value, str) else value)}" for key, value in flat(run.config).items() if value is not None)  # fmt: skip
     parts.append(f"## Settings\n\n```\n{settings}\n```")
     return parts
 
@@ -100,4 +105,6 @@ def _of_run(run: Run, last: int) -> list[str]:
 def training_of(folder: Path) -> dict[str, Any] | None:
     """training.json of a folder, None where there is none."""
     path = folder / "training.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_object(path, what="the record of a training could not be read", expected="training.json", next=f"remove {path}")  # fmt: skip

@@ -23,7 +23,7 @@ from shared.hub import push
 from shared.merging import merge
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import atomic_folder, replaceable, write_json
+from shared.publish import atomic_folder, hold, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def main() -> None:
             next=f"make round N={arguments.round} RUN={run.folder}" if run else "python -m train.heal --help",
         )
     replaceable(arguments.out, ())
+    hold(arguments.out)
     from train.card import card, hub_name, training_of
 
     model = resolve_model(name, config.model.revision)

@@ -63,7 +63,11 @@ class Unfinished:
         """The last whole checkpoint, or None. What is not whole is removed, and so are the rows of the log after it."""
         whole = []
         for folder in self.folder.glob("checkpoint-*/"):
-            if _seal(folder).is_file() and _seal(folder).read_text().strip() == digest(folder):
+            if (
+                folder.name.removeprefix("checkpoint-").isdecimal()
+                and _seal(folder).is_file()
+                and _seal(folder).read_text().strip() == digest(folder)
+            ):
                 whole.append(folder)
             else:
                 shutil.rmtree(folder)

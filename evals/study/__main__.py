@@ -33,7 +33,7 @@ from shared.cli import entry
 from shared.console import console
 from shared.console import table as show
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, replaceable, write_json
+from shared.publish import atomic_folder, held, replaceable, write_json
 
 CONTENT = (
     *("results.json", "results.csv", "results.md", "tables.tex", "index.html"),
@@ -81,7 +81,7 @@ def publish(plan: Plan, out: Path) -> None:
         found["at_one_shift"] = {"axis": axis, "reference": compared[0], **asdict(compared[1])}
     tables += [*by_round(outcomes), cyclic(outcomes), stopped(outcomes), provenance(outcomes)]
     figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
-    with atomic_folder(out, of=CONTENT) as folder:
+    with held(out), atomic_folder(out, of=CONTENT) as folder:
         write_json(folder / "results.json", found)
         (folder / "results.csv").write_text(comma_separated(found["rows"], found["extra"]), encoding="utf-8")
         (folder / "tables.tex").write_text("\n".join(map(latex, tables)), encoding="utf-8")
