@@ -61,7 +61,7 @@ class Model:
 
     def _size(self, key: str) -> int:
         found = self.text_config.get(key)
-        if isinstance(found, int) and found > 0:
+        if isinstance(found, int) and not isinstance(found, bool) and found > 0:
             return found
         raise SteerHealError(
             "a model's configuration does not say its size",

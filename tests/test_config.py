@@ -40,6 +40,9 @@ def test_shipped_configurations_resolve_and_survive_a_round_trip(path: Path, tmp
         ("sweep.coefficients=[0,1]", "coefficients must be distinct and without 0"),
         ("sweep.coefficients=[1,1]", "coefficients must be distinct"),
         ("seed.x=1", "seed"),
+        ("vector.trait=it's.json", "close the quote"),
+        ("train.lam=" + "[" * 3000, "train.lam"),
+        ("model.chat_template_kwargs={tokenize=true}", "tokenize is decided here"),
     ],
 )
 def test_bad_keys_and_values_are_refused(overrides: str, part: str) -> None:
@@ -52,8 +55,10 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="no configuration file"):
         resolve(tmp_path / "none.toml")
     (tmp_path / "broken.toml").write_text("[train\n")
-    with pytest.raises(SteerHealError, match="not TOML"):
-        resolve(tmp_path / "broken.toml")
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 3000 + "]" * 3000)
+    for path in (tmp_path / "broken.toml", tmp_path / "deep.toml", tmp_path, tmp_path / ("long" * 200)):
+        with pytest.raises(SteerHealError, match="a configuration file could not be read"):
+            resolve(path)
 
 
 def test_bands() -> None:

@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT
 from test_pipeline import TINY
+
+from shared.models import cache_folder
 
 pytestmark = pytest.mark.long
 
@@ -33,7 +35,22 @@ OF_A_STAGE = {
 
 
 def line(run: Path, stage: str) -> list[object]:
-    return [MODULES[stage], "--run", run, "--round", 1]
+    return [MODULES[stage], "--run", run, "--round", 1, *(["--cache"] if stage == "score" else [])]
+
+
+def own_cache(run: Path) -> dict[str, str]:
+    """An environment in which nothing is taken from what another run has scored or merged."""
+    folder = run.with_name(f"{run.name}-cache")
+    folder.mkdir(exist_ok=True)
+    for path in cache_folder().glob("smollm2-*"):
+        if not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path)
+    return {**os.environ, "STEER_HEAL_CACHE": str(folder)}
+
+
+def command(run: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=own_cache(run))
 
 
 def contents(folder: Path, names: list[str]) -> dict[str, bytes]:
@@ -63,10 +80,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(config: Path) -> tuple[Path, dict[str, float]]:
     """An uninterrupted round, and how long each stage's process took, seconds."""
     run, took = config.parent / "whole", {}
-    assert command("shared.begin", "--run", run, "--config", config).returncode == 0
+    assert command(run, "shared.begin", "--run", run, "--config", config).returncode == 0
     for stage in KILLS:
         begin = time.monotonic()
-        done = command(*line(run, stage))
+        done = command(run, *line(run, stage))
         took[stage] = time.monotonic() - begin
         assert done.returncode == 0, done.stderr
     return run, took
@@ -75,7 +92,7 @@ def whole(config: Path) -> tuple[Path, dict[str, float]]:
 def test_killed_at_random_moments(config: Path, whole: tuple[Path, dict[str, float]]) -> None:
     reference, took = whole
     run = config.parent / "killed"
-    assert command("shared.begin", "--run", run, "--config", config).returncode == 0
+    assert command(run, "shared.begin", "--run", run, "--config", config).returncode == 0
     draws = random.Random(0)
     there, here = reference / "rounds" / "01", run / "rounds" / "01"
     for stage, kills in KILLS.items():
@@ -85,11 +102,12 @@ def test_killed_at_random_moments(config: Path, whole: tuple[Path, dict[str, flo
             process = subprocess.Popen(
                 [sys.executable, "-m", *map(str, line(run, stage))],
                 cwd=ROOT,
+                env=own_cache(run),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
             try:
-                process.wait(draws.uniform(0.1, took[stage]))
+                assert process.wait(draws.uniform(0.1, took[stage])) == 0, f"{stage} fails after {done} kills"
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -105,7 +123,7 @@ def test_killed_at_random_moments(config: Path, whole: tuple[Path, dict[str, flo
                     (here / "manifests" / f"{stage}.json").unlink()
                     for name in OF_A_STAGE[stage]:
                         (shutil.rmtree if (here / name).is_dir() else os.unlink)(here / name)
-        last = command(*line(run, stage))
+        last = command(run, *line(run, stage))
         assert last.returncode == 0, last.stderr
         assert contents(here, OF_A_STAGE[stage]) == wanted, stage
     keys = [json.loads(row)["key"] for row in (here / "sweep.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ from shared.adapters import load_adapter
 from shared.errors import SteerHealError
 from shared.folding import fold, refold, rounds_of
 from shared.merging import merged
-from shared.models import Model
+from shared.models import Model, cache_folder
 
 SIZE = {
     "hidden_size": 32,
@@ -120,6 +120,31 @@ def test_a_changed_round_is_refused(base: Model, tmp_path: Path) -> None:
     adapter(base, tmp_path / "1", 6)
     with pytest.raises(SteerHealError, match="not the one that was folded"):
         rounds_of(tmp_path / "history")
+
+
+@pytest.mark.parametrize("place", ["a\0b", "x" * 5000, "/", "../.."])
+def test_a_place_that_holds_no_adapter_is_refused(base: Model, tmp_path: Path, place: str) -> None:
+    fold([(adapter(base, tmp_path / "1", 5), 1.0)], tmp_path / "history")
+    path = tmp_path / "history" / "gates.json"
+    gates = json.loads(path.read_text())
+    gates["rounds"][0]["adapter"] = place
+    path.write_text(json.dumps(gates))
+    with pytest.raises(SteerHealError, match="not the one that was folded"):
+        rounds_of(tmp_path / "history")
+
+
+def test_a_merged_student_of_somebody_else_is_not_used(base: Model, adapters: list[Path], tmp_path: Path) -> None:
+    """It lies in a run under the right name: other weights, or the right ones that this user has not merged."""
+    student = merged(base, adapters[0], tmp_path / "students", "float32")
+    weights = next(student.folder.glob("*.safetensors"))
+    right = weights.read_bytes()
+    weights.write_bytes(right[:-4] + b"\0\0\0\0")
+    merged(base, adapters[0], tmp_path / "students", "float32")
+    assert weights.read_bytes() == right
+    (cache_folder() / "merged" / student.folder.name).unlink()
+    (student.folder / "config.json").write_text("{}")
+    again = merged(base, adapters[0], tmp_path / "students", "float32")
+    assert again.text_config["num_hidden_layers"] == base.depth
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -39,6 +39,25 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"n_layer": 2, "n_embd": 8}', '{"num_hidden_layers": "2", "hidden_size": true}']
+)
+def test_a_configuration_that_says_no_size_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").touch()
+    found = resolve(str(tmp_path))
+    with pytest.raises(SteerHealError, match="a model's configuration"):
+        assert found.depth
+    with pytest.raises(SteerHealError, match="a model's configuration"):
+        assert found.hidden
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_name_that_no_path_has_is_refused(name: str) -> None:
+    with pytest.raises(SteerHealError, match="a model could not be had"):
+        resolve(name)
+
+
 def test_a_hub_that_cannot_be_reached_names_the_way_on() -> None:
     code = "from shared.models import resolve; from shared.cli import entry; entry(lambda: resolve('no-such-organisation/no-such-model'))"
     done = subprocess.run(

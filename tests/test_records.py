@@ -55,6 +55,12 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
             read_jsonl(tmp_path / name, Prompt, made_by="make it")
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_name_that_no_path_has(name: str) -> None:
+    with pytest.raises(SteerHealError, match="could not be read"):
+        read_jsonl(Path(name), Prompt, made_by="make setup")
+
+
 def test_nan_is_never_written_and_nothing_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_jsonl(tmp_path / "x.jsonl", [{"a": 1.0}, {"a": float("nan")}])

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from conftest import ROOT, command
 from synthetic_run import IDENTITY, build
 
 from evals.scored import scored_rounds
-from evals.study.drive import Step, donor, estimate, reason, steps, take
+from evals.study.drive import Step, donor, drive, estimate, reason, steps, take
+from evals.study.drive import _run as run_stage
 from evals.study.matched import SHARE, Route, matched, path
 from evals.study.plan import load, runs_in
 from shared.errors import SteerHealError
-from shared.publish import write_json
+from shared.publish import BUSY, UNWRITTEN, write_json
 from shared.run import Stage, open_run
 from shared.vectors import load_vector
 
@@ -136,6 +138,40 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
     (step.cell.folder / "rounds/01/vector.safetensors").write_text("another")
     assert donor(have, Step(plan.cells[1], 1, "sweep")) is None
     assert donor(have, Step(plan.cells[1], 2, "sweep")) is None
+
+
+def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(tmp_path: Path) -> None:
+    def ends(code: str) -> str:
+        return run_stage([sys.executable, "-c", f"import os, sys; {code}"], tmp_path / "log.txt")
+
+    assert ends("pass") == ""
+    assert ends("print('error: starved', file=sys.stderr); sys.exit(2)") == "error: starved"
+    with pytest.raises(SteerHealError, match="a stage was killed") as killed:
+        ends("os.kill(os.getpid(), 9)")
+    assert "SIGKILL" in str(killed.value.given)
+    for what in (BUSY, UNWRITTEN):
+        said = SteerHealError(what, given="x", expected="y", next="z").render()
+        with pytest.raises(SteerHealError, match=what):
+            ends(f"print({said!r}, file=sys.stderr); sys.exit(2)")
+    with pytest.raises(KeyboardInterrupt):
+        ends("sys.exit(130)")
+
+
+def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:
+    plan = load(written(tmp_path), tmp_path / "runs")
+    first = plan.cells[0]
+    run = open_run(first.folder, plan.file, first.overrides)
+    vector = run.round(1) / "vector.safetensors"
+    vector.parent.mkdir(parents=True)
+    vector.write_text("made")
+    Stage(run, 1, "extract", settings={}, inputs={}, outputs=[vector]).finish(IDENTITY)
+    vector.write_text("edited")
+    step = Step(plan.cells[1], 1, "extract")
+    open_run(step.cell.folder, plan.file, step.cell.overrides)
+    with pytest.raises(SteerHealError, match=r"vector.safetensors was edited"):
+        take(run, step)
+    with pytest.raises(SteerHealError, match=r"vector.safetensors was edited"):
+        drive(plan)
 
 
 def test_the_estimate_counts_shared_stages_once(tmp_path: Path) -> None:
