@@ -148,10 +148,13 @@ def _trade(axes: Axes, rows: Sequence[Row], extra: Sequence[Row]) -> None:
 def _name(row: Row) -> str:
     if row["round"] == 0:
         return str(row["stage"])
-    other = {"random": f", draw {row['draw']}", "healed": f" at gate {row['gate']:g}"}.get(
-        row["stage"], f" at {row['coefficient']:g}"
-    )
-    return f"{row['stage']} {row['round']}{'' if row['name'] == row['stage'] else other}"
+    if row["name"] == row["stage"]:
+        other = ""
+    elif row["stage"] == "random":
+        other = f", draw {row['draw']}"
+    else:
+        other = f" at gate {row['gate']:g}" if row["stage"] == "healed" else f" at {row['coefficient']:g}"
+    return f"{row['stage']} {row['round']}{other}"
 
 
 def _place_labels(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:

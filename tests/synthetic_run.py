@@ -191,7 +191,6 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
         run,
         number,
         "score-full" if full else "score",
-        model=IDENTITY,
         settings={"model": "feedface"},
         inputs=inputs,
         outputs=[scores],

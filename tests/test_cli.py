@@ -54,19 +54,18 @@ def test_a_run_refuses_what_it_cannot_do(run: Path, arguments: list[str], part: 
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
-def test_a_vector_with_nan_in_a_run_is_refused(run: Path) -> None:
+def test_a_vector_with_nan_is_refused(tmp_path: Path) -> None:
     import numpy as np
 
     from shared.vectors import Vector
 
-    (run / "rounds" / "01").mkdir(parents=True)
-    Vector({14: np.full(576, np.nan, dtype=np.float32)}).save(run / "rounds" / "01" / "vector.safetensors")
-    done = command("gen.sweep", "--run", run, "--round", "1")
-    assert (
-        done.returncode == 2
-        and "576 values that are NaN" in done.stderr
-        and not (run / "rounds" / "01" / "sweep.jsonl").exists()
+    Vector({14: np.full(576, np.nan, dtype=np.float32)}).save(tmp_path / "v.safetensors")
+    done = command(
+        *("gen.sweep", "--model", "embedded", "--vector", tmp_path / "v.safetensors", "--coefficients", 0, 1),
+        *("--prompts", ROOT / "shared" / "data" / "dilemmas.jsonl", "--out", tmp_path / "sweep.jsonl"),
     )
+    assert done.returncode == 2 and "576 values that are NaN" in done.stderr
+    assert not (tmp_path / "sweep.jsonl").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
