@@ -19,7 +19,6 @@ from evals.statistics import (
     SMALLEST_SHIFT,
     Answers,
     Estimate,
-    Texts,
     cost,
     deltas,
     levels,
@@ -27,9 +26,8 @@ from evals.statistics import (
     retain,
     surgical,
     surgical_care,
-    text_delta,
-    text_levels,
 )
+from evals.texts import Texts, text_delta, text_levels
 from evals.verdict import broken, preflight, verdict
 from shared.errors import SteerHealError
 from shared.run import Run

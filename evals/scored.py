@@ -15,7 +15,8 @@ from evals.answers import answers as answers_of
 from evals.answers import refuse
 from evals.instrument import FOUNDATIONS
 from evals.rows import Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow, Training
-from evals.statistics import Answers, Texts
+from evals.statistics import Answers
+from evals.texts import Texts
 from shared.errors import SteerHealError
 from shared.records import Completion, Manifest, Record, problem_of, read_jsonl, read_record
 from shared.run import STAGES, Run

@@ -5,7 +5,7 @@ Nats are natural-log units. An undefined number is None, never NaN and never zer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -72,21 +72,6 @@ class Answers:
     def target(self) -> np.ndarray:
         """[n] what a right answer is: the raters' most frequent choice, or the foundation an unrated set was written for."""
         return np.asarray(self.label.argmax(1)) if self.rated else self.truth
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Free generations [m]: prompt ids, total nll (nats) and tokens; trait_llr (nats per token), distinct-n and the share of tokens
-    in a verbatim loop are NaN where there are no tokens."""
-
-    prompt: Sequence[str]
-    nll: np.ndarray
-    tokens: np.ndarray
-    trait_llr: np.ndarray
-    distinct_1: np.ndarray
-    distinct_2: np.ndarray
-    distinct_3: np.ndarray
-    loop_share: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -249,32 +234,6 @@ def retain(healed: Estimate | None, steered: Estimate | None) -> float | None:
     return None if healed is None or steered is None or steered.value == 0 else healed.value / steered.value
 
 
-def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | None]:
-    """perplexity, exp of the token-weighted mean nll, and the mean trait_llr; prompts are the units of the bootstrap."""
-    names = sorted(set(texts.prompt))
-    (nll, tokens, llr, full), weights = by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
-    return {
-        "perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights),
-        "trait_llr": estimate(lambda w: (w @ llr) / (w @ full), weights),
-    }
-
-
-def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | None:
-    """other's mean trait_llr minus base's, nats per token, paired over the prompts."""
-    names = sorted(set(base.prompt))
-    if names != sorted(set(other.prompt)):
-        raise SteerHealError(
-            "free generations of different prompts are not comparable",
-            given=f"{len(set(other.prompt))} prompts against {len(names)}",
-            expected="the same held-out prompts",
-            next="score every round of the run with the same eval.heldout",
-        )
-    (_, _, was, had), (_, _, now, has) = by_prompt(base, names), by_prompt(other, names)
-    return estimate(
-        lambda w: (w @ now) / (w @ has) - (w @ was) / (w @ had), resample(np.zeros(len(names)), count, seed)
-    )
-
-
 def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     """Mean over the foundations that occur of TPR - FPR of argmax p [n, 7] against truth [n]: 0 is guessing, 1 is agreement.
 
@@ -317,11 +276,3 @@ def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 def clr(score: np.ndarray) -> np.ndarray:
     """Scores minus their mean over the last axis, nats: a shift common to all options leaves no trace."""
     return np.asarray(score - score.mean(axis=-1, keepdims=True))
-
-
-def by_prompt(texts: Texts, names: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Sums over each prompt's completions with tokens: nll, tokens, trait_llr, completions; each [prompts]."""
-    place = np.array([names.index(name) for name in texts.prompt], dtype=int)
-    full = texts.tokens > 0
-    values = (texts.nll, texts.tokens, texts.trait_llr, np.ones(len(place)))
-    return tuple(np.bincount(place[full], weights=value[full], minlength=len(names)) for value in values)

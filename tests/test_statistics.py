@@ -19,7 +19,6 @@ from evals.statistics import (
     Answers,
     Estimate,
     Setting,
-    Texts,
     cost,
     deltas,
     estimate,
@@ -29,9 +28,8 @@ from evals.statistics import (
     same_setting,
     surgical,
     surgical_care,
-    text_delta,
-    text_levels,
 )
+from evals.texts import Texts, text_delta, text_levels
 from evals.verdict import broken, preflight, verdict
 from shared.errors import SteerHealError
 

@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from evals.scored import Round, texts_of
-from evals.statistics import AUTHORITY, Answers, Estimate, Texts, by_prompt, mean, resample, same_setting
+from evals.statistics import AUTHORITY, Answers, Estimate, mean, resample, same_setting
+from evals.texts import Texts, by_prompt
 
 Axis = Literal["authority", "trait_llr"]
 Student = tuple[int, float]  # a round and the gate of its adapter over the student before

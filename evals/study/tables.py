@@ -9,11 +9,12 @@ import numpy as np
 from evals.lineage import computed, distinct, identified
 from evals.rows import Generation
 from evals.scored import texts_of
-from evals.statistics import Estimate, show, text_delta
+from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
 from evals.study.matched import SHARE, TAIL, Axis, Comparison
 from evals.tables import Table, label, ranged, yes_no
+from evals.texts import text_delta
 from shared.console import number
 
 PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
