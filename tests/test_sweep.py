@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, command
+from synthetic_run import IDENTITY
 
 from shared.chat import render
 from shared.models import Model
 from shared.records import Completion, read_jsonl
+from shared.run import Stage, open_run
 from shared.text import distinct_n
 from shared.traits import load_trait
 from shared.vectors import Vector
@@ -124,16 +126,20 @@ def test_an_interrupted_walk_keeps_its_answer(folder: Path, vector: Vector) -> N
     run = folder / "run"
     round_ = run / "rounds" / "01"
     vector.save(round_ / "vector.safetensors")
-    walk = [
-        "gen.sweep", "--run", run, "--round", 1, "--set",
+    overrides = (
         f"{SMALL} sweep.max_tokens=8 sweep.window=4 sweep.n_mundane=6 sweep.samples=2 sweep.dose=walk sweep.survival=0.25 "
-        f"sweep.dose_ceiling=8 sweep.dose_steps=3 sweep.dose_prompts=8 sweep.dilemmas={folder / 'set'}:asked:train",
-    ]  # fmt: skip
+        f"sweep.dose_ceiling=8 sweep.dose_steps=3 sweep.dose_prompts=8 sweep.dilemmas={folder / 'set'}:asked:train"
+    )
+    made = Stage(
+        open_run(run, None, overrides), 1, "extract", settings={}, inputs={}, outputs=[round_ / "vector.safetensors"]
+    )
+    made.finish(IDENTITY)
+    walk = ["gen.sweep", "--run", run, "--round", 1, "--set", overrides]
     windows = round_ / ".sweep.jsonl.windows"
     status, output = stopped(walk, windows / "00000.jsonl", signal.SIGINT)
     assert status == 130 and "survive at 8" in output, output
     noted = json.loads((windows / "plan.json").read_text())["notes"]["walk"]
-    assert not (round_ / "manifests").exists()
+    assert not (round_ / "manifests" / "sweep.json").exists()
     done = command(*walk)
     assert done.returncode == 0, done.stderr
     assert "survive at" not in done.stdout and "of 8 windows are whole" in done.stdout and "survival" in done.stdout
