@@ -163,6 +163,7 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
     """Trait against perplexity, controls hollow and grey; the step line joins what nothing unbroken beats on both."""
     key, sign = TRAIT[axis][0], -1.0 if axis == "authority" else 1.0
     best: list[tuple[float, float]] = []
+    named: set[str] = set()
     for o in outcomes:
         for row in o.rows:
             if row[key] is None or row["perplexity"] is None:
@@ -189,9 +190,11 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
             )
             ends = row[TRAIT[axis][1]] or []
             axes.plot([row["perplexity"]] * len(ends), ends, color=colour, linewidth=0.5, alpha=0.5)
-            if control:
+            name = o.cell.arm.name if control else stage if stage == "prompted" else ""
+            if name and name not in named:  # what every arm has in common is named once
+                named.add(name)
                 axes.annotate(
-                    o.cell.arm.name,
+                    name,
                     (row["perplexity"], row[key]),
                     xytext=(4, 2),
                     textcoords="offset points",

@@ -118,10 +118,12 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
                     continue
                 gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)), settings.bootstrap, 0)
                 less.append(number(None) if gap is None else show(gap))
+            first = o.rounds[0] if o is not None else None
             lines.append(
                 [
                     name if len(seeds) == 1 else f"{name}, {seed}",
                     "base" if o is None else o.cell.arm.role,
+                    "" if first is None else f"{first.training.examples}, {max(step.step for step in first.steps)}",
                     ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
                     ranged(row, "perplexity", "perplexity_ci", 2),
                     ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
@@ -134,6 +136,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
         [
             "healed",
             "role",
+            "rows, steps",
             "d_trait_llr",
             "perplexity",
             "d_auth",
@@ -141,7 +144,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
             *[f"trait_llr less {name}'s" for name in names],
         ],
         lines,
-        "Intervals over prompts (items for d_auth), paired; of these training runs, not over seeds. prompted: the original model under the trait's system prompt."
+        "Intervals over prompts (items for d_auth), paired; of these training runs, not over seeds. Rows, steps: what was trained on, and for how long; an arm and a control that differ in these differ in more than their data. prompted: the original model under the trait's system prompt."
         if lines
         else "No control was scored.",
     )
