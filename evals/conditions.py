@@ -10,6 +10,7 @@ from typing import Any
 from evals.cache import Cache
 from evals.forced_choice import Condition, Free, Read, forced_choice, reads
 from evals.instrument import Renderer
+from evals.rows import ONCE
 from gen.students import Student
 from shared.config import EvalConfig
 from shared.console import console, counting
@@ -44,6 +45,16 @@ def before_training(first: bool, dose: float, positions: str, trait: str, config
         Condition("random", "random" if draw == 1 else f"random-{draw}", dose, f"random-{draw}", positions, draw=draw, headline=draw == 1)
         for draw in range(1, config.random_draws + 1)
     ]  # fmt: skip
+
+
+def by_weights(asked: Sequence[Condition], original: Student, start: Student) -> list[Weights]:
+    """What `before_training` asks, by whose it is: the base and the prompted base are the original model's, whatever the round; the rest
+    is the student's before it. One batch where these are the same."""
+    if start.fingerprint == original.fingerprint:
+        return [Weights("teacher", start, list(asked))]
+    of_original = [condition for condition in asked if condition.stage in ONCE]
+    rest = [condition for condition in asked if condition.stage not in ONCE]
+    return [*([Weights("original", original, of_original)] if of_original else []), Weights("teacher", start, rest)]
 
 
 def randoms(vector: Vector, draws: int, seed: int) -> dict[str, Vector]:

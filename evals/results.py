@@ -13,8 +13,8 @@ from evals.coherence import LOOPS, Measures, parts
 from evals.coherence import verdict as coherence_verdict
 from evals.moved import Shift, detectable, shifts
 from evals.positions import left_by_reversal, order_effect, position_effect, reliability
-from evals.rows import ConditionLine, Generation
-from evals.scored import ONCE, Round, texts_of
+from evals.rows import ONCE, ConditionLine, Generation
+from evals.scored import Round, texts_of
 from evals.statistics import (
     SMALLEST_SHIFT,
     Answers,

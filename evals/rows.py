@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field
 
 from shared.records import Record
 
+ONCE = ("base", "prompted")  # stages of the original model, rows of round 0
+
 
 class ConditionLine(Record):
     stage: Literal["base", "prompted", "steered", "random", "healed"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from evals.cache import of_answers, of_generations
 from evals.checks import fits
-from evals.conditions import Weights, after_training, answered, before_training, described, free_of, randoms
+from evals.conditions import after_training, answered, before_training, by_weights, described, free_of, randoms
 from evals.forced_choice import Read
 from evals.generations import Generations, load_heldout
 from evals.instrument import FOUNDATIONS, Renderer, load_instrument
@@ -108,14 +108,14 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         number == 1 or mode == "full", dose, vector.metadata.get("positions", "all"), trait.trait, settings
     )
     groups = [
-        Weights("teacher", start, asked),
+        *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), start),
         *after_training(number, after_path, settings.gates, run.students, served),
     ]
     vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
-    original = (origin.fingerprint, config.model.dtype)
+    judge = (origin.fingerprint, config.model.dtype)
     with engine(
-        start.folder,
+        groups[0].student.folder,
         layers=sorted(vector.layers),
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
@@ -133,7 +133,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             scored.update(
                 answered(model, renderer, vignettes, group, read, tokenizer, free, answers if cached else None)
             )
-            said = of_generations(weights, original, heldout, trait, config, vectors)
+            said = of_generations(weights, judge, heldout, trait, config, vectors)
             texts.sample(group.label, group.conditions, said if cached else None)
         model.serve(Student(origin.folder))
         judged = texts.judged()

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from evals.answers import answers as answers_of
 from evals.answers import refuse
 from evals.instrument import FOUNDATIONS
-from evals.rows import Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow, Training
+from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow, Training
 from evals.statistics import Answers
 from evals.texts import Texts
 from shared.errors import SteerHealError
@@ -22,7 +22,6 @@ from shared.records import Completion, Manifest, Record, problem_of, read_jsonl,
 from shared.run import STAGES, Run
 
 STEP = {"round": "score", "full": "score-full"}
-ONCE = ("base", "prompted")  # of the original model, rows of round 0
 FOLDER = {"round": "scores", "full": "scores-full"}
 Row = TypeVar("Row", bound=Record)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from test_folding import adapters, base, by_hand, logits  # noqa: F401
 
-from evals.conditions import after_training, before_training, randoms
+from evals.conditions import after_training, before_training, by_weights, randoms
+from gen.students import Student
 from shared.config import EvalConfig
 from shared.folding import fold
 from shared.models import Model
@@ -57,3 +58,16 @@ def test_a_gate_dials_its_own_round_alone(base: Model, adapters: list[Path], tmp
         torch.testing.assert_close(
             found, by_hand(base, [(adapters[0], 1.0), (adapters[1], gate)]), atol=1e-4, rtol=1e-4
         )
+
+
+def test_the_base_is_the_original_model_in_every_round() -> None:
+    """Scored in full, a later round asks for the base again: not of the student that it begins with."""
+    original, student = Student(Path("original"), fingerprint="o"), Student(Path("student"), fingerprint="s")
+    asked = before_training(True, 1.0, "all", "a trait", EvalConfig())
+    (together,) = by_weights(asked, original, original)
+    assert together.student is original and together.conditions == asked
+    first, teacher = by_weights(asked, original, student)
+    assert (first.student, [c.stage for c in first.conditions]) == (original, ["base", "prompted"])
+    assert teacher.student is student and {c.stage for c in teacher.conditions} == {"steered", "random"}
+    later = before_training(False, 1.0, "all", "a trait", EvalConfig())
+    assert [group.student for group in by_weights(later, original, student)] == [student]
