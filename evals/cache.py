@@ -52,7 +52,7 @@ class Cache:
         vectors: Mapping[str, Vector],
         folder: Path | None = None,
     ):
-        self._folder = folder or cache_folder() / "scores"
+        self.folder = folder or cache_folder() / "scores"
         self._vectors = vectors
         self._common = {
             "weights": weights,
@@ -65,7 +65,7 @@ class Cache:
         vector = self._vectors[condition.vector] if condition.vector is not None else None
         steering = [] if vector is None else [condition.coefficient, condition.positions, vector.digest()]
         content = {**self._common, "steering": steering, "system": condition.system}
-        return self._folder / f"{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}.jsonl"
+        return self.folder / f"{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}.jsonl"
 
     def get(self, condition: Condition) -> list[dict[str, Any]] | None:
         path = self._path(condition)

@@ -15,7 +15,6 @@ from gen.students import Student
 from shared.config import EvalConfig
 from shared.console import console, counting
 from shared.folding import refold
-from shared.models import cache_folder
 from shared.vectors import Vector
 
 
@@ -103,10 +102,8 @@ def answered(
     """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch."""
     known = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
     missing: list[Condition] = [c for c in group.conditions if c.name not in known]
-    if known:
-        console.print(
-            f"forced choice, {group.label}: {', '.join(known)} from the cache [dim]({cache_folder() / 'scores'})[/]"
-        )
+    if cache is not None and known:
+        console.print(f"forced choice, {group.label}: {', '.join(known)} from the cache [dim]({cache.folder})[/]")
     if missing:
         with counting(f"forced choice, {group.label}", reads(len(vignettes), len(missing), read, free)) as advance:
             found = forced_choice(model, renderer, vignettes, missing, read, tokenizer, advance, free)

@@ -169,25 +169,30 @@ class Stage:
                     next=f"make round N={number} RUN={run.folder}",
                 )
         self.inputs = {label: digest(path) for label, path in inputs.items()}
-        for label, path in inputs.items():
-            self._as_made(label, path)
+        self._as_made(inputs)
         self.started = time.time()
 
-    def _as_made(self, label: str, path: Path) -> None:
+    def _as_made(self, inputs: dict[str, Path]) -> None:
         """Raise SteerHealError for a file of a round that its stage has not finished, or that was edited since."""
-        rounds = self.run.folder / "rounds"
-        if not path.is_relative_to(rounds):
-            return
-        name = path.relative_to(self.run.folder).as_posix()
-        manifests = (rounds / path.relative_to(rounds).parts[0] / "manifests").glob("*.json")
-        recorded = [m.outputs[name] for one in manifests if name in (m := read_manifest(one, f"remove {one}")).outputs]
-        if self.inputs[label] not in recorded:
-            raise SteerHealError(
-                f"an input of round {self.number} {self.name} {'was edited' if recorded else 'is of a stage that did not finish'}",
-                given=path,
-                expected=f"what the manifests beside it record as {name}",
-                next=f"make round N={self.number} RUN={self.run.folder} REBUILD=1; a file of your own goes to the stage by its plain options",
-            )
+        made = {
+            label: path.relative_to(self.run.folder)
+            for label, path in inputs.items()
+            if path.is_relative_to(self.run.folder / "rounds")
+        }
+        manifests = [
+            read_manifest(path, f"remove {path}")
+            for round_ in sorted({self.run.folder.joinpath(*name.parts[:2]) for name in made.values()})
+            for path in sorted(round_.glob("manifests/*.json"))
+        ]
+        for label, name in made.items():
+            recorded = [m.outputs[name.as_posix()] for m in manifests if name.as_posix() in m.outputs]
+            if self.inputs[label] not in recorded:
+                raise SteerHealError(
+                    f"an input of round {self.number} {self.name} {'was edited' if recorded else 'is of a stage that did not finish'}",
+                    given=inputs[label],
+                    expected=f"what the manifests beside it record as {name.as_posix()}",
+                    next=f"make round N={self.number} RUN={self.run.folder} REBUILD=1; a file of your own goes to the stage by its plain options",
+                )
 
     def done(self) -> bool:
         """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has."""
