@@ -15,6 +15,7 @@ import numpy as np
 
 from evals.forced_choice import Read, row
 from evals.instrument import Renderer, orders
+from shared.models import load_network
 from shared.records import Vignette
 
 
@@ -23,11 +24,8 @@ class HuggingFace:
 
     def __init__(self, folder: Path, dtype: str, pad_id: int):
         import torch
-        from transformers import AutoModelForCausalLM
 
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        ).eval()
+        self._model = load_network(folder, getattr(torch, dtype))
         self._pad = pad_id
 
     def forced_choice(

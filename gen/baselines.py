@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import SteerHealError
 from shared.layers import decoder_layers
+from shared.models import load_network
 from shared.vectors import Vector
 
 if TYPE_CHECKING:
@@ -40,11 +41,8 @@ class Hooked:
 
     def __init__(self, folder: Path, vector: Vector, *, dtype: str, stop: int, pad: int, device: str = "cpu"):
         import torch
-        from transformers import AutoModelForCausalLM
 
-        network = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        ).eval()
+        network = load_network(folder, getattr(torch, dtype))
         self.network = network.to(device)
         self.vector, self.stop, self.pad, self.device = vector, stop, pad, device
         self._layers = decoder_layers(self.network, self.network.config.get_text_config().num_hidden_layers)[1]

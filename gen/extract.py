@@ -16,7 +16,7 @@ from shared.chat import load_tokenizer, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, ModelConfig, VectorConfig, band, resolve
 from shared.console import console, progress, table
-from shared.models import Model
+from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
 from shared.publish import named
 from shared.records import Prompt, data_file, read_jsonl, stratified
@@ -81,14 +81,9 @@ def activations(
 def in_fp32(folder: Path) -> torch.nn.Module:
     """The network of a model folder for plain forwards, on the GPU where there is one."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network: torch.nn.Module = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-        .eval()
-        .to(device)
-    )
+    network: torch.nn.Module = load_network(folder, torch.float32).to(device)
     return network
 
 

@@ -103,6 +103,15 @@ def resolve(name: str, revision: str | None = None) -> Model:
     return _checked(Model(name, folder, folder.name))
 
 
+def load_network(folder: Path, dtype: Any) -> Any:
+    """The network of a model folder in a torch dtype or 'auto', for inference: safetensors alone, and no code of the folder's."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    ).eval()
+
+
 def _is_folder(name: str) -> bool:
     try:
         return Path(name).is_dir()

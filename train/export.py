@@ -21,7 +21,7 @@ from shared.errors import SteerHealError
 from shared.folding import dialled, gates_of, refold, rounds_of
 from shared.hub import push
 from shared.merging import merge
-from shared.models import Model
+from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, hold, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl
@@ -81,16 +81,13 @@ def export(
 def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -> Check:
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(str(model.folder))
     rows = read_jsonl(data_file("embedded", "heldout.jsonl"), Prompt, made_by="git checkout shared/data")[:PROMPTS]
     prompts = [torch.tensor([render(tokenizer, row.turns, None)]) for row in rows]
 
     def load(folder: Path, kind: Any = torch.float32) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, trust_remote_code=False
-        ).eval()
+        return load_network(folder, kind)
 
     @torch.inference_mode()
     def logprobs(network: Any) -> torch.Tensor:
