@@ -44,13 +44,21 @@ TRAIT = Axis("trait_llr", "trait_llr_ci", "trait_llr (nats per token)")
 
 
 def panels(rows: Sequence[Row], extra: Sequence[Row]) -> str:
-    """The four charts with their switches, as HTML. extra is drawn hollow; all text is escaped."""
+    """The five charts with their switches, as HTML: the stages, and the arms where a study's rows have several. extra is drawn
+    hollow; all text is escaped."""
     stages = [stage for stage in LOOKS if any(row["stage"] == stage for row in rows)]
+    arms = list(dict.fromkeys(row["arm"] for row in rows)) if any("role" in row for row in rows) else []
     switches = "".join(
-        f'<label><input type="checkbox" checked data-stage="{stage}"> <span style="color:{LOOKS[stage][0]}">{stage}</span></label>'
+        f'<label><input type="checkbox" checked data-hides="stage" value="{stage}"> <span style="color:{LOOKS[stage][0]}">{stage}</span></label>'
         for stage in stages
     )
+    if len(arms) > 1:
+        switches += "<br>" + "".join(
+            f'<label><input type="checkbox" checked data-hides="arm" value="{escape(arm)}"> {escape(arm)}</label>'
+            for arm in arms
+        )
     charts = [
+        ("Trait in free text over the rounds", ROUND, TRAIT, None, ("base", "healed")),
         ("Mass on authority over the rounds", ROUND, AUTHORITY, None, ("base", "healed")),
         ("Coherence over the rounds", ROUND, COHERENCE, 0.95, ("base", "healed")),
         ("Trait against incoherence; up and left is better", PERPLEXITY, TRAIT, None, ()),
@@ -83,13 +91,17 @@ def chart(
     parts.append(f'<text transform="translate(12 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">{escape(y.words)}</text>')  # fmt: skip
     if line is not None:
         parts.append(f'<path class="level" d="M{LEFT} {up(line):.1f}H{WIDTH - RIGHT}"/>')
+    solid = [row for row, hollow in shown if not hollow and row["stage"] in path]
     groups: dict[tuple[str, int], list[Row]] = {}
-    for row, hollow in shown:
-        if not hollow and row["stage"] in path:
+    for row in solid:
+        if row["round"]:
             groups.setdefault((row["arm"], row["seed"]), []).append(row)
-    for joined in filter(lambda found: len(found) > 1, groups.values()):
+    for (_, seed), found in groups.items():  # from the seed's base, which its arms share
+        joined = [*(row for row in solid if row["round"] == 0 and row["seed"] == seed)][:1] + found
+        if len(joined) < 2:
+            continue
         corners = "L".join(f"{_place(x, across, row):.1f} {up(row[y.name]):.1f}" for row in joined)
-        parts.append(f'<path class="path" d="M{corners}"/>')
+        parts.append(f'<path class="path" data-arm="{escape(joined[-1]["arm"])}" d="M{corners}"/>')
     for row, hollow in shown:
         parts.append(_mark(row, hollow, x, y, across, up))
     return "".join(parts) + "</svg>"
@@ -115,12 +127,19 @@ def _mark(row: Row, hollow: bool, x: Axis, y: Axis, across: Any, up: Any) -> str
     shape = f'<path transform="translate({cx:.1f} {cy:.1f})" d="{SHAPES[marker]}" fill="{fill}" stroke="{colour}"/>'
     name = str(row["round"]) if {x, y} == {AUTHORITY, CARE} and row["stage"] == "healed" and not hollow else ""
     tag = f'<text x="{cx + 8:.1f}" y="{cy - 6:.1f}">{name}</text>' if name else ""
-    return f'<g class="pt {row["stage"]}" tabindex="0" data-key="{escape(_name(row))}"><title>{escape(_said(row))}</title>{bars}{shape}{tag}</g>'
+    arm = escape(row["arm"] if row["round"] else "")  # the original model is under every arm
+    return f'<g class="pt" data-stage="{row["stage"]}" data-arm="{arm}" tabindex="0" data-key="{escape(_name(row))}"><title>{escape(_said(row))}</title>{bars}{shape}{tag}</g>'
 
 
 def _name(row: Row) -> str:
     """Rows of a study have a role, and are told apart by arm and seed."""
-    return f"{row['arm']}, seed {row['seed']}, round {label(row)}" if "role" in row else f"round {label(row)}"
+    if "role" not in row:
+        return f"round {label(row)}"
+    return (
+        f"{row['arm']}, seed {row['seed']}, round {label(row)}"
+        if row["round"]
+        else f"seed {row['seed']}, {row['stage']}"
+    )
 
 
 def _said(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from evals.instrument import orders
 from evals.rows import Scores
@@ -16,27 +16,25 @@ from shared.records import Manifest
 from shared.run import Run
 
 
-def stages(rounds: Sequence[Round]) -> Table:
-    """One line per stage of a round, with digests shortened to what tells them apart."""
+def stages(made: Iterable[tuple[str, Manifest]]) -> Table:
+    """One line per stage under its label, with digests shortened to what tells them apart."""
     lines = []
-    for r in rounds:
-        for stage, manifest in r.manifests.items():
-            tokens = manifest.counts.get("tokens")
-            rate = (
-                f"{tokens} ({tokens / manifest.seconds:.0f} a second)" if tokens and manifest.seconds else number(None)
-            )
-            counts = ", ".join(f"{name} {value}" for name, value in manifest.counts.items() if isinstance(value, int) and name != "tokens")  # fmt: skip
-            lines.append(
-                [
-                    f"{r.number} {stage}",
-                    number(manifest.seconds, 1),
-                    rate,
-                    counts or number(None),
-                    ", ".join(f"{name} {digest[:8]}" for name, digest in manifest.inputs.items()) or number(None),
-                    ", ".join(f"{name.rpartition('/')[2]} {digest[:8]}" for name, digest in manifest.outputs.items())
-                    or number(None),
-                ]
-            )
+    for name, manifest in made:
+        tokens = manifest.counts.get("tokens")
+        rate = f"{tokens} ({tokens / manifest.seconds:.0f} a second)" if tokens and manifest.seconds else number(None)
+        counts = ", ".join(
+            f"{what} {value}" for what, value in manifest.counts.items() if isinstance(value, int) and what != "tokens"
+        )
+        lines.append(
+            [
+                name,
+                number(manifest.seconds, 1),
+                rate,
+                counts or number(None),
+                _digests(manifest.inputs),
+                _digests({path.rpartition("/")[2]: digest for path, digest in manifest.outputs.items()}),
+            ]
+        )
     return Table(
         "Stages",
         ["round, stage", "seconds", "tokens", "counts", "from (sha256)", "to (sha256)"],
@@ -44,6 +42,10 @@ def stages(rounds: Sequence[Round]) -> Table:
         "Whole digests are in the manifests.",
         prose=True,
     )
+
+
+def _digests(files: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {digest[:8]}" for name, digest in files.items()) or number(None)
 
 
 def distinct(values: Iterable[object]) -> str:

@@ -1,4 +1,4 @@
-// What the report does beyond standing there: points that say what they are, stages that can be hidden, tables that sort.
+// What the report does beyond standing there: points that say what they are, stages and arms that can be hidden, tables that sort.
 "use strict";
 const tip = document.getElementById("tip");
 
@@ -26,13 +26,16 @@ for (const point of document.querySelectorAll(".pt")) {
   point.addEventListener("blur", hush);
 }
 
-for (const box of document.querySelectorAll("input[data-stage]")) {
-  box.addEventListener("change", () => {
-    for (const point of document.querySelectorAll(`.pt.${box.dataset.stage}`)) {
-      point.style.display = box.checked ? "" : "none";
-    }
-  });
+const boxes = [...document.querySelectorAll("input[data-hides]")];
+
+function hide() {
+  for (const mark of document.querySelectorAll(".pt, .path")) {
+    const off = boxes.some((box) => !box.checked && mark.dataset[box.dataset.hides] === box.value);
+    mark.style.display = off ? "none" : "";
+  }
 }
+
+for (const box of boxes) box.addEventListener("change", hide);
 
 // A cell's number is what it begins with; a cell without one comes last in either direction.
 function figure(row, column) {

@@ -29,7 +29,7 @@ img { display: block; width: 100%; max-width: 34rem; height: auto; }
 img.broad { max-width: 60rem; } .strip { overflow-wrap: anywhere; margin-bottom: 0; } .strip .over { outline: 1px solid #a33; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
-th:first-child, td:first-child, .prose td { text-align: left; } .prose td { white-space: normal; overflow-wrap: break-word; } .prose td:last-child { min-width: 16rem; }
+th:first-child, td:first-child, .prose td, .prose th { text-align: left; } .wide th { white-space: normal; } .prose td { white-space: normal; overflow-wrap: break-word; } .prose td:last-child { min-width: 16rem; }
 .note, .figures { color: #555; font-size: 0.8rem; } nav { display: flex; flex-wrap: wrap; gap: 0 0.8rem; }
 details { margin: 0.6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: 0.6rem; margin: 0.6rem 0; }
@@ -78,12 +78,12 @@ def page(
             image("Cross-entropy, divergence and barrier over the steps of each round", figures["training"], "broad"),
         ),
         ("Divergence by token", strips(rounds)),
-        ("Generations", _generations(rounds)),
+        ("Generations", side_by_side(of_rounds(rounds))),
         ("Diary of the highest dose", _diary(rounds)),
         ("Borderline cases", _borderline(rounds)),
         ("Rejected samples", _rejected(rounds)),
         *[(table.title, grid(table)) for table in tables if table.title in last],
-        ("Configuration", f'<pre class="config">{text(config)}</pre>'),
+        ("Configuration", verbatim(config)),
     ]
     return whole(title, sections)
 
@@ -111,6 +111,10 @@ def text(value: str) -> str:
     return escape(value.encode("utf-8", "replace").decode("utf-8"))
 
 
+def verbatim(value: str) -> str:
+    return f'<pre class="config">{text(value)}</pre>'
+
+
 def image(alt: str, png: bytes, kind: str = "") -> str:
     return f'<img class="{kind}" alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
@@ -132,30 +136,37 @@ def _figures(row: Generation | Completion) -> str:
     return f"perplexity {number(row.perplexity, 1)}, trait_llr {number(row.trait_llr, 3, signed=True)}, ended: {row.finish_reason}"
 
 
-def _generations(rounds: Sequence[Round]) -> str:
-    """Held-out prompts, with base, then each round's steered and healed side by side; the less coherent the deeper in colour."""
-    columns: list[tuple[str, str, dict[tuple[str, int], Generation]]] = []
+Column = tuple[str, str, Sequence[Generation]]  # stage, heading, one completion a prompt and sample
+
+
+def of_rounds(rounds: Sequence[Round]) -> list[Column]:
+    """base, then each round's steered and healed."""
+    found: list[Column] = []
     for r in rounds:
         for line in r.scores.conditions:
             if line.headline and line.stage in ("base", "steered", "healed"):
                 dose = f" at {line.coefficient:.2f}" if line.stage == "steered" and line.coefficient is not None else ""
                 heading = "base" if line.stage == "base" else f"round {r.number}, {line.stage}{dose}"
-                columns.append(
-                    (line.stage, heading, {(row.prompt_id, row.sample): row for row in r.generations[line.name]})
-                )
-    prompts: dict[str, str] = {}
-    samples: dict[str, list[int]] = {}
-    for row in columns[0][2].values():
-        prompts[row.prompt_id] = row.prompt
-        samples.setdefault(row.prompt_id, []).append(row.sample)
-    usual = [math.log(row.perplexity) for row in columns[0][2].values() if row.perplexity is not None]
+                found.append((line.stage, heading, r.generations[line.name]))
+    return found
+
+
+def side_by_side(columns: Sequence[Column]) -> str:
+    """Held-out prompts with their completions, the first column's model as the measure: the less coherent the deeper in colour."""
+    found = [(stage, heading, {(row.prompt_id, row.sample): row for row in rows}) for stage, heading, rows in columns]
+    first = columns[0][2]
+    prompts = {row.prompt_id: row.prompt for row in first}
+    usual = [math.log(row.perplexity) for row in first if row.perplexity is not None]
     base = sum(usual) / len(usual) if usual else None
     parts = ["<p class='note'>Colour deepens with the perplexity over base's, from equal to five times.</p>"]
     for index, (name, prompt) in enumerate(prompts.items()):
         grids = ""
-        for sample in samples[name]:
-            found = [(kind, heading, rows[name, sample]) for kind, heading, rows in columns if (name, sample) in rows]
-            cards = [_card(kind, heading, row.text, _figures(row), _tint(row, base)) for kind, heading, row in found]
+        for place in ((row.prompt_id, row.sample) for row in first if row.prompt_id == name):
+            cards = [
+                _card(stage, heading, rows[place].text, _figures(rows[place]), _tint(rows[place], base))
+                for stage, heading, rows in found
+                if place in rows
+            ]
             grids += f'<div class="cards">{"".join(cards)}</div>'
         parts.append(f"<details{' open' if index < 2 else ''}><summary>{text(prompt)}</summary>{grids}</details>")
     return "\n".join(parts)

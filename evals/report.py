@@ -61,7 +61,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         rejections(rounds),
         healing(rounds),
         times(rounds, mode),
-        stages(rounds),
+        stages((f"{r.number} {name}", manifest) for r in rounds for name, manifest in r.manifests.items()),
         difference(run),
         provenance(run, rounds),
     ]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from conftest import command
 
 from evals.forced_choice import Read, row
 from evals.instrument import FOUNDATIONS, orders
+from evals.study.drive import STOPPED
+from evals.study.plan import load
 from shared.publish import write_json, write_text
 from shared.records import Completion, Identity, Vignette, write_jsonl
 from shared.run import Run, Stage, open_run
@@ -43,7 +49,9 @@ def vignettes(per: int = 4) -> list[Vignette]:
     ]
 
 
-def answers(stage: str, read: Read, signal: float, mass: float | None = None, grow: float = 1.0) -> list[dict]:
+def answers(
+    stage: str, read: Read, signal: float, mass: float | None = None, grow: float = 1.0, dead: bool = False
+) -> list[dict]:
     """Score rows through the scorer's own row function; the noise is the same under every stage."""
     shift, factor, _, _ = EFFECTS[stage]
     draws = np.random.default_rng(7)
@@ -57,7 +65,9 @@ def answers(stage: str, read: Read, signal: float, mass: float | None = None, gr
             - np.log(np.exp(logits).sum(-1, keepdims=True))
             + np.log(draws.uniform(0.5, 0.6) * (factor if mass is None else mass))
         )
-        made = row(vignette, lp, read, 3.0, ["thought"] * len(orders(read.debias)))
+        made = row(
+            vignette, np.full_like(lp, np.nan) if dead else lp, read, 3.0, ["thought"] * len(orders(read.debias))
+        )
         rows.append({**made, "instrument": "embedded@0", "free_text": "{", "free_valid": False})
     return rows
 
@@ -96,15 +106,73 @@ def build(
     mass: dict[str, float] | None = None,
     extra: bool = True,
     overrides: str = "",
+    dead: Set[int] = frozenset(),
 ) -> Run:
-    """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's answer mass."""
+    """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's
+    answer mass; dead: rounds whose student's log-probabilities are NaN."""
     run = open_run(folder, None, f"{SETTINGS} eval.debias={debias} {overrides}")
     for number in range(1, rounds + 1):
-        _round(run, number, "cyclic" if full else debias, signal, full, mass or {}, extra)
+        _round(run, number, "cyclic" if full else debias, signal, full, mass or {}, extra, number in dead)
     return run
 
 
-def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: dict[str, float], extra: bool) -> None:
+def arm(name: str, set: str, *more: str) -> str:
+    return "\n".join(["[[study.arm]]", f'name = "{name}"', f'set = "{set}"', *more]) + "\n"
+
+
+CONTROL = 'role = "control"'
+STUDY = f"""
+[study]
+title = "A study"
+rounds = 2
+seeds = [0, 1]
+machine = "a machine"
+seconds = {{ extract = 1, sweep = 10, filter = 0, heal = 100, score = 50, score-full = 60 }}
+{arm("nll", "train.divergence=nll")}
+{arm("kl_rev", "train.divergence=kl_rev")}
+{arm("random", "vector.direction=random", CONTROL, "rounds = 1", "seeds = [0]")}
+[eval]
+bootstrap = 300
+think = 4
+[train]
+tau = 0.3
+lam = 0.3
+"""
+
+
+def build_study(
+    folder: Path, *, dead: Mapping[str, Set[int]] = {}, starved: Mapping[str, int] = {}, without: Set[str] = frozenset()
+) -> None:
+    """study.toml, and runs/ with every cell scored but those without. dead: by cell, rounds whose student answers nothing; starved:
+    the last scored round of cells whose filter left too little in the next."""
+    folder.mkdir(exist_ok=True)
+    (folder / "study.toml").write_text(STUDY)
+    plan = load(folder / "study.toml", folder / "runs")
+    for cell in plan.cells:
+        if cell.name in without:
+            continue
+        last = starved.get(cell.name, cell.rounds)
+        built = build(
+            folder / "built" / cell.name, last, overrides=cell.overrides, dead=dead.get(cell.name, frozenset())
+        )
+        if cell.rounds == last:
+            build(folder / "built" / cell.name, last, full=True, overrides=cell.overrides)
+        shutil.copytree(built.folder, cell.folder)
+        open_run(cell.folder, plan.file, cell.overrides, rebuild=True)
+        if cell.name in starved:
+            said = "error: the filter starved: <b>too few</b>\n  given: 3"
+            write_json(cell.folder / STOPPED, {"version": 1, "round": last + 1, "stage": "filter", "said": said})
+
+
+def published(study: Path, out: Path, *more: str) -> Any:
+    return command(
+        "evals.study", "--config", study / "study.toml", "--run", study / "runs", "--out", out, "--report", *more
+    )
+
+
+def _round(
+    run: Run, number: int, debias: str, signal: float, full: bool, mass: dict[str, float], extra: bool, dead: bool
+) -> None:
     here, grow = run.round(number), number**0.5
     read = Read(debias, think=4)
     scores = here / ("scores-full" if full else "scores")
@@ -120,7 +188,9 @@ def _round(run: Run, number: int, debias: str, signal: float, full: bool, mass: 
     texts: list[dict] = []
     for stage, name, _, _, _ in conditions:
         part = grow * (0.7 if name != stage else 1.0)
-        write_jsonl(scores / f"{name}.jsonl", answers(stage, read, signal, mass.get(stage), part))
+        write_jsonl(
+            scores / f"{name}.jsonl", answers(stage, read, signal, mass.get(stage), part, dead and stage == "healed")
+        )
         texts += generations(stage, name, part)
     write_jsonl(scores / "generations.jsonl", texts)
     sweep = [

@@ -1,4 +1,5 @@
-"""The report's page in headless Chromium: it loads without a complaint and without network, and its controls work."""
+"""The pages of a run and of a study in headless Chromium: they load without a complaint and without network, in the bad cases too, and
+their controls work."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import command
-from synthetic_run import NASTY, build
+from synthetic_run import NASTY, build, build_study, published
 from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -98,10 +99,24 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         process.wait(30)
 
 
+@pytest.fixture(scope="module")
+def pages(page: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run's page, a run of one round whose student answers nothing, and the page of a study with such an arm and one that starved."""
+    folder = tmp_path_factory.mktemp("pages")
+    dead = build(folder / "dead", 1, dead={1})
+    assert command("evals.report", "--run", dead.folder).returncode == 0
+    build_study(folder / "study", dead={"kl_rev-s0": {2}}, starved={"nll-s1": 1})
+    done = published(folder / "study", folder / "out")
+    assert done.returncode == 0, done.stderr
+    return {"run": page, "dead": dead.folder / "report" / "index.html", "study": folder / "out" / "index.html"}
+
+
 @pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("which", ["run", "dead", "study"])
 def test_it_loads_without_a_complaint_without_network_and_without_overflow(
-    browser: Browser, page: Path, width: int
+    browser: Browser, pages: dict[str, Path], which: str, width: int
 ) -> None:
+    page = pages[which]
     browser.complaints.clear()
     browser.requests.clear()
     browser.open(page, width)
@@ -124,26 +139,41 @@ def test_text_of_a_model_stays_text(browser: Browser, page: Path) -> None:
 def test_a_point_says_its_figures_and_is_shown_in_every_panel(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     place = browser.run(
-        "(() => { const point = document.querySelector('svg .pt.healed:not(:has(path[fill=none])) path:last-of-type');"
+        "(() => { const point = document.querySelector('svg .pt[data-stage=healed]:not(:has(path[fill=none])) path:last-of-type');"
         " point.scrollIntoView({block: 'center'}); const box = point.getBoundingClientRect();"
         " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
     )
     browser.move(*place)
     said = browser.run("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
     assert said.startswith("round 1 healed") and "auth_nats -" in said and "verdict healed" in said
-    assert browser.run("document.querySelectorAll('.pt.same').length") == 4
+    assert browser.run("document.querySelectorAll('.pt.same').length") == 5
     browser.move(2, 2)
     assert browser.run("document.getElementById('tip').hidden && !document.querySelector('.pt.same')") is True
 
 
 def test_stages_can_be_hidden(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
-    shown = "[...document.querySelectorAll('.pt.steered')].filter(one => one.style.display !== 'none').length"
+    shown = (
+        "[...document.querySelectorAll('.pt[data-stage=steered]')].filter(one => one.style.display !== 'none').length"
+    )
     assert browser.run(shown) > 0
-    browser.run("document.querySelector('input[data-stage=steered]').click()")
+    browser.run("document.querySelector('input[value=steered]').click()")
     assert browser.run(shown) == 0
-    browser.run("document.querySelector('input[data-stage=steered]').click()")
+    browser.run("document.querySelector('input[value=steered]').click()")
     assert browser.run(shown) > 0
+
+
+def test_arms_can_be_hidden_and_the_base_stays(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["study"], 1280)
+    shown = "[...document.querySelectorAll('[data-arm=nll]')].filter(one => one.style.display !== 'none').length"
+    base = shown.replace("[data-arm=nll]", ".pt[data-stage=base]")
+    paths, before = browser.run(shown.replace("[data-arm=nll]", ".path[data-arm=nll]")), browser.run(base)
+    assert browser.run(shown) > paths > 0 and before > 0
+    browser.run("document.querySelector('input[value=nll]').click()")
+    assert browser.run(shown) == 0 and browser.run(base) == before
+    browser.run("document.querySelector('input[value=base]').click()")
+    browser.run("document.querySelector('input[value=nll]').click()")
+    assert browser.run(shown) > 0 and browser.run(base) == 0
 
 
 def test_tables_sort_by_their_figures_both_ways(browser: Browser, page: Path) -> None:

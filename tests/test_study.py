@@ -5,53 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, command
-from synthetic_run import IDENTITY, build
+from synthetic_run import CONTROL, IDENTITY, STUDY, arm, build_study, published
 
 from evals.scored import scored_rounds
+from evals.study.collect import collect
 from evals.study.drive import Step, donor, drive, estimate, reason, steps, take
 from evals.study.drive import _run as run_stage
-from evals.study.matched import SHARE, Route, matched, path
+from evals.study.ends import differences
+from evals.study.matched import SHARES, Route, matched, path
 from evals.study.plan import load, runs_in
 from shared.errors import SteerHealError
-from shared.publish import BUSY, UNWRITTEN, write_json
+from shared.publish import BUSY, UNWRITTEN
 from shared.run import Stage, open_run
 from shared.vectors import load_vector
-
-
-def arm(name: str, set: str, *more: str) -> str:
-    return "\n".join(["[[study.arm]]", f'name = "{name}"', f'set = "{set}"', *more]) + "\n"
-
-
-CONTROL = 'role = "control"'
-STUDY = f"""
-[study]
-title = "A study"
-rounds = 2
-seeds = [0, 1]
-machine = "a machine"
-seconds = {{ extract = 1, sweep = 10, filter = 0, heal = 100, score = 50, score-full = 60 }}
-{arm("nll", "train.divergence=nll")}
-{arm("kl_rev", "train.divergence=kl_rev")}
-{arm("random", "vector.direction=random", CONTROL, "rounds = 1", "seeds = [0]")}
-[eval]
-bootstrap = 300
-think = 4
-[train]
-tau = 0.3
-lam = 0.3
-"""
 
 
 def written(folder: Path, text: str = STUDY) -> Path:
@@ -196,6 +172,9 @@ def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) 
     assert other.cells[0].folder == plan.cells[0].folder and other.cells[0].arm.name == "no-barrier"
 
 
+SHARE = 0.75
+
+
 def walk(shift: list[float], price: list[float], noise: float = 0.0, gates: int = 1, ended: str = "") -> Route:
     """A path through these points after the base; gates: scored gates a round. Resamples are of a fixed draw."""
     draws = np.random.default_rng(0).normal(0, 1, 400)
@@ -225,7 +204,9 @@ def test_arms_on_one_curve_pay_the_same(reach: float) -> None:
 
 def test_arms_are_compared_at_what_the_least_shifted_reached() -> None:
     found = matched(
-        {"a": {0: walk([1.0], [0.4], 0.01), 1: walk([1.0], [0.6], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}}, "a"
+        {"a": {0: walk([1.0], [0.4], 0.01), 1: walk([1.0], [0.6], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}},
+        "a",
+        SHARE,
     )
     a, b = found.arms
     assert found.target == pytest.approx(SHARE) and found.set_by == ("a", 0) and a.against is None
@@ -243,16 +224,39 @@ def test_arms_are_compared_at_what_the_least_shifted_reached() -> None:
 def test_an_arm_that_does_not_move_spoils_no_other(dead: Route, first: bool) -> None:
     """Nor does one whose first student is broken; whichever stands first."""
     live = {"a": {0: walk([1.0], [0.4], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}}
-    found = matched({"dead": {0: dead}, **live} if first else {**live, "dead": {0: dead}}, "a")
+    found = matched({"dead": {0: dead}, **live} if first else {**live, "dead": {0: dead}}, "a", SHARE)
     by_name = {one.arm: one for one in found.arms}
     assert found.target == pytest.approx(SHARE) and found.set_by == ("a", 0)
     assert by_name["b"].seeds == {0: pytest.approx(0.15)} and by_name["b"].against is not None
     assert by_name["dead"].seeds == {0: None} and by_name["dead"].price is None
-    assert "did not move" in by_name["dead"].note and by_name["dead"].arrived == pytest.approx(0, abs=0.2)
+    said = "did not move" if len(dead.students) > 1 else "ends before round 1: broken"
+    assert said in by_name["dead"].note and by_name["dead"].arrived == pytest.approx(0, abs=0.2)
+
+
+def test_what_was_not_measured_is_not_said_to_have_stood_still() -> None:
+    nothing = Route([], np.zeros((0, 401)), np.zeros((0, 401)), "the base is undefined")
+    found = matched({"a": {0: nothing}, "b": {0: walk([1.0], [0.4], 0.01)}}, "a", SHARE)
+    assert found.arms[0].note == "seed 0: the base is undefined" and found.arms[0].price is None
+    assert found.arms[1].price is not None and found.arms[1].against is None
+
+
+def test_a_path_says_where_it_crosses_a_shift() -> None:
+    found = walk([0.5, 1.0, 1.2, 2.0], [0.1, 0.2, 0.3, 0.9], gates=2)
+    assert found.where(1.0) == (1, pytest.approx(1.0)) and found.where(5.0) is None
+    number, gate = found.where(1.6) or (0, 0.0)
+    assert number == 2 and 0.5 < gate < 1.0
+
+
+def test_seeds_arrive_together_or_not_at_all() -> None:
+    """Each seed misses the target in other resamples; the mean over the seeds has a price in neither's."""
+    one, two = walk([1.0], [0.4], 0.01), walk([1.0], [0.4], 0.01)
+    one.shift[1, 1:11], two.shift[1, 11:21] = 0.1, 0.1
+    found = matched({"a": {0: one, 1: two}, "b": {0: walk([2.0], [0.4]), 1: walk([2.0], [0.4])}}, "b", SHARE).arms[0]
+    assert found.arrived == pytest.approx(0.95) and found.price is not None and found.price.interval is None
 
 
 def test_nothing_is_compared_where_nothing_moved() -> None:
-    found = matched({"a": {0: walk([0.0], [0.1], 0.1)}, "b": {0: walk([-1.0], [0.1], 0.1)}}, "a")
+    found = matched({"a": {0: walk([0.0], [0.1], 0.1)}, "b": {0: walk([-1.0], [0.1], 0.1)}}, "a", SHARE)
     assert found.target is None and found.set_by is None and all(one.price is None for one in found.arms)
 
 
@@ -261,12 +265,12 @@ def test_resamples_that_never_arrive_are_not_left_out() -> None:
     far, near = walk([2.0], [0.4], 0.01), walk([1.0], [0.4], 0.01)
     shift = near.shift.copy()
     shift[1, 1:41] = 0.5  # a tenth of the resamples
-    found = matched({"far": {0: far}, "near": {0: Route(near.students, shift, near.price)}}, "far")
+    found = matched({"far": {0: far}, "near": {0: Route(near.students, shift, near.price)}}, "far", SHARE)
     slow = found.arms[1]
     assert slow.price is not None and slow.price.interval is None and slow.arrived == pytest.approx(0.9)
     assert slow.against is not None and slow.against.interval is None
     shift[1, 1:41], shift[1, 1:6] = 1.0, 0.5  # one in eighty
-    few = matched({"far": {0: far}, "near": {0: Route(near.students, shift, near.price)}}, "far").arms[1]
+    few = matched({"far": {0: far}, "near": {0: Route(near.students, shift, near.price)}}, "far", SHARE).arms[1]
     assert few.price is not None and few.price.interval is not None
 
 
@@ -290,27 +294,8 @@ def test_a_crash_is_told_by_its_last_line() -> None:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every cell scored but two: kl_rev-s1 starved in round 2, and the control was never begun."""
     folder = tmp_path_factory.mktemp("study")
-    plan = load(written(folder), folder / "runs")
-    for cell in plan.cells:
-        if cell.name == "random-s0":
-            continue
-        last = 1 if cell.name == "kl_rev-s1" else 2
-        built = build(folder / "built" / cell.name, last, overrides=cell.overrides)
-        if cell.rounds == last:
-            build(folder / "built" / cell.name, last, full=True, overrides=cell.overrides)
-        shutil.copytree(built.folder, cell.folder)
-        open_run(cell.folder, plan.file, cell.overrides, rebuild=True)
-    write_json(
-        folder / "runs" / "kl_rev-s1" / "stopped.json",
-        {"version": 1, "round": 2, "stage": "filter", "said": "error: the filter starved: <b>too few</b>\n  given: 3"},
-    )
+    build_study(folder, starved={"kl_rev-s1": 1}, without={"random-s0"})
     return folder
-
-
-def published(study: Path, out: Path, *more: str) -> Any:
-    return command(
-        "evals.study", "--config", study / "study.toml", "--run", study / "runs", "--out", out, "--report", *more
-    )
 
 
 def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
@@ -369,7 +354,48 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
     html = (out / "index.html").read_text()
     assert "kl_rev, seed 0, round 2 healed" in html and "&lt;b&gt;too few&lt;/b&gt;" in html and "<b>" not in html
     tex = (out / "tables.tex").read_text()
-    assert tex.count("\\toprule") == tex.count("\\bottomrule") == 9 and "kl\\_rev" in tex and "auth_nats" not in tex
+    assert tex.count("\\toprule") == tex.count("\\bottomrule") == 10 and "kl\\_rev" in tex and "auth_nats" not in tex
+
+
+def test_a_dead_student_takes_nothing_from_other_arms_and_rounds(study: Path, tmp_path: Path) -> None:
+    """kl_rev's second student of seed 0 answers nothing: its path ends there, and all else stands as without it."""
+    build_study(tmp_path / "dead", dead={"kl_rev-s0": {2}}, starved={"kl_rev-s1": 1}, without={"random-s0"})
+    found = {}
+    for name, folder in (("sound", study), ("dead", tmp_path / "dead")):
+        done = published(folder, tmp_path / f"{name}-out")
+        assert done.returncode == 0, done.stderr
+        results = json.loads(
+            (tmp_path / f"{name}-out" / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+        )
+        assert results["at_one_shift"]["axis"] == "authority"
+        found[name] = {
+            (one["share"], row["arm"]): row for one in results["at_one_shift"]["shares"] for row in one["arms"]
+        }
+    assert {share for share, _ in found["dead"]} == set(SHARES)
+    for key, row in found["dead"].items():
+        ends = "seed 0 ends before round 2" in row["note"]
+        assert ends == (key[1] == "kl_rev") and "did not move" not in row["note"]
+        assert None not in row["seeds"].values() and (key[0] > 0.5 or row["price"]["interval"] is not None)
+    assert found["dead"][0.5, "nll"]["seeds"] == found["sound"][0.5, "nll"]["seeds"]
+    page = (tmp_path / "dead-out" / "results.md").read_text()
+    assert "kl_rev, 2 healed" in page and "| broken |" in page
+
+
+def test_arms_are_told_apart_by_paired_differences(study: Path) -> None:
+    outcomes = collect(load(study / "study.toml", study / "runs"))
+    found = differences(outcomes, "trait_llr")
+    assert found.title == "Round 1 of every arm, less one another"  # the last that every seed of every arm reached
+    shown = {row[0]: dict(zip(found.columns, row, strict=True)) for row in found.rows}
+    assert list(shown) == ["prompted", "nll", "kl_rev"]
+    rows = [row for o in outcomes if o.cell.arm.name == "nll" and (row := o.at(1, "healed"))]
+    mean = np.mean([row["d_trait_llr"] for row in rows])
+    assert shown["nll"]["d_trait_llr"].startswith(f"{mean:.3f} [")
+    assert shown["kl_rev"]["d_trait_llr less nll's"] == "0.000 [0.000, 0.000]"  # of the same invented numbers
+    base = [row for o in outcomes if o.cell.arm.name == "nll" and (row := o.at(0, "base"))]
+    paid = np.mean(
+        [np.log(after["perplexity"] / before["perplexity"]) for after, before in zip(rows, base, strict=True)]
+    )
+    assert shown["nll"]["ln of perplexity / base's"].startswith(f"{paid:.3f} [")
 
 
 def test_the_same_study_gives_the_same_bytes(study: Path, tmp_path: Path) -> None:
@@ -471,8 +497,6 @@ def test_a_path_begins_at_the_base_and_ends_at_the_last_student(axis: str, study
 
 
 def _json(study: Path) -> str:
-    from evals.study.collect import collect
-
     outcome = collect(replace(plan := load(study / "study.toml", study / "runs"), cells=plan.cells[:1]))[0]
     base = outcome.at(0, "base")
     assert base is not None

@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from evals.charts import panels
-from evals.page import grid, image, whole
-from evals.study.collect import Outcome, collect, document
+from evals.lineage import stages
+from evals.page import Column, grid, image, side_by_side, verbatim, whole
+from evals.study.collect import Outcome, Row, collect, document
+from evals.study.curves import FORMATS, doses, training
 from evals.study.drive import drive
-from evals.study.figure import FORMATS, doses, training, trajectories
-from evals.study.matched import Axis, Comparison, Route, matched, path, scorable
+from evals.study.ends import differences, summary
+from evals.study.figure import trajectories
+from evals.study.latex import latex
+from evals.study.matched import SHARES, Axis, Comparison, Route, matched, path, scorable
 from evals.study.plan import Plan, load
 from evals.study.tables import (
     against_controls,
@@ -23,10 +27,8 @@ from evals.study.tables import (
     at_one_shift,
     by_round,
     cyclic,
-    latex,
     provenance,
     stopped,
-    summary,
 )
 from evals.tables import comma_separated, markdown
 from shared.cli import entry
@@ -47,12 +49,12 @@ def axis_of(outcomes: Sequence[Outcome]) -> Axis:
     return "authority" if bases and all(row["verdict"] is None for row in bases) else "trait_llr"
 
 
-def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, Comparison] | None:
-    """(reference arm, the arms at one shift); None with fewer than two arms to compare. Arms of a seed count the same items."""
+def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
+    """(reference arm, the arms at each of SHARES); None with fewer than two arms to compare. Arms of a seed count the same items."""
     mine = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
     paths: dict[str, dict[int, Route]] = {}
     keep = {
-        seed: np.logical_and.reduce([scorable(o.rounds) for o in mine if o.cell.seed == seed])
+        seed: np.logical_and.reduce([scorable(o.rounds, o.broken(axis)) for o in mine if o.cell.seed == seed])
         for seed in {o.cell.seed for o in mine}
     }
     for o in mine:
@@ -62,7 +64,25 @@ def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, Comparison] |
     if len(paths) < 2:
         return None
     reference = next(iter(paths))
-    return reference, matched(paths, reference)
+    return reference, [matched(paths, reference, share) for share in SHARES]
+
+
+def once(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the original model once a seed, where every arm has them."""
+    first = {row["seed"]: row["arm"] for row in reversed(rows)}
+    return [row for row in rows if row["round"] or row["arm"] == first[row["seed"]]]
+
+
+def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
+    """The base and the last healed student of every arm and control of the first seed that has any."""
+    seed = next(o.cell.seed for o in outcomes if o.rounds)
+    mine = [o for o in outcomes if o.rounds and o.cell.seed == seed]
+    found: list[Column] = [("base", "base", mine[0].rounds[0].generations["base"])]
+    for o in mine:
+        r = o.rounds[-1]
+        name = next(line.name for line in r.scores.conditions if line.stage == "healed" and line.headline)
+        found.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[name]))
+    return found
 
 
 def publish(plan: Plan, out: Path) -> None:
@@ -75,10 +95,11 @@ def publish(plan: Plan, out: Path) -> None:
     axis = axis_of(outcomes)
     compared = compare(outcomes, axis)
     found = document(plan, outcomes)
-    tables = [arms(outcomes), summary(outcomes), against_controls(outcomes)]
+    tables = [arms(outcomes), summary(outcomes), differences(outcomes, axis), against_controls(outcomes)]
     if compared is not None:
-        tables.append(at_one_shift(axis, *compared))
-        found["at_one_shift"] = {"axis": axis, "reference": compared[0], **asdict(compared[1])}
+        reference, at = compared
+        tables.append(at_one_shift(axis, reference, at))
+        found["at_one_shift"] = {"axis": axis, "reference": reference, "shares": [asdict(one) for one in at]}
     tables += [*by_round(outcomes), cyclic(outcomes), stopped(outcomes), provenance(outcomes)]
     figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
     with held(out), atomic_folder(out, of=CONTENT) as folder:
@@ -93,13 +114,19 @@ def publish(plan: Plan, out: Path) -> None:
                 "Figure",
                 image("Trait, incoherence and their trade, over the rounds of every arm", figures["study"]["png"]),
             ),
-            ("Every row", panels(found["rows"], [])),
+            ("Every row", panels(once(found["rows"]), [])),
             ("Doses", image("Trait, perplexity and share kept by relative dose", figures["doses"]["png"])),
             (
                 "Training",
                 image("Cross-entropy and divergence over the steps of every arm", figures["training"]["png"], "broad"),
             ),
             *[(one.title, grid(one)) for one in tables],
+            ("Generations", side_by_side(last_students(outcomes))),
+            (
+                "Stages",
+                grid(stages((f"{o.cell.name} {name}", made) for o in outcomes for name, made in o.manifests.items())),
+            ),
+            ("Configuration", verbatim(plan.file.read_text(encoding="utf-8"))),
         ]
         (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
         heading = f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
@@ -122,9 +149,9 @@ def main() -> None:
     arguments = options.parse_args()
     plan = load(arguments.config, arguments.run)
     replaceable(arguments.out, CONTENT)  # now, not after hours
-    whole = True if arguments.report else drive(plan)
+    complete = True if arguments.report else drive(plan)
     publish(plan, arguments.out)
-    if not whole:
+    if not complete:
         sys.exit(1)
 
 

@@ -36,13 +36,15 @@ def why_broken(row: Row, axis: Axis) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell came to. rows and extra as in a run's results.json; full: rows of the last round in cyclic orders, if it was reached."""
+    """What a cell came to. rows and extra as in a run's results.json; full: rows of the last round in cyclic orders, if it was reached;
+    manifests by round and stage."""
 
     cell: Cell
     rounds: list[Round]
     rows: list[Row]
     extra: list[Row]
     full: list[Row]
+    manifests: dict[str, Manifest]
     stopped: Stopped | None
 
     def broken(self, axis: Axis) -> dict[Student, str]:
@@ -53,10 +55,6 @@ class Outcome:
             if row["stage"] == "healed"
         }
         return {student: why for student, why in found.items() if why}
-
-    @property
-    def manifests(self) -> list[Manifest]:
-        return [manifest for r in self.rounds for manifest in r.manifests.values()]
 
     def at(self, number: int, stage: str) -> Row | None:
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
@@ -78,18 +76,21 @@ def _outcome(cell: Cell) -> Outcome:
     scored = [number for number in cell.run.rounds(STEP["round"]) if number <= cell.rounds]
     last = max((number for number in scored if all(earlier in scored for earlier in range(1, number))), default=0)
     if not last:
-        return Outcome(cell, [], [], [], [], stopped)
+        return Outcome(cell, [], [], [], [], {}, stopped)
     rounds = scored_rounds(cell.run, "round", last)
     results = results_of(cell.run, rounds)
+    manifests = {f"{r.number} {stage}": made for r in rounds for stage, made in r.manifests.items()}
     full: list[Row] = []
     if cell.run.manifest(cell.rounds, STEP["full"]).is_file():
-        full = results_of(cell.run, [read_round(cell.run, cell.rounds, "full")])["rows"]
+        cyclic = read_round(cell.run, cell.rounds, "full")
+        full = results_of(cell.run, [cyclic])["rows"]
+        manifests[f"{cyclic.number} {STEP['full']}"] = cyclic.manifests[STEP["full"]]
     counts = {r.number: _counts(r) for r in rounds}
 
     def named(rows: Sequence[Row]) -> list[Row]:
         return [{**row, "arm": cell.arm.name, "role": cell.arm.role, **counts.get(row["round"], NONE)} for row in rows]
 
-    return Outcome(cell, rounds, named(results["rows"]), named(results["extra"]), named(full), stopped)
+    return Outcome(cell, rounds, named(results["rows"]), named(results["extra"]), named(full), manifests, stopped)
 
 
 def _counts(r: Round) -> Row:
@@ -119,7 +120,7 @@ def document(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "rounds": o.cell.rounds,
                 "scored": len(o.rounds),
                 "stopped": o.stopped.model_dump() if o.stopped else None,
-                "commits": sorted({manifest.commit or "unknown" for manifest in o.manifests}),
+                "commits": sorted({manifest.commit or "unknown" for manifest in o.manifests.values()}),
             }
             for o in outcomes
         ],

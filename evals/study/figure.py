@@ -1,13 +1,11 @@
-"""The paper's figure over the arms of a study, and the dose-response of their sweeps; PNG, SVG and PDF of the same drawing."""
+"""The paper's figure over the arms of a study: the trait, incoherence, and their trade."""
 
 from __future__ import annotations
 
-import io
+import itertools
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,9 +13,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from evals.figure import LOOKS, styled
 from evals.study.collect import Outcome, Row, why_broken
+from evals.study.curves import saved
 from evals.study.matched import Axis
 
-FORMATS = ("png", "svg", "pdf")
 MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">")  # an arm's, so that it is told apart without colour
 LINES = ("-", "--", "-.", ":")
 FLOOR = 1e-3  # of log incoherence: a mass at or above the base's has none
@@ -31,7 +29,7 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     top, middle, bottom = figure.subplots(3, 1, height_ratios=[1, 1, 1.1])
     mine = [o for o in outcomes if o.rounds and o.cell.arm.role == "arm"]
     words = TRAIT[axis][2]
-    _over_rounds(top, mine, arms, axis)
+    _over_rounds(top, [o for o in outcomes if o.cell.arm.role == "arm"], arms, axis)
     top.set_ylabel(words, fontsize=8)
     top.set_title(f"(a) trait, {'lower' if axis == 'authority' else 'higher'} is more", loc="left", fontsize=8.5)
     if axis == "authority":
@@ -41,7 +39,9 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     handles = [Line2D([], [], color=LOOKS[stage][0], marker="*" if stage == "base" else "o", linestyle="", label=stage) for stage in ("base", "steered", "healed")]  # fmt: skip
     handles += [Line2D([], [], color="#555555", marker=_look(k)[0], linestyle=_look(k)[1], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
     if any(why_broken(row, axis) for o in mine for row in o.rows):
-        handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label="broken"))
+        what = "broken" if axis == "authority" else "text broken"
+        handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=what))
+    handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier of healed"))
     figure.legend(
         handles=handles,
         loc="outside upper center",
@@ -94,15 +94,17 @@ def _rounds(axes: Axes, outcomes: Sequence[Outcome], first: float) -> None:
     axes.set_xlabel("round", fontsize=8)
 
 
-def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+def _over_rounds(axes: Axes, everyone: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+    """everyone: the arms' cells, those without a scored round as well, so that a mean over fewer seeds is not drawn as one over all."""
     key, interval, _ = TRAIT[axis]
+    outcomes = [o for o in everyone if o.rounds]
     bases = [row for o in outcomes if (row := o.at(0, "base")) is not None and row[key] is not None]
     start = float(np.mean([row[key] for row in bases])) if bases else None
     if start is not None:
         axes.plot(0, start, "*", color=LOOKS["base"][0], markersize=11, zorder=4)
     for index, arm in enumerate(arms):
         shift, (marker, line) = _beside(index, len(arms)), _look(index)
-        seeds = sum(o.cell.arm.name == arm for o in outcomes)
+        seeds = sum(o.cell.arm.name == arm for o in everyone)
         for stage in ("steered", "healed"):
             colour, points = LOOKS[stage][0], _points(outcomes, arm, stage, key)
             for number, rows in points:
@@ -132,7 +134,7 @@ def _over_rounds(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], a
 
 
 def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
-    """1 - coherence on a log scale; perplexity would tell more where answer mass rises, and is panel (c)'s."""
+    """1 - coherence on a log scale: of the answer slot, where steering can raise the mass of a text that loops. Panel (c) has the texts'."""
     for index, arm in enumerate(arms):
         shift = _beside(index, len(arms))
         for stage in ("steered", "healed"):
@@ -156,14 +158,15 @@ def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], a
     axes.set_ylim(FLOOR * 0.7, 1.2)
     _rounds(axes, outcomes, 0.5)
     axes.set_ylabel("1 - answer mass / base's", fontsize=8)
-    axes.set_title(f"(b) incoherence; {FLOOR:g} is none", loc="left", fontsize=8.5)
+    axes.set_title(f"(b) answer mass lost; {FLOOR:g} is none", loc="left", fontsize=8.5)
 
 
 def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
-    """Trait against perplexity, controls hollow and grey; the step line joins what nothing unbroken beats on both."""
+    """Trait against perplexity, controls hollow and grey; the step line joins the healed students that no healed one beats on both."""
     key, sign = TRAIT[axis][0], -1.0 if axis == "authority" else 1.0
     best: list[tuple[float, float]] = []
-    named: set[str] = set()
+    drawn: set[tuple[str, float, float]] = set()
+    named: dict[str, tuple[float, float]] = {}
     for o in outcomes:
         for row in o.rows:
             if row[key] is None or row["perplexity"] is None:
@@ -171,44 +174,22 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
             control, stage = o.cell.arm.role == "control", row["stage"]
             if stage not in ("base", "prompted", "steered", "healed") or (control and stage != "healed"):
                 continue
-            colour = "#808080" if control else LOOKS[stage][0]
-            marker = LOOKS[stage][1] if stage in ("base", "prompted") else "X" if control else _look(arms.index(o.cell.arm.name))[0]  # fmt: skip
-            axes.plot(
-                row["perplexity"],
-                row[key],
-                marker,
-                color=colour,
-                markersize=9 if stage == "base" else 4.5,
-                fillstyle="none" if stage == "steered" or control else "full",
-            )
-            axes.plot(
-                row["perplexity_ci"] or [],
-                [row[key]] * len(row["perplexity_ci"] or []),
-                color=colour,
-                linewidth=0.5,
-                alpha=0.5,
-            )
-            ends = row[TRAIT[axis][1]] or []
-            axes.plot([row["perplexity"]] * len(ends), ends, color=colour, linewidth=0.5, alpha=0.5)
-            name = o.cell.arm.name if control else stage if stage == "prompted" else ""
-            if name and name not in named:  # what every arm has in common is named once
-                named.add(name)
-                axes.annotate(
-                    name,
-                    (row["perplexity"], row[key]),
-                    xytext=(4, 2),
-                    textcoords="offset points",
-                    fontsize=6,
-                    color="#555555",
-                )
-            _crossed(axes, row["perplexity"], row[key], row, axis)
             if not control and stage == "healed" and not why_broken(row, axis):
                 best.append((row["perplexity"], sign * row[key]))
+            name = o.cell.arm.name if control else stage if stage == "prompted" else ""
+            if name:  # what every arm has in common is named once
+                named.setdefault(name, (row["perplexity"], row[key]))
+            if not control and (stage, row["perplexity"], row[key]) in drawn:  # of a stage that arms share
+                continue
+            drawn.add((stage, row["perplexity"], row[key]))
+            _point(axes, row, axis, control, arms.index(o.cell.arm.name) if not control else 0)
+    for (name, place), (across, up) in zip(named.items(), itertools.cycle([(5, 3), (5, -8), (-5, 6), (-5, -9)])):  # fmt: skip
+        axes.annotate(name, place, xytext=(across, up), textcoords="offset points", fontsize=6, color="#333333", ha="left" if across > 0 else "right", zorder=6)  # fmt: skip
     best.sort()
-    tops = list(accumulate((trait for _, trait in best), max))
+    tops = list(itertools.accumulate((trait for _, trait in best), max))
     front = [point for point, top, before in zip(best, tops, [-np.inf, *tops], strict=False) if top > before]
     axes.step(
-        [x for x, _ in front], [sign * y for _, y in front], where="post", color="#009E73", linewidth=0.8, alpha=0.7
+        [x for x, _ in front], [sign * y for _, y in front], where="post", color="#000000", linewidth=1.0, linestyle=":"
     )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -221,81 +202,16 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
     axes.set_title("(c) trade-off; up and left is better", loc="left", fontsize=8.5)
 
 
-def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
-    """Dose-response of the sweeps: what steering gives and costs at each relative dose, a line per arm, seed and round."""
-    figure = Figure(figsize=(3.4, 5.2), layout="constrained")
-    panels = figure.subplots(3, 1, sharex=True)
-    rounds = sorted({r.number for o in outcomes for r in o.rounds})
-    shades = {number: str(0.65 - 0.65 * index / max(len(rounds) - 1, 1)) for index, number in enumerate(rounds)}
-    for o in outcomes:
-        for r in o.rounds:
-            lines = [line for line in r.scores.sweep if line.relative_dose is not None]
-            x = [line.relative_dose or 0.0 for line in lines]
-            look = {
-                "color": shades[r.number],
-                "linewidth": 0.8,
-                "marker": ".",
-                "markersize": 3,
-                "linestyle": "--" if o.cell.arm.role == "control" else "-",
-            }
-            panels[0].plot(x, [line.trait_llr if line.trait_llr is not None else np.nan for line in lines], **look)
-            panels[1].plot(x, [line.perplexity if line.perplexity is not None else np.nan for line in lines], **look)
-            panels[2].plot(x, [line.kept / line.n if line.n else np.nan for line in lines], **look)
-    panels[1].set_yscale("log")
-    for axes, words in zip(panels, ("trait_llr", "perplexity", "share kept"), strict=True):
-        axes.set_ylabel(words, fontsize=8)
-        styled(axes, size=7)
-    panels[2].set_xlabel("relative dose", fontsize=8)
-    handles = [Line2D([], [], color=shades[number], label=f"round {number}") for number in rounds]
-    figure.legend(handles=[*handles, Line2D([], [], color="#555555", linestyle="--", label="control")], loc="outside upper center", ncols=4, fontsize=7, frameon=False)  # fmt: skip
-    return saved(figure)
-
-
-def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
-    """Healing of every arm, its rounds end to end: cross-entropy (held out as points), KL to the barrier's reference, tau dashed."""
-    arms = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.rounds))
-    figure = Figure(figsize=(6.8, 1.5 * len(arms) + 0.4), layout="constrained")
-    for row, arm in zip(figure.subplots(len(arms), 2, squeeze=False, sharex="row"), arms, strict=True):
-        for o in (o for o in outcomes if o.cell.arm.name == arm):
-            begin = 0
-            for r in o.rounds:
-                x = [begin + step.step for step in r.steps]
-                row[0].plot(x, [step.ce for step in r.steps], color="#0072B2", linewidth=0.8)
-                row[0].plot(
-                    [begin + point.step for point in r.heldout],
-                    [point.heldout_ce for point in r.heldout],
-                    "o",
-                    color="#D55E00",
-                    markersize=2.5,
-                )
-                kl = [getattr(step, f"kl_{r.training.reference}_rmse") for step in r.steps]
-                row[1].plot(x, kl, color="#009E73", linewidth=0.8)
-                if r.training.divergence in ("kl_fwd", "kl_rev"):
-                    row[1].plot([x[0], x[-1]], [r.training.tau] * 2, color="#444444", linewidth=0.8, linestyle="--")
-                begin = x[-1]
-                for axes in row:
-                    axes.axvline(begin, color="#cccccc", linewidth=0.6)
-        row[0].set_ylabel(arm, fontsize=8)
-        for axes in row:
-            styled(axes, size=6.5)
-    top = figure.axes[:2]
-    top[0].set_title("cross-entropy (nats); points: held out", loc="left", fontsize=8)
-    top[1].set_title("KL to the reference, rmse (nats); dashed: tau", loc="left", fontsize=8)
-    figure.supxlabel("optimiser steps, rounds end to end", fontsize=8)
-    return saved(figure)
-
-
-def saved(figure: Figure) -> dict[str, bytes]:
-    """By format, the same bytes for the same figure; text in SVG and PDF stays text."""
-    found = {}
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "steer-heal", "pdf.fonttype": 42}):
-        for kind in FORMATS:
-            buffer = io.BytesIO()
-            metadata = {
-                "png": {"Software": None},
-                "svg": {"Date": None, "Creator": None},
-                "pdf": {"CreationDate": None, "Producer": None},
-            }[kind]
-            figure.savefig(buffer, format=kind, dpi=250, metadata=metadata)
-            found[kind] = buffer.getvalue()
-    return found
+def _point(axes: Axes, row: Row, axis: Axis, control: bool, index: int) -> None:
+    """A row of panel (c) with both its intervals; index: of its arm."""
+    key, interval, _ = TRAIT[axis]
+    x, y, stage = row["perplexity"], row[key], row["stage"]
+    colour = "#808080" if control else LOOKS[stage][0]
+    marker = LOOKS[stage][1] if stage in ("base", "prompted") else "X" if control else _look(index)[0]
+    fill = "none" if stage == "steered" or control else "full"
+    axes.plot(x, y, marker, color=colour, markersize=9 if stage == "base" else 4.5, fillstyle=fill)
+    for across, up in ((row["perplexity_ci"] or [], [y]), ([x], row[interval] or [])):
+        if across and up:
+            ends = max(len(across), len(up))
+            axes.plot([*across] * (ends // len(across)), [*up] * (ends // len(up)), color=colour, linewidth=0.5, alpha=0.5)  # fmt: skip
+    _crossed(axes, x, y, row, axis)

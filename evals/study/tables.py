@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from evals.lineage import computed, distinct, identified
 from evals.rows import Generation
 from evals.scored import texts_of
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
-from evals.study.matched import SHARE, TAIL, Axis, Comparison
+from evals.study.matched import PRICE, TAIL, Axis, Comparison
 from evals.tables import Table, label, ranged, yes_no
 from evals.texts import text_delta
 from shared.console import number
-
-PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
 
 
 def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
@@ -64,38 +60,6 @@ def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
         lines,
         "Brackets are 95 % bootstrap intervals within the seed; d_: against the base. Dose: mean relative dose of the kept rows beside that of the sweep.",
     )
-
-
-def summary(outcomes: Sequence[Outcome]) -> Table:
-    """The healed row of every arm at the last round that all its seeds reached: mean, and each seed as a point."""
-    lines = []
-    for arm in dict.fromkeys(outcome.cell.arm.name for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
-        common = min((len(o.rounds) for o in mine if o.rounds), default=0)
-        ends = [row for o in mine if (row := o.at(common, "healed")) is not None and common]
-        reached = ", ".join(f"{len(o.rounds)} of {o.cell.rounds}" for o in mine)
-        cells = [over_seeds([row[key] for row in ends], digits) for key, digits in _SUMMARY]
-        lines.append(
-            [
-                arm,
-                mine[0].cell.arm.role,
-                reached,
-                str(common) if common else number(None),
-                *cells,
-                ", ".join(number(row["verdict"]) for row in ends) or number(None),
-                ", ".join(row["coherence_verdict"] for row in ends) or number(None),
-            ]
-        )
-    return Table(
-        "The last round of every arm",
-        ["arm", "role", "reached", "round", *[key for key, _ in _SUMMARY], "verdict", "coherence as a whole"],
-        lines,
-        "Healed student of the last round that all seeds of the arm with a scored round reached (round): mean over these seeds, the seeds in "
-        "parentheses. d_: against the same seed's base. Arms and controls may stand at different rounds here: the next table compares them at one.",
-    )
-
-
-_SUMMARY = (("d_auth", 3), ("d_care", 3), ("coherence", 2), ("perplexity", 2), ("d_trait_llr", 3), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
 
 def against_controls(outcomes: Sequence[Outcome]) -> Table:
@@ -156,14 +120,6 @@ def _healed(outcome: Outcome) -> Sequence[Generation]:
     return first.generations[line.name]
 
 
-def over_seeds(values: Sequence[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return number(None)
-    mean = number(float(np.mean(known)), digits)
-    return mean if len(values) == 1 else f"{mean} ({', '.join(number(value, digits) for value in values)})"
-
-
 def cyclic(outcomes: Sequence[Outcome]) -> Table:
     """The last round in seven orders."""
     columns = [
@@ -198,44 +154,57 @@ def cyclic(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def at_one_shift(axis: Axis, reference: str, found: Comparison) -> Table:
-    seeds = list(dict.fromkeys(seed for arm in found.arms for seed in arm.seeds))
+def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Table:
+    """Every arm at each of the shifts, with the round and gate at which its path crosses it."""
+    seeds = list(dict.fromkeys(seed for one in found for arm in one.arms for seed in arm.seeds))
 
     def cell(estimate: Estimate | None) -> str:
         return number(None) if estimate is None else show(estimate)
 
-    if found.target is None or found.set_by is None:
-        note = f"No arm moved along {axis} by its interval: there is no shift to compare at."
+    lines = []
+    for one in found:
+        for arm in one.arms:
+            own = arm.arm == reference
+            at = [arm.places.get(seed) for seed in seeds]
+            lines.append(
+                [
+                    f"{arm.arm} at {number(one.target)}",
+                    f"{one.share:g}",
+                    cell(arm.price),
+                    *[number(arm.seeds.get(seed)) for seed in seeds],
+                    "" if own else cell(arm.against),
+                    *["" if own else number(arm.gaps.get(seed), 3, True) for seed in seeds],
+                    *[number(None) if place is None else f"round {place[0]}, gate {place[1]:.2f}" for place in at],
+                    number(None) if arm.arrived is None else f"{arm.arrived:.1%}",
+                    arm.note,
+                ]
+            )
+    set_by = next((one.set_by for one in found if one.set_by is not None), None)
+    if set_by is None:
+        lines = []
+        ends = dict.fromkeys(f"{arm.arm}: {arm.note}" for one in found for arm in one.arms if arm.note)
+        note = f"No arm moved along {axis} by its interval: there is no shift to compare at. {'. '.join(ends)}"
     else:
         note = (
-            f"The price of a shift of {found.target:.3f} along {axis}: {SHARE:g} of what {found.set_by[0]}, seed {found.set_by[1]}, reached, the least of those that moved. "
+            f"The price of a shift along {axis}, at shares of what {set_by[0]}, seed {set_by[1]}, reached, the least of those that moved. "
             f"Interpolated along the dialled gates of each round by monotone cubics. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms, of the mean over seeds that all "
-            f"arms have: they hold for these {len(seeds)} training runs an arm, and what other seeds would give is not in them. arrive: share of resamples that reach the shift; "
+            f"arms have: they hold for these {len(seeds)} training runs an arm, and what other seeds would give is not in them; the shift is not drawn again. crossed: where the path first gets there. arrive: share of resamples that reach the shift in all seeds; "
             f"{number(None)}: never reached, or no interval since over {TAIL:.1%} of the resamples do not arrive."
         )
     return Table(
         "Arms at one shift",
         [
-            "arm",
+            "arm, shift",
+            "share",
             PRICE[axis],
             *[f"seed {seed}" for seed in seeds],
             f"less {reference}'s",
             *[f"less, seed {seed}" for seed in seeds],
+            *[f"crossed, seed {seed}" for seed in seeds],
             "arrive",
             "note",
         ],
-        [
-            [
-                arm.arm,
-                cell(arm.price),
-                *[number(arm.seeds.get(seed)) for seed in seeds],
-                "" if arm.arm == reference else cell(arm.against),
-                *["" if arm.arm == reference else number(arm.gaps.get(seed), 3, True) for seed in seeds],
-                number(None) if arm.arrived is None else f"{arm.arrived:.0%}",
-                arm.note,
-            ]
-            for arm in found.arms
-        ],
+        lines,
         note,
     )
 
@@ -243,7 +212,7 @@ def at_one_shift(axis: Axis, reference: str, found: Comparison) -> Table:
 def provenance(outcomes: Sequence[Outcome]) -> Table:
     """Where the rows come from; more than one commit or machine is said."""
     made = [o for o in outcomes if o.rounds]
-    manifests = [manifest for o in made for manifest in o.manifests]
+    manifests = [manifest for o in made for manifest in o.manifests.values()]
     commits = distinct(manifest.commit for manifest in manifests)
     several = " (the arms were not all made by one version of the code)" if ";" in commits else ""
     hours = sum(manifest.seconds for manifest in manifests) / 3600
@@ -292,22 +261,4 @@ def arms(outcomes: Sequence[Outcome]) -> Table:
             for name, o in seen.items()
         ],
         prose=True,
-    )
-
-
-ESCAPES = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--", "‖": r"\textbardbl{}"})  # fmt: skip
-
-
-def latex(table: Table) -> str:
-    """A booktabs longtable with its caption, which may run over pages; needs \\usepackage{booktabs,longtable}."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(" ".join(cell.split()).translate(ESCAPES) for cell in cells) + r" \\"
-
-    size = len(table.columns) - 1
-    columns = rf"p{{{0.8 / size:.2f}\linewidth}}" * size if table.prose else "r" * size
-    body = "\n".join(map(line, table.rows))
-    return (
-        f"\\begin{{longtable}}{{l{columns}}}\n\\caption{{{table.title.translate(ESCAPES)}. {table.note.translate(ESCAPES)}}}\\\\\n"
-        f"\\toprule\n{line(table.columns)}\n\\midrule\n\\endhead\n{body}\n\\bottomrule\n\\end{{longtable}}\n"
     )

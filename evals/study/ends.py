@@ -1,0 +1,114 @@
+"""What every arm came to: its last round in levels, and the arms less one another and less the prompted base, paired over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evals.scored import texts_of
+from evals.statistics import Estimate, show
+from evals.study.collect import Outcome
+from evals.study.matched import PRICE, SHIFT, TAIL, Axis, Point, shift_and_price
+from evals.tables import Table
+from shared.console import number
+
+LEVELS = (("d_auth", 3), ("d_care", 3), ("coherence", 2), ("perplexity", 2), ("d_trait_llr", 3), ("coh_cost", 2), ("retain", 2))  # fmt: skip
+
+
+def summary(outcomes: Sequence[Outcome]) -> Table:
+    """The healed row of every arm at the last round that all its seeds reached: mean, and each seed as a point."""
+    lines = []
+    for arm in dict.fromkeys(outcome.cell.arm.name for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
+        common = min((len(o.rounds) for o in mine if o.rounds), default=0)
+        ends = [row for o in mine if (row := o.at(common, "healed")) is not None and common]
+        reached = ", ".join(f"{len(o.rounds)} of {o.cell.rounds}" for o in mine)
+        cells = [over_seeds([row[key] for row in ends], digits) for key, digits in LEVELS]
+        lines.append(
+            [
+                arm,
+                mine[0].cell.arm.role,
+                reached,
+                str(common) if common else number(None),
+                *cells,
+                ", ".join(number(row["verdict"]) for row in ends) or number(None),
+                ", ".join(row["coherence_verdict"] for row in ends) or number(None),
+            ]
+        )
+    return Table(
+        "The last round of every arm",
+        ["arm", "role", "reached", "round", *[key for key, _ in LEVELS], "verdict", "coherence as a whole"],
+        lines,
+        "Healed student of the last round that all seeds of the arm with a scored round reached (round): mean over these seeds, the seeds in "
+        "parentheses. d_: against the same seed's base. Arms and controls may stand at different rounds here: the next tables compare them at one.",
+    )
+
+
+def over_seeds(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return number(None)
+    mean = number(float(np.mean(known)), digits)
+    return mean if len(values) == 1 else f"{mean} ({', '.join(number(value, digits) for value in values)})"
+
+
+def differences(outcomes: Sequence[Outcome], axis: Axis) -> Table:
+    """Arms of one round less the first arm and less the prompted base; the mean over the seeds that all arms have."""
+    mine = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
+    names = list(dict.fromkeys(o.cell.arm.name for o in mine))
+    seeds = [seed for seed in dict.fromkeys(o.cell.seed for o in mine) if all(_at(mine, name, seed) for name in names)]
+    last = min((len(o.rounds) for o in mine if o.cell.seed in seeds), default=0)
+    title, columns = f"Round {last} of every arm, less one another", ["arm", SHIFT[axis], PRICE[axis]]
+    if not seeds or len(names) < 2:
+        return Table(title, columns, [], "Fewer than two arms have a scored round at one seed.")
+    found = [_figures([o for o in mine if o.cell.seed == seed], names, last, axis) for seed in seeds]
+    shift, price = (np.mean([one[part] for one in found], axis=0) for part in (0, 1))
+    shown = [*(["prompted"] if len(shift) > 1 + len(names) else []), *names]
+    others = [name for name in ("prompted", names[0]) if name in shown]
+    lines = []
+    for index, name in enumerate(shown, start=1):
+        cells = [name, _show(shift[index]), _show(price[index])]
+        for other in others:
+            place = 1 + shown.index(other)
+            cells += ["", ""] if place == index else [_show(part[index] - part[place]) for part in (shift, price)]
+        lines.append(cells)
+    columns += [f"{word} less {other}'s" for other in others for word in (SHIFT[axis], PRICE[axis])]
+    return Table(
+        title,
+        columns,
+        lines,
+        f"Healed students against the base; the mean of seeds {', '.join(map(str, seeds))}. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms and seeds: "
+        "of these training runs, what other seeds would give is not in them. prompted: the original model under the trait's system prompt.",
+    )
+
+
+def _at(outcomes: Sequence[Outcome], name: str, seed: int) -> Outcome | None:
+    return next((o for o in outcomes if (o.cell.arm.name, o.cell.seed) == (name, seed)), None)
+
+
+def _figures(outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """shift and price [base, the prompted base if it was scored, an arm each; 1 + draws] of one seed."""
+    by_name = {o.cell.arm.name: o for o in outcomes}
+    first = by_name[names[0]]
+    begin, settings = first.rounds[0], first.cell.config.eval
+    at: list[Point] = [
+        ((0, 1.0), begin.answers[line.name], texts_of(begin.generations[line.name]))
+        for stage in ("base", "prompted")
+        for line in begin.scores.conditions
+        if line.stage == stage
+    ]
+    for name in names:
+        r = by_name[name].rounds[last - 1]
+        line = next(line for line in r.scores.conditions if line.stage == "healed" and line.headline)
+        at.append(((last, 1.0), r.answers[line.name], texts_of(r.generations[line.name])))
+    keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
+    return shift_and_price(at, axis, settings.bootstrap, 0, keep)
+
+
+def _show(values: np.ndarray) -> str:
+    """The data's value with the interval of its resamples; no interval where some resample is undefined."""
+    if not np.isfinite(values[0]):
+        return number(None)
+    low, high = np.quantile(values[1:], [TAIL, 1 - TAIL])
+    return show(Estimate(float(values[0]), (float(low), float(high)) if np.isfinite([low, high]).all() else None))
