@@ -17,6 +17,7 @@ from evals.free_answer import key_of, valid
 from evals.instrument import FOUNDATIONS, Renderer, orders
 from evals.vignettes import human
 from shared.records import Vignette
+from shared.seeds import seed_of
 
 if TYPE_CHECKING:
     from gen.engine.engine import Engine, Output, Request
@@ -153,7 +154,7 @@ class _Asking:
             read.think,
             read.temperature,
             top_k=read.top_k,
-            seed=_seed(read.seed, cell.vignette.id, cell.order, cell.sample),
+            seed=seed_of(read.seed, cell.vignette.id, cell.order, cell.sample),
             min_tokens=0 if read.stop else read.think,
             stop_ids=self._renderer.stop_ids,
             **self._steering(cell),
@@ -254,7 +255,3 @@ def row(
 
 def _text(texts: Sequence[str]) -> str | list[str]:
     return texts[0] if len(texts) == 1 else list(texts)
-
-
-def _seed(seed: int, name: str, order: int, sample: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}\0{order}\0{sample}".encode()).digest()[:4]) >> 1

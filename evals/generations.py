@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from shared.config import Config
 from shared.console import counting
 from shared.errors import SteerHealError
 from shared.records import Prompt, data_file, read_jsonl
+from shared.seeds import seed_of
 from shared.text import distinct_n, loop_share
 from shared.traits import Trait
 
@@ -111,7 +111,7 @@ def generate(
                 config.eval.generation_tokens,
                 config.sweep.temperature,
                 config.sweep.top_p,
-                int.from_bytes(hashlib.sha256(f"{config.seed}\0{prompt.id}\0{sample}".encode()).digest()[:4]) >> 1,
+                seed_of(config.seed, prompt.id, sample),
                 condition.vector,
                 condition.coefficient,
                 condition.positions,

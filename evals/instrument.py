@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from shared.chat import assistant_close, assistant_open, render_text
+from shared.chat import assistant_close, assistant_open, end_of_turn, render_text
 from shared.errors import SteerHealError
 from shared.records import Record, data_file
 from shared.strict import parse
@@ -122,8 +122,10 @@ class Renderer:
         nudge = self._without_bos(assistant_open(tokenizer, instrument.nudge, **template))
         self.suffix = self._ids(instrument.think_close + assistant_close(tokenizer, **template) + nudge)
         close = self._ids(instrument.think_close)
+        # a turn may end with another token than a text does, and vLLM stops at both
+        ends = (tokenizer.eos_token_id, end_of_turn(tokenizer, **template))
         self.stop_ids = [
-            *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []),
+            *dict.fromkeys(token for token in ends if token is not None),
             *(close if len(close) == 1 else []),
         ]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from shared.errors import SteerHealError
 from shared.records import Prompt
+from shared.seeds import seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,7 @@ def rows_of(index: int, prompt: Prompt, coefficients: Sequence[float], samples: 
     for coefficient in coefficients:
         for sample in range(samples):
             key = f"{name_of(index, prompt)}/{coefficient:g}/{sample}"
-            hashed = int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4]) >> 1
-            yield Planned(key, index, prompt, coefficient, sample, hashed)
+            yield Planned(key, index, prompt, coefficient, sample, seed_of(seed, key))
 
 
 def windows(rows: Iterable[Planned], size: int) -> Iterator[list[Planned]]:

@@ -21,6 +21,9 @@ Dose = Literal["grid", "walk"]
 # arguments of rendering that are no variables of a template
 RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding", "prompt", "return_assistant_tokens_mask", "return_dict", "return_tensors", "system", "tokenize", "tokenizer", "truncation", "turns"}  # fmt: skip
 
+# where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
+PLACE = {"model.gpu_memory", "train.report_to"}
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)

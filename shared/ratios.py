@@ -1,8 +1,8 @@
 """Benchmarks as ratios: two sides timed in turn on one machine, a median with its interval, and the file that keeps them.
 
 A ratio is taken per round, over two times of the same round, so that a machine that slows down slows both. Stored are the
-median over the rounds and a 95 % percentile-bootstrap interval of that median, or under five rounds their range. A bound "at
-most X" is met when the low end of the interval is within X, "at least X times faster" when the median reaches X.
+median over the rounds and a 95 % percentile-bootstrap interval of that median, or under five rounds their range. A bound is met when
+the median is within it: by the interval's near end, a measurement would pass more easily the noisier it is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from shared.publish import write_json
 from shared.run import hardware, versions
 from shared.strict import parse
 
+SAME = ("processor", "cores", "gpu")  # by which two machines are told apart
 FEW = 5  # values, below which a bootstrap says no more than the range
 
 
@@ -95,11 +96,11 @@ def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def met(median: float, low: float | None, bound: float | None, faster: bool) -> bool | None:
-    """Whether a bound stands, by the module's rules; None without a bound, or for an upper one without an interval."""
-    if bound is None or (low is None and not faster):
+def met(median: float, bound: float | None, faster: bool) -> bool | None:
+    """Whether a bound stands, by the module's rule; None without a bound."""
+    if bound is None:
         return None
-    return median >= bound if faster or low is None else low <= bound
+    return median >= bound if faster else median <= bound
 
 
 def ratio(
@@ -129,16 +130,25 @@ def record(
         "n": len(values),
         "what": what,
         "bound": bound,
-        "met": met(statistics.median(values), low, bound, faster),
+        "met": met(statistics.median(values), bound, faster),
     }
 
 
 def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed: dict[str, str]) -> None:
-    """Put ratios into a benchmark file: other benchmarks' stay, machine and versions become this run's.
+    """Put ratios into a benchmark file: other benchmarks' stay, and versions become this run's.
 
-    A version that this run did not see stays too: of what another benchmark compared with.
+    A version that this run did not see stays too: of what another benchmark compared with. Raises SteerHealError where other ratios
+    are another machine's.
     """
     found = read(out) if out.exists() else {"versions": {}, "ratios": {}}
+    here, there = ([of.get(name) for name in SAME] for of in (machine, found.get("machine") or machine))
+    if here != there and set(found["ratios"]) - set(ratios):
+        raise SteerHealError(
+            "a benchmark file is of another machine",
+            given=f"{out}: {there}, and here {here}",
+            expected="one machine a file",
+            next="file these with --out elsewhere, or remove that file and run make bench",
+        )
     merged = {name: {**found[name], **new} for name, new in {"versions": installed, "ratios": ratios}.items()}
     write_json(out, {"machine": machine, **merged})
 

@@ -99,7 +99,8 @@ def contained(folder: Path) -> None:
 def open_run(folder: Path, config: Path | None = None, overrides: str | None = None, rebuild: bool = False) -> Run:
     """Open a run, or begin it when it has no configuration yet and one is given.
 
-    A configuration that differs from the frozen one is refused with the differences; with rebuild it replaces it.
+    A configuration that differs from the frozen one is refused with the differences; with rebuild it replaces it, and so it does
+    where it differs in configuration.PLACE alone.
     """
     frozen = folder / "config.toml"
     contained(folder)
@@ -118,7 +119,8 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
         run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
         old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
-        changed = [f"{key} = {new[key]!r} (was {old[key]!r})" for key in new if new[key] != old[key]]
+        differing = [key for key in new if new[key] != old[key]]
+        changed = [f"{key} = {new[key]!r} (was {old[key]!r})" for key in differing if key not in configuration.PLACE]
         if changed and not rebuild:
             raise SteerHealError(
                 f"the configuration differs from the one frozen in {frozen}",
@@ -126,7 +128,7 @@ def open_run(folder: Path, config: Path | None = None, overrides: str | None = N
                 expected="the frozen configuration",
                 next=f"keep both: make round RUN={folder}-2 ...; or replace this run's: the same command with REBUILD=1",
             )
-        if not changed:
+        if not differing:
             run.release()
             return run
         run.hold()

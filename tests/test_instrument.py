@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +91,18 @@ def test_malformed_instruments_are_refused(tmp_path: Path, change: dict[str, obj
     (tmp_path / "i.json").write_text(json.dumps({**raw, **change}))
     with pytest.raises(SteerHealError):
         load_instrument(str(tmp_path / "i.json"))
+
+
+def test_a_thought_ends_where_a_turn_ends_and_where_a_text_ends(tokenizer: Any) -> None:
+    """As with Gemma, whose end of a turn is not its end of a text."""
+    renderer = Renderer(tokenizer, load_instrument("embedded"), {})
+    turn, text = (tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>"))
+    assert renderer.stop_ids[0] == turn == tokenizer.eos_token_id and len(set(renderer.stop_ids)) == len(
+        renderer.stop_ids
+    )
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|endoftext|>"
+    assert {turn, text} <= set(Renderer(other, load_instrument("embedded"), {}).stop_ids)
 
 
 def test_labels_of_two_tokens_are_refused(tokenizer: object) -> None:

@@ -37,6 +37,14 @@ def make(stage: Stage, content: str = "x") -> None:
     stage.finish(IDENTITY, rows=1)
 
 
+def test_what_changes_no_row_may_change_in_a_run_that_has_begun(run: Run) -> None:
+    found = open_run(run.folder, CONFIG, "model.gpu_memory=0.5")
+    assert found.config.model.gpu_memory == 0.5 and open_run(run.folder).config.model.gpu_memory == 0.5
+    with pytest.raises(SteerHealError, match="differs") as refused:
+        open_run(run.folder, CONFIG, "model.gpu_memory=0.4 train.lam=0.9")
+    assert "gpu_memory" not in str(refused.value.given) and open_run(run.folder).config.model.gpu_memory == 0.5
+
+
 def test_configuration_is_frozen(run: Run) -> None:
     assert open_run(run.folder).config == run.config
     assert open_run(run.folder, CONFIG, "").config == run.config

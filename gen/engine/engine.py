@@ -259,6 +259,7 @@ class Engine:
 
     def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         extra: dict[str, Any] | None = None
         if request.vector is not None:
@@ -282,6 +283,7 @@ class Engine:
             detokenize=not request.tail,  # the places of cached tokens hold no valid ids
             logprob_token_ids=list(request.label_ids) or None,
             extra_args=extra,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # else every step makes an object a running request
         )
 
 

@@ -7,7 +7,6 @@ runs unsteered: it is refused.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,14 +51,11 @@ class Registry:
                 "more vectors than slots",
                 given=f"{name} beside {', '.join(sorted(self.loaded))}",
                 expected=f"at most {self.slots}",
-                next="unload a vector, or start the engine with more slots",
+                next="name fewer vectors, or give the engine more slots",
             )
-        content = hashlib.sha256()
-        for layer, values in sorted(vector.layers.items()):
-            content.update(f"{layer}\0".encode() + values.tobytes())
         self.loaded[name] = Loaded(
             free,
-            content.hexdigest()[:16],
+            vector.digest()[:16],
             max(float(np.abs(values).max()) for values in vector.layers.values()),
             vector.metadata.get("positions", "all"),
         )
