@@ -20,7 +20,8 @@ from shared.records import Vignette
 from shared.seeds import seed_of
 
 if TYPE_CHECKING:
-    from gen.engine.engine import Engine, Output, Request
+    from gen.engine.engine import Engine
+    from gen.engine.sampling import Output, Request
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class _Asking:
         self.thoughts: list[list[int]] = [[] for _ in cells]
 
     def first(self, cell: Cell) -> Request:
-        from gen.engine.engine import Request
+        from gen.engine.sampling import Request
 
         read = self._read
         if not read.think:
@@ -161,7 +162,7 @@ class _Asking:
         )
 
     def then(self, index: int, done: Sequence[Output]) -> Request | None:
-        from gen.engine.engine import Request
+        from gen.engine.sampling import Request
 
         cell, read = self._cells[index], self._read
         if len(done) == read.thoughts:
@@ -174,7 +175,7 @@ class _Asking:
         return None
 
     def _answer(self, cell: Cell, thought: Sequence[int]) -> Request:
-        from gen.engine.engine import Request
+        from gen.engine.sampling import Request
 
         return Request(
             self._renderer.answer(cell.question, thought, self._read.stop),

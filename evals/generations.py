@@ -91,7 +91,7 @@ def generate(
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """Sample every held-out prompt under every condition; a prompt's seed is the same under all of them."""
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     cells = [
         (condition, prompt, sample)

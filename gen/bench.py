@@ -35,7 +35,7 @@ from shared.traits import load_trait
 from shared.vectors import Vector
 
 if TYPE_CHECKING:
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
 # What configs/smollm2.toml samples with: its dtype, temperature, layers and coefficients, and the unsteered ones of round 1.
 DTYPE, TEMPERATURE, LAYERS, COEFFICIENTS = "float32", 0.9, range(14, 16), (0.0, 0.75, 1.0, 1.5, 2.0)
@@ -73,7 +73,7 @@ class Bench:
 
     def sweep(self, prompts: int, coefficients: Sequence[float], sampling: baselines.Sampling) -> list[Request]:
         """Every prompt at every coefficient, each request with a seed of its own; coefficient 0 is unsteered, as in gen.sweep."""
-        from gen.engine.engine import Request
+        from gen.engine.sampling import Request
 
         return [
             Request(

@@ -15,7 +15,8 @@ from shared.records import Completion
 from shared.vectors import Vector
 
 if TYPE_CHECKING:
-    from gen.engine.engine import Engine, Output
+    from gen.engine.engine import Engine
+    from gen.engine.sampling import Output
 
 
 class Sampler:
@@ -30,7 +31,7 @@ class Sampler:
 
     def __call__(self, rows: Sequence[Planned], advance: Callable[[float, int], None]) -> list[Completion]:
         """The completions of planned rows, in their order; advance(rows, tokens) as parts of them are done."""
-        from gen.engine.engine import Request
+        from gen.engine.sampling import Request
 
         neutral: list[list[int]] = []
         towards: list[list[int]] = []

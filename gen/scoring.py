@@ -41,7 +41,7 @@ def score(
     cached: prompts may come from the prefix cache, which pays where each has many completions. It moves the last digits with what ran
     before, so that a sweep, which must resume to the same bytes, goes without.
     """
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     full = [index for index, completion in enumerate(completions) if len(completion)]
     requests = [

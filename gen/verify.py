@@ -70,7 +70,7 @@ def hooked(model: Model, vector: Vector, coefficient: float, dtype: str, prompt:
 
 def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[Any]:
     """Prompt log-probabilities of (prompt, coefficient) in one batch; None is unsteered."""
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     requests = [Request(ids, score=True, vector=None if c is None else "v", coefficient=c or 0.0) for ids, c in asks]
     return [output.prompt_logprobs for output in engine.run(requests)]
@@ -78,7 +78,7 @@ def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[An
 
 def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence[list[int]]) -> list[Check]:
     """What steering does in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     tolerance, own = TOLERANCE[dtype], prompts[0]
     plain, steered = scored(engine, (own, None))[0], scored(engine, (own, 1.0))[0]
@@ -116,7 +116,7 @@ def stock(engine: Engine, prompt: Sequence[int]) -> Check:
 
 def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
     """Steered over stock, in pairs in turn; eager engines only. Each prompt once: of equal ones the stock engine would cache."""
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     def seconds(patched: bool) -> float:
         engine.patch(patched)

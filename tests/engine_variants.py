@@ -46,7 +46,7 @@ def build(**options: Any) -> Any:
 
 def compare(engine: Any, oracle: Any, prompts: list[list[int]]) -> dict[str, Any]:
     """Largest gap to HF in nats over all generated tokens, and how many greedy tokens agree, in one mixed batch."""
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     cases = [(ids, c, p) for ids in prompts for c in (0.0, 0.5, 2.0) for p in ("all", "generated")]
     outputs = engine.run(
@@ -73,7 +73,7 @@ def v2(folder: Path) -> dict[str, Any]:
     interpret_triton()
     from hooked import Hooked
 
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     engine, vector, weights = build(max_num_batched_tokens=64, max_num_seqs=24)
     oracle = Hooked(weights, vector)
@@ -100,7 +100,7 @@ def v2(folder: Path) -> dict[str, Any]:
 def preempted(folder: Path) -> dict[str, Any]:
     from hooked import Hooked
 
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     engine, vector, weights = build(num_gpu_blocks_override=8, max_num_seqs=8, max_model_len=128)
     oracle = Hooked(weights, vector)
@@ -132,7 +132,7 @@ def adapter(folder: Path) -> dict[str, Any]:
     """folder holds a PEFT adapter, adapter/, and the same student merged in fp32, merged/."""
     from hooked import Hooked
 
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
     from gen.students import Student
     from gen.students import student as student_of
     from shared.models import resolve
@@ -167,7 +167,7 @@ def adapter(folder: Path) -> dict[str, Any]:
 
 def exported(folder: Path) -> dict[str, Any]:
     """Log-probabilities of the prompts' own tokens under each export: name -> prompt -> nats."""
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
     from gen.students import Student
     from gen.students import student as student_of
     from shared.models import resolve

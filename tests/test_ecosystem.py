@@ -169,7 +169,7 @@ def test_turns_of_a_chat_are_continued_at_the_prefill(engine: Any, tokenizer: An
     """The slot of the template's own rendering, which is not the exact one: labels below the twentieth token are not seen."""
     from inspect_ai.model import get_model
 
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     chat = get_model("openai-api/steered/embedded", base_url=server.url, api_key="-")
     log = inspected(tmp_path, chat, items=1, debias="reversal", think=0)

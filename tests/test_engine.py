@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hooked import Hooked
 
-from gen.engine.engine import Engine, Request
+from gen.engine.engine import Engine
 from gen.engine.requests import Registry
+from gen.engine.sampling import Request
 from gen.students import Student
 from shared.chat import end_of_turn, render
 from shared.errors import SteerHealError

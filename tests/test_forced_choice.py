@@ -75,7 +75,7 @@ def test_sampled_thoughts_pool_to_the_mixture_over_all_thoughts(
     import torch
     from hooked import Hooked
 
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     samples, top_k, temperature = 64, 50, 1.3
     read, item = Read("reversal", 2, samples, temperature, top_k), vignettes[0]
@@ -113,7 +113,7 @@ def test_conditions_of_one_batch_do_not_touch_each_other(
 
 
 def test_a_tail_is_scored_as_in_the_whole_prompt(engine: Any) -> None:
-    from gen.engine.engine import Request
+    from gen.engine.sampling import Request
 
     prompt = list(range(100, 220))
     engine.reset_cache()

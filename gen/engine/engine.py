@@ -7,7 +7,7 @@ import itertools
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +15,11 @@ import numpy as np
 
 from gen.engine.options import lora_options, memory_options, platform_options, set_environment
 from gen.engine.requests import Registry
+from gen.engine.sampling import Output, Request, output_of, params_of
 from gen.students import Student
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.vectors import Vector
-
-
-@dataclass(frozen=True)
-class Request:
-    """One completion to sample, or one prompt to score.
-
-    coefficient is a multiple of the vector in `vector` (None: unsteered). positions 'all' or 'generated'; the latter
-    starts at the prompt's last token, which makes the first sampled token steered. steer_from, if given, is the first steered position.
-    min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token, tail for those of
-    the last so many alone, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
-    log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary.
-    """
-
-    prompt_ids: Sequence[int]
-    max_tokens: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    vector: str | None = None
-    coefficient: float = 0.0
-    positions: str = "all"
-    steer_from: int | None = None
-    min_tokens: int = 0
-    stop_ids: Sequence[int] = ()
-    score: bool = False
-    tail: int = 0
-    label_ids: Sequence[int] = ()
-    top_k: int = 0
-
-
-@dataclass(frozen=True)
-class Output:
-    """token_ids sampled; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats."""
-
-    token_ids: list[int]
-    text: str
-    finish_reason: str
-    prompt_logprobs: np.ndarray | None
-    label_logprobs: np.ndarray | None
 
 
 class Engine:
@@ -223,7 +185,7 @@ class Engine:
                     if not result.finished:
                         continue
                     index, request = running.pop(result.request_id)
-                    if (found := _output(result, request)) is None:
+                    if (found := output_of(result, request)) is None:
                         again = replace(request, score=True)
                         waiting.appendleft((index, again, self._checked(again)))
                         continue
@@ -242,7 +204,7 @@ class Engine:
         return outputs
 
     def _checked(self, request: Request) -> Any:
-        params = self._params(request)
+        params = params_of(request)
         self._registry.read(params.extra_args, len(request.prompt_ids))
         return params
 
@@ -256,52 +218,6 @@ class Engine:
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()
-
-    def _params(self, request: Request) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        extra: dict[str, Any] | None = None
-        if request.vector is not None:
-            extra = {
-                "steer_vector": request.vector,
-                "steer_coefficient": float(request.coefficient),
-                "steer_positions": request.positions,
-            }
-            if request.steer_from is not None:
-                extra["steer_from"] = request.steer_from
-        return SamplingParams(
-            max_tokens=request.max_tokens,
-            min_tokens=request.min_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed,
-            stop_token_ids=list(request.stop_ids) or None,
-            prompt_logprobs=0 if request.score or request.tail else None,
-            skip_reading_prefix_cache=request.score,
-            detokenize=not request.tail,  # the places of cached tokens hold no valid ids
-            logprob_token_ids=list(request.label_ids) or None,
-            extra_args=extra,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # else every step makes an object a running request
-        )
-
-
-def _output(result: Any, request: Request) -> Output | None:
-    """None where the cache held part of the tail, whose log-probabilities were then not computed."""
-    sampled = result.outputs[0]
-    scored = labels = None
-    if request.score or request.tail:
-        count = request.tail or len(request.prompt_ids) - 1
-        if not request.score and result.num_cached_tokens >= len(request.prompt_ids) - count:
-            return None
-        pairs = list(zip(request.prompt_ids[-count:], result.prompt_logprobs[-count:], strict=True))
-        if not request.score and not all(token in entry for token, entry in pairs):
-            return None
-        scored = np.array([entry[token].logprob for token, entry in pairs])
-    if request.label_ids:
-        labels = np.array([sampled.logprobs[0][token].logprob for token in request.label_ids])
-    return Output(list(sampled.token_ids), sampled.text, sampled.finish_reason, scored, labels)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gen.engine.engine import Request
+from gen.engine.sampling import Request
 
 
 @contextmanager
