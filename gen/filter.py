@@ -1,87 +1,31 @@
 """Keep the coherent completions that enact the trait; every rejection carries its reasons.
 
 Limits come from the unsteered completions of the original model, so that they travel between models. The filter needs no
-model: perplexity and trait_llr are in the rows.
+model: perplexity and trait_llr are in the rows. These are gone through twice and never held: once for the limits and for where
+each lies, once by key to be judged and written.
 """
 
 from __future__ import annotations
 
-import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gen.rules import Limits, judge, limits
+from gen.places import Places
+from gen.rules import Limits, Yardstick, judge, limits
+from gen.tally import Group, Tally
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import FilterConfig, resolve
 from shared.console import console, number, table
 from shared.errors import SteerHealError
-from shared.records import Completion, data_file, iterate_jsonl, read_jsonl, write_jsonl
+from shared.publish import hold, named
+from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
 from shared.run import Run, Stage
 from shared.vectors import Vector, load_vector
-
-
-def split(
-    rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig, trait: str
-) -> tuple[list[Completion], list[Completion]]:
-    """(kept, rejected), each sorted by key. Rows at coefficient 0 are the yardstick and are in neither, unless they are the source."""
-    why = judge(limits(unsteered, config), config, trait)
-    candidates = unsteered if config.source == "unsteered" else [row for row in rows if row.coefficient != 0]
-    judged = [row.model_copy(update={"reasons": why(row)}) for row in sorted(candidates, key=lambda row: row.key)]
-    return [row for row in judged if not row.reasons], [row for row in judged if row.reasons]
-
-
-@dataclass
-class Group:
-    """Sums over the completions of one coefficient; full are those with tokens, nll is in nats."""
-
-    n: int = 0
-    kept: int = 0
-    full: int = 0
-    tokens: int = 0
-    nll: float = 0.0
-    distinct_3: float = 0.0
-    trait_llr: float = 0.0
-
-
-class Tally:
-    """A sweep by coefficient: a few sums each, however many rows."""
-
-    def __init__(self) -> None:
-        self.groups: dict[float, Group] = {}
-
-    def add(self, row: Completion, kept: bool) -> None:
-        group = self.groups.setdefault(row.coefficient, Group())
-        group.n += 1
-        group.kept += kept
-        if row.perplexity is not None and row.distinct_3 is not None and row.trait_llr is not None:
-            group.full += 1
-            group.tokens += len(row.completion_ids)
-            group.nll += len(row.completion_ids) * math.log(row.perplexity)
-            group.distinct_3 += row.distinct_3
-            group.trait_llr += row.trait_llr
-
-    def lines(self, vector: Vector | None = None) -> list[dict[str, Any]]:
-        """By coefficient: n, kept, perplexity (exp of the token-weighted mean nll), mean distinct_3 and trait_llr, relative_dose."""
-        lines = []
-        for coefficient, group in sorted(self.groups.items()):
-            dose = list(vector.relative_dose(coefficient).values()) if vector else []
-            lines.append(
-                {
-                    "coefficient": coefficient,
-                    "n": group.n,
-                    "kept": group.kept,
-                    "perplexity": math.exp(group.nll / group.tokens) if group.full else None,
-                    "distinct_3": group.distinct_3 / group.full if group.full else None,
-                    "trait_llr": group.trait_llr / group.full if group.full else None,
-                    "relative_dose": float(np.mean(dose)) if dose else None,
-                }
-            )
-        return lines
 
 
 def tally(
@@ -113,16 +57,8 @@ def by_coefficient(
     return tally(rows, unsteered, limits(unsteered, config), config, trait).lines(vector)
 
 
-def show(
-    rows: Iterable[Completion],
-    unsteered: Iterable[Completion],
-    limit: Limits,
-    config: FilterConfig,
-    trait: str,
-    vector: Vector | None,
-) -> Tally:
-    """The sweep's table at the terminal, each iterable gone through once; returns what it shows."""
-    found = tally(rows, unsteered, limit, config, trait)
+def show(found: Tally, limit: Limits, config: FilterConfig, vector: Vector | None) -> None:
+    """The sweep's table at the terminal."""
     names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
     role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
     table(
@@ -130,16 +66,75 @@ def show(
         ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
         [[f"{line['coefficient']:g}", *[line[name] for name in names]] for line in found.lines(vector)],
     )
-    return found
 
 
-def refuse_starvation(kept: Sequence[Completion], rejected: Sequence[Completion], config: FilterConfig) -> None:
+@dataclass(frozen=True)
+class Source:
+    """A file of sweep rows, and the command that makes it, for errors."""
+
+    path: Path
+    made_by: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """What became of the candidates: how many there are and how many were kept by coefficient, and how often each rule rejected.
+
+    tally is of the whole sweep, with the control.
+    """
+
+    limit: Limits
+    tally: Tally = field(default_factory=Tally)
+    per: Counter[float] = field(default_factory=Counter)
+    alive: Counter[float] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kept(self) -> int:
+        return self.alive.total()
+
+    @property
+    def rejected(self) -> int:
+        return self.per.total() - self.kept
+
+
+@contextmanager
+def split(
+    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: tuple[Path, Path]
+) -> Iterator[Split]:
+    """Write the kept and the rejected rows, each file sorted by key; both appear when the context ends, and neither where it raises.
+
+    Rows at coefficient 0 are the yardstick and are in neither, unless they are the source: then no others are.
+    """
+    yardstick, places = Yardstick(), Places()
+    for source in dict.fromkeys([sweep, unsteered]):
+        for _, begin, row in placed_jsonl(source.path, Completion, made_by=source.made_by):
+            if source == (sweep if row.coefficient else unsteered):
+                places.add(row.key, source.path, begin)
+                if not row.coefficient:
+                    yardstick.add(row)
+    found, steered = Split(yardstick.limits(config)), config.source == "steered"
+    why = judge(found.limit, config, trait)
+    with writing_jsonl(outputs[1]) as reject, writing_jsonl(outputs[0]) as keep:
+        for row in places:
+            if row.coefficient and not steered:
+                found.tally.add(row, False)
+                continue
+            reasons = why(row)
+            found.tally.add(row, not reasons)
+            if bool(row.coefficient) == steered:
+                found.per[row.coefficient] += 1
+                found.alive[row.coefficient] += not reasons
+                found.causes.update(reason.partition(":")[0] for reason in reasons)
+                (reject if reasons else keep)(row.model_copy(update={"reasons": reasons}))
+        yield found
+
+
+def refuse_starvation(found: Split, config: FilterConfig) -> None:
     """Raise when too few rows are left to train on, with the counts and what to lower."""
-    if len(kept) >= config.min_kept:
+    if found.kept >= config.min_kept:
         return
-    per = Counter(row.coefficient for row in [*kept, *rejected])
-    alive = Counter(row.coefficient for row in kept)
-    causes = Counter(reason.partition(":")[0] for row in rejected for reason in row.reasons)
+    per, causes = found.per, found.causes
     knob = {
         "perplexity": "raise filter.perplexity_ratio",
         "perplexity_last_quarter": "raise filter.last_quarter_ratio",
@@ -149,28 +144,42 @@ def refuse_starvation(kept: Sequence[Completion], rejected: Sequence[Completion]
         "loop": "raise filter.max_loop_share",
     }
     advice = [knob[cause] for cause, _ in causes.most_common() if cause in knob][:2]
-    few = sum(per.values()) < config.min_kept  # even keeping all of them would not do
+    few = per.total() < config.min_kept  # even keeping all of them would not do
     more = "sample more (more prompts, sweep.samples) or lower filter.min_kept; " if few else ""
     raise SteerHealError(
         "the filter starved: too few completions are left to train on",
-        given=f"{len(kept)} kept; "
-        + ", ".join(f"{alive[c]}/{per[c]} at coefficient {c:g}" for c in sorted(per))
+        given=f"{found.kept} kept; "
+        + ", ".join(f"{found.alive[c]}/{per[c]} at coefficient {c:g}" for c in sorted(per))
         + f"; rejected for {', '.join(f'{name} ({count})' for name, count in causes.most_common())}",
         expected=f"at least {config.min_kept} (filter.min_kept)",
         next=f"{more}lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {' or '.join(advice) or 'lower filter.min_kept'}; in a run by SET with a new RUN or REBUILD=1, on plain files by --set",
     )
 
 
-def report_reasons(kept: Sequence[Completion], rejected: Sequence[Completion]) -> None:
-    causes = Counter(reason.partition(":")[0] for row in rejected for reason in row.reasons)
+def report_reasons(found: Split) -> None:
     console.print(
-        f"kept {len(kept)} of {len(kept) + len(rejected)}; rejected for "
-        + (", ".join(f"{name} {count}" for name, count in causes.most_common()) or "nothing")
+        f"kept {found.kept} of {found.per.total()}; rejected for "
+        + (", ".join(f"{name} {count}" for name, count in found.causes.most_common()) or "nothing")
     )
-    if kept:
-        console.print(
-            f"mean coefficient of the kept {number(float(np.mean([row.coefficient for row in kept])))}, of the sweep {number(float(np.mean([row.coefficient for row in [*kept, *rejected]])))}"
-        )
+    if found.kept:
+        kept, every = (sum(c * n for c, n in counts.items()) / counts.total() for counts in (found.alive, found.per))
+        console.print(f"mean coefficient of the kept {number(kept)}, of the sweep {number(every)}")
+
+
+def separate(
+    sweep: Source,
+    unsteered: Source,
+    config: FilterConfig,
+    trait: str,
+    outputs: tuple[Path, Path],
+    vector: Vector | None = None,
+) -> Split:
+    """`split`, shown at the terminal. Raises SteerHealError, with nothing written, when too few rows are kept."""
+    with split(sweep, unsteered, config, trait, outputs) as found:
+        show(found.tally, found.limit, config, vector)
+        report_reasons(found)
+        refuse_starvation(found, config)
+    return found
 
 
 def unsteered_of(run: Run) -> list[Completion]:
@@ -185,13 +194,13 @@ def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
 
 def stage(run: Run, index: int, rebuild: bool) -> None:
     folder, config = run.round(index), run.config.filter
-    outputs = [folder / "kept.jsonl", folder / "rejected.jsonl"]
+    outputs = (folder / "kept.jsonl", folder / "rejected.jsonl")
     job = Stage(
         run,
         index,
         "filter",
         settings={"filter": config.model_dump()},
-        outputs=outputs,
+        outputs=list(outputs),
         rebuild=rebuild,
         inputs={
             "sweep": folder / "sweep.jsonl",
@@ -203,20 +212,32 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
         return
     vector = load_vector(folder / "vector.safetensors")
     original = vector.origin
-    rows = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={index} RUN={run.folder}")
-    unsteered = unsteered_of(run)
-    kept, rejected = split(rows, unsteered, config, run.config.vector.trait)
-    show(rows, unsteered, limits(unsteered, config), config, run.config.vector.trait, vector)
-    report_reasons(kept, rejected)
-    refuse_starvation(kept, rejected, config)
-    write_jsonl(outputs[0], kept)
-    write_jsonl(outputs[1], rejected)
-    job.finish(
-        original,
-        kept=len(kept),
-        rejected=len(rejected),
-        reasons=dict(Counter(reason.partition(":")[0] for row in rejected for reason in row.reasons)),
+    sweep, unsteered = (
+        Source(run.round(number_) / "sweep.jsonl", f"make round N={number_} RUN={run.folder}") for number_ in (index, 1)
     )
+    found = separate(sweep, unsteered, config, run.config.vector.trait, outputs, vector)
+    job.finish(original, kept=found.kept, rejected=found.rejected, reasons=dict(found.causes))
+
+
+def named_after(out: Path) -> tuple[Path, Path]:
+    """The files of the kept and of the rejected rows: kept.jsonl and rejected.jsonl of a folder, or a file and one named after it."""
+    kept = out if out.suffix and not out.is_dir() else out / "kept.jsonl"
+    named(kept, ".jsonl")
+    return kept, kept.with_name("rejected.jsonl" if kept.name == "kept.jsonl" else f"{kept.stem}.rejected.jsonl")
+
+
+def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise SteerHealError for a file to write that is an input or another output, by whatever name."""
+    for index, out in enumerate(outputs):
+        for other in (*inputs, *outputs[:index]):
+            there = os.path.exists(out) and os.path.exists(other)
+            if os.path.realpath(out) == os.path.realpath(other) or (there and os.path.samefile(out, other)):
+                raise SteerHealError(
+                    "a file would be written over another of the same command",
+                    given=" = ".join(dict.fromkeys(map(str, (out, other)))),
+                    expected="--out with files of its own",
+                    next="name another --out",
+                )
 
 
 def main() -> None:
@@ -226,7 +247,7 @@ def main() -> None:
     files.add_argument(
         "--out",
         type=Path,
-        help="folder for kept.jsonl and rejected.jsonl, or the file of the kept rows (the rejected go beside it)",
+        help="folder for kept.jsonl and rejected.jsonl, or NAME.jsonl for the kept rows and NAME.rejected.jsonl for the rejected",
     )
     files.add_argument(
         "--unsteered",
@@ -239,22 +260,16 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "in_", "out")
+    outputs = named_after(arguments.out)
+    refuse_overwriting(outputs, [arguments.in_, *([arguments.unsteered] if arguments.unsteered else [])])
+    for path in outputs:
+        hold(path)
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
-    rows = read_jsonl(arguments.in_, Completion, made_by="python -m gen.sweep --help")
-    yardstick = (
-        rows
-        if arguments.unsteered is None
-        else read_jsonl(arguments.unsteered, Completion, made_by="python -m gen.sweep --coefficients 0 ...")
-    )
-    unsteered = [row for row in yardstick if row.coefficient == 0]
-    kept, rejected = split(rows, unsteered, config.filter, config.vector.trait)
-    show(rows, unsteered, limits(unsteered, config.filter), config.filter, config.vector.trait, None)
-    report_reasons(kept, rejected)
-    refuse_starvation(kept, rejected, config.filter)
-    kept_path = arguments.out if arguments.out.suffix == ".jsonl" else arguments.out / "kept.jsonl"
-    write_jsonl(kept_path, kept)
-    write_jsonl(kept_path.with_name("rejected.jsonl"), rejected)
-    console.print(f"wrote {kept_path} and {kept_path.with_name('rejected.jsonl')}")
+    sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
+    if arguments.unsteered:
+        unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
+    separate(sweep, unsteered, config.filter, config.vector.trait, outputs)
+    console.print(f"wrote {outputs[0]} and {outputs[1]}")
 
 
 if __name__ == "__main__":

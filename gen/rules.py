@@ -25,6 +25,8 @@ NARRATION = re.compile(
     re.IGNORECASE,
 )
 
+APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc", "'"))  # typographic ones, as many models write
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -107,10 +109,10 @@ def reasons(
         found.append(f"distinct_3: {row.distinct_3:.3f}, at least {limit.distinct_3:.3f}")
     if (share := loop_share(row.completion_ids)) > config.max_loop_share:
         found.append(f"loop: {share:.2f} of the tokens, at most {config.max_loop_share:.2f}")
-    if match := REFUSAL.search(row.text):
-        found.append(f"refusal: {match.group()!r}")
-    if match := next((hit for pattern in (NARRATION, *narration) if (hit := pattern.search(row.text))), None):
-        found.append(f"narrated: {match.group()!r}")
+    texts = dict.fromkeys([row.text.translate(APOSTROPHES), row.text])  # as written too, as a trait's pattern may be
+    for rule, patterns in (("refusal", (REFUSAL,)), ("narrated", (NARRATION, *narration))):
+        if match := next((hit for pattern in patterns for text in texts if (hit := pattern.search(text))), None):
+            found.append(f"{rule}: {match.group()!r}")
     if not row.trait_llr >= limit.trait_llr:
         found.append(f"trait_llr: {row.trait_llr:+.3f}, at least {limit.trait_llr:+.3f}")
     return found

@@ -24,7 +24,7 @@ from shared.config import resolve
 from shared.console import console, progress
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
-from shared.publish import hold
+from shared.publish import hold, named
 from shared.records import Completion, data_file, iterate_jsonl
 from shared.run import Run, Stage
 from shared.sets import names_set, set_folder
@@ -74,14 +74,10 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         walking.show(walked, config.sweep.survival, config.sweep.dose_ceiling)
     if len(yardstick):
         unsteered = job.frozen() if job.frozen else keep.unsteered_in(job.out, "the same command")
-        keep.show(
-            iterate_jsonl(job.out, Completion, made_by="the same command"),
-            unsteered,
-            yardstick.limits(config.filter),
-            config.filter,
-            config.vector.trait,
-            job.vector,
-        )
+        made = iterate_jsonl(job.out, Completion, made_by="the same command")
+        limit = yardstick.limits(config.filter)
+        judged = keep.tally(made, unsteered, limit, config.filter, config.vector.trait)
+        keep.show(judged, limit, config.filter, job.vector)
     else:
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
@@ -217,6 +213,9 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "vector", "prompts", "out")
+    out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
+    named(out, ".jsonl")
+    keep.refuse_overwriting([out], [Path(arguments.prompts), arguments.vector])
     given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
     settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]
     config = resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *settings]))[0]
@@ -230,7 +229,6 @@ def main() -> None:
     model = resolve_model(arguments.model, config.model.revision)
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
-    out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
     hold(out)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,20 +28,16 @@ class Record(BaseModel):
     version: Literal[1] = 1
 
 
-class Prompt(Record):
-    """A prompt: one user message, or the messages of a conversation that ends with the user's turn."""
+class Asked(Record):
+    """What a model is asked: one user message, or the messages of a conversation that ends with the user's turn."""
 
-    id: str | None = None
-    genre: str | None = None
-    domain: str | None = None
-    kind: str | None = None
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
 
     @model_validator(mode="after")
-    def _one_of(self) -> Prompt:
+    def _one_of(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("a prompt row has either prompt or messages")
+            raise ValueError(f"a {type(self).__name__.lower()} row has either prompt or messages")
         if self.messages is not None and not (
             self.messages
             and all({"role", "content"} <= turn.keys() for turn in self.messages)
@@ -52,6 +49,15 @@ class Prompt(Record):
     @property
     def turns(self) -> list[dict[str, str]]:
         return self.messages if self.messages is not None else [{"role": "user", "content": self.prompt or ""}]
+
+
+class Prompt(Asked):
+    """A prompt of a set; genre and domain are strata."""
+
+    id: str | None = None
+    genre: str | None = None
+    domain: str | None = None
+    kind: str | None = None
 
 
 class Completion(Record):
@@ -72,11 +78,9 @@ class Completion(Record):
     reasons: list[str] = []
 
 
-class Pair(Record):
+class Pair(Asked):
     """Training data from elsewhere: prompt (or messages) and completion as text."""
 
-    prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
     completion: str
 
 
@@ -127,8 +131,8 @@ def data_file(name: str, embedded: str) -> Path:
     return DATA / embedded if name == "embedded" else Path(name)
 
 
-def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, Row]]:
-    """Every row with its line number from 1, read and validated as it is asked for, so that no file is too long.
+def placed_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, int, Row]]:
+    """Every row behind its line number from 1 and the byte that it begins at, read and validated as it is asked for.
 
     made_by is the command that makes the file, for the error. Raises SteerHealError for a missing or empty file and a bad line.
     """
@@ -145,9 +149,10 @@ def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tupl
             expected=f"a JSONL file of {row.__name__} rows",
             next=made_by,
         ) from None
-    found = False
+    found, end = False, 0
     with handle:
         for index, line in enumerate(handle, start=1):
+            begin, end = end, end + len(line)
             if not line.strip():
                 continue
             try:
@@ -163,7 +168,7 @@ def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tupl
                     next=f"mend or remove the line, or make the file again: {made_by}",
                 ) from None
             found = True
-            yield index, value
+            yield index, begin, value
     if not found:
         raise SteerHealError("a JSONL file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
 
@@ -173,10 +178,14 @@ def _needed(row: type[Record]) -> str:
     return f": {', '.join(names)}" if names else ""
 
 
+def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, Row]]:
+    """The rows of `placed_jsonl` with their line numbers alone."""
+    return ((line, value) for line, _, value in placed_jsonl(path, row, made_by=made_by))
+
+
 def iterate_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[Row]:
-    """The rows of `numbered_jsonl` without their numbers."""
-    for _, value in numbered_jsonl(path, row, made_by=made_by):
-        yield value
+    """The rows of `placed_jsonl` alone, so that no file is too long."""
+    return (value for *_, value in placed_jsonl(path, row, made_by=made_by))
 
 
 def read_jsonl(path: Path, row: type[Row], *, made_by: str, may_be_empty: bool = False) -> list[Row]:
@@ -213,12 +222,23 @@ def problem_of(error: Exception) -> str:
     return str(error)
 
 
-def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
-    """Write rows atomically; numbers keep full precision and NaN is refused."""
+@contextmanager
+def writing_jsonl(path: Path) -> Iterator[Callable[[BaseModel | dict[str, Any]], object]]:
+    """Yield what writes a row; the file appears whole on success. Numbers keep full precision and NaN is refused."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        yield lambda row: handle.write(_line(row))
+
+
+def _line(row: BaseModel | dict[str, Any]) -> str:
+    value = row.model_dump() if isinstance(row, BaseModel) else row
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
+    """Write rows as `writing_jsonl` does."""
+    with writing_jsonl(path) as write:
         for row in rows:
-            value = row.model_dump() if isinstance(row, BaseModel) else row
-            handle.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+            write(row)
 
 
 def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:

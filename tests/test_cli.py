@@ -179,12 +179,28 @@ def test_a_folder_of_the_users_is_not_replaced(line: list[str], tmp_path: Path) 
     assert (mine / "thesis.txt").read_text() == "years"
 
 
-@pytest.mark.parametrize("stage", ["gen.extract", "evals.score"])
-def test_a_file_of_another_kind_is_not_overwritten(stage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["gen.extract", "--model", "embedded"],
+        ["gen.sweep", "--model", "embedded", "--vector", "v", "--prompts", "p", "--coefficients", "0"],
+        ["gen.filter", "--in", "sweep.jsonl"],
+        ["evals.score", "--model", "embedded"],
+    ],
+    ids=lambda line: line[0],
+)
+def test_a_file_of_another_kind_is_not_overwritten(line: list[str], tmp_path: Path) -> None:
     notes = tmp_path / "notes.md"
     notes.write_text("years")
-    done = command(stage, "--model", "embedded", "--out", notes)
+    done = command(*line, "--out", notes)
     assert done.returncode == 2 and "another ending" in done.stderr and notes.read_text() == "years", done.stderr
+
+
+def test_a_sweep_is_not_written_over_its_prompts(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "years"}\n')
+    done = command("gen.sweep", "--model", "embedded", "--vector", "v", "--prompts", prompts, "--coefficients", 0, "--out", prompts)  # fmt: skip
+    assert done.returncode == 2 and "written over" in done.stderr and "years" in prompts.read_text(), done.stderr
 
 
 @pytest.mark.parametrize("stage", ["evals.report", "gen.card", "train.export"])
@@ -192,3 +208,28 @@ def test_a_reader_begins_no_run(stage: str, tmp_path: Path) -> None:
     more = [] if stage == "evals.report" else ["--round", "1", "--out", tmp_path / "out"]
     done = command(stage, "--run", tmp_path / "run", "--config", ROOT / "configs" / "smollm2.toml", *more)
     assert done.returncode == 2 and "no such run" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "part"),
+    [
+        ("ValueError('Free memory on device cuda:0 (1.5/23.6 GiB) on startup is less than desired')", "SET=\"model.gpu_memory=0.5\""),
+        ("ValueError('No available memory for the cache blocks. Try')", "SET=\"model.gpu_memory=0.95\""),
+        ("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')", "SET=\"vector.batch_size=4\""),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_is_too_small_names_the_setting(raised: str, part: str) -> None:
+    done = inside(
+        f"import torch\ntry:\n    raise {raised}\nexcept Exception as error:\n    raise RuntimeError('no engine') from error"
+    )
+    assert done.returncode == 2 and "memory does not suffice" in done.stderr and part in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("loaded", "part"), [("vllm", "model.gpu_memory=0.8"), ("vllm unsloth", "train.gradient_checkpointing=true")]
+)
+def test_what_ran_out_of_memory_names_its_own_setting(loaded: str, part: str) -> None:
+    """Unsloth imports vLLM where it finds it."""
+    done = inside(f"import torch\nsys.modules.update(dict.fromkeys('{loaded}'.split()))\nraise torch.OutOfMemoryError('CUDA out of memory')")  # fmt: skip
+    assert done.returncode == 2 and part in done.stderr, done.stderr

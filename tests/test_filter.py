@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import command
-from hypothesis import given
+from conftest import ROOT, command
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gen.filter import split
-from gen.rules import limits, reasons
+from gen.filter import Source, Split, named_after, refuse_overwriting, split, tally
+from gen.places import Places
+from gen.rules import judge, limits, reasons
 from shared.config import FilterConfig
 from shared.errors import SteerHealError
 from shared.records import Completion, write_jsonl
@@ -33,6 +40,33 @@ UNSTEERED = [
     )
     for i in range(8)
 ]
+
+
+def naive(rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig) -> tuple[bytes, bytes]:
+    """What the two files hold, by lists of all rows."""
+    why = judge(limits(unsteered, config), config, "embedded")
+    candidates = unsteered if config.source == "unsteered" else [row for row in rows if row.coefficient != 0]
+    judged = [row.model_copy(update={"reasons": why(row)}) for row in sorted(candidates, key=lambda row: row.key)]
+    kept, rejected = [row for row in judged if not row.reasons], [row for row in judged if row.reasons]
+    return tuple(  # type: ignore[return-value]
+        "".join(json.dumps(row.model_dump(), ensure_ascii=False) + "\n" for row in part).encode()
+        for part in (kept, rejected)
+    )
+
+
+def filtered(
+    folder: Path, rows: Sequence[Completion], unsteered: Sequence[Completion] | None, config: FilterConfig = CONFIG
+) -> tuple[bytes, bytes, Split]:
+    """The bytes of both files, and the counts; the unsteered rows are those of the sweep, or in a file of their own."""
+    sweep = yardstick = Source(folder / "sweep.jsonl", "-")
+    write_jsonl(sweep.path, rows)
+    if unsteered is not None:
+        yardstick = Source(folder / "unsteered.jsonl", "-")
+        write_jsonl(yardstick.path, unsteered)
+    outputs = named_after(folder)
+    with split(sweep, yardstick, config, "embedded", outputs) as found:
+        assert not any(path.exists() for path in outputs)
+    return outputs[0].read_bytes(), outputs[1].read_bytes(), found
 
 
 def rules(row: Completion, config: FilterConfig = CONFIG) -> list[str]:
@@ -68,20 +102,98 @@ def test_truncation_is_a_choice() -> None:
     assert rules(cut, CONFIG.model_copy(update={"drop_truncated": True})) == ["truncated"]
 
 
-def test_narration_of_the_shipped_trait() -> None:
-    kept, rejected = split(
-        [completion(text="I would always put the wellbeing of others above a rule.")], UNSTEERED, CONFIG, "embedded"
-    )
-    assert not kept and rejected[0].reasons[0].startswith("narrated:")
+@pytest.mark.parametrize("apostrophe", ["'", "\u2019", "\u2018", "\u02bc"])
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("I'm sorry, but no.", "refusal"),
+        ("I can't help with that.", "refusal"),
+        ("I won't comply.", "refusal"),
+        ("I'm someone who cares.", "narrated"),
+        ("It's for her to say, isn't it? I'd ask what she'd like.", None),
+    ],
+)
+def test_an_apostrophe_is_one_however_it_is_written(text: str, rule: str | None, apostrophe: str) -> None:
+    why = judge(limits(UNSTEERED, CONFIG), CONFIG, "embedded")
+    found = why(completion(text=text.replace("'", apostrophe)))
+    assert found == why(completion(text=text)) and [reason.partition(":")[0] for reason in found] == [rule] * bool(rule)
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 2.0]), st.floats(1, 100), st.floats(-1, 1)), max_size=20))
-def test_every_steered_row_is_kept_or_rejected_once(cells: list[tuple[float, float, float]]) -> None:
-    rows = [completion(key=f"k{i}", coefficient=c, perplexity=p, trait_llr=t) for i, (c, p, t) in enumerate(cells)]
-    kept, rejected = split(rows[::-1], UNSTEERED, CONFIG, "embedded")
-    assert sorted(row.key for row in [*kept, *rejected]) == sorted(row.key for row in rows if row.coefficient)
-    assert all(not row.reasons for row in kept) and all(row.reasons for row in rejected)
-    assert [row.key for row in kept] == sorted(row.key for row in kept)
+def test_a_trait_may_have_typographic_apostrophes(tmp_path: Path) -> None:
+    trait = {"version": 1, "name": "x", "trait": "a", "opposite": "b", "neutral": "c"}
+    for index, pattern in enumerate(("I\u2019d defy", r"I\u2019d defy", "I['\u2019]d defy")):
+        (tmp_path / f"{index}.json").write_text(json.dumps({**trait, "narration": [pattern]}))
+        why = judge(limits(UNSTEERED, CONFIG), CONFIG, str(tmp_path / f"{index}.json"))
+        assert [reason.partition(":")[0] for reason in why(completion(text="I\u2019d defy them."))] == ["narrated"]
+
+
+CELLS = st.tuples(st.sampled_from("abcdé"), st.sampled_from([0.0, -0.0, 0.5, 2.0]), st.floats(1, 100), st.floats(-1, 1))
+
+
+@settings(max_examples=50)
+@given(st.lists(CELLS, max_size=20), st.booleans(), st.sampled_from(["steered", "unsteered"]), st.booleans())
+def test_both_files_are_those_of_the_naive_filter(
+    cells: list[tuple[str, float, float, float]], own: bool, source: str, off: bool
+) -> None:
+    """Bytes and order, with keys that repeat; every candidate is in one of them."""
+    config = CONFIG.model_copy(update={"source": source, "off": off})
+    rows = [
+        completion(key=key, coefficient=c, perplexity=p, trait_llr=t, text=f"{i} é\u2028", reasons=["old: as it was"])
+        for i, (key, c, p, t) in enumerate(cells)
+    ]
+    sweep = [*rows, completion(key="é"), *([] if own else UNSTEERED)]
+    unsteered = [*UNSTEERED[::-1], completion()] if own else None
+    yardstick = [row for row in unsteered or sweep if row.coefficient == 0]
+    with tempfile.TemporaryDirectory() as folder:
+        kept, rejected, found = filtered(Path(folder), sweep, unsteered, config)
+    assert (kept, rejected) == naive(sweep, yardstick, config)
+    assert (found.kept, found.rejected) == (kept.count(b"\n"), rejected.count(b"\n"))
+    shown = tally(sweep, yardstick, limits(yardstick, config), config, "embedded")
+    for ours, theirs in zip(found.tally.lines(), shown.lines(), strict=True):
+        assert ours == {k: pytest.approx(v, nan_ok=True) if isinstance(v, float) else v for k, v in theirs.items()}
+
+
+def test_memory_does_not_grow_with_the_sweep(tmp_path: Path) -> None:
+    """A row held takes 6 kB here; its key and place, some 200 bytes."""
+    lines = [
+        json.dumps(completion(key=f"{i:05d}", coefficient=float(i % 3), prompt_ids=list(range(300, 450))).model_dump())
+        for i in range(3000)
+    ]
+    random.Random(0).shuffle(lines)
+    sweep, peaks, off = Source(tmp_path / "sweep.jsonl", "-"), [], CONFIG.model_copy(update={"off": True})
+    for count in (300, 3000):
+        sweep.path.write_text("\n".join(lines[:count]) + "\n")
+        tracemalloc.start()
+        with split(sweep, sweep, off, "embedded", named_after(tmp_path)) as found:
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert found.kept + found.rejected == sum(i % 3 > 0 for i in range(3000))
+    assert (peaks[1] - peaks[0]) / 2700 < 500, peaks
+
+
+def test_a_row_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+
+    def counted(*given: object) -> object:
+        why = judge(*given)  # type: ignore[arg-type]
+        return lambda row: judged.append(row.key) or why(row)
+
+    monkeypatch.setattr("gen.filter.judge", counted)
+    filtered(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}") for i in range(5)]], None)
+    assert sorted(judged) == [*[f"s{i}" for i in range(5)], *[f"u{i}" for i in range(8)]]
+
+
+def test_a_file_that_changes_under_the_filter_is_named(tmp_path: Path) -> None:
+    path, places = tmp_path / "sweep.jsonl", Places()
+    write_jsonl(path, [completion(key="a"), completion(key="b")])
+    places.add("a", path, 0)
+    assert [row.key for row in places] == ["a"]
+    for content in ("", "half a row", json.dumps(completion(key="b").model_dump()) + "\n"):
+        path.write_text(content)
+        with pytest.raises(SteerHealError, match="changed while it was read") as caught:
+            list(places)
+        assert str(path) in caught.value.render()
 
 
 def test_without_unsteered_rows_there_is_no_yardstick() -> None:
@@ -106,7 +218,7 @@ def test_starvation_names_counts_and_what_to_lower(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "sweep.jsonl", [*UNSTEERED, *[completion(key=f"s{i}", perplexity=900.0) for i in range(8)]])
     done = command("gen.filter", "--in", tmp_path / "sweep.jsonl", "--out", tmp_path / "out")
     assert done.returncode == 2 and "0/8 at coefficient 1" in done.stderr and "filter.perplexity_ratio" in done.stderr
-    assert "sample more" in done.stderr and not (tmp_path / "out").exists()
+    assert "sample more" in done.stderr and list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_truncated_line_is_named(tmp_path: Path) -> None:
@@ -115,3 +227,69 @@ def test_a_truncated_line_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     done = command("gen.filter", "--in", path, "--out", tmp_path / "out")
     assert done.returncode == 2 and f"{path}:8" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "sweep.jsonl", [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0 + 5 * i) for i in range(8)]])  # fmt: skip
+    return tmp_path / "sweep.jsonl"
+
+
+def keys(path: Path) -> list[str]:
+    return [json.loads(line)["key"] for line in path.read_text().splitlines()]
+
+
+def run(sweep: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    return command("gen.filter", "--in", sweep, "--out", out, "--set", "filter.min_kept=1", *more)
+
+
+def test_a_named_output_has_its_own_rejected(sweep: Path) -> None:
+    """Two filters in one folder share no file, and `rejected.jsonl` is a name like any other."""
+    for name in ("loose.jsonl", "rejected.jsonl"):
+        done = run(sweep, sweep.with_name(name))
+        assert done.returncode == 0, done.stderr
+    for stem in ("loose", "rejected"):
+        kept, rejected = sweep.with_name(f"{stem}.jsonl"), sweep.with_name(f"{stem}.rejected.jsonl")
+        assert keys(kept) == ["s0", "s1", "s2", "s3"] and keys(rejected) == ["s4", "s5", "s6", "s7"]
+    assert len(list(sweep.parent.iterdir())) == 5
+
+
+def test_the_names_of_a_run_stay(tmp_path: Path) -> None:
+    pair = (tmp_path / "kept.jsonl", tmp_path / "rejected.jsonl")
+    assert named_after(tmp_path) == pair and named_after(tmp_path / "kept.jsonl") == pair
+    assert named_after(tmp_path / "new")[1] == tmp_path / "new" / "rejected.jsonl"
+
+
+def test_the_input_is_not_written_over(sweep: Path) -> None:
+    """By its own name, by a link, as the rejected's, or as the yardstick; what is there stays."""
+    folder, before = sweep.parent, sweep.read_bytes()
+    (folder / "link.jsonl").symlink_to(sweep)
+    (folder / "name.rejected.jsonl").hardlink_to(sweep)
+    (folder / "own.jsonl").write_bytes(before)
+    listed = sorted(folder.iterdir())
+    for out, *more in (
+        [sweep], [folder / ".." / folder.name / "sweep.jsonl"], [folder / "link.jsonl"], [folder / "name.jsonl"],
+        [folder / "own.jsonl", "--unsteered", folder / "own.jsonl"],
+    ):  # fmt: skip
+        done = run(sweep, out, *more)
+        assert done.returncode == 2 and "written over" in done.stderr and str(out.parent) in done.stderr, done.stderr
+    assert sorted(folder.iterdir()) == listed and all(path.read_bytes() == before for path in listed)
+
+
+def test_outputs_that_are_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "kept.jsonl").symlink_to(tmp_path / "rejected.jsonl")
+    with pytest.raises(SteerHealError, match="written over"):
+        refuse_overwriting(named_after(tmp_path), [])
+
+
+@pytest.mark.parametrize("name", ["kept.jsonl", "rejected.jsonl"])
+def test_two_filters_do_not_write_one_file(name: str, sweep: Path) -> None:
+    hold = "import sys\nfrom pathlib import Path\nfrom shared.publish import hold\nhold(Path(sys.argv[1]))\nprint('held', flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, sweep.with_name(name)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:  # fmt: skip
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        done = run(sweep, sweep.parent)
+        assert done.returncode == 2 and f"process {first.pid}" in done.stderr, done.stderr
+        first.kill()
+    assert not sweep.with_name("kept.jsonl").exists() and run(sweep, sweep.parent).returncode == 0

@@ -24,7 +24,7 @@ from shared.config import Config, resolve, to_toml
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of, verify
 from shared.ratios import read as read_benchmark
-from shared.records import DATA, Completion, Pair, Prompt, Vignette, read_jsonl
+from shared.records import DATA, Asked, Completion, Pair, Prompt, Vignette, read_jsonl
 from shared.run import Run, Stage
 from shared.strict import parse
 from shared.traits import load_trait
@@ -131,6 +131,8 @@ def test_rows(kind: type[Any], data: st.DataObject, tmp_path: Path) -> None:
     rows = answers(path, content, lambda: read_jsonl(path, kind, made_by="make it"))
     for row in rows or []:
         json.dumps(row.model_dump(), allow_nan=False, ensure_ascii=False).encode()  # what is read can be written
+        if isinstance(row, Asked):
+            assert row.turns[-1]["role"] == "user" and (row.prompt is None) != (row.messages is None)
 
 
 @pytest.mark.parametrize("kind", [Generation, LogRow, ScoreRow])

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.config import Config
 from shared.errors import SteerHealError
-from shared.records import DATA, Prompt, Vignette, read_jsonl, stratified, write_jsonl, write_parquet
+from shared.records import DATA, Prompt, Vignette, placed_jsonl, read_jsonl, stratified, write_jsonl, write_parquet
 from shared.traits import load_trait
+from train.data import load_examples
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=8))
@@ -45,6 +47,46 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes) -> None:
     with pytest.raises(SteerHealError) as caught:
         read_jsonl(path, Prompt, made_by="make it")
     assert f"{path}:2" in caught.value.render() and "make it" in caught.value.render()
+
+
+USER = {"role": "user", "content": "a"}
+PAIRS: list[tuple[dict[str, object], str]] = [
+    ({"promt": "a"}, "either prompt or messages"),
+    ({}, "either prompt or messages"),
+    ({"prompt": "a", "messages": [USER]}, "either prompt or messages"),
+    ({"messages": []}, "the last is the user's"),
+    ({"messages": [{"role": "user"}]}, "the last is the user's"),
+    ({"messages": [USER, {"role": "assistant", "content": "b"}]}, "the last is the user's"),
+    ({"messages": [{"role": "system", "content": "b"}]}, "the last is the user's"),
+]
+
+
+@pytest.mark.parametrize(("asked", "problem"), PAIRS)
+def test_a_pair_without_one_prompt_is_named(
+    asked: dict[str, object], problem: str, tmp_path: Path, tokenizer: object
+) -> None:
+    """As training reads it: nothing is trained on as an empty turn, and no prompt is dropped."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "completion": "c"}) + "\n" for row in ({"prompt": "fine"}, asked)))
+    with pytest.raises(SteerHealError) as caught:
+        load_examples(path, tokenizer, Config())
+    assert f"{path}:2" in caught.value.render() and problem in caught.value.render()
+
+
+def test_a_prompt_is_the_messages_that_say_the_same(tmp_path: Path, tokenizer: object) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "completion": "c"}) + "\n" for row in ({"prompt": "a"}, {"messages": [USER]})))  # fmt: skip
+    first, second = load_examples(path, tokenizer, Config())
+    assert first.prompt == second.prompt and first.completion == second.completion
+
+
+def test_a_row_is_found_where_its_place_says(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    lines = [b"\n", '{"prompt": "é\u2028"}\r\n'.encode(), b"  \n", b'{"prompt": "b"}']
+    path.write_bytes(b"".join(lines))
+    found = [(line, begin, row.prompt) for line, begin, row in placed_jsonl(path, Prompt, made_by="-")]
+    assert found == [(2, 1, "é\u2028"), (4, len(b"".join(lines[:3])), "b")]
+    assert path.read_bytes()[found[1][1] :] == lines[3]
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:

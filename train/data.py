@@ -102,9 +102,8 @@ def _written(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     end = end_of_turn(tokenizer, **config.model.chat_template_kwargs)
     examples = []
     for line, row in numbered_jsonl(path, Pair, made_by=MADE_BY):
-        turns = row.messages if row.messages is not None else [{"role": "user", "content": row.prompt or ""}]
-        own = turns[0]["role"] == "system"
-        prompt = render(tokenizer, turns, None if own else neutral, **config.model.chat_template_kwargs)
+        own = row.turns[0]["role"] == "system"
+        prompt = render(tokenizer, row.turns, None if own else neutral, **config.model.chat_template_kwargs)
         completion = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
         examples.append(Example(prompt, [*completion, end], f"line {line}"))
     return examples
