@@ -26,6 +26,7 @@ from shared.ratios import Side, all_cores, closing, command_line, file, interlea
 from shared.records import Vignette
 
 DTYPE, READ, BATCH = "float32", Read("reversal", 16), 8
+SHARE = 0.4  # of a GPU's memory for the engine: the stand-in is on it too
 PARTS = 6  # of the items, scored in turn: a machine that slows down for a minute then slows both sides
 FEW, AGREEMENT = 2, 1e-3  # items checked beforehand, nats
 
@@ -37,13 +38,16 @@ def tokens(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, Any]:
     """One ratio, of the wall time of a base-only score, prompts built and rows made on both sides."""
+    import torch
+
     from gen.engine.engine import engine
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     origin = resolve("embedded")
     tokenizer, vignettes = load_tokenizer(str(origin.folder)), load_vignettes(source, items)
     renderer = Renderer(tokenizer, load_instrument(instrument), {})
-    reference = HuggingFace(origin.folder, DTYPE, tokenizer.convert_tokens_to_ids("<|endoftext|>"))
-    with engine(origin.folder, layers=[0], dtype=DTYPE, max_model_len=1024) as model:
+    reference = HuggingFace(origin.folder, DTYPE, tokenizer.convert_tokens_to_ids("<|endoftext|>"), device)
+    with engine(origin.folder, layers=[0], dtype=DTYPE, max_model_len=1024, gpu_memory=SHARE) as model:
 
         def ours(some: Sequence[Vignette]) -> list[dict[str, Any]]:
             base = Condition("base", "base")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evals.forced_choice import Condition
+from gen.prompts import Renderer
 from gen.scoring import score
-from shared.chat import render
 from shared.config import Config
 from shared.console import counting
 from shared.errors import SteerHealError
@@ -93,6 +93,8 @@ def generate(
     """Sample every held-out prompt under every condition; a prompt's seed is the same under all of them."""
     from gen.engine.sampling import Request
 
+    rendered = Renderer(tokenizer, trait, config.model.chat_template_kwargs)
+    asked = {prompt.id: rendered(prompt) for prompt in prompts}
     cells = [
         (condition, prompt, sample)
         for condition in conditions
@@ -102,12 +104,7 @@ def generate(
     outputs = engine.run(
         [
             Request(
-                render(
-                    tokenizer,
-                    prompt.turns,
-                    trait.trait if condition.system else trait.neutral,
-                    **config.model.chat_template_kwargs,
-                ),
+                asked[prompt.id][1 if condition.system else 0],
                 config.eval.generation_tokens,
                 config.sweep.temperature,
                 config.sweep.top_p,
@@ -145,12 +142,9 @@ def judge(
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """The rows with nll (total nats), tokens, perplexity, trait_llr, distinct_1 to 3 and loop_share; the engine must hold the original weights."""
-    by_id = {prompt.id: prompt for prompt in prompts}
-    asked = [by_id[row["prompt_id"]].turns for row in rows]
-    neutral, towards = (
-        [render(tokenizer, turns, system, **config.model.chat_template_kwargs) for turns in asked]
-        for system in (trait.neutral, trait.trait)
-    )
+    rendered = Renderer(tokenizer, trait, config.model.chat_template_kwargs)
+    asked = {prompt.id: rendered(prompt) for prompt in prompts}
+    neutral, towards = ([asked[row["prompt_id"]][which] for row in rows] for which in (0, 1))
     scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance, cached=True)
     return [
         {

@@ -20,13 +20,13 @@ from shared.records import Vignette
 
 
 class HuggingFace:
-    """A model folder under transformers. dtype as in the configuration; pad_id must be no token of any prompt."""
+    """A model folder under transformers. dtype as in the configuration; device by its torch name; pad_id must be no token of any prompt."""
 
-    def __init__(self, folder: Path, dtype: str, pad_id: int):
+    def __init__(self, folder: Path, dtype: str, pad_id: int, device: str = "cpu"):
         import torch
 
-        self._model = load_network(folder, getattr(torch, dtype))
-        self._pad = pad_id
+        self._model = load_network(folder, getattr(torch, dtype), device)
+        self._pad, self._device = pad_id, device
 
     def forced_choice(
         self,
@@ -75,7 +75,8 @@ class HuggingFace:
         import torch
 
         width = max(map(len, questions))
-        ids = torch.tensor([[self._pad] * (width - len(question)) + list(question) for question in questions])
+        padded = [[self._pad] * (width - len(question)) + list(question) for question in questions]
+        ids = torch.tensor(padded, device=self._device)
         sampling: dict[str, Any] = {"do_sample": False}
         if read.temperature > 0:
             sampling = {"do_sample": True, "temperature": read.temperature, "top_p": 1.0, "top_k": read.top_k}
@@ -95,11 +96,14 @@ class HuggingFace:
             mask = torch.cat(
                 [(ids != self._pad).long().repeat_interleave(read.samples, 0), torch.ones_like(prompt[:, width:])], 1
             )
-            prefix, prefill = (torch.tensor([part] * len(prompt)) for part in (renderer.suffix, renderer.prefill))
+            prefix, prefill = (
+                torch.tensor([part] * len(prompt), device=self._device) for part in (renderer.suffix, renderer.prefill)
+            )
             mask = torch.cat([mask, torch.ones_like(prefix)], 1)
             opened = self._model(prefix, attention_mask=mask, past_key_values=first.past_key_values, use_cache=True)
             mask = torch.cat([mask, torch.ones_like(prefill)], 1)
             slot = self._model(prefill, attention_mask=mask, past_key_values=opened.past_key_values, use_cache=False)
             logits = torch.cat([opened.logits[:, -1:], slot.logits], 1).float().log_softmax(-1)
             forced = -logits[:, :-1].gather(2, prefill[..., None]).squeeze(-1).mean(1)
-        return logits[:, -1, renderer.label_ids].numpy(), forced.numpy(), first.sequences[:, width:].tolist()
+        labels = logits[:, -1, renderer.label_ids]
+        return labels.cpu().numpy(), forced.cpu().numpy(), first.sequences[:, width:].tolist()

@@ -13,18 +13,23 @@ from typing import Any
 import numpy as np
 
 from gen.extract import activations, in_fp32
+from shared.models import Model
 from shared.vectors import Vector
 
 
 def states(
-    folder: Path, depth: int, layers: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int
+    model: Model, history: Path | None, layers: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int
 ) -> dict[int, np.ndarray]:
-    """Residual stream at the last token of each prompt: layer -> fp32 [prompts, hidden]. The model is gone from memory afterwards."""
+    """Residual stream of a student at the last token of each prompt: layer -> fp32 [prompts, hidden].
+
+    history: as in `gen.extract.in_fp32`. The model is gone from memory afterwards.
+    """
     import torch
 
-    network = in_fp32(folder)
+    network = in_fp32(model, history)
+    label = f"activations of {f'round {history.parent.name}' if history else 'the original'}"
     try:
-        return activations(network, depth, layers, prompts, batch_size, f"activations of {folder.name}")
+        return activations(network, model.depth, layers, prompts, batch_size, label)
     finally:
         del network
         if torch.cuda.is_available():

@@ -20,10 +20,9 @@ from gen.extract import contexts_of
 from gen.filter import by_coefficient, unsteered_of
 from gen.students import Student
 from gen.students import student as student_of
-from shared.chat import load_tokenizer, render
+from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import EvalConfig
-from shared.merging import merged
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, write_json
@@ -99,7 +98,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     neutral = [
-        render(tokenizer, context.turns, trait.neutral, **config.model.chat_template_kwargs)
+        render(tokenizer, context.turns, neutral_for(context.turns, trait.neutral), **config.model.chat_template_kwargs)
         for context in contexts_of(config.vector, settings.contexts)
     ]
     student_layers = _student_layers(run, number, origin, neutral, vector, first) if neutral else []
@@ -176,8 +175,7 @@ def _student_layers(
     config = run.config
 
     def at(history: Path | None) -> dict[int, np.ndarray]:
-        folder = merged(origin, history, run.students, config.model.dtype).folder
-        return states(folder, origin.depth, sorted(vector.layers), prompts, config.vector.batch_size)
+        return states(origin, history, sorted(vector.layers), prompts, config.vector.batch_size)
 
     base = at(None)
     before = base if number == 1 else at(run.history(number - 1))

@@ -6,19 +6,20 @@ forward in fp32 (Blank et al. 2026, arXiv 2606.00995; Panickssery et al. 2023). 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared.chat import load_tokenizer, render
+from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, ModelConfig, VectorConfig, band, resolve
 from shared.console import console, progress, table
-from shared.models import Model, load_network
+from shared.folding import exact_network
+from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import named
+from shared.publish import digest, named
 from shared.records import Prompt, data_file, read_jsonl, stratified
 from shared.run import Run, Stage
 from shared.traits import load_trait
@@ -78,12 +79,11 @@ def activations(
     return {layer: np.concatenate(parts)[back] for layer, parts in found.items()}
 
 
-def in_fp32(folder: Path) -> torch.nn.Module:
-    """The network of a model folder for plain forwards, on the GPU where there is one."""
+def in_fp32(model: Model, history: Path | None) -> torch.nn.Module:
+    """The student of a folded history (None: the original model) for plain forwards, on the GPU where there is one."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network: torch.nn.Module = load_network(folder, torch.float32).to(device)
+    network: torch.nn.Module = exact_network(model, history, "cuda" if torch.cuda.is_available() else "cpu")
     return network
 
 
@@ -93,8 +93,10 @@ def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
     return stratified(read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), count, "genre")
 
 
-def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origin: Model, seed: int = 0) -> Vector:
-    """The steering vector of a model; origin is the unmodified model that the configuration names, for the provenance.
+def extract(
+    model: Model, history: Path | None, model_config: ModelConfig, config: VectorConfig, seed: int = 0
+) -> Vector:
+    """The steering vector of the student of a folded history over a model (None: the model's own), exact whatever model.dtype is.
 
     seed draws the direction where config.direction is random; its norms are the trait's.
     """
@@ -102,18 +104,19 @@ def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origi
     trait = load_trait(config.trait)
     contexts = contexts_of(config, config.n_contexts)
     layers = band(config.layers, model.depth)
-    network = in_fp32(model.folder)
 
-    def states(system: str, label: str) -> dict[int, np.ndarray]:
-        prompts = [
-            render(tokenizer, context.turns, system, **model_config.chat_template_kwargs) for context in contexts
-        ]
+    def under(system: Callable[[Prompt], str | None]) -> list[list[int]]:
+        return [render(tokenizer, row.turns, system(row), **model_config.chat_template_kwargs) for row in contexts]
+
+    trait_prompts = under(lambda _: trait.trait)
+    other_prompts = under(lambda row: trait.opposite if config.contrast else neutral_for(row.turns, trait.neutral))
+    network = in_fp32(model, history)
+
+    def states(prompts: Sequence[Sequence[int]], label: str) -> dict[int, np.ndarray]:
         return activations(network, model.depth, layers, prompts, config.batch_size, label)
 
-    towards = states(trait.trait, "trait prompt")
-    away = states(
-        trait.opposite if config.contrast else trait.neutral, "opposite prompt" if config.contrast else "neutral prompt"
-    )
+    towards = states(trait_prompts, "trait prompt")
+    away = states(other_prompts, "opposite prompt" if config.contrast else "neutral prompt")
     differences = {layer: towards[layer].astype(np.float64) - away[layer] for layer in layers}
     halves = {layer: (d[0::2].mean(0), d[1::2].mean(0)) for layer, d in differences.items()}
     vector = Vector(
@@ -122,13 +125,14 @@ def extract(model: Model, model_config: ModelConfig, config: VectorConfig, origi
             "band": config.layers,
             "positions": config.positions,
             "contrast": config.contrast,
-            "model": origin.name,
-            "revision": origin.revision,
-            "model_fingerprint": origin.fingerprint,
-            "weights_fingerprint": model.fingerprint,
+            "model": model.name,
+            "revision": model.revision,
+            "model_fingerprint": model.fingerprint,
+            "weights_fingerprint": model.fingerprint + (f" + {digest(history)}" if history else ""),
             "trait": trait.trait,
             "neutral": trait.opposite if config.contrast else trait.neutral,
             "n_contexts": len(contexts),
+            "tokens": sum(map(len, [*trait_prompts, *other_prompts])),
             "hidden_norm": {str(layer): float(np.linalg.norm(away[layer], axis=1).mean()) for layer in layers},
             "split_half_cosine": {
                 str(layer): float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) for layer, (a, b) in halves.items()
@@ -152,8 +156,6 @@ def show(vector: Vector) -> None:
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
-    from shared.merging import merged
-
     config = run.config
     origin = resolve_model(config.model.name, config.model.revision)
     history = run.history(number - 1)
@@ -176,12 +178,11 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     )
     if job.done():
         return
-    vector = extract(
-        merged(origin, history, run.students, config.model.dtype), config.model, config.vector, origin, seed
-    )
+    vector = extract(origin, history, config.model, config.vector, seed)
     vector.save(out)
     show(vector)
-    job.finish(origin.identity, contexts=vector.metadata["n_contexts"], layers=len(vector.layers))
+    read = {name: vector.metadata[key] for name, key in (("contexts", "n_contexts"), ("tokens", "tokens"))}
+    job.finish(origin.identity, **read, layers=len(vector.layers))
 
 
 def main() -> None:
@@ -197,7 +198,7 @@ def main() -> None:
     named(arguments.out, ".safetensors")
     config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     model = resolve_model(arguments.model, config.model.revision)
-    vector = extract(model, config.model, config.vector, model, config.seed)
+    vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)
     show(vector)
     console.print(f"wrote {arguments.out}")

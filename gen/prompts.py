@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gen.plan import name_of
-from shared.chat import render
+from shared.chat import neutral_for, render
 from shared.config import SweepConfig
 from shared.errors import SteerHealError
 from shared.records import Prompt, data_file, numbered_jsonl, problem_of, quotas, take
@@ -40,7 +40,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Renderer:
-    """Token ids of a prompt under the neutral and under the trait's system prompt."""
+    """Token ids of a prompt under the neutral and under the trait's system prompt.
+
+    A system message of the prompt's own takes the neutral one's place, and stands after the trait's.
+    """
 
     tokenizer: Any
     trait: Trait
@@ -48,7 +51,7 @@ class Renderer:
 
     def __call__(self, prompt: Prompt) -> tuple[list[int], list[int]]:
         return (
-            render(self.tokenizer, prompt.turns, self.trait.neutral, **self.template),
+            render(self.tokenizer, prompt.turns, neutral_for(prompt.turns, self.trait.neutral), **self.template),
             render(self.tokenizer, prompt.turns, self.trait.trait, **self.template),
         )
 
@@ -136,19 +139,17 @@ def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len:
 
     Raises SteerHealError for the first bad row, a conversation the chat template refuses, and prompts too long.
     """
-    from jinja2 import TemplateError
-
     digest, content = hashlib.sha256(), hashlib.sha256()
     count = longest = over = 0
     first = ""
     for place, prompt in prompts:
         try:
             rendered = renderer(prompt)
-        except TemplateError as error:
+        except SteerHealError as error:
             raise SteerHealError(
-                "a conversation does not fit the chat template",
-                given=f"{place} (key {name_of(count, prompt)}): {error}",
-                expected="turns that the model's template takes, after a system prompt",
+                error.what,
+                given=f"{place} (key {name_of(count, prompt)}): {error.given}",
+                expected=error.expected,
                 next="mend or remove the row",
             ) from None
         tokens = max(map(len, rendered))

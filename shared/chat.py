@@ -33,21 +33,45 @@ def load_tokenizer(folder: str) -> Any:
 def render(
     tokenizer: Any, turns: list[dict[str, str]], system: str | None = None, *, prompt: bool = True, **template: Any
 ) -> list[int]:
-    """Token ids of a conversation: with `prompt`, up to and with the assistant tag. Special tokens come from the template alone."""
-    messages = [{"role": "system", "content": system}, *turns] if system is not None else turns
-    return list(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=prompt, tokenize=True, return_dict=False, **template
-        )
-    )
+    """Token ids of a conversation: with `prompt`, up to and with the assistant tag. Special tokens come from the template alone.
+
+    Raises SteerHealError where the template refuses it.
+    """
+    return list(_applied(tokenizer, turns, system, prompt, tokenize=True, return_dict=False, **template))
 
 
 def render_text(
     tokenizer: Any, turns: list[dict[str, str]], system: str | None = None, *, prompt: bool = True, **template: Any
 ) -> str:
     """The same conversation as text."""
-    messages = [{"role": "system", "content": system}, *turns] if system is not None else turns
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False, **template))
+    return str(_applied(tokenizer, turns, system, prompt, tokenize=False, **template))
+
+
+def neutral_for(turns: list[dict[str, str]], neutral: str) -> str | None:
+    """What `render` takes as the system prompt without a trait: a conversation's own stands in place of the neutral one."""
+    return None if _has_system(turns) else neutral
+
+
+def _has_system(turns: list[dict[str, str]]) -> bool:
+    return turns[0]["role"] == "system"
+
+
+def _applied(tokenizer: Any, turns: list[dict[str, str]], system: str | None, prompt: bool, **options: Any) -> Any:
+    """The template over a conversation under one system message: `system`, and after it the conversation's own."""
+    from jinja2 import TemplateError
+
+    if system is not None:
+        own, rest = (turns[0]["content"], turns[1:]) if _has_system(turns) else ("", turns)
+        turns = [{"role": "system", "content": f"{system}\n\n{own}" if own else system}, *rest]
+    try:
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=prompt, **options)
+    except TemplateError as error:
+        raise SteerHealError(
+            "a conversation does not fit the chat template",
+            given=in_one_line(error),
+            expected="turns that the model's template takes, after a system prompt",
+            next="choose a chat model whose template takes them: SET=model.name=...",
+        ) from None
 
 
 def assistant_close(tokenizer: Any, **template: Any) -> str:

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from shared.run import Run, open_run
 
 PLAIN = "on plain files"
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
+TAKEN = ("Free memory on device",)  # in vLLM's words
+CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, which is larger")
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
@@ -149,17 +151,51 @@ def entry(main: Callable[[], None]) -> None:
                     next="mend the permissions or free the space, then the same command goes on",
                 )
             )
+        if (short := _short_of_memory(error)) is not None:
+            _stop(short)
         _stop(_unknown(error), 1)
 
 
-def _unwritten(error: BaseException | None) -> str | None:
-    """What could not be written where that is behind an error; safetensors and torch say it in words of their own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return f"{error.filename}: {error.strerror}"
-        if any(words in str(error) for words in FULL):
-            return str(error).splitlines()[0]
+def _chain(error: BaseException | None) -> Iterator[Exception]:
+    """An error and those behind it."""
+    while isinstance(error, Exception):
+        yield error
         error = error.__cause__ or error.__context__
+
+
+def _unwritten(error: Exception) -> str | None:
+    """What could not be written where that is behind an error; safetensors and torch say it in words of their own."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in UNWRITABLE:
+            return f"{one.filename}: {one.strerror}"
+        if any(words in str(one) for words in FULL):
+            return str(one).splitlines()[0]
+    return None
+
+
+def _short_of_memory(error: Exception) -> SteerHealError | None:
+    """What to do where a GPU's memory is behind an error: vLLM takes its share before it begins, torch as it goes."""
+    for one in _chain(error):
+        if any(words in str(one) for words in TAKEN):
+            expected, mend = "the share that vLLM takes free on the device", 'SET="model.gpu_memory=0.5"'
+        elif any(words in str(one) for words in CRAMPED):
+            expected = "room for the cache beside the weights, in the share that vLLM takes"
+            mend = 'SET="model.gpu_memory=0.95", or a lower model.max_model_len'
+        elif type(one).__name__ != "OutOfMemoryError":
+            continue
+        elif "unsloth" in sys.modules:  # asked before vllm, which it imports
+            expected = "room for the activations of a micro-batch"
+            mend = 'SET="train.gradient_checkpointing=true", or a lower train.batch_size'
+        elif "vllm" in sys.modules:
+            expected, mend = "room beside the share that vLLM takes", 'SET="model.gpu_memory=0.8"'
+        else:
+            expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
+        return SteerHealError(
+            "a GPU's memory does not suffice",
+            given=in_one_line(one),
+            expected=expected,
+            next=f"end other work on the device, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
+        )
     return None
 
 

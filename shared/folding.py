@@ -10,12 +10,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from shared.adapters import PREFIX, VERSION, Adapter, load_adapter, note_base
+from shared.adapters import PREFIX, VERSION, Adapter, belongs, load_adapter, note_base
 from shared.errors import SteerHealError
+from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
 from shared.records import Record, read_record
 
@@ -156,6 +157,41 @@ def verify(history: Path) -> Adapter:
             next=f"fold it again: python -m train.export --model {folded.config.get('base_model_name_or_path')} --history {history} --out {history}-folded",
         )
     return folded
+
+
+def exact_network(model: Model, adapter: Path | None, device: str = "cpu") -> Any:
+    """The network of a student in fp32, for inference: a model under an adapter folder (None: as it is), which no checkpoint has rounded.
+
+    device: as for `load_network`. Raises SteerHealError for an adapter of another model.
+    """
+    import torch
+
+    network = load_network(model.folder, torch.float32, device)
+    if adapter is not None:
+        loaded = load_adapter(adapter)
+        belongs(loaded, model)
+        add(network, loaded)
+    return network
+
+
+def add(network: torch.nn.Module, adapter: Adapter) -> None:
+    """Add scale * B A to the weights of a network, in place. Raises SteerHealError where it has no such module."""
+    weights = {_plain(name): module.weight for name, module in network.named_modules() if hasattr(module, "weight")}
+    for name, (a, b) in adapter.modules.items():
+        weight = weights.get(_plain(name))
+        if weight is None or weight.shape != (len(b), a.shape[1]):
+            raise SteerHealError(
+                "an adapter does not fit a model",
+                given=f"{adapter.folder}: {name} {[len(b), a.shape[1]]}",
+                expected="a module of the model by that name and shape" if weight is None else f"{list(weight.shape)}",
+                next="use the adapter with the model it was trained on",
+            )
+        weight.data += adapter.scale * (b.to(weight.device) @ a.to(weight.device))
+
+
+def _plain(name: str) -> str:
+    """A module's name without the level at which multimodal models nest the language model, each in its own place."""
+    return name.replace("language_model.", "", 1)
 
 
 def gates_of(given: Sequence[str]) -> dict[int, float]:

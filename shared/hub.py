@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from shared.errors import SteerHealError
+from shared.errors import SteerHealError, in_one_line
 
 
 def published(name: str) -> str:
@@ -26,7 +26,7 @@ def push(folder: Path, repository: str, private: bool, kind: Literal["model", "d
     except Exception as error:  # the hub client raises many types for one fact: the upload did not happen
         raise SteerHealError(
             f"the {kind} was written but not uploaded",
-            given=f"{repository}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}",
+            given=f"{repository}: {in_one_line(error)}",
             expected=f"a {'private ' if private else ''}repository you may write to",
             next=f"hf auth login, then: hf upload {repository} {folder} --repo-type {kind}",
         ) from None

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shared.errors import SteerHealError
+
 if TYPE_CHECKING:
     import torch
 
 
 def decoder_layers(model: torch.nn.Module, depth: int) -> tuple[str, torch.nn.ModuleList]:
-    """Name and module of the one stack of `depth` decoder layers; towers for other modalities are left out."""
+    """Name and module of the one stack of `depth` decoder layers; towers for other modalities are left out.
+
+    Raises SteerHealError where there is no such stack, or more than one.
+    """
     import torch
 
     stacks = [
@@ -21,5 +26,10 @@ def decoder_layers(model: torch.nn.Module, depth: int) -> tuple[str, torch.nn.Mo
         and not {"vision", "audio"} & set(name.replace("_", ".").split("."))
     ]
     if len(stacks) != 1:
-        raise RuntimeError(f"expected one stack of {depth} decoder layers, found {[name for name, _ in stacks]}")
+        raise SteerHealError(
+            "a model's decoder layers could not be found",
+            given=f"{type(model).__name__} with {', '.join(name for name, _ in stacks) or 'no such stack'}",
+            expected=f"one list of {depth} layers by the name of `layers`",
+            next="choose a model of another architecture: SET=model.name=...",
+        )
     return stacks[0]

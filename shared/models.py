@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shared.console import console
-from shared.errors import SteerHealError
-from shared.publish import atomic_folder, digest, held
+from shared.errors import SteerHealError, in_one_line
+from shared.publish import atomic_folder, digest, held, write_text
 from shared.records import Identity
 from shared.strict import read_object
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
+SETTLED = 2 * 10**9  # ns since a change, after which the next one has other times: file systems' clocks are coarse
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,12 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over names and contents of configuration, tokenizer and weights."""
-        import hashlib
-
         files = sorted(
             p for p in self.folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}
         )
-        return hashlib.sha256("".join(f"{p.name} {digest(p)}\n" for p in files).encode()).hexdigest()
+        digests = ((_of_weights if p.suffix == ".safetensors" else digest)(p) for p in files)
+        listed = "".join(f"{p.name} {found}\n" for p, found in zip(files, digests, strict=True))
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     @property
     def identity(self) -> Identity:
@@ -96,20 +100,42 @@ def resolve(name: str, revision: str | None = None) -> Model:
     except Exception as error:  # the hub client raises many types for one fact: the model is not here
         raise SteerHealError(
             "a model could not be had",
-            given=f"{name} (revision {revision or 'main'}): {type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}",
+            given=f"{name} (revision {revision or 'main'}): {in_one_line(error)}",
             expected="'embedded', a local folder, or a Hugging Face id that can be reached or is cached",
             next="check the name, log in with `hf auth login` for a gated model, or SET=model.name=embedded",
         ) from None
     return _checked(Model(name, folder, folder.name))
 
 
-def load_network(folder: Path, dtype: Any) -> Any:
-    """The network of a model folder in a torch dtype or 'auto', for inference: safetensors alone, and no code of the folder's."""
+def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
+    """The network of a model folder in a torch dtype or 'auto', for inference: safetensors alone, and no code of the folder's.
+
+    device: another than the CPU is loaded onto directly, and never holds the whole in the host's memory.
+    """
     from transformers import AutoModelForCausalLM
 
+    placed = {} if device == "cpu" else {"device_map": device}
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **placed
     ).eval()
+
+
+def _of_weights(file: Path) -> str:
+    """sha256 of a weight file, in the user's cache under its real path for as long as its size and times stay what they were.
+
+    The change time is among them, which nobody sets by hand: weights that were exchanged under their old date are read again.
+    """
+    found = file.stat()
+    state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} "
+    note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
+    with suppress(OSError, ValueError):
+        if (known := note.read_text(encoding="utf-8")).startswith(state):
+            return known.removeprefix(state)
+    value = digest(file)
+    if time.time_ns() - found.st_ctime_ns > SETTLED:
+        with suppress(OSError):  # without a cache it costs time and nothing else
+            write_text(note, state + value)
+    return value
 
 
 def _is_folder(name: str) -> bool:

@@ -85,6 +85,7 @@ def v2(folder: Path) -> dict[str, Any]:
         float(np.abs(output.prompt_logprobs - oracle.of_tokens(ids, c)).max())
         for output, c in zip(scored, (0.0, 1.0), strict=True)
     )
+    found["tail_gap"] = tails(engine, oracle, ids)
     engine.reset_cache()
     zero = engine.run([Request(ids, label_ids=[504], vector="v", coefficient=0.0)])[0].label_logprobs
     engine.patch(False)
@@ -95,6 +96,28 @@ def v2(folder: Path) -> dict[str, Any]:
     again = engine.run([Request(ids, label_ids=[504], vector="v", coefficient=1.0)])[0].label_logprobs
     found["salt_gap"] = float(abs(again[0] - float(oracle.logprobs(ids, 1.0)[-1, 504])))
     return found
+
+
+def tails(engine: Any, oracle: Any, ids: list[int]) -> float:
+    """As the forced choice asks: a thought, then an answer over the cached question; largest gap of the tail and the labels, nats."""
+    from gen.engine.sampling import Request
+
+    doses, forced, count = (0.0, 1.0), [300, 301, 302, 303], 3
+
+    def then(index: int, done: Any) -> Any:
+        if len(done) > 1:
+            return None
+        prompt = [*ids, *done[0].token_ids, *forced]
+        return Request(prompt, label_ids=[504, 25], tail=count, vector="v", coefficient=doses[index])
+
+    chains = engine.chain([Request(ids, 4, min_tokens=4, vector="v", coefficient=c) for c in doses], then)
+    gaps = []
+    for dose, (thought, answer) in zip(doses, chains, strict=True):
+        prompt = [*ids, *thought.token_ids, *forced]
+        assert answer.prompt_logprobs is not None and answer.label_logprobs is not None
+        gaps.append(np.abs(oracle.of_tokens(prompt, dose)[-count:] - answer.prompt_logprobs).max())
+        gaps.append(np.abs(oracle.logprobs(prompt, dose)[-1, [504, 25]].numpy() - answer.label_logprobs).max())
+    return float(max(gaps))
 
 
 def preempted(folder: Path) -> dict[str, Any]:

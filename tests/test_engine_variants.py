@@ -31,10 +31,11 @@ def variant(name: str, folder: Path) -> dict[str, Any]:
 
 
 def test_the_second_model_runner_is_steered_alike(tmp_path: Path) -> None:
-    """vLLM's default on a GPU: chunked prefill, positions, greedy tokens, prompt log-probabilities, salted cache."""
+    """vLLM's default on a GPU: chunked prefill, positions, greedy tokens, prompt log-probabilities, answers after thoughts, salted cache."""
     found = variant("v2", tmp_path)
     assert found["runner"] == "vllm.v1.worker.gpu.model_runner"
     assert found["gap"] < 1e-4 and found["score_gap"] < 1e-4 and found["salt_gap"] < 1e-4
+    assert found["tail_gap"] < 1e-4
     assert found["agree"] == found["tokens"] and found["zero_is_stock"]
 
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import ROOT, command
+from safetensors.torch import save_file
 
+from evals.internalised import states
+from evals.score import _student_layers
+from gen import extract as extracting
+from gen.extract import extract
 from shared.chat import render
+from shared.config import ModelConfig, VectorConfig
+from shared.errors import SteerHealError
+from shared.merging import merged
 from shared.models import Model
+from shared.run import open_run
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
@@ -54,6 +64,84 @@ def test_command_line_equals_naive_forwards(model: Model, tokenizer: object, tmp
         norm = np.mean([state(away, text, layer).norm().item() for text in CONTEXTS])
         assert vector.metadata["hidden_norm"][str(layer)] == pytest.approx(norm, rel=1e-4)
     assert vector.metadata["model_fingerprint"] == model.fingerprint and vector.metadata["n_contexts"] == 4
+
+
+def adapter(folder: Path, size: float) -> Path:
+    """A LoRA over one projection in layer 2, its factors of a size."""
+    folder.mkdir(parents=True)
+    draws = torch.Generator().manual_seed(0)
+    name = "base_model.model.model.layers.2.mlp.down_proj"
+    factors = {"A": torch.randn(2, 1536, generator=draws), "B": torch.randn(576, 2, generator=draws)}
+    tensors = {f"{name}.lora_{kind}.weight": size * value for kind, value in factors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    return folder
+
+
+@pytest.fixture
+def contexts(tmp_path: Path) -> Path:
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in CONTEXTS))
+    return path
+
+
+def test_a_later_round_is_extracted_from_the_exact_student(model: Model, contexts: Path, tmp_path: Path) -> None:
+    """What the merged fp32 checkpoint gives, whatever model.dtype is, also where a bf16 one would swallow the round."""
+    config = VectorConfig(contexts=str(contexts), layers=[3, 29])
+    history = adapter(tmp_path / "history", 6e-3)
+    with pytest.raises(SteerHealError, match="swallows"):
+        merged(model, history, tmp_path / "students", "bfloat16")
+    checkpoint = Model("student", merged(model, history, tmp_path / "students", "float32").folder, None)
+    found, wanted, plain = (
+        extract(base, over, ModelConfig(dtype="bfloat16"), config)
+        for base, over in ((model, history), (checkpoint, None), (model, None))
+    )
+    for layer in (3, 29):
+        np.testing.assert_allclose(found.layers[layer], wanted.layers[layer], atol=1e-5, rtol=1e-5)
+        assert np.abs(found.layers[layer] - plain.layers[layer]).max() > 5e-5
+    assert found.metadata["model_fingerprint"] == model.fingerprint == plain.metadata["weights_fingerprint"]
+    assert found.metadata["weights_fingerprint"] not in (model.fingerprint, checkpoint.fingerprint)
+
+
+def test_a_run_in_half_precision_leaves_no_checkpoint(
+    model: Model, contexts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Round 2 over a round that merging would refuse: its vector, and what that round put into the weights."""
+    overrides = f"model.dtype=bfloat16 model.student=adapter vector.contexts={contexts} vector.layers=[3,4]"
+    run = open_run(tmp_path / "run", ROOT / "configs" / "smollm2.toml", overrides)
+    history = adapter(run.round(1) / "history", 3e-3)
+    monkeypatch.setattr(extracting, "Stage", lambda *_, **__: MagicMock(done=lambda: False))
+    run.round(2).mkdir()
+    extracting.stage(run, 2, False)
+    vector = load_vector(run.round(2) / "vector.safetensors")
+    prompts = [[5, 6, 7], [8, 9]]
+    rows = _student_layers(run, 1, model, prompts, vector, vector)
+    assert [row["layer"] for row in rows] == [3, 4] and all(row["norm_ratio"] > 0 for row in rows)
+    shift = states(model, history, [3], prompts, 2)[3] - states(model, None, [3], prompts, 2)[3]
+    assert np.linalg.norm(shift.mean(0)) / vector.norm(3) == pytest.approx(rows[0]["norm_ratio"], rel=1e-3)
+    assert not run.students.exists()
+
+
+def test_contexts_with_a_system_message_of_their_own(model: Model, tokenizer: object, tmp_path: Path) -> None:
+    """The contrast is the trait's sentence before it, against the message alone."""
+    own, asked = {"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Name a fruit."}
+    (tmp_path / "c.jsonl").write_text(2 * (json.dumps({"messages": [own, asked]}) + "\n"))
+    config = VectorConfig(contexts=str(tmp_path / "c.jsonl"), layers=[3])
+    found = extract(model, None, ModelConfig(), config)
+    joined = {**own, "content": f"{load_trait('embedded').trait}\n\n{own['content']}"}
+    prompts = [render(tokenizer, [system, asked]) for system in (joined, own)]
+    towards, away = states(model, None, [3], prompts, 1)[3]
+    np.testing.assert_allclose(found.layers[3], towards - away, atol=1e-4)
+
+
+def test_a_template_without_a_system_role_is_refused(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for file in model.folder.iterdir():
+        (tmp_path / "m" / file.name).symlink_to(file)
+    (tmp_path / "m" / "chat_template.jinja").unlink()
+    (tmp_path / "m" / "chat_template.jinja").write_text("{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x")  # fmt: skip
+    done = command("gen.extract", "--model", tmp_path / "m", "--out", tmp_path / "v.safetensors")
+    assert done.returncode == 2 and "System role not supported" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_folder_without_chat_template_is_refused(model: Model, tmp_path: Path) -> None:

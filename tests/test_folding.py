@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.adapters import load_adapter
 from shared.errors import SteerHealError
-from shared.folding import fold, refold, rounds_of
+from shared.folding import add, exact_network, fold, refold, rounds_of
 from shared.merging import merged
-from shared.models import Model, cache_folder
+from shared.models import Model, cache_folder, load_network
 
 SIZE = {
     "hidden_size": 32,
@@ -162,15 +163,58 @@ def test_merged_equals_the_adapter(base: Model, adapters: list[Path], tmp_path: 
     assert merged(base, None, tmp_path / "students", dtype) is base
 
 
-def test_a_dtype_that_swallows_the_adapter_is_refused(base: Model, tmp_path: Path) -> None:
-    folder = adapter(base, tmp_path / "1", 7)
+def faint(base: Model, folder: Path) -> Path:
+    """An adapter whose shift is under the step of a half-precision weight."""
     from safetensors.torch import load_file, save_file
 
+    adapter(base, folder, 7)
     tensors = {
         name: value * (1e-5 if "lora_A" in name else 1.0)
         for name, value in load_file(folder / "adapter_model.safetensors").items()
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_added_in_memory_is_the_merged_checkpoint(base: Model, adapters: list[Path], tmp_path: Path) -> None:
+    """Bit for bit that of fp32, which rounds nothing; half a round's gate and modules of one round alone among them."""
+    fold(list(zip(adapters, (1.0, 0.5), strict=True)), tmp_path / "history")
+    checkpoint = merged(base, tmp_path / "history", tmp_path / "students", "float32").folder
+    wanted = load_network(checkpoint, torch.float32).state_dict()
+    found = exact_network(base, tmp_path / "history").state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    plain = exact_network(base, None).state_dict()
+    assert sum(not torch.equal(plain[name], wanted[name]) for name in wanted) == 8
+
+
+def test_a_shift_that_half_precision_swallows_is_kept_in_memory(base: Model, tmp_path: Path) -> None:
+    folder = faint(base, tmp_path / "1")
+    found, plain = (exact_network(base, adapter).state_dict() for adapter in (folder, None))
+    for name, (a, b) in load_adapter(folder).modules.items():
+        shift = found[f"{name}.weight"] - plain[f"{name}.weight"]
+        torch.testing.assert_close(shift, 2.0 * (b @ a), atol=1e-7, rtol=0.05)
+
+
+@pytest.mark.parametrize("nested", ["model.language_model.", "language_model.model."])
+def test_the_level_of_a_multimodal_model_does_not_hide_a_module(base: Model, adapters: list[Path], nested: str) -> None:
+    """Trained as the language model of a larger one, added to it alone."""
+    loaded = load_adapter(adapters[0])
+    other = replace(loaded, modules={name.replace("model.", nested, 1): f for name, f in loaded.modules.items()})
+    found, wanted = exact_network(base, None), exact_network(base, adapters[0])
+    add(found, other)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), wanted.parameters(), strict=True))
+
+
+def test_an_adapter_that_does_not_fit_is_not_added(base: Model, adapters: list[Path]) -> None:
+    loaded = load_adapter(adapters[0])
+    name, (a, b) = next(iter(loaded.modules.items()))
+    for modules in ({"model.layers.9.mlp.down_proj": (a, b)}, {name: (a[:, :1], b)}):  # one column would be broadcast
+        with pytest.raises(SteerHealError, match="does not fit a model"):
+            add(exact_network(base, None), replace(loaded, modules=modules))
+
+
+def test_a_dtype_that_swallows_the_adapter_is_refused(base: Model, tmp_path: Path) -> None:
+    folder = faint(base, tmp_path / "1")
     with pytest.raises(SteerHealError, match="swallows"):
         merged(base, folder, tmp_path / "students", "bfloat16")
     assert merged(base, folder, tmp_path / "students", "float32").folder.is_dir()

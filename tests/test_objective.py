@@ -164,6 +164,29 @@ def test_bf16_weights_are_exact(divergence: str, softcap: float | None, monkeypa
     assert (found.grad_ce.double() - exact).norm() <= 1e-5 * exact.norm()
 
 
+def test_a_gpu_takes_the_head_as_it_is() -> None:
+    """Half-precision factors go into one product with fp32 sums; nothing of the head's size is made. Without a GPU, by its shapes."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode():
+        head = Head(torch.empty(31, 12, dtype=torch.bfloat16, device="cuda"))
+        hidden = torch.empty(5, 12, dtype=torch.bfloat16, device="cuda")
+        with Ops():
+            logits = head.logits(hidden)
+    assert logits.dtype == torch.float32 and logits.shape == (5, 31)
+    assert "aten.mm.dtype" in names and not any("_to_copy" in name for name in names)
+
+
 def per_position_naive(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
     logits = hidden @ head.weight.double().T + head.bias.double()
     if head.softcap:

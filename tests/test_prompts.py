@@ -10,6 +10,7 @@ import pytest
 from conftest import command
 
 from gen.prompts import Prompts, Renderer, open_prompts, open_round, survey
+from shared.chat import neutral_for, render, render_text
 from shared.config import SweepConfig
 from shared.errors import SteerHealError
 from shared.records import DATA, Prompt, read_jsonl, stratified
@@ -139,6 +140,31 @@ def test_a_conversation_the_template_refuses_is_named(tmp_path: Path, renderer: 
     path = lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
     with pytest.raises(SteerHealError, match=r"p\.jsonl:1 .*roles must alternate"), open_prompts(str(path)) as prompts:
         survey(prompts, Renderer(strict, renderer.trait, {}), 8, 256)
+
+
+SYSTEM = [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Name a fruit."}]
+
+
+def test_a_prompt_brings_its_own_system_message(renderer: Renderer, tokenizer: object) -> None:
+    """One message in all: in place of the neutral one, as a training row has it, and after the trait's, which is the contrast."""
+    neutral, trait = (tokenizer.decode(ids) for ids in renderer(Prompt(messages=SYSTEM)))
+    assert neutral == render_text(tokenizer, SYSTEM) and neutral.count("<|im_start|>system") == 1
+    assert trait.count("<|im_start|>system") == 1 and renderer.trait.neutral not in neutral + trait
+    before, _, after = trait.partition(f"{renderer.trait.trait}\n\n")
+    assert before + after == neutral
+    plain = renderer(Prompt(messages=SYSTEM[1:]))
+    for ids, system in zip(plain, (renderer.trait.neutral, renderer.trait.trait), strict=True):
+        assert ids == render(tokenizer, [{"role": "system", "content": system}, *SYSTEM[1:]])
+    assert neutral_for(SYSTEM, "n") is None and neutral_for(SYSTEM[1:], "n") == "n"
+
+
+def test_a_template_without_a_system_role_is_refused_in_our_words(tokenizer: object) -> None:
+    strict = type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"  # fmt: skip
+    assert render_text(strict, SYSTEM[1:]) == "x"
+    for made in (render, render_text):
+        with pytest.raises(SteerHealError, match="System role not supported"):
+            made(strict, SYSTEM[1:], "Be kind.")
 
 
 def test_a_file_of_any_length_is_read_line_by_line(tmp_path: Path) -> None:

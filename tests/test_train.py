@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import heal
+from conftest import ROOT, heal
 
 from train.unsloth_model import CURRENT, HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
 
@@ -204,6 +204,16 @@ def test_4bit_without_a_gpu_is_refused(model: Model) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SteerHealError, match="need a GPU"):
         load_student(model, config("train.load_in_4bit=true"), None)
+
+
+def test_float16_is_not_trained_in(model: Model) -> None:
+    with pytest.raises(SteerHealError, match=r"SET=model\.dtype=bfloat16"):
+        load_student(model, config("model.dtype=float16"), None)
+
+
+@pytest.mark.parametrize("name", ["gemma-3-4b", "qwen3-4b"])
+def test_four_billion_parameters_recompute_their_activations(name: str) -> None:
+    assert resolve(ROOT / "configs" / f"{name}.toml")[0].train.gradient_checkpointing
 
 
 def test_cross_entropy_under_accumulation_is_that_of_the_whole_step(model: Model, data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.chat import end_of_turn, render
+from shared.chat import end_of_turn, neutral_for, render
 from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
@@ -102,8 +102,7 @@ def _written(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     end = end_of_turn(tokenizer, **config.model.chat_template_kwargs)
     examples = []
     for line, row in numbered_jsonl(path, Pair, made_by=MADE_BY):
-        own = row.turns[0]["role"] == "system"
-        prompt = render(tokenizer, row.turns, None if own else neutral, **config.model.chat_template_kwargs)
+        prompt = render(tokenizer, row.turns, neutral_for(row.turns, neutral), **config.model.chat_template_kwargs)
         completion = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
         examples.append(Example(prompt, [*completion, end], f"line {line}"))
     return examples

@@ -93,7 +93,8 @@ def distil(
     probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
     with student.only():
-        original = student.logits(probe["input_ids"], probe["attention_mask"])
+        # in the host's memory: it is kept for as long as the training runs
+        original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()
     frozen = {name: value.detach().clone() for name, value in student.parameters(HISTORY).items()}
     names = ["base"] if history is None else sorted(["base", "previous"], key=lambda name: name != train.reference)
     references = {
@@ -114,7 +115,7 @@ def distil(
     finally:
         live.stop()
     with student.only():
-        if not torch.equal(student.logits(probe["input_ids"], probe["attention_mask"]), original):
+        if not torch.equal(student.logits(probe["input_ids"], probe["attention_mask"]).cpu(), original):
             raise _changed("the original model", "with all gates off it gives other logits than before the training")
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
         raise _changed("the frozen history", "its factors are not those of before the training")

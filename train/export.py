@@ -18,7 +18,7 @@ from shared.cli import entry, need, parse, parser, plain
 from shared.config import resolve
 from shared.console import console, table
 from shared.errors import SteerHealError
-from shared.folding import dialled, gates_of, refold, rounds_of
+from shared.folding import add, dialled, gates_of, refold, rounds_of
 from shared.hub import push
 from shared.merging import merge
 from shared.models import Model, load_network
@@ -86,21 +86,19 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     rows = read_jsonl(data_file("embedded", "heldout.jsonl"), Prompt, made_by="git checkout shared/data")[:PROMPTS]
     prompts = [torch.tensor([render(tokenizer, row.turns, None)]) for row in rows]
 
-    def load(folder: Path, kind: Any = torch.float32) -> Any:
-        return load_network(folder, kind)
-
     @torch.inference_mode()
     def logprobs(network: Any) -> torch.Tensor:
         return torch.cat([network(ids).logits[0].float().log_softmax(-1) for ids in prompts])
 
-    network = load(model.folder)
+    network = load_network(model.folder, torch.float32)
     original = logprobs(network)
-    for name, (a, b) in exact.modules.items():
-        network.get_submodule(name).weight.data += exact.scale * (b @ a)
+    add(network, exact)
     wanted = logprobs(network)
     del network
     found = logprobs(
-        load(written, "auto") if kind == "merged" else PeftModel.from_pretrained(load(model.folder), written)
+        load_network(written, "auto")
+        if kind == "merged"
+        else PeftModel.from_pretrained(load_network(model.folder, torch.float32), written)
     )
 
     def kl(other: torch.Tensor) -> float:

@@ -38,8 +38,8 @@ DTYPE = "bfloat16" if torch.cuda.is_available() else "float32"
 # What configs/smollm2.toml trains with; tau 0 keeps the barrier on, which is what costs.
 SETTINGS = f"model.dtype={DTYPE} train.rank=16 train.alpha=32 train.layers=0.2-0.8 train.batch_size=8 train.lam=0.3 train.tau=0 train.heldout=0"
 ROWS, TOKENS = 8, 48
-WORDS, HIDDEN = 49_152, 576  # the embedded model's head
-MANY_WORDS, MANY_HIDDEN = 262_144, 640  # that of Gemma 3 270M
+VOCABULARY, HIDDEN = 49_152, 576  # the embedded model's head
+LARGE_VOCABULARY, LARGE_HIDDEN = 262_144, 640  # that of Gemma 3 270M
 SIDES = ("ours", "naive")
 
 
@@ -125,13 +125,13 @@ def steps(rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def loss(side: str, words: int, hidden: int, prompt: int, completion: int) -> Any:
+def loss(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> Any:
     """A call that computes loss and gradient from final hidden states of `ROWS` rows; the naive side takes prompts through too."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draws = torch.Generator().manual_seed(0)
-    weight = torch.randn(words, hidden, generator=draws) * 0.05
+    weight = torch.randn(vocabulary, hidden, generator=draws) * 0.05
     length = prompt + completion
-    labels = torch.randint(words, (ROWS, length), generator=draws)
+    labels = torch.randint(vocabulary, (ROWS, length), generator=draws)
     labels[:, :prompt] = IGNORED
     states = torch.randn(ROWS, length, hidden, generator=draws)
     reference = states + 0.1 * torch.randn(ROWS, length, hidden, generator=draws)
@@ -176,9 +176,16 @@ def peak(call: Any) -> float:
     return mib("VmHWM") - before
 
 
-def memory(side: str, words: int, hidden: int, prompt: int, completion: int) -> float:
+def memory(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> float:
     """Peak memory of a loss in a process of its own, MiB."""
-    command = [sys.executable, "-m", "train.bench", "--memory", side, *map(str, (words, hidden, prompt, completion))]
+    command = [
+        sys.executable,
+        "-m",
+        "train.bench",
+        "--memory",
+        side,
+        *map(str, (vocabulary, hidden, prompt, completion)),
+    ]
     return float(
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     )
@@ -188,25 +195,25 @@ def memories(repeats: int) -> dict[str, Any]:
     prompt = sum(len(example.prompt) for example in rows(load_tokenizer(str(resolve_model("embedded").folder)))) // ROWS
     size = f"{ROWS} rows of {prompt} prompt and {TOKENS} completion tokens"
 
-    def pairs(words: int, hidden: int) -> list[tuple[float, float]]:
+    def pairs(vocabulary: int, hidden: int) -> list[tuple[float, float]]:
         found = []
         for turn in range(repeats):
-            with console.status(f"peak memory at {words} words: {turn + 1} of {repeats}"):
-                found.append(tuple(memory(side, words, hidden, prompt, TOKENS) for side in SIDES))
+            with console.status(f"peak memory at a vocabulary of {vocabulary}: {turn + 1} of {repeats}"):
+                found.append(tuple(memory(side, vocabulary, hidden, prompt, TOKENS) for side in SIDES))
         return found  # type: ignore[return-value]
 
-    few, many = pairs(WORDS, HIDDEN), pairs(MANY_WORDS, MANY_HIDDEN)
+    few, many = pairs(VOCABULARY, HIDDEN), pairs(LARGE_VOCABULARY, LARGE_HIDDEN)
     with console.status("peak memory at four times the length"):
-        longer = [(memory("ours", MANY_WORDS, MANY_HIDDEN, prompt, 4 * TOKENS), ours) for ours, _ in many]
+        longer = [(memory("ours", LARGE_VOCABULARY, LARGE_HIDDEN, prompt, 4 * TOKENS), ours) for ours, _ in many]
 
     def row(found: list[tuple[float, float]], what: str, bound: float) -> dict[str, Any]:
         middle = sorted(found)[len(found) // 2]
         return {**record(found, what, bound=bound), "mib": dict(zip(("ours", "reference"), middle, strict=True))}
 
     return {
-        "heal_loss_memory_over_naive": row(few, f"peak memory of loss and gradient over naive's; {WORDS} words, {size}", 0.2),
-        "heal_loss_memory_262k_over_naive": row(many, f"the same at {MANY_WORDS} words", 0.15),
-        "heal_loss_memory_262k_4x_length_over_1x": row(longer, f"our peak with completions of {4 * TOKENS} tokens over that with {TOKENS}; {MANY_WORDS} words", 1.1),
+        "heal_loss_memory_over_naive": row(few, f"peak memory of loss and gradient over naive's; a vocabulary of {VOCABULARY}, {size}", 0.2),
+        "heal_loss_memory_262k_over_naive": row(many, f"the same at a vocabulary of {LARGE_VOCABULARY}", 0.15),
+        "heal_loss_memory_262k_4x_length_over_1x": row(longer, f"our peak with completions of {4 * TOKENS} tokens over that with {TOKENS}; a vocabulary of {LARGE_VOCABULARY}", 1.1),
     }  # fmt: skip
 
 
@@ -215,7 +222,7 @@ def losses(rounds: int) -> dict[str, Any]:
     sides = {}
     for side in SIDES:
         # naive drops the last position; one of prompt makes the positions equal
-        call = loss(side, WORDS, HIDDEN, 1, TOKENS)
+        call = loss(side, VOCABULARY, HIDDEN, 1, TOKENS)
 
         def run(call: Any = call) -> list[list[int]]:
             call()
@@ -224,5 +231,5 @@ def losses(rounds: int) -> dict[str, Any]:
         sides[side] = Side(run)
     warm(sides)
     interleave("losses", sides, rounds)
-    what = f"time of loss and gradient over naive's on the same {ROWS * TOKENS} completion positions; {WORDS} words"
+    what = f"time of loss and gradient over naive's on the same {ROWS * TOKENS} completion positions; a vocabulary of {VOCABULARY}"
     return {"heal_loss_time_over_naive": ratio(sides["ours"], sides["naive"], what, bound=1.45)}

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from shared.config import TrainConfig
+from shared.models import load_network
 from train.data import IGNORED
 from train.objective import EPS
 
@@ -22,9 +22,7 @@ class Naive:
     """One training step after another on batches of input_ids, attention_mask and labels; CE + lambda relu(D - tau), kl_rev, rmse."""
 
     def __init__(self, folder: Path, targets: str, train: TrainConfig, dtype: str = "float32"):
-        network = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        )
+        network = load_network(folder, getattr(torch, dtype))
         settings = LoraConfig(r=train.rank, lora_alpha=train.alpha, target_modules=targets, task_type="CAUSAL_LM")
         self.network = get_peft_model(network, settings).to("cuda" if torch.cuda.is_available() else "cpu")
         self.train, self.parameters = train, [value for value in self.network.parameters() if value.requires_grad]

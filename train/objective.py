@@ -15,7 +15,8 @@ import torch
 
 EPS = 1e-8  # inside the root of rmse: a fresh adapter has D = 0, where the root's gradient is infinite
 AGGREGATES = ("mean", "rmse", "p95", "max")
-BLOCK = 2**15  # words of a half-precision head that are made fp32 at a time
+BLOCK = 2**15  # tokens of a half-precision head's vocabulary that are made fp32 at a time
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Head:
     """From final hidden states to logits: weight [vocabulary, hidden], bias, and a final logit softcap (Gemma 2) or None.
 
     Products are taken in fp32 whatever the weight's dtype: half-precision logits carry errors of the order of the divergence.
+    A GPU multiplies half-precision factors exactly and sums in fp32, without a copy of the weight; slopes, which are fp32, it cannot.
     """
 
     weight: torch.Tensor
@@ -38,10 +40,13 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [positions, vocabulary] of hidden [positions, hidden], fp32, softcapped."""
-        hidden = hidden.float()
-        logits = hidden.new_empty(len(hidden), len(self.weight))
-        for words, weight in self._blocks():
-            logits[:, words] = hidden @ weight.T
+        if self.weight.is_cuda and self.weight.dtype in HALVES and hidden.dtype == self.weight.dtype:
+            logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32)
+        else:
+            hidden = hidden.float()
+            logits = hidden.new_empty(len(hidden), len(self.weight))
+            for tokens, weight in self._blocks():
+                logits[:, tokens] = hidden @ weight.T
         if self.bias is not None:
             logits += self.bias
         if self.softcap is not None:
@@ -55,8 +60,8 @@ class Head:
     def gradient(self, slope: torch.Tensor) -> torch.Tensor:
         """Gradient [positions, hidden] at the hidden states, from the one before the softcap, [positions, vocabulary]."""
         total: torch.Tensor | None = None
-        for words, weight in self._blocks():
-            part = slope[:, words] @ weight
+        for tokens, weight in self._blocks():
+            part = slope[:, tokens] @ weight
             total = part if total is None else total.add_(part)
         assert total is not None
         return total

@@ -147,6 +147,13 @@ def peft_forwards_kept() -> Iterator[None]:
 def load_student(model: Model, config: Config, history: Path | None) -> Student:
     """The student at the start of a round: the original weights under the history, and a fresh adapter whose effect is zero."""
     train = config.train
+    if config.model.dtype == "float16":  # this round's factors are fp32, but what flows back to them is not
+        raise SteerHealError(
+            "training in float16 needs a loss scaling that there is not",
+            given="model.dtype = float16",
+            expected="bfloat16 or float32, in which small gradients do not vanish",
+            next="SET=model.dtype=bfloat16 (on a GPU that knows float16 alone: float32)",
+        )
     if train.load_in_4bit and not torch.cuda.is_available():
         raise SteerHealError(
             "4-bit weights need a GPU",

@@ -28,7 +28,9 @@ def latex(table: Table) -> str:
     longest = [max(len(row[column]) for row in whole) for column in range(len(table.columns))]
     wide = sum(longest) > PORTRAIT
     sizes = [min(max(length, NARROW), BROAD) for length in longest]
-    broken = "".join(rf">{{\raggedright\arraybackslash}}p{{{ROOM * size / sum(sizes):.3f}\linewidth}}" for size in sizes)
+    broken = "".join(
+        rf">{{\raggedright\arraybackslash}}p{{{ROOM * size / sum(sizes):.3f}\linewidth}}" for size in sizes
+    )
     columns = broken if wide or table.prose else "l" + "r" * (len(sizes) - 1)
     body = "\n".join(map(line, table.rows))
     found = (
