@@ -17,7 +17,7 @@ from evals.instrument import FOUNDATIONS, Renderer, load_instrument
 from evals.internalised import states, student_vector
 from evals.vignettes import load_vignettes
 from gen.extract import contexts_of
-from gen.filter import by_coefficient, unsteered_of
+from gen.filter import by_coefficient
 from gen.students import Student
 from gen.students import student as student_of
 from shared.chat import load_tokenizer, neutral_for, render
@@ -83,7 +83,6 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
-    sweep = read_jsonl(folder / "sweep.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
     dose = float(np.mean([row.coefficient for row in kept]))
     vignettes = load_vignettes(settings.vignettes, settings.items)
     heldout = load_heldout(settings.heldout)
@@ -155,7 +154,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
                 "items": [vignette.id for vignette in vignettes],
                 "foundations": list(FOUNDATIONS),
                 "conditions": [described(condition) for group in groups for condition in group.conditions],
-                "sweep": by_coefficient(sweep, unsteered_of(run), config.filter, config.vector.trait, vector),
+                "sweep": by_coefficient(run, number, vector),
                 "student": student_layers,
             },
         )

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import DatasetCardData
 
-from gen.filter import unsteered_of
-from gen.rules import limits
+from gen.filter import limits_of
 from shared.cli import entry, need, parse, parser
 from shared.config import Config, flat
 from shared.console import console, number
@@ -44,7 +43,7 @@ def card(run: Run, number_: int) -> str:
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
     vector, limit, trait = (
         load_vector(folder / "vector.safetensors"),
-        limits(unsteered_of(run), config.filter),
+        limits_of(run),
         load_trait(config.vector.trait),
     )
     about = DatasetCardData(

@@ -46,17 +46,6 @@ def tally(
     return found
 
 
-def by_coefficient(
-    rows: Iterable[Completion],
-    unsteered: Sequence[Completion],
-    config: FilterConfig,
-    trait: str,
-    vector: Vector | None,
-) -> list[dict[str, Any]]:
-    """The lines of a sweep's tally."""
-    return tally(rows, unsteered, limits(unsteered, config), config, trait).lines(vector)
-
-
 def show(found: Tally, limit: Limits, config: FilterConfig, vector: Vector | None) -> None:
     """The sweep's table at the terminal."""
     names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
@@ -182,9 +171,22 @@ def separate(
     return found
 
 
-def unsteered_of(run: Run) -> list[Completion]:
-    """The original model's completions at coefficient 0, sampled once in round 1."""
-    return list(unsteered_in(run.round(1) / "sweep.jsonl", f"make round N=1 RUN={run.folder}"))
+def swept(run: Run, index: int) -> Source:
+    return Source(run.round(index) / "sweep.jsonl", f"make round N={index} RUN={run.folder}")
+
+
+def limits_of(run: Run) -> Limits:
+    """From the original model's completions at coefficient 0, sampled once in round 1."""
+    source = swept(run, 1)
+    return limits(unsteered_in(source.path, source.made_by), run.config.filter)
+
+
+def by_coefficient(run: Run, index: int, vector: Vector | None) -> list[dict[str, Any]]:
+    """The lines of the tally of a round's sweep, whose files are gone through and not held."""
+    mine, first, config = swept(run, index), swept(run, 1), run.config
+    rows = iterate_jsonl(mine.path, Completion, made_by=mine.made_by)
+    unsteered = unsteered_in(first.path, first.made_by)
+    return tally(rows, unsteered, limits_of(run), config.filter, config.vector.trait).lines(vector)
 
 
 def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
@@ -212,10 +214,7 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
         return
     vector = load_vector(folder / "vector.safetensors")
     original = vector.origin
-    sweep, unsteered = (
-        Source(run.round(number_) / "sweep.jsonl", f"make round N={number_} RUN={run.folder}") for number_ in (index, 1)
-    )
-    found = separate(sweep, unsteered, config, run.config.vector.trait, outputs, vector)
+    found = separate(swept(run, index), swept(run, 1), config, run.config.vector.trait, outputs, vector)
     job.finish(original, kept=found.kept, rejected=found.rejected, reasons=dict(found.causes))
 
 
