@@ -16,8 +16,8 @@ from shared.config import Config, flat
 from shared.console import console, number
 from shared.errors import SteerHealError
 from shared.hub import published, push
-from shared.publish import atomic_folder, digest
-from shared.records import Completion, read_jsonl, read_manifest
+from shared.publish import atomic_folder
+from shared.records import Completion, read_jsonl
 from shared.run import Run
 from shared.traits import load_trait
 from shared.vectors import load_vector
@@ -29,16 +29,7 @@ def card(run: Run, number_: int) -> str:
     """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
     folder, config = run.round(number_), run.config
     again = f"make round N={number_} RUN={run.folder}"
-    manifest = read_manifest(run.manifest(number_, "filter"), again)
-    for name in FILES:
-        path = folder / f"{name}.jsonl"
-        if digest(path) != manifest.outputs.get(path.relative_to(run.folder).as_posix()):
-            raise SteerHealError(
-                "rows are not the ones that were filtered",
-                given=path,
-                expected="the file of its manifest",
-                next=f"{again} REBUILD=1",
-            )
+    manifest = run.verify(number_, "filter")
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
     vector, limit, trait = (
