@@ -95,7 +95,8 @@ def publish(plan: Plan, out: Path) -> None:
     axis = axis_of(outcomes)
     compared = compare(outcomes, axis)
     found = document(plan, outcomes)
-    tables = [arms(outcomes), summary(outcomes), differences(outcomes, axis), against_controls(outcomes)]
+    apart = differences(outcomes, axis)
+    tables = [arms(outcomes), summary(outcomes), *apart, against_controls(outcomes)]
     if compared is not None:
         reference, at = compared
         tables.append(at_one_shift(axis, reference, at))
@@ -131,7 +132,7 @@ def publish(plan: Plan, out: Path) -> None:
         (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
         heading = f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
-    for one in tables[1:4]:
+    for one in (tables[1], *apart):
         show(one.title, one.columns, one.rows)
     console.print(f"wrote {out / 'results.md'}")
 

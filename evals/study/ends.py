@@ -53,15 +53,27 @@ def over_seeds(values: Sequence[float | None], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ({', '.join(number(value, digits) for value in values)})"
 
 
-def differences(outcomes: Sequence[Outcome], axis: Axis) -> Table:
-    """Arms of one round less the first arm and less the prompted base; the mean over the seeds that all arms have."""
+def differences(outcomes: Sequence[Outcome], axis: Axis) -> list[Table]:
+    """A table for each last round of some arm, of the arms that came as far."""
     mine = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
+    reached: dict[str, int] = {}
+    for o in mine:
+        reached[o.cell.arm.name] = min(len(o.rounds), reached.get(o.cell.arm.name, len(o.rounds)))
+    ends = sorted(set(reached.values()))
+    return [
+        _differences([o for o in mine if reached[o.cell.arm.name] >= last], last, axis)
+        for last in ends
+        if sum(far >= last for far in reached.values()) > 1
+    ]
+
+
+def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
+    """Arms of one round less the first of them and less the prompted base; the mean over the seeds that all of them have."""
     names = list(dict.fromkeys(o.cell.arm.name for o in mine))
     seeds = [seed for seed in dict.fromkeys(o.cell.seed for o in mine) if all(_at(mine, name, seed) for name in names)]
-    last = min((len(o.rounds) for o in mine if o.cell.seed in seeds), default=0)
     title, columns = f"Round {last} of every arm, less one another", ["arm", SHIFT[axis], PRICE[axis]]
-    if not seeds or len(names) < 2:
-        return Table(title, columns, [], "Fewer than two arms have a scored round at one seed.")
+    if not seeds:
+        return Table(title, columns, [], "No seed is scored in all arms.")
     found = [_figures([o for o in mine if o.cell.seed == seed], names, last, axis) for seed in seeds]
     shift, price = (np.mean([one[part] for one in found], axis=0) for part in (0, 1))
     shown = [*(["prompted"] if len(shift) > 1 + len(names) else []), *names]
@@ -78,7 +90,7 @@ def differences(outcomes: Sequence[Outcome], axis: Axis) -> Table:
         title,
         columns,
         lines,
-        f"Healed students against the base; the mean of seeds {', '.join(map(str, seeds))}. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms and seeds: "
+        f"Healed students against the base; {'seed' if len(seeds) == 1 else 'the mean of seeds'} {', '.join(map(str, seeds))}. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms and seeds: "
         "of these training runs, what other seeds would give is not in them. prompted: the original model under the trait's system prompt.",
     )
 

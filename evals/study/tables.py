@@ -188,7 +188,7 @@ def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Tab
         note = (
             f"The price of a shift along {axis}, at shares of what {set_by[0]}, seed {set_by[1]}, reached, the least of those that moved. "
             f"Interpolated along the dialled gates of each round by monotone cubics. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms, of the mean over seeds that all "
-            f"arms have: they hold for these {len(seeds)} training runs an arm, and what other seeds would give is not in them; the shift is not drawn again. crossed: where the path first gets there. arrive: share of resamples that reach the shift in all seeds; "
+            f"arms have: they hold for {'the one training run' if len(seeds) == 1 else f'the {len(seeds)} training runs'} of each arm, and what other seeds would give is not in them; the shift is not drawn again. crossed: where the path first gets there. arrive: share of resamples that reach the shift in all seeds; "
             f"{number(None)}: never reached, or no interval since over {TAIL:.1%} of the resamples do not arrive."
         )
     return Table(
