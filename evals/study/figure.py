@@ -16,7 +16,7 @@ from evals.study.collect import Outcome, Row, why_broken
 from evals.study.curves import saved
 from evals.study.matched import Axis
 
-MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">")  # an arm's, so that it is told apart without colour
+MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">", "d", "p")  # an arm's, so that it is told apart without colour
 LINES = ("-", "--", "-.", ":")
 FLOOR = 1e-3  # of log incoherence: a mass at or above the base's has none
 TRAIT = {"authority": ("auth_nats", "auth_ci", "auth_nats (nats)"), "trait_llr": ("trait_llr", "trait_llr_ci", "trait_llr (nats per token)")}  # fmt: skip
@@ -41,11 +41,11 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     if any(why_broken(row, axis) for o in mine for row in o.rows):
         what = "broken" if axis == "authority" else "text broken"
         handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=what))
-    handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier of healed"))
+    handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier"))
     figure.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=4,
+        ncols=4 if max(len(str(handle.get_label())) for handle in handles) < 12 else 3,  # a column is 3.4 inches
         fontsize=7,
         frameon=False,
         columnspacing=1.0,
@@ -57,7 +57,7 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
 
 
 def _look(index: int) -> tuple[str, str]:
-    """Marker and line of an arm; no two of the first 32 share both."""
+    """Marker and line of an arm; no two of the first 40 share both."""
     return MARKERS[index % len(MARKERS)], LINES[(index + index // len(MARKERS)) % len(LINES)]
 
 
