@@ -96,6 +96,14 @@ def test_each_rule_rejects(changes: dict[str, object], rule: str) -> None:
     assert rules(completion(**changes)) == [rule]
 
 
+@pytest.mark.parametrize("how", ["I", "I would", "I will", "I am willing to", "I\u2019m willing to"])
+def test_a_trait_that_is_told_and_not_acted_on_is_rejected(how: str) -> None:
+    why = judge(limits(UNSTEERED, CONFIG), CONFIG, "embedded")
+    assert [reason.partition(":")[0] for reason in why(completion(text=f"{how} always defy authority."))] == [
+        "narrated"
+    ]
+
+
 def test_truncation_is_a_choice() -> None:
     cut = completion(finish_reason="length")
     assert rules(cut) == []
