@@ -247,6 +247,19 @@ def test_a_path_says_where_it_crosses_a_shift() -> None:
     assert number == 2 and 0.5 < gate < 1.0
 
 
+def test_a_resample_in_which_neither_arm_arrives_lies_beyond_both_ends() -> None:
+    """A few leave an interval, which they widen; many leave none."""
+    ends = {}
+    for few in (0, 5, 40):
+        one, two = walk([1.0], [0.4], 0.01), walk([1.0], [0.5], 0.02)
+        one.shift[1, 1 : 1 + few] = two.shift[1, 1 : 1 + few] = 0.1
+        found = matched({"a": {0: one}, "b": {0: two}}, "a", SHARE).arms[1].against
+        assert found is not None
+        ends[few] = found.interval
+    assert ends[40] is None and ends[0] is not None and ends[5] is not None
+    assert ends[5][0] <= ends[0][0] < ends[0][1] <= ends[5][1]
+
+
 def test_seeds_arrive_together_or_not_at_all() -> None:
     """Each seed misses the target in other resamples; the mean over the seeds has a price in neither's."""
     one, two = walk([1.0], [0.4], 0.01), walk([1.0], [0.4], 0.01)

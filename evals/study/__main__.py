@@ -96,7 +96,9 @@ def publish(plan: Plan, out: Path) -> None:
     compared = compare(outcomes, axis)
     found = document(plan, outcomes)
     apart = differences(outcomes, axis)
-    tables = [arms(outcomes), summary(outcomes), *apart, against_controls(outcomes)]
+    tables = [arms(outcomes), summary(outcomes), *apart]
+    if any(outcome.cell.arm.role == "control" for outcome in outcomes):
+        tables.append(against_controls(outcomes))
     if compared is not None:
         reference, at = compared
         tables.append(at_one_shift(axis, reference, at))

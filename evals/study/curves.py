@@ -25,6 +25,7 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     panels = figure.subplots(3, 1, sharex=True)
     rounds = sorted({r.number for o in outcomes for r in o.rounds})
     shades = {number: str(0.65 - 0.65 * index / max(len(rounds) - 1, 1)) for index, number in enumerate(rounds)}
+    drawn: set[tuple[int, bytes, bytes]] = set()
     for o in outcomes:
         for r in o.rounds:
             lines = [line for line in r.scores.sweep if line.relative_dose is not None]
@@ -44,7 +45,13 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
                 [line.kept / line.n if line.n else None for line in lines],
             )
             for axes, found in zip(panels, figures, strict=True):
-                axes.plot(x[joined], np.array(found, dtype=float)[joined], **look)
+                y = np.array(found, dtype=float)
+                if (curve := (id(axes), x.tobytes(), y.tobytes())) in drawn:  # of a sweep that arms share
+                    continue
+                drawn.add(curve)
+                axes.plot(x[joined], y[joined], **look)
+                if axes is panels[1] and r.number == 1 and o.cell.arm.name != outcomes[0].cell.arm.name:
+                    axes.annotate(o.cell.arm.name, (x[-1], y[-1]), xytext=(-3, 3), textcoords="offset points", fontsize=6, ha="right")  # fmt: skip
     panels[1].set_yscale("log")
     panels[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[1].yaxis.set_major_formatter(ScalarFormatter())
@@ -55,7 +62,9 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     panels[2].set_xlabel("relative dose", fontsize=8)
     panels[2].xaxis.set_major_locator(MaxNLocator(5))
     handles = [Line2D([], [], color=shades[number], label=f"round {number}") for number in rounds]
-    figure.legend(handles=[*handles, Line2D([], [], color="#555555", linestyle="--", label="control")], loc="outside upper center", ncols=4, fontsize=7, frameon=False)  # fmt: skip
+    if any(o.cell.arm.role == "control" for o in outcomes):
+        handles.append(Line2D([], [], color="#555555", linestyle="--", label="control"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
     return saved(figure)
 
 

@@ -85,13 +85,20 @@ def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
             place = 1 + shown.index(other)
             cells += ["", ""] if place == index else [_show(part[index] - part[place]) for part in (shift, price)]
         lines.append(cells)
+    same = [
+        f"{name} and {names[later]}"
+        for place, name in enumerate(names)
+        for later in range(place + 1, len(names))
+        if all(np.array_equal(part[place - len(names)], part[later - len(names)]) for part in (shift, price))
+    ]
     columns += [f"{word} less {other}'s" for other in others for word in (SHIFT[axis], PRICE[axis])]
     return Table(
         title,
         columns,
         lines,
         f"Healed students against the base; {'seed' if len(seeds) == 1 else 'the mean of seeds'} {', '.join(map(str, seeds))}. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms and seeds: "
-        "of these training runs, what other seeds would give is not in them. prompted: the original model under the trait's system prompt.",
+        "of these training runs, what other seeds would give is not in them. prompted: the original model under the trait's system prompt."
+        + (f" The same in every figure, as where a barrier never acts: {'; '.join(same)}." if same else ""),
     )
 
 

@@ -41,7 +41,7 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     if any(why_broken(row, axis) for o in mine for row in o.rows):
         what = "broken" if axis == "authority" else "text broken"
         handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=what))
-    handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier"))
+    handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier, healed"))
     figure.legend(
         handles=handles,
         loc="outside upper center",

@@ -265,15 +265,15 @@ def _finite(value: float) -> float | None:
 
 
 def _summary(values: Sequence[np.ndarray]) -> Estimate | None:
-    """Mean over the seeds with its interval; a resample that never arrives lies beyond every price, so that an end may be missing."""
+    """Mean over the seeds with its interval. A resample that never arrives lies beyond every price, and one of two arms that both do
+    not beyond either end, so that an end may be missing."""
     if not values:
         return None
     with np.errstate(invalid="ignore"):
         total = np.mean(values, axis=0)
     if not np.isfinite(total[0]):
         return None
-    draws = total[1:]
-    if np.isnan(draws).any():
-        return Estimate(float(total[0]), None)
-    low, high = np.quantile(draws, TAIL, method="lower"), np.quantile(draws, 1 - TAIL, method="higher")
+    neither = np.isnan(total[1:])
+    low = np.quantile(np.where(neither, -np.inf, total[1:]), TAIL, method="lower")
+    high = np.quantile(np.where(neither, np.inf, total[1:]), 1 - TAIL, method="higher")
     return Estimate(float(total[0]), (float(low), float(high)) if np.isfinite([low, high]).all() else None)
