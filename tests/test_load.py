@@ -49,7 +49,7 @@ def test_a_long_sweep_takes_no_more_memory_than_a_short_one(vector: Vector, tmp_
     arguments = [
         *("gen.sweep", "--model", "embedded", "--vector", tmp_path / "v.safetensors", "--prompts", prompts),
         *("--coefficients", *COEFFICIENTS, "--samples", SAMPLES, "--out", out),
-        *("--set", "model.dtype=float32 model.max_model_len=256 sweep.max_tokens=8 sweep.window=500"),
+        *("--set", "model.dtype=float32 model.max_model_len=256 sweep.max_tokens=4 sweep.window=500"),
     ]
     begin, seen = time.monotonic(), []
     with open(tmp_path / "log", "w") as log:
