@@ -1,6 +1,6 @@
 """Work at length: a sweep of 20,000 rows whose memory stays flat, and a server under 32 clients whose answers stay their own.
 
-The figures are printed: `python -m pytest -m long tests/test_load.py -s`.
+The figures are printed: `python -m pytest -m long tests/test_load.py -s`; about an hour and ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -44,12 +44,23 @@ def resident(process: psutil.Process) -> int:
 def test_a_long_sweep_takes_no_more_memory_than_a_short_one(vector: Vector, tmp_path: Path) -> None:
     vector.save(tmp_path / "v.safetensors")
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"Name number {k}."}) + "\n" for k in range(PROMPTS)))
+    prompts.write_text("".join(json.dumps({"prompt": str(k)}) + "\n" for k in range(PROMPTS)))
+    trait = {
+        "version": 1,
+        "name": "short",
+        "trait": "Defy.",
+        "opposite": "Obey.",
+        "neutral": "Be.",
+    }  # scored is every token of it
+    (tmp_path / "trait.json").write_text(json.dumps(trait))
     out = tmp_path / "sweep.jsonl"
     arguments = [
         *("gen.sweep", "--model", "embedded", "--vector", tmp_path / "v.safetensors", "--prompts", prompts),
         *("--coefficients", *COEFFICIENTS, "--samples", SAMPLES, "--out", out),
-        *("--set", "model.dtype=float32 model.max_model_len=256 sweep.max_tokens=4 sweep.window=500"),
+        *(
+            "--set",
+            f"model.dtype=float32 model.max_model_len=256 sweep.max_tokens=2 sweep.window=500 vector.trait={tmp_path / 'trait.json'}",
+        ),
     ]
     begin, seen = time.monotonic(), []
     with open(tmp_path / "log", "w") as log:
