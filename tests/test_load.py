@@ -107,9 +107,11 @@ def test_every_client_gets_its_own_answer_under_load(server: Server) -> None:
 
     alone = [ask(index) for index in range(len(asks))]
     for place in range(0, len(asks), len(steerings)):
-        first = [logprobs[0] for _, logprobs, _ in alone[place : place + len(steerings)]]
-        gaps = [abs(a - b) for k, a in enumerate(first) for b in first[:k]]
-        assert min(gaps) > 2 * SAME, "each steering must change the answer, or this test proves nothing"
+        mine = alone[place : place + len(steerings)]
+        for k, (tokens, logprobs, _) in enumerate(mine):
+            for others, levels, _ in mine[:k]:
+                far = tokens != others or max(abs(a - b) for a, b in zip(logprobs, levels, strict=True)) > 2 * SAME
+                assert far, "each steering must change the answer, or this test proves nothing"
     end = time.monotonic() + SECONDS
 
     def client(number: int) -> tuple[int, int, list[str]]:
