@@ -460,7 +460,13 @@ def test_a_tiny_study_runs_and_goes_on_where_it_was_interrupted(tmp_path: Path) 
     path = written(tmp_path, TINY + settings.replace("min_kept = 4", "min_kept = 2"))
     line = ["make", "study", f"CONFIG={path}", f"RUN={tmp_path}/runs", f"OUT={tmp_path}/out"]
     process = subprocess.Popen(
-        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        line,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
     )
     while not (tmp_path / "runs/nll-s0/rounds/01/manifests/filter.json").exists():
         assert process.poll() is None, process.communicate()[0]
