@@ -118,6 +118,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
+        slots=len(vectors),
         seed=config.seed,
         students=[group.student for group in groups],
     ) as model:

@@ -42,6 +42,11 @@ class Round:
     tokens: list[TokenRow]
     manifests: dict[str, Manifest]
 
+    @property
+    def healed(self) -> str:
+        """The condition of the whole student, at no dialled gate."""
+        return next(line.name for line in self.scores.conditions if line.stage == "healed" and line.headline)
+
 
 def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
     """Rounds 1 to the last scored one, or to up_to. Raises SteerHealError for a missing, edited or outdated round."""

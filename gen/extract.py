@@ -181,8 +181,8 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     vector = extract(origin, history, config.model, config.vector, seed)
     vector.save(out)
     show(vector)
-    read = {name: vector.metadata[key] for name, key in (("contexts", "n_contexts"), ("tokens", "tokens"))}
-    job.finish(origin.identity, **read, layers=len(vector.layers))
+    known = vector.metadata
+    job.finish(origin.identity, contexts=known["n_contexts"], tokens=known["tokens"], layers=len(vector.layers))
 
 
 def main() -> None:

@@ -80,8 +80,7 @@ def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
     found: list[Column] = [("base", "base", mine[0].rounds[0].generations["base"])]
     for o in mine:
         r = o.rounds[-1]
-        name = next(line.name for line in r.scores.conditions if line.stage == "healed" and line.headline)
-        found.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[name]))
+        found.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[r.healed]))
     return found
 
 

@@ -70,7 +70,8 @@ def differences(outcomes: Sequence[Outcome], axis: Axis) -> list[Table]:
 def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
     """Arms of one round less the first of them and less the prompted base; the mean over the seeds that all of them have."""
     names = list(dict.fromkeys(o.cell.arm.name for o in mine))
-    seeds = [seed for seed in dict.fromkeys(o.cell.seed for o in mine) if all(_at(mine, name, seed) for name in names)]
+    there = {(o.cell.arm.name, o.cell.seed) for o in mine}
+    seeds = [seed for seed in dict.fromkeys(o.cell.seed for o in mine) if all((name, seed) in there for name in names)]
     title, columns = f"Round {last} of every arm, less one another", ["arm", SHIFT[axis], PRICE[axis]]
     if not seeds:
         return Table(title, columns, [], "No seed is scored in all arms.")
@@ -102,10 +103,6 @@ def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
     )
 
 
-def _at(outcomes: Sequence[Outcome], name: str, seed: int) -> Outcome | None:
-    return next((o for o in outcomes if (o.cell.arm.name, o.cell.seed) == (name, seed)), None)
-
-
 def _figures(outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
     """shift and price [base, the prompted base if it was scored, an arm each; 1 + draws] of one seed."""
     by_name = {o.cell.arm.name: o for o in outcomes}
@@ -119,8 +116,7 @@ def _figures(outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis:
     ]
     for name in names:
         r = by_name[name].rounds[last - 1]
-        line = next(line for line in r.scores.conditions if line.stage == "healed" and line.headline)
-        at.append(((last, 1.0), r.answers[line.name], texts_of(r.generations[line.name])))
+        at.append(((last, 1.0), r.answers[r.healed], texts_of(r.generations[r.healed])))
     keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
     return shift_and_price(at, axis, settings.bootstrap, 0, keep)
 

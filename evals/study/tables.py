@@ -116,8 +116,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
 
 def _healed(outcome: Outcome) -> Sequence[Generation]:
     first = outcome.rounds[0]
-    line = next(line for line in first.scores.conditions if line.stage == "healed" and line.headline)
-    return first.generations[line.name]
+    return first.generations[first.healed]
 
 
 def cyclic(outcomes: Sequence[Outcome]) -> Table:
