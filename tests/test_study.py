@@ -440,7 +440,7 @@ title = "Tiny"
 rounds = 1
 seeds = [0]
 {arm("nll", "train.divergence=nll")}
-{arm("kl_fwd", "train.divergence=kl_fwd")}
+{arm("kl_fwd", "train.divergence=kl_fwd train.tau=0")}
 {arm("unsteered", "filter.source=unsteered", CONTROL)}
 {arm("random", "vector.direction=random", CONTROL)}
 {arm("unfiltered", "filter.off=true", CONTROL)}
