@@ -9,8 +9,8 @@ REBUILD ?=
 MODEL ?= embedded
 PORT ?= 8000
 VECTORS ?=
-# Where pip finds torch's CPU build when no index it knows has it; empty to use what pip is set up with.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Where pip finds torch's CPU build when no index it knows has it: the URL that PyTorch's install page gives for pip and CPU.
+TORCH_INDEX ?=
 # cpu or gpu: which lock to install.
 LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 
@@ -30,7 +30,7 @@ help: ## the targets
 setup: $(STAMP) ## the environment, .venv
 
 $(STAMP): requirements/$(LOCK).txt pyproject.toml
-	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) requirements/install.sh $(LOCK)
+	@PYTHON=$(PYTHON) TORCH_INDEX='$(TORCH_INDEX)' requirements/install.sh $(LOCK)
 	@touch $@
 
 round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make round N=2

@@ -145,7 +145,7 @@ def judge(
     rendered = Renderer(tokenizer, trait, config.model.chat_template_kwargs)
     asked = {prompt.id: rendered(prompt) for prompt in prompts}
     neutral, towards = ([asked[row["prompt_id"]][which] for row in rows] for which in (0, 1))
-    scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance, cached=True)
+    scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance)
     return [
         {
             **row,

@@ -33,19 +33,19 @@ def score(
     trait: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     advance: Callable[[], None],
-    cached: bool = False,
 ) -> list[Score]:
     """Score completions [n] after their prompts under the neutral and the trait system prompt (token ids each).
 
     The engine must hold the original weights. trait_llr is the mean per-token log p(y | trait, x) - log p(y | neutral, x), nats.
-    cached: prompts may come from the prefix cache, which pays where each has many completions. It moves the last digits with what ran
-    before, so that a sweep, which must resume to the same bytes, goes without.
+    The prompts of many completions are computed once, in the prefix cache; it is emptied first, because the last digits of a score
+    depend on what it held and a resumed sweep must find the bytes of an uninterrupted one.
     """
     from gen.engine.sampling import Request
 
     full = [index for index, completion in enumerate(completions) if len(completion)]
+    engine.reset_cache()
     requests = [
-        Request([*prompts[index], *completions[index]], score=not cached, tail=len(completions[index]) if cached else 0)
+        Request([*prompts[index], *completions[index]], tail=len(completions[index]))
         for prompts in (neutral, trait)
         for index in full
     ]
@@ -53,9 +53,8 @@ def score(
     scores = [Score(0.0, 0, None, None, None, None)] * len(completions)
     for place, index in enumerate(full):
         count = len(completions[index])
-        under_neutral, under_trait = outputs[place].prompt_logprobs, outputs[place + len(full)].prompt_logprobs
-        assert under_neutral is not None and under_trait is not None
-        ours, other = under_neutral[-count:], under_trait[-count:]
+        ours, other = outputs[place].prompt_logprobs, outputs[place + len(full)].prompt_logprobs
+        assert ours is not None and other is not None
         if not (np.isfinite(ours).all() and np.isfinite(other).all()):
             scores[index] = Score(None, count, None, None, None, distinct_n(completions[index], 3))
             continue

@@ -11,6 +11,12 @@ echo "building .venv from requirements/$lock.txt (a few minutes)"
 # torch's CPU build first, from what pip knows already or else from its own index: the other packages take no extra index.
 torch=$(grep '^torch==' "requirements/$lock.txt")
 if [ "$lock" = cpu ] && ! .venv/bin/pip install --quiet --no-deps "$torch" 2>/dev/null; then
+    [ -n "$TORCH_INDEX" ] || {
+        printf "error: pip does not find torch's CPU build\n  given:    %s, no TORCH_INDEX\n" "$torch" >&2
+        printf "  expected: its index: the URL behind --index-url that PyTorch's install page gives for pip and CPU\n" >&2
+        printf '  next:     make setup TORCH_INDEX=URL\n' >&2
+        exit 2
+    }
     .venv/bin/pip install --quiet --no-deps --index-url "$TORCH_INDEX" "$torch"
 fi
 # --no-deps: some packages list CUDA builds that break the CPU ones; the lock is whole.
