@@ -1,4 +1,5 @@
-"""SIGKILL at random moments of every stage: what is published is whole, and the run that goes on is the one that was never killed.
+"""Every stage killed and interrupted at random moments, and on a disk that is full or read-only: what is published is whole, and the run
+that goes on is the one that was left alone.
 
 Two runs of one configuration are compared byte for byte, so that this is the test of determinism as well.
 """
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,11 @@ from shared.models import cache_folder
 
 pytestmark = pytest.mark.long
 
+INTERRUPTIONS = 2  # of every stage, by each signal
+PROMPTLY = 20.0  # seconds within which a stage that was interrupted ends
+# Bytes left on the disk: nothing, and what suffices for a part of the stage's work.
+ROOM = {"extract": [0], "sweep": [0, 16 << 10], "filter": [0], "heal": [0, 6 << 20], "score": [0, 64 << 20]}
+DISK = "4g"  # with two merged students on it
 KILLS = {"extract": 3, "sweep": 20, "filter": 3, "heal": 20, "score": 3}
 MODULES = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", "score": "evals.score"}  # fmt: skip
 OF_A_STAGE = {
@@ -63,6 +70,19 @@ def listing(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def begun(run: Path, config: Path) -> Path:
+    done = command(run, "shared.begin", "--run", run, "--config", config)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def unmake(folder: Path, stage: str) -> None:
+    """Remove a stage's manifest and its outputs."""
+    (folder / "manifests" / f"{stage}.json").unlink()
+    for name in OF_A_STAGE[stage]:
+        (shutil.rmtree if (folder / name).is_dir() else os.unlink)(folder / name)
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crashes")
@@ -79,8 +99,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(config: Path) -> tuple[Path, dict[str, float]]:
     """An uninterrupted round, and how long each stage's process took, seconds."""
-    run, took = config.parent / "whole", {}
-    assert command(run, "shared.begin", "--run", run, "--config", config).returncode == 0
+    run, took = begun(config.parent / "whole", config), {}
     for stage in KILLS:
         begin = time.monotonic()
         done = command(run, *line(run, stage))
@@ -91,8 +110,7 @@ def whole(config: Path) -> tuple[Path, dict[str, float]]:
 
 def test_killed_at_random_moments(config: Path, whole: tuple[Path, dict[str, float]]) -> None:
     reference, took = whole
-    run = config.parent / "killed"
-    assert command(run, "shared.begin", "--run", run, "--config", config).returncode == 0
+    run = begun(config.parent / "killed", config)
     draws = random.Random(0)
     there, here = reference / "rounds" / "01", run / "rounds" / "01"
     for stage, kills in KILLS.items():
@@ -120,12 +138,100 @@ def test_killed_at_random_moments(config: Path, whole: tuple[Path, dict[str, flo
             ).exists():  # it was faster: the rest of the kills fall into another go
                 assert found.keys() == wanted.keys()
                 if done < kills:
-                    (here / "manifests" / f"{stage}.json").unlink()
-                    for name in OF_A_STAGE[stage]:
-                        (shutil.rmtree if (here / name).is_dir() else os.unlink)(here / name)
+                    unmake(here, stage)
         last = command(run, *line(run, stage))
         assert last.returncode == 0, last.stderr
         assert contents(here, OF_A_STAGE[stage]) == wanted, stage
     keys = [json.loads(row)["key"] for row in (here / "sweep.jsonl").read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 6 * 2 * 3 + 2 * 3  # no row twice, none missing
     assert listing(here) == listing(there), listing(here) ^ listing(there)  # and nothing is left lying about
+
+
+def test_interrupted_at_random_moments(config: Path, whole: tuple[Path, dict[str, float]]) -> None:
+    """Ctrl-C and SIGTERM: a sentence, exit code 130, and a state to go on from."""
+    reference, took = whole
+    run = begun(config.parent / "interrupted", config)
+    draws = random.Random(1)
+    there, here, said = reference / "rounds" / "01", run / "rounds" / "01", config.parent / "said"
+    for stage in KILLS:
+        wanted = contents(there, OF_A_STAGE[stage])
+        for how in [signal.SIGINT, signal.SIGTERM] * INTERRUPTIONS:
+            status = None
+            while status != 130:
+                if (here / "manifests" / f"{stage}.json").exists():
+                    unmake(here, stage)
+                with open(said, "w") as output:
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", *map(str, line(run, stage))],
+                        cwd=ROOT,
+                        env=own_cache(run),
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which background jobs ignore
+                    )
+                while process.poll() is None and not (run / ".lock").exists():
+                    time.sleep(0.01)
+                time.sleep(draws.uniform(0, took[stage]))
+                begin, late = time.monotonic(), process.poll() is not None
+                process.send_signal(how)
+                status = process.wait()
+                assert status == 130 or (status == 0 and (late or time.monotonic() - begin < 2)), (stage, how, said.read_text())  # fmt: skip
+            assert time.monotonic() - begin < PROMPTLY, f"{stage} took {time.monotonic() - begin:.0f} s to end"
+            assert "the same command goes on" in said.read_text() and "Traceback" not in said.read_text(), (
+                said.read_text()
+            )
+            found = contents(here, OF_A_STAGE[stage])
+            assert not [name for name, content in found.items() if content != wanted.get(name)], stage
+        last = command(run, *line(run, stage))
+        assert last.returncode == 0, last.stderr
+        assert contents(here, OF_A_STAGE[stage]) == wanted, stage
+    assert listing(here) == listing(there), listing(here) ^ listing(there)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def fill(disk: Path, room: int) -> Path:
+    """A file that leaves so many bytes on a disk."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        free = os.statvfs(disk)
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - room)
+    return filler
+
+
+def test_a_disk_that_is_read_only_or_full(config: Path, whole: tuple[Path, dict[str, float]], disk: Path) -> None:
+    there, run = whole[0] / "rounds" / "01", begun(disk / "run", config)
+    here = run / "rounds" / "01"
+    for stage in KILLS:
+        wanted = contents(there, OF_A_STAGE[stage])
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        refused = command(run, *line(run, stage))
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        assert refused.returncode == 2 and "Read-only file system" in refused.stderr, refused.stderr
+        assert "the same command goes on" in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
+        for room in ROOM[stage]:
+            filler = fill(disk, room)
+            stopped = command(run, *line(run, stage))
+            assert stopped.returncode == 2 and "could not be written" in stopped.stderr, (stage, room, stopped.stderr)
+            assert "the same command goes on" in stopped.stderr and "Traceback" not in stopped.stderr, stopped.stderr
+            assert not (here / "manifests" / f"{stage}.json").exists()
+            found = contents(here, OF_A_STAGE[stage])
+            assert not [name for name, content in found.items() if content != wanted.get(name)], (stage, room)
+            filler.unlink()
+        if stage == "sweep":
+            assert list((here / ".sweep.jsonl.windows").glob("[0-9]*.jsonl")), (
+                "windows for which there was room are kept"
+            )
+        done = command(run, *line(run, stage))
+        assert done.returncode == 0, done.stderr
+        assert contents(here, OF_A_STAGE[stage]) == wanted, stage
+    assert listing(here) == listing(there), listing(here) ^ listing(there)
