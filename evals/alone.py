@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from evals.answers import answers
 from evals.cache import of_answers
@@ -95,7 +96,7 @@ def score(arguments: Any) -> None:
     ]
     (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, rows)
     summary({c.name: found[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
-    console.print(f"wrote {len(rows)} rows to {out}")
+    console.print(f"wrote {len(rows)} rows to {escape(str(out))}")
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:

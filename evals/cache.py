@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rich.markup import escape
+
 import gen.engine
 from evals import forced_choice, free_answer, generations, instrument, vignettes
 from evals.forced_choice import Condition, Free, Read
@@ -53,7 +55,7 @@ class Cache:
         folder: Path | None = None,
     ):
         self.folder = folder or cache_folder() / "scores"
-        self._vectors = vectors
+        self._vectors, self.taken = vectors, 0  # taken: conditions whose rows were there
         self._common = {
             "weights": weights,
             **asked,
@@ -73,10 +75,12 @@ class Cache:
             return None
         try:
             with open(path, encoding="utf-8", newline="\n") as lines:  # what a model wrote may hold other line ends
-                return [json.loads(line) for line in lines]
+                rows = [json.loads(line) for line in lines]
         except ValueError:
-            console.print(f"[yellow]{path} is damaged: its rows are made again[/]")
+            console.print(f"[yellow]{escape(str(path))} is damaged: its rows are made again[/]")
             return None
+        self.taken += 1
+        return rows
 
     def put(self, condition: Condition, rows: Sequence[dict[str, Any]]) -> None:
         write_jsonl(self._path(condition), rows)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from evals.cache import Cache
 from evals.forced_choice import Condition, Free, Read, forced_choice, reads
 from evals.instrument import Renderer
@@ -103,7 +105,9 @@ def answered(
     known = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
     missing: list[Condition] = [c for c in group.conditions if c.name not in known]
     if cache is not None and known:
-        console.print(f"forced choice, {group.label}: {', '.join(known)} from the cache [dim]({cache.folder})[/]")
+        console.print(
+            f"forced choice, {group.label}: {', '.join(known)} from the cache [dim]({escape(str(cache.folder))})[/]"
+        )
     if missing:
         with counting(f"forced choice, {group.label}", reads(len(vignettes), len(missing), read, free)) as advance:
             found = forced_choice(model, renderer, vignettes, missing, read, tokenizer, advance, free)

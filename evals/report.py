@@ -90,7 +90,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
 def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str:
     bullets = "\n".join(f"- {html(line, quote=False)}" for line in said)
     return (
-        f"# {title}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
+        f"# {html(title, quote=False)}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
         + "\n".join(markdown(table) for table in tables)
     )
 
@@ -112,7 +112,7 @@ def main() -> None:
     found = results_of(run, rounds)
     path = publish(run, rounds, found, arguments.eval)
     for table in (overview(found["rows"]), times(rounds, arguments.eval)):
-        show(table.title, table.columns, [[escape(cell) for cell in row] for row in table.rows])
+        show(table.title, table.columns, table.rows)
     console.print(f"report {escape(str(path))}")
 
 

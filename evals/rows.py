@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from shared.records import Record
 
@@ -18,6 +18,13 @@ class ConditionLine(Record):
     draw: int | None
     headline: bool
     gate: float | None = None
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        """A condition beside its stage's headline is named by what it differs in."""
+        if self.name != self.stage and (self.gate if self.stage == "healed" else self.coefficient) is None:
+            raise ValueError(f"{self.name} has a {'gate' if self.stage == 'healed' else 'coefficient'}")
+        return self
 
 
 class SweepLine(Record):
@@ -133,26 +140,6 @@ class LogRow(Record):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
-class Finding(Record):
-    name: str
-    sentence: str
-
-
-class Training(Record):
-    """training.json: what was trained, on how much, and the diagnosis; D before the first step in nats."""
-
-    divergence: Literal["nll", "kl_fwd", "kl_rev", "wd"]
-    aggregate: str
-    reference: Literal["base", "previous"]
-    lam: float
-    tau: float
-    examples: int
-    heldout: int
-    tokens: int
-    start: dict[str, float]
-    findings: list[Finding]
-
-
 class TokenRow(Record):
     """kl_tokens.jsonl: a completion's tokens with their cross-entropy and KL to both references, nats."""
 
@@ -161,3 +148,9 @@ class TokenRow(Record):
     ce: list[float]
     kl_base: list[float]
     kl_previous: list[float]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if {len(self.ce), len(self.kl_base), len(self.kl_previous)} != {len(self.tokens)}:
+            raise ValueError("tokens, ce, kl_base and kl_previous are of one length")
+        return self

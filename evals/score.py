@@ -111,6 +111,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     ]
     vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
+    taken = 0
     judge = (origin.fingerprint, config.model.dtype)
     with engine(
         groups[0].student.folder,
@@ -134,6 +135,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             )
             said = of_generations(weights, judge, heldout, trait, config, vectors)
             texts.sample(group.label, group.conditions, said if cached else None)
+            taken += answers.taken + said.taken
         model.serve(Student(origin.folder))
         judged = texts.judged()
     with atomic_folder(out) as temporary:
@@ -165,6 +167,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         conditions=len(scored),
         generations=len(judged),
         tokens=texts.tokens,
+        taken_from_cache=taken,
+        exact=not taken,
     )
 
 

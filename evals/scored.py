@@ -14,16 +14,31 @@ from pydantic import ValidationError
 from evals.answers import answers as answers_of
 from evals.answers import refuse
 from evals.instrument import FOUNDATIONS
-from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow, Training
+from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow
 from evals.statistics import Answers
 from evals.texts import Texts
 from shared.errors import SteerHealError
-from shared.records import Completion, Manifest, Record, problem_of, read_jsonl, read_record
+from shared.records import Completion, Manifest, Record, Training, problem_of, read_jsonl, read_record
 from shared.run import STAGES, Run
 
 STEP = {"round": "score", "full": "score-full"}
 FOLDER = {"round": "scores", "full": "scores-full"}
 Row = TypeVar("Row", bound=Record)
+# What a stage reads of its own round: input -> the stage that makes it, and the file.
+READ = {
+    "sweep": {"vector": ("extract", "vector.safetensors")},
+    "filter": {"sweep": ("sweep", "sweep.jsonl")},
+    "heal": {"kept": ("filter", "kept.jsonl")},
+    **{
+        step: {
+            "vector": ("extract", "vector.safetensors"),
+            "sweep": ("sweep", "sweep.jsonl"),
+            "kept": ("filter", "kept.jsonl"),
+            "history": ("heal", "history"),
+        }
+        for step in STEP.values()
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -63,17 +78,20 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
     first, *later = (read_round(run, number, mode) for number in range(1, last + 1))
     rounds = [first, *map(_without_base, later)]
     for before, after in pairwise(rounds):
-        built, used = (
-            before.manifests[STEP[mode]].inputs.get("history"),
-            after.manifests[STEP[mode]].inputs.get("history before"),
-        )
-        if built != used:
-            raise SteerHealError(
-                f"round {after.number} was scored on another round {before.number}",
-                given=f"history {used} against {built}",
-                expected="rounds that build on each other",
-                next=f"make round N={after.number} RUN={run.folder} REBUILD=1",
-            )
+        built = before.manifests[STEP[mode]].inputs.get("history")
+        for stage, label in [
+            ("extract", "history"),
+            ("sweep", "history"),
+            ("heal", "history"),
+            (STEP[mode], "history before"),
+        ]:
+            if (used := after.manifests[stage].inputs.get(label)) != built:
+                raise SteerHealError(
+                    f"{stage} of round {after.number} was made on another round {before.number}",
+                    given=f"history {used} against {built}",
+                    expected="rounds that build on each other",
+                    next=f"make round N={after.number} RUN={run.folder} REBUILD=1",
+                )
     return rounds
 
 
@@ -87,8 +105,11 @@ def read_round(run: Run, number: int, mode: str) -> Round:
     again = f"make round N={number} RUN={run.folder} REBUILD=1"
     folder = run.round(number) / FOLDER[mode]
     manifests = {
-        stage: run.verify(number, stage) for stage in (*STAGES, STEP[mode]) if run.manifest(number, stage).is_file()
+        stage: run.verify(number, stage)
+        for stage in (*STAGES, STEP[mode])
+        if stage != STEP["round"] or mode == "round" or run.manifest(number, stage).is_file()
     }
+    _one_chain(run, number, manifests)
     name = folder.relative_to(run.folder).as_posix()
     if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(
@@ -118,6 +139,20 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
         manifests,
     )
+
+
+def _one_chain(run: Run, number: int, manifests: dict[str, Manifest]) -> None:
+    """Raise SteerHealError for a stage that was made from other files than the stages before it record."""
+    for stage, manifest in manifests.items():
+        for label, (maker, name) in READ.get(stage, {}).items():
+            made = manifests[maker].outputs.get((run.round(number) / name).relative_to(run.folder).as_posix())
+            if made is None or manifest.inputs.get(label) != made:
+                raise SteerHealError(
+                    f"round {number} {stage} was made from another {name}",
+                    given=f"{(manifest.inputs.get(label) or 'none')[:12]} against {(made or 'none')[:12]} of {maker}",
+                    expected="stages that build on each other",
+                    next=f"make round N={number} RUN={run.folder} REBUILD=1",
+                )
 
 
 def _log(path: Path, again: str) -> tuple[list[Step], list[Heldout]]:

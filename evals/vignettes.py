@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from evals.instrument import FOUNDATIONS, foundation_of
 from shared.errors import SteerHealError
-from shared.records import DATA, Vignette, problem_of, read_jsonl, stratified
+from shared.records import DATA, Vignette, problem_of, read_jsonl
 from shared.sets import names_set, open_set
+from shared.strata import stratified
 
 MADE_BY = "set eval.vignettes to embedded, a JSONL file, or wassname/tiny-mfv:classic:other_violate"
 

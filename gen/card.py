@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import DatasetCardData
+from rich.markup import escape
 
 from gen.filter import limits_of
 from shared.cli import entry, need, parse, parser
@@ -143,7 +144,7 @@ def main() -> None:
             next=f"make round N={arguments.round} RUN={run.folder}",
         )
     write(run, arguments.round, arguments.out)
-    console.print(f"wrote {arguments.out}")
+    console.print(f"wrote {escape(str(arguments.out))}")
     if arguments.push_to:
         push(arguments.out, arguments.push_to, arguments.private, "dataset")
         console.print(f"uploaded to {arguments.push_to}")

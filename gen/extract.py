@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.markup import escape
 
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import entry, need, parse, parser, plain
@@ -20,8 +21,9 @@ from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.publish import digest, named
-from shared.records import Prompt, data_file, read_jsonl, stratified
+from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
+from shared.strata import stratified
 from shared.traits import load_trait
 from shared.vectors import Vector
 
@@ -201,7 +203,7 @@ def main() -> None:
     vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)
     show(vector)
-    console.print(f"wrote {arguments.out}")
+    console.print(f"wrote {escape(str(arguments.out))}")
 
 
 if __name__ == "__main__":

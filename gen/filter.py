@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from gen.places import Places
 from gen.rules import Limits, Yardstick, judge, limits
 from gen.tally import Group, Tally
@@ -268,7 +270,7 @@ def main() -> None:
     if arguments.unsteered:
         unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
     separate(sweep, unsteered, config.filter, config.vector.trait, outputs)
-    console.print(f"wrote {outputs[0]} and {outputs[1]}")
+    console.print(f"wrote {escape(str(outputs[0]))} and {escape(str(outputs[1]))}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from gen.plan import name_of
 from shared.chat import neutral_for, render
 from shared.config import SweepConfig
 from shared.errors import SteerHealError
-from shared.records import Prompt, data_file, numbered_jsonl, problem_of, quotas, take
+from shared.records import Prompt, data_file, numbered_jsonl, problem_of
 from shared.sets import names_set, open_set
+from shared.strata import quotas, take
 from shared.traits import Trait
 
 MADE_BY = "write a JSONL with a prompt or messages field per line, or name a data set: <id>:<configuration>:<split>"

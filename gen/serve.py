@@ -72,8 +72,10 @@ def main() -> None:
     load_tokenizer(str(model.folder))
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth)
-    # vLLM takes an option by the beginning of its name, and with either dash
-    given = {word.partition("=")[0].replace("_", "-") for word in arguments.vllm if word.startswith("--")}
+    # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
+    given = {
+        word.partition("=")[0].partition(".")[0].replace("_", "-") for word in arguments.vllm if word.startswith("--")
+    }
     if ours := sorted(word for word in given if any(name.startswith(word) for name in OURS)):
         raise SteerHealError(
             "an option of `vllm serve` is set by this command",

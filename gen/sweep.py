@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from gen import filter as keep
 from gen import walk as walking
 from gen.board import Board
@@ -25,7 +27,7 @@ from shared.console import console, progress
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
 from shared.publish import hold, named
-from shared.records import Completion, data_file, iterate_jsonl
+from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
 from shared.sets import names_set, set_folder
 from shared.traits import load_trait
@@ -106,7 +108,15 @@ def _start(job: Job, renderer: Renderer, stack: ExitStack) -> Sampler:
 def _walked(job: Job, done: Windows, sampler: Sampler | None, found: Survey, yardstick: Yardstick) -> walking.Walk:
     """The walk's answer: the one noted by an interrupted sweep, or a walk."""
     if "walk" in done.notes:
-        answer = walking.Walk.from_dict(done.notes["walk"])
+        try:
+            answer = walking.Walk.from_dict(done.notes["walk"])
+        except ValueError as error:
+            raise SteerHealError(
+                "the walk of an interrupted sweep could not be read",
+                given=f"{done.plan}: {problem_of(error)}",
+                expected="what the walk noted",
+                next=f"rm -r {done.folder}, then the same command walks again",
+            ) from None
         console.print(f"walk: the interrupted sweep found {answer.coefficient:g}")
         return answer
     assert sampler is not None
@@ -233,7 +243,7 @@ def main() -> None:
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
 
     def finish(counts: dict[str, Any]) -> None:
-        console.print(f"wrote {counts['rows']} rows to {out}")
+        console.print(f"wrote {counts['rows']} rows to {escape(str(out))}")
         Windows(out).discard()
 
     with open_prompts(arguments.prompts) as prompts:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from gen.filter import Tally
 from gen.plan import Planned, rows_of
 from gen.rules import Yardstick, judge
@@ -46,7 +48,8 @@ class Walk:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Walk:
-        return cls(value["coefficient"], [Probe(**probe) for probe in value["probes"]])
+        """Raises ValueError for what `as_dict` does not write."""
+        return TypeAdapter(cls).validate_python(value)
 
 
 def search(probe: Callable[[float], Probe], *, target: float, ceiling: float, steps: int) -> Walk:

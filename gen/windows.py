@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.publish import atomic_file, write_json
+from shared.publish import atomic_file, digest, write_json, write_text
 from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.run import differences
 from shared.strict import parse
@@ -19,12 +21,13 @@ VERSION = 1
 
 
 class Windows:
-    """`.<out>.windows/` with plan.json, the fingerprint of all that determines the rows, and a JSONL per whole window."""
+    """`.<out>.windows/` with plan.json, the fingerprint of all that determines the rows, and per whole window a JSONL and its sha256."""
 
     def __init__(self, out: Path):
         self.out, self.folder = out, out.with_name(f".{out.name}.windows")
         self.plan = self.folder / "plan.json"
         self.notes: dict[str, Any] = {}
+        self._whole: set[int] = set()
 
     def open(self, fingerprint: dict[str, Any], *, rebuild: bool) -> None:
         """Go on with the folder of an equal fingerprint, or begin one.
@@ -50,7 +53,7 @@ class Windows:
                     next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or rm -r {self.folder}",
                 )
             if lost:
-                console.print(f"discarding the windows of another sweep: {'; '.join(changed)}")
+                console.print(f"discarding the windows of another sweep: {escape('; '.join(changed))}")
         self.discard()
         self.notes = {}
         self._write()
@@ -66,11 +69,29 @@ class Windows:
     def path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.jsonl"
 
+    def seal(self, index: int) -> Path:
+        return self.path(index).with_suffix(".sha256")
+
     def __contains__(self, index: int) -> bool:
-        return self.path(index).is_file()
+        """Whether a window is whole. Raises SteerHealError for one that is not what was written."""
+        path, seal = self.path(index), self.seal(index)
+        if index in self._whole or not (path.is_file() and seal.is_file()):
+            return index in self._whole
+        if seal.read_bytes().strip() != digest(path).encode():
+            raise SteerHealError(
+                "a window of an interrupted sweep was edited",
+                given=path,
+                expected=f"the rows that the sweep wrote, as {seal.name} says",
+                next=f"rm {path}, then the same command makes it again",
+            )
+        self._whole.add(index)
+        return True
 
     def write(self, index: int, rows: Iterable[Completion]) -> None:
+        self.seal(index).unlink(missing_ok=True)
         write_jsonl(self.path(index), rows)
+        write_text(self.seal(index), digest(self.path(index)) + "\n")
+        self._whole.add(index)
 
     def read(self, index: int) -> Iterator[Completion]:
         return iterate_jsonl(self.path(index), Completion, made_by=f"rm {self.path(index)}, then the same command")
@@ -84,6 +105,7 @@ class Windows:
 
     def discard(self) -> None:
         """Remove the folder, its plan first: without one, what an interruption leaves is never taken for windows."""
+        self._whole.clear()
         self.plan.unlink(missing_ok=True)
         if self.folder.is_dir():
             shutil.rmtree(self.folder)

@@ -100,6 +100,8 @@ def load_adapter(folder: Path) -> Adapter:
     try:
         note = folder / BASE
         base = parse(note.read_bytes())["fingerprint"] if note.exists() else None
+        if base is not None and not isinstance(base, str):
+            raise TypeError(f"the fingerprint is {type(base).__name__}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise refuse(f"{BASE}: {in_one_line(error)}", "the note that its training wrote, or none") from None
     return Adapter(folder, config, base, modules)

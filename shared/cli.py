@@ -20,6 +20,7 @@ from shared.publish import UNWRITTEN
 from shared.run import Run, open_run
 
 PLAIN = "on plain files"
+_interrupted = False
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 TAKEN = ("Free memory on device",)  # in vLLM's words
 CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, which is larger")
@@ -133,7 +134,9 @@ def entry(main: Callable[[], None]) -> None:
     Any other error is told in our words, its traceback in a file, with exit code 1.
     """
     quiet()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
+        signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except SteerHealError as error:
@@ -156,6 +159,18 @@ def entry(main: Callable[[], None]) -> None:
         _stop(_unknown(error), 1)
 
 
+def _interrupt(*_: object) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def heed_interruption() -> None:
+    """Raise KeyboardInterrupt again where a library has swallowed one, as importing Unsloth may."""
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
 def _chain(error: BaseException | None) -> Iterator[Exception]:
     """An error and those behind it."""
     while isinstance(error, Exception):
@@ -167,7 +182,7 @@ def _unwritten(error: Exception) -> str | None:
     """What could not be written where that is behind an error; safetensors and torch say it in words of their own."""
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno in UNWRITABLE:
-            return f"{one.filename}: {one.strerror}"
+            return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
         if any(words in str(one) for words in FULL):
             return str(one).splitlines()[0]
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,10 @@ class ModelConfig(Section):
     def _of_the_template(cls, given: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(given.keys() & RENDERING):
             raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
+        try:
+            json.dumps(given, allow_nan=False)  # as manifests and digests will hold it
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not as JSON can hold it: {error}") from None
         return given
 
 
@@ -197,7 +202,7 @@ class EvalConfig(Section):
 
 
 class Config(Section):
-    seed: int = Field(0, ge=0, description="seed of sampling, training, subsets and bootstrap")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of sampling, training, subsets and bootstrap")
     model: ModelConfig = ModelConfig()
     vector: VectorConfig = VectorConfig()
     sweep: SweepConfig = SweepConfig()
@@ -260,7 +265,7 @@ def _parse_set(text: str) -> dict[str, Any]:
             )
         try:
             values[key] = tomllib.loads(f"value = {raw}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):  # the shell and shlex have eaten the quotes of strings
+        except (ValueError, RecursionError):  # the shell and shlex have eaten the quotes of strings
             listed = raw.startswith("[") and raw.endswith("]")
             values[key] = [part.strip() for part in raw[1:-1].split(",")] if listed else raw
     return values

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -24,12 +25,12 @@ def number(value: object, digits: int = 3, signed: bool = False) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; the first column is text, the others are right-aligned."""
-    grid = Table(title=title, title_justify="left", title_style="bold")
+    """Print a table, its texts as they are; the first column is text, the others are right-aligned."""
+    grid = Table(title=escape(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right")
+        grid.add_column(escape(column), justify="left" if index == 0 else "right")
     for row in rows:
-        grid.add_row(*[number(cell) for cell in row])
+        grid.add_row(*[escape(number(cell)) for cell in row])
     console.print(grid)
 
 

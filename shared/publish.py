@@ -63,7 +63,8 @@ def make_parent(path: Path) -> None:
     except (FileExistsError, FileNotFoundError) as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+        code = errno.EROFS if os.statvfs(path.parent).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), str(path.parent))
 
 
 def _temporary(path: Path) -> Path:
@@ -90,11 +91,18 @@ def _alive(process: int) -> bool:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`."""
     temporary = _temporary(path)
+    temporary.unlink(missing_ok=True)
     try:
+        os.close(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        )  # never what a link leads to
         yield temporary
         _settle(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write knows no name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -115,8 +123,9 @@ def atomic_folder(path: Path, of: Collection[str] | None = None) -> Iterator[Pat
     """Yield a temporary folder beside `path`; on success its files are synced and it takes the place of `path`.
 
     of: the names that it may hold, where a user chose the path: a folder with others is refused before the work and after it. An
-    exchange that was cut short is taken back, at once or by the next call.
+    exchange that was cut short is taken back, at once or by the next call. Where `path` is a link, what it leads to is replaced.
     """
+    path = Path(os.path.realpath(path))
     if of is not None:
         replaceable(path, of)
     temporary, replaced = _temporary(path), path.with_name(f".{path.name}.replaced")
@@ -192,8 +201,13 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
         if file.exists() and os.path.samestat(os.fstat(handle), os.lstat(file)):
             break
         os.close(handle)  # its last holder removed the file after it was opened here
-    os.truncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} of {HOST}, {Path(sys.argv[0]).stem}\n"[:1000].encode())
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} of {HOST}, {Path(sys.argv[0]).stem}\n"[:1000].encode())
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+        raise OSError(error.errno, error.strerror, str(file)) from None
     _held[file] = handle
     atexit.register(_release, file)
 

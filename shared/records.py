@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_file
@@ -19,8 +17,19 @@ from shared.strict import parse
 VERSION = 1
 DATA = Path(__file__).parent / "data"
 
-T = TypeVar("T")
 Row = TypeVar("Row", bound="Record")
+
+
+def _inside(name: str) -> str:
+    """A name in the folder of a run, never one that leads out of it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or any(len(p.encode()) > 255 for p in path.parts):
+        raise ValueError("a name inside the run's folder")
+    return name
+
+
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Inside = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
 
 
 class Record(BaseModel):
@@ -64,15 +73,15 @@ class Completion(Record):
     """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model."""
 
     key: str
-    prompt_ids: list[int] = Field(min_length=1)
-    completion_ids: list[int]
+    prompt_ids: list[Token] = Field(min_length=1)
+    completion_ids: list[Token]
     text: str
     finish_reason: str
     coefficient: float
     sample: int
     seed: int
-    perplexity: float | None
-    perplexity_last_quarter: float | None
+    perplexity: float | None = Field(gt=0)
+    perplexity_last_quarter: float | None = Field(gt=0)
     trait_llr: float | None
     distinct_3: float | None
     reasons: list[str] = []
@@ -82,6 +91,30 @@ class Pair(Asked):
     """Training data from elsewhere: prompt (or messages) and completion as text."""
 
     completion: str
+
+
+class Finding(Record):
+    """What the diagnosis says of a training."""
+
+    name: str
+    sentence: str
+
+
+class Training(Record):
+    """training.json: what was trained, on how much, and the diagnosis; D before the first step in nats."""
+
+    divergence: Literal["nll", "kl_fwd", "kl_rev", "wd"]
+    aggregate: str
+    reference: Literal["base", "previous"]
+    lam: float
+    tau: float
+    load_in_4bit: bool
+    examples: int
+    heldout: int
+    tokens: int
+    steps: int
+    start: dict[str, float]
+    findings: list[Finding]
 
 
 class Vignette(Record):
@@ -118,12 +151,19 @@ class Manifest(Record):
     model: Identity | None = None
     settings: dict[str, Any]
     inputs: dict[str, str]
-    outputs: dict[str, str]
+    outputs: dict[Inside, str]
     counts: dict[str, Any]
     seconds: float
     commit: str | None
     versions: dict[str, str]
     hardware: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        for name in ("tokens", "kept", "rejected"):
+            if not isinstance(self.counts.get(name, 0), int):
+                raise ValueError(f"counts.{name} is a whole number")
+        return self
 
 
 def data_file(name: str, embedded: str) -> Path:
@@ -264,35 +304,3 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
     with atomic_file(path) as temporary:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
-
-
-def stratified(rows: list[Row], count: int, stratum: str) -> list[Row]:
-    """The first `count` rows in turn over the strata, each stratum in file order; the result keeps file order."""
-    key = attrgetter(stratum)
-    return list(take(rows, quotas(Counter(map(key, rows)), count), key))
-
-
-def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
-    """How many rows each stratum gives to `count` taken in turn; sizes are the strata in order of first appearance.
-
-    Sizes are all it takes: a selection from any number of rows is known without holding them.
-    """
-    low, high = 0, max(sizes.values(), default=0)
-    while low < high:  # the most whole turns that fit
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if sum(min(size, middle) for size in sizes.values()) <= count else (low, middle - 1)
-    quota = {name: min(size, low) for name, size in sizes.items()}
-    rest = count - sum(quota.values())
-    for name in [name for name, size in sizes.items() if size > low][:rest]:
-        quota[name] += 1
-    return quota
-
-
-def take(rows: Iterable[T], quota: Mapping[Any, int], stratum: Callable[[T], Any]) -> Iterator[T]:
-    """The first rows of each stratum up to its quota, in file order."""
-    left = dict(quota)
-    for row in rows:
-        name = stratum(row)
-        if left.get(name, 0):
-            left[name] -= 1
-            yield row

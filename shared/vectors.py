@@ -24,7 +24,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
     positions: Literal["all", "generated"] = "all"
-    hidden_norm: dict[str, Annotated[float, Field(gt=1e-12)]] = {}
+    hidden_norm: dict[str, Annotated[float, Field(gt=1e-12, strict=True)]] = {}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Vector:
         layers = {}
         for layer, values in sorted(self.layers.items()):
             draw = generator.standard_normal(len(values))
-            layers[layer] = (draw * (np.linalg.norm(values) / np.linalg.norm(draw))).astype(np.float32)
+            layers[layer] = (draw * (self.norm(layer) / np.linalg.norm(draw))).astype(np.float32)
         return Vector(layers, {**self.metadata, "random_seed": seed})
 
     def digest(self) -> str:
@@ -131,13 +131,19 @@ def load_vector(path: Path) -> Vector:
             metadata = handle.metadata() or {}
             for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
                 prefix, _, number = name.partition(".")
-                if prefix != "layer" or not (number.isascii() and number.isdigit()):
+                if prefix != "layer" or not (number.isascii() and number.isdigit() and number == str(int(number))):
                     raise refuse(f"tensor {name}")
                 layers[int(number)] = handle.get_tensor(name)
         provenance = parse(metadata.get("steer_heal", "{}"))
         Provenance.model_validate(provenance)
         version = str(provenance.pop("version", metadata.get("version", VERSION)))
-    except (SafetensorError, ValueError, OSError, TypeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        OSError,
+        TypeError,
+        AttributeError,
+    ) as error:  # numpy lacks the smallest floats
         raise refuse(str(error)) from None
     if version != str(VERSION):
         raise refuse(f"version {version}, this is {VERSION}")

@@ -240,7 +240,7 @@ def _round(
     write_json(
         here / "training.json",
         {
-            "version": 1, "divergence": "kl_rev", "aggregate": "rmse", "reference": "base", "lam": 0.3, "tau": 0.3, "examples": 90, "heldout": 10,
+            "version": 1, "divergence": "kl_rev", "aggregate": "rmse", "reference": "base", "lam": 0.3, "tau": 0.3, "load_in_4bit": False, "examples": 90, "heldout": 10,
             "tokens": 4000, "steps": 30, "start": {"base": 0.0, "previous": 0.0}, "shrink": 0.0,
             "findings": [{"name": "overfit", "sentence": f"the held-out cross-entropy rises {NASTY}"}],
         },
@@ -250,18 +250,36 @@ def _round(
         [{"key": f"k{NASTY}", "prompt": "p", "tokens": ["Take", NASTY], "ce": [1.0, 2.0], "kl_base": [0.01, 1.5], "kl_previous": [0.0, 0.1]}],
     )  # fmt: skip
     write_text(here / "history" / "gates.json", json.dumps([1.0] * number))
-    inputs = {
-        "history": run.round(number) / "history",
-        **({"history before": run.round(number - 1) / "history"} if number > 1 else {}),
-    }
-    for stage in ("extract", "sweep", "filter", "heal"):
-        outputs = [here / "history"] if stage == "heal" else []
-        Stage(run, number, stage, settings={}, inputs={}, outputs=outputs).finish(IDENTITY)
-    Stage(
-        run,
-        number,
-        "score-full" if full else "score",
-        settings={"model": "feedface"},
-        inputs=inputs,
-        outputs=[scores],
-    ).finish(IDENTITY)
+    write_text(here / "vector.safetensors", f"vector {number}")
+    write_text(here / "sweep.jsonl", f"sweep {number}")
+    vector, sweep_, kept, history = (
+        here / name for name in ("vector.safetensors", "sweep.jsonl", "kept.jsonl", "history")
+    )
+    before = run.round(number - 1) / "history"
+    earlier = {"history": before} if number > 1 else {}
+    settings = {"model": "feedface"}
+    step = "score-full" if full else "score"
+    for stage, inputs, outputs in [
+        ("extract", earlier, [vector]),
+        ("sweep", {"vector": vector, **earlier}, [sweep_]),
+        ("filter", {"sweep": sweep_}, [kept, here / "rejected.jsonl"]),
+        (
+            "heal",
+            {"kept": kept, **earlier},
+            [history, here / "train.jsonl", here / "training.json", here / "kl_tokens.jsonl"],
+        ),
+        (
+            step,
+            {
+                "vector": vector,
+                "sweep": sweep_,
+                "kept": kept,
+                "history": history,
+                **({"history before": before} if earlier else {}),
+            },
+            [scores],
+        ),
+    ]:
+        Stage(run, number, stage, settings=settings if stage == step else {}, inputs=inputs, outputs=outputs).finish(
+            IDENTITY
+        )

@@ -43,6 +43,10 @@ def test_shipped_configurations_resolve_and_survive_a_round_trip(path: Path, tmp
         ("vector.trait=it's.json", "close the quote"),
         ("train.lam=" + "[" * 3000, "train.lam"),
         ("model.chat_template_kwargs={tokenize=true}", "tokenize is decided here"),
+        ("model.chat_template_kwargs={day=2026-01-01}", "not as JSON can hold it"),
+        ("model.chat_template_kwargs={x=inf}", "not as JSON can hold it"),
+        ("train.lam=" + "1" * 5000, "train.lam"),
+        ("seed=4294967296", "seed"),
     ],
 )
 def test_bad_keys_and_values_are_refused(overrides: str, part: str) -> None:

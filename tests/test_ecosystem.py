@@ -16,7 +16,8 @@ from evals.instrument import Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
 from shared.errors import SteerHealError
 from shared.models import Model
-from shared.records import Vignette, stratified
+from shared.records import Vignette
+from shared.strata import stratified
 
 pytestmark = pytest.mark.slow
 ITEMS, FEW = 7, 2

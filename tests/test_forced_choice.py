@@ -17,7 +17,8 @@ from evals.instrument import Renderer, load_instrument, orders
 from evals.vignettes import load_vignettes
 from shared.errors import SteerHealError
 from shared.models import Model
-from shared.records import Vignette, stratified
+from shared.records import Vignette
+from shared.strata import stratified
 from shared.vectors import Vector
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,7 @@ from shared.config import Config, resolve, to_toml
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of, verify
 from shared.ratios import read as read_benchmark
-from shared.records import DATA, Asked, Completion, Pair, Prompt, Vignette, read_jsonl
+from shared.records import DATA, Asked, Completion, Pair, Prompt, Vignette, read_jsonl, read_manifest
 from shared.run import Run, Stage
 from shared.strict import parse
 from shared.traits import load_trait
@@ -306,6 +306,21 @@ def test_manifests(data: st.DataObject, tmp_path: Path) -> None:
 
 
 @SLOW
+@given(name=st.text() | st.sampled_from(["/", "/etc/hostname", "..", "../x", "a/../../b", "a" * 5000, "a" * 256, ".", "", "\u0000", "rounds/01"]))  # fmt: skip
+def test_a_manifest_does_not_lead_out_of_its_run(name: str, tmp_path: Path) -> None:
+    """A path from elsewhere is not hashed: / would take hours."""
+    run = Run(tmp_path / "run", Config())
+    content = {"version": 1, "settings": {}, "inputs": {}, "outputs": {name: "0"}, "counts": {}, "seconds": 1.0, "commit": None, "versions": {}, "hardware": {}}  # fmt: skip
+    run.round(1).mkdir(parents=True, exist_ok=True)
+    path = run.round(1) / "manifest.json"
+    manifest = answers(
+        path, json.dumps(content).encode("utf-8", "surrogatepass"), lambda: read_manifest(path, "mend it")
+    )
+    if manifest is not None:
+        assert (run.folder / name).resolve().is_relative_to(run.folder.resolve()) and run.changed(manifest)
+
+
+@SLOW
 @given(data=st.data())
 def test_plans_of_sweeps(data: st.DataObject, tmp_path: Path) -> None:
     windows = Windows(tmp_path / "sweep.jsonl")
@@ -355,7 +370,20 @@ def test_benchmark_files(data: st.DataObject, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": 1, "a": 2}', "NaN", "[Infinity]", "[" * 100_000, "", "{", "1" * 5000, '"\ud800"']
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        "NaN",
+        "[Infinity]",
+        "[" * 100_000,
+        "",
+        "{",
+        "1" * 5000,
+        '"\ud800"',
+        "1e999",
+        '{"a": [-1e999]}',
+        "[" * 200 + "]" * 200,
+    ],
 )
 def test_what_is_no_json_here(text: str) -> None:
     with pytest.raises(ValueError):

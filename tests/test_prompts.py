@@ -13,7 +13,8 @@ from gen.prompts import Prompts, Renderer, open_prompts, open_round, survey
 from shared.chat import neutral_for, render, render_text
 from shared.config import SweepConfig
 from shared.errors import SteerHealError
-from shared.records import DATA, Prompt, read_jsonl, stratified
+from shared.records import DATA, Prompt, read_jsonl
+from shared.strata import stratified
 from shared.traits import load_trait
 
 CARD = """---

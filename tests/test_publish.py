@@ -130,6 +130,25 @@ def test_a_lock_that_is_a_link_leads_nowhere(tmp_path: Path) -> None:
         hold(tmp_path / "out")
 
 
+def test_a_folder_behind_a_link_is_replaced_there(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for content in ("one", "two"):
+        with atomic_folder(tmp_path / "out") as new:
+            (new / "a").write_text(content)
+        assert (tmp_path / "disk" / "a").read_text() == content and (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
+def test_a_temporary_name_that_is_a_link_leads_nowhere(tmp_path: Path) -> None:
+    """Planted by somebody who can write into the same folder, and guess a process number."""
+    (tmp_path / "precious").write_text("mine")
+    path = tmp_path / "out.txt"
+    path.with_name(f".out.txt.{HOST}.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
+    write_json(path, {})
+    assert (tmp_path / "precious").read_text() == "mine" and path.is_file() and not path.is_symlink()
+
+
 @pytest.mark.parametrize("cut", ["interrupt", "kill"])
 def test_an_exchange_cut_short_loses_nothing(tmp_path: Path, cut: str) -> None:
     """Between the two renames, where the old folder is away and the new one not yet there."""

@@ -8,10 +8,24 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_filter import completion
 
+from evals.rows import ConditionLine, TokenRow
 from shared.config import Config
 from shared.errors import SteerHealError
-from shared.records import DATA, Prompt, Vignette, placed_jsonl, read_jsonl, stratified, write_jsonl, write_parquet
+from shared.records import (
+    DATA,
+    Completion,
+    Manifest,
+    Prompt,
+    Record,
+    Vignette,
+    placed_jsonl,
+    read_jsonl,
+    write_jsonl,
+    write_parquet,
+)
+from shared.strata import stratified
 from shared.traits import load_trait
 from train.data import load_examples
 
@@ -47,6 +61,33 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes) -> None:
     with pytest.raises(SteerHealError) as caught:
         read_jsonl(path, Prompt, made_by="make it")
     assert f"{path}:2" in caught.value.render() and "make it" in caught.value.render()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (Completion, {"perplexity": 0.0}),
+        (Completion, {"perplexity_last_quarter": -1.0}),
+        (Completion, {"completion_ids": [-5]}),
+        (Completion, {"prompt_ids": [10**30]}),
+        (TokenRow, {"ce": [1.0, 2.0]}),
+        (Manifest, {"counts": {"tokens": "many"}}),
+        (ConditionLine, {"gate": None}),
+    ],
+)
+def test_values_that_no_stage_writes_are_refused(kind: type[Record], change: dict[str, object], tmp_path: Path) -> None:
+    valid: dict[type[Record], dict[str, object]] = {
+        Completion: completion().model_dump(),
+        TokenRow: {"key": "a", "tokens": ["b"], "ce": [1.0], "kl_base": [0.5], "kl_previous": [0.5]},
+        Manifest: {"settings": {}, "inputs": {}, "outputs": {}, "counts": {"tokens": 3}, "seconds": 1.0, "commit": None, "versions": {}, "hardware": {}},
+        ConditionLine: {"stage": "healed", "name": "healed-0.5", "coefficient": 0.0, "draw": None, "headline": False, "gate": 0.5},
+    }  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [valid[kind]])
+    assert len(read_jsonl(path, kind, made_by="make it")) == 1
+    write_jsonl(path, [{**valid[kind], **change}])
+    with pytest.raises(SteerHealError, match=next(iter(change)) + "|one length|a gate|counts"):
+        read_jsonl(path, kind, made_by="make it")
 
 
 USER = {"role": "user", "content": "a"}

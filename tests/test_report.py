@@ -18,11 +18,11 @@ from conftest import ROOT, command
 from synthetic_run import NASTY, build
 
 from evals.results import results_of
-from evals.scored import scored_rounds
+from evals.scored import READ, scored_rounds
 from shared.errors import SteerHealError
 from shared.publish import digest, write_json
 from shared.records import write_jsonl
-from shared.run import Run
+from shared.run import STAGES, Run
 
 LISTED = (
     "arm seed round stage coefficient auth_nats auth_ci care_nats care_ci p_ans_any coherence perplexity perplexity_ci distinct_3 trait_llr trait_llr_ci n_items "
@@ -63,10 +63,13 @@ def edit(run: Run, number: int, change: Any, name: str) -> None:
 
 
 def restamp(run: Run, number: int) -> None:
-    path = run.manifest(number, "score")
-    manifest = json.loads(path.read_text())
-    manifest["outputs"] = {f"rounds/{number:02d}/scores": digest(run.round(number) / "scores")}
-    write_json(path, manifest)
+    """Make the manifests of a round say what its files are now."""
+    for stage in STAGES:
+        path = run.manifest(number, stage)
+        manifest = json.loads(path.read_text())
+        manifest["outputs"] = {name: digest(run.folder / name) for name in manifest["outputs"]}
+        read = {label: digest(run.round(number) / name) for label, (_, name) in READ.get(stage, {}).items()}
+        write_json(path, {**manifest, "inputs": {**manifest["inputs"], **read}})
 
 
 def test_files_and_terminal(made: tuple[Run, str]) -> None:
@@ -310,11 +313,30 @@ def test_edited_and_outdated_scores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="settings: Field required"):
         results(run, "round")
     write_json(path, {**manifest, "inputs": {"history": "another"}})
-    with pytest.raises(SteerHealError, match="scored on another round 1"):
+    with pytest.raises(SteerHealError, match="score was made from another vector"):
         results(run, "round")
     write_json(path, manifest)
+    later = run.manifest(2, "sweep")
+    own = json.loads(later.read_text())
+    write_json(later, {**own, "inputs": {**own["inputs"], "history": "another"}})
+    with pytest.raises(SteerHealError, match="sweep of round 2 was made on another round 1"):
+        results(run, "round")
+    write_json(later, own)
     (run.round(2) / "scores" / "healed.jsonl").write_text("{}\n")
     with pytest.raises(SteerHealError, match="REBUILD=1"):
+        results(run, "round")
+
+
+def test_scores_of_what_was_made_again_since_are_refused(tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=1)
+    (run.round(1) / "history" / "gates.json").write_text("[0.5]")
+    path = run.manifest(1, "heal")
+    manifest = json.loads(path.read_text())
+    write_json(path, {**manifest, "outputs": {name: digest(run.folder / name) for name in manifest["outputs"]}})
+    with pytest.raises(SteerHealError, match="score was made from another history"):
+        results(run, "round")
+    path.unlink()
+    with pytest.raises(SteerHealError, match="manifest could not be read"):
         results(run, "round")
 
 

@@ -138,7 +138,8 @@ def test_a_checkpoint_without_its_seal_is_not_used(
 def test_a_checkpoint_from_a_stranger_runs_nothing(
     model: Model, data: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pickle that would write a file in place of the optimiser, sealed as anybody can."""
+    """A pickle that would write a file in place of the optimiser or the random state, and nonsense in place of the rest, sealed as
+    anybody can."""
     config = resolve(None, SMALL)[0]
     monkeypatch.setattr(HealTrainer, "training_step", stopping_after(4))
     with pytest.raises(KeyboardInterrupt):
@@ -150,11 +151,20 @@ def test_a_checkpoint_from_a_stranger_runs_nothing(
         def __reduce__(self) -> tuple[object, tuple[str, str]]:
             return (Path.write_text, (tmp_path / "owned", "x"))  # type: ignore[return-value]
 
-    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Payload()))
-    checkpoint.with_name("checkpoint-4.sha256").write_text(digest(checkpoint) + "\n")
-    with pytest.raises(SteerHealError, match="optimiser could not be used"):
-        distil(model, data, history, tmp_path / "adapter", config, 2)
-    assert not (tmp_path / "owned").exists()
+    code = pickle.dumps(Payload())
+    for name, content in {
+        "optimizer.pt": code,
+        "rng_state.pth": code,
+        "trainer_state.json": b"{",
+        "parts.json": b"[1]",
+    }.items():
+        own = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(content)
+        checkpoint.with_name("checkpoint-4.sha256").write_text(digest(checkpoint) + "\n")
+        with pytest.raises(SteerHealError, match="a checkpoint could not be used"):
+            distil(model, data, history, tmp_path / "adapter", config, 2)
+        assert not (tmp_path / "owned").exists()
+        (checkpoint / name).write_bytes(own)
 
 
 def test_the_trap_of_a_resume_that_forgets_the_adapter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,32 @@ def test_what_a_making_leaves_behind_goes_while_the_run_is_held(run: Run) -> Non
         stage.clean = lambda: seen.append(held.exists())
         stage.done() or make(stage)
     assert seen == [True, True] and not held.exists()
+
+
+def test_a_round_has_one_name(run: Run) -> None:
+    make(job(run))
+    stranger = run.folder / "rounds" / "1" / "manifests"
+    stranger.mkdir(parents=True)
+    (stranger / "sweep.json").write_text("{}")
+    assert run.rounds("sweep") == [1]
+
+
+def test_a_link_that_leads_to_itself_is_no_traceback(run: Run) -> None:
+    (run.folder / "a").symlink_to(run.folder / "a")
+    assert open_run(run.folder).config == run.config
+
+
+def test_what_differs_is_told_as_it_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A chat template's arguments may look like the terminal's markup."""
+    make(job(run, end="[/INST]"))
+    assert not job(run, rebuild=True, end="[/bold]").done()
+    assert "end = '[/bold]' (was '[/INST]')" in capsys.readouterr().out
+
+
+def test_rows_of_a_cache_are_not_promised_to_be_the_same_bytes(run: Run) -> None:
+    stage = job(run)
+    make(stage)
+    promised = json.loads(stage.path.read_text())["deterministic"]
+    stage.finish(IDENTITY, rows=1, exact=False)
+    found = json.loads(stage.path.read_text())
+    assert promised is True and found["deterministic"] is False and found["counts"] == {"rows": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_random_direction_has_the_norm_and_not_the_direction() -> None:
         ({"layer.1": np.ones((2, 2), dtype=np.float32)}, "[2, 2]"),
         ({"layer.1": np.ones(2, dtype=np.float32), "layer.2": np.ones(3, dtype=np.float32)}, "[3]"),
         ({"bias": np.ones(2, dtype=np.float32)}, "bias"),
+        ({"layer.01": np.ones(2, dtype=np.float32)}, "layer.01"),
         ({}, "no tensors"),
     ],
 )
@@ -71,6 +73,25 @@ def test_malformed_files_are_refused(tmp_path: Path, tensors: dict[str, np.ndarr
     with pytest.raises(SteerHealError) as caught:
         load_vector(tmp_path / "v.safetensors")
     assert part in caught.value.render()
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_floats_that_numpy_lacks_are_refused(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps({"layer.1": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "v.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(SteerHealError, match="could not be used"):
+        load_vector(tmp_path / "v.safetensors")
+
+
+def test_norms_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    Vector({1: np.ones(2, dtype=np.float32)}, {"hidden_norm": {"1": "2.0"}}).save(tmp_path / "v.safetensors")
+    with pytest.raises(SteerHealError, match="hidden_norm"):
+        load_vector(tmp_path / "v.safetensors")
+
+
+def test_a_random_direction_of_a_huge_vector_is_finite() -> None:
+    other = Vector({1: np.full(512, 1e30, dtype=np.float32)}).random_like(0)
+    assert np.isfinite(other.layers[1]).all()
 
 
 def test_not_safetensors_and_missing(tmp_path: Path) -> None:

@@ -38,6 +38,22 @@ def test_whole_windows_are_found_again_and_joined_in_order(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_window_that_was_edited_is_refused_and_one_that_is_not_whole_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    first = opened(out)
+    for index in range(2):
+        first.write(index, [completion(key=str(index))])
+    first.path(0).write_text(first.path(0).read_text().replace('"key": "0"', '"key": "x"'))
+    first.seal(1).unlink()
+    again = opened(out)
+    assert 1 not in again
+    with pytest.raises(SteerHealError, match=r"a window of an interrupted sweep was edited") as caught:
+        assert 0 in again
+    assert f"rm {first.path(0)}" in caught.value.next
+    first.path(0).unlink()
+    assert 0 not in opened(out)
+
+
 def test_another_plan_is_refused_with_the_differences_and_rebuild_discards_it(tmp_path: Path) -> None:
     out = tmp_path / "sweep.jsonl"
     opened(out).write(0, [completion()])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from shared.config import flat
 from shared.console import number
+from shared.errors import SteerHealError, in_one_line
 from shared.hub import published
 from shared.models import Model
-from shared.records import read_manifest
+from shared.records import Training, read_manifest, read_record
 from shared.run import Run, versions
 from shared.strict import read_object
 
@@ -35,7 +35,7 @@ def hub_name(model: Model) -> str:
     return HUB.get(model.name, model.name)
 
 
-def card(model: Model, kind: str, gates: Mapping[int, float], training: Mapping[str, Any] | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
+def card(model: Model, kind: str, gates: Mapping[int, float], training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
     """Markdown with the hub's metadata. training: a training.json; run: a run and its round, for counts, settings and scores."""
     name = published(hub_name(model))
     about = ModelCardData(
@@ -63,16 +63,16 @@ def card(model: Model, kind: str, gates: Mapping[int, float], training: Mapping[
     return "\n\n".join(parts) + "\n"
 
 
-def _training(training: Mapping[str, Any]) -> str:
-    said = "\n".join(f"- {finding['name']}: {finding['sentence']}" for finding in training["findings"])
+def _training(training: Training) -> str:
+    said = "\n".join(f"- {finding.name}: {finding.sentence}" for finding in training.findings)
     over = (
         " Trained over 4-bit weights; the export is checked against the full-precision ones."
-        if training["load_in_4bit"]
+        if training.load_in_4bit
         else ""
     )
     return (
-        f"## Training of the last round\n\n{training['examples']} completions ({training['tokens']} tokens, {training['heldout']} more held out), {training['steps']} steps, "
-        f"D = {training['divergence']} ({training['aggregate']}, to {training['reference']}), lambda {training['lam']:g}, tau {training['tau']:g} nats.{over}\n\n{said}"
+        f"## Training of the last round\n\n{training.examples} completions ({training.tokens} tokens, {training.heldout} more held out), {training.steps} steps, "
+        f"D = {training.divergence} ({training.aggregate}, to {training.reference}), lambda {training.lam:g}, tau {training.tau:g} nats.{over}\n\n{said}"
     )
 
 
@@ -82,17 +82,29 @@ def _of_run(run: Run, last: int) -> list[str]:
     for index in range(1, last + 1):
         path = run.manifest(index, "filter")
         manifest = read_manifest(path, f"make round N={index}")
-        counts.append(f"| {index} | {manifest.counts['kept']} | {manifest.counts['rejected']} |")
+        counts.append(
+            f"| {index} | {number(manifest.counts.get('kept'))} | {number(manifest.counts.get('rejected'))} |"
+        )
     parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
     results = run.folder / "report" / "results.json"
     if results.is_file():
         again = f"python -m evals.report --run {run.folder}"
         found = read_object(results, what="the results of a run could not be read", expected="results.json", next=again)
-        rows = [row for row in found["rows"] if row["round"] <= last]
-        lines = [
-            "| " + " | ".join([str(row["round"]), row["stage"], *[number(row[name]) for name in SCORES]]) + " |"
-            for row in rows
-        ]
+        try:
+            lines = [
+                "| "
+                + " | ".join([str(row["round"]), str(row["stage"]), *[number(row[name]) for name in SCORES]])
+                + " |"
+                for row in found["rows"]
+                if row["round"] <= last
+            ]
+        except (KeyError, TypeError) as error:
+            raise SteerHealError(
+                "the results of a run could not be read",
+                given=f"{results}: {in_one_line(error)}",
+                expected="results.json",
+                next=again,
+            ) from None
         parts.append(
             f"## Scores\n\n| round | stage | {' | '.join(SCORES)} |\n|---|---|{'---:|' * len(SCORES)}\n"
             + "\n".join(lines)
@@ -102,9 +114,9 @@ def _of_run(run: Run, last: int) -> list[str]:
     return parts
 
 
-def training_of(folder: Path) -> dict[str, Any] | None:
+def training_of(folder: Path) -> Training | None:
     """training.json of a folder, None where there is none."""
     path = folder / "training.json"
     if not path.is_file():
         return None
-    return read_object(path, what="the record of a training could not be read", expected="training.json", next=f"remove {path}")  # fmt: skip
+    return read_record(path, Training, what="the record of a training could not be read", next=f"remove {path}")

@@ -48,6 +48,13 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     except (OSError, ValueError, TypeError):
         sampled = True  # read_jsonl below names what is wrong
     rows = _sampled(path) if sampled else _written(path, tokenizer, config)
+    if foreign := next((row for row in rows if max(*row.prompt, *row.completion) >= len(tokenizer)), None):
+        raise SteerHealError(
+            "a training row has a token that the model does not know",
+            given=f"{path}, {foreign.key}: {max(*foreign.prompt, *foreign.completion)}",
+            expected=f"ids below {len(tokenizer)}, as this model's sampler writes them",
+            next=f"make it from this model: {MADE_BY}",
+        )
     fitting = [row for row in rows if len(row) <= config.train.max_length]
     if len(fitting) < len(rows):
         console.print(

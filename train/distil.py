@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
 
 import torch
@@ -109,7 +111,7 @@ def distil(
     live.trainer = trainer
     checkpoint = unfinished.checkpoint()
     if checkpoint is not None:
-        console.print(f"going on from {checkpoint.name} of {unfinished.folder}")
+        console.print(f"going on from {checkpoint.name} of {escape(str(unfinished.folder))}")
     try:
         trainer.go_on(checkpoint)
     finally:

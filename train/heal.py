@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.markup import escape
 
-from shared.cli import entry, need, parse, parser, plain
+from shared.cli import entry, heed_interruption, need, parse, parser, plain
 from shared.config import TrainConfig, resolve
 from shared.console import console, table
 from shared.errors import SteerHealError
@@ -50,7 +51,7 @@ def show(healed: Distilled, train: TrainConfig) -> None:
     )
     for finding in healed.findings:
         colour = "green" if finding.name == "nothing stands out" else "yellow"
-        console.print(f"[{colour}]{finding.name}[/]: {finding.sentence}")
+        console.print(f"[{colour}]{finding.name}[/]: {escape(finding.sentence)}")
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
@@ -69,6 +70,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     from train.distil import distil
 
+    heed_interruption()
     healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
     if history and digest(history) != job.inputs["history"]:
         raise SteerHealError(
@@ -113,6 +115,8 @@ def main() -> None:
     hold(arguments.out)
     from train.distil import CONTENT, distil
 
+    heed_interruption()
+
     replaceable(arguments.out, CONTENT)  # now, not after the training
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
@@ -126,7 +130,7 @@ def main() -> None:
     )
     show(healed, config.train)
     console.print(
-        f"wrote {arguments.out}\nnext: python -m evals.score --model {arguments.model} --adapter {arguments.out} --dtype {config.model.dtype} --out scores.jsonl, or python -m train.export --help"
+        f"wrote {escape(str(arguments.out))}\nnext: python -m evals.score --model {escape(arguments.model)} --adapter {escape(str(arguments.out))} --dtype {config.model.dtype} --out scores.jsonl, or python -m train.export --help"
     )
     healed.work.remove()
 

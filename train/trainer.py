@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 
 from shared.config import Config
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, write_json
+from shared.strict import parse
 from train.data import IGNORED, Example, collate
 from train.objective import AGGREGATES, aggregate, barrier, gradient_ratio, per_position
 from train.reference import States
@@ -198,6 +200,9 @@ class HealTrainer(Trainer):
         if checkpoint is None and self.heldout:
             self.evaluate()
         if not self._stopped:
+            if checkpoint is not None:
+                with self._read(checkpoint):  # before Trainer does, which knows no errors of ours
+                    TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.config.train.early_stop and self.heldout:
             best = min(self._held_out, key=lambda row: float(row["heldout_ce"]))
@@ -217,7 +222,9 @@ class HealTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.student.load(Path(resume_from_checkpoint))
-        self._parts = json.loads((Path(resume_from_checkpoint) / PARTS).read_text(encoding="utf-8"))
+        with self._read(resume_from_checkpoint):
+            parts = parse((Path(resume_from_checkpoint) / PARTS).read_bytes())
+            self._parts = [{str(name): float(value) for name, value in part.items()} for part in parts]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Trainer's own resume forgets one of two adapters; whatever loaded the checkpoint, it must be in memory now."""
@@ -228,14 +235,33 @@ class HealTrainer(Trainer):
                 expected="the adapter of the checkpoint in memory",
                 next="compare the installed versions with requirements/: make doctor",
             )
-        try:
+        with self._read(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-        except (pickle.UnpicklingError, ValueError, KeyError, EOFError, RuntimeError) as error:
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with self._read(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    @contextmanager
+    def _read(self, checkpoint: object) -> Iterator[None]:
+        """Around the reading of a checkpoint: what it cannot be read for is our error, whichever library reads it."""
+        try:
+            yield
+        except (
+            pickle.UnpicklingError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            RuntimeError,
+        ) as error:
             # torch unpickles tensors and nothing else: a folder from a stranger does not get to run anything
             raise SteerHealError(
-                "a checkpoint's optimiser could not be used",
+                "a checkpoint could not be used",
                 given=f"{checkpoint}: {in_one_line(error)}",
-                expected="the tensors that its training wrote",
+                expected="the optimiser, the random state and the counts that its training wrote",
                 next=f"begin the round again: rm -r {self.work.folder}",
             ) from None
 

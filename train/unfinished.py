@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.publish import digest, write_json, write_text
@@ -39,7 +41,7 @@ class Unfinished:
                     expected="the model, history, data and settings it was begun with",
                     next=f"restore them, or begin again: rm -r {folder}",
                 )
-            console.print(f"[yellow]{'; '.join(changed)}: the unfinished round begins again[/]")
+            console.print(f"[yellow]{escape('; '.join(changed))}: the unfinished round begins again[/]")
         shutil.rmtree(folder, ignore_errors=True)
         write_json(written, recipe)
 
@@ -66,11 +68,12 @@ class Unfinished:
             if (
                 folder.name.removeprefix("checkpoint-").isdecimal()
                 and _seal(folder).is_file()
-                and _seal(folder).read_text().strip() == digest(folder)
+                and not folder.is_symlink()
+                and _seal(folder).read_bytes().strip() == digest(folder).encode()
             ):
                 whole.append(folder)
             else:
-                shutil.rmtree(folder)
+                (os.unlink if folder.is_symlink() else shutil.rmtree)(folder)
         last = max(whole, key=_step, default=None)
         kept = [row for row in self.rows() if last is not None and row["step"] <= _step(last)]
         write_text(self.log, "".join(json.dumps(row) + "\n" for row in kept))

@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from html import escape as html
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
 
 from evals.charts import panels
 from evals.lineage import stages
@@ -131,11 +133,11 @@ def publish(plan: Plan, out: Path) -> None:
             ("Configuration", verbatim(plan.file.read_text(encoding="utf-8"))),
         ]
         (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
-        heading = f"# {plan.study.title}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
+        heading = f"# {html(plan.study.title, quote=False)}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
     for one in (tables[1], *apart):
         show(one.title, one.columns, one.rows)
-    console.print(f"wrote {out / 'results.md'}")
+    console.print(f"wrote {escape(str(out / 'results.md'))}")
 
 
 def main() -> None:

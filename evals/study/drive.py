@@ -192,7 +192,7 @@ def drive(plan: Plan) -> bool:
             ):  # the last of a cell; merged weights are a gigabyte a round, and can be made again
                 shutil.rmtree(step.cell.run.students, ignore_errors=True)
     if stopped:
-        table("cells that stopped", ["cell", "why"], [[name, escape(reason(said))] for name, said in stopped.items()])
+        table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
     return not stopped
 
 

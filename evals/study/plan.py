@@ -85,7 +85,7 @@ def load(path: Path, folder: Path) -> Plan:
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise refuse(path, str(error), "a TOML file with a [study] table") from None
     if "study" not in tree:
         raise refuse(path, "no [study] table", "rounds, seeds and [[study.arm]] tables")
