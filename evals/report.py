@@ -38,13 +38,13 @@ from shared.errors import SteerHealError
 from shared.publish import atomic_folder, held, write_json
 from shared.run import Run
 
+FILES = ("index.html", "results.json", "results.csv", "results.md", "trajectory.png", "training.png", "profile.png")
 
-def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
-    """Write RUN/report as one whole; returns the path of index.html."""
+
+def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> list[Table]:
+    """Every table of the report, in its order."""
     rows, extra = found["rows"], found["extra"]
-    scores, config = rounds[0].scores, run.config
-    title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}, {len(scores.items)} items, {scores.debias}"
-    tables = [
+    return [
         levels(rows),
         shifts(rows),
         foundations(rows),
@@ -65,6 +65,14 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         difference(run),
         provenance(run, rounds),
     ]
+
+
+def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
+    """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
+    rows, extra = found["rows"], found["extra"]
+    scores, config = rounds[0].scores, run.config
+    title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}, {len(scores.items)} items, {scores.debias}"
+    tables = tables_of(run, rounds, found, mode)
     said = reading(rows, extra, rounds)
     last, first = rounds[-1], rounds[0]
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
@@ -75,7 +83,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
     }
     folder = run.folder / "report"
-    with held(folder), atomic_folder(folder) as out:
+    with held(folder), atomic_folder(folder, of=FILES) as out:
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():

@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_run import IDENTITY
+from synthetic_run import IDENTITY, build
+from test_report import restamp
 
 from evals.instrument import load_instrument
+from evals.page import page
+from evals.reading import reading
+from evals.report import tables_of
+from evals.results import results_of
 from evals.rows import Generation, LogRow, ScoreRow, TokenRow
+from evals.scored import scored_rounds
 from evals.study.plan import load as load_study
 from evals.vignettes import load_vignettes
 from gen.windows import Windows
@@ -303,6 +309,39 @@ def test_manifests(data: st.DataObject, tmp_path: Path) -> None:
     if answers(path, data.draw(texts(valid)), lambda: stage().done()):
         found = json.loads(path.read_text())  # done means: settings, inputs and outputs are these
         assert all(found[key] == valid[key] for key in ("settings", "outputs"))
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return build(tmp_path_factory.mktemp("report") / "run", rounds=2, overrides="eval.bootstrap=20")
+
+
+@settings(SLOW, max_examples=100)
+@given(data=st.data())
+def test_reports(data: st.DataObject, scored: Run) -> None:
+    """Whatever a run's files say, as long as their digests are recorded: the page is made, or it is our error."""
+    name = data.draw(st.sampled_from(["training.json", "train.jsonl", "kl_tokens.jsonl", "kept.jsonl", "rejected.jsonl", "scores/scores.json", "scores/generations.jsonl", "scores/healed.jsonl", "manifests/sweep.json", "manifests/score.json"]))  # fmt: skip
+    path = scored.round(data.draw(st.sampled_from([1, 2]))) / name
+    manifests = {file: file.read_bytes() for file in path.parents[len(Path(name).parts) - 1].glob("manifests/*.json")}
+    valid = path.read_bytes()
+    lines = valid.splitlines() if name.endswith("l") else [valid]
+    place = data.draw(st.integers(0, min(len(lines), 40) - 1))
+    lines[place] = json.dumps(data.draw(changed(json.loads(lines[place])))).encode("utf-8", "surrogatepass")
+    try:
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        if not name.startswith("manifests"):
+            restamp(scored, int(path.relative_to(scored.folder).parts[1]))
+        rounds = scored_rounds(scored, "round")
+        found = results_of(scored, rounds)
+        rows, extra, said = found["rows"], found["extra"], reading(found["rows"], found["extra"], rounds)
+        page("", tables_of(scored, rounds, found, "round"), said, dict.fromkeys(["trajectory", "training", "profile"], b""), rounds, rows, extra, "")  # fmt: skip
+        json.dumps(found, allow_nan=False)
+    except SteerHealError as error:
+        assert error.next
+    finally:
+        path.write_bytes(valid)
+        for file, content in manifests.items():
+            file.write_bytes(content)
 
 
 @SLOW
