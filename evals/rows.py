@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shared.records import Record
+from shared.records import LogProbability, Nats, Number, Perplexity, Record
 
+Seven = Field(min_length=7, max_length=7)  # foundations, in canonical order
 ONCE = ("base", "prompted")  # stages of the original model, rows of round 0
 
 
 class ConditionLine(Record):
     stage: Literal["base", "prompted", "steered", "random", "healed"]
     name: str = Field(pattern=r"^[\w.+-]+$")
-    coefficient: float | None
+    coefficient: Number | None
     draw: int | None
     headline: bool
-    gate: float | None = None
+    gate: Number | None = None
 
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
@@ -28,23 +29,23 @@ class ConditionLine(Record):
 
 
 class SweepLine(Record):
-    coefficient: float
+    coefficient: Number
     n: int
     kept: int
-    perplexity: float | None
-    distinct_3: float | None
-    trait_llr: float | None
-    relative_dose: float | None
+    perplexity: Perplexity | None
+    distinct_3: Number | None
+    trait_llr: Nats | None
+    relative_dose: Number | None
 
 
 class StudentLayer(Record):
     """A layer of the student's own shift; see evals.internalised."""
 
     layer: int
-    norm_ratio: float
-    cos_teacher: float | None
-    cos_round_1: float | None
-    split_half: float | None
+    norm_ratio: Number
+    cos_teacher: Number | None
+    cos_round_1: Number | None
+    split_half: Number | None
 
 
 class Scores(Record):
@@ -67,23 +68,31 @@ class ScoreRow(Record):
 
     id: str
     foundation: str
-    lp: list[list[list[float | None]]]
-    p: list[float] | None
-    score: list[float] | None
-    pmass_allowed: float | None
-    label: list[float] | None
-    nll_prefill: float | None
+    lp: list[list[list[LogProbability | None]]]
+    p: Annotated[list[Number], Seven] | None
+    score: Annotated[list[Nats], Seven] | None
+    pmass_allowed: Number | None
+    label: Annotated[list[Number], Seven] | None
+    nll_prefill: Nats | None
     text: str
     debias: Literal["reversal", "cyclic"]
     think_tokens: int
     stop: bool
-    temperature: float
+    temperature: Number
     instrument: str
     top_k: int | None = None
     model: str | None = None
     dtype: str | None = None
     free_valid: bool | None = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _scorable_or_not(self) -> Self:
+        """One log-probability that is missing leaves the item without a score."""
+        whole = all(value is not None for order in self.lp for sample in order for value in sample)
+        if {self.p is not None, self.score is not None, self.pmass_allowed is not None} != {whole}:
+            raise ValueError("p, score and pmass_allowed are there where every lp is, and only there")
+        return self
 
 
 class Generation(Record):
@@ -95,48 +104,48 @@ class Generation(Record):
     sample: int
     text: str
     finish_reason: str
-    nll: float | None
+    nll: Nats | None
     tokens: int
-    perplexity: float | None
-    trait_llr: float | None
-    distinct_1: float | None
-    distinct_2: float | None
-    distinct_3: float | None
-    loop_share: float | None
+    perplexity: Perplexity | None
+    trait_llr: Nats | None
+    distinct_1: Number | None
+    distinct_2: Number | None
+    distinct_3: Number | None
+    loop_share: Number | None
 
 
 class Step(Record):
     """A logging step of train.jsonl; KL to the original and to the previous round's student, nats."""
 
     step: int
-    loss: float
-    ce: float
-    fired: float
-    gradient_ratio: float
-    kl_base_mean: float
-    kl_base_rmse: float
-    kl_base_p95: float
-    kl_base_max: float
-    kl_previous_mean: float
-    kl_previous_rmse: float
-    kl_previous_p95: float
-    kl_previous_max: float
+    loss: Nats
+    ce: Nats
+    fired: Number
+    gradient_ratio: Number
+    kl_base_mean: Nats
+    kl_base_rmse: Nats
+    kl_base_p95: Nats
+    kl_base_max: Nats
+    kl_previous_mean: Nats
+    kl_previous_rmse: Nats
+    kl_previous_p95: Nats
+    kl_previous_max: Nats
 
 
 class Heldout(Record):
     """Held-out cross-entropy in train.jsonl, nats."""
 
     step: int
-    epoch: float
-    heldout_ce: float
+    epoch: Number
+    heldout_ce: Nats
 
 
 class LogRow(Record):
     """Any row of train.jsonl."""
 
     step: int
-    ce: float | None = None
-    heldout_ce: float | None = None
+    ce: Number | None = None
+    heldout_ce: Number | None = None
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
@@ -145,9 +154,9 @@ class TokenRow(Record):
 
     key: str
     tokens: list[str]
-    ce: list[float]
-    kl_base: list[float]
-    kl_previous: list[float]
+    ce: list[Nats]
+    kl_base: list[Nats]
+    kl_previous: list[Nats]
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Self:

@@ -217,7 +217,7 @@ def healing(rounds: Sequence[Round]) -> Table:
     rows = [
         [
             str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(late(r.steps, "ce")), *held_out(r), *divergences(r),
-            number(r.training.start["base"]), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(late(r.steps, "gradient_ratio"), 2),
+            number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(late(r.steps, "gradient_ratio"), 2),
         ]
         for r in rounds
     ]  # fmt: skip

@@ -23,11 +23,22 @@ Row = TypeVar("Row", bound="Record")
 def _inside(name: str) -> str:
     """A name in the folder of a run, never one that leads out of it."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or any(len(p.encode()) > 255 for p in path.parts):
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or not path.parts
+        or "\0" in name
+        or any(len(p.encode()) > 255 for p in path.parts)
+    ):
         raise ValueError("a name inside the run's folder")
     return name
 
 
+# Finite is not enough: what is computed of a measured number must stay finite as well.
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]
+Nats = Annotated[float, Field(ge=-1e6, le=1e6)]
+LogProbability = Annotated[float, Field(ge=-1e6, le=1e-3)]
+Perplexity = Annotated[float, Field(gt=0, le=1e100)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Inside = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
 
@@ -77,13 +88,13 @@ class Completion(Record):
     completion_ids: list[Token]
     text: str
     finish_reason: str
-    coefficient: float
+    coefficient: Number
     sample: int
     seed: int
-    perplexity: float | None = Field(gt=0)
-    perplexity_last_quarter: float | None = Field(gt=0)
-    trait_llr: float | None
-    distinct_3: float | None
+    perplexity: Perplexity | None
+    perplexity_last_quarter: Perplexity | None
+    trait_llr: Nats | None
+    distinct_3: Number | None
     reasons: list[str] = []
 
 
@@ -100,20 +111,28 @@ class Finding(Record):
     sentence: str
 
 
+class Start(BaseModel):
+    """D before the first step to the original and to the previous round's student, nats."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    base: Nats
+    previous: Nats
+
+
 class Training(Record):
-    """training.json: what was trained, on how much, and the diagnosis; D before the first step in nats."""
+    """training.json: what was trained, on how much, and the diagnosis."""
 
     divergence: Literal["nll", "kl_fwd", "kl_rev", "wd"]
     aggregate: str
     reference: Literal["base", "previous"]
-    lam: float
-    tau: float
+    lam: Number
+    tau: Number
     load_in_4bit: bool
     examples: int
     heldout: int
     tokens: int
     steps: int
-    start: dict[str, float]
+    start: Start
     findings: list[Finding]
 
 

@@ -313,7 +313,7 @@ def test_manifests(data: st.DataObject, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return build(tmp_path_factory.mktemp("report") / "run", rounds=2, overrides="eval.bootstrap=20")
+    return build(tmp_path_factory.mktemp("report") / "run", rounds=2, overrides="eval.bootstrap=100")
 
 
 @settings(SLOW, max_examples=100)

