@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -49,8 +50,11 @@ bootstrap = 200
 """
 
 
+SECRETS = {name: f"planted-{name.lower()}-0123456789" for name in ("HF_TOKEN", "VLLM_API_KEY", "WANDB_API_KEY")}
+
+
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **SECRETS})
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.toml").write_text(TINY.format(heldout=folder / "heldout.jsonl"))
     done = make("round", "N=2", f"CONFIG={folder}/tiny.toml", f"RUN={folder}/run")
     assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "said").write_text(done.stdout + done.stderr)
     return folder
+
+
+def test_secrets_stand_in_no_file_and_no_output(run: Path) -> None:
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for path in files:
+        assert b"planted-" not in path.read_bytes(), path
 
 
 def test_every_file_of_the_interface_is_there(run: Path) -> None:
