@@ -35,7 +35,7 @@ from shared.cli import entry, parse, parser
 from shared.console import console
 from shared.console import table as show
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, held, write_json
+from shared.publish import atomic_folder, held, replaceable, write_json
 from shared.run import Run
 
 FILES = ("index.html", "results.json", "results.csv", "results.md", "trajectory.png", "training.png", "profile.png")
@@ -69,6 +69,8 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
 
 def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
+    folder = run.folder / "report"
+    replaceable(folder, FILES)  # before the charts are drawn
     rows, extra = found["rows"], found["extra"]
     scores, config = rounds[0].scores, run.config
     title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}, {len(scores.items)} items, {scores.debias}"
@@ -82,7 +84,6 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         "training": curves(rounds),
         "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
     }
-    folder = run.folder / "report"
     with held(folder), atomic_folder(folder, of=FILES) as out:
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")

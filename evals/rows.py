@@ -118,18 +118,18 @@ class Step(Record):
     """A logging step of train.jsonl; KL to the original and to the previous round's student, nats."""
 
     step: int
-    loss: Nats
-    ce: Nats
+    loss: Number
+    ce: Number
     fired: Number
     gradient_ratio: Number
-    kl_base_mean: Nats
-    kl_base_rmse: Nats
-    kl_base_p95: Nats
-    kl_base_max: Nats
-    kl_previous_mean: Nats
-    kl_previous_rmse: Nats
-    kl_previous_p95: Nats
-    kl_previous_max: Nats
+    kl_base_mean: Number
+    kl_base_rmse: Number
+    kl_base_p95: Number
+    kl_base_max: Number
+    kl_previous_mean: Number
+    kl_previous_rmse: Number
+    kl_previous_p95: Number
+    kl_previous_max: Number
 
 
 class Heldout(Record):
@@ -137,7 +137,7 @@ class Heldout(Record):
 
     step: int
     epoch: Number
-    heldout_ce: Nats
+    heldout_ce: Number
 
 
 class LogRow(Record):
@@ -154,9 +154,9 @@ class TokenRow(Record):
 
     key: str
     tokens: list[str]
-    ce: list[Nats]
-    kl_base: list[Nats]
-    kl_previous: list[Nats]
+    ce: list[Number]
+    kl_base: list[Number]
+    kl_previous: list[Number]
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Self:

@@ -109,7 +109,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         for stage in (*STAGES, STEP[mode])
         if stage != STEP["round"] or mode == "round" or run.manifest(number, stage).is_file()
     }
-    _one_chain(run, number, manifests)
+    _one_chain(run, number, {stage: made for stage, made in manifests.items() if stage in (*STAGES[:-1], STEP[mode])})
     name = folder.relative_to(run.folder).as_posix()
     if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(

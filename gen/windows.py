@@ -17,7 +17,7 @@ from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.run import differences
 from shared.strict import parse
 
-VERSION = 1
+VERSION = 2  # 1 had no seals, and other last digits in its scores
 
 
 class Windows:
@@ -38,7 +38,9 @@ class Windows:
         if self.plan.is_file():
             try:
                 old = parse(self.plan.read_bytes())
-                changed = differences(old["fingerprint"], self.fingerprint)
+                changed = differences(
+                    {"version": old["version"], **old["fingerprint"]}, {"version": VERSION, **self.fingerprint}
+                )
                 self.notes = dict(old["notes"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 changed = [f"{self.plan}: {error!r}"]

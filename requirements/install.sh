@@ -10,10 +10,10 @@ echo "building .venv from requirements/$lock.txt (a few minutes)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 # torch's CPU build first, from what pip knows already or else from its own index: the other packages take no extra index.
 torch=$(grep '^torch==' "requirements/$lock.txt")
-if [ "$lock" = cpu ] && ! .venv/bin/pip install --quiet --no-deps "$torch" 2>/dev/null; then
+if [ "$lock" = cpu ] && ! said=$(.venv/bin/pip install --quiet --no-deps "$torch" 2>&1); then
     [ -n "$TORCH_INDEX" ] || {
-        printf "error: pip does not find torch's CPU build\n  given:    %s, no TORCH_INDEX\n" "$torch" >&2
-        printf "  expected: its index: the URL behind --index-url that PyTorch's install page gives for pip and CPU\n" >&2
+        printf "error: torch's CPU build could not be installed\n  given:    %s, no TORCH_INDEX; pip: %s\n" "$torch" "$(printf '%s' "$said" | tail -n 1)" >&2
+        printf "  expected: where pip does not find it, its index: the URL that PyTorch's install page gives for pip and CPU\n" >&2
         printf '  next:     make setup TORCH_INDEX=URL\n' >&2
         exit 2
     }

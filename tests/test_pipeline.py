@@ -73,6 +73,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_secrets_stand_in_no_file_and_no_output(run: Path) -> None:
+    assert SECRETS["HF_TOKEN"] in make("--eval=show: ; @echo $$HF_TOKEN", "show").stdout, "or nothing could be found"
     files = [path for path in run.rglob("*") if path.is_file()]
     assert len(files) > 50
     for path in files:

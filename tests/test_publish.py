@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -138,6 +139,19 @@ def test_a_folder_behind_a_link_is_replaced_there(tmp_path: Path) -> None:
             (new / "a").write_text(content)
         assert (tmp_path / "disk" / "a").read_text() == content and (tmp_path / "out").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+    first = holder(tmp_path / "out")
+    with pytest.raises(SteerHealError, match="another process"):
+        hold(tmp_path / "disk")  # one lock, by either name
+    first.kill()
+    first.wait()
+
+
+def test_only_a_want_of_room_is_told_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^the hub says 429$"), atomic_file(tmp_path / "out"):
+        raise OSError("the hub says 429")
+    with pytest.raises(OSError, match="out") as full, atomic_file(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert full.value.filename == str(tmp_path / "out")
 
 
 def test_a_temporary_name_that_is_a_link_leads_nowhere(tmp_path: Path) -> None:

@@ -316,14 +316,32 @@ def test_edited_and_outdated_scores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="score was made from another vector"):
         results(run, "round")
     write_json(path, manifest)
-    later = run.manifest(2, "sweep")
-    own = json.loads(later.read_text())
-    write_json(later, {**own, "inputs": {**own["inputs"], "history": "another"}})
-    with pytest.raises(SteerHealError, match="sweep of round 2 was made on another round 1"):
-        results(run, "round")
-    write_json(later, own)
     (run.round(2) / "scores" / "healed.jsonl").write_text("{}\n")
     with pytest.raises(SteerHealError, match="REBUILD=1"):
+        results(run, "round")
+
+
+@pytest.mark.parametrize(
+    ("stage", "label"), [("extract", "history"), ("sweep", "history"), ("heal", "history"), ("score", "history before")]
+)
+def test_rounds_that_do_not_build_on_each_other_are_refused(stage: str, label: str, tmp_path: Path) -> None:
+    run = build(tmp_path, rounds=2)
+    path = run.manifest(2, stage)
+    manifest = json.loads(path.read_text())
+    write_json(path, {**manifest, "inputs": {**manifest["inputs"], label: "another"}})
+    with pytest.raises(SteerHealError, match=f"{stage} of round 2 was made on another round 1"):
+        results(run, "round")
+
+
+def test_full_scores_do_not_need_those_of_the_round(tmp_path: Path) -> None:
+    """As after REBUILD=1 EVAL=full, which leaves the round's own scores as they were."""
+    build(tmp_path, rounds=1)
+    run = build(tmp_path, rounds=1, full=True)
+    path = run.manifest(1, "score")
+    manifest = json.loads(path.read_text())
+    write_json(path, {**manifest, "inputs": {**manifest["inputs"], "history": "another"}})
+    assert results(run, "full")["rows"]
+    with pytest.raises(SteerHealError, match="score was made from another history"):
         results(run, "round")
 
 

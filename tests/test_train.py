@@ -19,7 +19,7 @@ from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
 from shared.publish import digest
-from train.data import collate, held_out, load_examples
+from train.data import Example, collate, held_out, known, load_examples
 from train.distil import distil
 from train.reference import reference_states
 from train.selftest import self_test
@@ -356,6 +356,15 @@ def test_checkpointing_and_half_precision_states_change_little(
         other = distil(model, data, history, tmp_path / option, config(option), 2).steps[-1]
         assert other["loss"] == pytest.approx(plain["loss"], rel=tolerance)
         assert other["grad_norm"] == pytest.approx(plain["grad_norm"], rel=5 * tolerance)
+
+
+def test_a_token_beyond_the_head_is_refused() -> None:
+    """The head's rows count, not the tokenizer's words: a padded head samples beyond them."""
+    rows = [Example([1, 2], [3], "a"), Example([1], [151_935], "b")]
+    known(rows, Path("rows.jsonl"), 151_936)
+    with pytest.raises(SteerHealError, match="does not know") as refused:
+        known(rows, Path("rows.jsonl"), 151_935)
+    assert "rows.jsonl, b: 151935" in str(refused.value.given)
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, tokenizer: object, capsys: pytest.CaptureFixture[str]) -> None:

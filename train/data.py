@@ -48,13 +48,6 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
     except (OSError, ValueError, TypeError):
         sampled = True  # read_jsonl below names what is wrong
     rows = _sampled(path) if sampled else _written(path, tokenizer, config)
-    if foreign := next((row for row in rows if max(*row.prompt, *row.completion) >= len(tokenizer)), None):
-        raise SteerHealError(
-            "a training row has a token that the model does not know",
-            given=f"{path}, {foreign.key}: {max(*foreign.prompt, *foreign.completion)}",
-            expected=f"ids below {len(tokenizer)}, as this model's sampler writes them",
-            next=f"make it from this model: {MADE_BY}",
-        )
     fitting = [row for row in rows if len(row) <= config.train.max_length]
     if len(fitting) < len(rows):
         console.print(
@@ -69,6 +62,18 @@ def load_examples(path: Path, tokenizer: Any, config: Config) -> list[Example]:
             next="raise train.max_length" if rows else MADE_BY,
         )
     return fitting
+
+
+def known(examples: Sequence[Example], path: Path, vocabulary: int) -> None:
+    """Raise SteerHealError for a token beyond the model's head, which may be wider than the tokenizer and is what sampling draws from."""
+    for example in examples:
+        if (largest := max(*example.prompt, *example.completion)) >= vocabulary:
+            raise SteerHealError(
+                "a training row has a token that the model does not know",
+                given=f"{path}, {example.key}: {largest}",
+                expected=f"ids below {vocabulary}",
+                next=f"make the rows from this model: {MADE_BY}",
+            )
 
 
 def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -23,7 +23,7 @@ from shared.models import Model
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
 from shared.run import versions
-from train.data import Example, collate, held_out, identity, load_examples
+from train.data import Example, collate, held_out, identity, known, load_examples
 from train.diagnosis import Finding, diagnose
 from train.live import Live
 from train.objective import aggregate
@@ -92,6 +92,7 @@ def distil(
     unfinished = Unfinished(work or out.with_name(f"{out.name}.healing"), recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)
+    known(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
     with student.only():

@@ -247,9 +247,11 @@ class HealTrainer(Trainer):
         """Around the reading of a checkpoint: what it cannot be read for is our error, whichever library reads it."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except (
             pickle.UnpicklingError,
-            OSError,
+            FileNotFoundError,
             ValueError,
             KeyError,
             TypeError,
@@ -262,8 +264,8 @@ class HealTrainer(Trainer):
                 "a checkpoint could not be used",
                 given=f"{checkpoint}: {in_one_line(error)}",
                 expected="the optimiser, the random state and the counts that its training wrote",
-                next=f"begin the round again: rm -r {self.work.folder}",
-            ) from None
+                next=f"compare the installed versions with requirements/ (make doctor); if they are the same, begin the round again: rm -r {self.work.folder}",
+            ) from error
 
 
 def _completions(student: Student, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

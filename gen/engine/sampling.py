@@ -80,12 +80,15 @@ def params_of(request: Request) -> Any:
 
 
 def output_of(result: Any, request: Request) -> Output | None:
-    """From vLLM's RequestOutput; None where the cache held part of the tail, whose log-probabilities were then not computed."""
+    """From vLLM's RequestOutput; None where the cache held part of the tail, or a preemption dropped it: its log-probabilities
+    were then not computed, or not kept."""
     sampled = result.outputs[0]
     scored = labels = None
     if request.score or request.tail:
         count = request.tail or len(request.prompt_ids) - 1
-        if not request.score and result.num_cached_tokens >= len(request.prompt_ids) - count:
+        if not request.score and (
+            result.num_cached_tokens >= len(request.prompt_ids) - count or len(result.prompt_logprobs) <= count
+        ):
             return None
         pairs = list(zip(request.prompt_ids[-count:], result.prompt_logprobs[-count:], strict=True))
         if not request.score and not all(token in entry for token, entry in pairs):
