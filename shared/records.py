@@ -38,7 +38,7 @@ def _inside(name: str) -> str:
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 Nats = Annotated[float, Field(ge=-1e6, le=1e6)]
 LogProbability = Annotated[float, Field(ge=-1e6, le=1e-3)]
-Perplexity = Annotated[float, Field(gt=0, le=1e100)]
+Perplexity = Annotated[float, Field(gt=0)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Inside = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
 

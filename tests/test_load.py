@@ -1,6 +1,6 @@
 """Work at length: a sweep of 20,000 rows whose memory stays flat, and a server under 32 clients whose answers stay their own.
 
-The figures are printed: `python -m pytest -m long tests/test_load.py -s`; about an hour and ten minutes on two cores.
+The figures are printed: `python -m pytest -m long tests/test_load.py -s`; about 50 minutes on two cores.
 """
 
 from __future__ import annotations
