@@ -164,11 +164,12 @@ def _take_back(replaced: Path, path: Path) -> None:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Be the one process that makes `path` in the meantime, after whoever is at it now."""
-    hold(path, wait=True)
+    file = _lock_of(path)  # once: what is made here may change where the path leads
+    hold(path, file, wait=True)
     try:
         yield
     finally:
-        release(path)
+        release(file)
 
 
 def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
@@ -209,17 +210,18 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} of {HOST}, {Path(sys.argv[0]).stem}\n"[:1000].encode())
     except OSError as error:
+        error.filename = str(file)
         file.unlink(missing_ok=True)
         os.close(handle)
-        raise OSError(error.errno, error.strerror, str(file)) from None
+        raise
     _held[file] = handle
-    atexit.register(_release, file)
+    atexit.register(release, file)
 
 
 def _lock_of(path: Path) -> Path:
-    """The lock file of what is made; a folder has one, whatever link it is called by."""
-    path = Path(os.path.realpath(path)) if path.is_dir() else path
-    return path.with_name(f".{path.name}.lock")
+    """The lock file of what is made: one, whatever links lead to its folder, or to itself where it is one."""
+    real = Path(os.path.realpath(path if path.is_dir() else path.parent))
+    return real.with_name(f".{real.name}.lock") if path.is_dir() else real / f".{path.name}.lock"
 
 
 def _opened(file: Path) -> int:
@@ -240,12 +242,8 @@ def _opened(file: Path) -> int:
     )  # fmt: skip
 
 
-def release(path: Path, file: Path | None = None) -> None:
-    """Let other processes have what was held."""
-    _release(file or _lock_of(path))
-
-
-def _release(file: Path) -> None:
+def release(file: Path) -> None:
+    """Let other processes have what was held under this lock file."""
     if (handle := _held.pop(file, None)) is not None:
         file.unlink(missing_ok=True)  # first, so that who opens it from now on finds it gone and makes another
         os.close(handle)

@@ -40,7 +40,7 @@ class Run:
         hold(self.folder, self.folder / ".lock")
 
     def release(self) -> None:
-        release(self.folder, self.folder / ".lock")
+        release(self.folder / ".lock")
 
     def round(self, number: int) -> Path:
         return self.folder / "rounds" / f"{number:02d}"

@@ -146,6 +146,14 @@ def test_a_folder_behind_a_link_is_replaced_there(tmp_path: Path) -> None:
     first.wait()
 
 
+def test_a_lock_is_released_where_a_link_leads_to_its_place(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with held(tmp_path / "link" / "out"), atomic_folder(tmp_path / "link" / "out") as new:
+        (new / "a").touch()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["out"] and free(tmp_path / "real" / "out")
+
+
 def test_only_a_want_of_room_is_told_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"^the hub says 429$"), atomic_file(tmp_path / "out"):
         raise OSError("the hub says 429")
