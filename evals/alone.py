@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 
 from evals.answers import answers
 from evals.cache import of_answers
@@ -23,7 +22,7 @@ from evals.vignettes import load_vignettes
 from gen.students import student as student_of
 from shared.chat import load_tokenizer
 from shared.config import resolve
-from shared.console import console, number, table
+from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.folding import gates_of, refold
 from shared.models import cache_folder
@@ -96,7 +95,7 @@ def score(arguments: Any) -> None:
     ]
     (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, rows)
     summary({c.name: found[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
-    console.print(f"wrote {len(rows)} rows to {escape(str(out))}")
+    say(f"wrote {len(rows)} rows to {out}")
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:

@@ -17,8 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rich.markup import escape
-
 import gen.engine
 from evals import forced_choice, free_answer, generations, instrument, vignettes
 from evals.forced_choice import Condition, Free, Read
@@ -26,7 +24,7 @@ from evals.instrument import Instrument
 from gen import scoring
 from shared import chat, text
 from shared.config import Config
-from shared.console import console
+from shared.console import say
 from shared.models import cache_folder
 from shared.publish import digest
 from shared.records import Prompt, Vignette, write_jsonl
@@ -77,7 +75,7 @@ class Cache:
             with open(path, encoding="utf-8", newline="\n") as lines:  # what a model wrote may hold other line ends
                 rows = [json.loads(line) for line in lines]
         except ValueError:
-            console.print(f"[yellow]{escape(str(path))} is damaged: its rows are made again[/]")
+            say(f"{path} is damaged: its rows are made again", "yellow")
             return None
         self.taken += 1
         return rows

@@ -7,8 +7,6 @@ from html import escape as html
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from evals.figure import trajectory
 from evals.lineage import difference, provenance, stages
 from evals.page import page
@@ -32,10 +30,10 @@ from evals.tables import (
 )
 from evals.training import curves
 from shared.cli import entry, parse, parser
-from shared.console import console
+from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, held, replaceable, write_json
+from shared.publish import atomic_folder, held, write_json
 from shared.run import Run
 
 FILES = ("index.html", "results.json", "results.csv", "results.md", "trajectory.png", "training.png", "profile.png")
@@ -70,7 +68,6 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
 def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
     folder = run.folder / "report"
-    replaceable(folder, FILES)  # before the charts are drawn
     rows, extra = found["rows"], found["extra"]
     scores, config = rounds[0].scores, run.config
     title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}, {len(scores.items)} items, {scores.debias}"
@@ -79,12 +76,12 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     last, first = rounds[-1], rounds[0]
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
     chosen = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
-    figures = {
-        "trajectory": trajectory(rows, extra),
-        "training": curves(rounds),
-        "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
-    }
     with held(folder), atomic_folder(folder, of=FILES) as out:
+        figures = {
+            "trajectory": trajectory(rows, extra),
+            "training": curves(rounds),
+            "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
+        }
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():
@@ -122,7 +119,7 @@ def main() -> None:
     path = publish(run, rounds, found, arguments.eval)
     for table in (overview(found["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, table.rows)
-    console.print(f"report {escape(str(path))}")
+    say(f"report {path}")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         for stage in (*STAGES, STEP[mode])
         if stage != STEP["round"] or mode == "round" or run.manifest(number, stage).is_file()
     }
-    _one_chain(run, number, {stage: made for stage, made in manifests.items() if stage in (*STAGES[:-1], STEP[mode])})
+    _one_chain(run, number, manifests, STEP[mode])
     name = folder.relative_to(run.folder).as_posix()
     if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(
@@ -141,9 +141,10 @@ def read_round(run: Run, number: int, mode: str) -> Round:
     )
 
 
-def _one_chain(run: Run, number: int, manifests: dict[str, Manifest]) -> None:
-    """Raise SteerHealError for a stage that was made from other files than the stages before it record."""
-    for stage, manifest in manifests.items():
+def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str) -> None:
+    """Raise SteerHealError for a stage up to this step of scoring that was made from other files than the stages before it record."""
+    for stage in (*STAGES[:-1], step):
+        manifest = manifests[stage]
         for label, (maker, name) in READ.get(stage, {}).items():
             made = manifests[maker].outputs.get((run.round(number) / name).relative_to(run.folder).as_posix())
             if made is None or manifest.inputs.get(label) != made:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import DatasetCardData
-from rich.markup import escape
 
 from gen.filter import limits_of
 from shared.cli import entry, need, parse, parser
 from shared.config import Config, flat
-from shared.console import console, number
+from shared.console import number, say
 from shared.errors import SteerHealError
 from shared.hub import published, push
 from shared.publish import atomic_folder
@@ -144,10 +143,10 @@ def main() -> None:
             next=f"make round N={arguments.round} RUN={run.folder}",
         )
     write(run, arguments.round, arguments.out)
-    console.print(f"wrote {escape(str(arguments.out))}")
+    say(f"wrote {arguments.out}")
     if arguments.push_to:
         push(arguments.out, arguments.push_to, arguments.private, "dataset")
-        console.print(f"uploaded to {arguments.push_to}")
+        say(f"uploaded to {arguments.push_to}")
 
 
 if __name__ == "__main__":

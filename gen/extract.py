@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.markup import escape
 
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import Config, ModelConfig, VectorConfig, band, resolve
-from shared.console import console, progress, table
+from shared.console import progress, say, table
 from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -203,7 +202,7 @@ def main() -> None:
     vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)
     show(vector)
-    console.print(f"wrote {escape(str(arguments.out))}")
+    say(f"wrote {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from gen.places import Places
 from gen.rules import Limits, Yardstick, judge, limits
 from gen.tally import Group, Tally
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import FilterConfig, resolve
-from shared.console import console, number, table
+from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.publish import hold, named
 from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
@@ -270,7 +268,7 @@ def main() -> None:
     if arguments.unsteered:
         unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
     separate(sweep, unsteered, config.filter, config.vector.trait, outputs)
-    console.print(f"wrote {escape(str(outputs[0]))} and {escape(str(outputs[1]))}")
+    say(f"wrote {outputs[0]} and {outputs[1]}")
 
 
 if __name__ == "__main__":

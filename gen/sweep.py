@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from gen import filter as keep
 from gen import walk as walking
 from gen.board import Board
@@ -23,7 +21,7 @@ from gen.windows import Windows
 from shared.chat import load_tokenizer
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import resolve
-from shared.console import console, progress
+from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
 from shared.publish import hold, named
@@ -243,7 +241,7 @@ def main() -> None:
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
 
     def finish(counts: dict[str, Any]) -> None:
-        console.print(f"wrote {counts['rows']} rows to {escape(str(out))}")
+        say(f"wrote {counts['rows']} rows to {out}")
         Windows(out).discard()
 
     with open_prompts(arguments.prompts) as prompts:

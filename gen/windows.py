@@ -8,11 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
-from shared.console import console
+from shared.console import say
 from shared.errors import SteerHealError
-from shared.publish import atomic_file, digest, write_json, write_text
+from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.run import differences
 from shared.strict import parse
@@ -55,7 +53,7 @@ class Windows:
                     next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or rm -r {self.folder}",
                 )
             if lost:
-                console.print(f"discarding the windows of another sweep: {escape('; '.join(changed))}")
+                say(f"discarding the windows of another sweep: {'; '.join(changed)}")
         self.discard()
         self.notes = {}
         self._write()
@@ -72,27 +70,26 @@ class Windows:
         return self.folder / f"{index:05d}.jsonl"
 
     def seal(self, index: int) -> Path:
-        return self.path(index).with_suffix(".sha256")
+        return seal_of(self.path(index))
 
     def __contains__(self, index: int) -> bool:
         """Whether a window is whole. Raises SteerHealError for one that is not what was written."""
         path, seal = self.path(index), self.seal(index)
-        if index in self._whole or not (path.is_file() and seal.is_file()):
-            return index in self._whole
-        if seal.read_bytes().strip() != digest(path).encode():
-            raise SteerHealError(
-                "a window of an interrupted sweep was edited",
-                given=path,
-                expected=f"the rows that the sweep wrote, as {seal.name} says",
-                next=f"rm {path}, then the same command makes it again",
-            )
-        self._whole.add(index)
-        return True
+        if index not in self._whole and path.is_file() and seal.is_file():
+            if not intact(path):
+                raise SteerHealError(
+                    "a window of an interrupted sweep was edited",
+                    given=path,
+                    expected=f"the rows that the sweep wrote, as {seal.name} says",
+                    next=f"rm {path}, then the same command makes it again",
+                )
+            self._whole.add(index)
+        return index in self._whole
 
     def write(self, index: int, rows: Iterable[Completion]) -> None:
         self.seal(index).unlink(missing_ok=True)
         write_jsonl(self.path(index), rows)
-        write_text(self.seal(index), digest(self.path(index)) + "\n")
+        seal(self.path(index))
         self._whole.add(index)
 
     def read(self, index: int) -> Iterator[Completion]:

@@ -14,6 +14,11 @@ from rich.table import Table
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
+def say(text: str, style: str | None = None) -> None:
+    """Print a line with text from elsewhere in it, paths above all, as it is: nothing in it is the terminal's markup."""
+    console.print(text, style=style, markup=False)
+
+
 def number(value: object, digits: int = 3, signed: bool = False) -> str:
     """A cell: a dash for None, fixed digits for floats, plain text for the rest."""
     if value is None:

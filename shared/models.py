@@ -11,9 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
-from shared.console import console
+from shared.console import say
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, digest, held, write_text
 from shared.records import Identity
@@ -183,7 +181,7 @@ def _embedded() -> Path:
     with held(folder):
         if not whole():  # nobody has built it while this waited
             if folder.is_dir():
-                console.print(f"[yellow]{escape(str(folder))} does not match its checksum: building it again[/]")
+                say(f"{folder} does not match its checksum: building it again", "yellow")
             _dequantise(source, folder)
     return folder
 
@@ -196,7 +194,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    console.print(f"dequantising {escape(source.name)} into {escape(str(folder))} (once)")
+    say(f"dequantising {source.name} into {folder} (once)")
     loaded = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
     )

@@ -267,3 +267,17 @@ def digest(path: Path) -> str:
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
+
+
+def seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def seal(path: Path) -> None:
+    """Write beside a file or folder, synced already, that it is whole: what has no seal was being written when its process died."""
+    write_text(seal_of(path), digest(path) + "\n")
+
+
+def intact(path: Path) -> bool:
+    """Whether it is what was sealed."""
+    return seal_of(path).read_bytes().strip() == digest(path).encode()

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.console import console, progress, table
+from shared.console import console, progress, say, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.run import hardware, versions
@@ -180,7 +180,7 @@ def file(out: Path, ratios: dict[str, Any], **peers: str) -> None:
 def closing(out: Path, begin: float) -> None:
     """The table of what there is, and how long it took since begin, time.monotonic()."""
     show(out)
-    console.print(f"wrote {out} in {(time.monotonic() - begin) / 60:.1f} min")
+    say(f"wrote {out} in {(time.monotonic() - begin) / 60:.1f} min")
 
 
 def read(out: Path) -> dict[str, Any]:

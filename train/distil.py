@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
 
 import torch
 
 from shared.adapters import note_base
 from shared.chat import load_tokenizer
+from shared.cli import heed_interruption
 from shared.config import Config, TrainConfig
-from shared.console import console
+from shared.console import console, say
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.publish import atomic_folder, digest, write_json, write_text
@@ -71,6 +70,7 @@ def distil(
     begin again when the unfinished round is of other settings, instead of raising SteerHealError, which is also raised when
     the history or the original model changed, or what was written is not what was trained.
     """
+    heed_interruption()  # this module's imports may have swallowed one
     train = config.train
     live = Live()
     callbacks = [*reporters(train.report_to, out.parent / "tensorboard"), live]
@@ -112,7 +112,7 @@ def distil(
     live.trainer = trainer
     checkpoint = unfinished.checkpoint()
     if checkpoint is not None:
-        console.print(f"going on from {checkpoint.name} of {escape(str(unfinished.folder))}")
+        say(f"going on from {checkpoint.name} of {unfinished.folder}")
     try:
         trainer.go_on(checkpoint)
     finally:

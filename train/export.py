@@ -16,7 +16,7 @@ from shared.adapters import BASE, Adapter, belongs, load_adapter
 from shared.chat import load_tokenizer, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import resolve
-from shared.console import console, table
+from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import add, dialled, gates_of, refold, rounds_of
 from shared.hub import push
@@ -180,7 +180,7 @@ def main() -> None:
     )
     if arguments.push_to:
         push(arguments.out, arguments.push_to, arguments.private, "model")
-        console.print(f"uploaded to {arguments.push_to}")
+        say(f"uploaded to {arguments.push_to}")
 
 
 if __name__ == "__main__":

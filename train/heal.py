@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
-from shared.cli import entry, heed_interruption, need, parse, parser, plain
+from shared.cli import entry, need, parse, parser, plain
 from shared.config import TrainConfig, resolve
-from shared.console import console, table
+from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
@@ -70,7 +70,6 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     from train.distil import distil
 
-    heed_interruption()
     healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
     if history and digest(history) != job.inputs["history"]:
         raise SteerHealError(
@@ -115,8 +114,6 @@ def main() -> None:
     hold(arguments.out)
     from train.distil import CONTENT, distil
 
-    heed_interruption()
-
     replaceable(arguments.out, CONTENT)  # now, not after the training
     config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
@@ -129,8 +126,8 @@ def main() -> None:
         number,
     )
     show(healed, config.train)
-    console.print(
-        f"wrote {escape(str(arguments.out))}\nnext: python -m evals.score --model {escape(arguments.model)} --adapter {escape(str(arguments.out))} --dtype {config.model.dtype} --out scores.jsonl, or python -m train.export --help"
+    say(
+        f"wrote {arguments.out}\nnext: python -m evals.score --model {arguments.model} --adapter {arguments.out} --dtype {config.model.dtype} --out scores.jsonl, or python -m train.export --help"
     )
     healed.work.remove()
 

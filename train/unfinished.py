@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
-from shared.console import console
+from shared.console import say
 from shared.errors import SteerHealError
-from shared.publish import digest, write_json, write_text
+from shared.publish import intact, seal, seal_of, write_json, write_text
 from shared.run import differences
 from shared.strict import parse, read_object
 
@@ -41,7 +39,7 @@ class Unfinished:
                     expected="the model, history, data and settings it was begun with",
                     next=f"restore them, or begin again: rm -r {folder}",
                 )
-            console.print(f"[yellow]{escape('; '.join(changed))}: the unfinished round begins again[/]")
+            say(f"{'; '.join(changed)}: the unfinished round begins again", "yellow")
         shutil.rmtree(folder, ignore_errors=True)
         write_json(written, recipe)
 
@@ -54,12 +52,12 @@ class Unfinished:
         return self.folder / f"best-{step}"
 
     def seal(self, checkpoint: Path) -> None:
-        """Say that a checkpoint is whole: what has no seal was being written when the process died."""
+        """Say that a checkpoint is whole, and the log as far as it."""
         for file in [*checkpoint.rglob("*"), self.log]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-        write_text(_seal(checkpoint), digest(checkpoint) + "\n")
+        seal(checkpoint)
 
     def checkpoint(self) -> Path | None:
         """The last whole checkpoint, or None. What is not whole is removed, and so are the rows of the log after it."""
@@ -67,9 +65,9 @@ class Unfinished:
         for folder in self.folder.glob("checkpoint-*/"):
             if (
                 folder.name.removeprefix("checkpoint-").isdecimal()
-                and _seal(folder).is_file()
                 and not folder.is_symlink()
-                and _seal(folder).read_bytes().strip() == digest(folder).encode()
+                and seal_of(folder).is_file()
+                and intact(folder)
             ):
                 whole.append(folder)
             else:
@@ -105,10 +103,6 @@ class Unfinished:
     def remove(self) -> None:
         """Once what it was for is published."""
         shutil.rmtree(self.folder)
-
-
-def _seal(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}.sha256")
 
 
 def _step(checkpoint: Path) -> int:

@@ -10,7 +10,6 @@ from html import escape as html
 from pathlib import Path
 
 import numpy as np
-from rich.markup import escape
 
 from evals.charts import panels
 from evals.lineage import stages
@@ -34,7 +33,7 @@ from evals.study.tables import (
 )
 from evals.tables import comma_separated, markdown
 from shared.cli import entry
-from shared.console import console
+from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, held, replaceable, write_json
@@ -137,7 +136,7 @@ def publish(plan: Plan, out: Path) -> None:
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
     for one in (tables[1], *apart):
         show(one.title, one.columns, one.rows)
-    console.print(f"wrote {escape(str(out / 'results.md'))}")
+    say(f"wrote {out / 'results.md'}")
 
 
 def main() -> None:
