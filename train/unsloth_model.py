@@ -3,7 +3,7 @@
 The only file that imports unsloth. The traps of two adapters are handled here: Unsloth's compiler rewrites PEFT's adapter loop so
 that only the first active adapter counts; PEFT's disable_adapter unfreezes on exit; Unsloth marks every adapter trainable;
 concatenated rsLoRA factors would be scaled wrongly. The Trainer's own trap, a resume that forgets this round's adapter, is in
-train/trainer.py.
+train/trainer.py. vLLM is hidden from Unsloth, which would load a library built for another CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +25,27 @@ from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
 
+
+
+@contextlib.contextmanager
+def vllm_hidden() -> Iterator[None]:
+    """Make `import vllm` fail inside the context, and leave the process as it was.
+
+    Training needs no vLLM, but Unsloth imports it where it is installed and then force-loads `vllm._C`. In the CPU wheel that is the
+    AVX-512-BF16 build: on another CPU the process dies of SIGILL. vLLM itself picks the build by the CPU (vllm/platforms/cpu.py).
+    """
+    loaded = sys.modules.get("vllm")
+    sys.modules["vllm"] = None  # type: ignore[assignment]  # what the import system takes for a module that is not there
+    try:
+        yield
+    finally:
+        del sys.modules["vllm"]
+        if loaded is not None:
+            sys.modules["vllm"] = loaded
+
+
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
-with contextlib.redirect_stdout(None), warnings.catch_warnings():
+with vllm_hidden(), contextlib.redirect_stdout(None), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from unsloth import FastLanguageModel  # before transformers and peft, which it patches
 
@@ -170,7 +190,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             next=f"SET=train.max_length={context}",
         )
     folded = verify(history) if history is not None else None
-    with peft_forwards_kept():
+    with vllm_hidden(), peft_forwards_kept():
         network, _ = FastLanguageModel.from_pretrained(
             str(model.folder),
             max_seq_length=train.max_length,
