@@ -71,6 +71,7 @@ def computed(manifests: Sequence[Manifest]) -> list[list[str]]:
     machines = [m.hardware for m in manifests]
     return [
         ["processor", distinct(f"{m.get('processor')}, {m.get('cores')} cores, {m.get('memory_gib')} GiB" for m in machines)],
+        ["instruction set", distinct(m.get("instruction_set") for m in machines)],
         ["gpu", distinct(m.get("gpu") for m in machines)],
         *[[name, distinct(m.versions.get(name) for m in manifests)] for name in packages],
     ]  # fmt: skip

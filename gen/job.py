@@ -14,7 +14,8 @@ from shared.config import Config, SweepConfig
 from shared.models import Model
 from shared.publish import digest
 from shared.records import Completion
-from shared.run import hardware, versions
+from shared.machine import device
+from shared.run import versions
 from shared.traits import load_trait
 from shared.vectors import Vector
 
@@ -74,7 +75,7 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]
         "trait": {"neutral": trait.neutral, "trait": trait.trait},
         "engine_seed": config.seed,
         "engine": platform_options(),
-        "device": hardware()["gpu"] or hardware()["processor"],
+        "device": device(),
         "versions": {
             name: version
             for name, version in versions().items()

@@ -23,7 +23,8 @@ from shared.errors import SteerHealError
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.records import Prompt, data_file, read_jsonl
-from shared.run import hardware, versions
+from shared.machine import hardware
+from shared.run import versions
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 

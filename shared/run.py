@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -19,6 +18,7 @@ from shared import config as configuration
 from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.machine import hardware
 from shared.publish import digest, hold, release, write_json, write_text
 from shared.records import Identity, Manifest, read_manifest
 
@@ -278,23 +278,6 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, and the GPU if torch is loaded and sees one."""
-    info: dict[str, Any] = {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-    }
-    cpu = (
-        [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        if Path("/proc/cpuinfo").is_file()
-        else []
-    )
-    info["processor"] = cpu[0].partition(":")[2].strip() if cpu else platform.processor()
-    torch = sys.modules.get("torch")
-    info["gpu"] = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    return info
 
 
 def _commit() -> str | None:

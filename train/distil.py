@@ -18,6 +18,7 @@ from shared.cli import heed_interruption
 from shared.config import Config, TrainConfig
 from shared.console import console, say
 from shared.errors import SteerHealError
+from shared.machine import device
 from shared.models import Model
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
@@ -88,7 +89,7 @@ def distil(
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
     }  # fmt: skip
-    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "versions": versions()}  # fmt: skip
+    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "versions": versions(), "device": device()}  # fmt: skip
     unfinished = Unfinished(work or out.with_name(f"{out.name}.healing"), recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)
