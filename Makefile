@@ -83,7 +83,7 @@ check: $(STAMP) ## lint and types
 
 doctor: ## what this machine has, what is missing, what to type
 	@for python in $(PY) $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
-	  if $$python -c '' 2>/dev/null; then exec $$python -m shared.doctor; fi; done; \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then exec $$python -m shared.doctor; fi; done; \
 	echo 'error: there is no Python here'; echo '  next:     install CPython 3.11, 3.12 or 3.13, then make setup'; exit 2
 
 clean: ## remove what was built; runs stay

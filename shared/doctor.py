@@ -79,6 +79,13 @@ def in_environment() -> bool:
     return sys.prefix != sys.base_prefix
 
 
+def _runs(python: Path) -> bool:
+    try:
+        return subprocess.run([python, "-c", ""], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def the_system() -> Iterator[Row]:
     system, architecture = platform.system(), platform.machine()
     yield Row(
@@ -189,7 +196,11 @@ def the_disk(run: Path) -> Iterator[Row]:
         if room < needed:
             problem = f"{room:.1f} GiB free", f"{needed} GiB or more", f"free space there, or move {name} elsewhere"
         elif not os.access(there, os.W_OK):
-            problem = "not writable by this user", "a writable folder", f"mend its permissions, or move {name} elsewhere"
+            problem = (
+                "not writable by this user",
+                "a writable folder",
+                f"mend its permissions, or move {name} elsewhere",
+            )
         yield Row(
             f"disk, {name}",
             f"{room:.0f} GiB free at {folder}",
@@ -292,17 +303,16 @@ def missing(path: Path) -> list[str]:
 
 def the_environment() -> Iterator[Row]:
     if not in_environment():
-        broken = (ROOT / ".venv").exists() or (ROOT / ".venv").is_symlink()
-        yield Row(
-            ".venv",
-            "broken" if broken else "not there",
-            SteerHealError(
-                ".venv is broken: its Python does not run" if broken else "steer-heal is not set up yet",
-                given=f"doctor runs with {sys.executable}",
-                expected=".venv/bin/python",
-                next="make setup",
-            ),
-        )
+        python = ROOT / ".venv" / "bin" / "python"
+        there = os.path.lexists(ROOT / ".venv")
+        if there and _runs(python):
+            state, what, next_ = "not asked", "doctor runs outside .venv", "make doctor"
+        elif there:
+            state, what, next_ = "broken", ".venv is broken: its Python does not run", "make setup"
+        else:
+            state, what, next_ = "not there", "steer-heal is not set up yet", "make setup"
+        error = SteerHealError(what, given=sys.executable, expected=".venv/bin/python", next=next_)
+        yield Row(".venv", state, error)
         return
     for package in PACKAGES:
         try:
@@ -378,7 +388,7 @@ def _died(name: str, number: int, stderr: str) -> SteerHealError:
     except ValueError:
         called = f"signal {number}"
     frames = [line.strip() for line in stderr.splitlines() if line.strip().startswith("File ")]
-    sort = {
+    reasons: dict[int, tuple[str, str]] = {
         signal.SIGILL: (
             "a library built for another CPU was loaded",
             "make clean setup; if it stays, file an issue with this output",
@@ -388,7 +398,7 @@ def _died(name: str, number: int, stderr: str) -> SteerHealError:
             "close other programs or take a machine with more memory, then make doctor",
         ),
     }
-    why, next_ = sort.get(number, ("a compiled library is broken", "make clean setup"))
+    why, next_ = reasons.get(number, ("a compiled library is broken", "make clean setup"))
     return SteerHealError(
         f"{name} dies of {called} while it imports: {why}",
         given=f"{' <- '.join(frames[:3]) or 'no trace'}, on {machine.device()}",
@@ -408,7 +418,9 @@ def main() -> None:
         prog="python -m shared.doctor",
         description="What this machine has, what is missing, and what to type. Exit status 2 when something is missing.",
     )
-    options.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be (default: runs)")
+    options.add_argument(
+        "--run", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be (default: runs)"
+    )
     options.add_argument("--quick", action="store_true", help="without importing the stages, which takes half a minute")
     arguments = options.parse_args()
     errors: list[SteerHealError] = []
@@ -426,8 +438,8 @@ def main() -> None:
             errors.append(
                 SteerHealError(f"{title} could not be looked at", given=in_one_line(error), next="make clean setup")
             )
-    for error in errors:
-        print(error.render(), file=sys.stderr)
+    for problem in errors:
+        print(problem.render(), file=sys.stderr)
     if errors:
         sys.exit(2)
     print("nothing is missing; next: make round N=1")
