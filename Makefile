@@ -17,7 +17,6 @@ LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 PY := .venv/bin/python
 STAMP := .venv/.ready-$(LOCK)
 PEERS := .venv/.ready-bench
-ROUNDS := $(shell seq 1 $(N))
 FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
 
 .PHONY: round report study serve verify bench test test-long check doctor setup clean help
@@ -34,20 +33,10 @@ $(STAMP): requirements/$(LOCK).txt pyproject.toml
 	@touch $@
 
 round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make round N=2
-	@$(PY) -m shared.begin $(FLAGS) --config $(CONFIG) --set '$(SET)'
-	@set -e; for k in $(ROUNDS); do \
-	  $(PY) -m gen.extract $(FLAGS) --round $$k; \
-	  $(PY) -m gen.sweep $(FLAGS) --round $$k; \
-	  $(PY) -m gen.filter $(FLAGS) --round $$k; \
-	  $(PY) -m train.heal $(FLAGS) --round $$k; \
-	  $(PY) -m evals.score $(FLAGS) --round $$k --eval $(EVAL) --cache; \
-	done
-	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
+	@$(PY) -m shared.pipeline $(FLAGS) --config $(CONFIG) --set '$(SET)' --rounds $(N) --eval $(EVAL)
 
 report: $(STAMP) ## the report of a run from its files (EVAL=full scores all items, cyclically, first)
-	@set -e; if [ "$(EVAL)" = full ]; then for path in $(RUN)/rounds/*/manifests/heal.json; do \
-	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full --cache; done; fi
-	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL) $(if $(SET),--set '$(SET)')
+	@$(PY) -m shared.pipeline $(FLAGS) --report --eval $(EVAL) $(if $(SET),--set '$(SET)')
 
 study: CONFIG = configs/study-smollm2.toml
 study: OUT = docs/study

@@ -20,10 +20,10 @@ from shared.cli import entry, parser
 from shared.config import band, resolve
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.machine import hardware
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.records import Prompt, data_file, read_jsonl
-from shared.machine import hardware
 from shared.run import versions
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.console import console
-from shared.errors import SteerHealError, in_one_line
-from shared.publish import UNWRITTEN
+from shared.errors import Exit, SteerHealError, in_one_line
+from shared.process import watch_extensions
 from shared.run import Run, open_run
 
 PLAIN = "on plain files"
@@ -129,11 +129,12 @@ def quiet() -> None:
 
 
 def entry(main: Callable[[], None]) -> None:
-    """Run a stage's main: our errors go to stderr with exit code 2, an interruption or a polite kill ends with 130.
+    """Run a stage's main: our errors go to stderr and end it with their code, an interruption or a polite kill with 130.
 
-    Any other error is told in our words, its traceback in a file, with exit code 1.
+    Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
     """
     quiet()
+    watch_extensions()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -143,12 +144,13 @@ def entry(main: Callable[[], None]) -> None:
         _stop(error)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
-        sys.exit(130)
+        sys.exit(Exit.INTERRUPTED)
     except Exception as error:
         if (unwritten := _unwritten(error)) is not None:
             _stop(
                 SteerHealError(
-                    UNWRITTEN,
+                    "a file could not be written",
+                    code=Exit.UNWRITTEN,
                     given=unwritten,
                     expected="a writable place with room",
                     next="mend the permissions or free the space, then the same command goes on",
@@ -156,7 +158,7 @@ def entry(main: Callable[[], None]) -> None:
             )
         if (short := _short_of_memory(error)) is not None:
             _stop(short)
-        _stop(_unknown(error), 1)
+        _stop(_unknown(error))
 
 
 def _interrupt(*_: object) -> None:
@@ -207,6 +209,7 @@ def _short_of_memory(error: Exception) -> SteerHealError | None:
             expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
         return SteerHealError(
             "a GPU's memory does not suffice",
+            code=Exit.MACHINE,
             given=in_one_line(one),
             expected=expected,
             next=f"end other work on the device, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
@@ -227,13 +230,15 @@ def _unknown(error: Exception) -> SteerHealError:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return SteerHealError(
         "an error that this program does not know",
+        code=Exit.UNKNOWN,
         given=f"{in_one_line(error)} ({place.filename}:{place.lineno})",
         expected=f"none; {known}",
         next="read it, and report it with the command; what is finished is kept, the same command goes on from there",
     )
 
 
-def _stop(error: SteerHealError, code: int = 2) -> None:
+def _stop(error: SteerHealError) -> None:
     sys.stdout.flush()
+    error.hand_over()
     print(error.render(), file=sys.stderr)
-    sys.exit(code)
+    sys.exit(error.code)

@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
-from shared.models import cache_folder
 from shared.machine import hardware
+from shared.models import cache_folder
 from shared.run import versions
 
 ROOT = Path.cwd()  # run by make, with -P: packages must come from the installation, not from the working directory

@@ -22,8 +22,8 @@ import numpy as np
 
 from shared.console import console, progress, say, table
 from shared.errors import SteerHealError
-from shared.publish import write_json
 from shared.machine import hardware
+from shared.publish import write_json
 from shared.run import versions
 from shared.strict import parse
 
@@ -227,5 +227,7 @@ def show(out: Path) -> None:
     for name, row in read(out)["ratios"].items():
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         verdict = {True: "yes", False: "no", None: None}[row.get("met")]
-        rows.append([name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row.get("instruction_set"), row["what"]])
+        rows.append(
+            [name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row.get("instruction_set"), row["what"]]
+        )
     table("benchmark", ["ratio", "median [95 %]", "bound", "met", "instruction set", "what"], rows)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,25 +23,7 @@ from shared.errors import SteerHealError
 from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
-
-
-
-@contextlib.contextmanager
-def vllm_hidden() -> Iterator[None]:
-    """Make `import vllm` fail inside the context, and leave the process as it was.
-
-    Training needs no vLLM, but Unsloth imports it where it is installed and then force-loads `vllm._C`. In the CPU wheel that is the
-    AVX-512-BF16 build: on another CPU the process dies of SIGILL. vLLM itself picks the build by the CPU (vllm/platforms/cpu.py).
-    """
-    loaded = sys.modules.get("vllm")
-    sys.modules["vllm"] = None  # type: ignore[assignment]  # what the import system takes for a module that is not there
-    try:
-        yield
-    finally:
-        del sys.modules["vllm"]
-        if loaded is not None:
-            sys.modules["vllm"] = loaded
-
+from train.isolation import vllm_hidden
 
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
 with vllm_hidden(), contextlib.redirect_stdout(None), warnings.catch_warnings():

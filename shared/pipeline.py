@@ -1,0 +1,150 @@
+"""The runner of stages: rounds 1 to N of a run, each stage a process, behind `make round`, `make report` and `make study`.
+
+It holds the run for all its stages, says beforehand how long they will take and what they need, writes all their output to
+RUN/log.txt, and turns the way a process ended into an error that names the next command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.cli import entry, parse, parser
+from shared.console import console, number, say, table
+from shared.errors import SteerHealError
+from shared.estimate import Estimates, before
+from shared.process import GIB, problem, run_process
+from shared.run import STAGES, Run
+from shared.stages import LOG, Step
+
+
+@dataclass
+class Took:
+    """What a step took: wall seconds, peak bytes, and what was estimated before it began."""
+
+    step: Step
+    seconds: float
+    peak: int
+    estimated: float | None
+
+
+@dataclass
+class Pipeline:
+    """The steps of a run, one after another."""
+
+    run: Run
+    rebuild: bool = False
+    took: list[Took] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.run.folder / LOG
+
+    def perform(self, step: Step, estimates: Estimates | None = None) -> None:
+        """Run a step's process to its end. Raises SteerHealError for one that failed, and KeyboardInterrupt for one interrupted."""
+        fresh = not step.done
+        estimated = estimates.seconds(step.number, step.stage) if estimates and fresh else None
+        ended = run_process(step.command(self.rebuild), self.log, _out, _err)
+        if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
+            raise Failed(error) if ended.error else error
+        self.took.append(Took(step, ended.seconds, ended.peak, estimated))
+        if estimates and fresh:
+            estimates.ended(step.number, step.stage, ended.seconds)
+
+    def report(self, mode: str) -> None:
+        """Make the report in a process of its own."""
+        command = [sys.executable, "-m", "evals.report", "--run", str(self.run.folder), "--eval", mode]
+        ended = run_process(command, self.log, _out, _err)
+        if error := problem(ended, "the report", self.log):
+            raise Failed(error) if ended.error else error
+
+    def show(self) -> None:
+        """Seconds, estimate and peak memory of each step that ran here."""
+        table(
+            f"{self.run.folder}: what it took",
+            ["stage", "seconds", "estimated", "peak memory, GiB"],
+            [
+                [f"round {t.step.number} · {t.step.stage}", number(t.seconds, 0), number(t.estimated, 0), number(t.peak / GIB, 1)]
+                for t in self.took
+            ],
+        )  # fmt: skip
+
+
+class Failed(Exception):
+    """A stage ended with an error that it has printed itself."""
+
+    def __init__(self, error: SteerHealError):
+        super().__init__(error.what)
+        self.error = error
+
+
+def _out(block: bytes) -> None:
+    sys.stdout.buffer.write(block)
+    sys.stdout.flush()
+
+
+def _err(block: bytes) -> None:
+    sys.stderr.buffer.write(block)
+    sys.stderr.flush()
+
+
+def steps(run: Run, rounds: Sequence[int], mode: str) -> list[Step]:
+    """The steps that bring a run to the last of these rounds."""
+    last = "score" if mode == "round" else "score-full"
+    return [Step(run, number, stage) for number in rounds for stage in (*STAGES[:-1], last)]
+
+
+def healed(run: Run, mode: str) -> list[Step]:
+    """The steps that score what is healed already: those of EVAL=full, since a round's own scores are made with it."""
+    return [Step(run, number, "score-full") for number in run.rounds("heal")] if mode == "full" else []
+
+
+def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool, dry: bool = False) -> None:
+    """Hold the run, say what the steps will take, run them, and make the report."""
+    run.hold()
+    pipeline = Pipeline(run, rebuild)
+    left = [step for step in todo if rebuild or not step.done]
+    estimates = before(run, [(step.number, step.stage) for step in left]) if left else None
+    if dry:
+        return
+    if estimates:
+        say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
+    for step in todo:
+        pipeline.perform(step, estimates)
+        if estimates and step in left and (rest := estimates.left()):
+            console.print(f"[dim]about {rest / 60:.0f} min to go[/]")
+    pipeline.report(mode)
+    if left:
+        pipeline.show()
+
+
+def main() -> None:
+    options = parser("shared.pipeline", "Bring a run to a round: every stage of rounds 1 to N, then the report.")
+    options.add_argument("-N", "--rounds", type=int, default=1, metavar="N", help="the last round")
+    options.add_argument("--eval", choices=["round", "full"], default="round", help="items and orders of the scoring: a round's, or all of them, cyclically")  # fmt: skip
+    options.add_argument("--report", action="store_true", help="train nothing: score what is healed (with --eval full), and make the report")  # fmt: skip
+    options.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
+    arguments, run = parse(options, in_round=False)
+    if run is None or arguments.rounds < 1:
+        raise SteerHealError(
+            "no run is named" if run is None else "a run has rounds from 1 on",
+            given="no --run" if run is None else f"--rounds {arguments.rounds}",
+            expected="--run DIR and --rounds N",
+            next=f"{options.prog} --run runs/smollm2 --rounds 1",
+        )
+    train = run.config.train
+    say(f"run {run.folder}: {run.config.model.name}, D = {train.divergence}, lambda = {train.lam}, tau = {train.tau}")
+    todo = (
+        healed(run, arguments.eval) if arguments.report else steps(run, range(1, arguments.rounds + 1), arguments.eval)
+    )
+    try:
+        bring(run, todo, arguments.eval, arguments.rebuild, arguments.dry_run)
+    except Failed as failed:  # the stage has said it
+        failed.error.hand_over()
+        sys.exit(failed.error.code)
+
+
+if __name__ == "__main__":
+    entry(main)
