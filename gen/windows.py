@@ -12,7 +12,7 @@ from shared.console import say
 from shared.errors import SteerHealError
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl, write_jsonl
-from shared.run import differences
+from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse
 
 VERSION = 2  # 1 had no seals, and other last digits in its scores
@@ -45,6 +45,8 @@ class Windows:
             if not changed:
                 return
             lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
+            if lost and not rebuild and changed == changed_device(changed):
+                raise begun_elsewhere("sweep", self.out, changed, self.folder)
             if lost and not rebuild:
                 raise SteerHealError(
                     f"an interrupted sweep of {self.out} was of something else",

@@ -6,7 +6,6 @@ import ctypes
 import importlib.machinery
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -290,7 +289,3 @@ def watch_extensions() -> None:
     loader.create_module = lambda self, spec: watched(create, self, spec)  # type: ignore[method-assign]
     loader.exec_module = lambda self, module: watched(run, self, module)  # type: ignore[method-assign]
 
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.markup import escape
 from shared import config as configuration
 from shared.config import Config
 from shared.console import console
-from shared.errors import SteerHealError
+from shared.errors import Exit, SteerHealError
 from shared.machine import hardware
 from shared.publish import digest, hold, release, write_json, write_text
 from shared.records import Identity, Manifest, read_manifest
@@ -247,6 +248,7 @@ class Stage:
                 "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},
                 "counts": counts,
                 "seconds": round(seconds, 3),
+                "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
                 "commit": _commit(),
                 "versions": versions((*PACKAGES, *BESIDE)),
                 "hardware": (machine := hardware()),
@@ -267,6 +269,25 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if old == new else [f"{name} = {new!r} (was {old!r})"]
+
+
+def changed_device(lines: Sequence[str]) -> list[str]:
+    """Those of the lines of `differences` that are of the device."""
+    return [line for line in lines if line.startswith("device = ")]
+
+
+def begun_elsewhere(what: str, out: Path, changed: Sequence[str], folder: Path) -> SteerHealError:
+    """The error for half of a stage that another kind of machine has made: two kinds round differently, and are never mixed.
+
+    It says nothing of the work, and ends a process as a fault of the machine.
+    """
+    return SteerHealError(
+        f"an interrupted {what} was begun on another kind of machine",
+        given=f"{out}: {'; '.join(changed)}",
+        expected="the machine it was begun on; what is finished is good on any",
+        next=f"go on there, or make this stage from its beginning here: rm -r {folder}, then the same command",
+        code=Exit.MACHINE,
+    )
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
