@@ -191,30 +191,40 @@ def _unwritten(error: Exception) -> str | None:
 
 
 def _short_of_memory(error: Exception) -> SteerHealError | None:
-    """What to do where a GPU's memory is behind an error: vLLM takes its share before it begins, torch as it goes."""
+    """What to do where a lack of memory is behind an error: vLLM takes its share of a GPU before it begins, torch as it goes."""
     for one in _chain(error):
+        place = "a GPU"
         if any(words in str(one) for words in TAKEN):
             expected, mend = "the share that vLLM takes free on the device", 'SET="model.gpu_memory=0.5"'
         elif any(words in str(one) for words in CRAMPED):
             expected = "room for the cache beside the weights, in the share that vLLM takes"
             mend = 'SET="model.gpu_memory=0.95", or a lower model.max_model_len'
-        elif type(one).__name__ != "OutOfMemoryError":
-            continue
-        elif "unsloth" in sys.modules:  # asked before vllm, which it imports
-            expected = "room for the activations of a micro-batch"
-            mend = 'SET="train.gradient_checkpointing=true", or a lower train.batch_size'
-        elif "vllm" in sys.modules:
-            expected, mend = "room beside the share that vLLM takes", 'SET="model.gpu_memory=0.8"'
+        elif type(one).__name__ == "OutOfMemoryError" or _of_the_machine(one):
+            if _of_the_machine(one):
+                place = "this machine"
+            if "unsloth" in sys.modules:
+                expected = "room for the activations of a micro-batch"
+                mend = 'SET="train.gradient_checkpointing=true", or a lower train.batch_size'
+            elif "vllm" in sys.modules:
+                expected = "room beside the share that vLLM takes"
+                mend = 'SET="model.gpu_memory=0.8"' if place == "a GPU" else 'SET="model.dtype=bfloat16"'
+            else:
+                expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
         else:
-            expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
+            continue
         return SteerHealError(
-            "a GPU's memory does not suffice",
+            f"{place}'s memory does not suffice",
             code=Exit.MACHINE,
             given=in_one_line(one),
             expected=expected,
-            next=f"end other work on the device, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
+            next=f"end other work there, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
         )
     return None
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether an error says that the machine's own memory is full: Python's, or torch's allocator's."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _unknown(error: Exception) -> SteerHealError:

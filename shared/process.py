@@ -288,4 +288,3 @@ def watch_extensions() -> None:
 
     loader.create_module = lambda self, spec: watched(create, self, spec)  # type: ignore[method-assign]
     loader.exec_module = lambda self, module: watched(run, self, module)  # type: ignore[method-assign]
-
