@@ -1,5 +1,6 @@
 # steer-heal. Every target builds .venv first when it is missing; `make help` lists them.
-PYTHON ?= python3.11
+# Which Python .venv is built with: python3.11, 3.12 or 3.13; empty takes the first that is here.
+PYTHON ?=
 CONFIG ?= configs/smollm2.toml
 RUN ?= runs/$(basename $(notdir $(CONFIG)))
 N ?= 1
@@ -9,17 +10,17 @@ REBUILD ?=
 MODEL ?= embedded
 PORT ?= 8000
 VECTORS ?=
-# Where pip finds torch's CPU build when no index it knows has it: the URL that PyTorch's install page gives for pip and CPU.
-TORCH_INDEX ?=
 # cpu or gpu: which lock to install.
 LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 
 PY := .venv/bin/python
 STAMP := .venv/.ready-$(LOCK)
 PEERS := .venv/.ready-bench
+# `mend` where there is a .venv that does not run, as after an upgrade of the system's Python: its stamp says nothing then.
+MEND := $(if $(wildcard .venv),$(shell $(PY) -c 'import pip' 2>/dev/null || echo mend))
 FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
 
-.PHONY: round report study serve verify bench test test-long check doctor setup clean help
+.PHONY: round report study serve verify bench test test-long check doctor setup mend clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets
@@ -28,9 +29,11 @@ help: ## the targets
 
 setup: $(STAMP) ## the environment, .venv
 
-$(STAMP): requirements/$(LOCK).txt pyproject.toml
-	@PYTHON=$(PYTHON) TORCH_INDEX='$(TORCH_INDEX)' requirements/install.sh $(LOCK)
+$(STAMP): requirements/$(LOCK).txt pyproject.toml $(MEND)
+	@PYTHON='$(PYTHON)' requirements/install.sh $(LOCK)
 	@touch $@
+
+mend:
 
 round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make round N=2
 	@$(PY) -m shared.pipeline $(FLAGS) --config $(CONFIG) --set '$(SET)' --rounds $(N) --eval $(EVAL)
@@ -49,7 +52,7 @@ bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour
 	@$(PY) -m evals.bench --out docs/bench.json
 
 $(PEERS): requirements/bench.txt $(STAMP)
-	@.venv/bin/pip install --quiet --no-deps -r requirements/bench.txt
+	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -r requirements/bench.txt
 	@touch $@
 
 test: $(STAMP) ## every test that needs no GPU, two files at a time
@@ -68,7 +71,9 @@ check: $(STAMP) ## lint and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 doctor: ## what this machine has, what is missing, what to type
-	@if [ -x $(PY) ]; then $(PY) -P -m shared.doctor; else echo 'no .venv here'; echo '  next:     make setup'; exit 2; fi
+	@for python in $(PY) $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	  if $$python -c '' 2>/dev/null; then exec $$python -m shared.doctor; fi; done; \
+	echo 'error: there is no Python here'; echo '  next:     install CPython 3.11, 3.12 or 3.13, then make setup'; exit 2
 
 clean: ## remove what was built; runs stay
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache
