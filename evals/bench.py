@@ -17,13 +17,13 @@ import numpy as np
 from evals.forced_choice import Condition, Read, forced_choice
 from evals.huggingface import HuggingFace
 from evals.instrument import Renderer, load_instrument
-from evals.vignettes import load_vignettes
 from shared.chat import load_tokenizer
 from shared.cli import entry
 from shared.errors import SteerHealError
 from shared.models import resolve
 from shared.ratios import Side, all_cores, closing, command_line, file, interleave, ratio
 from shared.records import Vignette
+from shared.vignettes import load_vignettes
 
 DTYPE, READ, BATCH = "float32", Read("reversal", 16), 8
 SHARE = 0.4  # of a GPU's memory for the engine: the stand-in is on it too

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Sequence
 
-from evals.instrument import Instrument
 from shared.errors import SteerHealError
+from shared.instrument import Instrument
 
 KEY = re.compile(r'"([^"]+)":\s*"$')
 

@@ -13,9 +13,8 @@ from evals.checks import fits
 from evals.conditions import after_training, answered, before_training, by_weights, described, free_of, randoms
 from evals.forced_choice import Read
 from evals.generations import Generations, load_heldout
-from evals.instrument import FOUNDATIONS, Renderer, load_instrument
+from evals.instrument import Renderer, load_instrument
 from evals.internalised import states, student_vector
-from evals.vignettes import load_vignettes
 from gen.extract import contexts_of
 from gen.filter import by_coefficient
 from gen.students import Student
@@ -23,6 +22,7 @@ from gen.students import student as student_of
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import entry, need, parse, parser, plain
 from shared.config import EvalConfig
+from shared.instrument import FOUNDATIONS
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, write_json
@@ -30,6 +30,7 @@ from shared.records import Completion, data_file, read_jsonl, write_jsonl, write
 from shared.run import Run, Stage
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
+from shared.vignettes import load_vignettes
 
 
 def of_mode(config: EvalConfig, mode: str) -> EvalConfig:

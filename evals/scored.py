@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from evals.answers import answers as answers_of
 from evals.answers import refuse
-from evals.instrument import FOUNDATIONS
 from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow
 from evals.statistics import Answers
 from evals.texts import Texts
 from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS
 from shared.records import Completion, Manifest, Record, Training, problem_of, read_jsonl, read_record
 from shared.run import STAGES, Run
 

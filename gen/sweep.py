@@ -12,7 +12,7 @@ from gen import walk as walking
 from gen.board import Board
 from gen.job import Job, determining, fingerprint
 from gen.plan import check_coefficients, plan, spread, windows
-from gen.prompts import Renderer, Survey, open_prompts, open_round, survey, unchanged
+from gen.prompts import Renderer, Survey, open_round, survey, unchanged
 from gen.rules import Yardstick
 from gen.sampler import Sampler
 from gen.students import Student
@@ -24,6 +24,7 @@ from shared.config import resolve
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
+from shared.prompts import open_prompts
 from shared.publish import hold, named
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
