@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import DatasetCardData
 
+from gen.commandline import card_options
 from gen.filter import limits_of
-from shared.cli import entry, need, parse, parser
+from shared.cli import entry, need, parse
 from shared.config import Config, flat
 from shared.console import number, say
 from shared.errors import SteerHealError
@@ -127,10 +128,7 @@ def write(run: Run, number_: int, out: Path) -> None:
 
 
 def main() -> None:
-    options = parser("gen.card", "Write the kept completions of a round as a data set with its card.")
-    options.add_argument("--out", type=Path, help="folder to write")
-    options.add_argument("--push-to", metavar="ID", help="hub data set to upload to")
-    options.add_argument("--private", action="store_true", help="make that data set private")
+    options = card_options()
     arguments, run = parse(options, begins=False)
     need(options, arguments, "run", "out")
     assert run is not None

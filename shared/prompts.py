@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import SteerHealError
-from shared.records import Prompt, numbered_jsonl, problem_of
+from shared.records import Prompt, data_file, numbered_jsonl, problem_of, read_jsonl
 from shared.sets import names_set, open_set
 
 MADE_BY = "write a JSONL with a prompt or messages field per line, or name a data set: <id>:<configuration>:<split>"
@@ -79,3 +80,18 @@ def _of_set(name: str, rows: Any) -> Iterator[Located]:
                 expected="a prompt, or messages that end with the user's turn",
                 next="name another data set, or write its prompts to a JSONL",
             ) from None
+
+
+def load_heldout(name: str) -> list[Prompt]:
+    """The held-out prompts that eval.heldout names. Raises SteerHealError unless each has an id of its own: rows are known by it."""
+    path = data_file(name, "heldout.jsonl")
+    rows = read_jsonl(path, Prompt, made_by="set eval.heldout to a prompts JSONL")
+    ids = Counter(row.id for row in rows)
+    if bad := [identifier for identifier, times in ids.items() if identifier is None or times > 1]:
+        raise SteerHealError(
+            "held-out prompts are not told apart",
+            given=f"{path}: {'no id' if bad[0] is None else f'id {bad[0]} twice'}",
+            expected="an id of its own in every row",
+            next=f"mend {path}",
+        )
+    return rows

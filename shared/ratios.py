@@ -7,7 +7,6 @@ the median is within it: by the interval's near end, a measurement would pass mo
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import statistics
@@ -151,16 +150,6 @@ def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed:
         )
     merged = {name: {**found[name], **new} for name, new in {"versions": installed, "ratios": ratios}.items()}
     write_json(out, {"machine": machine, **merged})
-
-
-def command_line(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has; quick says what --quick leaves out."""
-    options = argparse.ArgumentParser(
-        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
-    options.add_argument("--quick", action="store_true", help=f"a smoke test: {quick}")
-    return options
 
 
 def all_cores() -> None:
