@@ -121,7 +121,7 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True, ver
             expected="'embedded', a folder with config.json and *.safetensors, or a Hugging Face id, owner/name",
             next="load it with Transformers, save_pretrained(FOLDER), and name that folder"
             if there
-            else f"ls {shlex.quote(str(Path(name).parent))}, or {setting('model.name=embedded')}",
+            else f"ls {shlex.quote(str(Path(name).parent))}, and name a folder that is there, or `embedded`",
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -136,14 +136,14 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True, ver
             "a name is neither a model folder nor a Hugging Face id",
             given=repr(name),
             expected="'embedded', a local folder, or owner/name of letters, digits, '-', '_' and '.'",
-            next=setting("model.name=embedded"),
+            next="name a model as owner/name, such as Qwen/Qwen3-0.6B, or `embedded`",
         ) from None
     except Exception as error:  # the hub client raises many types for one fact: the model is not here
         raise SteerHealError(
             "a model could not be had",
             given=f"{name} (revision {revision or 'main'}): {in_one_line(error)}",
             expected="'embedded', a local folder, or a Hugging Face id that can be reached or is cached",
-            next=f"check the name, log in with `hf auth login` for a gated model, or {setting('model.name=embedded')}",
+            next="check the name, log in with `hf auth login` for a gated model, or take `embedded`",
         ) from None
     return _checked(Model(name, folder, folder.name), weights)
 
