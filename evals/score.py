@@ -22,6 +22,7 @@ from gen.students import Student
 from gen.students import student as student_of
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import entry, need, parse
+from shared.commands import round_command
 from shared.config import EvalConfig
 from shared.instrument import FOUNDATIONS
 from shared.models import Model
@@ -85,7 +86,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
-    kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
+    kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=round_command(run.folder, number))
     dose = float(np.mean([row.coefficient for row in kept]))
     vignettes = load_vignettes(settings.vignettes, settings.items)
     heldout = load_heldout(settings.heldout)

@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCardData
 from gen.commandline import card_options
 from gen.filter import limits_of
 from shared.cli import entry, need, parse
+from shared.commands import round_command
 from shared.config import Config, flat
 from shared.console import number, say
 from shared.errors import SteerHealError
@@ -29,7 +30,7 @@ FILES = ("kept", "rejected")
 def card(run: Run, number_: int) -> str:
     """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
     folder, config = run.round(number_), run.config
-    again = f"make round N={number_} RUN={run.folder}"
+    again = round_command(run.folder, number_)
     manifest = run.verify(number_, "filter")
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
@@ -138,7 +139,7 @@ def main() -> None:
             "there is nothing to write a card of",
             given=path,
             expected="a filtered round",
-            next=f"make round N={arguments.round} RUN={run.folder}",
+            next=round_command(run.folder, arguments.round),
         )
     write(run, arguments.round, arguments.out)
     say(f"wrote {arguments.out}")

@@ -20,6 +20,7 @@ from gen.places import Places
 from gen.rules import Limits, Yardstick, judge, limits
 from gen.tally import Group, Tally
 from shared.cli import configured, entry, need, parse
+from shared.commands import round_command
 from shared.config import FilterConfig
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
@@ -173,7 +174,7 @@ def separate(
 
 
 def swept(run: Run, index: int) -> Source:
-    return Source(run.round(index) / "sweep.jsonl", f"make round N={index} RUN={run.folder}")
+    return Source(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
 
 
 def limits_of(run: Run) -> Limits:

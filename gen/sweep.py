@@ -21,6 +21,7 @@ from gen.students import student as student_of
 from gen.windows import Windows
 from shared.chat import load_tokenizer
 from shared.cli import configured, entry, need, parse
+from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
@@ -179,7 +180,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 folder / "vector.safetensors",
                 config,
                 lambda counts: job.finish(origin.identity, **counts),
-                (lambda: keep.unsteered_in(first, f"make round N=1 RUN={run.folder}")) if number > 1 else None,
+                (lambda: keep.unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
             ),
             rebuild=rebuild,
         )

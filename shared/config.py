@@ -247,7 +247,7 @@ def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
                 "a layer band could not be read",
                 given=f"{key} = {spec}",
                 expected="'0.45-0.55' or [14, 15]",
-                next=f"mend {key} in the configuration",
+                next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
             ) from None
         layers = [index for index in range(depth) if first * depth <= index + 0.5 <= last * depth]
     else:
@@ -257,7 +257,7 @@ def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
             "a layer band does not fit the model",
             given=f"{key} = {spec}",
             expected=f"at least one of the layers 0 to {depth - 1}",
-            next=f"mend {key} in the configuration",
+            next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
         )
     return layers
 

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shared.commands import setting
 from shared.console import say
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
@@ -69,7 +68,7 @@ class Model:
                 "a model has no chat template",
                 given=self.folder if self.revision is None else self.name,
                 expected="a chat model (chat_template.jinja, or chat_template in tokenizer_config.json)",
-                next=f"choose the instruction-tuned variant: {setting('model.name=...-it')}",
+                next="choose the instruction-tuned variant of the model, often named -it or -Instruct",
             )
 
     @property

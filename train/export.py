@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shared.adapters import BASE, Adapter, belongs, load_adapter
 from shared.chat import load_tokenizer, render
 from shared.cli import configured, entry, need, parse
-from shared.config import resolve
+from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import add, dialled, gates_of, refold, rounds_of
@@ -143,7 +143,7 @@ def main() -> None:
             "there is nothing to export",
             given=source,
             expected="a trained round",
-            next=f"make round N={arguments.round} RUN={run.folder}" if run else "python -m train.heal --help",
+            next=round_command(run.folder, arguments.round) if run else command_of("train.heal", "--help"),
         )
     replaceable(arguments.out, ())
     hold(arguments.out)

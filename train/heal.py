@@ -9,7 +9,8 @@ import numpy as np
 from rich.markup import escape
 
 from shared.cli import configured, entry, need, parse
-from shared.config import TrainConfig, resolve
+from shared.commands import round_command
+from shared.config import TrainConfig
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
@@ -76,7 +77,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "the history changed on disk while the round was trained",
             given=history,
             expected="one process at a time in a run",
-            next=f"make round N={number} RUN={run.folder} REBUILD=1",
+            next=round_command(run.folder, number, rebuild=True),
         )
     fold([*(rounds_of(history) if history else []), (adapter, 1.0)], folded)
     show(healed, config.train)
