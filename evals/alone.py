@@ -13,24 +13,25 @@ from evals.cache import of_answers
 from evals.checks import checked, fits, reaches, steering
 from evals.conditions import Weights, answered, free_of, randoms
 from evals.forced_choice import Condition, Read
-from evals.instrument import FOUNDATIONS, Renderer, load_instrument
+from evals.instrument import Renderer, load_instrument
 from evals.positions import left_by_reversal, order_effect, reliability
 from evals.rows import ScoreRow
 from evals.statistics import Answers, Estimate, levels, show
 from evals.verdict import preflight
-from evals.vignettes import load_vignettes
 from gen.students import student as student_of
 from shared.chat import load_tokenizer
 from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.folding import gates_of, refold
+from shared.instrument import FOUNDATIONS
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
 from shared.publish import digest, hold, named
 from shared.records import write_jsonl, write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
+from shared.vignettes import load_vignettes
 
 
 def score(arguments: Any) -> None:

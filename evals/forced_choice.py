@@ -14,10 +14,11 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 
 from evals.free_answer import key_of, valid
-from evals.instrument import FOUNDATIONS, Renderer, orders
-from evals.vignettes import human
+from evals.instrument import Renderer, orders
+from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
 from shared.seeds import seed_of
+from shared.vignettes import human
 
 if TYPE_CHECKING:
     from gen.engine.engine import Engine

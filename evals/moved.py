@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from evals.instrument import FOUNDATIONS
 from evals.statistics import AUTHORITY, Answers, Estimate, drawn, log_shift, resample, same_setting, summarised
+from shared.instrument import FOUNDATIONS
 
 LEVEL, POWER = 0.05, 0.8
 

@@ -7,6 +7,7 @@ from html import escape as html
 from pathlib import Path
 from typing import Any
 
+from evals.commandline import report_options
 from evals.figure import trajectory
 from evals.lineage import difference, provenance, stages
 from evals.page import page
@@ -29,7 +30,7 @@ from evals.tables import (
     times,
 )
 from evals.training import curves
-from shared.cli import entry, parse, parser
+from shared.cli import entry, parse
 from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
@@ -102,13 +103,7 @@ def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str
 
 
 def main() -> None:
-    options = parser("evals.report", "Write the report of a run from its scores; --round: up to that round.")
-    options.add_argument(
-        "--eval",
-        choices=["round", "full"],
-        default="round",
-        help="which scores: a round's own, or all items in cyclic orders",
-    )
+    options = report_options()
     arguments, run = parse(options, in_round=False, begins=False)
     if run is None:
         raise SteerHealError(

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gen.commandline import extract_options
 from shared.chat import load_tokenizer, neutral_for, render
-from shared.cli import entry, need, parse, parser, plain
-from shared.config import Config, ModelConfig, VectorConfig, band, resolve
+from shared.cli import configured, entry, need, parse
+from shared.config import Config, ModelConfig, VectorConfig, band
 from shared.console import progress, say, table
 from shared.folding import exact_network
 from shared.models import Model
@@ -187,17 +188,14 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 
 def main() -> None:
-    options = parser("gen.extract", "Extract a steering vector from a chat model.")
-    files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--out", type=Path, help="vector file to write, .safetensors")
+    options = extract_options()
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "out")
     named(arguments.out, ".safetensors")
-    config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config: Config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
     vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)

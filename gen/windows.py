@@ -27,12 +27,12 @@ class Windows:
         self.notes: dict[str, Any] = {}
         self._whole: set[int] = set()
 
-    def open(self, fingerprint: dict[str, Any], *, rebuild: bool) -> None:
-        """Go on with the folder of an equal fingerprint, or begin one.
+    def open(self, fingerprint: dict[str, Any], *, rebuild: bool, count: int | None = None) -> None:
+        """Go on with the folder of an equal fingerprint, or begin one. count: windows in all, for `status`.
 
         Raises SteerHealError with the differences when there is another's work; with rebuild that is discarded.
         """
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.fingerprint, self.count = json.loads(json.dumps(fingerprint)), count
         if self.plan.is_file():
             try:
                 old = parse(self.plan.read_bytes())
@@ -66,7 +66,10 @@ class Windows:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.plan, {"version": VERSION, "fingerprint": self.fingerprint, "notes": self.notes})
+        write_json(
+            self.plan,
+            {"version": VERSION, "fingerprint": self.fingerprint, "notes": self.notes, "windows": self.count},
+        )
 
     def path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.jsonl"

@@ -6,20 +6,21 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
+from shared.commands import round_command
+from shared.config import Config, resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line
+from shared.options import Options
 from shared.process import watch_extensions
 from shared.run import Run, open_run
 
-PLAIN = "on plain files"
 _interrupted = False
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 TAKEN = ("Free memory on device",)  # in vLLM's words
@@ -27,39 +28,7 @@ CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, whic
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
-def parser(prog: str, description: str, *, stage: bool = True) -> argparse.ArgumentParser:
-    """A parser with the options of a stage inside a run, or of a command that only reads the configuration."""
-    options = argparse.ArgumentParser(
-        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    run = options.add_argument_group("in a run" if stage else "configuration")
-    if stage:
-        run.add_argument("--run", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="run directory")
-        run.add_argument("--round", type=int, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
-    run.add_argument(
-        "--config",
-        type=Path,
-        default=argparse.SUPPRESS,
-        help="configuration file; in a run it begins the run, or must equal its frozen one"
-        if stage
-        else "configuration file",
-    )
-    run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
-    if stage:
-        run.add_argument(
-            "--rebuild", action="store_true", help="make the stage again where its settings or inputs changed"
-        )
-    return options
-
-
-def plain(options: argparse.ArgumentParser) -> Any:
-    """The group of options that a stage takes instead of a run."""
-    return options.add_argument_group(PLAIN)
-
-
-def parse(
-    options: argparse.ArgumentParser, *, in_round: bool = True, begins: bool = True
-) -> tuple[argparse.Namespace, Run | None]:
+def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tuple[argparse.Namespace, Run | None]:
     """The arguments, and the run they name or None when the stage works on plain files. Raises SteerHealError on a mixture.
 
     begins: whether a configuration begins a run that is not there; a command that only reads one does not.
@@ -67,43 +36,39 @@ def parse(
     arguments = options.parse_args()
     if not hasattr(arguments, "run"):
         return arguments, None
-    group = next((group for group in options._action_groups if group.title == PLAIN), None)
-    mixed = (
-        [
-            action.option_strings[0]
-            for action in group._group_actions
-            if getattr(arguments, action.dest) != action.default
-        ]
-        if group
-        else []
-    )
-    if mixed:
+    files = options.plain.actions if options.plain else []
+    if mixed := [one.option_strings[0] for one in files if getattr(arguments, one.dest) != one.default]:
         raise SteerHealError(
             "options of plain files do not go with --run",
             given=" ".join(mixed),
             expected="--run and --round alone: a run's files and settings are its own",
-            next=f"leave them out, or see python -m {options.prog.split()[-1]} --help",
+            next=f"leave them out, or see {options.prog} --help",
         )
     if in_round and getattr(arguments, "round", 0) < 1:
         raise SteerHealError(
             "a stage of a run needs its round",
             given=getattr(arguments, "round", "no --round"),
             expected="1 or more",
-            next="--round 1",
+            next=f"{options.prog} --run {shlex.quote(str(arguments.run))} --round 1",
         )
     if not begins and not (arguments.run / "config.toml").is_file():
         raise SteerHealError(
             "there is no such run",
             given=arguments.run,
             expected="the folder of a run",
-            next=f"make round N=1 RUN={arguments.run}",
+            next=round_command(arguments.run, 1),
         )
     return arguments, open_run(
-        arguments.run, getattr(arguments, "config", None), getattr(arguments, "set", None), arguments.rebuild
+        arguments.run,
+        getattr(arguments, "config", None),
+        getattr(arguments, "set", None),
+        arguments.rebuild,
+        model=getattr(arguments, "model", None) if not options.plain else None,
+        rounds=getattr(arguments, "round", None),
     )
 
 
-def need(options: argparse.ArgumentParser, arguments: argparse.Namespace, *names: str) -> None:
+def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:
     """Refuse a call that has neither a run nor the plain-file options."""
     missing = [f"--{name.rstrip('_')}" for name in names if getattr(arguments, name, None) is None]
     if missing:
@@ -113,6 +78,11 @@ def need(options: argparse.ArgumentParser, arguments: argparse.Namespace, *names
             expected=f"--run DIR --round K, or {' '.join(missing)}",
             next=f"{options.prog} --help",
         )
+
+
+def configured(arguments: argparse.Namespace, *overrides: str) -> Config:
+    """The configuration that --config and --set of a plain-file stage give; overrides go behind those of --set."""
+    return resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[0]
 
 
 def quiet() -> None:

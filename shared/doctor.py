@@ -6,7 +6,6 @@ and what may be absent only where it is asked about; torch and the stages are im
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -22,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from shared import machine
+from shared.commandline import doctor_options
 from shared.errors import SteerHealError, in_one_line
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +189,11 @@ def the_disk(run: Path) -> Iterator[Row]:
         if room < needed:
             problem = f"{room:.1f} GiB free", f"{needed} GiB or more", f"free space there, or move {name} elsewhere"
         elif not os.access(there, os.W_OK):
-            problem = "not writable by this user", "a writable folder", f"mend its permissions, or move {name} elsewhere"
+            problem = (
+                "not writable by this user",
+                "a writable folder",
+                f"mend its permissions, or move {name} elsewhere",
+            )
         yield Row(
             f"disk, {name}",
             f"{room:.0f} GiB free at {folder}",
@@ -404,13 +408,11 @@ def the_stages() -> Iterator[Row]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        prog="python -m shared.doctor",
-        description="What this machine has, what is missing, and what to type. Exit status 2 when something is missing.",
-    )
-    options.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be (default: runs)")
-    options.add_argument("--quick", action="store_true", help="without importing the stages, which takes half a minute")
-    arguments = options.parse_args()
+    try:
+        arguments = doctor_options().parse_args()
+    except SteerHealError as error:
+        print(error.render(), file=sys.stderr)
+        sys.exit(error.code)
     errors: list[SteerHealError] = []
     parts = {"machine": the_system(), "": the_hardware(arguments.run), "environment": the_environment()}
     if in_environment() and not arguments.quick:

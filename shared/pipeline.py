@@ -6,15 +6,19 @@ RUN/log.txt, and turns the way a process ended into an error that names the next
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.cli import entry, parse, parser
+from shared.cli import entry, parse
+from shared.commandline import round_options
+from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before
+from shared.preconditions import check
 from shared.process import GIB, problem, run_process
 from shared.run import STAGES, Run
 from shared.stages import LOG, Step
@@ -101,46 +105,57 @@ def healed(run: Run, mode: str) -> list[Step]:
     return [Step(run, number, "score-full") for number in run.rounds("heal")] if mode == "full" else []
 
 
-def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool, dry: bool = False) -> None:
+def pending(todo: Sequence[Step], rebuild: bool) -> list[tuple[int, str]]:
+    """(round, stage) of the steps that are not done, or of all that are made again."""
+    return [(step.number, step.stage) for step in todo if rebuild or not step.done]
+
+
+def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     """Hold the run, say what the steps will take, run them, and make the report."""
     run.hold()
     pipeline = Pipeline(run, rebuild)
-    left = [step for step in todo if rebuild or not step.done]
-    estimates = before(run, [(step.number, step.stage) for step in left]) if left else None
-    if dry:
-        return
+    left = pending(todo, rebuild)
+    estimates = before(run, left) if left else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
     for step in todo:
         pipeline.perform(step, estimates)
-        if estimates and step in left and (rest := estimates.left()):
+        if estimates and (step.number, step.stage) in left and (rest := estimates.left()):
             console.print(f"[dim]about {rest / 60:.0f} min to go[/]")
     pipeline.report(mode)
     if left:
         pipeline.show()
 
 
+def planned(arguments: argparse.Namespace) -> Run:
+    """The run that a command would begin or go on with, nothing of it written."""
+    frozen = arguments.run / "config.toml"
+    config = resolve(arguments.config or (frozen if frozen.is_file() else None), arguments.set or "", arguments.model)[
+        0
+    ]
+    check(config)
+    return Run(arguments.run, config)
+
+
 def main() -> None:
-    options = parser("shared.pipeline", "Bring a run to a round: every stage of rounds 1 to N, then the report.")
-    options.add_argument("-N", "--rounds", type=int, default=1, metavar="N", help="the last round")
-    options.add_argument("--eval", choices=["round", "full"], default="round", help="items and orders of the scoring: a round's, or all of them, cyclically")  # fmt: skip
-    options.add_argument("--report", action="store_true", help="train nothing: score what is healed (with --eval full), and make the report")  # fmt: skip
-    options.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
-    arguments, run = parse(options, in_round=False)
-    if run is None or arguments.rounds < 1:
-        raise SteerHealError(
-            "no run is named" if run is None else "a run has rounds from 1 on",
-            given="no --run" if run is None else f"--rounds {arguments.rounds}",
-            expected="--run DIR and --rounds N",
-            next=f"{options.prog} --run runs/smollm2 --rounds 1",
-        )
+    options = round_options()
+    if options.parse_args().dry_run:
+        arguments = options.parse_args()
+        run = planned(arguments)
+    else:
+        arguments, opened = parse(options, in_round=False)
+        assert opened is not None  # --run is required
+        run = opened
     train = run.config.train
     say(f"run {run.folder}: {run.config.model.name}, D = {train.divergence}, lambda = {train.lam}, tau = {train.tau}")
     todo = (
         healed(run, arguments.eval) if arguments.report else steps(run, range(1, arguments.rounds + 1), arguments.eval)
     )
+    if arguments.dry_run:
+        before(run, pending(todo, arguments.rebuild))
+        return
     try:
-        bring(run, todo, arguments.eval, arguments.rebuild, arguments.dry_run)
+        bring(run, todo, arguments.eval, arguments.rebuild)
     except Failed as failed:  # the stage has said it
         failed.error.hand_over()
         sys.exit(failed.error.code)

@@ -7,7 +7,6 @@ the median is within it: by the interval's near end, a measurement would pass mo
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import statistics
@@ -172,16 +171,6 @@ def _by_set(row: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
         return {}
     own = {key: value for key, value in row.items() if key not in ("instruction_set", "others")}
     return {row.get("instruction_set", UNKNOWN): own, **row.get("others", {})}
-
-
-def command_line(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has; quick says what --quick leaves out."""
-    options = argparse.ArgumentParser(
-        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
-    options.add_argument("--quick", action="store_true", help=f"a smoke test: {quick}")
-    return options
 
 
 def all_cores() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from shared.commands import round_command
 from shared.run import Run
 
 MODULE = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", "score": "evals.score", "score-full": "evals.score"}  # fmt: skip
@@ -42,4 +43,4 @@ class Step:
     def lower(self) -> str:
         """The command that makes the stage again with less memory; empty where nothing helps."""
         settings = LOWER.get(self.stage)
-        return f"make round N={self.number} RUN={self.run.folder} SET='{settings}' REBUILD=1" if settings else ""
+        return round_command(self.run.folder, self.number, overrides=settings, rebuild=True) if settings else ""

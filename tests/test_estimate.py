@@ -81,7 +81,9 @@ def test_a_stage_that_ended_corrects_those_to_come() -> None:
     assert estimates.left() == 2 * (sum(plan.values()) - 10)
     estimates.ended(1, "sweep", 50.0)
     assert estimates.seconds(2, "sweep") == 45.0, "a stage by its own"
-    assert estimates.seconds(2, "extract") == 20.0 and estimates.seconds(1, "heal") == 50.0, "another by the mean of all"
+    assert estimates.seconds(2, "extract") == 20.0 and estimates.seconds(1, "heal") == 50.0, (
+        "another by the mean of all"
+    )
     assert estimates.seconds(1, "sweep") is None
 
 

@@ -15,6 +15,7 @@ import torch
 from shared.adapters import note_base
 from shared.chat import load_tokenizer
 from shared.cli import heed_interruption
+from shared.commands import setting
 from shared.config import Config, TrainConfig
 from shared.console import console, say
 from shared.errors import SteerHealError
@@ -83,7 +84,7 @@ def distil(
             "there is nothing to stop early by",
             given=f"train.early_stop = {train.early_stop}, no prompt held out of {len(rows)} rows",
             expected="train.heldout above 0, and several prompts",
-            next='--set "train.early_stop=0" (under make: SET="train.early_stop=0")',
+            next=setting("train.early_stop=0"),
         )
     depends: dict[str, Any] = {
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),

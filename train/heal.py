@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.markup import escape
 
-from shared.cli import entry, need, parse, parser, plain
-from shared.config import TrainConfig, resolve
+from shared.cli import configured, entry, need, parse
+from shared.commands import round_command
+from shared.config import TrainConfig
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
 from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
+from train.commandline import heal_options
 from train.diagnosis import quarters
 from train.unfinished import LOGS
 
@@ -76,7 +77,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "the history changed on disk while the round was trained",
             given=history,
             expected="one process at a time in a run",
-            next=f"make round N={number} RUN={run.folder} REBUILD=1",
+            next=round_command(run.folder, number, rebuild=True),
         )
     fold([*(rounds_of(history) if history else []), (adapter, 1.0)], folded)
     show(healed, config.train)
@@ -93,12 +94,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 
 def main() -> None:
-    options = parser("train.heal", "Distil kept completions into a LoRA behind a divergence barrier.")
-    files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--data", type=Path, help="kept rows, or rows of prompt (or messages) and completion; JSONL")
-    files.add_argument("--history", type=Path, help="folded history to train over")
-    files.add_argument("--out", type=Path, help="adapter folder to write")
+    options = heal_options()
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
@@ -115,7 +111,7 @@ def main() -> None:
     from train.distil import CONTENT, distil
 
     replaceable(arguments.out, CONTENT)  # now, not after the training
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config = configured(arguments)
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
     healed = distil(
         resolve_model(arguments.model, config.model.revision),

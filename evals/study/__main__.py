@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.charts import panels
+from evals.commandline import study_options
 from evals.lineage import stages
 from evals.page import Column, grid, image, side_by_side, verbatim, whole
 from evals.study.collect import Outcome, Row, collect, document
@@ -140,15 +140,7 @@ def publish(plan: Plan, out: Path) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        prog="python -m evals.study",
-        description="Run a study: arms x seeds x rounds, with controls.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    options.add_argument("--config", type=Path, required=True, help="configuration with a [study] table")
-    options.add_argument("--run", type=Path, required=True, help="folder of the cells' run directories")
-    options.add_argument("--out", type=Path, required=True, help="folder for results, tables and figures")
-    options.add_argument("--report", action="store_true", help="from what there is, running nothing")
+    options = study_options()
     arguments = options.parse_args()
     plan = load(arguments.config, arguments.run)
     replaceable(arguments.out, CONTENT)  # now, not after hours
