@@ -382,7 +382,7 @@ def _died(name: str, number: int, stderr: str) -> SteerHealError:
     except ValueError:
         called = f"signal {number}"
     frames = [line.strip() for line in stderr.splitlines() if line.strip().startswith("File ")]
-    sort = {
+    sort: dict[int, tuple[str, str]] = {
         signal.SIGILL: (
             "a library built for another CPU was loaded",
             "make clean setup; if it stays, file an issue with this output",
@@ -410,9 +410,9 @@ def the_stages() -> Iterator[Row]:
 def main() -> None:
     try:
         arguments = doctor_options().parse_args()
-    except SteerHealError as error:
-        print(error.render(), file=sys.stderr)
-        sys.exit(error.code)
+    except SteerHealError as refused:
+        print(refused.render(), file=sys.stderr)
+        sys.exit(refused.code)
     errors: list[SteerHealError] = []
     parts = {"machine": the_system(), "": the_hardware(arguments.run), "environment": the_environment()}
     if in_environment() and not arguments.quick:
