@@ -81,7 +81,7 @@ def run_process(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={"TQDM_DISABLE": "1", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ, **told},
+            env={"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ, **told},
             preexec_fn=_die_with_parent(os.getpid()),
         )
         tail: deque[str] = deque(maxlen=60)
