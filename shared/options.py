@@ -60,7 +60,7 @@ class Options(argparse.ArgumentParser):
         self.names += action.option_strings
         return action
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         words = sys.argv[1:] if args is None else list(args)
         try:
             arguments, strange = self.parse_known_args(words, namespace)

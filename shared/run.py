@@ -155,7 +155,7 @@ def open_run(
             key: f"{key} = {new[key]!r} (was {old[key]!r})" for key in differing if key not in configuration.PLACE
         }
         if changed and not rebuild:
-            given = {"overrides": overrides, "model": model}
+            given: dict[str, Any] = {"overrides": overrides, "model": model}
             other = _beside(folder, new["model.name"] if "model.name" in changed else None)
             raise SteerHealError(
                 f"the configuration differs from the one frozen in {frozen}",
