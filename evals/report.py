@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.commandline import report_options
-from evals.figure import trajectory
 from evals.lineage import difference, provenance, stages
-from evals.page import page
-from evals.profile import bars, profiles
 from evals.quality import coherence, foundations, measure, student
 from evals.reading import reading
 from evals.results import results_of
@@ -29,7 +26,6 @@ from evals.tables import (
     sweep,
     times,
 )
-from evals.training import curves
 from shared.cli import entry, parse
 from shared.console import say
 from shared.console import table as show
@@ -68,6 +64,11 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
 
 def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
+    from evals.figure import trajectory  # matplotlib takes seconds to import, which a refusal does not wait for
+    from evals.page import page
+    from evals.profile import bars, profiles
+    from evals.training import curves
+
     folder = run.folder / "report"
     rows, extra = found["rows"], found["extra"]
     scores, config = rounds[0].scores, run.config

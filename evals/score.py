@@ -43,8 +43,6 @@ def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
 
 
 def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
-    from gen.engine.engine import engine
-
     config, folder = run.config, run.round(number)
     settings = of_mode(config.eval, mode)
     origin = resolve_model(config.model.name, config.model.revision)
@@ -83,6 +81,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     )
     if job.done():
         return
+    from gen.engine.engine import engine
+
     tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)

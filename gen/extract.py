@@ -15,12 +15,12 @@ import numpy as np
 from gen.commandline import extract_options
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import configured, entry, need, parse
-from shared.config import Config, ModelConfig, VectorConfig, band
+from shared.config import ModelConfig, VectorConfig, band
 from shared.console import progress, say, table
 from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import digest, named
+from shared.publish import digest, hold, named
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
 from shared.strata import stratified
@@ -102,10 +102,10 @@ def extract(
 
     seed draws the direction where config.direction is random; its norms are the trait's.
     """
-    tokenizer = load_tokenizer(str(model.folder))
     trait = load_trait(config.trait)
     contexts = contexts_of(config, config.n_contexts)
-    layers = band(config.layers, model.depth)
+    layers = band(config.layers, model.depth, "vector.layers")
+    tokenizer = load_tokenizer(str(model.folder))  # the first thing that takes seconds
 
     def under(system: Callable[[Prompt], str | None]) -> list[list[int]]:
         return [render(tokenizer, row.turns, system(row), **model_config.chat_template_kwargs) for row in contexts]
@@ -195,8 +195,9 @@ def main() -> None:
         return
     need(options, arguments, "model", "out")
     named(arguments.out, ".safetensors")
-    config: Config = configured(arguments)
+    config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
+    hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)
     show(vector)

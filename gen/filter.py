@@ -27,6 +27,7 @@ from shared.errors import SteerHealError
 from shared.publish import hold, named
 from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
 from shared.run import Run, Stage
+from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 
 
@@ -250,12 +251,15 @@ def main() -> None:
     need(options, arguments, "in_", "out")
     outputs = named_after(arguments.out)
     refuse_overwriting(outputs, [arguments.in_, *([arguments.unsteered] if arguments.unsteered else [])])
-    for path in outputs:
-        hold(path)
     config = configured(arguments)
     sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:
         unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
+    load_trait(config.vector.trait)
+    for source in (sweep, unsteered):
+        next(iterate_jsonl(source.path, Completion, made_by=source.made_by))  # before a lock makes the output's folder
+    for path in outputs:
+        hold(path)
     separate(sweep, unsteered, config.filter, config.vector.trait, outputs)
     say(f"wrote {outputs[0]} and {outputs[1]}")
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from gen.commandline import serve_options
+from shared.adapters import readable
 from shared.chat import load_tokenizer
 from shared.cli import configured, entry
 from shared.console import console
@@ -56,7 +57,6 @@ def main() -> None:
             next="python -m gen.serve --vector trait=vector.safetensors, or `vllm serve` for an unsteered server",
         )
     model = resolve_model(arguments.model, config.model.revision)
-    load_tokenizer(str(model.folder))
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth)
     # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
@@ -86,6 +86,9 @@ def main() -> None:
             expected="VLLM_API_KEY in the environment",
             next="export VLLM_API_KEY=..., or bind 127.0.0.1",
         )
+    if arguments.adapter:
+        readable(arguments.adapter)
+    load_tokenizer(str(model.folder))
     folder = model.folder
     if arguments.adapter:
         from shared.merging import merged

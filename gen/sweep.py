@@ -41,9 +41,9 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     """
     config, samples = job.config, job.config.sweep.samples
     check_coefficients(job.coefficients)
-    renderer = Renderer(
-        load_tokenizer(str(job.origin.folder)), load_trait(config.vector.trait), config.model.chat_template_kwargs
-    )
+    trait = load_trait(config.vector.trait)
+    next(iter(job.prompts), None)  # prompts that cannot be read are refused before the tokenizer's imports
+    renderer = Renderer(load_tokenizer(str(job.origin.folder)), trait, config.model.chat_template_kwargs)
     with console.status("reading the prompts"):
         found = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
         yardstick = Yardstick(job.frozen() if job.frozen else ())
@@ -217,14 +217,16 @@ def main() -> None:
     model = resolve_model(arguments.model, config.model.revision)
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
-    hold(out)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")
         Windows(out).discard()
 
+    load_trait(config.vector.trait)
     with open_prompts(arguments.prompts) as prompts:
+        next(iter(prompts), None)  # before a lock makes the output's folder
+        hold(out)
         sweep(
             Job(
                 out,

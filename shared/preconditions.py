@@ -45,7 +45,7 @@ def check(config: Config) -> None:
     """Raise SteerHealError for the first thing that a configuration names and that cannot be had or does not fit."""
     vector, sweep, judged, model = config.vector, config.sweep, config.eval, config.model
     for name in config.train.report_to:
-        _tracker(name)
+        tracker(name)
     with _key("vector.trait", vector.trait):
         load_trait(vector.trait)
     with _key("vector.contexts", vector.contexts):
@@ -83,7 +83,8 @@ def _key(key: str, value: str) -> Iterator[None]:
         raise
 
 
-def _tracker(name: str) -> None:
+def tracker(name: str) -> None:
+    """Raise SteerHealError for a name that transformers does not report to, and for one whose package is not here."""
     if name not in TRACKERS:
         meant = nearest(name, TRACKERS)
         raise SteerHealError(

@@ -32,7 +32,7 @@ from train.reference import States, divergence, reference_states
 from train.selftest import self_test
 from train.tokens import token_rows
 from train.trainer import HealTrainer, reporters
-from train.unfinished import LOGS, Unfinished
+from train.unfinished import CONTENT, LOGS, Unfinished
 
 VERSION = 1
 PROBE = 32  # examples over which the first divergences are measured and the tokens shown are chosen
@@ -57,10 +57,6 @@ class Distilled:
     @property
     def steps(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if "ce" in row]
-
-
-# The files of an adapter's folder.
-CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)
 
 
 def distil(

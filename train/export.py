@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.adapters import BASE, Adapter, belongs, load_adapter
+from shared.adapters import BASE, Adapter, belongs, load_adapter, readable
 from shared.chat import load_tokenizer, render
 from shared.cli import configured, entry, need, parse
 from shared.commands import command_of, round_command
@@ -145,8 +145,9 @@ def main() -> None:
             expected="a trained round",
             next=round_command(run.folder, arguments.round) if run else command_of("train.heal", "--help"),
         )
+    if not (source / "gates.json").exists() and (arguments.kind == "round" or (not run and arguments.adapter)):
+        readable(source)
     replaceable(arguments.out, ())
-    hold(arguments.out)
     from train.card import card, hub_name, training_of
 
     model = resolve_model(name, config.model.revision)
@@ -155,6 +156,7 @@ def main() -> None:
         if run or arguments.adapter is None:
             rounds_of(source)  # a history must be one: an adapter alone is refused under this name
         gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
+    hold(arguments.out)
     about = card(model, arguments.kind, gates, training_of(training_folder), (run, arguments.round) if run else None)
     check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, hub_name(model))
     table(

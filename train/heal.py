@@ -9,17 +9,19 @@ import numpy as np
 from rich.markup import escape
 
 from shared.cli import configured, entry, need, parse
-from shared.commands import round_command
-from shared.config import TrainConfig
+from shared.commands import command_of, round_command
+from shared.config import TrainConfig, band
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
+from shared.preconditions import tracker
 from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
+from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters
-from train.unfinished import LOGS
+from train.unfinished import CONTENT, LOGS
 
 if TYPE_CHECKING:
     from train.distil import Distilled
@@ -107,14 +109,20 @@ def main() -> None:
             expected='JSONL rows such as {"prompt": "...", "completion": "..."}, or kept rows of gen.filter',
             next="--data FILE",
         )
-    hold(arguments.out)
-    from train.distil import CONTENT, distil
-
-    replaceable(arguments.out, CONTENT)  # now, not after the training
     config = configured(arguments)
+    for name in config.train.report_to:
+        tracker(name)
+    load_trait(config.vector.trait)
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
+    model = resolve_model(arguments.model, config.model.revision)
+    model.chats()
+    band(config.train.layers, model.depth, "train.layers")
+    replaceable(arguments.out, CONTENT)  # now, not after the training
+    hold(arguments.out)
+    from train.distil import distil
+
     healed = distil(
-        resolve_model(arguments.model, config.model.revision),
+        model,
         arguments.data,
         arguments.history,
         arguments.out,
@@ -123,7 +131,7 @@ def main() -> None:
     )
     show(healed, config.train)
     say(
-        f"wrote {arguments.out}\nnext: python -m evals.score --model {arguments.model} --adapter {arguments.out} --dtype {config.model.dtype} --out scores.jsonl, or python -m train.export --help"
+        f"wrote {arguments.out}\nnext: {command_of('evals.score', '--model', arguments.model, '--adapter', arguments.out, '--dtype', config.model.dtype, '--out', 'scores.jsonl')}, or {command_of('train.export', '--help')}"
     )
     healed.work.remove()
 

@@ -17,6 +17,7 @@ from shared.strict import parse, read_object
 
 VERSION = 1
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
+CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)  # an adapter's folder
 
 
 class Unfinished:

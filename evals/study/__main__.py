@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape as html
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals.charts import panels
 from evals.commandline import study_options
 from evals.lineage import stages
-from evals.page import Column, grid, image, side_by_side, verbatim, whole
+from evals.study import FORMATS
 from evals.study.collect import Outcome, Row, collect, document
-from evals.study.curves import FORMATS, doses, training
 from evals.study.drive import drive
 from evals.study.ends import differences, summary
-from evals.study.figure import trajectories
 from evals.study.latex import latex
 from evals.study.matched import SHARES, Axis, Comparison, Route, matched, path, scorable
 from evals.study.plan import Plan, load
@@ -37,6 +35,9 @@ from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, held, replaceable, write_json
+
+if TYPE_CHECKING:
+    from evals.page import Column
 
 CONTENT = (
     *("results.json", "results.csv", "results.md", "tables.tex", "index.html"),
@@ -87,6 +88,11 @@ def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
 
 def publish(plan: Plan, out: Path) -> None:
     """Tables, figures and results into out, as one whole."""
+    from evals.charts import panels  # matplotlib takes seconds to import, which a refusal does not wait for
+    from evals.page import grid, image, side_by_side, verbatim, whole
+    from evals.study.curves import doses, training
+    from evals.study.figure import trajectories
+
     outcomes = collect(plan)
     if not any(outcome.rounds for outcome in outcomes):
         raise SteerHealError(
