@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shared.console import say
+from shared.console import console, say
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.publish import atomic_folder, digest, held, write_text
@@ -127,9 +127,9 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True, ver
 
     kinds = ["*.json", "*.jinja", "*.model", "*.txt"]
     try:
-        folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=[*kinds, "*.safetensors"] if weights else kinds)
-        )
+        wanted = [*kinds, "*.safetensors"] if weights else kinds
+        with console.status(f"fetching {name}, or looking for it in the cache"):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except HFValidationError:
         raise SteerHealError(
             "a name is neither a model folder nor a Hugging Face id",
