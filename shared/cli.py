@@ -19,6 +19,7 @@ from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line
 from shared.options import Options
 from shared.process import watch_extensions
+from shared.publish import RUNNER
 from shared.run import Run, open_run
 
 _interrupted = False
@@ -114,7 +115,8 @@ def entry(main: Callable[[], None]) -> None:
     except SteerHealError as error:
         _stop(error)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
+        if os.environ.get(RUNNER) != str(os.getppid()):  # which says it, once for all its stages
+            console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:
         if (unwritten := _unwritten(error)) is not None:
