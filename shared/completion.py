@@ -38,7 +38,9 @@ def complete() -> NoReturn:
 
 def subcommands(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser whose choices are the words that may follow these."""
-    options = argparse.ArgumentParser()
+    options = argparse.ArgumentParser(add_help=not words)
+    if not words:
+        options.add_argument("--version", action="store_true")
     choices = options.add_subparsers()
     for name, command in COMMANDS.items():
         parts = name.split()

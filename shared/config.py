@@ -428,10 +428,13 @@ def begun(path: Path) -> datetime:
 def sources_of(path: Path) -> dict[str, str]:
     """The sources that a frozen configuration has behind its values."""
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
-    items = {key: item for key, item in document.items() if isinstance(item, Item)}
-    for section, table in list(items.items()):
-        if isinstance(table, Table):
-            items.update({f"{section}.{name}": item for name, item in table.items() if isinstance(item, Item)})
+    items: dict[str, Item] = {}
+    for key in document:
+        item = document.item(key)
+        if isinstance(item, Table):
+            items.update({f"{key}.{name}": item.value.item(name) for name in item.value})
+        elif isinstance(item, Item):
+            items[key] = item
     return {key: item.trivia.comment.lstrip("# ") for key, item in items.items() if item.trivia.comment}
 
 

@@ -185,18 +185,19 @@ def overview(all_: list[Status]) -> None:
     for one in all_:
         if one.running is not None:
             now = f"{one.working_on}, process {one.running}"
-        elif one.stopped:
-            now = f"stopped in {one.stopped}"
+        elif one.stopped or one.problem:
+            now = "stopped" if one.stopped else "cannot be read"
         elif one.half:
             now = f"idle; {one.half.stage} half-made, {one.half.progress}"
         else:
-            now = one.problem or "idle"
+            now = "idle"
         last = one.done[-1] if one.done else None
         rows.append([one.run, one.model, one.rounds, f"{last.round} {last.stage}" if last else None, now])
     table("runs", ["run", "model", "rounds", "last done", "now"], rows)
     for one in all_:
         if one.running is None:
-            say(f"next for {one.run}: {one.next}")
+            why = f"stopped in {one.stopped}; " if one.stopped else f"{one.problem}; " if one.problem else ""
+            say(f"{one.run}: {why}next: {one.next}")
 
 
 def details(one: Status) -> None:

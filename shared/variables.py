@@ -10,7 +10,8 @@ import sys
 def refusal(name: str, value: str, known: list[str], rest: list[str]) -> str:
     """What to print about an unknown variable of make's command line; rest: its goals and its other variables."""
     same = [one for one in known if one.lower() == name.lower()]
-    meant: str | None = next(iter(same or difflib.get_close_matches(name.upper(), known, 1, 0.6)), None)
+    near = same or difflib.get_close_matches(name.upper(), known, 1, 0.6)
+    meant = near[0] if near else None
     expected = f"did you mean {meant}?" if meant else f"one of {', '.join(known)}"
     line = ["make", *rest, *([f"{meant}={value}"] if meant else [])]
     return "\n".join(
