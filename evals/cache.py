@@ -18,13 +18,14 @@ from types import ModuleType
 from typing import Any
 
 import gen.engine
-from evals import forced_choice, free_answer, generations, instrument, vignettes
+from evals import forced_choice, free_answer, generations
+from evals import instrument as rendering
 from evals.forced_choice import Condition, Free, Read
-from evals.instrument import Instrument
 from gen import scoring
-from shared import chat, text
+from shared import chat, instrument, text, vignettes
 from shared.config import Config
 from shared.console import say
+from shared.instrument import Instrument
 from shared.machine import device
 from shared.models import cache_folder
 from shared.publish import digest
@@ -104,7 +105,9 @@ def of_answers(
         "read": asdict(read),
         "free": asdict(free) if free else None,
     }
-    return Cache(weights, content, (forced_choice, free_answer, instrument, vignettes, chat), vectors, folder)
+    return Cache(
+        weights, content, (forced_choice, free_answer, rendering, instrument, vignettes, chat), vectors, folder
+    )
 
 
 def of_generations(

@@ -6,7 +6,6 @@ and what may be absent only where it is asked about; torch and the stages are im
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -22,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from shared import machine
+from shared.commandline import doctor_options
 from shared.errors import SteerHealError, in_one_line
 
 ROOT = Path(__file__).parent.parent
@@ -414,15 +414,11 @@ def the_stages() -> Iterator[Row]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        prog="python -m shared.doctor",
-        description="What this machine has, what is missing, and what to type. Exit status 2 when something is missing.",
-    )
-    options.add_argument(
-        "--run", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be (default: runs)"
-    )
-    options.add_argument("--quick", action="store_true", help="without importing the stages, which takes half a minute")
-    arguments = options.parse_args()
+    try:
+        arguments = doctor_options().parse_args()
+    except SteerHealError as refused:
+        print(refused.render(), file=sys.stderr)
+        sys.exit(refused.code)
     errors: list[SteerHealError] = []
     parts = {"machine": the_system(), "": the_hardware(arguments.run), "environment": the_environment()}
     if in_environment() and not arguments.quick:

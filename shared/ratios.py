@@ -7,7 +7,6 @@ the median is within it: by the interval's near end, a measurement would pass mo
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import statistics
@@ -22,8 +21,8 @@ import numpy as np
 
 from shared.console import console, progress, say, table
 from shared.errors import SteerHealError
-from shared.publish import write_json
 from shared.machine import hardware
+from shared.publish import write_json
 from shared.run import versions
 from shared.strict import parse
 
@@ -174,16 +173,6 @@ def _by_set(row: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     return {row.get("instruction_set", UNKNOWN): own, **row.get("others", {})}
 
 
-def command_line(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has; quick says what --quick leaves out."""
-    options = argparse.ArgumentParser(
-        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
-    options.add_argument("--quick", action="store_true", help=f"a smoke test: {quick}")
-    return options
-
-
 def all_cores() -> None:
     """Let every side use every core, vLLM, Unsloth and Hugging Face alike."""
     import torch
@@ -227,5 +216,7 @@ def show(out: Path) -> None:
     for name, row in read(out)["ratios"].items():
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         verdict = {True: "yes", False: "no", None: None}[row.get("met")]
-        rows.append([name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row.get("instruction_set"), row["what"]])
+        rows.append(
+            [name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row.get("instruction_set"), row["what"]]
+        )
     table("benchmark", ["ratio", "median [95 %]", "bound", "met", "instruction set", "what"], rows)

@@ -233,7 +233,11 @@ def avx2(folder: Path) -> dict[str, Any]:
     engine, vector, weights = build(max_num_seqs=16)
     found = compare(engine, Hooked(weights, vector), long_prompts()[:2])
     tokenizer = load_tokenizer(str(weights))
-    renderer, read, items = Renderer(tokenizer, load_instrument("embedded"), {}), Read("reversal", 3), load_vignettes("embedded")[:1]
+    renderer, read, items = (
+        Renderer(tokenizer, load_instrument("embedded"), {}),
+        Read("reversal", 3),
+        load_vignettes("embedded")[:1],
+    )
     (ours,) = forced_choice(engine, renderer, items, [Condition("base", "base")], read, tokenizer, lambda: None)["base"]
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     (theirs,) = HuggingFace(weights, "float32", pad).forced_choice(renderer, items, read, tokenizer, 1)
@@ -259,5 +263,12 @@ def _worker(engine: Any) -> Any:
 
 
 if __name__ == "__main__":
-    variants = {"v2": v2, "preempted": preempted, "adapter": adapter, "exported": exported, "compiled": compiled, "avx2": avx2}
+    variants = {
+        "v2": v2,
+        "preempted": preempted,
+        "adapter": adapter,
+        "exported": exported,
+        "compiled": compiled,
+        "avx2": avx2,
+    }
     print(json.dumps(variants[sys.argv[1]](Path(sys.argv[2]))))

@@ -113,7 +113,11 @@ def test_ratios_of_two_instruction_sets_stand_side_by_side(tmp_path: Path) -> No
     heal = found["ratios"]["heal"]
     assert (heal["median"], heal["instruction_set"]) == (4.0, "avx2") and found["ratios"]["sweep"] == row
     assert {kind: other["median"] for kind, other in heal["others"].items()} == {"not recorded": 1.0, "avx512": 3.0}
-    assert found["machine"] == MACHINE and found["machines"] == {"not recorded": {"cores": 2}, "avx2": MACHINE, "avx512": wide}
+    assert found["machine"] == MACHINE and found["machines"] == {
+        "not recorded": {"cores": 2},
+        "avx2": MACHINE,
+        "avx512": wide,
+    }
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"ratios": [], "versions": {}}'])
