@@ -49,7 +49,7 @@ endif
 
 round report study serve verify status doctor: export STEER_HEAL_FORM := make # how hints spell a command
 
-.PHONY: round report status study serve verify bench test test-long check doctor setup mend clean help
+.PHONY: round report status study serve verify bench bench-setup test test-long check doctor setup mend clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets
@@ -82,6 +82,9 @@ bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour
 	@$(PY) -m gen.bench --out docs/bench.json
 	@$(PY) -m train.bench --out docs/bench.json
 	@$(PY) -m evals.bench --out docs/bench.json
+
+bench-setup: $(STAMP) ## set-up against plain pip, into docs/bench.json (downloads all six times: 10 to 40 minutes)
+	@$(PY) -m shared.bench --out docs/bench.json
 
 $(PEERS): requirements/bench.txt $(STAMP)
 	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -r requirements/bench.txt

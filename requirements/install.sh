@@ -168,7 +168,11 @@ fi
 # --no-deps: some packages list CUDA builds that break the CPU ones; the lock is whole
 [ "$lock" = cpu ] && already='^uv==\|^torch==' || already='^uv=='
 grep -v "$already" "$file" >.venv/packages.txt
-uv "the other packages" -r .venv/packages.txt
+# Bytecode is left to the first import, which compiles what it needs, a fraction of all. Where that may write none, as in many
+# containers, every import of every stage would compile anew: there it is done now.
+compile=
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || compile=--compile-bytecode
+uv "the other packages" $compile -r .venv/packages.txt
 need "the packages could not be installed" "mend what uv says; the same command goes on from there"
 uv "steer-heal itself" --no-build-isolation -e .
 need "steer-heal itself could not be installed" "mend what uv says; the same command goes on from there"

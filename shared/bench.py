@@ -20,7 +20,8 @@ from typing import Any
 from shared.console import say
 from shared.doctor import STAGES
 from shared.errors import SteerHealError
-from shared.ratios import closing, command_line, file, record
+from shared.options import Options, benchmark
+from shared.ratios import closing, file, record
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("requirements", "gen", "train", "evals", "shared", "pyproject.toml", "README.md", "LICENSE")
@@ -57,6 +58,7 @@ def timed(script: str) -> tuple[float, float]:
             "UV_CACHE_DIR": f"{folder}/uv",
             "PIP_CACHE_DIR": f"{folder}/pip",
         }
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # with it set-up compiles all, and no first import is timed
         seconds = []
         for commands in ([["sh", "-c", script]], [[".venv/bin/python", "-c", code] for code in IMPORTS]):
             begin = time.perf_counter()
@@ -81,10 +83,14 @@ def theirs() -> tuple[float, float]:
     return timed(PIP)
 
 
+def bench_options() -> Options:
+    options = benchmark("shared.bench", "Time set-up against plain pip, with empty caches.", "one pair")
+    options.add_argument("--pairs", type=int, default=3, help="ours and pip's, in turn; 3 to 10 minutes each")
+    return options
+
+
 def main() -> None:
-    options = command_line("shared.bench", __doc__.splitlines()[0], "one pair")
-    options.add_argument("--pairs", type=int, default=3, help="pairs, ours and pip's in turn; 3 to 10 minutes each")
-    arguments = options.parse_args()
+    arguments = bench_options().parse_args()
     begin = time.monotonic()
     pairs = []
     for turn in range(1 if arguments.quick else arguments.pairs):
