@@ -24,7 +24,7 @@ from shared.publish import digest, hold, named
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
 from shared.strata import stratified
-from shared.traits import load_trait
+from shared.traits import Trait, load_trait
 from shared.vectors import Vector
 
 if TYPE_CHECKING:
@@ -95,6 +95,12 @@ def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
     return stratified(read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), count, "genre")
 
 
+def inputs(model: Model, config: VectorConfig) -> tuple[Trait, list[Prompt], list[int]]:
+    """What a vector is made of: the trait, the contexts, the layers. Raises SteerHealError where one of them cannot be had."""
+    layers = band(config.layers, model.depth, "vector.layers")
+    return load_trait(config.trait), contexts_of(config, config.n_contexts), layers
+
+
 def extract(
     model: Model, history: Path | None, model_config: ModelConfig, config: VectorConfig, seed: int = 0
 ) -> Vector:
@@ -102,9 +108,7 @@ def extract(
 
     seed draws the direction where config.direction is random; its norms are the trait's.
     """
-    trait = load_trait(config.trait)
-    contexts = contexts_of(config, config.n_contexts)
-    layers = band(config.layers, model.depth, "vector.layers")
+    trait, contexts, layers = inputs(model, config)
     tokenizer = load_tokenizer(str(model.folder))  # the first thing that takes seconds
 
     def under(system: Callable[[Prompt], str | None]) -> list[list[int]]:
@@ -197,6 +201,7 @@ def main() -> None:
     named(arguments.out, ".safetensors")
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
+    inputs(model, config.vector)
     hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)
