@@ -172,7 +172,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             next=setting(f"train.max_length={context}"),
         )
     folded = verify(history) if history is not None else None
-    with vllm_hidden(), peft_forwards_kept():
+    with vllm_hidden(), peft_forwards_kept(), contextlib.redirect_stdout(None):  # Unsloth's notices
         network, _ = FastLanguageModel.from_pretrained(
             str(model.folder),
             max_seq_length=train.max_length,
