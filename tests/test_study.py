@@ -446,9 +446,16 @@ def test_the_same_study_gives_the_same_bytes(study: Path, tmp_path: Path) -> Non
 
 
 def test_a_cell_whose_stage_fails_stops_with_what_it_said(tmp_path: Path) -> None:
-    """The real driver and the real stage, which finds its input missing."""
-    text = STUDY[: STUDY.index("[[study.arm]]")] + '[[study.arm]]\nname = "a"\n[vector]\ncontexts = "nowhere.jsonl"\n'
+    """The real driver and the real stage, which finds its input missing: it was there when the cells were begun."""
+    contexts = tmp_path / "nowhere.jsonl"
+    text = STUDY[: STUDY.index("[[study.arm]]")] + f'[[study.arm]]\nname = "a"\n[vector]\ncontexts = "{contexts}"\n'
     path, runs = written(tmp_path, text), tmp_path / "runs"
+    refused = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
+    assert refused.returncode == 2 and "nowhere.jsonl" in refused.stderr and not (runs / "a-s0").exists()
+    contexts.write_text('{"prompt": "Name a fruit."}\n')
+    for cell in load(path, runs).cells:
+        open_run(cell.folder, path, cell.overrides)
+    contexts.unlink()
     done = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
     assert done.returncode == 2 and "nothing to show" in done.stderr and "Traceback" not in done.stderr
     assert "2 cells, 0 of 22 stages done; about 13 min to go (by a machine)" in done.stdout
