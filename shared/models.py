@@ -13,6 +13,7 @@ from typing import Any
 
 from shared.console import say
 from shared.errors import SteerHealError, in_one_line
+from shared.process import uncollected
 from shared.publish import atomic_folder, digest, held, write_text
 from shared.records import Identity
 from shared.strict import read_object
@@ -112,7 +113,8 @@ def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
 
     device: another than the CPU is loaded onto directly, and never holds the whole in the host's memory.
     """
-    from transformers import AutoModelForCausalLM
+    with uncollected():
+        from transformers import AutoModelForCausalLM
 
     placed = {} if device == "cpu" else {"device_map": device}
     return AutoModelForCausalLM.from_pretrained(
