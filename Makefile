@@ -1,7 +1,8 @@
 # steer-heal. Every target builds .venv first when it is missing; `make help` lists them.
-PYTHON ?= python3.11
+# Which Python .venv is built with: python3.11, 3.12 or 3.13; empty takes the first that is here.
+PYTHON ?=
 CONFIG ?= configs/smollm2.toml
-RUN ?= runs/$(basename $(notdir $(CONFIG)))
+RUN ?= runs/$(or $(if $(call given,CONFIG),,$(call model_name)),$(basename $(notdir $(CONFIG))))
 N ?= 1
 SET ?=
 EVAL ?= round
@@ -9,45 +10,68 @@ REBUILD ?=
 MODEL ?= embedded
 PORT ?= 8000
 VECTORS ?=
-# Where pip finds torch's CPU build when no index it knows has it: the URL that PyTorch's install page gives for pip and CPU.
-TORCH_INDEX ?=
 # cpu or gpu: which lock to install.
 LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 
 PY := .venv/bin/python
 STAMP := .venv/.ready-$(LOCK)
 PEERS := .venv/.ready-bench
-ROUNDS := $(shell seq 1 $(N))
-FLAGS = --run $(RUN) $(if $(REBUILD),--rebuild)
+# `mend` where there is a .venv that does not run, as after an upgrade of the system's Python: its stamp says nothing then.
+MEND := $(if $(wildcard .venv),$(shell $(PY) -c 'import pip' 2>/dev/null || echo mend))
 
-.PHONY: round report study serve verify bench test test-long check doctor setup clean help
+# A variable by its name: given on the command line or in the environment, or left at its default.
+given = $(filter command environment override,$(firstword $(origin $1)))
+# A value as one word of the shell's.
+quote = '$(subst ','\'',$1)'
+# The last part of a MODEL that was given and is not the default.
+model_name = $(if $(call given,MODEL),$(notdir $(patsubst %/,%,$(filter-out embedded,$(MODEL)))))
+FLAGS = --run $(call quote,$(RUN)) $(if $(REBUILD),--rebuild)
+FROZEN = $(shell [ -f $(call quote,$(RUN)/config.toml) ] && echo yes)
+# What begins a run, or must equal what it was begun with: a run that is there goes on with its frozen configuration.
+CHOSEN = $(if $(call given,CONFIG)$(if $(FROZEN),,default),--config $(call quote,$(CONFIG))) $(if $(SET),--set $(call quote,$(SET))) $(if $(call given,MODEL),--model $(call quote,$(MODEL)))
+
+# Misspelt variables, which make itself takes without a word.
+KNOWN := CONFIG RUN N SET EVAL REBUILD MODEL PORT VECTORS OUT PYTHON LOCK
+STRANGE := $(filter-out $(KNOWN) SHELL MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+ifneq ($(STRANGE),)
+$(shell $(firstword $(wildcard $(PY)) $(PYTHON) python3) -I shared/variables.py $(call quote,$(firstword $(STRANGE))) $(call quote,$($(firstword $(STRANGE)))) '$(KNOWN)' $(MAKECMDGOALS) $(foreach name,$(KNOWN),$(if $(filter command,$(firstword $(origin $(name)))),$(call quote,$(name)=$($(name))))))
+$(error make has no variable $(STRANGE); it has $(KNOWN))
+endif
+without_digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
+ifneq ($(filter round,$(MAKECMDGOALS)),)
+ifneq ($(or $(call without_digits,$(N)),$(word 2,$(N)),$(filter 0 00 000,$(N)),$(if $(strip $(N)),,empty)),)
+$(error N=$(N) is no number of rounds: a whole number from 1, as in make round N=2)
+endif
+endif
+ifneq ($(filter-out 1,$(REBUILD)),)
+$(error REBUILD=$(REBUILD) says nothing: REBUILD=1, or none)
+endif
+
+round report study serve verify status doctor: export STEER_HEAL_FORM := make # how hints spell a command
+
+.PHONY: round report status study serve verify bench test test-long check doctor setup mend clean help
 .DELETE_ON_ERROR:
 
 help: ## the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo 'variables     CONFIG=$(CONFIG) RUN=$(RUN) N=$(N) SET="train.lam=0.1" EVAL=round|full REBUILD=1'
+	@echo 'variables     CONFIG=$(CONFIG) RUN=$(RUN) N=$(N) MODEL=$(MODEL) SET="train.lam=0.1" EVAL=round|full REBUILD=1'
 
 setup: $(STAMP) ## the environment, .venv
 
-$(STAMP): requirements/$(LOCK).txt pyproject.toml
-	@PYTHON=$(PYTHON) TORCH_INDEX='$(TORCH_INDEX)' requirements/install.sh $(LOCK)
+$(STAMP): requirements/$(LOCK).txt pyproject.toml $(MEND)
+	@PYTHON='$(PYTHON)' requirements/install.sh $(LOCK)
 	@touch $@
 
+mend:
+
 round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make round N=2
-	@$(PY) -m shared.begin $(FLAGS) --config $(CONFIG) --set '$(SET)'
-	@set -e; for k in $(ROUNDS); do \
-	  $(PY) -m gen.extract $(FLAGS) --round $$k; \
-	  $(PY) -m gen.sweep $(FLAGS) --round $$k; \
-	  $(PY) -m gen.filter $(FLAGS) --round $$k; \
-	  $(PY) -m train.heal $(FLAGS) --round $$k; \
-	  $(PY) -m evals.score $(FLAGS) --round $$k --eval $(EVAL) --cache; \
-	done
-	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL)
+	@$(PY) -m shared.pipeline $(FLAGS) $(CHOSEN) --rounds $(N) --eval $(EVAL)
+
+status: $(STAMP) ## the runs below runs/: what is done, what is running, what comes next (RUN: one run, or another folder)
+	@$(PY) -m shared.status --run $(if $(call given,RUN),$(call quote,$(RUN)),runs)
 
 report: $(STAMP) ## the report of a run from its files (EVAL=full scores all items, cyclically, first)
-	@set -e; if [ "$(EVAL)" = full ]; then for path in $(RUN)/rounds/*/manifests/heal.json; do \
-	  k=$$(basename $$(dirname $$(dirname $$path)) | sed 's/^0*//'); $(PY) -m evals.score $(FLAGS) --round $$k --eval full --cache; done; fi
-	@$(PY) -m evals.report --run $(RUN) --eval $(EVAL) $(if $(SET),--set '$(SET)')
+	@$(PY) -m shared.pipeline $(FLAGS) --report --eval $(EVAL) $(if $(SET),--set $(call quote,$(SET)))
 
 study: CONFIG = configs/study-smollm2.toml
 study: OUT = docs/study
@@ -60,17 +84,17 @@ bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour
 	@$(PY) -m evals.bench --out docs/bench.json
 
 $(PEERS): requirements/bench.txt $(STAMP)
-	@.venv/bin/pip install --quiet --no-deps -r requirements/bench.txt
+	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -r requirements/bench.txt
 	@touch $@
 
 test: $(STAMP) ## every test that needs no GPU, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve VECTORS="trait=vector.safetensors" (MODEL, PORT)
-	@$(PY) -m gen.serve --config $(CONFIG) --set '$(SET)' --model $(MODEL) --port $(PORT) $(addprefix --vector ,$(VECTORS))
+	@$(PY) -m gen.serve --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) --model $(call quote,$(MODEL)) --port $(PORT) $(addprefix --vector ,$(VECTORS))
 
 verify: $(STAMP) ## does steering work on this machine and this model? a report to paste (MODEL)
-	@$(PY) -m gen.verify --config $(CONFIG) --set '$(SET)' --model $(MODEL)
+	@$(PY) -m gen.verify --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) --model $(call quote,$(MODEL))
 
 test-long: $(STAMP) ## the tests that take too long for make test
 	@$(PY) -m pytest -m long
@@ -79,7 +103,9 @@ check: $(STAMP) ## lint and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 doctor: ## what this machine has, what is missing, what to type
-	@if [ -x $(PY) ]; then $(PY) -P -m shared.doctor; else echo 'no .venv here'; echo '  next:     make setup'; exit 2; fi
+	@for python in $(PY) $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then exec $$python -m shared.doctor; fi; done; \
+	echo 'error: there is no Python here'; echo '  next:     install CPython 3.11, 3.12 or 3.13, then make setup'; exit 2
 
 clean: ## remove what was built; runs stay
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache

@@ -13,34 +13,33 @@ from evals.cache import of_answers
 from evals.checks import checked, fits, reaches, steering
 from evals.conditions import Weights, answered, free_of, randoms
 from evals.forced_choice import Condition, Read
-from evals.instrument import FOUNDATIONS, Renderer, load_instrument
+from evals.instrument import Renderer, load_instrument
 from evals.positions import left_by_reversal, order_effect, reliability
 from evals.rows import ScoreRow
 from evals.statistics import Answers, Estimate, levels, show
 from evals.verdict import preflight
-from evals.vignettes import load_vignettes
 from gen.students import student as student_of
+from shared.adapters import readable
 from shared.chat import load_tokenizer
 from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.folding import gates_of, refold
+from shared.instrument import FOUNDATIONS
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
 from shared.publish import digest, hold, named
 from shared.records import write_jsonl, write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
+from shared.vignettes import load_vignettes
 
 
 def score(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
-    from gen.engine.engine import engine
-
     steering(arguments)
     out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
     named(out, ".jsonl", ".parquet")
-    hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
     config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
     reaches(sources)
     dtype = arguments.dtype or config.model.dtype
@@ -50,13 +49,18 @@ def score(arguments: Any) -> None:
         vectors["trait"] = load_vector(arguments.vector)
         vectors["trait"].check(arguments.vector, hidden=origin.hidden, depth=origin.depth)
         vectors.update(randoms(vectors["trait"], arguments.random, config.seed))
-    tokenizer = load_tokenizer(str(origin.folder))
-    vignettes = load_vignettes(arguments.vignettes, arguments.items)
-    renderer = Renderer(tokenizer, load_instrument(arguments.instrument), config.model.chat_template_kwargs)
+    vignettes, instrument = load_vignettes(arguments.vignettes, arguments.items), load_instrument(arguments.instrument)
     read = Read(
         arguments.debias, arguments.think, arguments.samples, arguments.temperature, arguments.top_k, config.seed, arguments.stop
     )  # fmt: skip
     checked(read, arguments.free_tokens)
+    if arguments.adapter:
+        readable(arguments.adapter)
+    if arguments.prompted:
+        load_trait(config.vector.trait)
+    hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
+    tokenizer = load_tokenizer(str(origin.folder))
+    renderer = Renderer(tokenizer, instrument, config.model.chat_template_kwargs)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
     conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
     fits(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
@@ -64,6 +68,8 @@ def score(arguments: Any) -> None:
     cache = None
     if arguments.cache:
         cache = of_answers((student.fingerprint, dtype), template, renderer.instrument, vignettes, read, free, vectors)
+    from gen.engine.engine import engine
+
     with engine(
         student.folder,
         layers=sorted(vectors["trait"].layers) if vectors else [0],

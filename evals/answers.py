@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from evals.instrument import FOUNDATIONS, foundation_of, orders
+from evals.instrument import orders
 from evals.rows import ScoreRow
 from evals.statistics import Answers, Setting, levels
 from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS, foundation_of
 
 SIZE = len(FOUNDATIONS)
 UNKNOWN = [float("nan")] * SIZE

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from evals.commandline import bench_options
 from evals.forced_choice import Condition, Read, forced_choice
 from evals.huggingface import HuggingFace
 from evals.instrument import Renderer, load_instrument
-from evals.vignettes import load_vignettes
 from shared.chat import load_tokenizer
 from shared.cli import entry
 from shared.errors import SteerHealError
 from shared.models import resolve
-from shared.ratios import Side, all_cores, closing, command_line, file, interleave, ratio
+from shared.ratios import Side, all_cores, closing, file, interleave, ratio
 from shared.records import Vignette
+from shared.vignettes import load_vignettes
 
 DTYPE, READ, BATCH = "float32", Read("reversal", 16), 8
 SHARE = 0.4  # of a GPU's memory for the engine: the stand-in is on it too
@@ -86,13 +87,7 @@ def check(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> N
 
 
 def main() -> None:
-    options = command_line(
-        "evals.bench",
-        "Measure the scorer as a ratio of interleaved times; about a quarter of an hour on two cores.",
-        "few items, once",
-    )
-    options.add_argument("--vignettes", default="embedded", help="what is scored, as evals.score names it")
-    options.add_argument("--instrument", default="embedded", help="how it is asked, likewise")
+    options = bench_options()
     arguments = options.parse_args()
     all_cores()
     begin = time.monotonic()

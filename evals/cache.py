@@ -1,7 +1,7 @@
 """Rows kept by what determines them, so that the same weights are never asked the same thing twice.
 
-One JSONL per condition, under a name made of the weights, the steering, all that was asked, the versions of the packages that compute
-and the code that asks. Safe to remove. How a condition is batched with others is not part of the name: it moves the last digits, so
+One JSONL per condition, under a name made of the weights, the steering, all that was asked, the versions of the packages that compute,
+the processor with its instruction set, and the code that asks. Safe to remove. How a condition is batched with others is not part of the name: it moves the last digits, so
 that rows taken from here are those of the run that made them first, to the byte, and a scoring killed between two files of one batch
 makes the rest in a smaller one.
 """
@@ -18,13 +18,15 @@ from types import ModuleType
 from typing import Any
 
 import gen.engine
-from evals import forced_choice, free_answer, generations, instrument, vignettes
+from evals import forced_choice, free_answer, generations
+from evals import instrument as rendering
 from evals.forced_choice import Condition, Free, Read
-from evals.instrument import Instrument
 from gen import scoring
-from shared import chat, text
+from shared import chat, instrument, text, vignettes
 from shared.config import Config
 from shared.console import say
+from shared.instrument import Instrument
+from shared.machine import device
 from shared.models import cache_folder
 from shared.publish import digest
 from shared.records import Prompt, Vignette, write_jsonl
@@ -58,6 +60,7 @@ class Cache:
             "weights": weights,
             **asked,
             "versions": versions(),
+            "device": device(),
             "code": [digest(Path(str(module.__file__))) for module in code] + [digest_of_engine()],
         }
 
@@ -102,7 +105,9 @@ def of_answers(
         "read": asdict(read),
         "free": asdict(free) if free else None,
     }
-    return Cache(weights, content, (forced_choice, free_answer, instrument, vignettes, chat), vectors, folder)
+    return Cache(
+        weights, content, (forced_choice, free_answer, rendering, instrument, vignettes, chat), vectors, folder
+    )
 
 
 def of_generations(

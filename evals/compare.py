@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evals.answers import answers
+from evals.commandline import compare_options
 from evals.moved import LEVEL, detectable, shifts
 from evals.rows import ScoreRow
 from evals.statistics import Answers, cost, deltas, levels, pair, same_setting, show, surgical, surgical_care
@@ -80,22 +80,7 @@ def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, A
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        prog="python -m evals.compare",
-        description="Compare score files: each --other with the --base of the same place, paired item by item.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    options.add_argument(
-        "--base",
-        nargs="+",
-        metavar="FILE[:NAME]",
-        required=True,
-        help="score files, one per seed; NAME is the condition, where a file holds several",
-    )
-    options.add_argument("--other", nargs="+", metavar="FILE[:NAME]", required=True, help="as many score files")
-    options.add_argument("--bootstrap", type=int, default=2000, help="resamples of an interval")
-    options.add_argument("--seed", type=int, default=0, help="of the resamples")
-    options.add_argument("--out", type=Path, help="the figures as JSON")
+    options = compare_options()
     arguments = options.parse_args()
     if len(arguments.base) != len(arguments.other):
         raise SteerHealError(

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import logsumexp, softmax
 
 from evals.free_answer import key_of, valid
-from evals.instrument import FOUNDATIONS, Renderer, orders
-from evals.vignettes import human
+from evals.instrument import Renderer, orders
+from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
 from shared.seeds import seed_of
+from shared.vignettes import human
 
 if TYPE_CHECKING:
     from gen.engine.engine import Engine
@@ -220,6 +220,8 @@ def row(
     label is the human distribution, where the vignette has one.
     """
     scorable = bool(np.isfinite(lp).all())
+    from scipy.special import logsumexp, softmax  # scipy takes a second to import, which a refusal does not wait for
+
     by_order = logsumexp(lp, axis=1) - np.log(lp.shape[1]) if scorable else np.full((lp.shape[0], lp.shape[2]), np.nan)
     score = by_order.mean(axis=0)
     second, first = np.sort(score)[-2:]

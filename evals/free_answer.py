@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Sequence
 
-from evals.instrument import Instrument
+from shared.commands import setting
 from shared.errors import SteerHealError
+from shared.instrument import Instrument
 
 KEY = re.compile(r'"([^"]+)":\s*"$')
 
@@ -19,7 +20,7 @@ def key_of(instrument: Instrument) -> str:
             "the instrument's prefill opens no JSON value, so a free answer has no form to be held to",
             given=repr(instrument.prefill),
             expected='text that ends in "key": "',
-            next="score without free answers: SET=eval.free_tokens=0, or --free-tokens 0",
+            next=f"score without free answers: {setting('eval.free_tokens=0')} in a run, or --free-tokens 0",
         )
     return found[1]
 

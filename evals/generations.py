@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,7 @@ from gen.prompts import Renderer
 from gen.scoring import score
 from shared.config import Config
 from shared.console import counting
-from shared.errors import SteerHealError
-from shared.records import Prompt, data_file, read_jsonl
+from shared.records import Prompt
 from shared.seeds import seed_of
 from shared.text import distinct_n, loop_share
 from shared.traits import Trait
@@ -20,21 +18,6 @@ from shared.traits import Trait
 if TYPE_CHECKING:
     from evals.cache import Cache
     from gen.engine.engine import Engine
-
-
-def load_heldout(name: str) -> list[Prompt]:
-    """The held-out prompts that eval.heldout names. Raises SteerHealError unless each has an id of its own: rows are known by it."""
-    path = data_file(name, "heldout.jsonl")
-    rows = read_jsonl(path, Prompt, made_by="set eval.heldout to a prompts JSONL")
-    ids = Counter(row.id for row in rows)
-    if bad := [identifier for identifier, times in ids.items() if identifier is None or times > 1]:
-        raise SteerHealError(
-            "held-out prompts are not told apart",
-            given=f"{path}: {'no id' if bad[0] is None else f'id {bad[0]} twice'}",
-            expected="an id of its own in every row",
-            next=f"mend {path}",
-        )
-    return rows
 
 
 class Generations:

@@ -18,8 +18,9 @@ from inspect_ai.model import (
 )
 
 from evals.forced_choice import Read, ended
-from evals.instrument import Instrument, Renderer
+from evals.instrument import Renderer
 from shared.errors import SteerHealError
+from shared.instrument import Instrument
 
 BY_ID = ("openai-api-completions", "vllm-completions")
 CONTINUED = ("openai-api", "vllm", "sglang")

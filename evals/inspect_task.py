@@ -39,12 +39,13 @@ from inspect_ai.util import collect, registry_info
 from evals.answers import points
 from evals.forced_choice import Read, row
 from evals.inspect_prompts import EXACT, Form, form_of
-from evals.instrument import FOUNDATIONS, load_instrument, orders
-from evals.vignettes import human, load_vignettes
+from evals.instrument import load_instrument, orders
 from shared.chat import load_tokenizer
 from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS
 from shared.models import resolve
 from shared.records import Vignette
+from shared.vignettes import human, load_vignettes
 
 NAME = "steer_heal/forced_choice"
 NOTHING = -9999.0  # how vLLM and OpenAI write a log-probability of minus infinity

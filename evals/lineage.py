@@ -71,6 +71,7 @@ def computed(manifests: Sequence[Manifest]) -> list[list[str]]:
     machines = [m.hardware for m in manifests]
     return [
         ["processor", distinct(f"{m.get('processor')}, {m.get('cores')} cores, {m.get('memory_gib')} GiB" for m in machines)],
+        ["instruction set", distinct(m.get("instruction_set") for m in machines)],
         ["gpu", distinct(m.get("gpu") for m in machines)],
         *[[name, distinct(m.versions.get(name) for m in manifests)] for name in packages],
     ]  # fmt: skip
@@ -97,13 +98,14 @@ def provenance(run: Run, rounds: Sequence[Round]) -> Table:
 
 
 def before(run: Run) -> Run | None:
-    """The run beside this one whose configuration was frozen last before its own."""
+    """The run beside this one that was begun last before it."""
     own = run.folder / "config.toml"
     if not own.is_file():
         return None
     others = [path for path in run.folder.resolve().parent.glob("*/config.toml") if path.parent != run.folder.resolve()]
-    earlier = [path for path in others if path.stat().st_mtime_ns < own.stat().st_mtime_ns]
-    for path in sorted(earlier, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    times = {path: configuration.begun(path) for path in others}
+    earlier = [path for path in others if times[path] < run.begun]
+    for path in sorted(earlier, key=lambda path: times[path], reverse=True):
         try:
             return Run(path.parent, configuration.resolve(path)[0])
         except SteerHealError:  # of another version, or not a run's

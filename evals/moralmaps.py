@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-from evals.instrument import Instrument
 from shared.errors import SteerHealError
+from shared.instrument import Instrument
 
 LABELS = [str(k) for k in range(7)]
 USER = "{vignette}\n\n{schema}"

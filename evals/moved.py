@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
 
-from evals.instrument import FOUNDATIONS
 from evals.statistics import AUTHORITY, Answers, Estimate, drawn, log_shift, resample, same_setting, summarised
+from shared.instrument import FOUNDATIONS
 
 LEVEL, POWER = 0.05, 0.8
 
@@ -54,6 +53,8 @@ def _degrees(strata: np.ndarray) -> int:
 
 def _p(value: float, draws: np.ndarray, degrees: int) -> float:
     error = float(draws.std(ddof=1))
+    from scipy.stats import t  # scipy takes a second to import, which a refusal does not wait for
+
     return float(2 * t.sf(abs(value) / error, degrees)) if error else float(value == 0)
 
 
@@ -77,4 +78,6 @@ def detectable(base: Answers, other: Answers, count: int, seed: int) -> float | 
         return None
     error = float(found[1].std(ddof=1))
     degrees = _degrees(base.truth[keep])
+    from scipy.stats import t
+
     return float(t.ppf(1 - LEVEL / 2, degrees) + t.ppf(POWER, degrees)) * error if error else None

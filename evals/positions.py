@@ -9,7 +9,6 @@ from functools import cache
 from itertools import combinations
 
 import numpy as np
-from scipy.special import logsumexp
 
 from evals.instrument import orders
 from evals.statistics import AUTHORITY, Answers, Estimate, clr, estimate, mean, resample
@@ -17,6 +16,8 @@ from evals.statistics import AUTHORITY, Answers, Estimate, clr, estimate, mean, 
 
 def single_orders(a: Answers) -> np.ndarray:
     """clr of each order alone, over the scorable items: [m, orders, 7], canonical order of the foundations, nats."""
+    from scipy.special import logsumexp  # scipy takes a second to import, which a refusal does not wait for
+
     return clr(logsumexp(a.lp[a.scorable], axis=2) - np.log(a.lp.shape[2]))
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evals.figure import LOOKS, png, styled
-from evals.instrument import FOUNDATIONS
 from evals.statistics import Answers, Estimate, estimate, mean, resample
+from shared.instrument import FOUNDATIONS
 
 HUMAN = ("raters", "#CC79A7")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evals.instrument import FOUNDATIONS
 from evals.scored import Round
 from evals.tables import Table, label, ranged
 from shared.console import number
+from shared.instrument import FOUNDATIONS
 
 Row = dict[str, Any]
 

@@ -7,10 +7,8 @@ from html import escape as html
 from pathlib import Path
 from typing import Any
 
-from evals.figure import trajectory
+from evals.commandline import report_options
 from evals.lineage import difference, provenance, stages
-from evals.page import page
-from evals.profile import bars, profiles
 from evals.quality import coherence, foundations, measure, student
 from evals.reading import reading
 from evals.results import results_of
@@ -28,8 +26,7 @@ from evals.tables import (
     sweep,
     times,
 )
-from evals.training import curves
-from shared.cli import entry, parse, parser
+from shared.cli import entry, parse
 from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
@@ -67,6 +64,11 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
 
 def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
+    from evals.figure import trajectory  # matplotlib takes seconds to import, which a refusal does not wait for
+    from evals.page import page
+    from evals.profile import bars, profiles
+    from evals.training import curves
+
     folder = run.folder / "report"
     rows, extra = found["rows"], found["extra"]
     scores, config = rounds[0].scores, run.config
@@ -102,13 +104,7 @@ def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str
 
 
 def main() -> None:
-    options = parser("evals.report", "Write the report of a run from its scores; --round: up to that round.")
-    options.add_argument(
-        "--eval",
-        choices=["round", "full"],
-        default="round",
-        help="which scores: a round's own, or all items in cyclic orders",
-    )
+    options = report_options()
     arguments, run = parse(options, in_round=False, begins=False)
     if run is None:
         raise SteerHealError(

@@ -29,6 +29,7 @@ from evals.statistics import (
 )
 from evals.texts import Texts, text_delta, text_levels
 from evals.verdict import broken, preflight, verdict
+from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.run import Run
 
@@ -213,5 +214,5 @@ def _refuse(run: Run, given: str, expected: str) -> SteerHealError:
         "scores do not make a results table",
         given=given,
         expected=expected,
-        next=f"make round N=1 RUN={run.folder} REBUILD=1",
+        next=round_command(run.folder, 1, rebuild=True),
     )

@@ -10,26 +10,30 @@ import numpy as np
 
 from evals.cache import of_answers, of_generations
 from evals.checks import fits
+from evals.commandline import score_options
 from evals.conditions import after_training, answered, before_training, by_weights, described, free_of, randoms
 from evals.forced_choice import Read
-from evals.generations import Generations, load_heldout
-from evals.instrument import FOUNDATIONS, Renderer, load_instrument
+from evals.generations import Generations
+from evals.instrument import Renderer, load_instrument
 from evals.internalised import states, student_vector
-from evals.vignettes import load_vignettes
 from gen.extract import contexts_of
 from gen.filter import by_coefficient
 from gen.students import Student
 from gen.students import student as student_of
 from shared.chat import load_tokenizer, neutral_for, render
-from shared.cli import entry, need, parse, parser, plain
+from shared.cli import entry, need, parse
+from shared.commands import round_command
 from shared.config import EvalConfig
+from shared.instrument import FOUNDATIONS
 from shared.models import Model
 from shared.models import resolve as resolve_model
+from shared.prompts import load_heldout
 from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl, write_jsonl, write_parquet
 from shared.run import Run, Stage
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
+from shared.vignettes import load_vignettes
 
 
 def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
@@ -39,8 +43,6 @@ def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
 
 
 def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
-    from gen.engine.engine import engine
-
     config, folder = run.config, run.round(number)
     settings = of_mode(config.eval, mode)
     origin = resolve_model(config.model.name, config.model.revision)
@@ -79,10 +81,12 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     )
     if job.done():
         return
+    from gen.engine.engine import engine
+
     tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
-    kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=f"make round N={number} RUN={run.folder}")
+    kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=round_command(run.folder, number))
     dose = float(np.mean([row.coefficient for row in kept]))
     vignettes = load_vignettes(settings.vignettes, settings.items)
     heldout = load_heldout(settings.heldout)
@@ -187,43 +191,7 @@ def _student_layers(
 
 
 def main() -> None:
-    options = parser("evals.score", "Score a model on the forced choice.")
-    options.add_argument(
-        "--eval",
-        choices=["round", "full"],
-        default="round",
-        help="items and orders of a round's scoring, or all items, cyclically",
-    )
-    options.add_argument(
-        "--cache", action="store_true", help="keep rows by what determines them, and take those there are"
-    )
-    files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/)")
-    files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
-    files.add_argument("--vector", type=Path, help="steering vector, .safetensors")
-    files.add_argument("--coefficient", type=float, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
-    files.add_argument("--random", type=int, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
-    files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")
-    files.add_argument("--prompted", action="store_true", help="without steering under the trait prompt as well")
-    files.add_argument("--instrument", default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file in the form of shared/data/instrument.json")  # fmt: skip
-    files.add_argument(
-        "--vignettes", default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'"
-    )
-    files.add_argument(
-        "--items", type=int, metavar="N", help="so many vignettes, stratified by foundation (default: all)"
-    )
-    files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders: two as published, or seven, which take the position out")  # fmt: skip
-    files.add_argument("--think", type=int, default=16, metavar="T", help="think tokens before the answer")
-    files.add_argument("--stop", action="store_true", help="T is a ceiling: the model may end its thought")
-    files.add_argument("--samples", type=int, default=1, metavar="N", help="thoughts per item and order")
-    files.add_argument("--temperature", type=float, default=0.0, help="of the thoughts; 0 is greedy")
-    files.add_argument("--top-k", type=int, default=50, metavar="K", help="sampled thoughts draw from the K likeliest tokens; 0 all")  # fmt: skip
-    files.add_argument("--free-tokens", type=int, default=0, metavar="M", help="length of a free answer, judged as JSON; 0 for none")  # fmt: skip
-    files.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: model.dtype)"
-    )
-    files.add_argument("--out", type=Path, help="score rows to write, .jsonl or .parquet")
+    options = score_options()
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.eval, arguments.rebuild, arguments.cache)

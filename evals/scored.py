@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from evals.answers import answers as answers_of
 from evals.answers import refuse
-from evals.instrument import FOUNDATIONS
 from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow
 from evals.statistics import Answers
 from evals.texts import Texts
+from shared.commands import round_command
 from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS
 from shared.records import Completion, Manifest, Record, Training, problem_of, read_jsonl, read_record
 from shared.run import STAGES, Run
 
@@ -73,7 +74,9 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
             f"round {missing[0]} has no scores",
             given=run.round(missing[0]) / FOLDER[mode],
             expected="the scores of every round up to the last",
-            next=f"make report EVAL=full RUN={run.folder}" if healed else f"make round N={missing[0]} RUN={run.folder}",
+            next=round_command(run.folder, mode="full", target="report")
+            if healed
+            else round_command(run.folder, missing[0]),
         )
     first, *later = (read_round(run, number, mode) for number in range(1, last + 1))
     rounds = [first, *map(_without_base, later)]
@@ -90,7 +93,7 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
                     f"{stage} of round {after.number} was made on another round {before.number}",
                     given=f"history {used} against {built}",
                     expected="rounds that build on each other",
-                    next=f"make round N={after.number} RUN={run.folder} REBUILD=1",
+                    next=round_command(run.folder, after.number, rebuild=True),
                 )
     return rounds
 
@@ -102,7 +105,7 @@ def _without_base(round_: Round) -> Round:
 
 
 def read_round(run: Run, number: int, mode: str) -> Round:
-    again = f"make round N={number} RUN={run.folder} REBUILD=1"
+    again = round_command(run.folder, number, rebuild=True)
     folder = run.round(number) / FOLDER[mode]
     manifests = {
         stage: run.verify(number, stage)
@@ -152,7 +155,7 @@ def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str)
                     f"round {number} {stage} was made from another {name}",
                     given=f"{(manifest.inputs.get(label) or 'none')[:12]} against {(made or 'none')[:12]} of {maker}",
                     expected="stages that build on each other",
-                    next=f"make round N={number} RUN={run.folder} REBUILD=1",
+                    next=round_command(run.folder, number, rebuild=True),
                 )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.instrument import FOUNDATIONS
 from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS
 
 CARE, AUTHORITY = FOUNDATIONS.index("care"), FOUNDATIONS.index("authority")
 SMALLEST_SHIFT = 0.05  # nats of d_auth under which a cost ratio is noise over noise

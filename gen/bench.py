@@ -9,7 +9,6 @@ What a ratio and its interval are, and when a bound is met: shared/ratios.py.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import subprocess
@@ -23,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gen import baselines
+from gen.commandline import PARTS, bench_options
 from shared.chat import end_of_turn, load_tokenizer, render
 from shared.cli import entry
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.ratios import Side, all_cores, closing, command_line, file, interleave, ratio, warm
+from shared.ratios import Side, all_cores, closing, file, interleave, ratio, warm
 from shared.records import Prompt, data_file, read_jsonl
 from shared.traits import load_trait
 from shared.vectors import Vector
@@ -42,7 +42,6 @@ DTYPE, TEMPERATURE, LAYERS, COEFFICIENTS = "float32", 0.9, range(14, 16), (0.0, 
 PROMPTS, TOKENS = 8, 24
 MANY_PROMPTS, MANY_TOKENS = 64, 96
 SINGLE_PART = 8  # of the large sweep, one at a time makes every eighth completion: all of them take half an hour
-PARTS = ("A2", "A10", "B", "B16", "C")
 LENGTH = 1024  # of an engine's context
 SHARE = 0.4  # of a GPU's memory, where two models are on it
 AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
@@ -258,15 +257,7 @@ def part(name: str, out: Path, quick: bool) -> None:
 
 
 def main() -> None:
-    options = command_line(
-        "gen.bench",
-        "Measure the generator as ratios of interleaved times; about an hour on two cores.",
-        "few rounds, and no part C",
-    )
-    options.add_argument(
-        "--only", choices=["A", "B", "C"], help="one part: A what steering costs, B speed-ups, C large"
-    )
-    options.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # a part in this process
+    options = bench_options()
     arguments = options.parse_args()
     if arguments.part:
         part(arguments.part, arguments.out, arguments.quick)

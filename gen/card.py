@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import DatasetCardData
 
+from gen.commandline import card_options
 from gen.filter import limits_of
-from shared.cli import entry, need, parse, parser
+from shared.cli import entry, need, parse
+from shared.commands import round_command
 from shared.config import Config, flat
 from shared.console import number, say
 from shared.errors import SteerHealError
@@ -28,7 +30,7 @@ FILES = ("kept", "rejected")
 def card(run: Run, number_: int) -> str:
     """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
     folder, config = run.round(number_), run.config
-    again = f"make round N={number_} RUN={run.folder}"
+    again = round_command(run.folder, number_)
     manifest = run.verify(number_, "filter")
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
@@ -127,10 +129,7 @@ def write(run: Run, number_: int, out: Path) -> None:
 
 
 def main() -> None:
-    options = parser("gen.card", "Write the kept completions of a round as a data set with its card.")
-    options.add_argument("--out", type=Path, help="folder to write")
-    options.add_argument("--push-to", metavar="ID", help="hub data set to upload to")
-    options.add_argument("--private", action="store_true", help="make that data set private")
+    options = card_options()
     arguments, run = parse(options, begins=False)
     need(options, arguments, "run", "out")
     assert run is not None
@@ -140,7 +139,7 @@ def main() -> None:
             "there is nothing to write a card of",
             given=path,
             expected="a filtered round",
-            next=f"make round N={arguments.round} RUN={run.folder}",
+            next=round_command(run.folder, arguments.round),
         )
     write(run, arguments.round, arguments.out)
     say(f"wrote {arguments.out}")

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gen.commandline import extract_options
 from shared.chat import load_tokenizer, neutral_for, render
-from shared.cli import entry, need, parse, parser, plain
-from shared.config import Config, ModelConfig, VectorConfig, band, resolve
+from shared.cli import configured, entry, need, parse
+from shared.config import ModelConfig, VectorConfig, band
 from shared.console import progress, say, table
 from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import digest, named
+from shared.publish import digest, hold, named
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
 from shared.strata import stratified
-from shared.traits import load_trait
+from shared.traits import Trait, load_trait
 from shared.vectors import Vector
 
 if TYPE_CHECKING:
@@ -105,6 +106,12 @@ def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
     return stratified(read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), count, "genre")
 
 
+def inputs(model: Model, config: VectorConfig) -> tuple[Trait, list[Prompt], list[int]]:
+    """What a vector is made of: the trait, the contexts, the layers. Raises SteerHealError where one of them cannot be had."""
+    layers = band(config.layers, model.depth, "vector.layers")
+    return load_trait(config.trait), contexts_of(config, config.n_contexts), layers
+
+
 def extract(
     model: Model, history: Path | None, model_config: ModelConfig, config: VectorConfig, seed: int = 0
 ) -> Vector:
@@ -112,10 +119,8 @@ def extract(
 
     seed draws the direction where config.direction is random; its norms are the trait's.
     """
-    tokenizer = load_tokenizer(str(model.folder))
-    trait = load_trait(config.trait)
-    contexts = contexts_of(config, config.n_contexts)
-    layers = band(config.layers, model.depth)
+    trait, contexts, layers = inputs(model, config)
+    tokenizer = load_tokenizer(str(model.folder))  # the first thing that takes seconds
 
     def under(system: Callable[[Prompt], str | None]) -> list[list[int]]:
         return [render(tokenizer, row.turns, system(row), **model_config.chat_template_kwargs) for row in contexts]
@@ -198,18 +203,17 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 
 def main() -> None:
-    options = parser("gen.extract", "Extract a steering vector from a chat model.")
-    files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--out", type=Path, help="vector file to write, .safetensors")
+    options = extract_options()
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "out")
     named(arguments.out, ".safetensors")
-    config: Config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
+    inputs(model, config.vector)
+    hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)
     show(vector)

@@ -15,16 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gen.commandline import filter_options
 from gen.places import Places
 from gen.rules import Limits, Yardstick, judge, limits
 from gen.tally import Group, Tally
-from shared.cli import entry, need, parse, parser, plain
-from shared.config import FilterConfig, resolve
+from shared.cli import configured, entry, need, parse
+from shared.commands import round_command
+from shared.config import FilterConfig
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.publish import hold, named
 from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
 from shared.run import Run, Stage
+from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 
 
@@ -172,7 +175,7 @@ def separate(
 
 
 def swept(run: Run, index: int) -> Source:
-    return Source(run.round(index) / "sweep.jsonl", f"make round N={index} RUN={run.folder}")
+    return Source(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
 
 
 def limits_of(run: Run) -> Limits:
@@ -240,20 +243,7 @@ def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
-    files = plain(options)
-    files.add_argument("--in", dest="in_", type=Path, metavar="FILE", help="sweep rows, JSONL")
-    files.add_argument(
-        "--out",
-        type=Path,
-        help="folder for kept.jsonl and rejected.jsonl, or NAME.jsonl for the kept rows and NAME.rejected.jsonl for the rejected",
-    )
-    files.add_argument(
-        "--unsteered",
-        type=Path,
-        metavar="FILE",
-        help="rows of the original model at coefficient 0; by default those of --in",
-    )
+    options = filter_options()
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
@@ -261,12 +251,15 @@ def main() -> None:
     need(options, arguments, "in_", "out")
     outputs = named_after(arguments.out)
     refuse_overwriting(outputs, [arguments.in_, *([arguments.unsteered] if arguments.unsteered else [])])
-    for path in outputs:
-        hold(path)
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config = configured(arguments)
     sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:
         unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
+    load_trait(config.vector.trait)
+    for source in (sweep, unsteered):
+        next(iterate_jsonl(source.path, Completion, made_by=source.made_by))  # before a lock makes the output's folder
+    for path in outputs:
+        hold(path)
     separate(sweep, unsteered, config.filter, config.vector.trait, outputs)
     say(f"wrote {outputs[0]} and {outputs[1]}")
 

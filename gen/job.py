@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gen.prompts import Prompts, Survey
+from gen.prompts import Survey
 from gen.rules import Yardstick
 from gen.students import Student
 from shared.config import Config, SweepConfig
+from shared.machine import device
 from shared.models import Model
+from shared.prompts import Prompts
 from shared.publish import digest
 from shared.records import Completion
-from shared.run import hardware, versions
+from shared.run import versions
 from shared.traits import load_trait
 from shared.vectors import Vector
 
@@ -74,7 +76,7 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]
         "trait": {"neutral": trait.neutral, "trait": trait.trait},
         "engine_seed": config.seed,
         "engine": platform_options(),
-        "device": hardware()["gpu"] or hardware()["processor"],
+        "device": device(),
         "versions": {
             name: version
             for name, version in versions().items()

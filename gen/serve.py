@@ -13,9 +13,10 @@ import re
 import sys
 from pathlib import Path
 
+from gen.commandline import serve_options
+from shared.adapters import readable
 from shared.chat import load_tokenizer
-from shared.cli import entry, parser
-from shared.config import resolve
+from shared.cli import configured, entry
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.models import cache_folder
@@ -44,22 +45,9 @@ def named(texts: list[str]) -> dict[str, Path]:
 
 
 def main() -> None:
-    options = parser("gen.serve", "Serve a steered model over HTTP, OpenAI-compatible.", stage=False)
-    options.add_argument("--model", default="embedded", help="'embedded', a Hugging Face id or a local folder")
-    options.add_argument(
-        "--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/), merged into the weights"
-    )
-    options.add_argument(
-        "--vector", action="append", default=[], metavar="NAME=FILE", help="a vector to offer; may be repeated"
-    )
-    options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
-    options.add_argument("--port", type=int, default=8000, help="port to bind")
-    options.add_argument(
-        "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
-    )
-    options.epilog = "The API key comes from VLLM_API_KEY; every endpoint but /health and /ping asks for it."
+    options = serve_options()
     arguments = options.parse_args()
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config = configured(arguments)
     vectors = {name: (path, load_vector(path)) for name, path in sorted(named(arguments.vector).items())}
     if not vectors:
         raise SteerHealError(
@@ -69,7 +57,6 @@ def main() -> None:
             next="python -m gen.serve --vector trait=vector.safetensors, or `vllm serve` for an unsteered server",
         )
     model = resolve_model(arguments.model, config.model.revision)
-    load_tokenizer(str(model.folder))
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth)
     # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
@@ -99,6 +86,9 @@ def main() -> None:
             expected="VLLM_API_KEY in the environment",
             next="export VLLM_API_KEY=..., or bind 127.0.0.1",
         )
+    if arguments.adapter:
+        readable(arguments.adapter)
+    load_tokenizer(str(model.folder))
     folder = model.folder
     if arguments.adapter:
         from shared.merging import merged

@@ -10,20 +10,22 @@ from typing import Any
 from gen import filter as keep
 from gen import walk as walking
 from gen.board import Board
+from gen.commandline import sweep_options
 from gen.job import Job, determining, fingerprint
 from gen.plan import check_coefficients, plan, spread, windows
-from gen.prompts import Renderer, Survey, open_prompts, open_round, survey, unchanged
+from gen.prompts import Renderer, Survey, open_round, survey, unchanged
 from gen.rules import Yardstick
 from gen.sampler import Sampler
 from gen.students import Student
 from gen.students import student as student_of
 from gen.windows import Windows
 from shared.chat import load_tokenizer
-from shared.cli import entry, need, parse, parser, plain
-from shared.config import resolve
+from shared.cli import configured, entry, need, parse
+from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
+from shared.prompts import open_prompts
 from shared.publish import hold, named
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
@@ -39,16 +41,16 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     """
     config, samples = job.config, job.config.sweep.samples
     check_coefficients(job.coefficients)
-    renderer = Renderer(
-        load_tokenizer(str(job.origin.folder)), load_trait(config.vector.trait), config.model.chat_template_kwargs
-    )
+    trait = load_trait(config.vector.trait)
+    next(iter(job.prompts), None)  # prompts that cannot be read are refused before the tokenizer's imports
+    renderer = Renderer(load_tokenizer(str(job.origin.folder)), trait, config.model.chat_template_kwargs)
     with console.status("reading the prompts"):
         found = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
         yardstick = Yardstick(job.frozen() if job.frozen else ())
     done = Windows(job.out)
-    done.open(fingerprint(job, found, yardstick), rebuild=rebuild)
     total = found.count * (len(job.coefficients) + job.walks) * samples
     count = math.ceil(total / config.sweep.window)
+    done.open(fingerprint(job, found, yardstick), rebuild=rebuild, count=count)
     whole = sum(index in done for index in range(count))
     console.print(
         f"{total} rows of {found.count} prompts, the longest of {found.longest} tokens"
@@ -178,7 +180,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 folder / "vector.safetensors",
                 config,
                 lambda counts: job.finish(origin.identity, **counts),
-                (lambda: keep.unsteered_in(first, f"make round N=1 RUN={run.folder}")) if number > 1 else None,
+                (lambda: keep.unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
             ),
             rebuild=rebuild,
         )
@@ -193,29 +195,7 @@ def _source(label: str, value: str) -> dict[str, Path]:
 
 
 def main() -> None:
-    options = parser("gen.sweep", "Sample completions over a sweep of coefficients with vLLM.")
-    files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--vector", type=Path, help="vector file, .safetensors")
-    files.add_argument(
-        "--prompts",
-        metavar="FILE|ID:SPLIT",
-        help="JSONL with prompt or messages, or a data set with such a column: <id>:<configuration>:<split> or <id>:<split>",
-    )
-    files.add_argument(
-        "--coefficients",
-        nargs="+",
-        type=finite,
-        help="multiples of the vector; include 0 for the unsteered completions that the filter compares with",
-    )
-    files.add_argument("--samples", type=int, help="completions per prompt and coefficient (default: sweep.samples)")
-    files.add_argument(
-        "--dose",
-        choices=["grid", "walk"],
-        help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
-    )
-    files.add_argument("--survival", type=float, help="the walk's share of survivors (default: sweep.survival)")
-    files.add_argument("--out", type=Path, help="sweep rows to write, JSONL")
+    options = sweep_options()
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
@@ -226,7 +206,7 @@ def main() -> None:
     keep.refuse_overwriting([out], [Path(arguments.prompts), arguments.vector])
     given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
     settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]
-    config = resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *settings]))[0]
+    config = configured(arguments, *settings)
     walks = config.sweep.dose == "walk"
     if not walks:
         need(options, arguments, "coefficients")
@@ -237,14 +217,16 @@ def main() -> None:
     model = resolve_model(arguments.model, config.model.revision)
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
-    hold(out)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")
         Windows(out).discard()
 
+    load_trait(config.vector.trait)
     with open_prompts(arguments.prompts) as prompts:
+        next(iter(prompts), None)  # before a lock makes the output's folder
+        hold(out)
         sweep(
             Job(
                 out,
@@ -260,15 +242,6 @@ def main() -> None:
             ),
             rebuild=arguments.rebuild,
         )
-
-
-def finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise SteerHealError(
-            "a coefficient is not finite", given=text, expected="a finite number", next="mend --coefficients"
-        )
-    return value + 0.0  # -0 is 0
 
 
 if __name__ == "__main__":

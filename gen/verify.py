@@ -10,20 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gen.commandline import verify_options
 from shared.chat import load_tokenizer, render
-from shared.cli import entry, parser
-from shared.config import band, resolve
+from shared.cli import configured, entry
+from shared.config import band
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.machine import hardware
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.records import Prompt, data_file, read_jsonl
-from shared.run import hardware, versions
+from shared.run import versions
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 
@@ -162,12 +163,9 @@ def report(model: Model, dtype: str, patched: Sequence[str], found: Sequence[Che
 
 
 def main() -> None:
-    options = parser("gen.verify", "Check that steering works on this machine and with this model.", stage=False)
-    options.add_argument("--model", default="embedded", help="'embedded', a Hugging Face id or a local folder")
-    options.add_argument("--vector", type=Path, help="vector file; by default a random direction in vector.layers")
-    options.add_argument("--out", type=Path, help="file for the report besides the terminal, Markdown")
+    options = verify_options()
     arguments = options.parse_args()
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
     vector = (
         load_vector(arguments.vector) if arguments.vector else noise(model, band(config.vector.layers, model.depth))

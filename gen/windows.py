@@ -12,7 +12,7 @@ from shared.console import say
 from shared.errors import SteerHealError
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl, write_jsonl
-from shared.run import differences
+from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse
 
 VERSION = 2  # 1 had no seals, and other last digits in its scores
@@ -27,12 +27,12 @@ class Windows:
         self.notes: dict[str, Any] = {}
         self._whole: set[int] = set()
 
-    def open(self, fingerprint: dict[str, Any], *, rebuild: bool) -> None:
-        """Go on with the folder of an equal fingerprint, or begin one.
+    def open(self, fingerprint: dict[str, Any], *, rebuild: bool, count: int | None = None) -> None:
+        """Go on with the folder of an equal fingerprint, or begin one. count: windows in all, for `status`.
 
         Raises SteerHealError with the differences when there is another's work; with rebuild that is discarded.
         """
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.fingerprint, self.count = json.loads(json.dumps(fingerprint)), count
         if self.plan.is_file():
             try:
                 old = parse(self.plan.read_bytes())
@@ -45,6 +45,8 @@ class Windows:
             if not changed:
                 return
             lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
+            if lost and not rebuild and changed == changed_device(changed):
+                raise begun_elsewhere("sweep", self.out, changed, self.folder)
             if lost and not rebuild:
                 raise SteerHealError(
                     f"an interrupted sweep of {self.out} was of something else",
@@ -64,7 +66,10 @@ class Windows:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.plan, {"version": VERSION, "fingerprint": self.fingerprint, "notes": self.notes})
+        write_json(
+            self.plan,
+            {"version": VERSION, "fingerprint": self.fingerprint, "notes": self.notes, "windows": self.count},
+        )
 
     def path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.jsonl"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.commands import command_of
 from shared.errors import SteerHealError, in_one_line
 from shared.models import Model
 from shared.publish import write_json
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 VERSION = 1
 PREFIX = "base_model.model."
 BASE = "base.json"
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 PLAIN = {"bias": "none", "use_dora": False, "use_rslora": False}
 
 
@@ -40,6 +42,17 @@ class Adapter:
     @property
     def scale(self) -> float:
         return float(self.config["lora_alpha"]) / self.rank
+
+
+def readable(folder: Path) -> None:
+    """Raise SteerHealError where a folder has not the files of an adapter, without reading its tensors, for which torch is needed."""
+    if lacking := [name for name in FILES if not (folder / name).is_file()]:
+        raise SteerHealError(
+            "an adapter could not be used",
+            given=f"{folder}: no {lacking[0]}",
+            expected="adapter_config.json and adapter_model.safetensors, as PEFT saves them",
+            next=f"train it: {command_of('train.heal', '--help')}",
+        )
 
 
 def load_adapter(folder: Path) -> Adapter:

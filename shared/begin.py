@@ -1,18 +1,20 @@
-"""Begin or open a run: freeze its configuration before the first stage."""
+"""Begin or open a run: check its configuration and freeze it before the first stage."""
 
 from __future__ import annotations
 
-from shared.cli import entry, need, parse, parser
-from shared.console import console
+from shared.cli import entry, need, parse
+from shared.commandline import begin_options
+from shared.console import say
 
 
 def main() -> None:
-    options = parser("shared.begin", "Freeze the configuration of a run in its config.toml.")
+    options = begin_options()
     arguments, run = parse(options, in_round=False)
-    need(options, arguments, "run", "config")
+    need(options, arguments, "run")
     assert run is not None
-    console.print(
-        f"run {run.folder}: {run.config.model.name}, D = {run.config.train.divergence}, lambda = {run.config.train.lam}, tau = {run.config.train.tau}"
+    config = run.config
+    say(
+        f"run {run.folder}: {config.model.name}, D = {config.train.divergence}, lambda = {config.train.lam}, tau = {config.train.tau}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.commands import setting
 from shared.errors import SteerHealError, in_one_line
 
 
@@ -18,14 +19,14 @@ def load_tokenizer(folder: str) -> Any:
             "a tokenizer could not be loaded",
             given=f"{folder}: {in_one_line(error)}",
             expected="a folder with tokenizer files",
-            next="set model.name to a chat model, e.g. SET=model.name=embedded",
+            next=f"choose a chat model, such as {setting('model.name=embedded')}",
         ) from None
     if not tokenizer.chat_template:
         raise SteerHealError(
             "a model has no chat template",
             given=folder,
             expected="a chat model (chat_template.jinja, or chat_template in tokenizer_config.json)",
-            next="choose the instruction-tuned variant: SET=model.name=...-it",
+            next="choose the instruction-tuned variant of the model, often named -it or -Instruct",
         )
     return tokenizer
 
@@ -70,7 +71,7 @@ def _applied(tokenizer: Any, turns: list[dict[str, str]], system: str | None, pr
             "a conversation does not fit the chat template",
             given=in_one_line(error),
             expected="turns that the model's template takes, after a system prompt",
-            next="choose a chat model whose template takes them: SET=model.name=...",
+            next="choose a chat model whose template takes them",
         ) from None
 
 

@@ -6,20 +6,22 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
+from shared.commands import round_command
+from shared.config import Config, resolve
 from shared.console import console
-from shared.errors import SteerHealError, in_one_line
-from shared.publish import UNWRITTEN
+from shared.errors import Exit, SteerHealError, in_one_line
+from shared.options import Options
+from shared.process import watch_extensions
+from shared.publish import RUNNER
 from shared.run import Run, open_run
 
-PLAIN = "on plain files"
 _interrupted = False
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 TAKEN = ("Free memory on device",)  # in vLLM's words
@@ -27,39 +29,7 @@ CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, whic
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
-def parser(prog: str, description: str, *, stage: bool = True) -> argparse.ArgumentParser:
-    """A parser with the options of a stage inside a run, or of a command that only reads the configuration."""
-    options = argparse.ArgumentParser(
-        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    run = options.add_argument_group("in a run" if stage else "configuration")
-    if stage:
-        run.add_argument("--run", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="run directory")
-        run.add_argument("--round", type=int, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
-    run.add_argument(
-        "--config",
-        type=Path,
-        default=argparse.SUPPRESS,
-        help="configuration file; in a run it begins the run, or must equal its frozen one"
-        if stage
-        else "configuration file",
-    )
-    run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
-    if stage:
-        run.add_argument(
-            "--rebuild", action="store_true", help="make the stage again where its settings or inputs changed"
-        )
-    return options
-
-
-def plain(options: argparse.ArgumentParser) -> Any:
-    """The group of options that a stage takes instead of a run."""
-    return options.add_argument_group(PLAIN)
-
-
-def parse(
-    options: argparse.ArgumentParser, *, in_round: bool = True, begins: bool = True
-) -> tuple[argparse.Namespace, Run | None]:
+def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tuple[argparse.Namespace, Run | None]:
     """The arguments, and the run they name or None when the stage works on plain files. Raises SteerHealError on a mixture.
 
     begins: whether a configuration begins a run that is not there; a command that only reads one does not.
@@ -67,43 +37,39 @@ def parse(
     arguments = options.parse_args()
     if not hasattr(arguments, "run"):
         return arguments, None
-    group = next((group for group in options._action_groups if group.title == PLAIN), None)
-    mixed = (
-        [
-            action.option_strings[0]
-            for action in group._group_actions
-            if getattr(arguments, action.dest) != action.default
-        ]
-        if group
-        else []
-    )
-    if mixed:
+    files = options.plain.actions if options.plain else []
+    if mixed := [one.option_strings[0] for one in files if getattr(arguments, one.dest) != one.default]:
         raise SteerHealError(
             "options of plain files do not go with --run",
             given=" ".join(mixed),
             expected="--run and --round alone: a run's files and settings are its own",
-            next=f"leave them out, or see python -m {options.prog.split()[-1]} --help",
+            next=f"leave them out, or see {options.prog} --help",
         )
     if in_round and getattr(arguments, "round", 0) < 1:
         raise SteerHealError(
             "a stage of a run needs its round",
             given=getattr(arguments, "round", "no --round"),
             expected="1 or more",
-            next="--round 1",
+            next=f"{options.prog} --run {shlex.quote(str(arguments.run))} --round 1",
         )
     if not begins and not (arguments.run / "config.toml").is_file():
         raise SteerHealError(
             "there is no such run",
             given=arguments.run,
             expected="the folder of a run",
-            next=f"make round N=1 RUN={arguments.run}",
+            next=round_command(arguments.run, 1),
         )
     return arguments, open_run(
-        arguments.run, getattr(arguments, "config", None), getattr(arguments, "set", None), arguments.rebuild
+        arguments.run,
+        getattr(arguments, "config", None),
+        getattr(arguments, "set", None),
+        arguments.rebuild,
+        model=getattr(arguments, "model", None) if not options.plain else None,
+        rounds=getattr(arguments, "round", None),
     )
 
 
-def need(options: argparse.ArgumentParser, arguments: argparse.Namespace, *names: str) -> None:
+def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:
     """Refuse a call that has neither a run nor the plain-file options."""
     missing = [f"--{name.rstrip('_')}" for name in names if getattr(arguments, name, None) is None]
     if missing:
@@ -115,11 +81,17 @@ def need(options: argparse.ArgumentParser, arguments: argparse.Namespace, *names
         )
 
 
+def configured(arguments: argparse.Namespace, *overrides: str) -> Config:
+    """The configuration that --config and --set of a plain-file stage give; overrides go behind those of --set."""
+    return resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[0]
+
+
 def quiet() -> None:
     """Turn down libraries that talk at import; a value the user has set wins."""
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
@@ -129,11 +101,12 @@ def quiet() -> None:
 
 
 def entry(main: Callable[[], None]) -> None:
-    """Run a stage's main: our errors go to stderr with exit code 2, an interruption or a polite kill ends with 130.
+    """Run a stage's main: our errors go to stderr and end it with their code, an interruption or a polite kill with 130.
 
-    Any other error is told in our words, its traceback in a file, with exit code 1.
+    Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
     """
     quiet()
+    watch_extensions()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -142,13 +115,15 @@ def entry(main: Callable[[], None]) -> None:
     except SteerHealError as error:
         _stop(error)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
-        sys.exit(130)
+        if os.environ.get(RUNNER) != str(os.getppid()):  # which says it, once for all its stages
+            console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
+        sys.exit(Exit.INTERRUPTED)
     except Exception as error:
         if (unwritten := _unwritten(error)) is not None:
             _stop(
                 SteerHealError(
-                    UNWRITTEN,
+                    "a file could not be written",
+                    code=Exit.UNWRITTEN,
                     given=unwritten,
                     expected="a writable place with room",
                     next="mend the permissions or free the space, then the same command goes on",
@@ -156,7 +131,7 @@ def entry(main: Callable[[], None]) -> None:
             )
         if (short := _short_of_memory(error)) is not None:
             _stop(short)
-        _stop(_unknown(error), 1)
+        _stop(_unknown(error))
 
 
 def _interrupt(*_: object) -> None:
@@ -189,29 +164,40 @@ def _unwritten(error: Exception) -> str | None:
 
 
 def _short_of_memory(error: Exception) -> SteerHealError | None:
-    """What to do where a GPU's memory is behind an error: vLLM takes its share before it begins, torch as it goes."""
+    """What to do where a lack of memory is behind an error: vLLM takes its share of a GPU before it begins, torch as it goes."""
     for one in _chain(error):
+        place = "a GPU"
         if any(words in str(one) for words in TAKEN):
             expected, mend = "the share that vLLM takes free on the device", 'SET="model.gpu_memory=0.5"'
         elif any(words in str(one) for words in CRAMPED):
             expected = "room for the cache beside the weights, in the share that vLLM takes"
             mend = 'SET="model.gpu_memory=0.95", or a lower model.max_model_len'
-        elif type(one).__name__ != "OutOfMemoryError":
-            continue
-        elif "unsloth" in sys.modules:  # asked before vllm, which it imports
-            expected = "room for the activations of a micro-batch"
-            mend = 'SET="train.gradient_checkpointing=true", or a lower train.batch_size'
-        elif "vllm" in sys.modules:
-            expected, mend = "room beside the share that vLLM takes", 'SET="model.gpu_memory=0.8"'
+        elif type(one).__name__ == "OutOfMemoryError" or _of_the_machine(one):
+            if _of_the_machine(one):
+                place = "this machine"
+            if "unsloth" in sys.modules:
+                expected = "room for the activations of a micro-batch"
+                mend = 'SET="train.gradient_checkpointing=true", or a lower train.batch_size'
+            elif "vllm" in sys.modules:
+                expected = "room beside the share that vLLM takes"
+                mend = 'SET="model.gpu_memory=0.8"' if place == "a GPU" else 'SET="model.dtype=bfloat16"'
+            else:
+                expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
         else:
-            expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
+            continue
         return SteerHealError(
-            "a GPU's memory does not suffice",
+            f"{place}'s memory does not suffice",
+            code=Exit.MACHINE,
             given=in_one_line(one),
             expected=expected,
-            next=f"end other work on the device, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
+            next=f"end other work there, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
         )
     return None
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether an error says that the machine's own memory is full: Python's, or torch's allocator's."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _unknown(error: Exception) -> SteerHealError:
@@ -227,13 +213,15 @@ def _unknown(error: Exception) -> SteerHealError:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return SteerHealError(
         "an error that this program does not know",
+        code=Exit.UNKNOWN,
         given=f"{in_one_line(error)} ({place.filename}:{place.lineno})",
         expected=f"none; {known}",
         next="read it, and report it with the command; what is finished is kept, the same command goes on from there",
     )
 
 
-def _stop(error: SteerHealError, code: int = 2) -> None:
+def _stop(error: SteerHealError) -> None:
     sys.stdout.flush()
+    error.hand_over()
     print(error.render(), file=sys.stderr)
-    sys.exit(code)
+    sys.exit(error.code)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from tomlkit.items import Item, Table
 
+from shared.commandline import config_options
+from shared.commands import command_of, form, nearest, round_command, setting
 from shared.errors import SteerHealError, in_one_line
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
@@ -24,6 +29,9 @@ RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", 
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
 PLACE = {"model.gpu_memory", "train.report_to"}
+
+# tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
+BESIDE = ("study", "begun")
 
 
 class Section(BaseModel):
@@ -200,6 +208,14 @@ class EvalConfig(Section):
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
 
+    @field_validator("coefficients", "gates")
+    @classmethod
+    def _told_apart(cls, values: list[float]) -> list[float]:
+        names = [f"{value:g}" for value in values]  # what conditions, and rows in a cache, are named by
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is there twice: values must differ in their first six digits")
+        return values
+
 
 class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of sampling, training, subsets and bootstrap")
@@ -220,8 +236,8 @@ class Config(Section):
         return sweep
 
 
-def band(spec: list[int] | str, depth: int) -> list[int]:
-    """Layers of a band: explicit 0-based blocks, or 'a-b' as shares of the depth, ends included."""
+def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
+    """Layers of a band: explicit 0-based blocks, or 'a-b' as shares of the depth, ends included. key: its name, for the errors."""
     if isinstance(spec, str):
         low, _, high = spec.partition("-")
         try:
@@ -229,9 +245,9 @@ def band(spec: list[int] | str, depth: int) -> list[int]:
         except ValueError:
             raise SteerHealError(
                 "a layer band could not be read",
-                given=spec,
+                given=f"{key} = {spec}",
                 expected="'0.45-0.55' or [14, 15]",
-                next="mend the layers key in the configuration",
+                next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
             ) from None
         layers = [index for index in range(depth) if first * depth <= index + 0.5 <= last * depth]
     else:
@@ -239,9 +255,9 @@ def band(spec: list[int] | str, depth: int) -> list[int]:
     if not layers or layers[0] < 0 or layers[-1] >= depth:
         raise SteerHealError(
             "a layer band does not fit the model",
-            given=spec,
+            given=f"{key} = {spec}",
             expected=f"at least one of the layers 0 to {depth - 1}",
-            next="mend the layers key in the configuration",
+            next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
         )
     return layers
 
@@ -255,13 +271,19 @@ def _parse_set(text: str) -> dict[str, Any]:
         items = shlex.split(text)
     except ValueError as error:  # a quote that is not closed
         raise SteerHealError(
-            "SET could not be read", given=f"{text}: {error}", expected="section.key=value", next="close the quote"
+            f"{_set()} could not be read",
+            given=f"{text}: {error}",
+            expected="section.key=value",
+            next="close the quote",
         ) from None
     for item in items:
         key, equals, raw = item.partition("=")
         if not equals:
             raise SteerHealError(
-                "SET could not be read", given=item, expected="section.key=value", next='make round SET="train.lam=0.1"'
+                f"{_set()} could not be read",
+                given=item,
+                expected="section.key=value",
+                next=setting("train.lam=0.1"),
             )
         try:
             values[key] = tomllib.loads(f"value = {raw}")["value"]
@@ -281,8 +303,16 @@ def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def resolve(path: Path | None, overrides: str = "") -> tuple[Config, dict[str, str]]:
-    """Read a configuration. Returns it with the source ('default', the file's name or 'SET') of every dotted key."""
+def _set() -> str:
+    """What the user calls the overrides."""
+    return "SET" if form() == "make" else "--set"
+
+
+def resolve(path: Path | None, overrides: str = "", model: str | None = None) -> tuple[Config, dict[str, str]]:
+    """Read a configuration. Returns it with the source ('default', the file's name, 'SET' or 'MODEL') of every dotted key.
+
+    model: model.name, which goes before that of the file.
+    """
     given: dict[str, tuple[Any, str]] = {}
     if path is not None:
         try:
@@ -292,15 +322,22 @@ def resolve(path: Path | None, overrides: str = "") -> tuple[Config, dict[str, s
                 "no configuration file",
                 given=path,
                 expected="a TOML file",
-                next="ls configs; make round CONFIG=configs/smollm2.toml",
+                next=round_command(config=_like(path)),
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise SteerHealError(
                 "a configuration file could not be read", given=f"{path}: {in_one_line(error)}", expected="TOML", next=f"mend {path}"
             ) from None  # fmt: skip
-        tree.pop("study", None)  # arms over this configuration: evals/study/plan.py
+        for name in BESIDE:
+            tree.pop(name, None)
         given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
     given.update({key: (value, "SET") for key, value in _parse_set(overrides).items()})
+    if model is not None:
+        if (other := given.get("model.name")) and other[1] == "SET" and other[0] != model:
+            raise SteerHealError(
+                "two models are named", given=f"{other[0]} by model.name, {model} besides", expected="one", next="leave one out"
+            )  # fmt: skip
+        given["model.name"] = (model, "MODEL")
     nested: dict[str, Any] = {}
     for key, (value, _) in given.items():
         section, dot, name = key.partition(".")
@@ -313,14 +350,25 @@ def resolve(path: Path | None, overrides: str = "") -> tuple[Config, dict[str, s
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        key = next((name for name in given if key not in given and name.startswith(f"{key}.")), key)
+        value, source = given.get(key, (first["input"], path))
+        meant = nearest(key, flat(Config())) if first["type"] == "extra_forbidden" else None
         raise SteerHealError(
-            f"configuration key {key}: {first['msg']}",
-            given=f"{first['input']!r} from {given.get(key, (None, path))[1]}",
-            expected=_expected(key),
-            next="mend the key; `python -m shared.config` lists every key with its meaning",
+            f"there is no configuration key {key}"
+            if first["type"] == "extra_forbidden"
+            else f"configuration key {key}: {first['msg'].removeprefix('Value error, ')}",
+            given=f"{value!r} from {_set() if source == 'SET' else source}",
+            expected=f"did you mean {meant}?" if meant else _expected(key),
+            next=f"mend the key; `{command_of('shared.config')}` lists every key with its meaning",
         ) from None
     sources = {key: given[key][1] if key in given else "default" for key in flat(config)}
     return config, sources
+
+
+def _like(path: Path) -> str:
+    """The configuration file beside a missing one, or of this package, that its name is nearest to."""
+    known = [str(file) for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.toml"))]
+    return nearest(str(path), known) or "configs/smollm2.toml"
 
 
 def _expected(key: str) -> str:
@@ -340,8 +388,11 @@ def flat(config: Config) -> dict[str, Any]:
     return _flatten(config.model_dump())
 
 
-def to_toml(config: Config, sources: dict[str, str]) -> str:
-    """The resolved configuration; the comment behind a value is its source. None is left out: TOML has no null."""
+def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = None) -> str:
+    """The resolved configuration; the comment behind a value is its source. None is left out: TOML has no null.
+
+    begun: when the run was begun that has this configuration.
+    """
 
     def sourced(key: str, value: Any) -> Any:
         item = tomlkit.item(value)
@@ -349,6 +400,8 @@ def to_toml(config: Config, sources: dict[str, str]) -> str:
         return item
 
     document = tomlkit.document()
+    if begun is not None:
+        document.add("begun", begun)
     for key, value in config.model_dump().items():
         if isinstance(value, dict):
             section = tomlkit.table()
@@ -361,18 +414,52 @@ def to_toml(config: Config, sources: dict[str, str]) -> str:
     return tomlkit.dumps(document)
 
 
+def begun(path: Path) -> datetime:
+    """When the run of a frozen configuration was begun: what is written there, or else its file's age, as a version before left it."""
+    try:
+        written = tomllib.loads(path.read_text(encoding="utf-8")).get("begun")
+    except (OSError, ValueError, RecursionError):
+        written = None
+    if isinstance(written, datetime):
+        return written if written.tzinfo else written.replace(tzinfo=UTC)
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def sources_of(path: Path) -> dict[str, str]:
+    """The sources that a frozen configuration has behind its values."""
+    document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    items: dict[str, Any] = {}
+    for key in document:
+        item = document.item(key)
+        if isinstance(item, Table):
+            items.update({f"{key}.{name}": item.value.item(name) for name in item.value})
+        elif isinstance(item, Item):
+            items[key] = item
+    return {key: item.trivia.comment.lstrip("# ") for key, item in items.items() if item.trivia.comment}
+
+
+def described() -> Iterator[tuple[str, str]]:
+    """Every dotted key with its meaning."""
+    for section, field in Config.model_fields.items():
+        if isinstance(field.default, Section):
+            for name, inner in type(field.default).model_fields.items():
+                yield f"{section}.{name}", inner.description or name
+        else:
+            yield section, field.description or section
+
+
 def main() -> None:
     from shared.console import table
 
-    rows = [["seed", 0, Config.model_fields["seed"].description]]
-    for section, field in Config.model_fields.items():
-        if section != "seed":
-            rows += [
-                [f"{section}.{name}", repr(inner.default), inner.description]
-                for name, inner in type(field.default).model_fields.items()
-            ]
-    table("configuration keys", ["key", "default", "meaning"], rows)
+    arguments = config_options().parse_args()
+    config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
+    values = flat(config)
+    changed = hasattr(arguments, "config") or hasattr(arguments, "set")
+    rows = [[key, repr(values[key]), *([sources[key]] if changed else []), meaning] for key, meaning in described()]
+    table("configuration keys", ["key", *(["value", "source"] if changed else ["default"]), "meaning"], rows)
 
 
 if __name__ == "__main__":
-    main()
+    from shared.cli import entry
+
+    entry(main)

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from enum import IntEnum
+from pathlib import Path
 
 BEGIN = "error: "
+FILE = "STEER_HEAL_ERROR"  # names the file in which a process leaves its error for the one that started it
+
+
+class Exit(IntEnum):
+    """Exit codes of every command; those from 71 on are sysexits.h's, and say nothing of the work itself."""
+
+    DONE = 0
+    UNKNOWN = 1  # an error that this program does not know
+    REFUSED = 2  # something the user can mend
+    MACHINE = 71  # this machine: too little memory, or work that another kind of machine has begun
+    UNWRITTEN = 74  # a full or read-only disk
+    BUSY = 75  # another process is at work here
+    INTERRUPTED = 130  # Ctrl-C or a polite kill
+
+
+OF_THE_MACHINE = {Exit.MACHINE, Exit.UNWRITTEN, Exit.BUSY}
 
 
 def in_one_line(error: Exception) -> str:
@@ -17,29 +36,30 @@ class SteerHealError(Exception):
     """Something the user can mend.
 
     what: one sentence, what went wrong. given / expected: the value met and the value that would do.
-    next: the command or edit that mends it.
+    next: the command or edit that mends it. code: how the process ends with it.
     """
 
-    def __init__(self, what: str, *, given: object = None, expected: object = None, next: str):
+    def __init__(
+        self, what: str, *, given: object = None, expected: object = None, next: str, code: Exit = Exit.REFUSED
+    ):
         super().__init__(what)
-        self.what, self.given, self.expected, self.next = what, given, expected, next
+        self.what, self.given, self.expected, self.next, self.code = what, given, expected, next, code
+
+    def hand_over(self) -> None:
+        """Leave this error in the file that the process's parent asks for, if it does."""
+        if path := os.environ.get(FILE):
+            parts = {"what": self.what, "given": self.given, "expected": self.expected, "next": self.next}
+            text = {name: None if value is None else str(value) for name, value in parts.items()}
+            Path(path).write_text(json.dumps({**text, "code": int(self.code)}), encoding="utf-8")
 
     @classmethod
-    def rendered(cls, lines: Sequence[str]) -> SteerHealError | None:
-        """The last error that `render` wrote among lines of output; None where there is none."""
-        starts = [index for index, line in enumerate(lines) if line.startswith(BEGIN)]
-        if not starts:
+    def handed_over(cls, path: Path) -> SteerHealError | None:
+        """The error that a child process left in a file; None where it left none."""
+        try:
+            parts = json.loads(path.read_text(encoding="utf-8"))
+            return cls(parts.pop("what"), code=Exit(parts.pop("code")), **parts)
+        except (OSError, ValueError, KeyError, TypeError):  # a child that was killed leaves none, or half of one
             return None
-        labels = (("given", "  given:    "), ("expected", "  expected: "), ("next", "  next:     "))
-        parts: dict[str, list[str]] = {"what": [lines[starts[-1]].removeprefix(BEGIN)]}
-        for line in lines[starts[-1] + 1 :]:
-            name = next((name for name, label in labels if line.startswith(label)), None)
-            if name:
-                parts[name] = [line.removeprefix(dict(labels)[name])]
-            elif "next" not in parts:  # a value of several lines; behind `next` others may speak
-                parts[list(parts)[-1]].append(line)
-        said = {name: "\n".join(text) for name, text in parts.items()}
-        return cls(said.pop("what"), **said) if "next" in said else None
 
     def render(self) -> str:
         lines = [f"{BEGIN}{self.what}"]

@@ -30,6 +30,6 @@ def decoder_layers(model: torch.nn.Module, depth: int) -> tuple[str, torch.nn.Mo
             "a model's decoder layers could not be found",
             given=f"{type(model).__name__} with {', '.join(name for name, _ in stacks) or 'no such stack'}",
             expected=f"one list of {depth} layers by the name of `layers`",
-            next="choose a model of another architecture: SET=model.name=...",
+            next="choose a model of another architecture",
         )
     return stacks[0]

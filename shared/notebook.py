@@ -11,10 +11,8 @@ transformers. Files lie in the folder under the names they have in a run; settin
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 
 import tomlkit
 
-from shared.errors import SteerHealError
+from shared.process import problem, run_process
 from shared.records import Completion, read_jsonl
 from shared.vectors import Vector, load_vector
 
@@ -78,37 +76,20 @@ def heal(model: str, folder: str | Path, history: str | Path | None = None, sett
 
 
 def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
-    """Run a stage, its output line by line into the notebook."""
-    tail: deque[str] = deque(maxlen=12)
+    """Run a stage, its output into the notebook as it comes."""
     with tempfile.TemporaryDirectory() as scratch:
         chosen: tuple[object, ...] = ()
         if settings:
             path = Path(scratch) / "settings.toml"
             path.write_text(_toml(settings), encoding="utf-8")
             chosen = ("--config", path)
-        code = _said([sys.executable, "-m", module, *map(str, (*arguments, *chosen))], tail)
-    if code:
-        raise SteerHealError.rendered(list(tail)) or SteerHealError(
-            f"{module} failed",
-            given=" / ".join(tail) or f"exit code {code}",
-            expected="exit code 0",
-            next=f"python -m {module} --help",
-        )
+        ended = run_process([sys.executable, "-m", module, *map(str, (*arguments, *chosen))], out=_show, err=_show)
+    if error := problem(ended, module, None):
+        raise error
 
 
-def _said(command: Sequence[str], tail: deque[str]) -> int:
-    """The exit code of a command whose lines are printed as they come and kept in tail."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            print(line, end="")
-            tail.append(line.rstrip())
-        return process.wait()
-    except BaseException:  # the kernel's interrupt is the stage's as well
-        process.terminate()
-        process.wait()
-        raise
+def _show(block: bytes) -> None:
+    print(block.decode(errors="replace"), end="", flush=True)
 
 
 def _toml(settings: Settings) -> str:

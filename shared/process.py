@@ -1,33 +1,290 @@
-"""How a process waits for its threads and collects its garbage, set before the libraries that make the difference."""
+"""A stage as a process: its output on the terminal and in a log, its seconds and peak memory, and what its end means."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import ctypes
+import importlib.machinery
 import os
-from collections.abc import Iterator
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from shared.console import LOG, TERMINAL
+from shared.errors import FILE, Exit, SteerHealError
+from shared.machine import hardware, memory_available
+from shared.publish import RUNNER
+
+LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 5.0  # seconds that an interrupted stage has to end by itself before it is asked to
+CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
+GIB = 2**30
+
+Sink = Callable[[bytes], object]
 
 
-def yield_soon() -> None:
-    """Let OpenMP's threads sleep soon at a barrier; called before torch is imported, and a user's own setting wins.
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code (minus the signal that killed it), wall seconds, peak resident bytes, the error it left,
+    the last lines of its stderr, the extension module it was loading, and the bytes available when it began."""
 
-    libgomp's threads spin 300 000 times before they sleep. Beside another process that burns the very time that the thread they wait
-    for would need: two such processes on two cores are not half as fast each but a fifth (docs/profile.md).
+    command: list[str]
+    code: int
+    seconds: float
+    peak: int
+    error: SteerHealError | None
+    tail: list[str]
+    loading: str | None
+    available: int
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that killed it, also where a shell between has turned it into 128 + signal."""
+        number = -self.code if self.code < 0 else self.code - 128 if self.code > 128 else 0
+        return signal.Signals(number) if number in {s.value for s in signal.Signals} else None
+
+
+def run_process(
+    command: Sequence[str], log: Path | None = None, out: Sink | None = None, err: Sink | None = None
+) -> Ended:
+    """Run a command to its end. Its lines go to `log` without control codes, and its bytes to the sinks.
+
+    The locks of this process hold for it, and it dies with this process. An interruption is passed on, and raised once the command
+    has ended.
     """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+    with tempfile.TemporaryDirectory(prefix="steer-heal-") as scratch:
+        error, loading = Path(scratch) / "error.json", Path(scratch) / "loading"
+        terminal = out is not None and sys.stdout.isatty()
+        told = {
+            RUNNER: str(os.getpid()),
+            FILE: str(error),
+            LOADING: str(loading),
+            LOG: str(log.resolve()) if log else "",
+            TERMINAL: "1" if terminal else "",
+            **({"COLUMNS": str(shutil.get_terminal_size().columns)} if terminal else {}),
+        }
+        writer = _Log(log, command)
+        available, begin = memory_available(), time.monotonic()
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ, **told},
+            preexec_fn=_die_with_parent(os.getpid()),
+        )
+        tail: deque[str] = deque(maxlen=60)
+        readers = [
+            threading.Thread(target=_copy, args=(process.stdout, out, writer, None), daemon=True),
+            threading.Thread(target=_copy, args=(process.stderr, err, writer, tail), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        try:
+            code, peak = _reap(process)
+        except BaseException:
+            _end(process)
+            raise
+        finally:
+            for reader in readers:
+                reader.join(timeout=PATIENCE)  # a grandchild may still hold the pipe
+            writer.close()
+        note = loading.read_text(encoding="utf-8") if loading.is_file() else ""
+        return Ended(
+            list(command),
+            code,
+            time.monotonic() - begin,
+            peak,
+            SteerHealError.handed_over(error),
+            list(tail),
+            note or None,
+            available,
+        )
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Without garbage collection inside: around the import of a large library, whose objects stay and would be searched in vain.
+def _reap(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """(exit code, peak resident bytes) of a process, once it has ended."""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_maxrss * 1024
 
-    A sixth of the time to import vLLM or Unsloth is such searches.
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that was interrupted with this one; ask it to end where it was not."""
+    if process.returncode is not None:
+        return
+    for ask in (None, process.terminate, process.kill):
+        if ask is not None:
+            ask()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE if ask is None else 10 * PATIENCE)
+            return
+
+
+def _die_with_parent(parent: int) -> Callable[[], None] | None:
+    """What a child does before it becomes the command: the kernel is to kill it when its parent dies, so that none is left behind
+    to write into a folder that nobody holds."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def child() -> None:
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return child
+
+
+def _copy(source: IO[bytes], sink: Sink | None, log: _Log, tail: deque[str] | None) -> None:
+    """Bytes as they come to the sink, whole lines to the log and the tail."""
+    line = b""
+    with source:
+        while block := source.read1(1 << 16):  # type: ignore[attr-defined]
+            if sink is not None:
+                sink(block)
+            *whole, line = (line + block).split(b"\n")
+            for text in whole:
+                _note(text, log, tail)
+    if line:
+        _note(line, log, tail)
+
+
+def _note(raw: bytes, log: _Log, tail: deque[str] | None) -> None:
+    text = plain_line(raw.decode(errors="replace"))
+    if text is None:
+        return
+    log.write(text)
+    if tail is not None:
+        tail.append(text)
+
+
+def plain_line(raw: str) -> str | None:
+    """A line of a terminal as it stands in the end: without colours, and without what was drawn before its last erasure.
+
+    None for a line that only moved the cursor or drew what is gone.
     """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+    last = raw.rstrip("\r").rpartition("\r")[2].rpartition("\x1b[2K")[2]
+    text = CONTROL.sub("", last).rstrip()
+    return text if text or raw == "" else None
+
+
+class _Log:
+    """A log that two threads append whole lines to; of no effect without a path."""
+
+    def __init__(self, path: Path | None, command: Sequence[str]):
+        self._lock, self._file = threading.Lock(), None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed when the process has ended)
+            self.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command[1:])}")
+
+    def write(self, line: str) -> None:
+        with self._lock:
+            if self._file is not None and not self._file.closed:
+                self._file.write(line + "\n")
+                self._file.flush()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+
+
+def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> SteerHealError | None:
+    """What the end of a stage's process means; None where it did what it was to do. lower: the setting that needs less memory.
+
+    Raises KeyboardInterrupt where it was interrupted.
+    """
+    if ended.code == Exit.DONE:
+        return None
+    if ended.code == Exit.INTERRUPTED or ended.signal in POLITE:
+        raise KeyboardInterrupt
+    if ended.error is not None:
+        return ended.error
+    where = f"; its output is in {log}" if log else ""
+    machine = hardware()
+    if ended.signal is None:
+        said = " / ".join(line.strip() for line in ended.tail[-3:])
+        return SteerHealError(
+            f"{name} ended with an exit code of its own",
+            given=f"{ended.code}{f': {said}' if said else ''}{where}",
+            expected="0, or an error of this program",
+            next="python -m shared.doctor (make doctor), then the same command goes on",
+            code=Exit.UNKNOWN,
+        )
+    by = f"{ended.signal.name} after {ended.seconds:.0f} s"
+    if ended.signal is signal.SIGILL:
+        loading = f", while it loaded {ended.loading}" if ended.loading else f"; {_place(ended.tail)}"
+        return SteerHealError(
+            f"{name} met an instruction that this CPU does not have",
+            given=f"{by} on {machine['processor']} ({machine['instruction_set']}){loading}{where}",
+            expected="libraries built for this CPU",
+            next="make doctor, which loads each stage's libraries and names the one that dies; report it with that output",
+            code=Exit.MACHINE,
+        )
+    if ended.signal is signal.SIGKILL:
+        return SteerHealError(
+            f"{name} was killed, most often for want of memory",
+            given=f"{by}; it had taken up to {ended.peak / GIB:.1f} GiB, and {ended.available / GIB:.1f} GiB of {machine['memory_gib']} were available when it began{where}",
+            expected="as much memory as it takes",
+            next=f"end other work on this machine, and the same command goes on; or take less of it: {lower}"
+            if lower
+            else "end other work on this machine, and the same command goes on",
+            code=Exit.MACHINE,
+        )
+    if ended.signal is signal.SIGXCPU:
+        return SteerHealError(
+            f"{name} used up the CPU time that it is allowed",
+            given=f"{by}{where}",
+            expected="enough CPU time: `ulimit -t` says what is allowed, in seconds",
+            next="ulimit -t unlimited, or ask whoever set the limit; then the same command goes on",
+            code=Exit.MACHINE,
+        )
+    return SteerHealError(
+        f"{name} crashed in a library",
+        given=f"{by}; {_place(ended.tail)}{where}",
+        expected="no crash",
+        next="the same command goes on; if it crashes again: make doctor, and report it with that output and the log",
+        code=Exit.MACHINE,
+    )
+
+
+def _place(tail: Sequence[str]) -> str:
+    """The innermost line of Python in faulthandler's report that is no part of the import system."""
+    frames = [line.strip() for line in tail if line.strip().startswith("File ") and "<frozen importlib" not in line]
+    return frames[0] if frames else "it left no trace"
+
+
+def watch_extensions() -> None:
+    """Note, for the process that started this one, which extension module is being loaded, so that a crash in it has a name."""
+    path = os.environ.pop(LOADING, None)
+    if not path:
+        return
+    loader = importlib.machinery.ExtensionFileLoader
+    create, run = loader.create_module, loader.exec_module
+
+    def note(text: str) -> None:
+        with suppress(OSError):
+            Path(path).write_text(text, encoding="utf-8")
+
+    def watched(method: Callable[..., Any], self: Any, *arguments: Any) -> Any:
+        note(str(self.path))
+        try:
+            return method(self, *arguments)
+        finally:
+            note("")
+
+    loader.create_module = lambda self, spec: watched(create, self, spec)  # type: ignore[method-assign]
+    loader.exec_module = lambda self, module: watched(run, self, module)  # type: ignore[method-assign]

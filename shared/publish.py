@@ -13,19 +13,18 @@ import platform
 import re
 import shutil
 import stat
+import struct
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.errors import SteerHealError
+from shared.errors import Exit, SteerHealError
 
-BUSY, UNWRITTEN = (
-    "another process is at work here",
-    "a file could not be written",
-)  # what is no fault of the work itself
+RUNNER = "STEER_HEAL_RUNNER"  # the process whose locks hold for the stages that it starts
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HOST = re.sub(r"\W", "-", platform.node())  # containers that share a cache have process numbers in common
+FLOCK = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, length, process
 _held: dict[Path, int] = {}  # lock files and their descriptors
 
 
@@ -175,8 +174,9 @@ def held(path: Path) -> Iterator[None]:
 def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
     """Keep other processes from making `path` until this one releases it or ends, however it ends.
 
-    The lock is the system's, on a file (beside the path if none is given): a dead process holds none. Raises SteerHealError with the
-    process that has it, unless it is to wait for that.
+    The lock is the system's, on a file (beside the path if none is given): a dead process holds none. A lock of the runner that
+    started this process as a stage is this process's too. Raises SteerHealError with the process that has it, unless it is to
+    wait for that.
     """
     file = file or _lock_of(path)
     if file in _held:
@@ -187,10 +187,14 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
+            if _runner_holds(handle):
+                os.close(handle)
+                return
             holder = os.read(handle, 1000).decode(errors="replace").strip()
             os.close(handle)
             raise SteerHealError(
-                BUSY,
+                "another process is at work here",
+                code=Exit.BUSY,
                 given=f"{path}: {holder or 'it has just begun'}",
                 expected="one process at a time",
                 next="wait for it or stop it, then run the same command; or take another RUN or --out",
@@ -216,6 +220,14 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
         raise
     _held[file] = handle
     atexit.register(release, file)
+
+
+def _runner_holds(handle: int) -> bool:
+    """Whether a lock is held by the process that started this one, to run it as a stage of what the lock protects."""
+    if os.environ.get(RUNNER) != str(os.getppid()):
+        return False
+    asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    return bool(struct.unpack(FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, asked))[4] == os.getppid())
 
 
 def _lock_of(path: Path) -> Path:

@@ -7,7 +7,6 @@ the median is within it: by the interval's near end, a measurement would pass mo
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import statistics
@@ -22,11 +21,13 @@ import numpy as np
 
 from shared.console import console, progress, say, table
 from shared.errors import SteerHealError
+from shared.machine import hardware
 from shared.publish import write_json
-from shared.run import hardware, versions
+from shared.run import versions
 from shared.strict import parse
 
 SAME = ("processor", "cores", "gpu")  # by which two machines are told apart
+UNKNOWN = "not recorded"  # the instruction set of a file from before it was recorded
 FEW = 5  # values, below which a bootstrap says no more than the range
 
 
@@ -137,30 +138,39 @@ def record(
 def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed: dict[str, str]) -> None:
     """Put ratios into a benchmark file: other benchmarks' stay, and versions become this run's.
 
-    A version that this run did not see stays too: of what another benchmark compared with. Raises SteerHealError where other ratios
-    are another machine's.
+    A ratio carries the instruction set it was measured with, and beneath `others` its latest record of every other one; `machines`
+    has the machine of each. A version that this run did not see stays too: of what another benchmark compared with. Raises
+    SteerHealError where the other ratios of this instruction set are of another machine.
     """
-    found = read(out) if out.exists() else {"versions": {}, "ratios": {}}
-    here, there = ([of.get(name) for name in SAME] for of in (machine, found.get("machine") or machine))
-    if here != there and set(found["ratios"]) - set(ratios):
+    old = read(out) if out.exists() else {"versions": {}, "ratios": {}}
+    kind = machine.get("instruction_set", UNKNOWN)
+    before = old.get("machine") or machine
+    machines = {before.get("instruction_set", UNKNOWN): before, **old.get("machines", {})}
+    here, there = ([entry.get(name) for name in SAME] for entry in (machine, machines.get(kind, machine)))
+    kept = [name for name, row in old["ratios"].items() if name not in ratios and kind in _by_set(row)]
+    if here != there and kept:
         raise SteerHealError(
             "a benchmark file is of another machine",
             given=f"{out}: {there}, and here {here}",
-            expected="one machine a file",
+            expected="one machine of an instruction set in a file",
             next="file these with --out elsewhere, or remove that file and run make bench",
         )
-    merged = {name: {**found[name], **new} for name, new in {"versions": installed, "ratios": ratios}.items()}
-    write_json(out, {"machine": machine, **merged})
-
-
-def command_line(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has; quick says what --quick leaves out."""
-    options = argparse.ArgumentParser(
-        prog=f"python -m {prog}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    merged = dict(old["ratios"])
+    for name, row in ratios.items():
+        others = {other: record for other, record in _by_set(merged.get(name)).items() if other != kind}
+        merged[name] = {**row, "instruction_set": kind, **({"others": others} if others else {})}
+    versions = {**old["versions"], **installed}
+    write_json(
+        out, {"machine": machine, "machines": {**machines, kind: machine}, "versions": versions, "ratios": merged}
     )
-    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
-    options.add_argument("--quick", action="store_true", help=f"a smoke test: {quick}")
-    return options
+
+
+def _by_set(row: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The records of a ratio by instruction set."""
+    if row is None:
+        return {}
+    own = {key: value for key, value in row.items() if key not in ("instruction_set", "others")}
+    return {row.get("instruction_set", UNKNOWN): own, **row.get("others", {})}
 
 
 def all_cores() -> None:
@@ -206,5 +216,7 @@ def show(out: Path) -> None:
     for name, row in read(out)["ratios"].items():
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         verdict = {True: "yes", False: "no", None: None}[row.get("met")]
-        rows.append([name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row["what"]])
-    table("benchmark", ["ratio", "median [95 %]", "bound", "met", "what"], rows)
+        rows.append(
+            [name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row.get("instruction_set"), row["what"]]
+        )
+    table("benchmark", ["ratio", "median [95 %]", "bound", "met", "instruction set", "what"], rows)

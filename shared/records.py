@@ -173,6 +173,7 @@ class Manifest(Record):
     outputs: dict[Inside, str]
     counts: dict[str, Any]
     seconds: float
+    peak_memory_gib: float | None = None  # None in manifests from before it was recorded
     commit: str | None
     versions: dict[str, str]
     hardware: dict[str, Any]

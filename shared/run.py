@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import resource
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from typing import Any
 from rich.markup import escape
 
 from shared import config as configuration
+from shared.commands import round_command
 from shared.config import Config
 from shared.console import console
-from shared.errors import SteerHealError
+from shared.errors import Exit, SteerHealError
+from shared.machine import hardware
+from shared.preconditions import check
 from shared.publish import digest, hold, release, write_json, write_text
 from shared.records import Identity, Manifest, read_manifest
 
@@ -34,6 +39,11 @@ class Run:
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
+
+    @property
+    def begun(self) -> datetime:
+        """When its configuration was frozen first."""
+        return configuration.begun(self.folder / "config.toml")
 
     def hold(self) -> None:
         """Be the one process that writes here, until it releases the run or ends. Raises SteerHealError while another is."""
@@ -77,7 +87,7 @@ class Run:
                 f"round {number} {stage} is not what it made",
                 given="; ".join(problems),
                 expected=f"what {path} records",
-                next=f"restore it, or make it again: make round N={number} RUN={self.folder} REBUILD=1",
+                next=f"restore it, or make it again: {round_command(self.folder, number, rebuild=True)}",
             )
         return manifest
 
@@ -100,45 +110,82 @@ def contained(folder: Path) -> None:
             )
 
 
-def open_run(folder: Path, config: Path | None = None, overrides: str | None = None, rebuild: bool = False) -> Run:
-    """Open a run, or begin it when it has no configuration yet and one is given.
+def open_run(
+    folder: Path,
+    config: Path | None = None,
+    overrides: str | None = None,
+    rebuild: bool = False,
+    *,
+    model: str | None = None,
+    rounds: int | None = None,
+) -> Run:
+    """Open a run with its frozen configuration, or begin it when it has none yet and one is given.
 
-    A configuration that differs from the frozen one is refused with the differences; with rebuild it replaces it, and so it does
-    where it differs in configuration.PLACE alone.
+    All that a configuration names is checked before it is frozen. One that differs from the frozen one is refused with the
+    differences; with rebuild it replaces it, and so it does where it differs in configuration.PLACE alone.
+
+    Args:
+        folder: of the run.
+        config: configuration file; None is the frozen one where there is one, else the defaults.
+        overrides: keys over that file, or over the frozen configuration where no file is given; empty is none.
+        rebuild: replace a frozen configuration that differs.
+        model: model.name, over that of the file.
+        rounds: N of the command, for hints.
     """
     frozen = folder / "config.toml"
     contained(folder)
-    if config is None and overrides is None:
+    if config is None and not overrides and model is None:
         if not frozen.is_file():
             raise SteerHealError(
                 "a run has no configuration",
                 given=frozen,
                 expected="the config.toml that begins a run",
-                next=f"make round N=1 RUN={folder}, or pass --config configs/smollm2.toml",
+                next=round_command(folder, rounds or 1, config="configs/smollm2.toml"),
             )
         return Run(folder, configuration.resolve(frozen)[0])
-    wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "")
+    wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "", model)
     run = Run(folder, wanted)
+    begun = None
     if not frozen.is_file():
+        check(wanted)
         run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
         old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
         differing = [key for key in new if new[key] != old[key]]
-        changed = [f"{key} = {new[key]!r} (was {old[key]!r})" for key in differing if key not in configuration.PLACE]
+        changed = {
+            key: f"{key} = {new[key]!r} (was {old[key]!r})" for key in differing if key not in configuration.PLACE
+        }
         if changed and not rebuild:
+            given: dict[str, Any] = {"overrides": overrides, "model": model}
+            other = _beside(folder, new["model.name"] if "model.name" in changed else None)
             raise SteerHealError(
                 f"the configuration differs from the one frozen in {frozen}",
-                given="; ".join(changed),
+                given="; ".join(changed.values()),
                 expected="the frozen configuration",
-                next=f"keep both: make round RUN={folder}-2 ...; or replace this run's: the same command with REBUILD=1",
+                next=f"go on with the frozen one: {round_command(folder, rounds)}; or keep both: {round_command(other, rounds, config=config or frozen, **given)}; "
+                f"or replace this run's: {round_command(folder, rounds, rebuild=True, config=config, **given)}",
             )
         if not differing:
             run.release()
             return run
+        check(wanted)
         run.hold()
-    write_text(frozen, configuration.to_toml(wanted, sources))
+        begun = configuration.begun(frozen)
+        sources = {
+            **sources,
+            **{key: words for key, words in configuration.sources_of(frozen).items() if key not in differing},
+        }
+    write_text(frozen, configuration.to_toml(wanted, sources, begun or datetime.now(UTC)))
     run.release()
     return run
+
+
+def _beside(folder: Path, model: str | None) -> Path:
+    """A folder for a run beside this one that is not there yet, named by its model where that is what differs."""
+    name = re.sub(r"[^a-z0-9.]+", "-", Path(model).name.lower()).strip("-.") if model else ""
+    names = [name] if name else []
+    names += [f"{name or folder.name}-{number}" for number in range(2, 1000)]
+    return next(path for path in (folder.parent / one for one in names) if not path.exists())
 
 
 class Stage:
@@ -172,7 +219,7 @@ class Stage:
                     f"round {number} {name} lacks its input",
                     given=path,
                     expected=label,
-                    next=f"make round N={number} RUN={run.folder}",
+                    next=round_command(run.folder, number),
                 )
         self.inputs = {label: digest(path) for label, path in inputs.items()}
         self._as_made(inputs)
@@ -197,7 +244,7 @@ class Stage:
                     f"an input of round {self.number} {self.name} {'was edited' if recorded else 'is of a stage that did not finish'}",
                     given=inputs[label],
                     expected=f"what the manifests beside it record as {name.as_posix()}",
-                    next=f"make round N={self.number} RUN={self.run.folder} REBUILD=1; a file of your own goes to the stage by its plain options",
+                    next=f"{round_command(self.run.folder, self.number, rebuild=True)}; a file of your own goes to the stage by its plain options",
                 )
 
     def done(self) -> bool:
@@ -227,7 +274,7 @@ class Stage:
             f"round {self.number} {self.name} was made from something else",
             given="; ".join(problems),
             expected="what its manifest records",
-            next=f"keep both: a new RUN; or make it again: make round N={self.number} RUN={self.run.folder} REBUILD=1",
+            next=f"keep both: begin another run; or make it again: {round_command(self.run.folder, self.number, rebuild=True)}",
         )
 
     def finish(self, original: Identity, *, exact: bool = True, **counts: Any) -> None:
@@ -247,6 +294,7 @@ class Stage:
                 "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},
                 "counts": counts,
                 "seconds": round(seconds, 3),
+                "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
                 "commit": _commit(),
                 "versions": versions((*PACKAGES, *BESIDE)),
                 "hardware": (machine := hardware()),
@@ -269,6 +317,25 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} = {new!r} (was {old!r})"]
 
 
+def changed_device(lines: Sequence[str]) -> list[str]:
+    """Those of the lines of `differences` that are of the device."""
+    return [line for line in lines if line.startswith("device = ")]
+
+
+def begun_elsewhere(what: str, out: Path, changed: Sequence[str], folder: Path) -> SteerHealError:
+    """The error for half of a stage that another kind of machine has made: two kinds round differently, and are never mixed.
+
+    It says nothing of the work, and ends a process as a fault of the machine.
+    """
+    return SteerHealError(
+        f"an interrupted {what} was begun on another kind of machine",
+        given=f"{out}: {'; '.join(changed)}",
+        expected="the machine it was begun on; what is finished is good on any",
+        next=f"go on there, or make this stage from its beginning here: rm -r {folder}, then the same command",
+        code=Exit.MACHINE,
+    )
+
+
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Of Python and the packages that are installed."""
     found = {"python": platform.python_version()}
@@ -278,23 +345,6 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, and the GPU if torch is loaded and sees one."""
-    info: dict[str, Any] = {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-    }
-    cpu = (
-        [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        if Path("/proc/cpuinfo").is_file()
-        else []
-    )
-    info["processor"] = cpu[0].partition(":")[2].strip() if cpu else platform.processor()
-    torch = sys.modules.get("torch")
-    info["gpu"] = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    return info
 
 
 def _commit() -> str | None:

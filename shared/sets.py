@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from shared.errors import SteerHealError, in_one_line
+from shared.naming import means_path, no_tilde
 
 
 def names_set(name: str) -> bool:
@@ -28,9 +29,16 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
 
     what and next are those of the SteerHealError raised when it cannot be had.
     """
+    repository, *subset, split = name.split(":")
+    if means_path(repository) and set_folder(name) is None:
+        raise SteerHealError(
+            what,
+            given=f"{name}: no folder {repository}{no_tilde(repository)}",
+            expected="a folder or an id of a data set, named <id>:<configuration>:<split> or <id>:<split>",
+            next=next,
+        )
     from datasets import load_dataset
 
-    repository, *subset, split = name.split(":")
     # A prepared set is found again by its folder's name, whatever the folder holds by now: a local one is prepared anew.
     with TemporaryDirectory() as fresh:
         try:

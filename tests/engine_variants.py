@@ -7,6 +7,7 @@ Prints one JSON object of measurements; tests/test_engine_variants.py says what 
     adapter   the student as a LoRA adapter beside unsteered and steered requests
     exported  what train.export wrote: a round and a history as adapters, a merged checkpoint
     compiled  torch.compile instead of eager, twice: the second engine reads the first one's compile cache
+    avx2      vLLM made to believe in a CPU without AVX-512, whatever this one has; then the trainer's import
 """
 
 from __future__ import annotations
@@ -217,10 +218,57 @@ def compiled(folder: Path) -> dict[str, Any]:
     return compare(engine, Hooked(weights, vector), long_prompts())
 
 
+def avx2(folder: Path) -> dict[str, Any]:
+    import torch
+
+    torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
+    from hooked import Hooked
+
+    from evals.forced_choice import Condition, Read, forced_choice
+    from evals.huggingface import HuggingFace
+    from evals.instrument import Renderer, load_instrument
+    from evals.vignettes import load_vignettes
+    from shared.chat import load_tokenizer
+
+    engine, vector, weights = build(max_num_seqs=16)
+    found = compare(engine, Hooked(weights, vector), long_prompts()[:2])
+    tokenizer = load_tokenizer(str(weights))
+    renderer, read, items = (
+        Renderer(tokenizer, load_instrument("embedded"), {}),
+        Read("reversal", 3),
+        load_vignettes("embedded")[:1],
+    )
+    (ours,) = forced_choice(engine, renderer, items, [Condition("base", "base")], read, tokenizer, lambda: None)["base"]
+    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    (theirs,) = HuggingFace(weights, "float32", pad).forced_choice(renderer, items, read, tokenizer, 1)
+    for key in ("lp", "p"):
+        found[f"{key}_gap"] = float(np.abs(np.array(ours[key]) - np.array(theirs[key])).max())
+    found["same_thoughts"] = ours["gen_text"] == theirs["gen_text"]
+    found["mapped"] = mapped()
+    import train.distil  # noqa: F401  in the process of an engine, whose vLLM it must leave as it is
+
+    found["mapped_after_the_trainer"] = mapped()
+    found["still_there"] = sys.modules["vllm"] is not None
+    return found
+
+
+def mapped() -> list[str]:
+    """vLLM's own libraries that this process has loaded."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sorted({Path(line.split()[-1]).name for line in lines if "/vllm/" in line and line.endswith(".so")})
+
+
 def _worker(engine: Any) -> Any:
     return engine._engine.engine_core.engine_core.model_executor.driver_worker.worker
 
 
 if __name__ == "__main__":
-    variants = {"v2": v2, "preempted": preempted, "adapter": adapter, "exported": exported, "compiled": compiled}
+    variants = {
+        "v2": v2,
+        "preempted": preempted,
+        "adapter": adapter,
+        "exported": exported,
+        "compiled": compiled,
+        "avx2": avx2,
+    }
     print(json.dumps(variants[sys.argv[1]](Path(sys.argv[2]))))

@@ -12,9 +12,10 @@ import numpy as np
 from conftest import command
 
 from evals.forced_choice import Read, row
-from evals.instrument import FOUNDATIONS, orders
+from evals.instrument import orders
 from evals.study.drive import STOPPED
 from evals.study.plan import load
+from shared.instrument import FOUNDATIONS
 from shared.publish import write_json, write_text
 from shared.records import Completion, Identity, Vignette, write_jsonl
 from shared.run import Run, Stage, open_run

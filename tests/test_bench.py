@@ -19,7 +19,7 @@ from shared.models import Model
 from shared.ratios import Side, interleave, interval, merge, met, ratio, read, show
 from shared.vectors import Vector
 
-MACHINE, VERSIONS = {"cores": 2}, {"python": "3.11"}
+MACHINE, VERSIONS = {"cores": 2, "instruction_set": "avx2"}, {"python": "3.11"}
 
 
 def test_interval_equals_a_brute_force_bootstrap_of_the_median() -> None:
@@ -83,7 +83,7 @@ def test_merging_keeps_what_other_benchmarks_found(tmp_path: Path, capsys: pytes
         {"torch": "2"},
     )
     found = json.loads(out.read_text())
-    assert found["ratios"]["heal"] == row and found["ratios"]["sweep"]["median"] == 2.0
+    assert found["ratios"]["heal"] == {**row, "instruction_set": "avx2"} and found["ratios"]["sweep"]["median"] == 2.0
     assert found["machine"] == {**MACHINE, "threads": 4} and found["versions"] == {**VERSIONS, "torch": "2"}
     assert [path.name for path in out.parent.iterdir()] == ["bench.json"]
     show(out)
@@ -99,6 +99,25 @@ def test_ratios_of_two_machines_do_not_share_a_file(tmp_path: Path) -> None:
     assert out.read_bytes() == before
     merge(out, {"heal": row}, {**MACHINE, "cores": 64}, VERSIONS)  # all of it is made again
     assert json.loads(out.read_text())["machine"]["cores"] == 64
+
+
+def test_ratios_of_two_instruction_sets_stand_side_by_side(tmp_path: Path) -> None:
+    """Also where the file is from before the instruction set was recorded."""
+    out, row = tmp_path / "bench.json", {"median": 1.0, "low": None, "high": None, "n": 1, "what": "theirs"}
+    out.write_text(json.dumps({"machine": {"cores": 2}, "versions": {}, "ratios": {"heal": row, "sweep": row}}))
+    wide = {"cores": 2, "instruction_set": "avx512"}
+    merge(out, {"heal": {**row, "median": 2.0}}, MACHINE, VERSIONS)
+    merge(out, {"heal": {**row, "median": 3.0}}, wide, VERSIONS)
+    merge(out, {"heal": {**row, "median": 4.0}}, MACHINE, VERSIONS)
+    found = json.loads(out.read_text())
+    heal = found["ratios"]["heal"]
+    assert (heal["median"], heal["instruction_set"]) == (4.0, "avx2") and found["ratios"]["sweep"] == row
+    assert {kind: other["median"] for kind, other in heal["others"].items()} == {"not recorded": 1.0, "avx512": 3.0}
+    assert found["machine"] == MACHINE and found["machines"] == {
+        "not recorded": {"cores": 2},
+        "avx2": MACHINE,
+        "avx512": wide,
+    }
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"ratios": [], "versions": {}}'])

@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     rows = tmp_path / "file"
     rows.write_text("")
     done = command("shared.begin", "--run", rows / "run", "--config", ROOT / "configs" / "smollm2.toml")
-    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 74 and "could not be written" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_key_is_listed() -> None:
@@ -115,7 +115,7 @@ def test_two_stages_do_not_work_in_one_run(run: Path) -> None:
     assert first.stdout is not None and first.stdout.readline() == "held\n"
     second = command("gen.extract", "--run", run, "--round", "1")
     assert (
-        second.returncode == 2 and f"process {first.pid}" in second.stderr and "one process at a time" in second.stderr
+        second.returncode == 75 and f"process {first.pid}" in second.stderr and "one process at a time" in second.stderr
     )
     first.kill()
     first.wait()
@@ -140,7 +140,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(full: Path) -> None:
     line = ["shared.begin", "--run", full / "run", "--config", ROOT / "configs" / "smollm2.toml"]
     done = command(*line)
-    assert done.returncode == 2 and "No space left" in done.stderr and "the same command goes on" in done.stderr
+    assert done.returncode == 74 and "No space left" in done.stderr and "the same command goes on" in done.stderr
     assert not (full / "run" / "config.toml").exists()
     (full / "filler").unlink()
     assert command(*line).returncode == 0 and (full / "run" / "config.toml").is_file()
@@ -155,7 +155,7 @@ def test_a_full_disk(full: Path) -> None:
 )
 def test_a_full_disk_under_a_library_that_says_it_otherwise(save: str, full: Path) -> None:
     done = inside(f"import torch\npath = sys.argv[1] + '/x'\n{save}", full)
-    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr, (
+    assert done.returncode == 74 and "could not be written" in done.stderr and "Traceback" not in done.stderr, (
         done.stderr
     )
 
@@ -222,7 +222,7 @@ def test_a_gpu_that_is_too_small_names_the_setting(raised: str, part: str) -> No
     done = inside(
         f"import torch\ntry:\n    raise {raised}\nexcept Exception as error:\n    raise RuntimeError('no engine') from error"
     )
-    assert done.returncode == 2 and "memory does not suffice" in done.stderr and part in done.stderr, done.stderr
+    assert done.returncode == 71 and "memory does not suffice" in done.stderr and part in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -232,4 +232,11 @@ def test_a_gpu_that_is_too_small_names_the_setting(raised: str, part: str) -> No
 def test_what_ran_out_of_memory_names_its_own_setting(loaded: str, part: str) -> None:
     """Unsloth imports vLLM where it finds it."""
     done = inside(f"import torch\nsys.modules.update(dict.fromkeys('{loaded}'.split()))\nraise torch.OutOfMemoryError('CUDA out of memory')")  # fmt: skip
-    assert done.returncode == 2 and part in done.stderr, done.stderr
+    assert done.returncode == 71 and part in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("raised", ["torch.empty(1 << 60)", "raise MemoryError", "bytearray(1 << 62)"])
+def test_what_the_memory_of_the_machine_cannot_hold_is_no_unknown_error(raised: str) -> None:
+    done = inside(f"import torch\n{raised}")
+    assert done.returncode == 71 and "this machine's memory does not suffice" in done.stderr, done.stderr
+    assert "vector.batch_size=4" in done.stderr and "Traceback" not in done.stderr

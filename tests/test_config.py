@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from shared.config import Config, band, flat, resolve, to_toml
+from shared.config import Config, band, flat, resolve, sources_of, to_toml
+from shared.config import begun as begun_of
 from shared.errors import SteerHealError
 
 ROOT = Path(__file__).parent.parent
@@ -86,3 +88,36 @@ def test_set_takes_a_list_of_words_whose_quotes_the_shell_has_eaten() -> None:
         assert resolve(None, f"'train.report_to={given}'" if "'" not in given else f"train.report_to={given}")[
             0
         ].train.report_to == ["tensorboard", "trackio"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "meant"),
+    [
+        ("train.lamda=1", "train.lam"),
+        ("trian.lam=1", "train.lam"),
+        ("sweep.coeficients=[1]", "sweep.coefficients"),
+        ("model.gpu_mem=1", "model.gpu_memory"),
+        ("Seed=1", "seed"),
+    ],
+)
+def test_a_misspelt_key_names_what_was_meant(overrides: str, meant: str) -> None:
+    with pytest.raises(SteerHealError, match="no configuration key") as refused:
+        resolve(None, overrides)
+    assert refused.value.expected == f"did you mean {meant}?"
+
+
+def test_a_misspelt_file_names_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").touch()
+    with pytest.raises(SteerHealError) as refused:
+        resolve(tmp_path / "mein.toml")
+    assert f"CONFIG={tmp_path}/mine.toml" in refused.value.next
+
+
+def test_the_frozen_file_of_a_run_begins_another(tmp_path: Path) -> None:
+    config, sources = resolve(None, "train.lam=0.4")
+    begun = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
+    (tmp_path / "config.toml").write_text(to_toml(config, sources, begun))
+    assert resolve(tmp_path / "config.toml")[0] == config and begun_of(tmp_path / "config.toml") == begun
+    assert sources_of(tmp_path / "config.toml") == {
+        key: words for key, words in sources.items() if flat(config)[key] is not None
+    }

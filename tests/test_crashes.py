@@ -222,13 +222,13 @@ def test_a_disk_that_is_read_only_or_full(config: Path, whole: tuple[Path, dict[
         remount(disk, "ro")
         refused = command(run, *line(run, stage))
         remount(disk, "rw")
-        assert refused.returncode == 2 and "Read-only file system" in refused.stderr, refused.stderr
+        assert refused.returncode == 74 and "Read-only file system" in refused.stderr, refused.stderr
         assert "the same command goes on" in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
         for room in ROOM[stage]:
             remount(disk, f"size={used(disk) + room}")
             stopped = command(run, *line(run, stage))
             remount(disk, f"size={DISK}")
-            assert stopped.returncode == 2 and "could not be written" in stopped.stderr, (stage, room, stopped.stderr)
+            assert stopped.returncode == 74 and "could not be written" in stopped.stderr, (stage, room, stopped.stderr)
             assert "the same command goes on" in stopped.stderr and "Traceback" not in stopped.stderr, stopped.stderr
             assert not (here / "manifests" / f"{stage}.json").exists()
             found = contents(here, OF_A_STAGE[stage])

@@ -13,11 +13,11 @@ from conftest import ROOT
 
 from evals.forced_choice import Condition, Read, forced_choice
 from evals.instrument import Renderer, load_instrument, orders
-from evals.vignettes import load_vignettes
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.records import Vignette
 from shared.strata import stratified
+from shared.vignettes import load_vignettes
 
 pytestmark = pytest.mark.slow
 ITEMS, FEW = 7, 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,17 @@ def test_the_second_model_runner_is_steered_alike(tmp_path: Path) -> None:
     assert found["gap"] < 1e-4 and found["score_gap"] < 1e-4 and found["salt_gap"] < 1e-4
     assert found["tail_gap"] < 1e-4
     assert found["agree"] == found["tokens"] and found["zero_is_stock"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is x86-64's")
+def test_an_engine_without_avx512_is_exact_and_loads_no_library_for_it(tmp_path: Path) -> None:
+    """On every x86-64 CPU: the wheel holds a library for each instruction set, and the others' end a process with SIGILL."""
+    found = variant("avx2", tmp_path)
+    assert found["gap"] < 1e-4 and found["agree"] == found["tokens"]
+    assert found["lp_gap"] < 1e-3 and found["p_gap"] < 1e-4 and found["same_thoughts"]
+    kernels = [name for name in found["mapped"] if name.startswith("_C")]
+    assert kernels == ["_C_AVX2.abi3.so"] and found["mapped_after_the_trainer"] == found["mapped"]
+    assert found["still_there"]
 
 
 def test_preempted_requests_are_steered_again(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from evals.cache import Cache, of_answers
 from evals.checks import checked, fits, reaches, steering
 from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
 from evals.instrument import Renderer, load_instrument, orders
-from evals.vignettes import load_vignettes
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.records import Vignette
 from shared.strata import stratified
 from shared.vectors import Vector
+from shared.vignettes import load_vignettes
 
 pytestmark = pytest.mark.slow
 BASE = Condition("base", "base")

@@ -23,7 +23,6 @@ from evals.results import results_of
 from evals.rows import Generation, LogRow, ScoreRow, TokenRow
 from evals.scored import scored_rounds
 from evals.study.plan import load as load_study
-from evals.vignettes import load_vignettes
 from gen.windows import Windows
 from shared.adapters import load_adapter
 from shared.config import Config, resolve, to_toml
@@ -35,6 +34,7 @@ from shared.run import Run, Stage
 from shared.strict import parse
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
+from shared.vignettes import load_vignettes
 from train.reference import States
 from train.unfinished import Unfinished
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.generations import load_heldout
 from shared.errors import SteerHealError
+from shared.prompts import load_heldout
 
 
 @pytest.mark.parametrize(("ids", "part"), [(["a", "b", "a"], "id a twice"), (["a", None], "no id"), ([None], "no id")])

@@ -13,8 +13,9 @@ import pytest
 from scipy.special import logsumexp
 
 from evals.forced_choice import Read, row
-from evals.instrument import FOUNDATIONS, Renderer, load_instrument, orders
+from evals.instrument import Renderer, load_instrument, orders
 from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS
 from shared.records import DATA, Vignette
 
 VIGNETTE = Vignette(id="x", foundation="Care", foundation_coarse="Care", text='You see {schema} and "{k}".')

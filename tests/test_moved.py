@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from test_statistics import COUNT, answers, without
 
-from evals.instrument import FOUNDATIONS
 from evals.moved import detectable, holm, shifts
 from evals.statistics import AUTHORITY
+from shared.instrument import FOUNDATIONS
 
 NULLS = 200
 

@@ -72,6 +72,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_it_says_beforehand_and_afterwards_what_it_takes_and_keeps_all_output(run: Path) -> None:
+    said, log = (run / "said").read_text(), (run / "run" / "log.txt").read_text()
+    assert "what it will take" in said and "GiB of disk" in said and "min to go" in said
+    table = said[said.index(": what it took") :]
+    for number in (1, 2):
+        for stage in ("extract", "sweep", "filter", "heal", "score"):
+            assert f"round {number} · {stage}" in table and f"round {number} · {stage} done" in log
+    assert log.count(" $ -m ") == 11 and "report" in log and "\x1b" not in log
+    assert "it/s]" not in said and "Unsloth" not in said, "bars and notices of others stay out of the way"
+    manifest = json.loads((run / "run" / "rounds" / "01" / "manifests" / "heal.json").read_text())
+    assert 0.5 < manifest["peak_memory_gib"] < 8 and manifest["hardware"]["instruction_set"]
+
+
 def test_secrets_stand_in_no_file_and_no_output(run: Path) -> None:
     assert SECRETS["HF_TOKEN"] in make("--eval=show: ; @echo $$HF_TOKEN", "show").stdout, "or nothing could be found"
     files = [path for path in run.rglob("*") if path.is_file()]
@@ -137,9 +150,11 @@ def test_results_have_one_row_per_stage_and_round(run: Path) -> None:
 
 
 def test_run_again_it_does_nothing_and_says_so(run: Path) -> None:
+    """And its configuration need not be named again."""
     before = {path: path.stat().st_mtime_ns for path in (run / "run" / "rounds").rglob("*") if path.is_file()}
-    done = make("round", "N=2", f"CONFIG={run}/tiny.toml", f"RUN={run}/run")
+    done = make("round", "N=2", f"RUN={run}/run")
     assert done.returncode == 0 and done.stdout.count("nothing to do") == 10, done.stdout + done.stderr
+    assert "what it will take" not in done.stdout and "what it took" not in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (run / "run" / "rounds").rglob("*") if path.is_file()}
 
 

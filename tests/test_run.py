@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,52 @@ def test_rows_of_a_cache_are_not_promised_to_be_the_same_bytes(run: Run) -> None
     stage.finish(IDENTITY, rows=1, exact=False)
     found = json.loads(stage.path.read_text())
     assert promised is True and found["deterministic"] is False and found["counts"] == {"rows": 1}
+
+
+def test_a_run_goes_on_with_its_frozen_configuration(tmp_path: Path) -> None:
+    begun = open_run(tmp_path / "run", CONFIG, "train.lam=0.7")
+    for overrides in (None, "", "train.lam=0.7", "train.tau=0.3"):
+        assert open_run(tmp_path / "run", None, overrides).config == begun.config
+    with pytest.raises(SteerHealError) as refused:
+        open_run(tmp_path / "run", None, "train.tau=0.9 model.gpu_memory=0.5", rounds=2)
+    assert refused.value.given == "train.tau = 0.9 (was 0.3)"
+    frozen = tmp_path / "run" / "config.toml"
+    assert f"go on with the frozen one: make round N=2 RUN={tmp_path}/run;" in refused.value.next
+    assert (
+        f"make round N=2 RUN={tmp_path}/run-2 CONFIG={frozen} SET='train.tau=0.9 model.gpu_memory=0.5'"
+        in refused.value.next
+    )
+    other = open_run(tmp_path / "run-2", frozen, "train.tau=0.9")
+    assert (other.config.train.lam, other.config.train.tau) == (0.7, 0.9)
+    assert open_run(tmp_path / "run", None, "train.tau=0.9", rebuild=True).config.train.lam == 0.7
+
+
+def test_a_model_of_its_own_begins_a_run_and_is_not_taken_for_another(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", CONFIG, model="embedded")
+    with pytest.raises(SteerHealError) as refused:
+        open_run(tmp_path / "run", CONFIG, model="Qwen/Qwen3-0.6B")
+    assert refused.value.given == "model.name = 'Qwen/Qwen3-0.6B' (was 'embedded')"
+    assert f"make round RUN={tmp_path}/qwen3-0.6b CONFIG={CONFIG} MODEL=Qwen/Qwen3-0.6B" in refused.value.next
+    with pytest.raises(SteerHealError, match="two models"):
+        open_run(tmp_path / "other", CONFIG, "model.name=a/b", model="embedded")
+
+
+def test_when_a_run_was_begun_is_written_once(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", CONFIG, "")
+    begun = run.begun
+    frozen = tmp_path / "run" / "config.toml"
+    os.utime(frozen, (0, 0))
+    assert open_run(tmp_path / "run", None, "model.gpu_memory=0.5").begun == begun
+    assert open_run(tmp_path / "run", None, "train.lam=0.9", rebuild=True).begun == begun
+    text = frozen.read_text()
+    assert "gpu_memory = 0.5 # SET" in text and f'name = "embedded" # {CONFIG}' in text, "sources stay"
+
+
+def test_a_run_of_the_version_before_was_begun_when_its_file_was_written(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", CONFIG, "")
+    frozen = tmp_path / "run" / "config.toml"
+    frozen.write_text("".join(line for line in frozen.read_text().splitlines(True) if not line.startswith("begun")))
+    os.utime(frozen, (1_700_000_000, 1_700_000_000))
+    assert run.begun == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert open_run(tmp_path / "run", None, "model.gpu_memory=0.5").begun == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert frozen.read_text().startswith("begun = 2023-11-14T22:13:20Z")

@@ -19,13 +19,11 @@ from synthetic_run import CONTROL, IDENTITY, STUDY, arm, build_study, published
 
 from evals.scored import scored_rounds
 from evals.study.collect import collect
-from evals.study.drive import Step, donor, drive, estimate, reason, steps, take
-from evals.study.drive import _run as run_stage
+from evals.study.drive import Step, _perform, donor, drive, estimate, reason, steps, take
 from evals.study.ends import differences
 from evals.study.matched import SHARES, Route, matched, path
-from evals.study.plan import load, runs_in
-from shared.errors import SteerHealError
-from shared.publish import BUSY, UNWRITTEN
+from evals.study.plan import SHARED, depends, load, runs_in
+from shared.errors import Exit, SteerHealError
 from shared.run import Stage, open_run
 from shared.vectors import load_vector
 
@@ -117,20 +115,29 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(tmp_path: Path) -> None:
-    def ends(code: str) -> str:
-        return run_stage([sys.executable, "-c", f"import os, sys; {code}"], tmp_path / "log.txt")
+    """By what the stage's process ends with, never by its words."""
+    plan = load(written(tmp_path), tmp_path / "runs")
+    first = plan.cells[0]
+    open_run(first.folder, plan.file, first.overrides)
+    error = _perform(Step(first, 1, "heal"))
+    assert error is not None and "lacks its input" in error.what and error.code == Exit.REFUSED
+    vector = first.run.round(1) / "vector.safetensors"
+    vector.mkdir(parents=True)  # where the stage's file is to be
+    (vector / "file").touch()
+    with pytest.raises(SteerHealError, match="could not be written") as unwritten:
+        _perform(Step(first, 1, "extract"))
+    assert unwritten.value.code == Exit.UNWRITTEN
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, first.folder], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(SteerHealError, match="another process") as busy:
+            _perform(Step(first, 1, "extract"))
+        other.communicate(b"")
+    assert busy.value.code == Exit.BUSY and str(other.pid) in str(busy.value.given)
 
-    assert ends("pass") == ""
-    assert ends("print('error: starved', file=sys.stderr); sys.exit(2)") == "error: starved"
-    with pytest.raises(SteerHealError, match="a stage was killed") as killed:
-        ends("os.kill(os.getpid(), 9)")
-    assert "SIGKILL" in str(killed.value.given)
-    for what in (BUSY, UNWRITTEN):
-        said = SteerHealError(what, given="x", expected="y", next="z").render()
-        with pytest.raises(SteerHealError, match=what):
-            ends(f"print({said!r}, file=sys.stderr); sys.exit(2)")
-    with pytest.raises(KeyboardInterrupt):
-        ends("sys.exit(130)")
+
+HOLD = "import sys; from pathlib import Path; from shared.publish import hold; f = Path(sys.argv[1]); hold(f, f / '.lock'); print('held', flush=True); input()"
 
 
 def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:
@@ -163,6 +170,24 @@ def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
     assert load(written(tmp_path), tmp_path / "runs").cells[0].folder == plan.cells[0].folder
     with pytest.raises(SteerHealError, match="begun with other settings"):
         load(written(tmp_path, STUDY.replace("tau = 0.3", "tau = 0.4")), tmp_path / "runs")
+
+
+def test_where_and_how_its_stages_run_may_change_in_a_study(tmp_path: Path) -> None:
+    """As the advice for want of GPU memory has it: model.gpu_memory and train.report_to are no part of what a cell is."""
+    plan = load(written(tmp_path), tmp_path / "runs")
+    open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
+    place = STUDY.replace("[train]", '[model]\ngpu_memory = 0.5\n[train]\nreport_to = ["tensorboard"]', 1)
+    assert place != STUDY
+    again = load(written(tmp_path, place), tmp_path / "runs")
+    assert [cell.folder for cell in again.cells] == [cell.folder for cell in plan.cells]
+    assert again.cells[0].config.model.gpu_memory == 0.5
+    for old, new in zip(plan.cells, again.cells, strict=True):
+        assert [depends(old.config, stage) for stage in SHARED] == [depends(new.config, stage) for stage in SHARED]
+    one = STUDY.replace("train.divergence=kl_rev", "train.divergence=kl_rev model.gpu_memory=0.5", 1)
+    assert len(load(written(tmp_path, one), tmp_path / "runs").cells) == len(plan.cells), "measured alike"
+    twin = STUDY.replace("train.divergence=kl_rev", "train.divergence=nll model.gpu_memory=0.5", 1)
+    with pytest.raises(SteerHealError, match="the same settings"):
+        load(written(tmp_path, twin), tmp_path / "runs")
 
 
 def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) -> None:

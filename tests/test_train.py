@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -189,9 +191,17 @@ def test_saved_adapters_reload_with_equal_logits(model: Model, data: Path, histo
     assert not torch.allclose(folded, logits(history), atol=1e-2)
 
 
-def test_command_line_writes_an_adapter_and_no_half_of_one(data: Path, tmp_path: Path) -> None:
-    done = heal(data, tmp_path / "adapter", SMALL)
+def test_command_line_writes_an_adapter_and_no_half_of_one_and_loads_no_library_of_vllm(
+    data: Path, tmp_path: Path
+) -> None:
+    """The trainer needs none, and the wheel holds one for each instruction set."""
+    maps = tmp_path / "maps"
+    code = f"import atexit, runpy, shutil; atexit.register(shutil.copyfile, '/proc/self/maps', {str(maps)!r}); runpy.run_module('train.heal', run_name='__main__')"
+    options = ["--model", "embedded", "--data", data, "--out", tmp_path / "adapter", "--set", SMALL]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, options)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    assert "libtorch" in maps.read_text() and "/vllm/" not in maps.read_text()
+    maps.unlink()
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and "cross-entropy" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     bad = heal(data, tmp_path / "other", f"{SMALL} train.max_length=16")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.vignettes import load_vignettes
 from shared.errors import SteerHealError
 from shared.records import DATA
+from shared.vignettes import load_vignettes
 
 CARD = """---
 configs:

@@ -8,7 +8,7 @@ import pytest
 from test_filter import completion
 
 from gen.windows import Windows
-from shared.errors import SteerHealError
+from shared.errors import Exit, SteerHealError
 
 PLAN = {"prompts": "abc", "coefficients": [0.0, 1.0], "seed": "0", "versions": {"torch": "2"}}
 
@@ -67,6 +67,22 @@ def test_another_plan_is_refused_with_the_differences_and_rebuild_discards_it(tm
     assert 0 in opened(out, rebuild=True), "an equal plan goes on"
     assert 0 not in opened(out, other, rebuild=True)
     assert 0 not in opened(out, other)
+
+
+def test_windows_of_another_kind_of_machine_are_not_gone_on_with(tmp_path: Path) -> None:
+    """One name, two instruction sets; a study must not take this for a fault of the arm."""
+    out = tmp_path / "sweep.jsonl"
+    here, there = ({**PLAN, "device": f"AMD EPYC ({kind})"} for kind in ("avx2", "avx512"))
+    opened(out, here).write(0, [completion()])
+    with pytest.raises(SteerHealError, match="another kind of machine") as caught:
+        opened(out, there)
+    assert caught.value.code == Exit.MACHINE and "avx512" in str(caught.value.given)
+    assert f"rm -r {opened(out, here).folder}" in caught.value.next
+    assert 0 in opened(out, here) and 0 not in opened(out, there, rebuild=True)
+    opened(out, there).write(0, [completion()])
+    with pytest.raises(SteerHealError, match="of something else") as caught:
+        opened(out, {**here, "seed": "1"})
+    assert caught.value.code == Exit.REFUSED
 
 
 def test_a_plan_without_work_gives_way(tmp_path: Path) -> None:

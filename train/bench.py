@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 
 from shared.cli import entry
-from shared.ratios import all_cores, closing, command_line, file
+from shared.ratios import all_cores, closing, file
+from train.commandline import bench_options
 
 
 def main() -> None:
-    options = command_line(
-        "train.bench", "Measure the trainer as ratios; about a quarter of an hour on two cores.", "few rounds"
-    )
-    options.add_argument("--memory", nargs=5, help=argparse.SUPPRESS)  # one peak, in this process
+    options = bench_options()
     arguments = options.parse_args()
     from train.measures import loss, losses, memories, peak, steps
 

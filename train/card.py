@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from shared.commands import round_command
 from shared.config import flat
 from shared.console import number
 from shared.errors import SteerHealError, in_one_line
@@ -81,7 +82,7 @@ def _of_run(run: Run, last: int) -> list[str]:
     counts = []
     for index in range(1, last + 1):
         path = run.manifest(index, "filter")
-        manifest = read_manifest(path, f"make round N={index}")
+        manifest = read_manifest(path, round_command(run.folder, index))
         counts.append(
             f"| {index} | {number(manifest.counts.get('kept'))} | {number(manifest.counts.get('rejected'))} |"
         )

@@ -15,9 +15,11 @@ import torch
 from shared.adapters import note_base
 from shared.chat import load_tokenizer
 from shared.cli import heed_interruption
+from shared.commands import setting
 from shared.config import Config, TrainConfig
 from shared.console import console, say
 from shared.errors import SteerHealError
+from shared.machine import device
 from shared.models import Model
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
@@ -30,7 +32,7 @@ from train.reference import States, divergence, reference_states
 from train.selftest import self_test
 from train.tokens import token_rows
 from train.trainer import HealTrainer, reporters
-from train.unfinished import LOGS, Unfinished
+from train.unfinished import CONTENT, LOGS, Unfinished
 
 VERSION = 1
 PROBE = 32  # examples over which the first divergences are measured and the tokens shown are chosen
@@ -57,10 +59,6 @@ class Distilled:
         return [row for row in self.rows if "ce" in row]
 
 
-# The files of an adapter's folder.
-CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)
-
-
 def distil(
     model: Model, data: Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False,
 ) -> Distilled:  # fmt: skip
@@ -82,13 +80,13 @@ def distil(
             "there is nothing to stop early by",
             given=f"train.early_stop = {train.early_stop}, no prompt held out of {len(rows)} rows",
             expected="train.heldout above 0, and several prompts",
-            next='--set "train.early_stop=0" (under make: SET="train.early_stop=0")',
+            next=setting("train.early_stop=0"),
         )
     depends: dict[str, Any] = {
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
     }  # fmt: skip
-    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "versions": versions()}  # fmt: skip
+    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "versions": versions(), "device": device()}  # fmt: skip
     unfinished = Unfinished(work or out.with_name(f"{out.name}.healing"), recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.adapters import BASE, Adapter, belongs, load_adapter
+from shared.adapters import BASE, Adapter, belongs, load_adapter, readable
 from shared.chat import load_tokenizer, render
-from shared.cli import entry, need, parse, parser, plain
-from shared.config import resolve
+from shared.cli import configured, entry, need, parse
+from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import add, dialled, gates_of, refold, rounds_of
@@ -25,11 +25,11 @@ from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, hold, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl
+from train.commandline import export_options
 
 if TYPE_CHECKING:
     import torch
 
-KINDS = ("round", "history", "merged")
 PROMPTS = 4  # prompts whose log-probabilities are compared
 SAME = 1e-3  # nats, between two ways to compute one student in fp32
 # share of the adapter's effect that an export may be off by, in fp32 and in a dtype that rounds
@@ -118,19 +118,7 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
 
 
 def main() -> None:
-    options = parser("train.export", "Write a trained round for use elsewhere, and check it.")
-    files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument(
-        "--adapter", type=Path, help="a round's adapter; a history of one round for --as history and merged"
-    )
-    files.add_argument("--history", type=Path, help="a folded history, for --as history and merged")
-    options.add_argument("--as", dest="kind", choices=KINDS, default="history", help="this round alone, all rounds folded, or merged into the weights")  # fmt: skip
-    options.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round: 1 as trained, 0 off; dials it like a coefficient; repeatable")  # fmt: skip
-    options.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of merged weights; model.dtype by default")  # fmt: skip
-    options.add_argument("--out", type=Path, required=True, help="folder to write")
-    options.add_argument("--push-to", metavar="ID", help="hub repository to upload to")
-    options.add_argument("--private", action="store_true", help="make that repository private")
+    options = export_options()
     arguments, run = parse(options, begins=False)
     gates = gates_of(arguments.gate)
     if gates and arguments.kind == "round":
@@ -148,17 +136,18 @@ def main() -> None:
     else:
         source_option = "adapter" if arguments.kind == "round" or arguments.adapter else "history"
         need(options, arguments, "model", source_option)
-        config, name = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0], arguments.model
+        config, name = configured(arguments), arguments.model
         source = training_folder = getattr(arguments, source_option)
     if not source.is_dir():
         raise SteerHealError(
             "there is nothing to export",
             given=source,
             expected="a trained round",
-            next=f"make round N={arguments.round} RUN={run.folder}" if run else "python -m train.heal --help",
+            next=round_command(run.folder, arguments.round) if run else command_of("train.heal", "--help"),
         )
+    if not (source / "gates.json").exists() and (arguments.kind == "round" or (not run and arguments.adapter)):
+        readable(source)
     replaceable(arguments.out, ())
-    hold(arguments.out)
     from train.card import card, hub_name, training_of
 
     model = resolve_model(name, config.model.revision)
@@ -167,6 +156,7 @@ def main() -> None:
         if run or arguments.adapter is None:
             rounds_of(source)  # a history must be one: an adapter alone is refused under this name
         gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
+    hold(arguments.out)
     about = card(model, arguments.kind, gates, training_of(training_folder), (run, arguments.round) if run else None)
     check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, hub_name(model))
     table(

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.markup import escape
 
-from shared.cli import entry, need, parse, parser, plain
-from shared.config import TrainConfig, resolve
+from shared.cli import configured, entry, need, parse
+from shared.commands import command_of, round_command
+from shared.config import TrainConfig, band
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
+from shared.preconditions import tracker
 from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
+from shared.traits import load_trait
+from train.commandline import heal_options
 from train.diagnosis import quarters
-from train.unfinished import LOGS
+from train.unfinished import CONTENT, LOGS
 
 if TYPE_CHECKING:
     from train.distil import Distilled
@@ -76,7 +79,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "the history changed on disk while the round was trained",
             given=history,
             expected="one process at a time in a run",
-            next=f"make round N={number} RUN={run.folder} REBUILD=1",
+            next=round_command(run.folder, number, rebuild=True),
         )
     fold([*(rounds_of(history) if history else []), (adapter, 1.0)], folded)
     show(healed, config.train)
@@ -93,12 +96,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 
 def main() -> None:
-    options = parser("train.heal", "Distil kept completions into a LoRA behind a divergence barrier.")
-    files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--data", type=Path, help="kept rows, or rows of prompt (or messages) and completion; JSONL")
-    files.add_argument("--history", type=Path, help="folded history to train over")
-    files.add_argument("--out", type=Path, help="adapter folder to write")
+    options = heal_options()
     arguments, run = parse(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
@@ -111,14 +109,20 @@ def main() -> None:
             expected='JSONL rows such as {"prompt": "...", "completion": "..."}, or kept rows of gen.filter',
             next="--data FILE",
         )
-    hold(arguments.out)
-    from train.distil import CONTENT, distil
-
-    replaceable(arguments.out, CONTENT)  # now, not after the training
-    config = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))[0]
+    config = configured(arguments)
+    for name in config.train.report_to:
+        tracker(name)
+    load_trait(config.vector.trait)
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
+    model = resolve_model(arguments.model, config.model.revision)
+    model.chats()
+    band(config.train.layers, model.depth, "train.layers")
+    replaceable(arguments.out, CONTENT)  # now, not after the training
+    hold(arguments.out)
+    from train.distil import distil
+
     healed = distil(
-        resolve_model(arguments.model, config.model.revision),
+        model,
         arguments.data,
         arguments.history,
         arguments.out,
@@ -127,7 +131,7 @@ def main() -> None:
     )
     show(healed, config.train)
     say(
-        f"wrote {arguments.out}\nnext: python -m evals.score --model {arguments.model} --adapter {arguments.out} --dtype {config.model.dtype} --out scores.jsonl, or python -m train.export --help"
+        f"wrote {arguments.out}\nnext: {command_of('evals.score', '--model', arguments.model, '--adapter', arguments.out, '--dtype', config.model.dtype, '--out', 'scores.jsonl')}, or {command_of('train.export', '--help')}"
     )
     healed.work.remove()
 

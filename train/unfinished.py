@@ -12,11 +12,12 @@ from typing import Any
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.publish import intact, seal, seal_of, write_json, write_text
-from shared.run import differences
+from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse, read_object
 
 VERSION = 1
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
+CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)  # an adapter's folder
 
 
 class Unfinished:
@@ -32,6 +33,8 @@ class Unfinished:
             changed = differences(old, recipe)
             if not changed:
                 return
+            if not replace and changed == changed_device(changed):
+                raise begun_elsewhere("round", folder, changed, folder)
             if not replace:
                 raise SteerHealError(
                     "an unfinished round was begun from something else",

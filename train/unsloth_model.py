@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,31 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from shared.adapters import Adapter, belongs
+from shared.commands import setting
 from shared.config import Config, band
 from shared.errors import SteerHealError
 from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
-from shared.process import uncollected
-
-
-
-@contextlib.contextmanager
-def vllm_hidden() -> Iterator[None]:
-    """Make `import vllm` fail inside the context, and leave the process as it was.
-
-    Training needs no vLLM, but Unsloth imports it where it is installed and then force-loads `vllm._C`. In the CPU wheel that is the
-    AVX-512-BF16 build: on another CPU the process dies of SIGILL. vLLM itself picks the build by the CPU (vllm/platforms/cpu.py).
-    """
-    loaded = sys.modules.get("vllm")
-    sys.modules["vllm"] = None  # type: ignore[assignment]  # what the import system takes for a module that is not there
-    try:
-        yield
-    finally:
-        del sys.modules["vllm"]
-        if loaded is not None:
-            sys.modules["vllm"] = loaded
-
+from shared.runtime import uncollected
+from train.isolation import vllm_hidden
 
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
 with vllm_hidden(), uncollected(), contextlib.redirect_stdout(None), warnings.catch_warnings():
@@ -173,14 +155,14 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             "training in float16 needs a loss scaling that there is not",
             given="model.dtype = float16",
             expected="bfloat16 or float32, in which small gradients do not vanish",
-            next="SET=model.dtype=bfloat16 (on a GPU that knows float16 alone: float32)",
+            next=f"{setting('model.dtype=bfloat16')} (on a GPU that knows float16 alone: float32)",
         )
     if train.load_in_4bit and not torch.cuda.is_available():
         raise SteerHealError(
             "4-bit weights need a GPU",
             given="train.load_in_4bit = true",
             expected="false on a CPU",
-            next="SET=train.load_in_4bit=false",
+            next=setting("train.load_in_4bit=false"),
         )
     context = model.text_config.get("max_position_embeddings")
     if context is not None and train.max_length > context:
@@ -188,7 +170,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             "train.max_length is beyond the model's context",
             given=train.max_length,
             expected=f"at most {context}",
-            next=f"SET=train.max_length={context}",
+            next=setting(f"train.max_length={context}"),
         )
     folded = verify(history) if history is not None else None
     with vllm_hidden(), peft_forwards_kept():

@@ -24,11 +24,12 @@ import numpy as np
 
 from evals.answers import points
 from evals.forced_choice import Read, row
-from evals.instrument import Renderer, foundation_of, load_instrument, orders
-from evals.vignettes import load_vignettes
+from evals.instrument import Renderer, load_instrument, orders
 from shared.chat import load_tokenizer
 from shared.errors import SteerHealError
+from shared.instrument import foundation_of
 from shared.records import Vignette
+from shared.vignettes import load_vignettes
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape as html
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals.charts import panels
+from evals.commandline import study_options
 from evals.lineage import stages
-from evals.page import Column, grid, image, side_by_side, verbatim, whole
+from evals.study import FORMATS
 from evals.study.collect import Outcome, Row, collect, document
-from evals.study.curves import FORMATS, doses, training
 from evals.study.drive import drive
 from evals.study.ends import differences, summary
-from evals.study.figure import trajectories
 from evals.study.latex import latex
 from evals.study.matched import SHARES, Axis, Comparison, Route, matched, path, scorable
 from evals.study.plan import Plan, load
@@ -37,6 +35,9 @@ from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, held, replaceable, write_json
+
+if TYPE_CHECKING:
+    from evals.page import Column
 
 CONTENT = (
     *("results.json", "results.csv", "results.md", "tables.tex", "index.html"),
@@ -87,6 +88,11 @@ def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
 
 def publish(plan: Plan, out: Path) -> None:
     """Tables, figures and results into out, as one whole."""
+    from evals.charts import panels  # matplotlib takes seconds to import, which a refusal does not wait for
+    from evals.page import grid, image, side_by_side, verbatim, whole
+    from evals.study.curves import doses, training
+    from evals.study.figure import trajectories
+
     outcomes = collect(plan)
     if not any(outcome.rounds for outcome in outcomes):
         raise SteerHealError(
@@ -140,15 +146,7 @@ def publish(plan: Plan, out: Path) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        prog="python -m evals.study",
-        description="Run a study: arms x seeds x rounds, with controls.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    options.add_argument("--config", type=Path, required=True, help="configuration with a [study] table")
-    options.add_argument("--run", type=Path, required=True, help="folder of the cells' run directories")
-    options.add_argument("--out", type=Path, required=True, help="folder for results, tables and figures")
-    options.add_argument("--report", action="store_true", help="from what there is, running nothing")
+    options = study_options()
     arguments = options.parse_args()
     plan = load(arguments.config, arguments.run)
     replaceable(arguments.out, CONTENT)  # now, not after hours

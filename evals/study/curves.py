@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from evals.figure import styled
+from evals.study import FORMATS
 from evals.study.collect import Outcome
 
-FORMATS = ("png", "svg", "pdf")
 LINES = ("-", "--", ":", "-.")  # of a seed
 
 

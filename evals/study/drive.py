@@ -7,29 +7,27 @@ round before, with the error in stopped.json, and the study goes on without it.
 from __future__ import annotations
 
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.markup import escape
 
 from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared.console import console, table
-from shared.errors import SteerHealError
-from shared.publish import BUSY, UNWRITTEN, atomic_file, digest, hold, write_json
+from shared.errors import OF_THE_MACHINE, SteerHealError
+from shared.process import problem, run_process
+from shared.publish import atomic_file, digest, hold, write_json
 from shared.records import Record, read_manifest
 from shared.run import STAGES, Run, contained
+from shared.stages import LOG
+from shared.stages import Step as RunStep
 from shared.strict import read_object
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
-COMMAND = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", STEP["round"]: "evals.score", STEP["full"]: "evals.score"}  # fmt: skip
-MODE = {stage: mode for mode, stage in STEP.items()}
 STOPPED = "stopped.json"
 
 
@@ -48,15 +46,12 @@ class Step:
     stage: str
 
     @property
-    def done(self) -> bool:
-        return self.cell.run.manifest(self.number, self.stage).is_file()
+    def of_run(self) -> RunStep:
+        return RunStep(self.cell.run, self.number, self.stage)
 
     @property
-    def command(self) -> list[str]:
-        line = [sys.executable, "-m", COMMAND[self.stage], "--run", str(self.cell.folder), "--round", str(self.number)]
-        if self.stage in MODE:
-            line += ["--eval", MODE[self.stage], "--cache"]
-        return line
+    def done(self) -> bool:
+        return self.of_run.done
 
     @property
     def common(self) -> str | None:
@@ -164,14 +159,7 @@ def drive(plan: Plan) -> bool:
         if step.cell.name in stopped:
             continue
         if step.number == 1 and not (step.cell.folder / "config.toml").is_file():
-            line = ["--run", str(step.cell.folder), "--config", str(plan.file), "--set", step.cell.overrides]
-            if said := _run([sys.executable, "-m", "shared.begin", *line], plan.folder / "study.log"):
-                raise SteerHealError(
-                    "a cell of the study could not be begun",
-                    given=f"{step.cell.name}: {reason(said)}",
-                    expected="a run",
-                    next=f"see {plan.folder / 'study.log'}",
-                )
+            _begin(step.cell, plan)
         if step.common is not None and (known := donor(runs_in(plan.folder), step)) is not None:
             take(known, step)
             continue
@@ -179,7 +167,8 @@ def drive(plan: Plan) -> bool:
         console.print(
             f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, about {remaining / 60:.0f} to go)[/]"
         )
-        if said := _run(step.command, step.cell.folder / "log.txt"):
+        if error := _perform(step):
+            said = error.render()
             stopped[step.cell.name] = said
             write_json(
                 step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": said}
@@ -203,33 +192,32 @@ def reason(said: str) -> str:
     return "; ".join(" ".join(line.split()) for line in lines[begin : begin + 2]).removeprefix("error: ")
 
 
-def _run(command: Sequence[str], log: Path) -> str:
-    """Run a stage with its output appended to a log; what it said on stderr where it failed, else nothing.
+def _begin(cell: Cell, plan: Plan) -> None:
+    """Freeze a cell's configuration."""
+    log = plan.folder / "study.log"
+    line = ["--run", str(cell.folder), "--config", str(plan.file), "--set", cell.overrides]
+    if error := problem(run_process([sys.executable, "-m", "shared.begin", *line], log), f"{cell.name} begin", log):
+        raise SteerHealError(
+            "a cell of the study could not be begun",
+            given=f"{cell.name}: {error.what}; {error.given}",
+            expected=error.expected,
+            next=error.next,
+            code=error.code,
+        )
+
+
+def _perform(step: Step) -> SteerHealError | None:
+    """Run a stage, its output in the cell's log; the error where it says something of the arm.
 
     Raises SteerHealError for a failure that is the machine's and says nothing of the arm: a kill, a lock, a full disk.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as sink:
-        sink.write(f"$ {' '.join(command[1:])}\n")
-        sink.flush()
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True, errors="replace")
-        try:
-            _, said = process.communicate()
-        except BaseException:  # an interrupt is the stage's as well, which ends in its own time
-            process.terminate()
-            process.wait()
-            raise
-        sink.write(said)
-    if process.returncode == 130:
-        raise KeyboardInterrupt
-    if process.returncode < 0:
-        raise SteerHealError(
-            "a stage was killed",
-            given=f"{' '.join(command[2:])}: {signal.Signals(-process.returncode).name}, as for want of memory",
-            expected="a stage that ends by itself",
-            next=f"the same command goes on; {log}",
-        )
-    error = SteerHealError.rendered(said.splitlines())
-    if process.returncode and error is not None and error.what in (BUSY, UNWRITTEN):
+    log = step.cell.folder / LOG
+    step.cell.run.hold()
+    try:
+        ended = run_process(step.of_run.command(), log)
+        error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log, step.of_run.lower)
+    finally:
+        step.cell.run.release()
+    if error is not None and error.code in OF_THE_MACHINE:
         raise error
-    return "" if process.returncode == 0 else said.strip() or f"exit code {process.returncode}"
+    return error

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from shared import config as configuration
+from shared.commands import round_command
 from shared.config import Config, Section
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
@@ -104,14 +105,14 @@ def load(path: Path, folder: Path) -> Plan:
                 overrides = f"{arm.set} seed={seed}".strip()
                 config = configuration.resolve(path, overrides)[0]
                 where = there.get(_key(config), folder / f"{arm.name}-s{seed}")
-                if twin := next((cell for cell in cells if cell.config == config), None):
+                if twin := next((cell for cell in cells if _key(cell.config) == _key(config)), None):
                     raise refuse(path, f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
                 if _key(config) not in there and (where / "config.toml").is_file():
                     raise SteerHealError(
                         f"the runs of {where.name} were begun with other settings",
                         given=where / "config.toml",
                         expected=f"those of {path}",
-                        next=f"keep both: make study CONFIG={path} RUN={folder}-2",
+                        next=f"keep both: {study_command(path, Path(f'{folder}-2'))}",
                     )
                 if cells and (other := _measured(config)) != (wanted := _measured(cells[0].config)):
                     differs = next(key for key in other if other[key] != wanted[key])
@@ -129,12 +130,14 @@ def _measured(config: Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in configuration.flat(config).items()
-        if key.startswith(("model.", "eval.")) or key == "vector.trait"
+        if (key.startswith(("model.", "eval.")) or key == "vector.trait") and key not in configuration.PLACE
     }
 
 
 def _key(config: Config) -> str:
-    return config.model_dump_json()
+    """What a run makes depends on this: equal strings, one run. Where and how it runs is left out."""
+    values = configuration.flat(config)
+    return repr([value for key, value in values.items() if key not in configuration.PLACE])
 
 
 def runs_in(folder: Path) -> list[Run]:
@@ -145,7 +148,9 @@ def runs_in(folder: Path) -> list[Run]:
 def depends(config: Config, stage: str) -> str:
     """What a shared stage of round 1 depends on, as far as cells of one study can differ: equal strings, equal outputs."""
     random = config.vector.direction == "random"
-    found: list[Any] = [stage, config.model, config.vector, config.seed if random else None]
+    place = {key.removeprefix("model.") for key in configuration.PLACE if key.startswith("model.")}
+    model = config.model.model_dump(exclude=place)
+    found: list[Any] = [stage, model, config.vector, config.seed if random else None]
     if stage != "extract":
         found += [config.sweep, config.seed, config.filter if config.sweep.dose == "walk" else None]
     if stage == "filter":
@@ -158,5 +163,10 @@ def refuse(path: Path, given: str, expected: str) -> SteerHealError:
         "a study could not be read",
         given=f"{path}: {given}",
         expected=expected,
-        next="make study CONFIG=configs/study-smollm2.toml",
+        next=study_command(Path("configs/study-smollm2.toml")),
     )
+
+
+def study_command(path: Path, folder: Path | None = None) -> str:
+    """The command that runs a study file; folder: of its runs."""
+    return round_command(folder, config=path, target="study")

@@ -19,7 +19,7 @@ from gen.engine.sampling import Output, Request, output_of, params_of
 from gen.students import Student
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.process import uncollected
+from shared.runtime import uncollected
 from shared.vectors import Vector
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen.students import Student
+from shared.commands import setting
 from shared.errors import SteerHealError
 
 # Compiling is no faster here and takes minutes. 32 is the smallest block of vLLM's CPU attention, and the prompts are short. Steps
@@ -55,7 +56,7 @@ def lora_options(students: Sequence[Student]) -> dict[str, Any]:
             "a folded history is too wide to serve as an adapter",
             given=f"rank {rank}",
             expected=f"at most {LORA_RANKS[-1]}",
-            next="serve it merged: SET=model.student=merged",
+            next=f"serve it merged: {setting('model.student=merged')}",
         )
     return {
         "enable_lora": True,

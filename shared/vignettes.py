@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from evals.instrument import FOUNDATIONS, foundation_of
 from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS, foundation_of
 from shared.records import DATA, Vignette, problem_of, read_jsonl
 from shared.sets import names_set, open_set
 from shared.strata import stratified

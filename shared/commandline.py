@@ -1,0 +1,68 @@
+"""The options of shared's commands. Nothing heavy is imported: help, refusals and completion wait for this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shared.options import Options, parser
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def round_options() -> Options:
+    options = Options(
+        "shared.pipeline", "Bring a run to round N: its stages in order, skipping what is done, then the report."
+    )
+    options.add_argument("--run", type=Path, metavar="DIR", required=True, help="run directory; one that is there goes on with its frozen configuration")  # fmt: skip
+    options.add_argument("--rounds", "-N", type=positive, default=1, metavar="N", help="rounds")
+    options.add_argument("--config", type=Path, metavar="FILE", help="configuration file that begins the run")
+    options.add_argument("--set", metavar='"a.b=1 ..."', help="overrides of the configuration")
+    options.add_argument("--model", help="model.name of the run that begins: 'embedded', a Hugging Face id or a local folder")  # fmt: skip
+    options.add_argument("--eval", choices=["round", "full"], default="round", help="items and orders of the scoring, or all items, cyclically")  # fmt: skip
+    options.add_argument("--rebuild", action="store_true", help="make stages again whose settings or inputs changed")
+    options.add_argument("--report", action="store_true", help="train nothing: score what is healed (with --eval full), and make the report")  # fmt: skip
+    options.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
+    return options
+
+
+def begin_options() -> Options:
+    options = parser("shared.begin", "Check the configuration of a run and freeze it in its config.toml.")
+    options.add_argument("--model", help="model.name, which goes before that of the configuration")
+    return options
+
+
+def status_options() -> Options:
+    options = Options("shared.status", "What runs there are, how far they are, what is running and what comes next.")
+    options.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="a run, or a folder of runs")
+    options.add_argument("--json", action="store_true", help="as JSON")
+    return options
+
+
+def config_options() -> Options:
+    return parser("shared.config", "List every configuration key with its value, source and meaning.", stage=False)
+
+
+def doctor_options() -> Options:
+    options = Options(
+        "shared.doctor",
+        "What this machine has, what is missing, and what to type. Exit status 2 when something is missing.",
+    )
+    options.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be")
+    options.add_argument("--quick", action="store_true", help="without importing the stages, which takes half a minute")
+    return options
+
+
+def completion_options() -> Options:
+    options = Options("shared.completion", "Print the script that completes steer-heal's words in a shell.")
+    options.epilog = 'bash: eval "$(steer-heal completion bash)"; fish: steer-heal completion fish | source'
+    options.add_argument("shell", choices=SHELLS, help="whose script")
+    return options
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    import argparse
+
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text!r}")
+    return int(text)

@@ -1,0 +1,119 @@
+"""The commands and their names: `steer-heal sweep` and `python -m gen.sweep` are one, and a hint shows the form that was typed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+FORM = "STEER_HEAL_FORM"  # environment: `make` or `steer-heal`, set by who began the process; unset under `python -m`
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Args:
+        module: holds its `main`.
+        options: builds its options, as module:function, and imports nothing heavy: help and completion wait for it.
+        says: one line for the list of subcommands.
+    """
+
+    module: str
+    options: str
+    says: str
+
+
+COMMANDS = {
+    "round": Command("shared.pipeline", "shared.commandline:round_options", "rounds 1 to N with all their stages, then the report"),
+    "status": Command("shared.status", "shared.commandline:status_options", "runs: what is done, what is running, what comes next"),
+    "extract": Command("gen.extract", "gen.commandline:extract_options", "a steering vector from a chat model"),
+    "sweep": Command("gen.sweep", "gen.commandline:sweep_options", "completions over coefficients of the vector"),
+    "filter": Command("gen.filter", "gen.commandline:filter_options", "keep coherent completions that enact the trait"),
+    "heal": Command("train.heal", "train.commandline:heal_options", "train a LoRA on the kept rows behind the barrier"),
+    "score": Command("evals.score", "evals.commandline:score_options", "the forced choice and free generations"),
+    "report": Command("evals.report", "evals.commandline:report_options", "the report of a run from its scores"),
+    "compare": Command("evals.compare", "evals.commandline:compare_options", "score files against their base"),
+    "export": Command("train.export", "train.commandline:export_options", "a trained round for use elsewhere"),
+    "serve": Command("gen.serve", "gen.commandline:serve_options", "an OpenAI-compatible server, steered per request"),
+    "verify": Command("gen.verify", "gen.commandline:verify_options", "does steering work on this machine and this model?"),
+    "study": Command("evals.study", "evals.commandline:study_options", "arms x rounds x seeds against controls"),
+    "card": Command("gen.card", "gen.commandline:card_options", "the kept completions of a round as a data set"),
+    "doctor": Command("shared.doctor", "shared.commandline:doctor_options", "what this machine has, what is missing"),
+    "config": Command("shared.config", "shared.commandline:config_options", "every configuration key with its meaning"),
+    "bench sweep": Command("gen.bench", "gen.commandline:bench_options", "speed of the sweep, as ratios"),
+    "bench heal": Command("train.bench", "train.commandline:bench_options", "speed and memory of the training, as ratios"),
+    "bench score": Command("evals.bench", "evals.commandline:bench_options", "speed of the scoring, as a ratio"),
+    "completion": Command("shared.completion", "shared.commandline:completion_options", "the script that completes words in a shell"),
+}  # fmt: skip
+NAMES = {command.module: name for name, command in COMMANDS.items()}
+
+
+def form() -> str:
+    """How the user began this process or the one above it: make, steer-heal, or python."""
+    return os.environ.get(FORM, "python")
+
+
+def command_of(module: str, *words: object) -> str:
+    """The command that runs a module with words behind it, as the user would type it."""
+    name = NAMES.get(module)
+    begin = f"steer-heal {name}" if name and form() == "steer-heal" else f"python -m {module}"
+    return " ".join([begin, *(shlex.quote(str(word)) for word in words)])
+
+
+def as_typed(text: str) -> str:
+    """A hint written with `python -m`, in the form that the user typed."""
+    return re.sub(r"python -m ((?:gen|train|evals|shared)(?:\.\w+)+)", lambda found: command_of(found[1]), text)
+
+
+def setting(text: str) -> str:
+    """The option that overrides configuration keys: SET under make, --set elsewhere."""
+    return _assigned("SET", text) if form() == "make" else f"--set {shlex.quote(text)}"
+
+
+def round_command(
+    run: Path | str | None = None,
+    rounds: int | None = None,
+    *,
+    config: Path | str | None = None,
+    overrides: str | None = None,
+    model: str | None = None,
+    mode: str | None = None,
+    rebuild: bool = False,
+    target: str = "round",
+) -> str:
+    """The command that brings a run to a round, with every option it needs.
+
+    Args:
+        run: folder of the run; None leaves the default.
+        rounds: N of make; None leaves the default, 1.
+        config, overrides, model: CONFIG, SET and MODEL, which begin a run; an existing one needs none of them.
+        mode: EVAL, `round` or `full`.
+        rebuild: make stages again whose settings or inputs changed.
+        target: `round`, `report` or `study`.
+    """
+    chosen = [("N", "--rounds", rounds), ("RUN", "--run", run), ("CONFIG", "--config", config), ("MODEL", "--model", model), ("SET", "--set", overrides or None), ("EVAL", "--eval", mode)]  # fmt: skip
+    given = [(variable, option, str(value)) for variable, option, value in chosen if value is not None]
+    if form() == "steer-heal":
+        words = [word for _, option, value in given for word in (option, shlex.quote(value))]
+        return " ".join(["steer-heal", target, *words, *(["--rebuild"] if rebuild else [])])
+    words = [_assigned(variable, value) for variable, _, value in given]
+    return " ".join(["make", target, *words, *(["REBUILD=1"] if rebuild else [])])
+
+
+def _assigned(variable: str, value: str) -> str:
+    return f"{variable}={shlex.quote(value.replace('$', '$$'))}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """What a misspelt word was meant to be, or None."""
+    from difflib import get_close_matches
+
+    names = list(known)
+    if same := [name for name in names if name.lower() == word.lower()]:
+        return same[0]
+    found = get_close_matches(word, names, 1, 0.6)
+    return found[0] if found else None

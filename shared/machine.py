@@ -1,0 +1,79 @@
+"""The machine: processor, instruction set, cores, memory and GPU, as manifests and fingerprints record them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+# /proc/cpuinfo's flags for what torch asks the processor (`torch.cpu._is_avx512_supported`), widest first.
+X86 = (
+    ("avx512_bf16", {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512_bf16"}),
+    ("avx512", {"avx512f", "avx512vl", "avx512bw", "avx512dq"}),
+    ("avx2", {"avx2", "fma"}),
+)
+ARM = (("sve", {"sve"}), ("neon", {"asimd"}))
+
+
+def _cpuinfo(key: str) -> str | None:
+    """The first processor's value of a key of /proc/cpuinfo; None where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), None)
+
+
+@functools.cache
+def instruction_set() -> str:
+    """The widest vector instructions of this CPU that its libraries differ by: avx512_bf16, avx512, avx2, sve, neon.
+
+    The architecture's own name where none of them is there. Two CPUs of one name may differ in it, and then round differently.
+    """
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+    return next((name for name, needed in (*X86, *ARM) if needed <= flags), platform.machine())
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, instruction set, cores, memory in GiB, and the GPU if torch is loaded and sees one."""
+    torch = sys.modules.get("torch")
+    return {
+        "cores": cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instruction_set": instruction_set(),
+        "gpu": torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,
+    }
+
+
+def device() -> str:
+    """What rounds the numbers of a stage: the GPU's name, or the processor's with its instruction set."""
+    machine = hardware()
+    return str(machine["gpu"] or f"{machine['processor']} ({machine['instruction_set']})")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_available() -> int:
+    """Bytes that can be taken without swapping, within the limit of the control group if there is one."""
+    path = Path("/proc/meminfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    if free is None:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, used = _control_group("memory.max"), _control_group("memory.current")
+    return free if limit is None or used is None else min(free, max(0, limit - used))
+
+
+def _control_group(name: str) -> int | None:
+    """A number of this process's control group (version 2); None without one, or without a limit."""
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition(":")[2]
+        text = (Path("/sys/fs/cgroup") / own.lstrip("/") / name).read_text(encoding="utf-8").strip()
+        return int(text)
+    except (OSError, ValueError):  # "max" is no number
+        return None

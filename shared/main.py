@@ -1,0 +1,105 @@
+"""`steer-heal COMMAND ...`: every command under one name, the same code as `python -m`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from typing import Any
+
+from shared.commands import COMMANDS, FORM, as_typed, nearest
+from shared.errors import SteerHealError
+from shared.options import Options
+
+
+def main() -> None:
+    """The console script."""
+    os.environ[FORM] = "steer-heal"  # and of the processes of `round` and `study`, whose hints are the user's too
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for words
+        from shared.completion import complete
+
+        complete()
+    from shared.cli import entry
+
+    entry(_run)
+
+
+def _run() -> None:
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return
+    if words[0] == "--version":
+        print(f"steer-heal {metadata.version('steer-heal')}")
+        return
+    name = command_in(words)
+    if name is None:
+        raise _no_command(words)
+    try:
+        dispatch(name, words[len(name.split()) :])
+    except SteerHealError as error:
+        error.next = as_typed(error.next)
+        raise
+
+
+def command_in(words: Sequence[str]) -> str | None:
+    """The subcommand that words begin with; some have two words."""
+    return next((name for count in (2, 1) if (name := " ".join(words[:count])) in COMMANDS), None)
+
+
+def dispatch(name: str, words: Sequence[str]) -> None:
+    """Run a subcommand. Its options are read first, so that help and a typing error do not wait for its imports."""
+    sys.argv = [f"steer-heal {name}", *words]
+    options_of(name).parse_args(words)
+    load(f"{COMMANDS[name].module}:main")()
+
+
+def options_of(name: str) -> Options:
+    """The options of a subcommand."""
+    options = load(COMMANDS[name].options)()
+    assert isinstance(options, Options)
+    return options
+
+
+def load(place: str) -> Callable[[], Any]:
+    """A function by module:function; of a package, the function of its __main__."""
+    module, _, function = place.partition(":")
+    found = import_module(module)
+    if not hasattr(found, function):
+        found = import_module(f"{module}.__main__")
+    loaded: Callable[[], Any] = getattr(found, function)
+    return loaded
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    return "\n".join(
+        [
+            "usage: steer-heal COMMAND [options]",
+            "",
+            "Steer a chat model, distil what it says into a LoRA, heal it, measure, loop.",
+            "",
+            *(f"  {name:<{width}}{command.says}" for name, command in COMMANDS.items()),
+            "",
+            "options:",
+            "  -h, --help  this list; behind a command, its options",
+            "  --version   the version of steer-heal",
+        ]
+    )
+
+
+def _no_command(words: Sequence[str]) -> SteerHealError:
+    begun = [name for name in COMMANDS if name.split()[0] == words[0]]
+    meant = nearest(" ".join(words[:2]) if begun else words[0], begun or COMMANDS)
+    known = begun or list(COMMANDS)
+    return SteerHealError(
+        "no such command",
+        given=" ".join(words[:2]) if begun else words[0],
+        expected=f"did you mean {meant}?" if meant else f"one of {', '.join(known)}",
+        next=f"steer-heal {meant} --help" if meant else "steer-heal --help",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The options of a command: those that stages share, help without empty defaults, and refusals in the form of ours."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shared.commands import command_of, nearest
+from shared.errors import SteerHealError
+
+CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)$", re.DOTALL)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = any(action.default is value for value in (None, False, argparse.SUPPRESS)) or action.default == []
+        return action.help if empty else super()._get_help_string(action)
+
+
+class Group:
+    """A titled group of options, whose actions are remembered."""
+
+    def __init__(self, options: Options, title: str):
+        self._options, self._group = options, options.add_argument_group(title)
+        self.actions: list[argparse.Action] = []
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        action = self._group.add_argument(*names, **settings)
+        self._options.names += action.option_strings
+        self.actions.append(action)
+        return action
+
+
+class Options(argparse.ArgumentParser):
+    """A parser whose refusals are SteerHealErrors that name the nearest option or choice.
+
+    plain: the options that a stage takes instead of a run; None for a command that has none.
+    """
+
+    def __init__(self, module: str, description: str, **settings: Any):
+        self.names: list[str] = []
+        self.plain: Group | None = None
+        super().__init__(
+            prog=command_of(module),
+            description=description,
+            formatter_class=_Help,
+            exit_on_error=False,
+            **settings,
+        )
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        action = super().add_argument(*names, **settings)
+        self.names += action.option_strings
+        return action
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            arguments, strange = self.parse_known_args(words, namespace)
+        except argparse.ArgumentError as error:
+            raise self._refusal(error.argument_name, error.message, words) from None
+        if strange:
+            raise self._unknown(strange, words)
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        raise self._refusal(None, message, sys.argv[1:])
+
+    def _refusal(self, name: str | None, message: str, words: Sequence[str]) -> SteerHealError:
+        help_ = f"{self.prog} --help"
+        if choice := CHOICE.search(message):
+            value, known = choice[1].strip("'\""), [word.strip(" '\"") for word in choice[2].split(",")]
+            meant = nearest(value, known)
+            return SteerHealError(
+                f"no such choice for {name}" if name else "no such choice",
+                given=value,
+                expected=f"one of {', '.join(known)}" + (f"; did you mean {meant}?" if meant else ""),
+                next=help_,
+            )
+        if message.startswith("the following arguments are required: "):
+            missing = message.partition(": ")[2]
+            return SteerHealError(
+                "options are missing", given=shlex.join(words) or "none", expected=missing, next=help_
+            )
+        if message.startswith("ambiguous option: "):
+            given, _, matches = message.removeprefix("ambiguous option: ").partition(" could match ")
+            return SteerHealError("an option is ambiguous", given=given, expected=f"one of {matches}", next=help_)
+        return SteerHealError(
+            f"option {name} could not be read" if name else "the command line could not be read",
+            given=shlex.join(words) or "none",
+            expected=message,
+            next=help_,
+        )
+
+    def _unknown(self, strange: Sequence[str], words: Sequence[str]) -> SteerHealError:
+        word = strange[0]
+        if not word.startswith("-"):
+            return SteerHealError(
+                "a word too many",
+                given=" ".join(strange),
+                expected=f"options alone, or {self.usage}" if self.usage else "options alone",
+                next=f"{self.prog} --help",
+            )
+        name, equals, value = word.partition("=")
+        meant = nearest(name, (known for known in self.names if known.startswith("--")))
+        corrected = [meant + equals + value if meant and given == word else given for given in words]
+        return SteerHealError(
+            "no such option",
+            given=name,
+            expected=f"did you mean {meant}?" if meant else "an option of this command",
+            next=f"{self.prog} {shlex.join(corrected)}" if meant else f"{self.prog} --help",
+        )
+
+
+def parser(module: str, description: str, *, stage: bool = True) -> Options:
+    """Options of a stage inside a run, or of a command that only reads the configuration."""
+    options = Options(module, description)
+    run = Group(options, "in a run" if stage else "configuration")
+    if stage:
+        run.add_argument("--run", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="run directory")
+        run.add_argument("--round", type=int, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
+    run.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="configuration file; in a run it begins the run, or must equal its frozen one"
+        if stage
+        else "configuration file",
+    )
+    run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
+    if stage:
+        run.add_argument(
+            "--rebuild", action="store_true", help="make the stage again where its settings or inputs changed"
+        )
+    return options
+
+
+def plain(options: Options) -> Group:
+    """The group of options that a stage takes instead of a run."""
+    options.plain = Group(options, "on plain files")
+    return options.plain
+
+
+def benchmark(module: str, description: str, quick: str) -> Options:
+    """The options that every benchmark has; quick says what --quick leaves out."""
+    options = Options(module, description)
+    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
+    options.add_argument("--quick", action="store_true", help=f"a smoke test: {quick}")
+    return options

@@ -1,0 +1,165 @@
+"""The runner of stages: rounds 1 to N of a run, each stage a process, behind `make round`, `make report` and `make study`.
+
+It holds the run for all its stages, says beforehand how long they will take and what they need, writes all their output to
+RUN/log.txt, and turns the way a process ended into an error that names the next command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.cli import entry, parse
+from shared.commandline import round_options
+from shared.config import resolve
+from shared.console import console, number, say, table
+from shared.errors import SteerHealError
+from shared.estimate import Estimates, before
+from shared.preconditions import check
+from shared.process import GIB, problem, run_process
+from shared.run import STAGES, Run
+from shared.stages import LOG, Step
+
+
+@dataclass
+class Took:
+    """What a step took: wall seconds, peak bytes, and what was estimated before it began."""
+
+    step: Step
+    seconds: float
+    peak: int
+    estimated: float | None
+
+
+@dataclass
+class Pipeline:
+    """The steps of a run, one after another."""
+
+    run: Run
+    rebuild: bool = False
+    took: list[Took] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.run.folder / LOG
+
+    def perform(self, step: Step, estimates: Estimates | None = None) -> None:
+        """Run a step's process to its end. Raises SteerHealError for one that failed, and KeyboardInterrupt for one interrupted."""
+        fresh = not step.done
+        estimated = estimates.seconds(step.number, step.stage) if estimates and fresh else None
+        ended = run_process(step.command(self.rebuild), self.log, _out, _err)
+        if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
+            raise Failed(error) if ended.error else error
+        self.took.append(Took(step, ended.seconds, ended.peak, estimated))
+        if estimates and fresh:
+            estimates.ended(step.number, step.stage, ended.seconds)
+
+    def report(self, mode: str) -> None:
+        """Make the report in a process of its own."""
+        command = [sys.executable, "-m", "evals.report", "--run", str(self.run.folder), "--eval", mode]
+        ended = run_process(command, self.log, _out, _err)
+        if error := problem(ended, "the report", self.log):
+            raise Failed(error) if ended.error else error
+
+    def show(self) -> None:
+        """Seconds, estimate and peak memory of each step that ran here."""
+        table(
+            f"{self.run.folder}: what it took",
+            ["stage", "seconds", "estimated", "peak memory, GiB"],
+            [
+                [f"round {t.step.number} · {t.step.stage}", number(t.seconds, 0), number(t.estimated, 0), number(t.peak / GIB, 1)]
+                for t in self.took
+            ],
+        )  # fmt: skip
+
+
+class Failed(Exception):
+    """A stage ended with an error that it has printed itself."""
+
+    def __init__(self, error: SteerHealError):
+        super().__init__(error.what)
+        self.error = error
+
+
+def _out(block: bytes) -> None:
+    sys.stdout.buffer.write(block)
+    sys.stdout.flush()
+
+
+def _err(block: bytes) -> None:
+    sys.stderr.buffer.write(block)
+    sys.stderr.flush()
+
+
+def steps(run: Run, rounds: Sequence[int], mode: str) -> list[Step]:
+    """The steps that bring a run to the last of these rounds."""
+    last = "score" if mode == "round" else "score-full"
+    return [Step(run, number, stage) for number in rounds for stage in (*STAGES[:-1], last)]
+
+
+def healed(run: Run, mode: str) -> list[Step]:
+    """The steps that score what is healed already: those of EVAL=full, since a round's own scores are made with it."""
+    return [Step(run, number, "score-full") for number in run.rounds("heal")] if mode == "full" else []
+
+
+def pending(todo: Sequence[Step], rebuild: bool) -> list[tuple[int, str]]:
+    """(round, stage) of the steps that are not done, or of all that are made again."""
+    return [(step.number, step.stage) for step in todo if rebuild or not step.done]
+
+
+def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
+    """Hold the run, say what the steps will take, run them, and make the report."""
+    run.hold()
+    pipeline = Pipeline(run, rebuild)
+    left = pending(todo, rebuild)
+    estimates = before(run, left) if left else None
+    if estimates:
+        say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
+    for step in todo:
+        pipeline.perform(step, estimates)
+        if estimates and (step.number, step.stage) in left and (rest := estimates.left()):
+            console.print(f"[dim]about {rest / 60:.0f} min to go[/]")
+    pipeline.report(mode)
+    if left:
+        pipeline.show()
+
+
+def planned(arguments: argparse.Namespace) -> Run:
+    """The run that a command would begin or go on with, nothing of it written."""
+    frozen = arguments.run / "config.toml"
+    config = resolve(arguments.config or (frozen if frozen.is_file() else None), arguments.set or "", arguments.model)[
+        0
+    ]
+    check(config)
+    return Run(arguments.run, config)
+
+
+def main() -> None:
+    options = round_options()
+    if options.parse_args().dry_run:
+        arguments = options.parse_args()
+        run = planned(arguments)
+    else:
+        arguments, opened = parse(options, in_round=False)
+        assert opened is not None  # --run is required
+        run = opened
+    train = run.config.train
+    say(f"run {run.folder}: {run.config.model.name}, D = {train.divergence}, lambda = {train.lam}, tau = {train.tau}")
+    todo = (
+        healed(run, arguments.eval) if arguments.report else steps(run, range(1, arguments.rounds + 1), arguments.eval)
+    )
+    if arguments.dry_run:
+        before(run, pending(todo, arguments.rebuild))
+        return
+    try:
+        bring(run, todo, arguments.eval, arguments.rebuild)
+    except Failed as failed:  # the stage has said it
+        failed.error.hand_over()
+        sys.exit(failed.error.code)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,121 @@
+"""What must hold before a configuration is frozen: every path, name, layer and tracker in it can be had.
+
+Cheap things come first and the model last: its weights are downloaded only for a configuration that is right otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
+
+from shared.commands import nearest, setting
+from shared.config import Config, band
+from shared.errors import SteerHealError
+from shared.instrument import read_instrument
+from shared.models import resolve
+from shared.prompts import load_heldout, open_prompts
+from shared.records import Prompt, data_file, read_jsonl
+from shared.traits import load_trait
+from shared.vignettes import load_vignettes
+
+ROWS = 10_000  # of a prompt set that are read here; the sweep reads all of them before it samples
+
+# Names that transformers reports to, with the packages of which one must be installed for each.
+TRACKERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "azure_ml": (("azureml",),),
+    "clearml": (("clearml",),),
+    "codecarbon": (("codecarbon",),),
+    "comet_ml": (("comet_ml",),),
+    "dagshub": (("dagshub",), ("mlflow",)),
+    "dvclive": (("dvclive",),),
+    "flyte": (("flytekit",),),
+    "kubeflow": (),  # a service, told by the environment
+    "mlflow": (("mlflow",),),
+    "neptune": (("neptune",),),
+    "swanlab": (("swanlab",),),
+    "tensorboard": (("tensorboard", "tensorboardX"),),
+    "trackio": (("trackio",),),
+    "wandb": (("wandb",),),
+}
+
+
+def check(config: Config) -> None:
+    """Raise SteerHealError for the first thing that a configuration names and that cannot be had or does not fit."""
+    vector, sweep, judged, model = config.vector, config.sweep, config.eval, config.model
+    for name in config.train.report_to:
+        tracker(name)
+    with _key("vector.trait", vector.trait):
+        load_trait(vector.trait)
+    with _key("vector.contexts", vector.contexts):
+        read_jsonl(
+            data_file(vector.contexts, "contexts.jsonl"), Prompt, made_by="set it to a prompts JSONL, or to embedded"
+        )
+    with _key("eval.heldout", judged.heldout):
+        load_heldout(judged.heldout)
+    with _key("eval.instrument", judged.instrument):
+        _instrument(judged.instrument)
+    with _key("eval.vignettes", judged.vignettes):
+        load_vignettes(judged.vignettes)
+    with _key("sweep.dilemmas", sweep.dilemmas):
+        _prompts(sweep.dilemmas, "dilemmas.jsonl")
+    if sweep.n_mundane:
+        with _key("sweep.mundane", sweep.mundane):
+            _prompts(sweep.mundane, "mundane.jsonl")
+    with _key("model.name", model.name):
+        found = resolve(model.name, model.revision, weights=False)
+        found.chats()
+        depth, _ = found.depth, found.hidden
+    band(vector.layers, depth, "vector.layers")
+    band(config.train.layers, depth, "train.layers")
+    with _key("model.name", model.name):
+        resolve(model.name, model.revision, verify=False)
+
+
+@contextmanager
+def _key(key: str, value: str) -> Iterator[None]:
+    """Name the key in the errors of what reads its value."""
+    try:
+        yield
+    except SteerHealError as error:
+        error.given = f"{key} = {value}" + ("" if error.given in (None, value, repr(value)) else f"; {error.given}")
+        raise
+
+
+def tracker(name: str) -> None:
+    """Raise SteerHealError for a name that transformers does not report to, and for one whose package is not here."""
+    if name not in TRACKERS:
+        meant = nearest(name, TRACKERS)
+        raise SteerHealError(
+            "there is no such tracker",
+            given=f"train.report_to = {name}",
+            expected=f"did you mean {meant}?" if meant else f"one of {', '.join(TRACKERS)}",
+            next=setting(f"train.report_to=[{meant or ''}]"),
+        )
+    if lacking := [names[0] for names in TRACKERS[name] if not any(map(find_spec, names))]:
+        raise SteerHealError(
+            "a tracker is not installed",
+            given=f"train.report_to = {name}: no package {lacking[0]}",
+            expected="an installed package, or an empty train.report_to",
+            next=f".venv/bin/python -m pip install {lacking[0]}, or {setting('train.report_to=[]')}",
+        )
+
+
+def _instrument(name: str) -> None:
+    if name != "moralmaps":
+        read_instrument(data_file(name, "instrument.json"))
+    elif find_spec("moralmaps") is None:
+        raise SteerHealError(
+            "the published instrument is not installed",
+            given="no package moralmaps",
+            expected="moralmaps beside this package, its instrument as a JSON file, or embedded",
+            next=setting("eval.instrument=embedded"),
+        )
+
+
+def _prompts(name: str, embedded: str) -> None:
+    """Read the first rows of a prompt set."""
+    with open_prompts(str(data_file(name, embedded)) if name == "embedded" else name) as prompts:
+        for _ in islice(prompts, ROWS):
+            pass

@@ -1,0 +1,97 @@
+"""Prompts of a JSONL file or a data set, read lazily and as often as asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shared.errors import SteerHealError
+from shared.records import Prompt, data_file, numbered_jsonl, problem_of, read_jsonl
+from shared.sets import names_set, open_set
+
+MADE_BY = "write a JSONL with a prompt or messages field per line, or name a data set: <id>:<configuration>:<split>"
+COLUMNS = ("id", "domain", "prompt", "messages")
+
+Located = tuple[str, Prompt]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts that can be gone through again and again, each with the place it comes from, for errors."""
+
+    read: Callable[[], Iterator[Located]]
+
+    def __iter__(self) -> Iterator[Located]:
+        return self.read()
+
+
+@contextmanager
+def open_prompts(name: str) -> Iterator[Prompts]:
+    """The prompts of a JSONL path, or of '<id>:<configuration>:<split>' or '<id>:<split>', while the context lasts."""
+    if not names_set(name):
+        yield Prompts(lambda: _of_file(Path(name)))
+        return
+    with open_set(name, what="a prompt set could not be loaded", next=MADE_BY) as rows:
+        if not {"prompt", "messages"} & set(rows.column_names):
+            raise SteerHealError(
+                "a data set has no prompts",
+                given=f"{name}: columns {', '.join(rows.column_names)}",
+                expected="a column prompt or messages",
+                next="name another data set, or write its prompts to a JSONL",
+            )
+        if not len(rows):
+            raise SteerHealError(
+                "a data set has no prompts", given=f"{name}: no rows", expected="at least one row", next=MADE_BY
+            )
+        kept = rows.select_columns([column for column in COLUMNS if column in rows.column_names])
+        yield Prompts(lambda: _of_set(name, kept))
+
+
+def _of_file(path: Path) -> Iterator[Located]:
+    for line, prompt in numbered_jsonl(path, Prompt, made_by=MADE_BY):
+        yield f"{path}:{line}", prompt
+
+
+def _of_set(name: str, rows: Any) -> Iterator[Located]:
+    """prompt goes before messages, which then hold the answer too; either may be text or a conversation."""
+    for index, row in enumerate(rows):
+        place = f"{name} row {index}"
+        value: dict[str, Any] = {key: str(row[key]) for key in ("id", "domain") if row.get(key) is not None}
+        asked = row["prompt"] if row.get("prompt") is not None else row.get("messages")
+        if isinstance(asked, list):
+            value["messages"] = [
+                {key: turn[key] for key in ("role", "content") if key in turn} if isinstance(turn, dict) else turn
+                for turn in asked
+            ]
+        elif asked is not None:
+            value["prompt"] = asked
+        try:
+            yield place, Prompt.model_validate(value)
+        except ValidationError as error:
+            raise SteerHealError(
+                "a row of a data set is no prompt",
+                given=f"{place}: {problem_of(error)}",
+                expected="a prompt, or messages that end with the user's turn",
+                next="name another data set, or write its prompts to a JSONL",
+            ) from None
+
+
+def load_heldout(name: str) -> list[Prompt]:
+    """The held-out prompts that eval.heldout names. Raises SteerHealError unless each has an id of its own: rows are known by it."""
+    path = data_file(name, "heldout.jsonl")
+    rows = read_jsonl(path, Prompt, made_by="set eval.heldout to a prompts JSONL")
+    ids = Counter(row.id for row in rows)
+    if bad := [identifier for identifier, times in ids.items() if identifier is None or times > 1]:
+        raise SteerHealError(
+            "held-out prompts are not told apart",
+            given=f"{path}: {'no id' if bad[0] is None else f'id {bad[0]} twice'}",
+            expected="an id of its own in every row",
+            next=f"mend {path}",
+        )
+    return rows

@@ -1,0 +1,251 @@
+"""`steer-heal status`: the runs of a folder, what is done and half-made in them, what is running and what comes next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shared import config as configuration
+from shared.cli import entry
+from shared.commandline import status_options
+from shared.commands import COMMANDS, NAMES, round_command
+from shared.console import number, say, table
+from shared.errors import SteerHealError
+from shared.publish import seal_of
+from shared.records import read_manifest
+from shared.run import STAGES, Run
+from shared.strict import parse
+
+EXTRA = ("score-full",)  # stages that a round may have besides
+
+
+@dataclass(frozen=True)
+class Done:
+    """A stage that has its manifest."""
+
+    round: int
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Half:
+    """What an interrupted or running stage has so far."""
+
+    round: int
+    stage: str
+    progress: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands.
+
+    rounds: complete ones. done: stages with a manifest, in order. half: the stage in the making, None where it has left nothing.
+    running: the process that holds the run, None where nobody does. next: the command that goes on. problem: why it is no run.
+    """
+
+    run: str
+    begun: str | None
+    model: str | None
+    rounds: int
+    done: list[Done]
+    half: Half | None
+    running: int | None
+    working_on: str | None
+    stopped: str | None
+    next: str
+    problem: str | None = None
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The run directories of a folder, and those of the studies in it; itself where it is one."""
+    if (folder / "config.toml").is_file():
+        return [folder]
+    found = {path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in folder.glob(pattern)}
+    return sorted(found)
+
+
+def status_of(folder: Path) -> Status:
+    """Where the run of a folder stands. What cannot be read is its problem, not an error."""
+    holder = lock_holder(folder / ".lock")
+    try:
+        run = Run(folder, configuration.resolve(folder / "config.toml")[0])
+        done = sorted(_done(run), key=lambda one: (one.round, [*STAGES, *EXTRA].index(one.stage)))
+    except SteerHealError as error:
+        problem = f"{error.what}: {error.given}"
+        return Status(str(folder), None, None, 0, [], None, holder, None, None, error.next, problem)
+    complete = [k for k in run.rounds() if all(run.manifest(k, stage).is_file() for stage in STAGES)]
+    rounds = next(k for k in range(len(complete) + 2) if k + 1 not in complete)
+    here = rounds + 1
+    stage = next((name for name in STAGES if not run.manifest(here, name).is_file()), STAGES[0])
+    begun = run.round(here).is_dir()
+    half = _half(run, here, stage)
+    again = round_command(folder, here if begun or not rounds else rounds + 1)
+    stopped = folder / "stopped.json"
+    return Status(
+        run=str(folder),
+        begun=run.begun.isoformat(timespec="seconds"),
+        model=run.config.model.name,
+        rounds=rounds,
+        done=done,
+        half=half,
+        running=holder,
+        working_on=work_of(holder) if holder is not None else None,
+        stopped=_reason(stopped) if stopped.is_file() else None,
+        next=again if rounds == 0 or begun or (folder / "report").is_dir() else round_command(folder, target="report"),
+    )
+
+
+def _done(run: Run) -> Iterator[Done]:
+    for stage in (*STAGES, *EXTRA):
+        for number_ in run.rounds(stage):
+            path = run.manifest(number_, stage)
+            yield Done(number_, stage, read_manifest(path, f"remove {path}; the stage runs again").seconds)
+
+
+def _half(run: Run, number_: int, stage: str) -> Half | None:
+    """What the first stage without a manifest has left on disk."""
+    folder = run.round(number_)
+    if stage == "sweep" and (windows := folder / ".sweep.jsonl.windows").is_dir():
+        whole = sum(seal_of(path).is_file() for path in windows.glob("[0-9]*.jsonl"))
+        total = _read(windows / "plan.json").get("windows")
+        return Half(number_, stage, f"window {whole} of {total}" if total else f"window {whole}")
+    if stage == "heal" and (healing := folder / "healing").is_dir():
+        steps = [
+            int(name) for path in healing.glob("checkpoint-*/") if (name := path.name.rpartition("-")[2]).isdigit()
+        ]
+        return Half(number_, stage, f"checkpoint at step {max(steps)}" if steps else "before its first checkpoint")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = parse(path.read_bytes())
+    except (OSError, ValueError):  # being written, or gone
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _reason(stopped: Path) -> str:
+    value = _read(stopped)
+    said = str(value.get("said", "")).strip().splitlines()
+    return (
+        f"round {value.get('round')} {value.get('stage')}: {said[0].removeprefix('error: ') if said else 'no reason'}"
+    )
+
+
+def lock_holder(file: Path) -> int | None:
+    """The process that holds a lock file, by the system's own list of locks; None where nobody does. Takes no lock itself."""
+    try:
+        inode = file.stat().st_ino
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split()
+        if words[1] != "->" and words[5].rpartition(":")[2] == str(inode) and os.path.exists(f"/proc/{words[4]}"):
+            return int(words[4])
+    return None
+
+
+def work_of(process: int) -> str:
+    """What a process is at: the stage that it or a process under it runs, or else its command."""
+    for one in [*_children(process), process]:
+        words = _words(Path(f"/proc/{one}/cmdline"))
+        names = [NAMES[word] for word in words if word in NAMES] or [word for word in words[1:3] if word in COMMANDS]
+        if names and names[0] in STAGES and "--round" in words[:-1]:
+            return f"round {words[words.index('--round') + 1]} {names[0]}"
+    words = _words(Path(f"/proc/{process}/cmdline"))
+    return " ".join(Path(word).name for word in words[:3]) or "a command"
+
+
+def _children(process: int) -> list[int]:
+    try:
+        below = [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+    return [one for child in below for one in (*_children(child), child)]
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return [word for word in file.read_bytes().decode(errors="replace").split("\0") if word]
+    except OSError:  # it has ended
+        return []
+
+
+def overview(all_: list[Status]) -> None:
+    """The table of several runs."""
+    rows = []
+    for one in all_:
+        if one.running is not None:
+            now = f"{one.working_on}, process {one.running}"
+        elif one.stopped or one.problem:
+            now = "stopped" if one.stopped else "cannot be read"
+        elif one.half:
+            now = f"idle; {one.half.stage} half-made, {one.half.progress}"
+        else:
+            now = "idle"
+        last = one.done[-1] if one.done else None
+        rows.append([one.run, one.model, one.rounds, f"{last.round} {last.stage}" if last else None, now])
+    table("runs", ["run", "model", "rounds", "last done", "now"], rows)
+    for one in all_:
+        if one.running is None:
+            why = f"stopped in {one.stopped}; " if one.stopped else f"{one.problem}; " if one.problem else ""
+            say(f"{one.run}: {why}next: {one.next}")
+
+
+def details(one: Status) -> None:
+    """A run with its stages and their seconds."""
+    if one.problem:
+        say(f"{one.run}: {one.problem}\nnext: {one.next}")
+        return
+    numbers = sorted({done.round for done in one.done} | ({one.half.round} if one.half else set())) or [1]
+    seconds = {(done.round, done.stage): done.seconds for done in one.done}
+    stages = [*STAGES, *(stage for stage in EXTRA if any(done.stage == stage for done in one.done))]
+
+    def cell(number_: int, stage: str) -> str:
+        if (number_, stage) in seconds:
+            return number(seconds[number_, stage], 1)
+        half = one.half
+        return half.progress if half and (half.round, half.stage) == (number_, stage) else number(None)
+
+    table(
+        f"{one.run}: {one.model}, begun {one.begun}, {one.rounds} rounds done",
+        ["seconds", *(f"round {k}" for k in numbers)],
+        [[stage, *(cell(k, stage) for k in numbers)] for stage in stages],
+    )
+    if one.running is not None:
+        say(f"running: {one.working_on}, process {one.running}")
+        return
+    if one.stopped:
+        say(f"stopped in {one.stopped}")
+    say(f"next: {one.next}")
+
+
+def main() -> None:
+    arguments = status_options().parse_args()
+    folder = arguments.run
+    found = [status_of(path) for path in runs_below(folder)]
+    if arguments.json:
+        print(json.dumps({"version": 1, "runs": [asdict(one) for one in found]}, indent=2, ensure_ascii=False))
+    elif not found:
+        raise SteerHealError(
+            "there is no run here",
+            given=folder,
+            expected="a run, or a folder of runs",
+            next=round_command(rounds=1),
+        )
+    elif (folder / "config.toml").is_file():
+        details(found[0])
+    else:
+        overview(found)
+
+
+if __name__ == "__main__":
+    entry(main)

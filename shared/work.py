@@ -1,0 +1,257 @@
+"""The arithmetic of a run's stages: float operations, bytes, requests, memory and disk, from the configuration and the model's shape.
+
+Prompts are counted in characters, of which a token has about four and a half: no tokenizer is loaded for an estimate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from shared.config import Config, band
+from shared.models import Model, resolve
+from shared.records import data_file
+from shared.run import Run
+from shared.strict import parse
+
+CHARACTERS = 4.6  # of a token of English
+TEMPLATE = 13  # tokens of a chat template around a system prompt and a user message
+OPTION_TOKENS = 1 / 6.7  # tokens of a question a byte of the instrument's file
+BATCH = 128  # sequences that decode together
+SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder: weights of its blocks and of its head, layers, hidden size, and vocabulary."""
+
+    blocks: float
+    head: float
+    layers: int
+    hidden: int
+    vocabulary: int
+
+    @property
+    def weights(self) -> float:
+        return self.blocks + self.head
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage computes: float operations, bytes of weights read where decoding reads them again and again, and requests."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    requests: float = 0.0
+
+
+def shape_of(model: Model) -> Shape:
+    """From config.json; the width of the feed-forward layers and the heads as Llama's names have them."""
+    text = model.text_config
+
+    def size(key: str, default: float) -> float:
+        value = text.get(key)
+        return float(value) if isinstance(value, (int, float)) and value > 0 else default
+
+    hidden, layers = model.hidden, model.depth
+    heads = size("num_attention_heads", max(1, hidden // 64))
+    width = size("head_dim", hidden / heads)
+    groups = size("num_key_value_heads", heads)
+    inner, vocabulary = size("intermediate_size", 4 * hidden), int(size("vocab_size", 32_000))
+    attention = 2 * hidden * heads * width + 2 * hidden * groups * width
+    return Shape(layers * (attention + 3 * hidden * inner), vocabulary * hidden, layers, hidden, vocabulary)
+
+
+@lru_cache(maxsize=32)
+def _characters(path: Path, key: str) -> tuple[int, float]:
+    """(rows, mean characters of a row's text) of a JSONL file; (64, 200) for what is no local file."""
+    if not path.is_file():
+        return 64, 200.0
+    lengths = []
+    for line in path.read_bytes().splitlines():
+        if line.strip():
+            row = parse(line)
+            text = row.get(key) if isinstance(row, dict) else None
+            lengths.append(len(text) if isinstance(text, str) else len(json.dumps(row)) - 40)
+    return len(lengths), sum(lengths) / max(1, len(lengths))
+
+
+def _prompt_tokens(name: str, embedded: str) -> tuple[int, float]:
+    """(rows, tokens of a rendered prompt without its system prompt)."""
+    rows, characters = _characters(data_file(name, embedded), "prompt")
+    return rows, TEMPLATE + characters / CHARACTERS
+
+
+def _system_tokens(config: Config) -> tuple[float, float]:
+    """(neutral, trait) system prompts in tokens."""
+    trait = parse(data_file(config.vector.trait, "trait.json").read_bytes())
+    return tuple(len(str(trait.get(name, ""))) / CHARACTERS for name in ("neutral", "trait"))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts of a round's plan: rows of its sweep, prompts, tokens of a prompt under the neutral prompt and of a completion."""
+
+    rows: float
+    conditions: int
+    prompts: float
+    neutral: float
+    trait: float
+    completion: float
+
+
+def sizes(config: Config, number: int) -> Sizes:
+    sweep = config.sweep
+    (dilemmas, conflict), (mundane, plain) = (
+        _prompt_tokens(sweep.dilemmas, "dilemmas.jsonl"), _prompt_tokens(sweep.mundane, "mundane.jsonl")
+    )  # fmt: skip
+    n, m = min(sweep.n_dilemmas, dilemmas), min(sweep.n_mundane, mundane)
+    length = (n * conflict + m * plain) / max(1, n + m)
+    steered = 1 if sweep.dose == "walk" else len(sweep.coefficients)
+    conditions = steered + (1 if number == 1 else 0)
+    neutral, trait = _system_tokens(config)
+    rows = (n + m) * conditions * sweep.samples
+    if sweep.dose == "walk":
+        rows += (2 * sweep.dose_steps + 2) * min(sweep.dose_prompts, n + m)
+    return Sizes(rows, conditions, n + m, length + neutral, length + trait, sweep.max_tokens)
+
+
+def kept_rows(run: Run, number: int) -> float:
+    """Rows that are trained on: those the filter has kept, or three quarters of the steered ones."""
+    path = run.round(number) / "kept.jsonl"
+    if path.is_file():
+        with open(path, "rb") as lines:
+            return float(sum(1 for line in lines if line.strip()))
+    plan = sizes(run.config, number)
+    steered = plan.conditions - (1 if number == 1 else 0)
+    return 0.75 * plan.prompts * steered * run.config.sweep.samples
+
+
+def work_of(run: Run, number: int, stage: str) -> Work:
+    """The arithmetic of one stage of one round."""
+    config = run.config
+    shape = shape_of(resolve(config.model.name, config.model.revision, verify=False))
+    if stage == "extract":
+        return _extract(config, shape)
+    if stage == "sweep":
+        return _sweep(config, shape, sizes(config, number))
+    if stage == "heal":
+        return _heal(run, number, shape)
+    if stage.startswith("score"):
+        return _score(config, shape, number, full=stage == "score-full")
+    return Work()
+
+
+def _extract(config: Config, shape: Shape) -> Work:
+    """Two forwards of every context."""
+    _, length = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
+    neutral, trait = _system_tokens(config)
+    return Work(2 * shape.blocks * config.vector.n_contexts * (2 * length + neutral + trait))
+
+
+def _decoded(config: Config, shape: Shape, rows: float, tokens: float) -> Work:
+    """Sampling: every token through the blocks and the head; the weights are read once a step of the batch."""
+    steps = tokens * max(1.0, rows / BATCH)
+    return Work(2 * shape.weights * rows * tokens, steps * shape.weights * SIZE[config.model.dtype], rows)
+
+
+def _sweep(config: Config, shape: Shape, plan: Sizes) -> Work:
+    """Prompts once a coefficient, completions token by token, then both under two prompts for the scores."""
+    sampled = _decoded(config, shape, plan.rows, plan.completion)
+    prompts = 2 * shape.blocks * plan.prompts * plan.conditions * plan.neutral
+    scored = 2 * plan.rows * plan.completion * 2 * shape.weights + 2 * shape.blocks * plan.prompts * (
+        plan.neutral + plan.trait
+    )
+    return Work(sampled.flops + prompts + scored, sampled.bytes, 3 * plan.rows)
+
+
+def _heal(run: Run, number: int, shape: Shape) -> Work:
+    """Forward and backward of every kept row in every epoch, the references once, the head at completion positions."""
+    train, plan = run.config.train, sizes(run.config, number)
+    rows = kept_rows(run, number) * (1 - train.heldout)
+    length, completion = plan.neutral + plan.completion, plan.completion
+    steps = 4 + (2 if train.gradient_checkpointing else 0)
+    references = 1 if number == 1 else 2
+    blocks = rows * length * shape.blocks * (train.epochs * steps + 2 * references)
+    head = rows * completion * shape.head * train.epochs * (6 + 2 * references)
+    return Work(blocks + head, requests=rows * train.epochs)
+
+
+def conditions(config: Config, number: int, full: bool) -> int:
+    """Conditions that a round's scoring asks for."""
+    first = 2 if number == 1 or full else 0
+    return first + 1 + len(config.eval.coefficients) + config.eval.random_draws + students(config)
+
+
+def students(config: Config) -> int:
+    """Students of a round: at gate 1, and at the others."""
+    return 1 + len([gate for gate in config.eval.gates if gate != 1.0])
+
+
+def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
+    """Every item in every order under every condition, free generations and their scores, and three forwards of the contexts."""
+    settings = config.eval
+    available, characters = _characters(data_file(settings.vignettes, "vignettes.jsonl"), "text")
+    items = min(settings.full_items or available, available) if full else min(settings.items, available)
+    orders = 7 if full or settings.debias == "cyclic" else 2
+    instrument = data_file(settings.instrument, "instrument.json")
+    question = (instrument.stat().st_size * OPTION_TOKENS if instrument.is_file() else 140) + characters / CHARACTERS
+    asked = items * orders * conditions(config, number, full)
+    answers = 2 * shape.blocks * asked * (question + 2 * settings.think + 30)
+    free = _decoded(config, shape, items * conditions(config, number, full), settings.free_tokens)
+    held, length = _prompt_tokens(settings.heldout, "heldout.jsonl")
+    texts = held * settings.generation_samples * conditions(config, number, full)
+    sampled = _decoded(config, shape, texts, settings.generation_tokens)
+    judged = 2 * texts * (settings.generation_tokens * 2 * shape.weights + length * 2 * shape.blocks)
+    _, context = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
+    activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * shape.blocks
+    flops = answers + free.flops + sampled.flops + judged + activations
+    return Work(flops, free.bytes + sampled.bytes, 2 * asked + 4 * texts)
+
+
+def memory_of(run: Run, stage: str) -> float:
+    """Bytes that a stage's process takes at its peak: libraries, weights, and what the batch at hand needs."""
+    config = run.config
+    shape = shape_of(resolve(config.model.name, config.model.revision, verify=False))
+    size, train = SIZE[config.model.dtype], config.train
+    plain = 4 * shape.weights  # a network in fp32, for activations
+    if stage == "extract":
+        return 1.0 * GIB + plain + config.vector.batch_size * 300 * shape.hidden * 40
+    if stage == "filter":
+        return 0.3 * GIB
+    if stage == "heal":
+        inner = 16 if not train.gradient_checkpointing else 2
+        length = min(train.max_length, sizes(config, 1).neutral + config.sweep.max_tokens)
+        activations = train.batch_size * length * shape.layers * shape.hidden * inner * size
+        logits = 6 * train.chunk * shape.vocabulary * 4
+        trained = len(band(train.layers, shape.layers)) / shape.layers
+        adapter = 4 * 4 * trained * shape.layers * train.rank * 14 * shape.hidden
+        return 1.4 * GIB + 1.5 * size * shape.weights + activations + logits + adapter
+    cache = 2 * GIB  # of keys and values: gen/engine/options.py
+    return 1.3 * GIB + size * shape.weights + cache + (plain if stage.startswith("score") else 0.0)
+
+
+def disk_of(run: Run, todo: Sequence[tuple[int, str]]) -> float:
+    """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints."""
+    config = run.config
+    model = resolve(config.model.name, config.model.revision, verify=False)
+    shape = shape_of(model)
+    trained = len(band(config.train.layers, shape.layers)) / shape.layers
+    adapter = 4 * trained * shape.layers * config.train.rank * 14 * shape.hidden
+    merged = 0.0 if config.model.student == "adapter" else SIZE[config.model.dtype] * shape.weights
+    total = 0.0
+    for number, stage in todo:
+        plan = sizes(config, number)
+        if stage == "sweep":
+            total += plan.rows * (600 + 25 * (plan.completion + plan.neutral))
+            total += merged if number > 1 else 0.0
+        elif stage == "heal":
+            references = (1 if number == 1 else 2) * kept_rows(run, number) * plan.completion * shape.hidden * 4
+            total += (6 + 1 + number) * adapter + references
+        elif stage.startswith("score"):
+            total += students(config) * merged + 4000 * 2 * config.eval.items * conditions(config, number, False)
+    return total

@@ -1,0 +1,188 @@
+"""What a configuration names is had, or the run is not begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command
+
+from shared import preconditions
+from shared.config import resolve
+from shared.errors import SteerHealError
+from shared.models import cache_folder
+from shared.preconditions import TRACKERS, check
+from shared.run import open_run
+
+CONFIG = ROOT / "configs" / "smollm2.toml"
+
+WRONG = [
+    ("vector.trait=nope.json", "vector.trait = nope.json"),
+    ("vector.trait={t}/broken.json", "vector.trait = "),
+    ("vector.contexts=nope.jsonl", "vector.contexts = nope.jsonl"),
+    ("vector.contexts={t}/broken.json", "line 1"),
+    ("vector.layers=[99]", "vector.layers = [99]"),
+    ("vector.layers=[]", "vector.layers = []"),
+    ("train.layers=0.9-0.1", "train.layers = 0.9-0.1"),
+    ("train.layers=abc", "train.layers = abc"),
+    ("train.report_to=[wanddb]", "did you mean wandb?"),
+    ("train.report_to=[all]", "one of azure_ml"),
+    ("train.report_to=[clearml]", "no package clearml"),
+    ("model.name=./nope", "no such model folder"),
+    ("model.name=/nope/model", "no such model folder"),
+    ("model.name=~/nope", "~ is the shell's"),
+    ("model.name=nope.gguf", "no such model folder"),
+    ("model.name={t}/there.gguf", "a folder, not a file"),
+    ("model.name={t}", "a folder is not a model"),
+    ("model.name='no id'", "neither a model folder nor a Hugging Face id"),
+    ("sweep.dilemmas=nope.jsonl", "sweep.dilemmas = nope.jsonl"),
+    ("sweep.dilemmas={t}/notes.jsonl", "either prompt or messages"),
+    ("sweep.dilemmas=./nope:train", "no folder ./nope"),
+    ("sweep.mundane=nope.jsonl", "sweep.mundane = nope.jsonl"),
+    ("eval.heldout=nope.jsonl", "eval.heldout = nope.jsonl"),
+    ("eval.heldout={t}/prompts.jsonl", "no id"),
+    ("eval.vignettes=nope.jsonl", "eval.vignettes = nope.jsonl"),
+    ("eval.vignettes={t}/prompts.jsonl", "eval.vignettes = "),
+    ("eval.instrument=nope.json", "eval.instrument = nope.json"),
+    ("eval.instrument={t}/empty.json", "eval.instrument = "),
+    ("eval.instrument=moralmaps", "no package moralmaps"),
+    ("eval.coefficients=[0.5,0.5]", "0.5 is there twice"),
+    ("eval.coefficients=[0.1234561,0.1234562]", "0.123456 is there twice"),
+    ("eval.gates=[0.5,0.50]", "0.5 is there twice"),
+]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "broken.json").write_text('{"name": ')
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    (tmp_path / "notes.jsonl").write_text('{"note": "no prompt"}\n')
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a fruit."}\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize(("overrides", "part"), WRONG, ids=[case for case, _ in WRONG])
+def test_what_cannot_be_had_is_not_frozen_and_the_corrected_value_is_taken(
+    overrides: str, part: str, files: Path
+) -> None:
+    run = files / "run"
+    with pytest.raises(SteerHealError) as refused:
+        open_run(run, CONFIG, overrides.replace("{t}", str(files)))
+    assert part in refused.value.render() and not run.exists()
+    key = overrides.partition("=")[0]
+    assert open_run(run, CONFIG, "").config == resolve(CONFIG)[0], key
+
+
+def test_what_no_stage_reads_need_not_be_there() -> None:
+    check(resolve(CONFIG, "sweep.n_mundane=0 sweep.mundane=nope.jsonl")[0])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*smollm2.toml")), ids=lambda path: path.stem)
+def test_shipped_configurations_of_the_embedded_model_can_be_begun(path: Path) -> None:
+    check(resolve(path)[0])
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    whole = next(cache_folder().glob("smollm2-135m-instruct-*"))
+    bare = tmp_path / "base"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        os.symlink(whole / name, bare / name)
+    with pytest.raises(SteerHealError, match="no chat template"):
+        check(resolve(CONFIG, f"model.name={bare}")[0])
+    for path in whole.iterdir():
+        if not (bare / path.name).exists():
+            shutil.copyfile(path, bare / path.name)
+    check(resolve(CONFIG, f"model.name={bare}")[0])
+
+
+def test_a_setting_of_a_begun_run_is_checked_as_well(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", CONFIG, "")
+    before = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(SteerHealError, match="tracker"):
+        open_run(tmp_path / "run", None, "train.report_to=[wanddb]")
+    assert (tmp_path / "run" / "config.toml").read_bytes() == before
+
+
+def test_the_trackers_are_those_of_transformers() -> None:
+    code = "from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known; print(*known)"
+    done = command_of_python(code)
+    assert set(done.split()) == set(TRACKERS)
+
+
+def command_of_python(code: str) -> str:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout
+
+
+def test_a_long_prompt_set_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preconditions, "ROWS", 3)
+    rows = [json.dumps({"prompt": str(k)}) for k in range(3)]
+    (tmp_path / "long.jsonl").write_text("\n".join([*rows, "not read here"]))
+    check(resolve(CONFIG, f"sweep.dilemmas={tmp_path}/long.jsonl")[0])
+
+
+# A refusal waits for none of these; the engine and the trainer take ten seconds and more to import.
+HEAVY = ("torch", "transformers", "vllm", "unsloth", "datasets", "matplotlib", "scipy")
+PROBE = f"""
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+finally:
+    print("loaded:", *[name for name in {HEAVY} if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gen.extract --model ./nope --out {t}/new/v.safetensors",
+        "gen.extract --model embedded --out {t}/new/v.safetensors --set vector.trait=nope.json",
+        "gen.extract --model embedded --out {t}/new/v.safetensors --set vector.layers=[99]",
+        "gen.extract --model embedded --out /proc/new/v.safetensors",
+        "gen.sweep --model embedded --vector nope.safetensors --prompts {t}/prompts.jsonl --coefficients 0 --out {t}/new/s.jsonl",
+        "gen.sweep --model embedded --vector {t}/v.safetensors --prompts nope.jsonl --coefficients 0 --out {t}/new/s.jsonl",
+        "gen.filter --in nope --out {t}/new",
+        "gen.serve --vector trait=nope.safetensors",
+        "gen.serve --vector trait={t}/v.safetensors --adapter nope",
+        "gen.verify --model nope.gguf",
+        "train.heal --model ./nope --data {t}/prompts.jsonl --out {t}/new/a",
+        "train.heal --model embedded --data nope.jsonl --out {t}/new/a",
+        "train.heal --model embedded --data {t}/prompts.jsonl --history nope --out {t}/new/a",
+        "train.heal --model embedded --data {t}/prompts.jsonl --out {t}/new/a --set train.report_to=[wanddb]",
+        "train.export --model embedded --adapter {t} --as round --out {t}/new",
+        "evals.score --model embedded --adapter nope --out {t}/new/s.jsonl",
+        "evals.score --model embedded --vignettes nope.jsonl --out {t}/new/s.jsonl",
+        "evals.report --run nope",
+        "evals.compare --base nope.jsonl --other nope.jsonl",
+        "evals.study --config nope.toml --run {t}/new --out {t}/new",
+    ],
+)
+def test_a_refusal_waits_for_no_heavy_import_and_leaves_no_folder(line: str, files: Path) -> None:
+    import subprocess
+    import sys
+
+    import numpy as np
+
+    from shared.vectors import Vector
+
+    Vector({14: np.ones(576, dtype=np.float32)}).save(files / "v.safetensors")
+    words = line.replace("{t}", str(files)).split()
+    done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.startswith("error: ") and "  next: " in done.stderr, done.stderr
+    assert "loaded:\n" in done.stdout, done.stdout
+    assert not (files / "new").exists()
+
+
+def test_a_typing_error_of_a_stage_names_what_was_meant() -> None:
+    done = command("gen.sweep", "--vectr", "v", "--model", "embedded")
+    assert done.returncode == 2 and "did you mean --vector?" in done.stderr
+    assert "next:     python -m gen.sweep --vector v --model embedded" in done.stderr
