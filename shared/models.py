@@ -14,13 +14,10 @@ from typing import Any
 
 from shared.console import console, say
 from shared.errors import SteerHealError, in_one_line
-<<<<<<< HEAD
-from shared.runtime import uncollected
-=======
 from shared.naming import means_path, no_tilde
->>>>>>> main
 from shared.publish import atomic_folder, digest, held, write_text
 from shared.records import Identity
+from shared.runtime import uncollected
 from shared.strict import read_object
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
