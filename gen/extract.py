@@ -7,6 +7,7 @@ forward in fp32 (Blank et al. 2026, arXiv 2606.00995; Panickssery et al. 2023). 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     import torch
 
 
+class _Deep(Exception):
+    """A forward has passed the last layer that is asked for; what follows it changes nothing that is read."""
+
+
 def activations(
     model: torch.nn.Module,
     depth: int,
@@ -39,7 +44,10 @@ def activations(
     batch_size: int,
     label: str,
 ) -> dict[int, np.ndarray]:
-    """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden]."""
+    """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden].
+
+    A forward ends after the last of the layers: for a band in the middle of the depth that is half of it.
+    """
     import torch
 
     from shared.layers import decoder_layers
@@ -52,6 +60,8 @@ def activations(
     def catch(layer: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             caught[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == max(layers):
+                raise _Deep
 
         return hook
 
@@ -67,7 +77,8 @@ def activations(
                 width = max(map(len, batch))
                 ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in batch], device=device)
                 mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=device)
-                model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+                with suppress(_Deep):
+                    model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
                 last = torch.tensor([len(row) - 1 for row in batch], device=device)
                 for layer in layers:
                     found[layer].append(

@@ -24,10 +24,11 @@ from shared.errors import SteerHealError
 from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
+from shared.runtime import uncollected
 from train.isolation import vllm_hidden
 
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
-with vllm_hidden(), contextlib.redirect_stdout(None), warnings.catch_warnings():
+with vllm_hidden(), uncollected(), contextlib.redirect_stdout(None), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from unsloth import FastLanguageModel  # before transformers and peft, which it patches
 
