@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 
-from shared.commands import round_command
+from shared.commands import round_command, setting
 from shared.config import Config, resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line
@@ -170,21 +170,21 @@ def _short_of_memory(error: Exception) -> SteerHealError | None:
     for one in _chain(error):
         place = "a GPU"
         if any(words in str(one) for words in TAKEN):
-            expected, mend = "the share that vLLM takes free on the device", 'SET="model.gpu_memory=0.5"'
+            expected, mend = "the share that vLLM takes free on the device", setting("model.gpu_memory=0.5")
         elif any(words in str(one) for words in CRAMPED):
             expected = "room for the cache beside the weights, in the share that vLLM takes"
-            mend = 'SET="model.gpu_memory=0.95", or a lower model.max_model_len'
+            mend = f"{setting('model.gpu_memory=0.95')}, or a lower model.max_model_len"
         elif type(one).__name__ == "OutOfMemoryError" or _of_the_machine(one):
             if _of_the_machine(one):
                 place = "this machine"
             if "unsloth" in sys.modules:
                 expected = "room for the activations of a micro-batch"
-                mend = 'SET="train.gradient_checkpointing=true", or a lower train.batch_size'
+                mend = f"{setting('train.gradient_checkpointing=true')}, or a lower train.batch_size"
             elif "vllm" in sys.modules:
                 expected = "room beside the share that vLLM takes"
-                mend = 'SET="model.gpu_memory=0.8"' if place == "a GPU" else 'SET="model.dtype=bfloat16"'
+                mend = setting("model.gpu_memory=0.8" if place == "a GPU" else "model.dtype=bfloat16")
             else:
-                expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
+                expected, mend = "room for the model in fp32 and a batch of contexts", setting("vector.batch_size=4")
         else:
             continue
         return SteerHealError(
@@ -192,7 +192,7 @@ def _short_of_memory(error: Exception) -> SteerHealError | None:
             code=Exit.MACHINE,
             given=in_one_line(one),
             expected=expected,
-            next=f"end other work there, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
+            next=f"end other work there, or {mend} (with REBUILD=1 or --rebuild in a run that has begun, but for model.gpu_memory)",
         )
     return None
 
