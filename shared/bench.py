@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shared.commandline import bench_options
 from shared.console import say
 from shared.doctor import STAGES
 from shared.errors import SteerHealError
-from shared.ratios import closing, command_line, file, record
+from shared.ratios import closing, file, record
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("requirements", "gen", "train", "evals", "shared", "pyproject.toml", "README.md", "LICENSE")
@@ -82,9 +83,7 @@ def theirs() -> tuple[float, float]:
 
 
 def main() -> None:
-    options = command_line("shared.bench", __doc__.splitlines()[0], "one pair")
-    options.add_argument("--pairs", type=int, default=3, help="pairs, ours and pip's in turn; 3 to 10 minutes each")
-    arguments = options.parse_args()
+    arguments = bench_options().parse_args()
     begin = time.monotonic()
     pairs = []
     for turn in range(1 if arguments.quick else arguments.pairs):
