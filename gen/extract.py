@@ -7,6 +7,7 @@ forward in fp32 (Blank et al. 2026, arXiv 2606.00995; Panickssery et al. 2023). 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,15 @@ from shared.publish import digest, hold, named
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
 from shared.strata import stratified
-from shared.traits import load_trait
+from shared.traits import Trait, load_trait
 from shared.vectors import Vector
 
 if TYPE_CHECKING:
     import torch
+
+
+class _Deep(Exception):
+    """A forward has passed the last layer that is asked for; what follows it changes nothing that is read."""
 
 
 def activations(
@@ -39,7 +44,10 @@ def activations(
     batch_size: int,
     label: str,
 ) -> dict[int, np.ndarray]:
-    """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden]."""
+    """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden].
+
+    A forward ends after the last of the layers: for a band in the middle of the depth that is half of it.
+    """
     import torch
 
     from shared.layers import decoder_layers
@@ -52,6 +60,8 @@ def activations(
     def catch(layer: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             caught[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == max(layers):
+                raise _Deep
 
         return hook
 
@@ -67,7 +77,8 @@ def activations(
                 width = max(map(len, batch))
                 ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in batch], device=device)
                 mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=device)
-                model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+                with suppress(_Deep):
+                    model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
                 last = torch.tensor([len(row) - 1 for row in batch], device=device)
                 for layer in layers:
                     found[layer].append(
@@ -95,6 +106,12 @@ def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
     return stratified(read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), count, "genre")
 
 
+def inputs(model: Model, config: VectorConfig) -> tuple[Trait, list[Prompt], list[int]]:
+    """What a vector is made of: the trait, the contexts, the layers. Raises SteerHealError where one of them cannot be had."""
+    layers = band(config.layers, model.depth, "vector.layers")
+    return load_trait(config.trait), contexts_of(config, config.n_contexts), layers
+
+
 def extract(
     model: Model, history: Path | None, model_config: ModelConfig, config: VectorConfig, seed: int = 0
 ) -> Vector:
@@ -102,9 +119,7 @@ def extract(
 
     seed draws the direction where config.direction is random; its norms are the trait's.
     """
-    trait = load_trait(config.trait)
-    contexts = contexts_of(config, config.n_contexts)
-    layers = band(config.layers, model.depth, "vector.layers")
+    trait, contexts, layers = inputs(model, config)
     tokenizer = load_tokenizer(str(model.folder))  # the first thing that takes seconds
 
     def under(system: Callable[[Prompt], str | None]) -> list[list[int]]:
@@ -197,6 +212,7 @@ def main() -> None:
     named(arguments.out, ".safetensors")
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
+    inputs(model, config.vector)
     hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed)
     vector.save(arguments.out)

@@ -59,7 +59,9 @@ def open_round(config: SweepConfig) -> Iterator[Prompts]:
             (config.mundane, "mundane.jsonl", config.n_mundane),
         ):
             if count:
-                prompts = stack.enter_context(open_prompts(str(data_file(value, embedded))))
+                prompts = stack.enter_context(
+                    open_prompts(str(data_file(value, embedded)) if value == "embedded" else value)
+                )
                 parts.append((prompts, quotas(Counter(prompt.domain for _, prompt in prompts), count)))
         yield Prompts(
             lambda: chain.from_iterable(take(prompts, quota, lambda item: item[1].domain) for prompts, quota in parts)

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shared.commandline import bench_options
 from shared.console import say
 from shared.doctor import STAGES
 from shared.errors import SteerHealError
-from shared.options import Options, benchmark
 from shared.ratios import closing, file, record
 
 ROOT = Path(__file__).parent.parent
@@ -81,12 +81,6 @@ def ours() -> tuple[float, float]:
 
 def theirs() -> tuple[float, float]:
     return timed(PIP)
-
-
-def bench_options() -> Options:
-    options = benchmark("shared.bench", "Time set-up against plain pip, with empty caches.", "one pair")
-    options.add_argument("--pairs", type=int, default=3, help="ours and pip's, in turn; 3 to 10 minutes each")
-    return options
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 
-from shared.commands import round_command
+from shared.commands import round_command, setting
 from shared.config import Config, resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line
@@ -21,6 +21,7 @@ from shared.options import Options
 from shared.process import watch_extensions
 from shared.publish import RUNNER
 from shared.run import Run, open_run
+from shared.runtime import yield_soon
 
 _interrupted = False
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
@@ -106,6 +107,7 @@ def entry(main: Callable[[], None]) -> None:
     Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
     """
     quiet()
+    yield_soon()
     watch_extensions()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
         signal.signal(signal.SIGINT, _interrupt)
@@ -168,21 +170,21 @@ def _short_of_memory(error: Exception) -> SteerHealError | None:
     for one in _chain(error):
         place = "a GPU"
         if any(words in str(one) for words in TAKEN):
-            expected, mend = "the share that vLLM takes free on the device", 'SET="model.gpu_memory=0.5"'
+            expected, mend = "the share that vLLM takes free on the device", setting("model.gpu_memory=0.5")
         elif any(words in str(one) for words in CRAMPED):
             expected = "room for the cache beside the weights, in the share that vLLM takes"
-            mend = 'SET="model.gpu_memory=0.95", or a lower model.max_model_len'
+            mend = f"{setting('model.gpu_memory=0.95')}, or a lower model.max_model_len"
         elif type(one).__name__ == "OutOfMemoryError" or _of_the_machine(one):
             if _of_the_machine(one):
                 place = "this machine"
             if "unsloth" in sys.modules:
                 expected = "room for the activations of a micro-batch"
-                mend = 'SET="train.gradient_checkpointing=true", or a lower train.batch_size'
+                mend = f"{setting('train.gradient_checkpointing=true')}, or a lower train.batch_size"
             elif "vllm" in sys.modules:
                 expected = "room beside the share that vLLM takes"
-                mend = 'SET="model.gpu_memory=0.8"' if place == "a GPU" else 'SET="model.dtype=bfloat16"'
+                mend = setting("model.gpu_memory=0.8" if place == "a GPU" else "model.dtype=bfloat16")
             else:
-                expected, mend = "room for the model in fp32 and a batch of contexts", 'SET="vector.batch_size=4"'
+                expected, mend = "room for the model in fp32 and a batch of contexts", setting("vector.batch_size=4")
         else:
             continue
         return SteerHealError(
@@ -190,7 +192,7 @@ def _short_of_memory(error: Exception) -> SteerHealError | None:
             code=Exit.MACHINE,
             given=in_one_line(one),
             expected=expected,
-            next=f"end other work there, or {mend} (outside of make --set; with REBUILD=1 in a run that has begun, but for model.gpu_memory)",
+            next=f"end other work there, or {mend} (with REBUILD=1 or --rebuild in a run that has begun, but for model.gpu_memory)",
         )
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.options import Options, parser
+from shared.options import Options, benchmark, parser
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -49,6 +49,12 @@ def doctor_options() -> Options:
     )
     options.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be")
     options.add_argument("--quick", action="store_true", help="without importing the stages, which takes half a minute")
+    return options
+
+
+def bench_options() -> Options:
+    options = benchmark("shared.bench", "Time set-up against plain pip, as a ratio for docs/bench.json.", "one pair")
+    options.add_argument("--pairs", type=positive, default=3, help="pairs, ours and pip's in turn; 3 to 10 minutes each")
     return options
 
 

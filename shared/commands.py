@@ -44,6 +44,7 @@ COMMANDS = {
     "card": Command("gen.card", "gen.commandline:card_options", "the kept completions of a round as a data set"),
     "doctor": Command("shared.doctor", "shared.commandline:doctor_options", "what this machine has, what is missing"),
     "config": Command("shared.config", "shared.commandline:config_options", "every configuration key with its meaning"),
+    "bench setup": Command("shared.bench", "shared.commandline:bench_options", "time of the set-up over plain pip's"),
     "bench sweep": Command("gen.bench", "gen.commandline:bench_options", "speed of the sweep, as ratios"),
     "bench heal": Command("train.bench", "train.commandline:bench_options", "speed and memory of the training, as ratios"),
     "bench score": Command("evals.bench", "evals.commandline:bench_options", "speed of the scoring, as a ratio"),

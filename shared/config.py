@@ -428,7 +428,7 @@ def begun(path: Path) -> datetime:
 def sources_of(path: Path) -> dict[str, str]:
     """The sources that a frozen configuration has behind its values."""
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
-    items: dict[str, Item] = {}
+    items: dict[str, Any] = {}
     for key in document:
         item = document.item(key)
         if isinstance(item, Table):

@@ -115,6 +115,8 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     run.hold()
     pipeline = Pipeline(run, rebuild)
     left = pending(todo, rebuild)
+    if left:
+        check(run.config)  # again: a file may have gone since the run was begun
     estimates = before(run, left) if left else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")

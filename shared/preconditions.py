@@ -116,6 +116,6 @@ def _instrument(name: str) -> None:
 
 def _prompts(name: str, embedded: str) -> None:
     """Read the first rows of a prompt set."""
-    with open_prompts(str(data_file(name, embedded))) as prompts:
+    with open_prompts(str(data_file(name, embedded)) if name == "embedded" else name) as prompts:
         for _ in islice(prompts, ROWS):
             pass

@@ -213,9 +213,9 @@ def test_a_reader_begins_no_run(stage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raised", "part"),
     [
-        ("ValueError('Free memory on device cuda:0 (1.5/23.6 GiB) on startup is less than desired')", "SET=\"model.gpu_memory=0.5\""),
-        ("ValueError('No available memory for the cache blocks. Try')", "SET=\"model.gpu_memory=0.95\""),
-        ("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')", "SET=\"vector.batch_size=4\""),
+        ("ValueError('Free memory on device cuda:0 (1.5/23.6 GiB) on startup is less than desired')", "--set model.gpu_memory=0.5"),
+        ("ValueError('No available memory for the cache blocks. Try')", "--set model.gpu_memory=0.95"),
+        ("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')", "--set vector.batch_size=4"),
     ],
 )  # fmt: skip
 def test_a_gpu_that_is_too_small_names_the_setting(raised: str, part: str) -> None:

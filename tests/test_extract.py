@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from evals.internalised import states
 from evals.score import _student_layers
 from gen import extract as extracting
-from gen.extract import extract
+from gen.extract import activations, extract
 from shared.chat import render
 from shared.config import ModelConfig, VectorConfig
 from shared.errors import SteerHealError
@@ -64,6 +64,20 @@ def test_command_line_equals_naive_forwards(model: Model, tokenizer: object, tmp
         norm = np.mean([state(away, text, layer).norm().item() for text in CONTEXTS])
         assert vector.metadata["hidden_norm"][str(layer)] == pytest.approx(norm, rel=1e-4)
     assert vector.metadata["model_fingerprint"] == model.fingerprint and vector.metadata["n_contexts"] == 4
+
+
+def test_no_layer_after_the_last_one_read_is_computed(model: Model) -> None:
+    network, ran = extracting.in_fp32(model, None), []
+    for index, layer in enumerate(network.model.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    prompts = [[5, 6, 7], [8, 9]]
+    found = activations(network, model.depth, [3, 5], prompts, 2, "one batch")
+    assert ran == list(range(6))
+    for place, ids in enumerate(prompts):
+        with torch.inference_mode():  # and a network that was stopped once still runs to its end
+            states = network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for layer in (3, 5):
+            np.testing.assert_allclose(found[layer][place], states[layer + 1][0, -1].numpy(), atol=2e-3, rtol=1e-3)
 
 
 def adapter(folder: Path, size: float) -> Path:

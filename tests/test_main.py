@@ -166,7 +166,7 @@ def test_completion_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     ("words", "part"),
     [
         (["round", "n=2"], "did you mean N?"),
-        (["round", "N=2", "MODLE=x"], "next:     make round MODEL=x N=2"),
+        (["round", "N=2", "MODLE=x"], "next:     make round N=2 MODEL=x"),
         (["help", "XYZZY=1"], "one of CONFIG"),
         (["round", "N=0"], "a whole number from 1"),
         (["round", "N=two"], "a whole number from 1"),

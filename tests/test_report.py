@@ -218,7 +218,7 @@ def test_no_scores(tmp_path: Path) -> None:
 
 def test_full_scores_are_their_own(tmp_path: Path) -> None:
     run = build(tmp_path, rounds=1)
-    with pytest.raises(SteerHealError, match="make report EVAL=full"):
+    with pytest.raises(SteerHealError, match=r"make report RUN=\S+ EVAL=full"):
         results(run, "full")
     shutil.rmtree(run.round(1))
     build(tmp_path, rounds=1, full=True)

@@ -22,7 +22,7 @@ from evals.study.collect import collect
 from evals.study.drive import Step, _perform, donor, drive, estimate, reason, steps, take
 from evals.study.ends import differences
 from evals.study.matched import SHARES, Route, matched, path
-from evals.study.plan import load, runs_in
+from evals.study.plan import SHARED, depends, load, runs_in
 from shared.errors import Exit, SteerHealError
 from shared.run import Stage, open_run
 from shared.vectors import load_vector
@@ -170,6 +170,24 @@ def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
     assert load(written(tmp_path), tmp_path / "runs").cells[0].folder == plan.cells[0].folder
     with pytest.raises(SteerHealError, match="begun with other settings"):
         load(written(tmp_path, STUDY.replace("tau = 0.3", "tau = 0.4")), tmp_path / "runs")
+
+
+def test_where_and_how_its_stages_run_may_change_in_a_study(tmp_path: Path) -> None:
+    """As the advice for want of GPU memory has it: model.gpu_memory and train.report_to are no part of what a cell is."""
+    plan = load(written(tmp_path), tmp_path / "runs")
+    open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
+    place = STUDY.replace("[train]", '[model]\ngpu_memory = 0.5\n[train]\nreport_to = ["tensorboard"]', 1)
+    assert place != STUDY
+    again = load(written(tmp_path, place), tmp_path / "runs")
+    assert [cell.folder for cell in again.cells] == [cell.folder for cell in plan.cells]
+    assert again.cells[0].config.model.gpu_memory == 0.5
+    for old, new in zip(plan.cells, again.cells, strict=True):
+        assert [depends(old.config, stage) for stage in SHARED] == [depends(new.config, stage) for stage in SHARED]
+    one = STUDY.replace("train.divergence=kl_rev", "train.divergence=kl_rev model.gpu_memory=0.5", 1)
+    assert len(load(written(tmp_path, one), tmp_path / "runs").cells) == len(plan.cells), "measured alike"
+    twin = STUDY.replace("train.divergence=kl_rev", "train.divergence=nll model.gpu_memory=0.5", 1)
+    with pytest.raises(SteerHealError, match="the same settings"):
+        load(written(tmp_path, twin), tmp_path / "runs")
 
 
 def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) -> None:
@@ -428,9 +446,16 @@ def test_the_same_study_gives_the_same_bytes(study: Path, tmp_path: Path) -> Non
 
 
 def test_a_cell_whose_stage_fails_stops_with_what_it_said(tmp_path: Path) -> None:
-    """The real driver and the real stage, which finds its input missing."""
-    text = STUDY[: STUDY.index("[[study.arm]]")] + '[[study.arm]]\nname = "a"\n[vector]\ncontexts = "nowhere.jsonl"\n'
+    """The real driver and the real stage, which finds its input missing: it was there when the cells were begun."""
+    contexts = tmp_path / "nowhere.jsonl"
+    text = STUDY[: STUDY.index("[[study.arm]]")] + f'[[study.arm]]\nname = "a"\n[vector]\ncontexts = "{contexts}"\n'
     path, runs = written(tmp_path, text), tmp_path / "runs"
+    refused = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
+    assert refused.returncode == 2 and "nowhere.jsonl" in refused.stderr and not (runs / "a-s0").exists()
+    contexts.write_text('{"prompt": "Name a fruit."}\n')
+    for cell in load(path, runs).cells:
+        open_run(cell.folder, path, cell.overrides)
+    contexts.unlink()
     done = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
     assert done.returncode == 2 and "nothing to show" in done.stderr and "Traceback" not in done.stderr
     assert "2 cells, 0 of 22 stages done; about 13 min to go (by a machine)" in done.stdout

@@ -217,7 +217,7 @@ def test_4bit_without_a_gpu_is_refused(model: Model) -> None:
 
 
 def test_float16_is_not_trained_in(model: Model) -> None:
-    with pytest.raises(SteerHealError, match=r"SET=model\.dtype=bfloat16"):
+    with pytest.raises(SteerHealError, match=r"--set model\.dtype=bfloat16"):
         load_student(model, config("model.dtype=float16"), None)
 
 

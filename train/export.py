@@ -145,9 +145,9 @@ def main() -> None:
             expected="a trained round",
             next=round_command(run.folder, arguments.round) if run else command_of("train.heal", "--help"),
         )
+    replaceable(arguments.out, ())
     if not (source / "gates.json").exists() and (arguments.kind == "round" or (not run and arguments.adapter)):
         readable(source)
-    replaceable(arguments.out, ())
     from train.card import card, hub_name, training_of
 
     model = resolve_model(name, config.model.revision)

@@ -24,10 +24,11 @@ from shared.errors import SteerHealError
 from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
+from shared.runtime import uncollected
 from train.isolation import vllm_hidden
 
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
-with vllm_hidden(), contextlib.redirect_stdout(None), warnings.catch_warnings():
+with vllm_hidden(), uncollected(), contextlib.redirect_stdout(None), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from unsloth import FastLanguageModel  # before transformers and peft, which it patches
 
@@ -172,7 +173,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             next=setting(f"train.max_length={context}"),
         )
     folded = verify(history) if history is not None else None
-    with vllm_hidden(), peft_forwards_kept():
+    with vllm_hidden(), peft_forwards_kept(), contextlib.redirect_stdout(None):  # Unsloth's notices
         network, _ = FastLanguageModel.from_pretrained(
             str(model.folder),
             max_seq_length=train.max_length,

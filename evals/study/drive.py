@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
+from shared import config as configuration
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, SteerHealError
 from shared.process import problem, run_process
@@ -158,7 +159,7 @@ def drive(plan: Plan) -> bool:
     for index, step in enumerate(left):
         if step.cell.name in stopped:
             continue
-        if step.number == 1 and not (step.cell.folder / "config.toml").is_file():
+        if _differs(step.cell):
             _begin(step.cell, plan)
         if step.common is not None and (known := donor(runs_in(plan.folder), step)) is not None:
             take(known, step)
@@ -190,6 +191,12 @@ def reason(said: str) -> str:
     lines = said.splitlines()
     begin = next((index for index in reversed(range(len(lines))) if lines[index].startswith("error: ")), len(lines) - 1)
     return "; ".join(" ".join(line.split()) for line in lines[begin : begin + 2]).removeprefix("error: ")
+
+
+def _differs(cell: Cell) -> bool:
+    """Whether a cell is still to be begun, or its frozen configuration is another: then in place-only settings, or `load` had refused it."""
+    frozen = cell.folder / "config.toml"
+    return not frozen.is_file() or configuration.resolve(frozen)[0] != cell.config
 
 
 def _begin(cell: Cell, plan: Plan) -> None:

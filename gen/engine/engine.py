@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from gen.engine.options import lora_options, memory_options, platform_options, set_environment
+from gen.engine.options import lora_options, memory_options, platform_options, set_environment, uncompiled
 from gen.engine.requests import Registry
 from gen.engine.sampling import Output, Request, output_of, params_of
 from gen.students import Student
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.runtime import uncollected
 from shared.vectors import Vector
 
 
@@ -43,12 +44,6 @@ class Engine:
         **options: Any,
     ):
         set_environment()
-        from vllm import LLM
-
-        from gen.engine import plugin
-        from gen.engine.settings import Settings
-
-        plugin.register()
         options = {
             "enable_prefix_caching": True,
             **platform_options(),
@@ -58,19 +53,26 @@ class Engine:
         }
         self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None
-        self._llm = LLM(
-            model=str(folder),
-            worker_cls=plugin.WORKER,
-            additional_config={"steering": Settings(layers=self.layers, slots=slots, count=True).model_dump()},
-            load_format="safetensors",
-            trust_remote_code=False,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            seed=seed,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **options,
-        )
+        with uncompiled(options), uncollected():
+            from vllm import LLM
+
+            from gen.engine import plugin
+            from gen.engine.settings import Settings
+
+            plugin.register()
+            self._llm = LLM(
+                model=str(folder),
+                worker_cls=plugin.WORKER,
+                additional_config={"steering": Settings(layers=self.layers, slots=slots, count=True).model_dump()},
+                load_format="safetensors",
+                trust_remote_code=False,
+                dtype=dtype,
+                max_model_len=max_model_len,
+                seed=seed,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
         self._engine = self._llm.llm_engine
         self._registry: Registry = self._engine.input_processor.steering_registry
         self._names = itertools.count()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen.students import Student
@@ -78,3 +79,23 @@ def set_environment() -> None:
         os.environ[name] = os.environ.get(name) or value  # set to nothing is not set: vLLM does not start on that
     logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+
+
+@contextlib.contextmanager
+def uncompiled(options: Mapping[str, Any]) -> Iterator[None]:
+    """While vLLM is imported and started: no torch.compile in a process whose CPU engine runs its model uncompiled anyway.
+
+    vLLM would still compile one comparison of its sampler, which counts ranks that nobody reads: with a C++ compiler where its
+    cache is cold, and for seconds at every start where it is not. The variable is read where a function is decorated.
+    """
+    import torch
+
+    name = "TORCHDYNAMO_DISABLE"
+    if name in os.environ or not options.get("enforce_eager") or torch.cuda.is_available():
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]  # what this process starts later may compile
