@@ -43,6 +43,11 @@ ifneq ($(or $(call without_digits,$(N)),$(word 2,$(N)),$(filter 0 00 000,$(N)),$
 $(error N=$(N) is no number of rounds: a whole number from 1, as in make round N=2)
 endif
 endif
+ifneq ($(filter study,$(MAKECMDGOALS)),)
+ifneq ($(foreach name,N SET MODEL REBUILD EVAL,$(if $(filter command,$(origin $(name))),$(name))),)
+$(error make study takes CONFIG, RUN and OUT: rounds, models and settings are those of its [study] table and its arms)
+endif
+endif
 ifneq ($(filter-out 1,$(REBUILD)),)
 $(error REBUILD=$(REBUILD) says nothing: REBUILD=1, or none)
 endif
@@ -65,18 +70,18 @@ $(STAMP): requirements/$(LOCK).txt pyproject.toml $(MEND)
 mend:
 
 round: $(STAMP) ## rounds 1 to N with all their stages, then the report: make round N=2
-	@$(PY) -m shared.pipeline $(FLAGS) $(CHOSEN) --rounds $(N) --eval $(EVAL)
+	@$(PY) -m shared.pipeline $(FLAGS) $(CHOSEN) --rounds $(N) --eval $(call quote,$(EVAL))
 
 status: $(STAMP) ## the runs below runs/: what is done, what is running, what comes next (RUN: one run, or another folder)
 	@$(PY) -m shared.status --run $(if $(call given,RUN),$(call quote,$(RUN)),runs)
 
 report: $(STAMP) ## the report of a run from its files (EVAL=full scores all items, cyclically, first)
-	@$(PY) -m shared.pipeline $(FLAGS) --report --eval $(EVAL) $(if $(SET),--set $(call quote,$(SET)))
+	@$(PY) -m shared.pipeline $(FLAGS) --report --eval $(call quote,$(EVAL)) $(if $(SET),--set $(call quote,$(SET)))
 
 study: CONFIG = configs/study-smollm2.toml
 study: OUT = docs/study
 study: $(STAMP) ## arms x rounds x seeds against controls, into OUT=docs/study; goes on where it was interrupted
-	@$(PY) -m evals.study --config $(CONFIG) --run $(RUN) --out $(OUT)
+	@$(PY) -m evals.study --config $(call quote,$(CONFIG)) --run $(call quote,$(RUN)) --out $(call quote,$(OUT))
 
 bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour and a half on two cores)
 	@$(PY) -m gen.bench --out docs/bench.json

@@ -15,7 +15,7 @@ from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse
 
-VERSION = 2  # 1 had no seals, and other last digits in its scores
+VERSION = 3  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set
 
 
 class Windows:

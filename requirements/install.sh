@@ -31,6 +31,7 @@ esac
 [ "$lock" = cpu ] && floor=31 || floor=34
 libc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || libc="another C library, such as musl"
 minor=${libc#glibc 2.}
+minor=${minor%%.*}
 case $minor in *[!0-9]* | '') minor=0 ;; esac
 [ "$minor" -ge "$floor" ] || fail "the packages' builds do not load with this C library" "$libc" "glibc 2.$floor or newer" \
     "a newer distribution (Ubuntu 22.04, Debian 12, Fedora, RHEL 9 or later) or a container of one"
@@ -69,8 +70,12 @@ header=$("$python" -c "$header")
     "apt install g++ python$of-dev (Fedora: dnf install gcc-c++ python$of-devel), then the same command"
 
 # 3. One set-up at a time; what it starts inherits the lock, so that none is left at work behind its back.
-exec 9<"$0"
-flock -n 9 || fail "another set-up of this checkout is at work" "$PWD" "one at a time" "wait for it, then the same command"
+exec 9>>"$0" # for writing: a network file system locks nothing else
+said=0
+flock -n -E 75 9 || said=$?
+[ $said != 75 ] || fail "another set-up of this checkout is at work" "$PWD" "one at a time" "wait for it, then the same command"
+[ $said = 0 ] || fail "this checkout cannot be locked" "flock: exit status $said, at $PWD" "a file system with locks, and flock of util-linux" \
+    "install util-linux, or clone to a local disk"
 
 # 4. .venv: kept when it works, mended or built anew when it is broken, left alone when it is something else.
 broken=
@@ -118,7 +123,7 @@ step() { # name, command: sets said to the status; every 15 s a line says where 
     printf '  %3d s  %s\n' "$(seconds)" "$name"
     printf '\n$ %s\n' "$*" >>$log
     (
-        exec 9<&-
+        exec 9>&-
         while sleep 15 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
             printf '  %3d s  %s: %s\n' "$(seconds)" "$name" "$(tail -n 1 $log | cut -c 1-80)"
         done
@@ -130,7 +135,7 @@ step() { # name, command: sets said to the status; every 15 s a line says where 
     wait $child || said=$?
     child=
     kill $ticker 2>/dev/null || :
-    [ $said != 0 ] || rm -f $unfinished
+    [ $said -gt 128 ] || rm -f $unfinished # a step that failed by itself is not one that was cut off
 }
 need() { # what could not be done, next
     [ $said = 0 ] || fail "$1" "$(tail -n 12 $log)" "exit status 0, not $said; all of it: $log" "$2"

@@ -66,7 +66,7 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
         getattr(arguments, "set", None),
         arguments.rebuild,
         model=getattr(arguments, "model", None) if not options.plain else None,
-        rounds=getattr(arguments, "round", None),
+        rounds=getattr(arguments, "rounds", getattr(arguments, "round", None)),
     )
 
 
@@ -224,6 +224,6 @@ def _unknown(error: Exception) -> SteerHealError:
 
 def _stop(error: SteerHealError) -> None:
     sys.stdout.flush()
-    error.hand_over()
     print(error.render(), file=sys.stderr)
+    error.hand_over()
     sys.exit(error.code)

@@ -54,7 +54,9 @@ def doctor_options() -> Options:
 
 def bench_options() -> Options:
     options = benchmark("shared.bench", "Time set-up against plain pip, as a ratio for docs/bench.json.", "one pair")
-    options.add_argument("--pairs", type=positive, default=3, help="pairs, ours and pip's in turn; 3 to 10 minutes each")
+    options.add_argument(
+        "--pairs", type=positive, default=3, help="pairs, ours and pip's in turn; 3 to 10 minutes each"
+    )
     return options
 
 

@@ -27,7 +27,9 @@ from rich.progress import (
 from rich.table import Table
 
 TERMINAL, LOG = "STEER_HEAL_TERMINAL", "STEER_HEAL_LOG"
-EVERY = float(os.environ.get("STEER_HEAL_PROGRESS_SECONDS") or 30)  # between two lines of progress
+EVERY = 30.0  # seconds between two lines of progress
+with suppress(ValueError):
+    EVERY = float(os.environ.get("STEER_HEAL_PROGRESS_SECONDS", EVERY))
 on_terminal = bool(os.environ.get(TERMINAL)) or sys.stdout.isatty()
 
 

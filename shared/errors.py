@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class SteerHealError(Exception):
         if path := os.environ.get(FILE):
             parts = {"what": self.what, "given": self.given, "expected": self.expected, "next": self.next}
             text = {name: None if value is None else str(value) for name, value in parts.items()}
-            Path(path).write_text(json.dumps({**text, "code": int(self.code)}), encoding="utf-8")
+            with suppress(OSError):  # the exit code still says what kind of error it is
+                Path(path).write_text(json.dumps({**text, "code": int(self.code)}), encoding="utf-8")
 
     @classmethod
     def handed_over(cls, path: Path) -> SteerHealError | None:

@@ -25,7 +25,8 @@ from shared.stages import Step
 from shared.work import Work, disk_of, memory_of, work_of
 
 GIB = 2**30
-DOUBT = 1.5  # an estimate of memory may be wrong by this factor
+MARGIN = 1.5  # an estimate of memory may be wrong by this factor
+RESUMED = 0.4  # of what was predicted: less than this was not made from its beginning
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ SPEED = {
     "heal": Speed(25.0, 0.40),
     "score": Speed(25.0, 0.50, 0.01),
 }
-NOTHING = Speed(5.0, 0.5)
+UNMEASURED = Speed(5.0, 0.5)
 
 
 @dataclass
@@ -70,8 +71,13 @@ class Estimates:
     def ended(self, number: int, stage: str, seconds: float) -> None:
         """A stage took so long: its ratio from now on, and it is to do no longer."""
         predicted = self.predicted.pop((number, stage), None)
-        if predicted and seconds > 0 and stage != "filter":  # whose start-up says nothing of the machine
-            self.ratios[stage] = seconds / predicted
+        if predicted and stage != "filter":  # whose start-up says nothing of the machine
+            self.learn(stage, seconds / predicted)
+
+    def learn(self, stage: str, ratio: float) -> None:
+        """Correct by a ratio, unless it is so small that the stage went on from half of its work or took it from a cache."""
+        if ratio > RESUMED:
+            self.ratios[stage] = ratio
 
     def left(self) -> float:
         """Seconds of all that is still to do."""
@@ -95,18 +101,21 @@ def calibrated() -> dict[str, float | str]:
 
 def predict(work: Work, stage: str, machine: dict[str, float | str]) -> float:
     """Seconds of a stage's work on a machine: what binds, arithmetic or memory, and the start-up."""
-    speed = SPEED.get(stage.partition("-")[0], NOTHING)
+    speed = SPEED.get(stage.partition("-")[0], UNMEASURED)
     flops, copied = float(machine["flops"]), float(machine["bytes"])
     return speed.start + max(work.flops / (flops * speed.share), work.bytes / copied) + work.requests * speed.request
 
 
 def before(run: Run, todo: Sequence[tuple[int, str]]) -> Estimates:
     """Print what the stages to do will take and need. Raises SteerHealError where memory or disk will not suffice."""
+    if not todo:
+        say("nothing is left to do")
+        return Estimates({})
     machine = calibrated()
     estimates = Estimates({key: predict(work_of(run, *key), key[1], machine) for key in todo})
     _learn(run, estimates, machine)
     memory = {stage: memory_of(run, stage) for stage in dict.fromkeys(stage for _, stage in todo)}
-    disk = disk_of(run, todo)
+    disk = disk_of(run, todo, adapters=machine["device"] == "cuda")
     stages = list(memory)
     table(
         f"{run.folder}: what it will take",
@@ -119,12 +128,10 @@ def before(run: Run, todo: Sequence[tuple[int, str]]) -> Estimates:
             ["in all", _minutes(estimates.left()), number(max(memory.values()) / GIB, 1)],
         ],
     )  # fmt: skip
-    where = (
-        "on a GPU, where its constants have not been measured yet"
-        if machine["device"] == "cuda"
-        else "within a factor of 1.5"
+    measured = "they were not measured on a GPU yet" if machine["device"] == "cuda" else "within a factor of 1.5 there"
+    say(
+        f"an estimate by constants of one machine (docs/profile.md), {measured}; {disk / GIB:.1f} GiB of disk; every stage that ends corrects it"
     )
-    say(f"an estimate {where}; {disk / GIB:.1f} GiB of disk; every stage that ends corrects it")
     _room(run, memory, disk, on_gpu=machine["device"] == "cuda")
     return estimates
 
@@ -134,11 +141,15 @@ def _learn(run: Run, estimates: Estimates, machine: dict[str, float | str]) -> N
     here = {
         key: value for key, value in hardware().items() if key != "gpu"
     }  # torch, which sees one, is not loaded here
-    for path in sorted(run.folder.glob("rounds/*/manifests/*.json")):
-        manifest = read_manifest(path, f"remove {path}")
-        if path.stem != "filter" and {key: manifest.hardware.get(key) for key in here} == here and manifest.seconds > 0:
-            predicted = predict(work_of(run, int(path.parent.parent.name), path.stem), path.stem, machine)
-            estimates.ratios[path.stem] = manifest.seconds / predicted
+    for stage in ("extract", "sweep", "heal", "score", "score-full"):
+        for round_ in run.rounds(stage):
+            path = run.manifest(round_, stage)
+            manifest = read_manifest(path, f"remove {path}")
+            if {key: manifest.hardware.get(key) for key in here} == here and not manifest.counts.get(
+                "taken_from_cache"
+            ):
+                predicted = predict(work_of(run, round_, stage), stage, machine)
+                estimates.learn(stage, manifest.seconds / predicted)
 
 
 def _minutes(seconds: float) -> str:
@@ -147,13 +158,13 @@ def _minutes(seconds: float) -> str:
 
 def _room(run: Run, memory: dict[str, float], disk: float, *, on_gpu: bool) -> None:
     """Raise SteerHealError where a disk is too small or the memory far too small; warn where it is close."""
-    for folder in (run.folder, cache_folder()):
+    for folder, needed in ((run.folder, disk), (cache_folder(), 0.05 * disk)):  # the cache takes rows of scores
         place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        if (free := shutil.disk_usage(place).free) < disk:
+        if (free := shutil.disk_usage(place).free) < needed:
             raise SteerHealError(
                 "there is too little room on a disk",
                 given=f"{free / GIB:.1f} GiB free at {place}",
-                expected=f"{disk / GIB:.1f} GiB for the stages to do",
+                expected=f"{needed / GIB:.1f} GiB for the stages to do",
                 next="free some, or name another place: RUN=/path/to/run, and STEER_HEAL_CACHE=/path/to/cache for the cache",
                 code=Exit.MACHINE,
             )
@@ -161,12 +172,12 @@ def _room(run: Run, memory: dict[str, float], disk: float, *, on_gpu: bool) -> N
     available = memory_available()
     if on_gpu or most <= available:
         return
-    if most > DOUBT * available:
+    if most > MARGIN * available:
         raise SteerHealError(
             "there is too little memory for a stage",
             given=f"{available / GIB:.1f} GiB available",
             expected=f"about {most / GIB:.1f} GiB, for {stage}",
-            next=f"end other work, or take less of it: {Step(run, 1, stage).lower}",
+            next=" or ".join(["end other work", *([lower] if (lower := Step(run, 1, stage).lower) else [])]),
             code=Exit.MACHINE,
         )
     say(

@@ -65,15 +65,39 @@ def memory_available() -> int:
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
     if free is None:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit, used = _control_group("memory.max"), _control_group("memory.current")
-    return free if limit is None or used is None else min(free, max(0, limit - used))
+    return min([free, *_control_groups()])
 
 
-def _control_group(name: str) -> int | None:
-    """A number of this process's control group (version 2); None without one, or without a limit."""
+def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes left in this process's control group and in each of those above it that limits memory.
+
+    Pages of files that nothing uses at the moment count as free: the kernel drops them first.
+    """
     try:
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition(":")[2]
-        text = (Path("/sys/fs/cgroup") / own.lstrip("/") / name).read_text(encoding="utf-8").strip()
-        return int(text)
-    except (OSError, ValueError):  # "max" is no number
-        return None
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    left = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers == "":  # version 2
+            top, limit, used, idle = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):  # version 1
+            top, limit, used, idle = (
+                root / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(top):
+                break
+            try:
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                taken = int((folder / used).read_text()) - int(statistics.get(idle, 0))
+                left.append(max(0, int((folder / limit).read_text()) - taken))
+            except (OSError, ValueError):  # no limit: there is no such file, or it says max
+                continue
+    return left

@@ -48,13 +48,12 @@ class Pipeline:
 
     def perform(self, step: Step, estimates: Estimates | None = None) -> None:
         """Run a step's process to its end. Raises SteerHealError for one that failed, and KeyboardInterrupt for one interrupted."""
-        fresh = not step.done
-        estimated = estimates.seconds(step.number, step.stage) if estimates and fresh else None
+        estimated = estimates.seconds(step.number, step.stage) if estimates else None
         ended = run_process(step.command(self.rebuild), self.log, _out, _err)
         if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
             raise Failed(error) if ended.error else error
         self.took.append(Took(step, ended.seconds, ended.peak, estimated))
-        if estimates and fresh:
+        if estimates:
             estimates.ended(step.number, step.stage, ended.seconds)
 
     def report(self, mode: str) -> None:
@@ -145,7 +144,7 @@ def main() -> None:
         arguments = options.parse_args()
         run = planned(arguments)
     else:
-        arguments, opened = parse(options, in_round=False)
+        arguments, opened = parse(options, in_round=False, begins=not options.parse_args().report)
         assert opened is not None  # --run is required
         run = opened
     train = run.config.train

@@ -67,10 +67,37 @@ def check(config: Config) -> None:
         found = resolve(model.name, model.revision, weights=False)
         found.chats()
         depth, _ = found.depth, found.hidden
+    _training(config, found.text_config.get("max_position_embeddings"))
     band(vector.layers, depth, "vector.layers")
     band(config.train.layers, depth, "train.layers")
     with _key("model.name", model.name):
         resolve(model.name, model.revision, verify=False)
+
+
+def _training(config: Config, context: object) -> None:
+    """What the trainer would refuse once the completions are sampled."""
+    train = config.train
+    if config.model.dtype == "float16":
+        raise SteerHealError(
+            "training in float16 needs a loss scaling that there is not",
+            given="model.dtype = float16",
+            expected="bfloat16 or float32, in which small gradients do not vanish",
+            next=setting("model.dtype=bfloat16"),
+        )
+    if isinstance(context, int) and train.max_length > context:
+        raise SteerHealError(
+            "train.max_length is beyond the model's context",
+            given=train.max_length,
+            expected=f"at most {context}",
+            next=setting(f"train.max_length={context}"),
+        )
+    if train.early_stop and not train.heldout:
+        raise SteerHealError(
+            "there is nothing to stop early by",
+            given=f"train.early_stop = {train.early_stop}, train.heldout = 0",
+            expected="train.heldout above 0",
+            next=setting("train.early_stop=0"),
+        )
 
 
 @contextmanager

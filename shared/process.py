@@ -153,8 +153,13 @@ def _copy(source: IO[bytes], sink: Sink | None, log: _Log, tail: deque[str] | No
     with source:
         while block := source.read1(1 << 16):  # type: ignore[attr-defined]
             if sink is not None:
-                sink(block)
+                try:
+                    sink(block)
+                except (OSError, ValueError):  # whoever read it has gone; the stage goes on
+                    sink = None
             *whole, line = (line + block).split(b"\n")
+            if len(line) > 1 << 16:  # a bar draws over its line again and again
+                line = line[-(1 << 12) :]
             for text in whole:
                 _note(text, log, tail)
     if line:
@@ -193,13 +198,15 @@ class _Log:
     def write(self, line: str) -> None:
         with self._lock:
             if self._file is not None and not self._file.closed:
-                self._file.write(line + "\n")
-                self._file.flush()
+                with suppress(OSError):  # a full disk ends the stage by what it writes itself, not by its log
+                    self._file.write(line + "\n")
+                    self._file.flush()
 
     def close(self) -> None:
         with self._lock:
             if self._file is not None:
-                self._file.close()
+                with suppress(OSError):
+                    self._file.close()
 
 
 def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> SteerHealError | None:
@@ -225,11 +232,11 @@ def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> Steer
             code=Exit.UNKNOWN,
         )
     by = f"{ended.signal.name} after {ended.seconds:.0f} s"
+    place = f"while it loaded {ended.loading}" if ended.loading else _place(ended.tail)
     if ended.signal is signal.SIGILL:
-        loading = f", while it loaded {ended.loading}" if ended.loading else f"; {_place(ended.tail)}"
         return SteerHealError(
             f"{name} met an instruction that this CPU does not have",
-            given=f"{by} on {machine['processor']} ({machine['instruction_set']}){loading}{where}",
+            given=f"{by} on {machine['processor']} ({machine['instruction_set']}), {place}{where}",
             expected="libraries built for this CPU",
             next="make doctor, which loads each stage's libraries and names the one that dies; report it with that output",
             code=Exit.MACHINE,
@@ -254,7 +261,7 @@ def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> Steer
         )
     return SteerHealError(
         f"{name} crashed in a library",
-        given=f"{by}; {_place(ended.tail)}{where}",
+        given=f"{by}; {place}{where}",
         expected="no crash",
         next="the same command goes on; if it crashes again: make doctor, and report it with that output and the log",
         code=Exit.MACHINE,
@@ -274,17 +281,20 @@ def watch_extensions() -> None:
         return
     loader = importlib.machinery.ExtensionFileLoader
     create, run = loader.create_module, loader.exec_module
+    loading: list[str] = []  # an extension may load another
 
     def note(text: str) -> None:
         with suppress(OSError):
             Path(path).write_text(text, encoding="utf-8")
 
     def watched(method: Callable[..., Any], self: Any, *arguments: Any) -> Any:
-        note(str(self.path))
+        loading.append(str(self.path))
+        note(loading[-1])
         try:
             return method(self, *arguments)
         finally:
-            note("")
+            loading.pop()
+            note(loading[-1] if loading else "")
 
     loader.create_module = lambda self, spec: watched(create, self, spec)  # type: ignore[method-assign]
     loader.exec_module = lambda self, module: watched(run, self, module)  # type: ignore[method-assign]

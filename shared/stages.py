@@ -12,10 +12,9 @@ MODULE = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter"
 # What to lower where a stage runs out of memory.
 LOWER = {
     "extract": "vector.batch_size=4",
-    "sweep": "model.dtype=bfloat16",
     "heal": "train.gradient_checkpointing=true train.batch_size=2",
-    "score": "vector.batch_size=4 model.dtype=bfloat16",
-    "score-full": "vector.batch_size=4 model.dtype=bfloat16",
+    "score": "eval.contexts=0",
+    "score-full": "eval.contexts=0",
 }
 LOG = "log.txt"
 

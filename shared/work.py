@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from shared.config import Config, band
@@ -20,6 +21,7 @@ from shared.strict import parse
 CHARACTERS = 4.6  # of a token of English
 TEMPLATE = 13  # tokens of a chat template around a system prompt and a user message
 OPTION_TOKENS = 1 / 6.7  # tokens of a question a byte of the instrument's file
+LINES = 1000  # of a file, from which the rest is extrapolated
 BATCH = 128  # sequences that decode together
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
@@ -58,12 +60,19 @@ def shape_of(model: Model) -> Shape:
         return float(value) if isinstance(value, (int, float)) and value > 0 else default
 
     hidden, layers = model.hidden, model.depth
-    heads = size("num_attention_heads", max(1, hidden // 64))
-    width = size("head_dim", hidden / heads)
-    groups = size("num_key_value_heads", heads)
-    inner, vocabulary = size("intermediate_size", 4 * hidden), int(size("vocab_size", 32_000))
+    gemma = str(text.get("model_type", "")).startswith("gemma3")  # whose file leaves out what is Transformers' default
+    heads = size("num_attention_heads", 8 if gemma else max(1, hidden // 64))
+    width = size("head_dim", 256 if gemma else hidden / heads)
+    groups = size("num_key_value_heads", 4 if gemma else heads)
+    inner, vocabulary = size("intermediate_size", 4 * hidden), int(size("vocab_size", 262_208 if gemma else 32_000))
     attention = 2 * hidden * heads * width + 2 * hidden * groups * width
     return Shape(layers * (attention + 3 * hidden * inner), vocabulary * hidden, layers, hidden, vocabulary)
+
+
+@lru_cache(maxsize=8)
+def shape_for(name: str, revision: str | None) -> Shape:
+    """The shape of a model by its name, looked up once."""
+    return shape_of(resolve(name, revision, verify=False))
 
 
 @lru_cache(maxsize=32)
@@ -71,13 +80,18 @@ def _characters(path: Path, key: str) -> tuple[int, float]:
     """(rows, mean characters of a row's text) of a JSONL file; (64, 200) for what is no local file."""
     if not path.is_file():
         return 64, 200.0
-    lengths = []
-    for line in path.read_bytes().splitlines():
-        if line.strip():
-            row = parse(line)
+    lengths, read = [], 0
+    with open(path, "rb") as lines:
+        for line in islice(lines, LINES):
+            read += len(line)
+            try:
+                row = parse(line)
+            except ValueError:  # the stage that needs the row says so
+                continue
             text = row.get(key) if isinstance(row, dict) else None
             lengths.append(len(text) if isinstance(text, str) else len(json.dumps(row)) - 40)
-    return len(lengths), sum(lengths) / max(1, len(lengths))
+    count = len(lengths) if len(lengths) < LINES else round(len(lengths) * path.stat().st_size / max(1, read))
+    return count, sum(lengths) / max(1, len(lengths))
 
 
 def _prompt_tokens(name: str, embedded: str) -> tuple[int, float]:
@@ -126,15 +140,17 @@ def kept_rows(run: Run, number: int) -> float:
     if path.is_file():
         with open(path, "rb") as lines:
             return float(sum(1 for line in lines if line.strip()))
-    plan = sizes(run.config, number)
-    steered = plan.conditions - (1 if number == 1 else 0)
-    return 0.75 * plan.prompts * steered * run.config.sweep.samples
+    plan, keep = sizes(run.config, number), run.config.filter
+    unsteered = 1 if number == 1 else 0
+    if keep.source == "unsteered":
+        return plan.prompts * run.config.sweep.samples
+    return (1.0 if keep.off else 0.75) * plan.prompts * (plan.conditions - unsteered) * run.config.sweep.samples
 
 
 def work_of(run: Run, number: int, stage: str) -> Work:
     """The arithmetic of one stage of one round."""
     config = run.config
-    shape = shape_of(resolve(config.model.name, config.model.revision, verify=False))
+    shape = shape_for(config.model.name, config.model.revision)
     if stage == "extract":
         return _extract(config, shape)
     if stage == "sweep":
@@ -216,7 +232,7 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
 def memory_of(run: Run, stage: str) -> float:
     """Bytes that a stage's process takes at its peak: libraries, weights, and what the batch at hand needs."""
     config = run.config
-    shape = shape_of(resolve(config.model.name, config.model.revision, verify=False))
+    shape = shape_for(config.model.name, config.model.revision)
     size, train = SIZE[config.model.dtype], config.train
     plain = 4 * shape.weights  # a network in fp32, for activations
     if stage == "extract":
@@ -232,17 +248,22 @@ def memory_of(run: Run, stage: str) -> float:
         adapter = 4 * 4 * trained * shape.layers * train.rank * 14 * shape.hidden
         return 1.4 * GIB + 1.5 * size * shape.weights + activations + logits + adapter
     cache = 2 * GIB  # of keys and values: gen/engine/options.py
-    return 1.3 * GIB + size * shape.weights + cache + (plain if stage.startswith("score") else 0.0)
+    return (
+        1.3 * GIB + size * shape.weights + cache + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
+    )
 
 
-def disk_of(run: Run, todo: Sequence[tuple[int, str]]) -> float:
-    """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints."""
+def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False) -> float:
+    """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints.
+
+    adapters: `model.student = auto` serves adapters here, as on a GPU.
+    """
     config = run.config
-    model = resolve(config.model.name, config.model.revision, verify=False)
-    shape = shape_of(model)
+    shape = shape_for(config.model.name, config.model.revision)
     trained = len(band(config.train.layers, shape.layers)) / shape.layers
     adapter = 4 * trained * shape.layers * config.train.rank * 14 * shape.hidden
-    merged = 0.0 if config.model.student == "adapter" else SIZE[config.model.dtype] * shape.weights
+    served = config.model.student == "adapter" or (adapters and config.model.student == "auto")
+    merged = 0.0 if served else SIZE[config.model.dtype] * shape.weights
     total = 0.0
     for number, stage in todo:
         plan = sizes(config, number)

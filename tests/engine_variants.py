@@ -227,8 +227,8 @@ def avx2(folder: Path) -> dict[str, Any]:
     from evals.forced_choice import Condition, Read, forced_choice
     from evals.huggingface import HuggingFace
     from evals.instrument import Renderer, load_instrument
-    from evals.vignettes import load_vignettes
     from shared.chat import load_tokenizer
+    from shared.vignettes import load_vignettes
 
     engine, vector, weights = build(max_num_seqs=16)
     found = compare(engine, Hooked(weights, vector), long_prompts()[:2])

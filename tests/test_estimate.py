@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from conftest import ROOT, command
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.calibrate import rate
 from shared.config import resolve
 from shared.estimate import SPEED, Estimates, predict
+from shared.machine import _control_groups
 from shared.models import Model
 from shared.run import STAGES, Run
-from shared.work import Work, disk_of, memory_of, shape_of, work_of
+from shared.work import Work, disk_of, memory_of, shape_of, sizes, work_of
 
 SMOLLM2 = ROOT / "configs" / "smollm2.toml"
 MACHINE: dict[str, float | str] = {"device": "cpu", "flops": 1e11, "bytes": 1e10}
@@ -85,14 +86,8 @@ def test_a_stage_that_ended_corrects_those_to_come() -> None:
         "another by the mean of all"
     )
     assert estimates.seconds(1, "sweep") is None
-
-
-def test_the_rate_is_of_the_work_and_not_of_the_warming_up() -> None:
-    import time
-
-    calls: list[int] = []
-    found = rate(lambda: (calls.append(1), time.sleep(0.05 if len(calls) > 1 else 0.3)), 1.0)
-    assert found == pytest.approx(20, rel=0.2)
+    estimates.ended(2, "sweep", 1.0)
+    assert estimates.ratios["sweep"] == 0.5, "half-made before, or from a cache"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +99,8 @@ def test_the_rate_is_of_the_work_and_not_of_the_warming_up() -> None:
 )
 def test_a_lack_of_room_is_said_before_anything_is_begun(overrides: str, what: str, tmp_path: Path) -> None:
     line = ["--run", tmp_path / "run", "--config", SMOLLM2, "--set", overrides]
+    if "memory" in what and shutil.which("nvidia-smi"):
+        pytest.skip("the memory that counts is a GPU's")
     done = command("shared.pipeline", *line)
     assert done.returncode == 71 and what in done.stderr and "GiB" in done.stderr, done.stdout + done.stderr
     assert not (tmp_path / "run" / "rounds").exists()
@@ -115,3 +112,30 @@ def test_a_dry_run_says_what_it_will_take_and_leaves_nothing(tmp_path: Path) -> 
     for word in (*STAGES, "in all", "GiB of disk"):
         assert word in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_set_is_sampled_and_a_bad_line_is_the_stages(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"id": "x", "prompt": "' + "a" * 46 + '"}\n' + "{\n" + 5000 * ('{"prompt": "' + "b" * 46 + '"}\n'))
+    plan = sizes(run(f"sweep.dilemmas={path} sweep.n_dilemmas=4900 sweep.n_mundane=0").config, 1)
+    assert plan.prompts == 4900 and plan.neutral == pytest.approx(13 + 10 + 28 / 4.6, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a/b/memory.max": "max", "a/memory.max": "800", "a/memory.current": "700", "a/memory.stat": "inactive_file 300"}, [400]),
+        ({"a/b/memory.max": "50", "a/b/memory.current": "60", "a/b/memory.stat": "inactive_file 0"}, [0]),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_a_control_groups_limit_counts_wherever_it_stands(
+    files: dict[str, str], expected: list[int], tmp_path: Path
+) -> None:
+    """Slurm sets it above the process's own group; pages of files can be dropped."""
+    own = tmp_path / "cgroup"
+    own.write_text("0::/a/b\n")
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text)
+    assert _control_groups(tmp_path / "fs", own) == expected

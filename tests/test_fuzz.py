@@ -366,7 +366,7 @@ def test_plans_of_sweeps(data: st.DataObject, tmp_path: Path) -> None:
     windows.open({"a": [1]}, rebuild=True)
     windows.note("walk", {"ceiling": 1.0})
     (windows.folder / "00000.jsonl").write_text("")
-    content = data.draw(texts({"version": 2, "fingerprint": {"a": [1]}, "notes": {"walk": {"ceiling": 1.0}}}))
+    content = data.draw(texts({"version": 3, "fingerprint": {"a": [1]}, "notes": {"walk": {"ceiling": 1.0}}}))
     answers(windows.plan, content, lambda: Windows(tmp_path / "sweep.jsonl").open({"a": [1]}, rebuild=False))
 
 

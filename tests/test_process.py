@@ -37,7 +37,7 @@ def meaning(body: str, lower: str = "") -> SteerHealError:
 def test_a_process_that_ends_well_has_no_problem_and_its_figures(tmp_path: Path) -> None:
     ended = ends("x = b'x' * (200 << 20); print(len(x))", tmp_path / "log.txt")
     assert problem(ended, "x", None) is None and ended.code == 0
-    assert 200 << 20 < ended.peak < 600 << 20 and 0 < ended.seconds < 30
+    assert 200 << 20 < ended.peak < 600 << 20 and ended.seconds > 0
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == str(200 << 20)
 
 
@@ -159,7 +159,7 @@ def test_the_last_thing_drawn_on_a_line_is_what_stands(text: str, before: str, e
 
 
 def test_progress_away_from_a_terminal_is_a_line_now_and_then(tmp_path: Path) -> None:
-    code = "import time; from shared.console import console, progress\nwith progress('loss') as bar:\n    task = bar.add_task('healing', total=4, loss='loss 2.0')\n    for _ in range(4):\n        time.sleep(0.4); bar.advance(task)\nwith console.status('starting'): time.sleep(0.7)"
+    code = "import time; from shared.console import console, progress\nwith progress('loss') as bar:\n    task = bar.add_task('healing', total=4, loss='loss 2.0')\n    for _ in range(4):\n        time.sleep(1.2); bar.advance(task)\nwith console.status('starting'): time.sleep(0.7)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -167,9 +167,7 @@ def test_progress_away_from_a_terminal_is_a_line_now_and_then(tmp_path: Path) ->
         env={**os.environ, "STEER_HEAL_PROGRESS_SECONDS": "0.3"},
     )
     lines = done.stdout.splitlines()
-    assert any(
-        "healing 2 of 4" in line and "a second" in line and "left" in line and "loss 2.0" in line for line in lines
-    ), lines
+    assert any("healing 2 of 4" in line and "left" in line and "loss 2.0" in line for line in lines), lines
     assert (
         any(line.startswith("healing 4 of 4") and "in all" in line for line in lines) and "starting: 0 s" in done.stdout
     )

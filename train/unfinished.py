@@ -15,7 +15,7 @@ from shared.publish import intact, seal, seal_of, write_json, write_text
 from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse, read_object
 
-VERSION = 1
+VERSION = 2  # 1 did not know the device
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
 CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)  # an adapter's folder
 

@@ -222,7 +222,7 @@ def _perform(step: Step) -> SteerHealError | None:
     step.cell.run.hold()
     try:
         ended = run_process(step.of_run.command(), log)
-        error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log, step.of_run.lower)
+        error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log)
     finally:
         step.cell.run.release()
     if error is not None and error.code in OF_THE_MACHINE:
