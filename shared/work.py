@@ -90,7 +90,8 @@ def _characters(path: Path, key: str) -> tuple[int, float]:
                 continue
             text = row.get(key) if isinstance(row, dict) else None
             lengths.append(len(text) if isinstance(text, str) else len(json.dumps(row)) - 40)
-    count = len(lengths) if len(lengths) < LINES else round(len(lengths) * path.stat().st_size / max(1, read))
+    size = path.stat().st_size
+    count = len(lengths) if read >= size else round(len(lengths) * size / read)
     return count, sum(lengths) / max(1, len(lengths))
 
 
