@@ -58,6 +58,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def peak_memory(process: int | str = "self") -> int:
+    """Largest resident size of a process since it became what it runs, bytes; 0 for one that has ended.
+
+    Not getrusage's ru_maxrss, which a child process inherits from whoever started it.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
 def memory_available() -> int:
     """Bytes that can be taken without swapping, within the limit of the control group if there is one."""
     path = Path("/proc/meminfo")

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from shared.console import LOG, TERMINAL
 from shared.errors import FILE, Exit, SteerHealError
-from shared.machine import hardware, memory_available
+from shared.machine import hardware, memory_available, peak_memory
 from shared.publish import RUNNER
 
 LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
@@ -91,12 +91,14 @@ def run_process(
         ]
         for reader in readers:
             reader.start()
+        peak = _Peak(process.pid)
         try:
-            code, peak = _reap(process)
+            code = _reap(process)
         except BaseException:
             _end(process)
             raise
         finally:
+            peak.stop()
             for reader in readers:
                 reader.join(timeout=PATIENCE)  # a grandchild may still hold the pipe
             writer.close()
@@ -105,7 +107,7 @@ def run_process(
             list(command),
             code,
             time.monotonic() - begin,
-            peak,
+            peak.bytes,
             SteerHealError.handed_over(error),
             list(tail),
             note or None,
@@ -113,11 +115,28 @@ def run_process(
         )
 
 
-def _reap(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """(exit code, peak resident bytes) of a process, once it has ended."""
-    _, status, used = os.wait4(process.pid, 0)
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process, once it has ended."""
+    _, status = os.waitpid(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, used.ru_maxrss * 1024
+    return process.returncode
+
+
+class _Peak:
+    """The peak memory of a process as it was last seen, also of one that was killed."""
+
+    def __init__(self, process: int):
+        self.bytes, self._ended = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(process,), daemon=True)
+        self._thread.start()
+
+    def _watch(self, process: int) -> None:
+        while not self._ended.wait(0.1):
+            self.bytes = peak_memory(process) or self.bytes
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -35,7 +35,7 @@ def meaning(body: str, lower: str = "") -> SteerHealError:
 
 
 def test_a_process_that_ends_well_has_no_problem_and_its_figures(tmp_path: Path) -> None:
-    ended = ends("x = b'x' * (200 << 20); print(len(x))", tmp_path / "log.txt")
+    ended = ends("x = b'x' * (200 << 20); time.sleep(0.5); print(len(x))", tmp_path / "log.txt")
     assert problem(ended, "x", None) is None and ended.code == 0
     assert 200 << 20 < ended.peak < 600 << 20 and ended.seconds > 0
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == str(200 << 20)
