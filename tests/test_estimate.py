@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import resolve
-from shared.estimate import SPEED, Estimates, predict
+from shared.estimate import SPEED, Estimates, calibrated, predict
 from shared.machine import _control_groups
 from shared.models import Model
 from shared.run import STAGES, Run
@@ -139,3 +143,23 @@ def test_a_control_groups_limit_counts_wherever_it_stands(
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fs" / name).write_text(text)
     assert _control_groups(tmp_path / "fs", own) == expected
+
+
+@pytest.mark.long
+def test_estimates_are_within_a_factor_of_one_and_a_half(tmp_path: Path) -> None:
+    """Alone on a machine; the whole round, and each of its stages that takes more than a few seconds."""
+    machine = calibrated()
+    planned_run = run(folder=tmp_path / "run")
+    stages = ("extract", "sweep", "heal", "score")
+    predicted = {stage: predict(work_of(planned_run, 1, stage), stage, machine) for stage in stages}
+    environment = {**os.environ, "STEER_HEAL_CACHE": str(tmp_path / "cache")}  # no rows of an earlier scoring
+    line = [sys.executable, "-m", "shared.pipeline", "--run", tmp_path / "run", "--config", SMOLLM2]
+    done = subprocess.run(list(map(str, line)), cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    took = {
+        stage: json.loads((tmp_path / "run" / "rounds" / "01" / "manifests" / f"{stage}.json").read_text())["seconds"]
+        for stage in stages
+    }
+    ratios = {stage: took[stage] / predicted[stage] for stage in stages}
+    assert 1 / 1.5 < sum(took.values()) / sum(predicted.values()) < 1.5, (took, predicted)
+    assert all(1 / 1.5 < ratio < 1.5 for ratio in ratios.values()), ratios
