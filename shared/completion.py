@@ -18,7 +18,7 @@ from shared.commands import COMMANDS
 def script(shell: str) -> str:
     """The shell code that makes a shell ask `steer-heal` for words."""
     assert shell in SHELLS
-    code: str = argcomplete.shellcode(["steer-heal"], shell=shell)
+    code: str = argcomplete.shellcode(["steer-heal"], True, shell)
     return code
 
 

@@ -131,7 +131,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     [
         ("steer-heal sw", ["sweep"]),
         ("steer-heal co", ["compare", "config", "completion"]),
-        ("steer-heal bench ", ["sweep", "heal", "score"]),
+        ("steer-heal bench ", ["setup", "sweep", "heal", "score"]),
         ("steer-heal sweep --co", ["--config", "--coefficients"]),
         ("steer-heal score --model embedded --deb", ["--debias"]),
         ("steer-heal export --as ", ["round", "history", "merged"]),
