@@ -116,5 +116,5 @@ doctor: ## what this machine has, what is missing, what to type
 	echo 'error: there is no Python here'; echo '  next:     install CPython 3.11, 3.12 or 3.13, then make setup'; exit 2
 
 clean: ## remove what was built; runs stay
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache
+	rm -rf .venv .setup.lock *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis unsloth_compiled_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

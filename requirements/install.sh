@@ -70,7 +70,7 @@ header=$("$python" -c "$header")
     "apt install g++ python$of-dev (Fedora: dnf install gcc-c++ python$of-devel), then the same command"
 
 # 3. One set-up at a time; what it starts inherits the lock, so that none is left at work behind its back.
-exec 9>>"$0" # for writing: a network file system locks nothing else
+exec 9>>.setup.lock # a file of its own, open for writing: a network file system locks nothing else
 said=0
 flock -n -E 75 9 || said=$?
 [ $said != 75 ] || fail "another set-up of this checkout is at work" "$PWD" "one at a time" "wait for it, then the same command"

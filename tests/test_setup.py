@@ -217,7 +217,7 @@ def test_a_broken_environment_is_named_and_built_anew(project: Path) -> None:
 
 @pytest.mark.slow
 def test_a_set_up_beside_another_is_refused(project: Path) -> None:
-    with (project / "requirements" / "install.sh").open() as file:
+    with (project / ".setup.lock").open("a") as file:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX)
