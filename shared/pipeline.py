@@ -140,11 +140,11 @@ def planned(arguments: argparse.Namespace) -> Run:
 
 def main() -> None:
     options = round_options()
-    if options.parse_args().dry_run:
-        arguments = options.parse_args()
+    arguments = options.parse_args()
+    if arguments.dry_run:
         run = planned(arguments)
     else:
-        arguments, opened = parse(options, in_round=False, begins=not options.parse_args().report)
+        arguments, opened = parse(options, in_round=False, begins=not arguments.report)
         assert opened is not None  # --run is required
         run = opened
     train = run.config.train

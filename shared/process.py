@@ -93,7 +93,7 @@ def run_process(
             reader.start()
         peak = _Peak(process.pid)
         try:
-            code = _reap(process)
+            code = process.wait()
         except BaseException:
             _end(process)
             raise
@@ -113,13 +113,6 @@ def run_process(
             note or None,
             available,
         )
-
-
-def _reap(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process, once it has ended."""
-    _, status = os.waitpid(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode
 
 
 class _Peak:
