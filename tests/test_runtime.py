@@ -56,7 +56,8 @@ def test_only_what_is_decorated_inside_stays_uncompiled(monkeypatch: pytest.Monk
 def test_libgomp_reads_it_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set in Python before torch is imported is early enough: OpenMP says so itself, in the first line that it prints when loaded."""
     code = "from shared.runtime import yield_soon; yield_soon(); import torch"
-    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    # vLLM, once imported by another test, asks for OpenMP to be preloaded: before Python runs, and so before our setting.
+    environment = {name: value for name, value in os.environ.items() if name not in (*NAMES, "LD_PRELOAD")}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**environment, "OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True
     )
