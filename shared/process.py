@@ -23,14 +23,13 @@ from typing import IO, Any
 
 from shared.console import LOG, TERMINAL
 from shared.errors import FILE, Exit, SteerHealError
-from shared.machine import hardware, memory_available, peak_memory
+from shared.machine import GIB, hardware, memory_available, peak_memory
 from shared.publish import RUNNER
 
 LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 5.0  # seconds that an interrupted stage has to end by itself before it is asked to
 CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
-GIB = 2**30
 
 Sink = Callable[[bytes], object]
 

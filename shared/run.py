@@ -21,7 +21,7 @@ from shared.commands import round_command
 from shared.config import Config
 from shared.console import console
 from shared.errors import Exit, SteerHealError
-from shared.machine import hardware, peak_memory
+from shared.machine import GIB, hardware, peak_memory
 from shared.preconditions import check
 from shared.publish import digest, hold, release, write_json, write_text
 from shared.records import Identity, Manifest, read_manifest
@@ -293,7 +293,7 @@ class Stage:
                 "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},
                 "counts": counts,
                 "seconds": round(seconds, 3),
-                "peak_memory_gib": round(peak_memory() / 2**30, 2),
+                "peak_memory_gib": round(peak_memory() / GIB, 2),
                 "commit": _commit(),
                 "versions": versions((*PACKAGES, *BESIDE)),
                 "hardware": (machine := hardware()),

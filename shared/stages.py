@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared.commands import round_command
 from shared.run import Run
@@ -28,6 +29,11 @@ class Step:
     stage: str
 
     @property
+    def key(self) -> tuple[Path, int, str]:
+        """What tells steps apart: the run's folder, the round and the stage."""
+        return self.run.folder, self.number, self.stage
+
+    @property
     def done(self) -> bool:
         return self.run.manifest(self.number, self.stage).is_file()
 
@@ -41,5 +47,10 @@ class Step:
     @property
     def lower(self) -> str:
         """The command that makes the stage again with less memory; empty where nothing helps."""
-        settings = LOWER.get(self.stage)
+        settings = self.lower_settings
         return round_command(self.run.folder, self.number, overrides=settings, rebuild=True) if settings else ""
+
+    @property
+    def lower_settings(self) -> str:
+        """The overrides with which the stage needs less memory; empty where nothing helps."""
+        return LOWER.get(self.stage, "")

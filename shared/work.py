@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared.config import Config, band
+from shared.machine import GIB
 from shared.models import Model, resolve
 from shared.records import data_file
 from shared.run import Run
@@ -24,7 +25,6 @@ OPTION_TOKENS = 1 / 6.7  # tokens of a question a byte of the instrument's file
 LINES = 1000  # of a file, from which the rest is extrapolated
 BATCH = 128  # sequences that decode together
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -254,10 +254,25 @@ def memory_of(run: Run, stage: str) -> float:
     )
 
 
-def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False) -> float:
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that steps will write: files that stay, and merged students, which a study removes when a cell is done."""
+
+    files: float
+    students: float
+
+    @property
+    def total(self) -> float:
+        return self.files + self.students
+
+
+def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False) -> Disk:
     """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints.
 
-    adapters: `model.student = auto` serves adapters here, as on a GPU.
+    Args:
+        run: a run.
+        todo: (round, stage) of its steps.
+        adapters: `model.student = auto` serves adapters here, as on a GPU.
     """
     config = run.config
     shape = shape_for(config.model.name, config.model.revision)
@@ -265,15 +280,16 @@ def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False
     adapter = 4 * trained * shape.layers * config.train.rank * 14 * shape.hidden
     served = config.model.student == "adapter" or (adapters and config.model.student == "auto")
     merged = 0.0 if served else SIZE[config.model.dtype] * shape.weights
-    total = 0.0
+    files, merges = 0.0, 0.0
     for number, stage in todo:
         plan = sizes(config, number)
         if stage == "sweep":
-            total += plan.rows * (600 + 25 * (plan.completion + plan.neutral))
-            total += merged if number > 1 else 0.0
+            files += plan.rows * (600 + 25 * (plan.completion + plan.neutral))
+            merges += merged if number > 1 else 0.0
         elif stage == "heal":
             references = (1 if number == 1 else 2) * kept_rows(run, number) * plan.completion * shape.hidden * 4
-            total += (6 + 1 + number) * adapter + references
+            files += (6 + 1 + number) * adapter + references
         elif stage.startswith("score"):
-            total += students(config) * merged + 4000 * 2 * config.eval.items * conditions(config, number, False)
-    return total
+            merges += students(config) * merged
+            files += 4000 * 2 * config.eval.items * conditions(config, number, False)
+    return Disk(files, merges)

@@ -68,7 +68,9 @@ def test_every_stage_has_a_speed_and_a_need() -> None:
         assert stage.partition("-")[0] in SPEED and memory_of(run(), stage) > 0
     assert memory_of(run("train.batch_size=64"), "heal") > 2 * memory_of(run(), "heal")
     both = [(1, stage) for stage in STAGES]
-    assert disk_of(run("model.dtype=bfloat16"), both) < disk_of(run(), both) < disk_of(run(), [*both, (2, "score")])
+    sizes = [disk_of(run("model.dtype=bfloat16"), both), disk_of(run(), both), disk_of(run(), [*both, (2, "score")])]
+    assert sizes[0].total < sizes[1].total < sizes[2].total
+    assert disk_of(run(), both, adapters=True).students == 0 < sizes[1].students
 
 
 @given(st.floats(1e9, 1e13), st.floats(1e9, 1e12), st.floats(0, 1e16), st.floats(0, 1e13))
@@ -79,18 +81,21 @@ def test_a_faster_machine_is_never_slower(flops: float, copied: float, work: flo
 
 
 def test_a_stage_that_ended_corrects_those_to_come() -> None:
-    plan = {(1, "extract"): 10.0, (1, "sweep"): 100.0, (1, "heal"): 50.0, (2, "extract"): 10.0, (2, "sweep"): 90.0}
+    run = Path("run")
+    plan = {
+        (run, 1, "extract"): 10.0, (run, 1, "sweep"): 100.0, (run, 1, "heal"): 50.0, (run, 2, "extract"): 10.0, (run, 2, "sweep"): 90.0,
+    }  # fmt: skip
     estimates = Estimates(dict(plan))
     assert estimates.left() == sum(plan.values())
-    estimates.ended(1, "extract", 20.0)
+    estimates.ended((run, 1, "extract"), 20.0)
     assert estimates.left() == 2 * (sum(plan.values()) - 10)
-    estimates.ended(1, "sweep", 50.0)
-    assert estimates.seconds(2, "sweep") == 45.0, "a stage by its own"
-    assert estimates.seconds(2, "extract") == 20.0 and estimates.seconds(1, "heal") == 50.0, (
+    estimates.ended((run, 1, "sweep"), 50.0)
+    assert estimates.seconds((run, 2, "sweep")) == 45.0, "a stage by its own"
+    assert estimates.seconds((run, 2, "extract")) == 20.0 and estimates.seconds((run, 1, "heal")) == 50.0, (
         "another by the mean of all"
     )
-    assert estimates.seconds(1, "sweep") is None
-    estimates.ended(2, "sweep", 1.0)
+    assert estimates.seconds((run, 1, "sweep")) is None
+    estimates.ended((run, 2, "sweep"), 1.0)
     assert estimates.ratios["sweep"] == 0.5, "half-made before, or from a cache"
 
 

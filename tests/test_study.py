@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,12 +20,13 @@ from synthetic_run import CONTROL, IDENTITY, STUDY, arm, build_study, published
 
 from evals.scored import scored_rounds
 from evals.study.collect import collect
-from evals.study.drive import Step, _perform, donor, drive, estimate, reason, steps, take
+from evals.study.drive import CellStep, _perform, cell_steps, donor, drive, reason, take, to_make
 from evals.study.ends import differences
 from evals.study.matched import SHARES, Route, matched, path
 from evals.study.plan import SHARED, depends, load, runs_in
 from shared.errors import Exit, SteerHealError
-from shared.run import Stage, open_run
+from shared.estimate import Estimates, needed
+from shared.run import STAGES, Stage, open_run
 from shared.vectors import load_vector
 
 
@@ -40,7 +42,7 @@ def test_cells_are_arms_by_seeds_with_their_own_settings(tmp_path: Path) -> None
     assert [cell.rounds for cell in plan.cells] == [2, 2, 1, 2, 2]
     assert [cell.config.seed for cell in plan.cells] == [0, 0, 0, 1, 1]
     assert plan.cells[0].config.train.divergence == "nll" and plan.cells[2].config.vector.direction == "random"
-    made = [(step.cell.name, step.number, step.stage) for step in steps(plan)]
+    made = [(step.cell.name, step.number, step.stage) for step in cell_steps(plan)]
     assert made[:5] == [("nll-s0", 1, stage) for stage in ("extract", "sweep", "filter", "heal", "score")]
     assert made[10:16] == [
         ("random-s0", 1, stage) for stage in ("extract", "sweep", "filter", "heal", "score", "score-full")
@@ -93,7 +95,7 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
     for cell in plan.cells:
         found[cell.name] = []
         for stage in ("extract", "sweep", "filter", "heal"):
-            step = Step(cell, 1, stage)
+            step = CellStep.of(plan, cell, 1, stage)
             if (known := donor(have, step)) is not None:
                 open_run(cell.folder, plan.file, cell.overrides)
                 take(known, step)
@@ -106,12 +108,12 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
         "nll-s1": ["extract"],
         "kl_rev-s1": ["extract"],
     }
-    step = Step(plan.cells[1], 1, "filter")
+    step = CellStep.of(plan, plan.cells[1], 1, "filter")
     assert step.done and (step.cell.folder / "rounds/01/kept.jsonl").read_text() == "filter"
     assert json.loads(step.cell.run.manifest(1, "sweep").read_text())["taken_from"] == "nll-s0"
     (step.cell.folder / "rounds/01/vector.safetensors").write_text("another")
-    assert donor(have, Step(plan.cells[1], 1, "sweep")) is None
-    assert donor(have, Step(plan.cells[1], 2, "sweep")) is None
+    assert donor(have, CellStep.of(plan, plan.cells[1], 1, "sweep")) is None
+    assert donor(have, CellStep.of(plan, plan.cells[1], 2, "sweep")) is None
 
 
 def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(tmp_path: Path) -> None:
@@ -119,20 +121,20 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(tmp_path
     plan = load(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
     open_run(first.folder, plan.file, first.overrides)
-    error = _perform(Step(first, 1, "heal"))
+    _, error = _perform(CellStep.of(plan, first, 1, "heal"))
     assert error is not None and "lacks its input" in error.what and error.code == Exit.REFUSED
     vector = first.run.round(1) / "vector.safetensors"
     vector.mkdir(parents=True)  # where the stage's file is to be
     (vector / "file").touch()
     with pytest.raises(SteerHealError, match="could not be written") as unwritten:
-        _perform(Step(first, 1, "extract"))
+        _perform(CellStep.of(plan, first, 1, "extract"))
     assert unwritten.value.code == Exit.UNWRITTEN
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, first.folder], stdout=subprocess.PIPE, stdin=subprocess.PIPE
     ) as other:
         assert other.stdout is not None and other.stdout.readline()
         with pytest.raises(SteerHealError, match="another process") as busy:
-            _perform(Step(first, 1, "extract"))
+            _perform(CellStep.of(plan, first, 1, "extract"))
         other.communicate(b"")
     assert busy.value.code == Exit.BUSY and str(other.pid) in str(busy.value.given)
 
@@ -149,7 +151,7 @@ def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:
     vector.write_text("made")
     Stage(run, 1, "extract", settings={}, inputs={}, outputs=[vector]).finish(IDENTITY)
     vector.write_text("edited")
-    step = Step(plan.cells[1], 1, "extract")
+    step = CellStep.of(plan, plan.cells[1], 1, "extract")
     open_run(step.cell.folder, plan.file, step.cell.overrides)
     with pytest.raises(SteerHealError, match=r"vector.safetensors was edited"):
         take(run, step)
@@ -157,11 +159,48 @@ def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:
         drive(plan)
 
 
-def test_the_estimate_counts_shared_stages_once(tmp_path: Path) -> None:
+def test_shared_stages_are_made_and_estimated_once(tmp_path: Path) -> None:
     plan = load(written(tmp_path), tmp_path / "runs")
-    seconds, source = estimate(plan, list(steps(plan)))
-    extracts, sweeps = 2 + 4, 3 + 4  # round 1's by what differs, then each cell's own
-    assert seconds == extracts * 1 + sweeps * 10 + 9 * 100 + 9 * 50 + 5 * 60 and source == "by a machine"
+    making = to_make(list(cell_steps(plan)), [])
+    count = {stage: sum(step.stage == stage for step in making) for stage in (*STAGES, "score-full")}
+    # round 1's by what differs, then each cell's own
+    assert count == {"extract": 2 + 4, "sweep": 3 + 4, "filter": 3 + 4, "heal": 9, "score": 9, "score-full": 5}
+    estimates = Estimates({step.key: 1.0 for step in cell_steps(plan)})
+    assert estimates.left(making) == len(making) == 43
+
+
+def test_a_study_needs_the_files_of_all_cells_and_the_students_of_one_seed(tmp_path: Path) -> None:
+    """Merged students of a seed go before the next seed begins."""
+    plan = load(written(tmp_path), tmp_path / "runs")
+    making = to_make(list(cell_steps(plan)), [])
+    groups = [[step for step in making if step.cell.seed == seed] for seed in (0, 1)]
+    both, first = needed(groups, adapters=False), needed(groups[:1], adapters=False)
+    second = needed(groups[1:], adapters=False)
+    served = [needed(part, adapters=True).disk for part in (groups, groups[:1], groups[1:])]
+    assert served[0] == pytest.approx(served[1] + served[2])
+    students = [first.disk - served[1], second.disk - served[2]]
+    assert both.disk - served[0] == pytest.approx(max(students)) and min(students) > 0
+    assert set(both.memory) == {*STAGES, "score-full"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ("sweep.samples=10000000", "too little room on a disk"),
+        ("train.batch_size=100000 train.max_length=2048", "too little memory for a stage"),
+    ],
+)
+def test_a_study_says_what_it_lacks_before_a_cell_begins(settings: str, what: str, tmp_path: Path) -> None:
+    """The last arm alone asks for too much; nothing of the first is made."""
+    if "memory" in what and shutil.which("nvidia-smi"):
+        pytest.skip("the memory that counts is a GPU's")
+    file = written(tmp_path, STUDY.replace("vector.direction=random", f"vector.direction=random {settings}", 1))
+    done = command("evals.study", "--config", file, "--run", tmp_path / "runs", "--out", tmp_path / "out")
+    assert done.returncode == 71 and what in done.stderr and "GiB" in done.stderr, done.stdout + done.stderr
+    assert "what it will take" in done.stdout and not (tmp_path / "runs" / "nll-s0").exists()
+    if "memory" in what:  # what to lower, and a command that begins a study of its own with it
+        assert f"set train.gradient_checkpointing=true train.batch_size=2 in {file}" in done.stderr
+        assert f"make study RUN={tmp_path}/runs-2 CONFIG={file} OUT={tmp_path}/out" in done.stderr
 
 
 def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
@@ -458,7 +497,8 @@ def test_a_cell_whose_stage_fails_stops_with_what_it_said(tmp_path: Path) -> Non
     contexts.unlink()
     done = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
     assert done.returncode == 2 and "nothing to show" in done.stderr and "Traceback" not in done.stderr
-    assert "2 cells, 0 of 22 stages done; about 13 min to go (by a machine)" in done.stdout
+    assert "2 cells, 0 of 22 stages done" in done.stdout and "what it will take" in done.stdout
+    assert f"next:     look into log.txt of its cells, then make study RUN={runs} CONFIG={path}" in done.stderr
     assert "a-s0 stops in round 1" in done.stdout and "a-s1 stops in round 1" in done.stdout
     for name in ("a-s0", "a-s1"):
         stopped = json.loads((runs / name / "stopped.json").read_text())
@@ -510,7 +550,7 @@ def test_a_tiny_study_runs_and_goes_on_where_it_was_interrupted(tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         tmp_path / "runs/nll-s0/rounds/01/sweep.jsonl"
-    ).stat().st_mtime_ns == before and "(by stages that ran here" in done.stdout
+    ).stat().st_mtime_ns == before and "what it will take" in done.stdout
     runs = {
         name: tmp_path / "runs" / f"{name}-s0" / "rounds" / "01"
         for name in ("nll", "kl_fwd", "unsteered", "random", "unfiltered")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape as html
@@ -15,7 +14,7 @@ from evals.commandline import study_options
 from evals.lineage import stages
 from evals.study import FORMATS
 from evals.study.collect import Outcome, Row, collect, document
-from evals.study.drive import drive
+from evals.study.drive import drive, reason
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
 from evals.study.matched import SHARES, Axis, Comparison, Route, matched, path, scorable
@@ -96,7 +95,10 @@ def publish(plan: Plan, out: Path) -> None:
     outcomes = collect(plan)
     if not any(outcome.rounds for outcome in outcomes):
         raise SteerHealError(
-            "a study has nothing to show", given=plan.folder, expected="a cell with a scored round", next="make study"
+            "a study has nothing to show",
+            given=plan.folder,
+            expected="a cell with a scored round",
+            next=f"look into log.txt of its cells, then {plan.command()}",
         )
     axis = axis_of(outcomes)
     compared = compare(outcomes, axis)
@@ -148,12 +150,17 @@ def publish(plan: Plan, out: Path) -> None:
 def main() -> None:
     options = study_options()
     arguments = options.parse_args()
-    plan = load(arguments.config, arguments.run)
+    plan = load(arguments.config, arguments.run, arguments.out)
     replaceable(arguments.out, CONTENT)  # now, not after hours
-    complete = True if arguments.report else drive(plan)
+    stopped = {} if arguments.report else drive(plan)
     publish(plan, arguments.out)
-    if not complete:
-        sys.exit(1)
+    if stopped:
+        raise SteerHealError(
+            "the study is not complete: " + (f"{len(stopped)} cells stopped" if len(stopped) > 1 else "a cell stopped"),
+            given="; ".join(f"{name}: {reason(said)}" for name, said in stopped.items()),
+            expected="every cell at its last round; the results have what there is",
+            next=f"look into {arguments.run}/CELL/log.txt; the same command tries the cells that stopped again: {plan.command()}",
+        )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ round before, with the error in stopped.json, and the study goes on without it.
 from __future__ import annotations
 
 import shutil
-import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -20,12 +19,13 @@ from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared import config as configuration
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, SteerHealError
+from shared.estimate import before
+from shared.preconditions import check
 from shared.process import problem, run_process
 from shared.publish import atomic_file, digest, hold, write_json
-from shared.records import Record, read_manifest
-from shared.run import STAGES, Run, contained
-from shared.stages import LOG
-from shared.stages import Step as RunStep
+from shared.records import Record
+from shared.run import STAGES, Run, contained, open_run
+from shared.stages import LOG, Step
 from shared.strict import read_object
 
 FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
@@ -41,26 +41,31 @@ class Stopped(Record):
 
 
 @dataclass(frozen=True)
-class Step:
+class CellStep(Step):
+    """One stage of one round of a cell."""
+
     cell: Cell
-    number: int
-    stage: str
+    plan: Plan
 
-    @property
-    def of_run(self) -> RunStep:
-        return RunStep(self.cell.run, self.number, self.stage)
-
-    @property
-    def done(self) -> bool:
-        return self.of_run.done
+    @classmethod
+    def of(cls, plan: Plan, cell: Cell, number: int, stage: str) -> CellStep:
+        return cls(cell.run, number, stage, cell, plan)
 
     @property
     def common(self) -> str | None:
         """What other cells may have made already, by the settings it depends on; None for a step of this cell alone."""
         return depends(self.cell.config, self.stage) if self.number == 1 and self.stage in SHARED else None
 
+    @property
+    def lower(self) -> str:
+        """What makes the stage with less memory: another study, since all cells of one are measured alike."""
+        if not self.lower_settings:
+            return ""
+        other = self.plan.command(folder=self.plan.folder.with_name(f"{self.plan.folder.name}-2"))
+        return f"set {self.lower_settings} in {self.plan.file}, then {other}"
 
-def steps(plan: Plan) -> Iterator[Step]:
+
+def cell_steps(plan: Plan) -> Iterator[CellStep]:
     """In the order of work: round by round over the cells of a seed, so that an early end leaves arms that can be compared."""
     for seed in dict.fromkeys(cell.seed for cell in plan.cells):
         cells = [cell for cell in plan.cells if cell.seed == seed]
@@ -69,10 +74,10 @@ def steps(plan: Plan) -> Iterator[Step]:
                 if number <= cell.rounds:
                     last = (STEP["full"],) if number == cell.rounds else ()
                     for stage in (*STAGES, *last):
-                        yield Step(cell, number, stage)
+                        yield CellStep.of(plan, cell, number, stage)
 
 
-def donor(runs: Sequence[Run], step: Step) -> Run | None:
+def donor(runs: Sequence[Run], step: CellStep) -> Run | None:
     """A run of the study's folder whose stage of round 1 is this one's, by the settings and the files it depends on."""
     if (wanted := step.common) is None:
         return None
@@ -95,95 +100,96 @@ def donor(runs: Sequence[Run], step: Step) -> Run | None:
     )
 
 
-def take(donor: Run, step: Step) -> None:
+def take(donor: Run, step: CellStep) -> None:
     """A stage's files from a run that has them, the manifest last, with a note of where they are from."""
     donor.verify(1, step.stage)
     source, target = donor.round(1), step.cell.run.round(1)
     for path in (source / name for name in FILES[step.stage]):
         with atomic_file(target / path.relative_to(source)) as temporary:
             shutil.copyfile(path, temporary)
+    path = donor.manifest(1, step.stage)
     manifest = read_object(
-        donor.manifest(1, step.stage),
+        path,
         what="a manifest could not be read",
         expected="that of a stage",
-        next="make study",
+        next=f"rm {path}, then {step.plan.command()}",
     )
     write_json(step.cell.run.manifest(1, step.stage), {"taken_from": donor.folder.name, **manifest})
 
 
-def estimate(plan: Plan, left: Sequence[Step]) -> tuple[float, str]:
-    """(seconds for the steps left, where the figures are from). A stage that has run here counts with its median here, one of
-    which nothing is known with nothing, and is named."""
-    measured = {stage: statistics.median(times) for stage, times in seconds_here(plan).items()}
-    known = {**plan.study.seconds, **measured}
-    runs, made, total, unknown = runs_in(plan.folder), set[str](), 0.0, dict[str, None]()
+def to_make(left: Sequence[CellStep], runs: Sequence[Run]) -> list[CellStep]:
+    """The steps that will run: of those that cells have in common the first, and none that a run here has made already."""
+    chosen: list[CellStep] = []
+    common: set[str] = set()
     for step in left:
         if step.common is not None:
-            if step.common in made or donor(runs, step) is not None:
+            if step.common in common or donor(runs, step) is not None:
                 continue
-            made.add(step.common)
-        total += known.get(step.stage, 0.0)
-        if step.stage not in known:
-            unknown[step.stage] = None
-    source = "by stages that ran here" if measured else f"by {plan.study.machine}" if known else "nothing measured yet"
-    return total, f"{source}, without {', '.join(unknown)}" if known and unknown else source
+            common.add(step.common)
+        chosen.append(step)
+    return chosen
 
 
-def seconds_here(plan: Plan) -> dict[str, list[float]]:
-    """Wall seconds of the stages that have run, by stage, those taken from another cell once."""
-    found: dict[str, dict[str, float]] = {}
-    for cell in plan.cells:
-        for path in sorted(cell.folder.glob("rounds/*/manifests/*.json")):
-            manifest = read_manifest(path, f"remove {path}")
-            key = f"{manifest.outputs}" if path.stem in SHARED else str(path)
-            found.setdefault(path.stem, {})[key] = manifest.seconds
-    return {stage: list(times.values()) for stage, times in found.items()}
+def drive(plan: Plan) -> dict[str, str]:
+    """Bring every cell to its last round.
 
+    Returns:
+        What the last stage of each cell that had to stop said on stderr, by the cell's name.
 
-def drive(plan: Plan) -> bool:
-    """Bring every cell to its last round; True where nothing had to stop."""
+    Raises:
+        SteerHealError: a cell cannot be begun, memory or disk will not suffice, or a failure that is the machine's.
+    """
     contained(plan.folder)
     hold(plan.folder, plan.folder / ".lock")
-    everything = list(steps(plan))
+    everything = list(cell_steps(plan))
     left = [step for step in everything if not step.done]
     for step in everything:
         if step.done:
-            step.cell.run.verify(step.number, step.stage)
-    total, source = estimate(plan, left)
+            step.run.verify(step.number, step.stage)
+    for cell in plan.cells:
+        if not (cell.folder / "config.toml").is_file():
+            with _naming(cell):
+                check(cell.config)
     console.print(
-        f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; about {total / 60:.0f} min to go ({source}); "
+        f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; "
         "interrupt at any time, the same command goes on"
     )
+    making = to_make(left, runs_in(plan.folder))
+    seeds = dict.fromkeys(step.cell.seed for step in making)
+    groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
+    estimates = before(groups, plan.folder, [cell.run for cell in plan.cells])
     stopped: dict[str, str] = {}
     begun = time.monotonic()
     for index, step in enumerate(left):
         if step.cell.name in stopped:
             continue
         if _differs(step.cell):
-            _begin(step.cell, plan)
-        if step.common is not None and (known := donor(runs_in(plan.folder), step)) is not None:
+            with _naming(step.cell):
+                open_run(step.cell.folder, plan.file, step.cell.overrides)
+        runs = runs_in(plan.folder)
+        if step.common is not None and (known := donor(runs, step)) is not None:
             take(known, step)
             continue
-        remaining, _ = estimate(plan, left[index:])
+        remaining = to_make([later for later in left[index:] if later.cell.name not in stopped], runs)
         console.print(
-            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, about {remaining / 60:.0f} to go)[/]"
+            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, about {estimates.left(remaining) / 60:.0f} to go)[/]"
         )
-        if error := _perform(step):
+        seconds, error = _perform(step)
+        if error:
             said = error.render()
             stopped[step.cell.name] = said
             write_json(
                 step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": said}
             )
             console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(said))}")
-        else:
-            (step.cell.folder / STOPPED).unlink(missing_ok=True)
-            if (
-                step.stage == STEP["full"]
-            ):  # the last of a cell; merged weights are a gigabyte a round, and can be made again
-                shutil.rmtree(step.cell.run.students, ignore_errors=True)
+            continue
+        estimates.ended(step.key, seconds)
+        (step.cell.folder / STOPPED).unlink(missing_ok=True)
+        if step.stage == STEP["full"]:  # the last of a cell; merged weights are large, and can be made again
+            shutil.rmtree(step.run.students, ignore_errors=True)
     if stopped:
         table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
-    return not stopped
+    return stopped
 
 
 def reason(said: str) -> str:
@@ -199,32 +205,33 @@ def _differs(cell: Cell) -> bool:
     return not frozen.is_file() or configuration.resolve(frozen)[0] != cell.config
 
 
-def _begin(cell: Cell, plan: Plan) -> None:
-    """Freeze a cell's configuration."""
-    log = plan.folder / "study.log"
-    line = ["--run", str(cell.folder), "--config", str(plan.file), "--set", cell.overrides]
-    if error := problem(run_process([sys.executable, "-m", "shared.begin", *line], log), f"{cell.name} begin", log):
+@contextmanager
+def _naming(cell: Cell) -> Iterator[None]:
+    """Name the cell in the error that keeps it from being begun."""
+    try:
+        yield
+    except SteerHealError as error:
         raise SteerHealError(
             "a cell of the study could not be begun",
             given=f"{cell.name}: {error.what}; {error.given}",
             expected=error.expected,
             next=error.next,
             code=error.code,
-        )
+        ) from None
 
 
-def _perform(step: Step) -> SteerHealError | None:
-    """Run a stage, its output in the cell's log; the error where it says something of the arm.
+def _perform(step: CellStep) -> tuple[float, SteerHealError | None]:
+    """Run a stage, its output in the cell's log. Returns its seconds, and the error where it says something of the arm.
 
     Raises SteerHealError for a failure that is the machine's and says nothing of the arm: a kill, a lock, a full disk.
     """
     log = step.cell.folder / LOG
-    step.cell.run.hold()
+    step.run.hold()
     try:
-        ended = run_process(step.of_run.command(), log)
-        error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log)
+        ended = run_process(step.command(), log)
+        error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log, step.lower)
     finally:
-        step.cell.run.release()
+        step.run.release()
     if error is not None and error.code in OF_THE_MACHINE:
         raise error
-    return error
+    return ended.seconds, error

@@ -34,13 +34,13 @@ class Arm(Section):
 
 
 class Study(Section):
-    """The [study] table. seconds: what a stage took where this was measured, for the estimate before the start."""
+    """The [study] table."""
 
     title: str = "A study"
     rounds: int = Field(ge=1)
     seeds: list[int] = Field(min_length=1)
-    machine: str = Field("", description="where seconds were measured")
-    seconds: dict[str, float] = Field({}, description="per stage, of one round")
+    machine: str = Field("", description="of no effect; files of a version before have it")
+    seconds: dict[str, float] = Field({}, description="likewise: seconds are estimated from the plan")
     arm: list[Arm] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -73,30 +73,55 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
+    """A study's file, the folder of its runs, its cells, and the folder of its results where that was named."""
+
     study: Study
     folder: Path
     file: Path
     cells: list[Cell]
+    out: Path | None = None
+
+    def command(self, folder: Path | None = None) -> str:
+        """The command that runs this study. folder: of its runs, where it is to be another."""
+        return study_command(self.file, folder or self.folder, self.out)
 
 
-def load(path: Path, folder: Path) -> Plan:
-    """The study of a file, its runs in folder.
+def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
+    """The study of a file. A cell whose configuration a run in folder has already, of another study perhaps, is that run.
 
-    A cell whose configuration a run in folder has already, of another study perhaps, is that run. Raises SteerHealError for a file that is no study and an override that is none.
+    Args:
+        path: TOML file with a [study] table.
+        folder: of the cells' run directories.
+        out: folder of the results, for the commands of hints.
+
+    Raises:
+        SteerHealError: a file that is no study, an override that is none, or runs that were begun with other settings.
     """
+
+    def refuse(given: str, expected: str) -> SteerHealError:
+        again = study_command(path, folder, out)
+        return SteerHealError(
+            "a study could not be read", given=f"{path}: {given}", expected=expected, next=f"mend {path}, then {again}"
+        )
+
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SteerHealError(
+            "there is no such study file",
+            given=path,
+            expected="a TOML file with a [study] table",
+            next=study_command(Path("configs/study-smollm2.toml"), folder, out),
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise refuse(path, str(error), "a TOML file with a [study] table") from None
+        raise refuse(str(error), "a TOML file with a [study] table") from None
     if "study" not in tree:
-        raise refuse(path, "no [study] table", "rounds, seeds and [[study.arm]] tables")
+        raise refuse("no [study] table", "rounds, seeds and [[study.arm]] tables")
     try:
         study = Study.model_validate(tree.pop("study"))
     except ValidationError as error:
         first = error.errors()[0]
-        raise refuse(
-            path, f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py"
-        ) from None
+        raise refuse(f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
     there = {_key(run.config): run.folder for run in runs_in(folder)}
     cells: list[Cell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
@@ -106,23 +131,22 @@ def load(path: Path, folder: Path) -> Plan:
                 config = configuration.resolve(path, overrides)[0]
                 where = there.get(_key(config), folder / f"{arm.name}-s{seed}")
                 if twin := next((cell for cell in cells if _key(cell.config) == _key(config)), None):
-                    raise refuse(path, f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
+                    raise refuse(f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
                 if _key(config) not in there and (where / "config.toml").is_file():
                     raise SteerHealError(
                         f"the runs of {where.name} were begun with other settings",
                         given=where / "config.toml",
                         expected=f"those of {path}",
-                        next=f"keep both: {study_command(path, Path(f'{folder}-2'))}",
+                        next=f"keep both: {study_command(path, Path(f'{folder}-2'), out)}",
                     )
                 if cells and (other := _measured(config)) != (wanted := _measured(cells[0].config)):
                     differs = next(key for key in other if other[key] != wanted[key])
                     raise refuse(
-                        path,
                         f"{arm.name}: {differs} = {other[differs]!r} against {wanted[differs]!r}",
                         "arms that are all measured alike",
                     )
                 cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config))
-    return Plan(study, folder, path, cells)
+    return Plan(study, folder, path, cells, out)
 
 
 def _measured(config: Config) -> dict[str, Any]:
@@ -158,15 +182,6 @@ def depends(config: Config, stage: str) -> str:
     return repr(found)
 
 
-def refuse(path: Path, given: str, expected: str) -> SteerHealError:
-    return SteerHealError(
-        "a study could not be read",
-        given=f"{path}: {given}",
-        expected=expected,
-        next=study_command(Path("configs/study-smollm2.toml")),
-    )
-
-
-def study_command(path: Path, folder: Path | None = None) -> str:
-    """The command that runs a study file; folder: of its runs."""
-    return round_command(folder, config=path, target="study")
+def study_command(path: Path, folder: Path | None = None, out: Path | None = None) -> str:
+    """The command that runs a study. folder: of its runs; out: of its results."""
+    return round_command(folder, config=path, out=out, target="study")
