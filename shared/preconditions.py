@@ -64,38 +64,45 @@ def check(config: Config) -> None:
         with _key("sweep.mundane", sweep.mundane):
             _prompts(sweep.mundane, "mundane.jsonl")
     with _key("model.name", model.name):
-        found = resolve(model.name, model.revision, weights=False)
-        found.chats()
-        depth, _ = found.depth, found.hidden
-    _training(config, found.text_config.get("max_position_embeddings"))
+        described = resolve(model.name, model.revision, weights=False)
+        described.chats()
+        depth, _ = described.depth, described.hidden
+    trainable(config, described.context)
     band(vector.layers, depth, "vector.layers")
     band(config.train.layers, depth, "train.layers")
     with _key("model.name", model.name):
-        resolve(model.name, model.revision, verify=False)
+        resolve(model.name, model.revision)
 
 
-def _training(config: Config, context: object) -> None:
-    """What the trainer would refuse once the completions are sampled."""
+def trainable(config: Config, context: int | None, held_out: int | None = None) -> None:
+    """Raise SteerHealError for settings with which no student is trained.
+
+    Args:
+        config: of a run or of `train.heal` on plain files.
+        context: longest sequence that the model knows, tokens; None where that is not known.
+        held_out: rows that the data at hand hold out; None before there are any.
+    """
     train = config.train
-    if config.model.dtype == "float16":
+    if config.model.dtype == "float16":  # a round's factors are fp32, but what flows back to them is not
         raise SteerHealError(
             "training in float16 needs a loss scaling that there is not",
             given="model.dtype = float16",
             expected="bfloat16 or float32, in which small gradients do not vanish",
-            next=setting("model.dtype=bfloat16"),
+            next=f"{setting('model.dtype=bfloat16')} (on a GPU that knows float16 alone: float32)",
         )
-    if isinstance(context, int) and train.max_length > context:
+    if context is not None and train.max_length > context:
         raise SteerHealError(
             "train.max_length is beyond the model's context",
             given=train.max_length,
             expected=f"at most {context}",
             next=setting(f"train.max_length={context}"),
         )
-    if train.early_stop and not train.heldout:
+    if train.early_stop and not (train.heldout if held_out is None else held_out):
         raise SteerHealError(
             "there is nothing to stop early by",
-            given=f"train.early_stop = {train.early_stop}, train.heldout = 0",
-            expected="train.heldout above 0",
+            given=f"train.early_stop = {train.early_stop}, train.heldout = {train.heldout:g}"
+            + ("" if held_out is None else ", and no prompt of these data is held out"),
+            expected="train.heldout above 0, and several prompts",
             next=setting("train.early_stop=0"),
         )
 

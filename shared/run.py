@@ -38,6 +38,13 @@ class Run:
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
+        self.checked = False  # by this process
+
+    def check(self) -> None:
+        """Raise SteerHealError for what its configuration names and cannot be had; a process looks once."""
+        if not self.checked:
+            check(self.config)
+            self.checked = True
 
     @property
     def begun(self) -> datetime:
@@ -146,7 +153,7 @@ def open_run(
     run = Run(folder, wanted)
     begun = None
     if not frozen.is_file():
-        check(wanted)
+        run.check()
         run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
         old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
@@ -167,7 +174,7 @@ def open_run(
         if not differing:
             run.release()
             return run
-        check(wanted)
+        run.check()
         run.hold()
         begun = configuration.begun(frozen)
         sources = {

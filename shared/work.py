@@ -72,7 +72,7 @@ def shape_of(model: Model) -> Shape:
 @lru_cache(maxsize=8)
 def shape_for(name: str, revision: str | None) -> Shape:
     """The shape of a model by its name, looked up once."""
-    return shape_of(resolve(name, revision, verify=False))
+    return shape_of(resolve(name, revision, weights=False))
 
 
 @lru_cache(maxsize=32)

@@ -23,7 +23,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # before torch is imported,
     os.environ["OMP_NUM_THREADS"] = str(share)
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(cache_folder() / f"unsloth_compiled_{worker}")
 else:
-    resolve("embedded")  # built, where it is not yet, before two workers ask for it
+    _ = resolve("embedded").folder  # built, where it is not yet, before two workers ask for it
 settings.register_profile(
     "busy", deadline=None
 )  # the time of one example says more about the machine than about the code

@@ -13,8 +13,8 @@ from conftest import ROOT, command
 from shared import preconditions
 from shared.config import resolve
 from shared.errors import SteerHealError
-from shared.models import cache_folder
-from shared.preconditions import TRACKERS, check
+from shared.models import EMBEDDED_CONFIG, Model, cache_folder
+from shared.preconditions import TRACKERS, check, tracker
 from shared.run import open_run
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
@@ -122,6 +122,27 @@ def command_of_python(code: str) -> str:
     return done.stdout
 
 
+def test_what_a_new_run_names_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def looking(name: str) -> None:
+        looked.append(name)
+        tracker(name)
+
+    monkeypatch.setattr(preconditions, "tracker", looking)
+    settings = "train.report_to=[tensorboard]"
+    begun = open_run(tmp_path / "run", CONFIG, settings)
+    begun.check()
+    assert looked == ["tensorboard"]
+    open_run(tmp_path / "run").check()
+    assert looked == ["tensorboard"] * 2, "one that goes on is looked at again"
+
+
+def test_the_embedded_model_is_described_as_it_will_be_dequantised(model: Model) -> None:
+    assert EMBEDDED_CONFIG.items() <= json.loads((model.folder / "config.json").read_text()).items()
+    assert (model.depth, model.hidden, model.context) == (30, 576, 8192)
+
+
 def test_a_long_prompt_set_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preconditions, "ROWS", 3)
     rows = [json.dumps({"prompt": str(k)}) for k in range(3)]
@@ -164,9 +185,19 @@ finally:
         "evals.report --run nope",
         "evals.compare --base nope.jsonl --other nope.jsonl",
         "evals.study --config nope.toml --run {t}/new --out {t}/new",
+        "shared.pipeline --run {t}/new --set vector.layers=[99]",
+        "shared.pipeline --run {t}/new --set train.layers=0.9-0.1",
+        "shared.pipeline --run {t}/new --set train.max_length=100000",
+        "shared.pipeline --run {t}/new --set model.dtype=float16",
+        "shared.pipeline --run {t}/new --set 'train.early_stop=2 train.heldout=0'",
+        "train.heal --model embedded --data {t}/prompts.jsonl --out {t}/new/a --set model.dtype=float16",
+        "train.heal --model embedded --data {t}/prompts.jsonl --out {t}/new/a --set train.max_length=100000",
+        "train.heal --model embedded --data {t}/prompts.jsonl --out {t}/new/a --set train.layers=0.9-0.1",
     ],
 )
 def test_a_refusal_waits_for_no_heavy_import_and_leaves_no_folder(line: str, files: Path) -> None:
+    """With a cold cache as well: what is refused does not wait for the embedded model to be dequantised."""
+    import shlex
     import subprocess
     import sys
 
@@ -175,11 +206,14 @@ def test_a_refusal_waits_for_no_heavy_import_and_leaves_no_folder(line: str, fil
     from shared.vectors import Vector
 
     Vector({14: np.ones(576, dtype=np.float32)}).save(files / "v.safetensors")
-    words = line.replace("{t}", str(files)).split()
-    done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, cwd=ROOT)
+    words = shlex.split(line.replace("{t}", str(files)))
+    environment = {**os.environ, "STEER_HEAL_CACHE": str(files / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
     assert done.stderr.startswith("error: ") and "  next: " in done.stderr, done.stderr
     assert "loaded:\n" in done.stdout, done.stdout
-    assert not (files / "new").exists()
+    assert not (files / "new").exists() and not (files / "cache").exists()
 
 
 def test_a_typing_error_of_a_stage_names_what_was_meant() -> None:

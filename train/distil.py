@@ -15,12 +15,12 @@ import torch
 from shared.adapters import note_base
 from shared.chat import load_tokenizer
 from shared.cli import heed_interruption
-from shared.commands import setting
 from shared.config import Config, TrainConfig
 from shared.console import console, say
 from shared.errors import SteerHealError
 from shared.machine import device
 from shared.models import Model
+from shared.preconditions import trainable
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
 from shared.run import versions
@@ -75,13 +75,7 @@ def distil(
     tokenizer = load_tokenizer(str(model.folder))
     rows = load_examples(data, tokenizer, config)
     examples, heldout = held_out(rows, train.heldout, config.seed)
-    if train.early_stop and not heldout:
-        raise SteerHealError(
-            "there is nothing to stop early by",
-            given=f"train.early_stop = {train.early_stop}, no prompt held out of {len(rows)} rows",
-            expected="train.heldout above 0, and several prompts",
-            next=setting("train.early_stop=0"),
-        )
+    trainable(config, model.context, len(heldout))
     depends: dict[str, Any] = {
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,

@@ -15,7 +15,7 @@ from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
-from shared.preconditions import tracker
+from shared.preconditions import tracker, trainable
 from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
 from shared.traits import load_trait
@@ -116,6 +116,7 @@ def main() -> None:
     number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
     model = resolve_model(arguments.model, config.model.revision)
     model.chats()
+    trainable(config, model.context)
     band(config.train.layers, model.depth, "train.layers")
     replaceable(arguments.out, CONTENT)  # now, not after the training
     hold(arguments.out)

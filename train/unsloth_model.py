@@ -24,6 +24,7 @@ from shared.errors import SteerHealError
 from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
+from shared.preconditions import trainable
 from shared.runtime import uncollected
 from train.isolation import vllm_hidden
 
@@ -150,27 +151,13 @@ def peft_forwards_kept() -> Iterator[None]:
 def load_student(model: Model, config: Config, history: Path | None) -> Student:
     """The student at the start of a round: the original weights under the history, and a fresh adapter whose effect is zero."""
     train = config.train
-    if config.model.dtype == "float16":  # this round's factors are fp32, but what flows back to them is not
-        raise SteerHealError(
-            "training in float16 needs a loss scaling that there is not",
-            given="model.dtype = float16",
-            expected="bfloat16 or float32, in which small gradients do not vanish",
-            next=f"{setting('model.dtype=bfloat16')} (on a GPU that knows float16 alone: float32)",
-        )
+    trainable(config, model.context)
     if train.load_in_4bit and not torch.cuda.is_available():
         raise SteerHealError(
             "4-bit weights need a GPU",
             given="train.load_in_4bit = true",
             expected="false on a CPU",
             next=setting("train.load_in_4bit=false"),
-        )
-    context = model.text_config.get("max_position_embeddings")
-    if context is not None and train.max_length > context:
-        raise SteerHealError(
-            "train.max_length is beyond the model's context",
-            given=train.max_length,
-            expected=f"at most {context}",
-            next=setting(f"train.max_length={context}"),
         )
     folded = verify(history) if history is not None else None
     with vllm_hidden(), peft_forwards_kept(), contextlib.redirect_stdout(None):  # Unsloth's notices
