@@ -28,7 +28,7 @@ from shared.folding import gates_of, refold
 from shared.instrument import FOUNDATIONS
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
-from shared.publish import digest, hold, named
+from shared.publish import digest, hold, require_suffix
 from shared.records import write_jsonl, write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -39,7 +39,7 @@ def score(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
     steering(arguments)
     out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
-    named(out, ".jsonl", ".parquet")
+    require_suffix(out, ".jsonl", ".parquet")
     config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
     reaches(sources)
     dtype = arguments.dtype or config.model.dtype

@@ -114,7 +114,7 @@ class Generation(Record):
     loop_share: Number | None
 
 
-class Step(Record):
+class TrainingStep(Record):
     """A logging step of train.jsonl; KL to the original and to the previous round's student, nats."""
 
     step: int

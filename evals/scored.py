@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from evals.answers import answers as answers_of
 from evals.answers import refuse
-from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, Step, TokenRow
+from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, TokenRow, TrainingStep
 from evals.statistics import Answers
 from evals.texts import Texts
 from shared.commands import round_command
@@ -52,7 +52,7 @@ class Round:
     generations: dict[str, list[Generation]]
     kept: list[Completion]
     rejected: list[Completion]
-    steps: list[Step]
+    steps: list[TrainingStep]
     heldout: list[Heldout]
     training: Training
     tokens: list[TokenRow]
@@ -159,11 +159,11 @@ def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str)
                 )
 
 
-def _log(path: Path, again: str) -> tuple[list[Step], list[Heldout]]:
+def _log(path: Path, again: str) -> tuple[list[TrainingStep], list[Heldout]]:
     """Rows of logging steps and of held-out cross-entropy."""
     rows = read_jsonl(path, LogRow, made_by=again)
     try:
-        steps = [Step.model_validate(row.model_dump()) for row in rows if row.heldout_ce is None]
+        steps = [TrainingStep.model_validate(row.model_dump()) for row in rows if row.heldout_ce is None]
         return steps, [Heldout.model_validate(row.model_dump()) for row in rows if row.heldout_ce is not None]
     except ValidationError as error:
         raise refuse(path, problem_of(error), "the log of a training", again) from None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.rows import Step, SweepLine
+from evals.rows import SweepLine, TrainingStep
 from evals.scored import STEP, Round
 from shared.console import number
 from shared.run import STAGES
@@ -198,7 +198,7 @@ def rejections(rounds: Sequence[Round]) -> Table:
     )
 
 
-def late(steps: Sequence[Step], field: str) -> float | None:
+def late(steps: Sequence[TrainingStep], field: str) -> float | None:
     """Mean of a field over the last quarter of the steps."""
     values = [value for step in steps[3 * len(steps) // 4 :] if (value := getattr(step, field)) is not None]
     return float(np.mean(values)) if values else None

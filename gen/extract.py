@@ -21,7 +21,7 @@ from shared.console import progress, say, table
 from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import digest, hold, named
+from shared.publish import digest, hold, require_suffix
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
 from shared.strata import stratified
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class _Deep(Exception):
+class _LastLayerReached(Exception):
     """A forward has passed the last layer that is asked for; what follows it changes nothing that is read."""
 
 
@@ -61,7 +61,7 @@ def activations(
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             caught[layer] = output[0] if isinstance(output, tuple) else output
             if layer == max(layers):
-                raise _Deep
+                raise _LastLayerReached
 
         return hook
 
@@ -77,7 +77,7 @@ def activations(
                 width = max(map(len, batch))
                 ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in batch], device=device)
                 mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=device)
-                with suppress(_Deep):
+                with suppress(_LastLayerReached):
                     model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
                 last = torch.tensor([len(row) - 1 for row in batch], device=device)
                 for layer in layers:
@@ -209,7 +209,7 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "out")
-    named(arguments.out, ".safetensors")
+    require_suffix(arguments.out, ".safetensors")
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
     inputs(model, config.vector)

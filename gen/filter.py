@@ -24,7 +24,7 @@ from shared.commands import round_command
 from shared.config import FilterConfig
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
-from shared.publish import hold, named
+from shared.publish import hold, require_suffix
 from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
 from shared.run import Run, Stage
 from shared.traits import load_trait
@@ -224,7 +224,7 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
 def named_after(out: Path) -> tuple[Path, Path]:
     """The files of the kept and of the rejected rows: kept.jsonl and rejected.jsonl of a folder, or a file and one named after it."""
     kept = out if out.suffix and not out.is_dir() else out / "kept.jsonl"
-    named(kept, ".jsonl")
+    require_suffix(kept, ".jsonl")
     return kept, kept.with_name("rejected.jsonl" if kept.name == "kept.jsonl" else f"{kept.stem}.rejected.jsonl")
 
 

@@ -26,7 +26,7 @@ from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
 from shared.prompts import open_prompts
-from shared.publish import hold, named
+from shared.publish import hold, require_suffix
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
 from shared.sets import names_set, set_folder
@@ -202,7 +202,7 @@ def main() -> None:
         return
     need(options, arguments, "model", "vector", "prompts", "out")
     out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
-    named(out, ".jsonl")
+    require_suffix(out, ".jsonl")
     keep.refuse_overwriting([out], [Path(arguments.prompts), arguments.vector])
     given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
     settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]

@@ -21,7 +21,7 @@ from shared.options import Options
 from shared.process import watch_extensions
 from shared.publish import RUNNER
 from shared.run import Run, open_run
-from shared.runtime import yield_soon
+from shared.runtime import limit_spinning
 
 _interrupted = False
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
@@ -107,7 +107,7 @@ def entry(main: Callable[[], None]) -> None:
     Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
     """
     quiet()
-    yield_soon()
+    limit_spinning()
     watch_extensions()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background job has it
         signal.signal(signal.SIGINT, _interrupt)

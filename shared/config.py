@@ -28,7 +28,7 @@ Dose = Literal["grid", "walk"]
 RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding", "prompt", "return_assistant_tokens_mask", "return_dict", "return_tensors", "system", "tokenize", "tokenizer", "truncation", "turns"}  # fmt: skip
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
-PLACE = {"model.gpu_memory", "train.report_to"}
+NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to"}
 
 # tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
 BESIDE = ("study", "begun")

@@ -40,7 +40,7 @@ class Terminal(Console):
     def status(self, status: Any, **options: Any) -> Iterator[Any]:  # type: ignore[override]
         begin = time.monotonic()
         with (
-            _repeated(lambda: f"{status}: {_minutes(time.monotonic() - begin)}"),
+            _repeated(lambda: f"{status}: {_duration(time.monotonic() - begin)}"),
             super().status(status, **options) as spinner,
         ):
             yield spinner
@@ -51,7 +51,7 @@ console = Terminal(
 )
 
 
-def _minutes(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
@@ -142,9 +142,9 @@ class Bars(Progress):
         if task.speed:
             parts.append(f"{task.speed:.1f} a second" if task.speed >= 1 else f"{1 / task.speed:.1f} s each")
         if task.finished or not elapsed:
-            parts.append(f"{_minutes(elapsed or 0)} in all")
+            parts.append(f"{_duration(elapsed or 0)} in all")
         elif task.time_remaining is not None:
-            parts.append(f"about {_minutes(task.time_remaining)} left")
+            parts.append(f"about {_duration(task.time_remaining)} left")
         return ", ".join([*parts, *[str(value) for name in self._extra if (value := task.fields.get(name))]])
 
 

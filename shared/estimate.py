@@ -105,7 +105,11 @@ def predict(work: Work, stage: str, machine: dict[str, float | str]) -> float:
     """Seconds of a stage's work on a machine: what binds, arithmetic or memory, and the start-up."""
     speed = SPEED.get(stage.partition("-")[0], UNMEASURED)
     flops, copied = float(machine["flops"]), float(machine["bytes"])
-    return speed.start + max(work.flops / (flops * speed.share), work.bytes / copied) + work.requests * speed.request
+    return (
+        speed.start
+        + max(work.flops / (flops * speed.share), work.weight_bytes / copied)
+        + work.requests * speed.request
+    )
 
 
 def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Run]) -> Estimates:

@@ -19,11 +19,32 @@ X86 = (
 ARM = (("sve", {"sve"}), ("neon", {"asimd"}))
 
 
-def _cpuinfo(key: str) -> str | None:
-    """The first processor's value of a key of /proc/cpuinfo; None where there is none."""
+def _cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), None)
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _values(cpuinfo: str, key: str) -> list[str]:
+    """The different values of a key of /proc/cpuinfo, in the order of the processors."""
+    pairs = [line.partition(":") for line in cpuinfo.splitlines()]
+    return list(dict.fromkeys(value.strip() for name, _, value in pairs if name.strip() == key))
+
+
+def processor_name(cpuinfo: str, architecture: str) -> str:
+    """The model name; on Arm, which has none, the architecture with the implementer's and parts' numbers, as lscpu reads them.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo. Cores of several kinds have several parts.
+        architecture: as platform.machine() has it.
+    """
+    if names := _values(cpuinfo, "model name"):
+        return names[0]
+    numbers = [
+        f"{label} {', '.join(values)}"
+        for label, key in (("implementer", "CPU implementer"), ("part", "CPU part"))
+        if (values := _values(cpuinfo, key))
+    ]
+    return ", ".join([architecture, *numbers])
 
 
 @functools.cache
@@ -32,7 +53,8 @@ def instruction_set() -> str:
 
     The architecture's own name where none of them is there. Two CPUs of one name may differ in it, and then round differently.
     """
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+    text = _cpuinfo()
+    flags = set(" ".join([*_values(text, "flags")[:1], *_values(text, "Features")[:1]]).split())
     return next((name for name, needed in (*X86, *ARM) if needed <= flags), platform.machine())
 
 
@@ -42,7 +64,7 @@ def hardware() -> dict[str, Any]:
     return {
         "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
-        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "processor": processor_name(_cpuinfo(), platform.machine()),
         "instruction_set": instruction_set(),
         "gpu": torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None,
     }

@@ -17,7 +17,7 @@ from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.publish import atomic_folder, digest, held, write_text
 from shared.records import Identity
-from shared.runtime import uncollected
+from shared.runtime import gc_disabled
 from shared.strict import read_object
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -191,7 +191,7 @@ def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
 
     device: another than the CPU is loaded onto directly, and never holds the whole in the host's memory.
     """
-    with uncollected():
+    with gc_disabled():
         from transformers import AutoModelForCausalLM
 
     placed = {} if device == "cpu" else {"device_map": device}

@@ -93,7 +93,7 @@ def _err(block: bytes) -> None:
     sys.stderr.flush()
 
 
-def steps(run: Run, rounds: Sequence[int], mode: str) -> list[Step]:
+def round_steps(run: Run, rounds: Sequence[int], mode: str) -> list[Step]:
     """The steps that bring a run to the last of these rounds."""
     last = "score" if mode == "round" else "score-full"
     return [Step(run, number, stage) for number in rounds for stage in (*STAGES[:-1], last)]
@@ -151,7 +151,9 @@ def main() -> None:
     train = run.config.train
     say(f"run {run.folder}: {run.config.model.name}, D = {train.divergence}, lambda = {train.lam}, tau = {train.tau}")
     todo = (
-        healed(run, arguments.eval) if arguments.report else steps(run, range(1, arguments.rounds + 1), arguments.eval)
+        healed(run, arguments.eval)
+        if arguments.report
+        else round_steps(run, range(1, arguments.rounds + 1), arguments.eval)
     )
     if arguments.dry_run:
         before([pending(todo, arguments.rebuild)], run.folder, [run])

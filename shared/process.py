@@ -28,7 +28,7 @@ from shared.publish import RUNNER
 
 LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 5.0  # seconds that an interrupted stage has to end by itself before it is asked to
+GRACE_SECONDS = 5.0  # seconds that an interrupted stage has to end by itself before it is asked to
 CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
 
 Sink = Callable[[bytes], object]
@@ -99,7 +99,7 @@ def run_process(
         finally:
             peak.stop()
             for reader in readers:
-                reader.join(timeout=PATIENCE)  # a grandchild may still hold the pipe
+                reader.join(timeout=GRACE_SECONDS)  # a grandchild may still hold the pipe
             writer.close()
         note = loading.read_text(encoding="utf-8") if loading.is_file() else ""
         return Ended(
@@ -139,7 +139,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if ask is not None:
             ask()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE if ask is None else 10 * PATIENCE)
+            process.wait(GRACE_SECONDS if ask is None else 10 * GRACE_SECONDS)
             return
 
 

@@ -45,8 +45,12 @@ def _settle(file: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def named(path: Path, *suffixes: str) -> None:
-    """Raise SteerHealError for a file to write whose name does not say what it will be: it may be somebody's."""
+def require_suffix(path: Path, *suffixes: str) -> None:
+    """Require one of these suffixes, so that a mistyped --out cannot overwrite an unrelated file.
+
+    Raises:
+        SteerHealError: the file has another suffix.
+    """
     if path.suffix not in suffixes:
         raise SteerHealError(
             "a file to write has another ending than its kind",
@@ -224,10 +228,38 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
 
 def _runner_holds(handle: int) -> bool:
     """Whether a lock is held by the process that started this one, to run it as a stage of what the lock protects."""
-    if os.environ.get(RUNNER) != str(os.getppid()):
-        return False
+    return os.environ.get(RUNNER) == str(os.getppid()) and _other_holder(handle) == os.getppid()
+
+
+def _other_holder(handle: int) -> int | None:
+    """The other process that holds the lock of an open file, by the kernel's answer; None where there is none.
+
+    0 or less for one that has no number here: of another container, or of another machine that shares the file system.
+    """
     asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    return bool(struct.unpack(FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, asked))[4] == os.getppid())
+    kind, _, _, _, process = struct.unpack(FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else int(process)
+
+
+def lock_holder(file: Path) -> int | None:
+    """The process that holds a lock file; None where nobody does. Takes no lock itself.
+
+    Where the process has no number here, 0. The kernel is asked about this very file: /proc/locks names files by device and inode,
+    and the device is another one on overlay and btrfs.
+    """
+    if file in _held:
+        return os.getpid()  # to open and close it would give the lock away
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        holder = _other_holder(handle)
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(handle)
+    return None if holder is None else max(holder, 0)
 
 
 def _lock_of(path: Path) -> Path:

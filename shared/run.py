@@ -128,7 +128,7 @@ def open_run(
     """Open a run with its frozen configuration, or begin it when it has none yet and one is given.
 
     All that a configuration names is checked before it is frozen. One that differs from the frozen one is refused with the
-    differences; with rebuild it replaces it, and so it does where it differs in configuration.PLACE alone.
+    differences; with rebuild it replaces it, and so it does where it differs in configuration.NOT_IN_RESULTS alone.
 
     Args:
         folder: of the run.
@@ -159,7 +159,9 @@ def open_run(
         old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
         differing = [key for key in new if new[key] != old[key]]
         changed = {
-            key: f"{key} = {new[key]!r} (was {old[key]!r})" for key in differing if key not in configuration.PLACE
+            key: f"{key} = {new[key]!r} (was {old[key]!r})"
+            for key in differing
+            if key not in configuration.NOT_IN_RESULTS
         }
         if changed and not rebuild:
             given: dict[str, Any] = {"overrides": overrides, "model": model}

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 
-def yield_soon() -> None:
+def limit_spinning() -> None:
     """Let OpenMP's threads sleep soon at a barrier; called before torch is imported, and a user's own setting wins.
 
     libgomp's threads spin 300 000 times before they sleep. Beside another process that burns the very time that the thread they wait
@@ -19,7 +19,7 @@ def yield_soon() -> None:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Without garbage collection inside: around the import of a large library, whose objects stay and would be searched in vain.
 
     A sixth of the time to import vLLM or Unsloth is such searches.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from shared.commandline import status_options
 from shared.commands import COMMANDS, NAMES, round_command
 from shared.console import number, say, table
 from shared.errors import SteerHealError
-from shared.publish import seal_of
+from shared.publish import lock_holder, seal_of
 from shared.records import read_manifest
 from shared.run import STAGES, Run
 from shared.strict import parse
@@ -46,7 +45,7 @@ class Status:
     """Where a run stands.
 
     rounds: complete ones. done: stages with a manifest, in order. half: the stage in the making, None where it has left nothing.
-    running: the process that holds the run, None where nobody does. next: the command that goes on. problem: why it is no run.
+    running: the process that holds the run, None where nobody does, 0 where it is one of another machine or container. next: the command that goes on. problem: why it is no run.
     """
 
     run: str
@@ -95,7 +94,7 @@ def status_of(folder: Path) -> Status:
         done=done,
         half=half,
         running=holder,
-        working_on=work_of(holder) if holder is not None else None,
+        working_on=activity_of(holder) if holder is not None else None,
         stopped=_reason(stopped) if stopped.is_file() else None,
         next=again if rounds == 0 or begun or (folder / "report").is_dir() else round_command(folder, target="report"),
     )
@@ -139,22 +138,10 @@ def _reason(stopped: Path) -> str:
     )
 
 
-def lock_holder(file: Path) -> int | None:
-    """The process that holds a lock file, by the system's own list of locks; None where nobody does. Takes no lock itself."""
-    try:
-        inode = file.stat().st_ino
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        words = line.split()
-        if words[1] != "->" and words[5].rpartition(":")[2] == str(inode) and os.path.exists(f"/proc/{words[4]}"):
-            return int(words[4])
-    return None
-
-
-def work_of(process: int) -> str:
+def activity_of(process: int) -> str:
     """What a process is at: the stage that it or a process under it runs, or else its command."""
+    if process == 0:
+        return "a process of another machine or container"
     for one in [*_children(process), process]:
         words = _words(Path(f"/proc/{one}/cmdline"))
         names = [NAMES[word] for word in words if word in NAMES] or [word for word in words[1:3] if word in COMMANDS]
@@ -184,7 +171,7 @@ def overview(all_: list[Status]) -> None:
     rows = []
     for one in all_:
         if one.running is not None:
-            now = f"{one.working_on}, process {one.running}"
+            now = _running(one)
         elif one.stopped or one.problem:
             now = "stopped" if one.stopped else "cannot be read"
         elif one.half:
@@ -198,6 +185,10 @@ def overview(all_: list[Status]) -> None:
         if one.running is None:
             why = f"stopped in {one.stopped}; " if one.stopped else f"{one.problem}; " if one.problem else ""
             say(f"{one.run}: {why}next: {one.next}")
+
+
+def _running(one: Status) -> str:
+    return f"{one.working_on}, process {one.running}" if one.running else str(one.working_on)
 
 
 def details(one: Status) -> None:
@@ -221,7 +212,7 @@ def details(one: Status) -> None:
         [[stage, *(cell(k, stage) for k in numbers)] for stage in stages],
     )
     if one.running is not None:
-        say(f"running: {one.working_on}, process {one.running}")
+        say(f"running: {_running(one)}")
         return
     if one.stopped:
         say(f"stopped in {one.stopped}")

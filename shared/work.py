@@ -47,7 +47,7 @@ class Work:
     """What a stage computes: float operations, bytes of weights read where decoding reads them again and again, and requests."""
 
     flops: float = 0.0
-    bytes: float = 0.0
+    weight_bytes: float = 0.0
     requests: float = 0.0
 
 
@@ -183,7 +183,7 @@ def _sweep(config: Config, shape: Shape, plan: Sizes) -> Work:
     scored = 2 * plan.rows * plan.completion * 2 * shape.weights + 2 * shape.blocks * plan.prompts * (
         plan.neutral + plan.trait
     )
-    return Work(sampled.flops + prompts + scored, sampled.bytes, 3 * plan.rows)
+    return Work(sampled.flops + prompts + scored, sampled.weight_bytes, 3 * plan.rows)
 
 
 def _heal(run: Run, number: int, shape: Shape) -> Work:
@@ -227,7 +227,7 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     _, context = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
     activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * shape.blocks
     flops = answers + free.flops + sampled.flops + judged + activations
-    return Work(flops, free.bytes + sampled.bytes, 2 * asked + 4 * texts)
+    return Work(flops, free.weight_bytes + sampled.weight_bytes, 2 * asked + 4 * texts)
 
 
 def memory_of(run: Run, stage: str) -> float:

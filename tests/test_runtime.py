@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gen.engine.options import uncompiled
-from shared.runtime import uncollected, yield_soon
+from shared.runtime import gc_disabled, limit_spinning
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -19,7 +19,7 @@ NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 def test_collection_is_as_it_was_afterwards(was: bool) -> None:
     try:
         (gc.enable if was else gc.disable)()
-        with pytest.raises(ImportError), uncollected():
+        with pytest.raises(ImportError), gc_disabled():
             assert not gc.isenabled()
             raise ImportError
         assert gc.isenabled() == was
@@ -32,7 +32,7 @@ def test_a_user_s_own_waiting_wins(monkeypatch: pytest.MonkeyPatch, mine: dict[s
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", {**os.environ, **mine})
-    yield_soon()
+    limit_spinning()
     assert {name: os.environ[name] for name in NAMES if name in os.environ} == (mine or {"GOMP_SPINCOUNT": "1000"})
 
 
@@ -55,7 +55,7 @@ def test_only_what_is_decorated_inside_stays_uncompiled(monkeypatch: pytest.Monk
 
 def test_libgomp_reads_it_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set in Python before torch is imported is early enough: OpenMP says so itself, in the first line that it prints when loaded."""
-    code = "from shared.runtime import yield_soon; yield_soon(); import torch"
+    code = "from shared.runtime import limit_spinning; limit_spinning(); import torch"
     # vLLM, once imported by another test, asks for OpenMP to be preloaded: before Python runs, and so before our setting.
     environment = {name: value for name, value in os.environ.items() if name not in (*NAMES, "LD_PRELOAD")}
     done = subprocess.run(

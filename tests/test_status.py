@@ -13,9 +13,9 @@ from conftest import ROOT, command
 from synthetic_run import IDENTITY
 
 from gen.windows import Windows
-from shared.publish import write_json
+from shared.publish import lock_holder, write_json
 from shared.run import STAGES, Run, Stage, open_run
-from shared.status import lock_holder, runs_below, status_of
+from shared.status import runs_below, status_of
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
 
@@ -97,6 +97,29 @@ def test_a_lock_is_looked_at_and_not_taken(run: Run) -> None:
     finally:
         run.release()
     assert lock_holder(run.folder / ".lock") is None
+
+
+def test_the_holder_is_that_of_this_very_file(tmp_path: Path) -> None:
+    """Not of another file that has the same inode number elsewhere, nor of a link to the file of another run."""
+    other = Path("/dev/shm") if Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK) else tmp_path
+    mine, code = (
+        tmp_path / "mine",
+        "import sys; from pathlib import Path; from shared.publish import hold; hold(Path(sys.argv[1]), Path(sys.argv[1])); print('held', flush=True); input()",
+    )
+    theirs = other / f"steer-heal-test-{os.getpid()}.lock"
+    mine.touch()
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(theirs)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        assert lock_holder(theirs) == first.pid and lock_holder(mine) is None
+        mine.unlink()
+        mine.symlink_to(theirs)
+        assert lock_holder(mine) is None and lock_holder(tmp_path / "none") is None
+    finally:
+        first.communicate("\n")
+        theirs.unlink(missing_ok=True)
 
 
 def test_a_folder_of_runs_and_of_studies_is_listed_with_what_is_broken(run: Run, tmp_path: Path) -> None:

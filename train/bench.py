@@ -13,7 +13,7 @@ from train.commandline import bench_options
 def main() -> None:
     options = bench_options()
     arguments = options.parse_args()
-    from train.measures import loss, losses, memories, peak, steps
+    from train.measures import loss, losses, memories, peak, step_times
 
     all_cores()
     if arguments.memory:
@@ -22,7 +22,7 @@ def main() -> None:
         return
     begin = time.monotonic()
     rounds, repeats = (2, 1) if arguments.quick else (15, 5)
-    found = {**steps(rounds), **losses(rounds), **memories(repeats)}
+    found = {**step_times(rounds), **losses(rounds), **memories(repeats)}
     file(arguments.out, found)
     closing(arguments.out, begin)
 

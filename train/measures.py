@@ -107,7 +107,7 @@ def _first_round(scratch: Path, rounds: int) -> tuple[dict[str, Side], int]:
     return sides, sum(map(len, bench.examples))
 
 
-def steps(rounds: int) -> dict[str, Any]:
+def step_times(rounds: int) -> dict[str, Any]:
     """Time of an optimiser step: ours against the naive trainer, and against plain SFT of the same student, without and with history."""
     with TemporaryDirectory() as scratch:
         sides, tokens = _first_round(Path(scratch), rounds)

@@ -25,11 +25,11 @@ from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
 from shared.preconditions import trainable
-from shared.runtime import uncollected
+from shared.runtime import gc_disabled
 from train.isolation import vllm_hidden
 
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
-with vllm_hidden(), uncollected(), contextlib.redirect_stdout(None), warnings.catch_warnings():
+with vllm_hidden(), gc_disabled(), contextlib.redirect_stdout(None), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from unsloth import FastLanguageModel  # before transformers and peft, which it patches
 

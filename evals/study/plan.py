@@ -154,14 +154,14 @@ def _measured(config: Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in configuration.flat(config).items()
-        if (key.startswith(("model.", "eval.")) or key == "vector.trait") and key not in configuration.PLACE
+        if (key.startswith(("model.", "eval.")) or key == "vector.trait") and key not in configuration.NOT_IN_RESULTS
     }
 
 
 def _key(config: Config) -> str:
     """What a run makes depends on this: equal strings, one run. Where and how it runs is left out."""
     values = configuration.flat(config)
-    return repr([value for key, value in values.items() if key not in configuration.PLACE])
+    return repr([value for key, value in values.items() if key not in configuration.NOT_IN_RESULTS])
 
 
 def runs_in(folder: Path) -> list[Run]:
@@ -172,7 +172,7 @@ def runs_in(folder: Path) -> list[Run]:
 def depends(config: Config, stage: str) -> str:
     """What a shared stage of round 1 depends on, as far as cells of one study can differ: equal strings, equal outputs."""
     random = config.vector.direction == "random"
-    place = {key.removeprefix("model.") for key in configuration.PLACE if key.startswith("model.")}
+    place = {key.removeprefix("model.") for key in configuration.NOT_IN_RESULTS if key.startswith("model.")}
     model = config.model.model_dump(exclude=place)
     found: list[Any] = [stage, model, config.vector, config.seed if random else None]
     if stage != "extract":

@@ -19,7 +19,7 @@ from gen.engine.sampling import Output, Request, output_of, params_of
 from gen.students import Student
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.runtime import uncollected
+from shared.runtime import gc_disabled
 from shared.vectors import Vector
 
 
@@ -53,7 +53,7 @@ class Engine:
         }
         self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None
-        with uncompiled(options), uncollected():
+        with uncompiled(options), gc_disabled():
             from vllm import LLM
 
             from gen.engine import plugin
