@@ -23,14 +23,14 @@ from evals import instrument as rendering
 from evals.forced_choice import Condition, Free, Read
 from gen import scoring
 from shared import chat, instrument, text, vignettes
-from shared.config import Config
 from shared.console import say
 from shared.instrument import Instrument
 from shared.machine import device
 from shared.models import cache_folder
+from shared.provenance import versions
 from shared.publish import digest
 from shared.records import Prompt, Vignette, write_jsonl
-from shared.run import versions
+from shared.schema import Config
 from shared.traits import Trait
 from shared.vectors import Vector
 

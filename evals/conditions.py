@@ -14,9 +14,9 @@ from evals.forced_choice import Condition, Free, Read, forced_choice, reads
 from evals.instrument import Renderer
 from evals.rows import ONCE
 from gen.students import Student
-from shared.config import EvalConfig
 from shared.console import console, counting
 from shared.folding import refold
+from shared.schema import EvalConfig
 from shared.vectors import Vector
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from evals.forced_choice import Condition
 from gen.prompts import Renderer
 from gen.scoring import score
-from shared.config import Config
 from shared.console import counting
 from shared.records import Prompt
+from shared.schema import Config
 from shared.seeds import seed_of
 from shared.text import distinct_n, loop_share
 from shared.traits import Trait

@@ -9,11 +9,11 @@ from evals.rows import Scores
 from evals.scored import Round
 from evals.tables import Table
 from shared import config as configuration
-from shared.config import Config
 from shared.console import number
 from shared.errors import SteerHealError
 from shared.records import Manifest
 from shared.run import Run
+from shared.schema import Config
 
 
 def stages(made: Iterable[tuple[str, Manifest]]) -> Table:

@@ -23,7 +23,6 @@ from gen.students import student as student_of
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import entry, need, parse
 from shared.commands import round_command
-from shared.config import EvalConfig
 from shared.instrument import FOUNDATIONS
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -31,6 +30,7 @@ from shared.prompts import load_heldout
 from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl, write_jsonl, write_parquet
 from shared.run import Run, Stage
+from shared.schema import EvalConfig
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 
@@ -153,7 +154,7 @@ def same_setting(first: Setting, second: Setting) -> None:
             "conditions scored differently are not comparable",
             given=given,
             expected="the same items, orders, think tokens and instrument",
-            next="score both in the same way; in a run: make report EVAL=full",
+            next=f"score both in the same way; in a run: {round_command('DIR', mode='full', target='report')}",
         )
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from gen.filter import Tally
 from gen.rules import Yardstick, judge
-from shared.config import Config
 from shared.console import console
 from shared.records import Completion
+from shared.schema import Config
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -14,13 +14,14 @@ from gen.commandline import card_options
 from gen.filter import limits_of
 from shared.cli import entry, need, parse
 from shared.commands import round_command
-from shared.config import Config, flat
+from shared.config import flat
 from shared.console import number, say
 from shared.errors import SteerHealError
 from shared.hub import published, push
 from shared.publish import atomic_folder
 from shared.records import Completion, read_jsonl
 from shared.run import Run
+from shared.schema import Config
 from shared.traits import load_trait
 from shared.vectors import load_vector
 

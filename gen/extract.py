@@ -16,7 +16,6 @@ import numpy as np
 from gen.commandline import extract_options
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import configured, entry, need, parse
-from shared.config import ModelConfig, VectorConfig, band
 from shared.console import progress, say, table
 from shared.folding import exact_network
 from shared.models import Model
@@ -24,6 +23,7 @@ from shared.models import resolve as resolve_model
 from shared.publish import digest, hold, require_suffix
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
+from shared.schema import ModelConfig, VectorConfig, band
 from shared.strata import stratified
 from shared.traits import Trait, load_trait
 from shared.vectors import Vector

@@ -21,12 +21,12 @@ from gen.rules import Limits, Yardstick, judge, limits
 from gen.tally import Group, Tally
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
-from shared.config import FilterConfig
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.publish import hold, require_suffix
 from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
 from shared.run import Run, Stage
+from shared.schema import FilterConfig
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 

@@ -10,13 +10,13 @@ from typing import Any
 from gen.prompts import Survey
 from gen.rules import Yardstick
 from gen.students import Student
-from shared.config import Config, SweepConfig
 from shared.machine import device
 from shared.models import Model
 from shared.prompts import Prompts
+from shared.provenance import versions
 from shared.publish import digest
 from shared.records import Completion
-from shared.run import versions
+from shared.schema import Config, SweepConfig
 from shared.traits import load_trait
 from shared.vectors import Vector
 

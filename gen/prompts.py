@@ -13,10 +13,10 @@ from typing import Any
 
 from gen.plan import name_of
 from shared.chat import neutral_for, render
-from shared.config import SweepConfig
 from shared.errors import SteerHealError
 from shared.prompts import Prompts, open_prompts
 from shared.records import Prompt, data_file
+from shared.schema import SweepConfig
 from shared.strata import quotas, take
 from shared.traits import Trait
 

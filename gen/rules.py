@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.config import FilterConfig
 from shared.errors import SteerHealError
 from shared.records import Completion
+from shared.schema import FilterConfig
 from shared.text import loop_share
 from shared.traits import load_trait
 

@@ -10,8 +10,8 @@ from gen.plan import Planned
 from gen.prompts import Renderer
 from gen.scoring import score
 from gen.students import Student
-from shared.config import Config
 from shared.records import Completion
+from shared.schema import Config
 from shared.vectors import Vector
 
 if TYPE_CHECKING:

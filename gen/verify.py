@@ -17,14 +17,14 @@ import numpy as np
 from gen.commandline import verify_options
 from shared.chat import load_tokenizer, render
 from shared.cli import configured, entry
-from shared.config import band
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.machine import hardware
 from shared.models import Model
 from shared.models import resolve as resolve_model
+from shared.provenance import versions
 from shared.records import Prompt, data_file, read_jsonl
-from shared.run import versions
+from shared.schema import band
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter
 from gen.filter import Tally
 from gen.plan import Planned, rows_of
 from gen.rules import Yardstick, judge
-from shared.config import Config
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.records import Completion, Prompt
+from shared.schema import Config
 
 
 @dataclass(frozen=True)

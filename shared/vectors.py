@@ -123,7 +123,7 @@ def load_vector(path: Path) -> Vector:
             "a steering vector is missing",
             given=path,
             expected="a safetensors file",
-            next="python -m gen.extract --model MODEL --out vector.safetensors; in a run: make round N=K",
+            next="python -m gen.extract --model MODEL --out vector.safetensors; in a run: make round N=K RUN=DIR",
         )
     layers: dict[int, np.ndarray] = {}
     try:

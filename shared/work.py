@@ -12,11 +12,11 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from shared.config import Config, band
 from shared.machine import GIB
 from shared.models import Model, resolve
 from shared.records import data_file
 from shared.run import Run
+from shared.schema import Config, band
 from shared.strict import parse
 
 CHARACTERS = 4.6  # of a token of English

@@ -13,9 +13,9 @@ from test_folding import adapters, base, by_hand, logits  # noqa: F401
 
 from evals.conditions import after_training, before_training, by_weights, randoms
 from gen.students import Student
-from shared.config import EvalConfig
 from shared.folding import fold
 from shared.models import Model
+from shared.schema import EvalConfig
 from shared.vectors import Vector
 
 CONFIG = EvalConfig(coefficients=[0.5, 1.25, 2.0], random_draws=2)

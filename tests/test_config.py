@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Config, band, flat, resolve, sources_of, to_toml
 from shared.config import begun as begun_of
+from shared.config import flat, resolve, sources_of, to_toml
 from shared.errors import SteerHealError
+from shared.schema import Config, band
 
 ROOT = Path(__file__).parent.parent
 

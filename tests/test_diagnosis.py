@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.config import TrainConfig
+from shared.schema import TrainConfig
 from train.diagnosis import diagnose
 
 

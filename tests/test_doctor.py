@@ -13,6 +13,10 @@ from conftest import ROOT
 from test_setup import BASE, commands
 
 from shared import doctor, machine
+from shared.checks import KERNELS, lock
+from shared.environment_checks import missing
+from shared.machine_checks import the_hardware
+from shared.stage_checks import STAGES, stage
 
 
 def look(*arguments: str, python: str = sys.executable, cwd: Path = ROOT, **environment: str) -> tuple[int, str, str]:
@@ -39,10 +43,10 @@ def test_a_whole_environment_passes() -> None:
     assert "nothing is missing" in done.stdout
     for name in ("vllm", "cores", "instruction set", "Python.h", "glibc", "GiB free", "available", "GPU"):
         assert name in done.stdout
-    for name in doctor.STAGES:
+    for name in STAGES:
         assert f"ok  {name} " in done.stdout
-    if doctor.lock().stem == "cpu":
-        assert f"vLLM with {doctor.KERNELS[machine.instruction_set()]}\n" in done.stdout
+    if lock().stem == "cpu":
+        assert f"vLLM with {KERNELS[machine.instruction_set()]}\n" in done.stdout
 
 
 def test_it_imports_the_standard_library_and_its_own_alone() -> None:
@@ -75,11 +79,11 @@ def test_without_an_environment_it_tells_of_the_machine(checkout: Path, broken: 
 
 
 def test_absent_and_other_versions_are_listed(tmp_path: Path) -> None:
-    lock = tmp_path / "cpu.txt"
+    listed = tmp_path / "cpu.txt"
     elsewhere = "no-such-package==2.0 ; platform_machine == 'riscv64'"
-    lock.write_text(f"# a comment\nnumpy==0.0.1\nno-such-package==1.0\n{elsewhere}\n")
-    assert [line.split()[0] for line in doctor.missing(lock)] == ["numpy==0.0.1,", "no-such-package==1.0"]
-    assert doctor.missing(doctor.lock()) == []
+    listed.write_text(f"# a comment\nnumpy==0.0.1\nno-such-package==1.0\n{elsewhere}\n")
+    assert [line.split()[0] for line in missing(listed)] == ["numpy==0.0.1,", "no-such-package==1.0"]
+    assert missing(lock()) == []
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_absent_and_other_versions_are_listed(tmp_path: Path) -> None:
     ids=["illegal", "segfault", "killed", "absent"],
 )
 def test_a_stage_that_dies_is_named_with_its_signal(code: str, said: str, next: str) -> None:
-    row = doctor.stage("heal", code)
+    row = stage("heal", code)
     assert row.error is not None
     text = row.error.render()
     assert text.startswith("error: heal ") and said in text and next in text.splitlines()[-1]
@@ -103,9 +107,27 @@ def test_a_stage_that_dies_is_named_with_its_signal(code: str, said: str, next: 
         assert "ModuleNotFoundError: No module named 'no_such_module'" in text
 
 
+@pytest.mark.parametrize(("gib", "little"), [(1.5, True), (4.9, True), (5.1, False), (60.0, False)])
+def test_little_memory_is_a_warning_with_what_to_do(
+    gib: float, little: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "memory_available", lambda: int(gib * machine.GIB))
+    row = {row.name: row for row in the_hardware(tmp_path)}["memory"]
+    assert row.error is None and (row.warning is not None) == little
+    monkeypatch.setattr(sys, "argv", ["doctor", "--quick", "--run", str(tmp_path)])
+    try:
+        doctor.main()
+    except SystemExit as ended:
+        assert ended.code == 2  # of what else this machine lacks
+    told = capsys.readouterr()
+    assert ("  !   memory" in told.out) == little and ("  ok  memory" in told.out) != little
+    assert ("warning: there is little memory" in told.err) == little
+    assert (f"given:    {gib:.1f} GiB available" in told.err and "eval.contexts=0" in told.err) == little
+
+
 def test_a_cpu_without_avx2_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "instruction_set", lambda: "x86_64")
-    rows = {row.name: row for row in doctor.the_hardware(tmp_path)}
+    rows = {row.name: row for row in the_hardware(tmp_path)}
     error = rows["instruction set"].error
     assert error is not None and "without AVX2" in error.render() and "-cpu host" in error.render()
 

@@ -17,11 +17,11 @@ from evals.score import _student_layers
 from gen import extract as extracting
 from gen.extract import activations, extract
 from shared.chat import render
-from shared.config import ModelConfig, VectorConfig
 from shared.errors import SteerHealError
 from shared.merging import merged
 from shared.models import Model
 from shared.run import open_run
+from shared.schema import ModelConfig, VectorConfig
 from shared.traits import load_trait
 from shared.vectors import load_vector
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from gen.filter import Source, Split, named_after, refuse_overwriting, split, tally
 from gen.places import Places
 from gen.rules import judge, limits, reasons
-from shared.config import FilterConfig
 from shared.errors import SteerHealError
 from shared.records import Completion, write_jsonl
+from shared.schema import FilterConfig
 
 CONFIG = FilterConfig(drop_truncated=False, min_kept=1)
 

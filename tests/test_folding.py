@@ -123,6 +123,21 @@ def test_a_changed_round_is_refused(base: Model, tmp_path: Path) -> None:
         rounds_of(tmp_path / "history")
 
 
+def test_a_history_that_cannot_be_read_names_the_round_that_makes_it(tmp_path: Path) -> None:
+    """In a run with the options that the command needs; elsewhere the export that wrote it."""
+    inside, outside = tmp_path / "my run" / "rounds" / "02" / "history", tmp_path / "history"
+    for history in (inside, outside):
+        history.mkdir(parents=True)
+        (history / "gates.json").write_text("{}")
+    (tmp_path / "my run" / "config.toml").touch()
+    with pytest.raises(SteerHealError) as refused:
+        rounds_of(inside)
+    assert refused.value.next == f"make round N=2 RUN='{tmp_path}/my run' REBUILD=1"
+    with pytest.raises(SteerHealError) as refused:
+        rounds_of(outside)
+    assert refused.value.next.startswith("python -m train.export --run DIR --round K --as history --out ")
+
+
 @pytest.mark.parametrize("place", ["a\0b", "x" * 5000, "/", "../.."])
 def test_a_place_that_holds_no_adapter_is_refused(base: Model, tmp_path: Path, place: str) -> None:
     fold([(adapter(base, tmp_path / "1", 5), 1.0)], tmp_path / "history")

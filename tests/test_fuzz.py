@@ -25,12 +25,13 @@ from evals.scored import scored_rounds
 from evals.study.plan import load as load_study
 from gen.windows import Windows
 from shared.adapters import load_adapter
-from shared.config import Config, resolve, to_toml
+from shared.config import resolve, to_toml
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of, verify
 from shared.ratios import read as read_benchmark
 from shared.records import DATA, Asked, Completion, Pair, Prompt, Vignette, read_jsonl, read_manifest
 from shared.run import Run, Stage
+from shared.schema import Config
 from shared.strict import parse
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector

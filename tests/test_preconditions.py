@@ -12,8 +12,9 @@ from conftest import ROOT, command
 
 from shared import preconditions
 from shared.config import resolve
+from shared.embedded import EMBEDDED_CONFIG
 from shared.errors import SteerHealError
-from shared.models import EMBEDDED_CONFIG, Model, cache_folder
+from shared.models import Model, cache_folder
 from shared.preconditions import TRACKERS, check, tracker
 from shared.run import open_run
 

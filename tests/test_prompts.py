@@ -11,10 +11,10 @@ from conftest import command
 
 from gen.prompts import Renderer, open_round, survey
 from shared.chat import neutral_for, render, render_text
-from shared.config import SweepConfig
 from shared.errors import SteerHealError
 from shared.prompts import Prompts, open_prompts
 from shared.records import DATA, Prompt, read_jsonl
+from shared.schema import SweepConfig
 from shared.strata import stratified
 from shared.traits import load_trait
 

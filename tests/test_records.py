@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from test_filter import completion
 
 from evals.rows import ConditionLine, TokenRow
-from shared.config import Config
 from shared.errors import SteerHealError
 from shared.records import (
     DATA,
@@ -25,6 +24,7 @@ from shared.records import (
     write_jsonl,
     write_parquet,
 )
+from shared.schema import Config
 from shared.strata import stratified
 from shared.traits import load_trait
 from train.data import load_examples

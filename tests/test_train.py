@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.config import Config, resolve
+from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
 from shared.publish import digest
+from shared.schema import Config
 from train.data import Example, collate, held_out, known, load_examples
 from train.distil import distil
 from train.reference import reference_states

@@ -14,8 +14,9 @@ from shared.console import number
 from shared.errors import SteerHealError, in_one_line
 from shared.hub import published
 from shared.models import Model
+from shared.provenance import versions
 from shared.records import Training, read_manifest, read_record
-from shared.run import Run, versions
+from shared.run import Run
 from shared.strict import read_object
 
 HUB = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.chat import end_of_turn, neutral_for, render
-from shared.config import Config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.records import Completion, Pair, numbered_jsonl, read_jsonl
+from shared.schema import Config
 from shared.strict import parse
 from shared.traits import load_trait
 

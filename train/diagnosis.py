@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.config import TrainConfig
+from shared.schema import TrainConfig
 
 DOMINATING = 3.0  # barrier gradient over cross-entropy gradient
 LEARNED = 0.005  # a cross-entropy that fell by a smaller share has not learned

@@ -15,15 +15,15 @@ import torch
 from shared.adapters import note_base
 from shared.chat import load_tokenizer
 from shared.cli import heed_interruption
-from shared.config import Config, TrainConfig
 from shared.console import console, say
 from shared.errors import SteerHealError
 from shared.machine import device
 from shared.models import Model
 from shared.preconditions import trainable
+from shared.provenance import versions
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
-from shared.run import versions
+from shared.schema import Config, TrainConfig
 from train.data import Example, collate, held_out, identity, known, load_examples
 from train.diagnosis import Finding, diagnose
 from train.live import Live

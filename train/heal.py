@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from shared.cli import configured, entry, need, parse
 from shared.commands import command_of, round_command
-from shared.config import TrainConfig, band
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
@@ -18,6 +17,7 @@ from shared.models import resolve as resolve_model
 from shared.preconditions import tracker, trainable
 from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
+from shared.schema import TrainConfig, band
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from shared.config import TrainConfig
 from shared.models import load_network
+from shared.schema import TrainConfig
 from train.data import IGNORED
 from train.objective import EPS
 

@@ -15,9 +15,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 
-from shared.config import Config
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, write_json
+from shared.schema import Config
 from shared.strict import parse
 from train.data import IGNORED, Example, collate
 from train.objective import AGGREGATES, aggregate, barrier, gradient_ratio, per_position

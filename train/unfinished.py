@@ -11,8 +11,8 @@ from typing import Any
 
 from shared.console import say
 from shared.errors import SteerHealError
+from shared.provenance import begun_elsewhere, changed_device, differences
 from shared.publish import intact, seal, seal_of, write_json, write_text
-from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse, read_object
 
 VERSION = 2  # 1 did not know the device

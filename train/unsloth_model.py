@@ -19,13 +19,13 @@ from typing import Any
 
 from shared.adapters import Adapter, belongs
 from shared.commands import setting
-from shared.config import Config, band
 from shared.errors import SteerHealError
 from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
 from shared.preconditions import trainable
 from shared.runtime import gc_disabled
+from shared.schema import Config, band
 from train.isolation import vllm_hidden
 
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))

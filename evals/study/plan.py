@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from shared import config as configuration
 from shared.commands import round_command
-from shared.config import Config, Section
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
+from shared.schema import Config, Section
 
 SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
 

@@ -1,0 +1,249 @@
+"""The configuration's sections: every key with its type, default and meaning."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from shared.commands import setting
+from shared.errors import SteerHealError
+
+Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
+Aggregate = Literal["rmse", "mean", "p95", "max"]
+Positions = Literal["all", "generated"]
+Debias = Literal["reversal", "cyclic"]
+Dose = Literal["grid", "walk"]
+
+
+# arguments of rendering that are no variables of a template
+RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding", "prompt", "return_assistant_tokens_mask", "return_dict", "return_tensors", "system", "tokenize", "tokenizer", "truncation", "turns"}  # fmt: skip
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class ModelConfig(Section):
+    name: str = Field("embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id or a local folder")
+    revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="dtype of the weights: sampling, training, scoring"
+    )
+    max_model_len: int = Field(4096, ge=64, description="longest prompt and completion, tokens")
+    gpu_memory: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory that vLLM takes, which must be free; of no effect on a CPU",
+    )
+    student: Literal["auto", "merged", "adapter"] = Field(
+        "auto", description="serve a student merged into its weights or as an adapter; auto is the adapter on a GPU"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="passed to the chat template, e.g. enable_thinking = false"
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(given.keys() & RENDERING):
+            raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
+        try:
+            json.dumps(given, allow_nan=False)  # as manifests and digests will hold it
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not as JSON can hold it: {error}") from None
+        return given
+
+
+class VectorConfig(Section):
+    trait: str = Field(
+        "embedded",
+        description="JSON file in the form of shared/data/trait.json: a name and the trait, opposite and neutral system prompts",
+    )
+    contexts: str = Field("embedded", description="prompts JSONL the activations are averaged over")
+    n_contexts: int = Field(256, ge=2, description="contexts used, stratified over genres")
+    layers: list[int] | str = Field(
+        "0.45-0.55", description="0-based blocks, or a band of the depth such as '0.45-0.55'"
+    )
+    positions: Positions = Field("all", description="steer every position, or from the generation on")
+    contrast: bool = Field(False, description="subtract the opposite persona instead of the neutral prompt")
+    batch_size: int = Field(16, ge=1, description="contexts per forward")
+    direction: Literal["trait", "random"] = Field(
+        "trait",
+        description="random: another direction of the same norm in each layer, all the way through, as a control",
+    )
+
+
+class SweepConfig(Section):
+    coefficients: list[float] = Field(
+        [0.25, 0.5, 0.75, 1.0], min_length=1, description="multiples of the raw vector; 0 is sampled besides"
+    )
+    dilemmas: str = Field(
+        "embedded",
+        description="prompts the trait is enacted on, JSONL or '<dataset id>:<set>:<split>' ('<dataset id>:<split>' where it has one set)",
+    )
+    mundane: str = Field("embedded", description="prompts without a conflict, likewise")
+    n_dilemmas: int = Field(64, ge=1, description="dilemmas per round")
+    n_mundane: int = Field(16, ge=0, description="mundane prompts per round")
+    samples: int = Field(1, ge=1, description="completions per prompt and coefficient")
+    max_tokens: int = Field(256, ge=1, description="completion length, tokens")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus mass")
+    window: int = Field(
+        1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"
+    )
+    dose: Dose = Field(
+        "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
+    )
+    survival: float = Field(0.5, gt=0, le=1, description="walk: share of completions that must survive the filter")
+    dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
+    dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
+    dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
+
+
+class FilterConfig(Section):
+    perplexity_ratio: float = Field(5.0, gt=0, description="highest perplexity, as a multiple of the unsteered median")
+    last_quarter_ratio: float = Field(8.0, gt=0, description="the same for the completion's last quarter")
+    distinct_3_quantile: float = Field(
+        0.05, ge=0, le=1, description="distinct-3 must reach this quantile of the unsteered completions"
+    )
+    max_loop_share: float = Field(
+        0.3, ge=0, le=1, description="largest share of tokens in one verbatim loop of any period"
+    )
+    min_tokens: int = Field(8, ge=1, description="shortest completion, tokens")
+    drop_truncated: bool = Field(True, description="reject completions that ran into max_tokens")
+    trait_llr_quantile: float = Field(
+        0.5, ge=0, le=1, description="trait_llr must reach this quantile of the unsteered completions"
+    )
+    off: bool = Field(False, description="keep every completion that has tokens, as a control")
+    source: Literal["steered", "unsteered"] = Field(
+        "steered", description="unsteered: train on the original model's completions at coefficient 0, as a control"
+    )
+    min_kept: int = Field(16, ge=1, description="fewer kept rows than this is starvation, an error")
+
+
+class TrainConfig(Section):
+    divergence: Divergence = Field(
+        "kl_rev",
+        description="D of the barrier: nll (0), kl_fwd KL(ref||theta), kl_rev KL(theta||ref), wd (0, AdamW decay)",
+    )
+    lam: float = Field(0.1, ge=0, description="lambda, weight of relu(D - tau)")
+    lam_round_power: float = Field(0.0, description="lambda in round r is lam * r ** lam_round_power")
+    tau: float = Field(0.3, ge=0, description="divergence left free, nats")
+    aggregate: Aggregate = Field("rmse", description="how per-position KL becomes D")
+    reference: Literal["base", "previous"] = Field(
+        "base", description="the original (all gates off) or the previous round's student"
+    )
+    rank: int = Field(32, ge=1, description="LoRA rank")
+    alpha: int = Field(64, ge=1, description="LoRA alpha; the scale is alpha / rank")
+    layers: str = Field("0.2-0.8", description="band of the depth whose linear modules are trained")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW decay on this round's A and B; used by divergence = wd alone"
+    )
+    epochs: int = Field(6, ge=1, description="passes over the kept rows")
+    batch_size: int = Field(8, ge=1, description="rows per micro-batch; the barrier is defined on it")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of steps with rising learning rate")
+    heldout: float = Field(
+        0.1, ge=0, lt=1, description="share of the prompts not trained on, whose cross-entropy is taken every epoch"
+    )
+    early_stop: int = Field(
+        0, ge=0, description="stop after so many epochs without a lower held-out cross-entropy, keep the best; 0 never"
+    )
+    logging_steps: int = Field(1, ge=1, description="optimiser steps a row of the log stands for")
+    save_steps: int = Field(20, ge=0, description="optimiser steps between checkpoints of an unfinished round; 0 none")
+    report_to: list[str] = Field(
+        [], description="where transformers reports the log besides its file, e.g. ['tensorboard']"
+    )
+    chunk: int = Field(128, ge=1, description="completion positions whose logits are held at a time")
+    reference_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype of the cached reference states; auto is that of the hidden states themselves"
+    )
+    max_length: int = Field(1024, ge=16, description="longest prompt plus completion, tokens")
+    load_in_4bit: bool = Field(False, description="4-bit base weights, GPU only")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class EvalConfig(Section):
+    vignettes: str = Field("embedded", description="'embedded', a JSONL file, or '<dataset id>:<set>:<condition>'")
+    instrument: str = Field("embedded", description="'embedded', 'moralmaps' if that is installed, or a JSON file")
+    items: int = Field(
+        28, ge=7, description="vignettes of a round's scoring, stratified by foundation; EVAL=full takes all"
+    )
+    full_items: int | None = Field(None, ge=7, description="vignettes of EVAL=full, likewise; without it, all")
+    debias: Debias = Field("reversal", description="orders of a round's scoring; EVAL=full is cyclic")
+    think: int = Field(16, ge=0, description="think tokens before the answer")
+    stop: bool = Field(
+        False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
+    )
+    coefficients: list[float] = Field(
+        [], description="further doses scored in a round, multiples of the vector; the mean of the kept rows always is"
+    )
+    random_draws: int = Field(3, ge=1, description="random directions of equal norm scored in a round")
+    gates: list[float] = Field(
+        [], description="gates of the round at which its healed student is scored as well; it always is at 1"
+    )
+    free_tokens: int = Field(
+        24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
+    )
+    contexts: int = Field(64, ge=0, description="contexts over which a student's activations are compared; 0 for none")
+    heldout: str = Field("embedded", description="prompts JSONL of the free generations, each with an id of its own")
+    generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
+    generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
+    bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
+
+    @field_validator("coefficients", "gates")
+    @classmethod
+    def _told_apart(cls, values: list[float]) -> list[float]:
+        names = [f"{value:g}" for value in values]  # what conditions, and rows in a cache, are named by
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is there twice: values must differ in their first six digits")
+        return values
+
+
+class Config(Section):
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of sampling, training, subsets and bootstrap")
+    model: ModelConfig = ModelConfig()
+    vector: VectorConfig = VectorConfig()
+    sweep: SweepConfig = SweepConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @field_validator("sweep")
+    @classmethod
+    def _coefficients_are_doses(cls, sweep: SweepConfig) -> SweepConfig:
+        if 0.0 in sweep.coefficients or len(set(sweep.coefficients)) != len(sweep.coefficients):
+            raise ValueError(
+                "coefficients must be distinct and without 0: unsteered completions are sampled besides, in round 1"
+            )
+        return sweep
+
+
+def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
+    """Layers of a band: explicit 0-based blocks, or 'a-b' as shares of the depth, ends included. key: its name, for the errors."""
+    if isinstance(spec, str):
+        low, _, high = spec.partition("-")
+        try:
+            first, last = float(low), float(high)
+        except ValueError:
+            raise SteerHealError(
+                "a layer band could not be read",
+                given=f"{key} = {spec}",
+                expected="'0.45-0.55' or [14, 15]",
+                next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
+            ) from None
+        layers = [index for index in range(depth) if first * depth <= index + 0.5 <= last * depth]
+    else:
+        layers = sorted(set(spec))
+    if not layers or layers[0] < 0 or layers[-1] >= depth:
+        raise SteerHealError(
+            "a layer band does not fit the model",
+            given=f"{key} = {spec}",
+            expected=f"at least one of the layers 0 to {depth - 1}",
+            next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
+        )
+    return layers

@@ -1,0 +1,100 @@
+"""`make doctor` on the stages: each is imported by a process of its own, whose death is reported with its cause."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from shared import machine
+from shared.checks import KERNELS, ROOT, Row, lock
+from shared.errors import SteerHealError
+from shared.machine import GIB
+
+# What each stage imports when it works, and not only when it starts.
+STAGES = {
+    "extract": "import gen.extract, torch; from transformers import AutoModelForCausalLM, LlamaForCausalLM",
+    "sweep": """
+from gen.engine.options import set_environment
+set_environment()
+import gen.sweep, gen.engine.engine
+from vllm import LLM
+from vllm.platforms import current_platform
+current_platform.import_kernels()
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "/vllm/_C" in line})
+""",
+    "filter": "import gen.filter",
+    "heal": "import train.heal, train.distil",
+    "score": "import evals.score, evals.alone",
+    "report": "import evals.report, matplotlib.figure",
+}
+TIMEOUT = 300  # seconds for one child; a disk that has not read torch yet takes a minute
+
+
+def stage(name: str, code: str, environment: dict[str, str] | None = None) -> Row:
+    """Import a stage in a child process, and say how that went."""
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        return Row(name, "hangs", _broken(name, f"no answer in {TIMEOUT} s", "make clean setup"))
+    if done.returncode == 0:
+        libraries = sorted({Path(path).name.split(".")[0] for path in done.stdout.split() if "/vllm/_C" in path})
+        expected = KERNELS.get(machine.instruction_set())
+        if name == "sweep" and lock().stem == "cpu" and libraries != [expected]:
+            return Row(
+                name,
+                "imports, with another library",
+                SteerHealError(
+                    "vLLM loads a library of kernels built for another CPU",
+                    given=", ".join(libraries) or "none",
+                    expected=f"{expected}, on {machine.instruction_set()}",
+                    next="make clean setup; if it stays, file an issue with this output",
+                ),
+            )
+        return Row(name, f"imports{', vLLM with ' + ', '.join(libraries) if libraries else ''}")
+    if done.returncode < 0:
+        return Row(name, "dies", _died(name, -done.returncode, done.stderr))
+    lines = done.stderr.strip().splitlines()
+    return Row(name, "does not import", _broken(name, lines[-1] if lines else f"exit status {done.returncode}"))
+
+
+def _broken(name: str, given: str, next: str = "make clean setup") -> SteerHealError:
+    return SteerHealError(f"{name} does not import", given=given, expected="every stage imports", next=next)
+
+
+def _died(name: str, number: int, stderr: str) -> SteerHealError:
+    """A child that a signal ended: which, and where it was, by faulthandler's dump."""
+    try:
+        called = signal.Signals(number).name
+    except ValueError:
+        called = f"signal {number}"
+    frames = [line.strip() for line in stderr.splitlines() if line.strip().startswith("File ")]
+    reasons: dict[int, tuple[str, str]] = {
+        signal.SIGILL: (
+            "a library built for another CPU was loaded",
+            "make clean setup; if it stays, file an issue with this output",
+        ),
+        signal.SIGKILL: (
+            f"most likely short of memory ({machine.memory_available() / GIB:.1f} GiB available)",
+            "close other programs or take a machine with more memory, then make doctor",
+        ),
+    }
+    why, next_ = reasons.get(number, ("a compiled library is broken", "make clean setup"))
+    return SteerHealError(
+        f"{name} dies of {called} while it imports: {why}",
+        given=f"{' <- '.join(frames[:3]) or 'no trace'}, on {machine.device()}",
+        expected="every stage imports",
+        next=next_,
+    )
+
+
+def the_stages() -> Iterator[Row]:
+    """The stages, two at a time: what they wait for is mostly the disk."""
+    with ThreadPoolExecutor(min(2, machine.cores())) as pool:
+        yield from pool.map(lambda item: stage(*item), STAGES.items())
