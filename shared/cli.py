@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from shared.commands import round_command, setting
 from shared.config import resolve
 from shared.console import console
-from shared.errors import Exit, SteerHealError, in_one_line
+from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
 from shared.options import Options
 from shared.process import watch_extensions
 from shared.publish import RUNNER
@@ -107,6 +107,7 @@ def entry(main: Callable[[], None]) -> None:
 
     Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
     """
+    take_error_file()
     quiet()
     limit_spinning()
     watch_extensions()

@@ -24,6 +24,15 @@ class Exit(IntEnum):
     INTERRUPTED = 130  # Ctrl-C or a polite kill
 
 
+_asked_for: str | None = None  # the file that this process's parent asks for
+
+
+def take_error_file() -> None:
+    """Note where this process's error is to be left, and keep that from its own children: theirs is not its own."""
+    global _asked_for
+    _asked_for = os.environ.pop(FILE, None) or _asked_for
+
+
 OF_THE_MACHINE = {Exit.MACHINE, Exit.UNWRITTEN, Exit.BUSY}
 
 
@@ -48,7 +57,7 @@ class SteerHealError(Exception):
 
     def hand_over(self) -> None:
         """Leave this error in the file that the process's parent asks for, if it does."""
-        if path := os.environ.get(FILE):
+        if path := _asked_for:
             parts = {"what": self.what, "given": self.given, "expected": self.expected, "next": self.next}
             text = {name: None if value is None else str(value) for name, value in parts.items()}
             with suppress(OSError):  # the exit code still says what kind of error it is

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from shared.console import LOG, TERMINAL
-from shared.errors import FILE, Exit, SteerHealError
-from shared.machine import GIB, hardware, memory_available, peak_memory
+from shared.errors import FILE, OF_THE_MACHINE, Exit, SteerHealError
+from shared.faults import crashed_frames
+from shared.machine import GIB, device, hardware, memory_available, peak_memory
 from shared.publish import RUNNER
 
 LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0  # seconds that an interrupted stage has to end by itself before it is asked to
+TAIL = 1000  # last lines of stderr that are kept: faulthandler's report of many threads is long
 CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
 
 Sink = Callable[[bytes], object]
@@ -36,8 +38,18 @@ Sink = Callable[[bytes], object]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (minus the signal that killed it), wall seconds, peak resident bytes, the error it left,
-    the last lines of its stderr, the extension module it was loading, and the bytes available when it began."""
+    """How a process ended.
+
+    Args:
+        command: its words.
+        code: its exit code, or minus the signal that killed it.
+        seconds: wall time.
+        peak: largest resident size, bytes.
+        error: the error of ours that it left; None where it left none.
+        tail: the last lines of its stderr.
+        loading: the extension module that it was loading.
+        available: bytes of memory that were free when it began.
+    """
 
     command: list[str]
     code: int
@@ -58,60 +70,58 @@ class Ended:
 def run_process(
     command: Sequence[str], log: Path | None = None, out: Sink | None = None, err: Sink | None = None
 ) -> Ended:
-    """Run a command to its end. Its lines go to `log` without control codes, and its bytes to the sinks.
+    """Run a command to its end.
 
     The locks of this process hold for it, and it dies with this process. An interruption is passed on, and raised once the command
     has ended.
+
+    Args:
+        command: its words.
+        log: file to which its lines are appended, without control codes.
+        out, err: what its bytes on stdout and stderr are passed to, as they come.
+
+    Raises:
+        KeyboardInterrupt: this process was interrupted.
+        OSError: the command cannot be started, or the log not be written.
     """
-    with tempfile.TemporaryDirectory(prefix="steer-heal-") as scratch:
-        error, loading = Path(scratch) / "error.json", Path(scratch) / "loading"
+    with tempfile.TemporaryDirectory(prefix="steer-heal-") as scratch, _Log(log, command) as lines:
+        error_file, loading_file = Path(scratch) / "error.json", Path(scratch) / "loading"
         terminal = out is not None and sys.stdout.isatty()
-        told = {
+        variables = {
             RUNNER: str(os.getpid()),
-            FILE: str(error),
-            LOADING: str(loading),
+            FILE: str(error_file),
+            LOADING: str(loading_file),
             LOG: str(log.resolve()) if log else "",
             TERMINAL: "1" if terminal else "",
             **({"COLUMNS": str(shutil.get_terminal_size().columns)} if terminal else {}),
         }
-        writer = _Log(log, command)
+        tail: deque[str] = deque(maxlen=TAIL)
         available, begin = memory_available(), time.monotonic()
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ, **told},
+            env={"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ, **variables},
             preexec_fn=_die_with_parent(os.getpid()),
         )
-        tail: deque[str] = deque(maxlen=60)
-        readers = [
-            threading.Thread(target=_copy, args=(process.stdout, out, writer, None), daemon=True),
-            threading.Thread(target=_copy, args=(process.stderr, err, writer, tail), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
+        readers: list[threading.Thread] = []
         peak = _Peak(process.pid)
         try:
+            for source, sink, last in ((process.stdout, out, None), (process.stderr, err, tail)):
+                readers.append(threading.Thread(target=_copy, args=(source, sink, lines, last), daemon=True))
+                readers[-1].start()
             code = process.wait()
         except BaseException:
             _end(process)
             raise
         finally:
+            seconds = time.monotonic() - begin
             peak.stop()
             for reader in readers:
                 reader.join(timeout=GRACE_SECONDS)  # a grandchild may still hold the pipe
-            writer.close()
-        note = loading.read_text(encoding="utf-8") if loading.is_file() else ""
-        return Ended(
-            list(command),
-            code,
-            time.monotonic() - begin,
-            peak.bytes,
-            SteerHealError.handed_over(error),
-            list(tail),
-            note or None,
-            available,
-        )
+        loading = loading_file.read_text(encoding="utf-8") if loading_file.is_file() else ""
+        error = SteerHealError.handed_over(error_file)
+        return Ended(list(command), code, seconds, peak.bytes, error, list(tail), loading or None, available)
 
 
 class _Peak:
@@ -203,7 +213,7 @@ class _Log:
         self._lock, self._file = threading.Lock(), None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed when the process has ended)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
             self.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command[1:])}")
 
     def write(self, line: str) -> None:
@@ -213,7 +223,10 @@ class _Log:
                     self._file.write(line + "\n")
                     self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             if self._file is not None:
                 with suppress(OSError):
@@ -221,9 +234,16 @@ class _Log:
 
 
 def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> SteerHealError | None:
-    """What the end of a stage's process means; None where it did what it was to do. lower: the setting that needs less memory.
+    """What the end of a stage's process means; None where it did what it was to do.
 
-    Raises KeyboardInterrupt where it was interrupted.
+    Args:
+        ended: the process.
+        name: of the stage, for the error.
+        log: the file that has its output.
+        lower: the command or setting with which it needs less memory.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
     """
     if ended.code == Exit.DONE:
         return None
@@ -231,62 +251,53 @@ def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> Steer
         raise KeyboardInterrupt
     if ended.error is not None:
         return ended.error
-    where = f"; its output is in {log}" if log else ""
-    machine = hardware()
+    output = f"; its output is in {log}" if log else ""
     if ended.signal is None:
-        said = " / ".join(line.strip() for line in ended.tail[-3:])
+        words = " / ".join(line.strip() for line in ended.tail[-3:])
         return SteerHealError(
             f"{name} ended with an exit code of its own",
-            given=f"{ended.code}{f': {said}' if said else ''}{where}",
+            given=f"{ended.code}{f': {words}' if words else ''}{output}",
             expected="0, or an error of this program",
-            next="python -m shared.doctor (make doctor), then the same command goes on",
-            code=Exit.UNKNOWN,
+            next="make doctor, then the same command goes on",
+            # a full disk may have kept the error from being handed over; its code still says whose fault it is
+            code=Exit(ended.code) if ended.code in OF_THE_MACHINE else Exit.UNKNOWN,
         )
-    by = f"{ended.signal.name} after {ended.seconds:.0f} s"
+    killed = f"{ended.signal.name} after {ended.seconds:.0f} s"
     place = f"while it loaded {ended.loading}" if ended.loading else _place(ended.tail)
     if ended.signal is signal.SIGILL:
-        return SteerHealError(
-            f"{name} met an instruction that this CPU does not have",
-            given=f"{by} on {machine['processor']} ({machine['instruction_set']}), {place}{where}",
-            expected="libraries built for this CPU",
-            next="make doctor, which loads each stage's libraries and names the one that dies; report it with that output",
-            code=Exit.MACHINE,
+        what, given = "met an instruction that this CPU does not have", f"{killed} on {device()}, {place}"
+        expected = "libraries built for this CPU"
+        advice = (
+            "make doctor, which loads each stage's libraries and names the one that dies; report it with that output"
         )
-    if ended.signal is signal.SIGKILL:
-        return SteerHealError(
-            f"{name} was killed, most often for want of memory",
-            given=f"{by}; it had taken up to {ended.peak / GIB:.1f} GiB, and {ended.available / GIB:.1f} GiB of {machine['memory_gib']} were available when it began{where}",
-            expected="as much memory as it takes",
-            next=f"end other work on this machine, and the same command goes on; or take less of it: {lower}"
-            if lower
-            else "end other work on this machine, and the same command goes on",
-            code=Exit.MACHINE,
+    elif ended.signal is signal.SIGKILL:
+        what = "was killed, most often for want of memory"
+        given = f"{killed}; it had taken up to {ended.peak / GIB:.1f} GiB, and {ended.available / GIB:.1f} GiB of {hardware()['memory_gib']} were available when it began"
+        expected = "as much memory as it takes"
+        advice = "end other work on this machine, and the same command goes on"
+        advice += f"; or take less of it: {lower}" if lower else ""
+    elif ended.signal is signal.SIGXCPU:
+        what, given = "used up the CPU time that it is allowed", killed
+        expected = "enough CPU time: `ulimit -t` says what is allowed, in seconds"
+        advice = "ulimit -t unlimited, or ask whoever set the limit; then the same command goes on"
+    else:
+        what, given, expected = "crashed in a library", f"{killed}; {place}", "no crash"
+        advice = (
+            "the same command goes on; if it crashes again: make doctor, and report it with that output and the log"
         )
-    if ended.signal is signal.SIGXCPU:
-        return SteerHealError(
-            f"{name} used up the CPU time that it is allowed",
-            given=f"{by}{where}",
-            expected="enough CPU time: `ulimit -t` says what is allowed, in seconds",
-            next="ulimit -t unlimited, or ask whoever set the limit; then the same command goes on",
-            code=Exit.MACHINE,
-        )
-    return SteerHealError(
-        f"{name} crashed in a library",
-        given=f"{by}; {place}{where}",
-        expected="no crash",
-        next="the same command goes on; if it crashes again: make doctor, and report it with that output and the log",
-        code=Exit.MACHINE,
-    )
+    return SteerHealError(f"{name} {what}", given=f"{given}{output}", expected=expected, next=advice, code=Exit.MACHINE)
 
 
 def _place(tail: Sequence[str]) -> str:
-    """The innermost line of Python in faulthandler's report that is no part of the import system."""
-    frames = [line.strip() for line in tail if line.strip().startswith("File ") and "<frozen importlib" not in line]
-    return frames[0] if frames else "it left no trace"
+    """Where it crashed, by faulthandler's report."""
+    return next(iter(crashed_frames(tail)), "it left no trace")
 
 
 def watch_extensions() -> None:
-    """Note, for the process that started this one, which extension module is being loaded, so that a crash in it has a name."""
+    """Note, for the process that started this one, which extension module is being loaded, so that a crash in it has a name.
+
+    Of no effect where no process of ours started this one.
+    """
     path = os.environ.pop(LOADING, None)
     if not path:
         return

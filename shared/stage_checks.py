@@ -12,6 +12,7 @@ from pathlib import Path
 from shared import machine
 from shared.checks import KERNELS, ROOT, Row, lock
 from shared.errors import SteerHealError
+from shared.faults import crashed_frames
 from shared.machine import GIB
 
 # What each stage imports when it works, and not only when it starts.
@@ -74,7 +75,7 @@ def _died(name: str, number: int, stderr: str) -> SteerHealError:
         called = signal.Signals(number).name
     except ValueError:
         called = f"signal {number}"
-    frames = [line.strip() for line in stderr.splitlines() if line.strip().startswith("File ")]
+    frames = crashed_frames(stderr.splitlines())
     reasons: dict[int, tuple[str, str]] = {
         signal.SIGILL: (
             "a library built for another CPU was loaded",

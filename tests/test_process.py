@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import shared.process
 from shared.errors import Exit, SteerHealError
+from shared.faults import crashed_frames
+from shared.machine import peak_memory
 from shared.process import Ended, plain_line, problem, run_process
 
 # A command of ours: its errors and interruptions are handled by the one entry.
@@ -34,8 +38,20 @@ def meaning(body: str, lower: str = "") -> SteerHealError:
     return error
 
 
-def test_a_process_that_ends_well_has_no_problem_and_its_figures(tmp_path: Path) -> None:
-    ended = ends("x = b'x' * (200 << 20); time.sleep(0.5); print(len(x))", tmp_path / "log.txt")
+def test_a_process_that_ends_well_has_no_problem_and_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends once its memory has been seen."""
+    seen = tmp_path / "seen"
+
+    def looking(process: int) -> int:
+        if (size := peak_memory(process)) > 200 << 20:
+            seen.touch()
+        return size
+
+    monkeypatch.setattr(shared.process, "peak_memory", looking)
+    body = f"x = b'x' * (200 << 20)\n    while not os.path.exists({str(seen)!r}): time.sleep(0.01)\n    print(len(x))"
+    ended = ends(body, tmp_path / "log.txt")
     assert problem(ended, "x", None) is None and ended.code == 0
     assert 200 << 20 < ended.peak < 600 << 20 and ended.seconds > 0
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == str(200 << 20)
@@ -89,6 +105,44 @@ def test_what_no_error_of_ours_explains_is_said(tmp_path: Path) -> None:
     assert "7: half a word" in error.render() and "log.txt" in error.render()
 
 
+@pytest.mark.parametrize("code", [Exit.MACHINE, Exit.UNWRITTEN, Exit.BUSY])
+def test_a_code_says_whose_fault_it_is_where_no_error_was_left(code: Exit) -> None:
+    """As on a disk so full that not even the error could be written."""
+    error = meaning(f"os._exit({int(code)})")
+    assert error.code == code and "exit code of its own" in error.what
+
+
+def test_an_error_of_a_stages_own_child_is_not_the_stages() -> None:
+    inner = OURS.format("raise SteerHealError('of a child', next='x')")
+    body = f"import subprocess; subprocess.run([sys.executable, '-c', {inner!r}]); os.kill(os.getpid(), 9)"
+    error = meaning(body)
+    assert "want of memory" in error.what and error.code == Exit.MACHINE
+
+
+def test_a_command_that_is_not_there_leaves_nothing_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileNotFoundError):
+        run_process([str(tmp_path / "none")], tmp_path / "log.txt")
+    assert len(os.listdir("/proc/self/fd")) == before and str(tmp_path) not in (tmp_path / "log.txt").read_text()
+
+
+def test_the_thread_that_crashed_is_the_one_that_is_named(tmp_path: Path) -> None:
+    """Others wait at the time, and its own stack is deep."""
+    (tmp_path / "deep.py").write_text(
+        "import os, threading\n"
+        "def wait(ready, ended):\n    ready.set()\n    ended.wait()\n"
+        "def crash(depth):\n    if depth:\n        crash(depth - 1)\n    os.kill(os.getpid(), 11)\n"
+        "for _ in range(4):\n    ready = threading.Event()\n"
+        "    threading.Thread(target=wait, args=(ready, threading.Event()), daemon=True).start()\n    ready.wait()\n"
+        "crash(80)\n"
+    )
+    ended = run_process([sys.executable, str(tmp_path / "deep.py")])
+    assert ended.signal is signal.SIGSEGV and "in wait" in "\n".join(ended.tail)
+    error = problem(ended, "x", None)
+    assert error is not None and f'"{tmp_path}/deep.py", line 8 in crash' in str(error.given), error
+    assert len(crashed_frames(ended.tail)) > 70
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_an_extension_built_for_another_cpu_is_named(tmp_path: Path) -> None:
     """A library whose loading runs an instruction that no CPU has."""
@@ -125,21 +179,21 @@ def test_a_lock_of_the_runner_holds_for_its_stages_and_for_nobody_else(tmp_path:
     assert ends(body).code == 0
 
 
-def test_no_stage_outlives_a_runner_that_is_killed(tmp_path: Path) -> None:
-    stage = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = f"import sys; from shared.process import run_process; run_process([sys.executable, '-c', {OURS.format(stage)!r}])"
-    with subprocess.Popen([sys.executable, "-c", code]) as runner:
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-            time.sleep(0.05)
+def test_no_stage_outlives_a_runner_that_is_killed() -> None:
+    """The stage says its number when it is at work; its end is the system's event."""
+    stage = OURS.format("print(os.getpid(), flush=True); time.sleep(600)")
+    code = f"import os, sys; from shared.process import run_process; run_process([sys.executable, '-c', {stage!r}], out=lambda block: os.write(1, block))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as runner:
+        assert runner.stdout is not None
+        process = os.pidfd_open(int(runner.stdout.readline()))
         runner.kill()
-    pid = int((tmp_path / "pid").read_text())
-    for _ in range(100):
-        state = Path(f"/proc/{pid}/stat")
-        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.05)
-    os.kill(pid, 9)
-    pytest.fail("the stage lives on")
+    try:
+        ended, _, _ = select.select([process], [], [], 60)
+        if not ended:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            pytest.fail("the stage lives on")
+    finally:
+        os.close(process)
 
 
 def test_the_log_has_what_was_said_and_nothing_that_was_drawn(tmp_path: Path) -> None:
@@ -158,26 +212,56 @@ def test_the_last_thing_drawn_on_a_line_is_what_stands(text: str, before: str, e
     assert plain_line(f"{before}{erase}\x1b[1m{text}\x1b[0m") == text
 
 
-def test_progress_away_from_a_terminal_is_a_line_now_and_then(tmp_path: Path) -> None:
-    code = "import time; from shared.console import console, progress\nwith progress('loss') as bar:\n    task = bar.add_task('healing', total=4, loss='loss 2.0')\n    for _ in range(4):\n        time.sleep(1.2); bar.advance(task)\nwith console.status('starting'): time.sleep(0.7)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
+PROGRESS = """
+from shared.console import console, progress
+with progress("loss") as bar:
+    task = bar.add_task("healing", total=4, loss="loss 2.0")
+    for _ in range(2):
+        bar.advance(task)
+        input()
+    bar.advance(task, 2)
+with console.status("starting"):
+    input()
+"""
+
+
+def begin_progress(**environment: str) -> subprocess.Popen[str]:
+    """A process that goes on with each line that it is sent."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRESS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "STEER_HEAL_PROGRESS_SECONDS": "0.3"},
+        env={**os.environ, "STEER_HEAL_PROGRESS_SECONDS": "0.1", **environment},
     )
-    lines = done.stdout.splitlines()
+
+
+def test_progress_away_from_a_terminal_is_a_line_now_and_then() -> None:
+    with begin_progress() as process:
+        assert process.stdin is not None and process.stdout is not None
+        lines: list[str] = []
+        for words in ("healing 1 of 4", "healing 2 of 4", "starting: "):
+            while not (lines and words in lines[-1]):
+                lines.append(process.stdout.readline())
+                assert lines[-1] and len(lines) < 1000, lines[:5]
+            process.stdin.write("\n")
+            process.stdin.flush()
+        process.stdout.read()
+    assert process.returncode == 0
     assert any("healing 2 of 4" in line and "left" in line and "loss 2.0" in line for line in lines), lines
-    assert (
-        any(line.startswith("healing 4 of 4") and "in all" in line for line in lines) and "starting: 0 s" in done.stdout
-    )
-    drawn = tmp_path / "drawn.txt"
-    env = {
-        **os.environ,
-        "STEER_HEAL_PROGRESS_SECONDS": "0.3",
-        "STEER_HEAL_TERMINAL": "1",
-        "STEER_HEAL_LOG": str(drawn),
-        "COLUMNS": "80",
-    }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert "\x1b[" in done.stdout and "━" in done.stdout and "healing 2 of 4" in drawn.read_text()
+    assert any(line.startswith("healing 4 of 4") and "in all" in line for line in lines), lines
+
+
+def test_progress_on_a_terminal_is_a_bar_and_lines_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "drawn.txt"
+    log.touch()
+    with begin_progress(STEER_HEAL_TERMINAL="1", STEER_HEAL_LOG=str(log), COLUMNS="80") as process:
+        assert process.stdin is not None
+        for words in ("healing 1 of 4", "healing 2 of 4", "starting: "):
+            while words not in (text := log.read_text()):
+                assert process.poll() is None and text.count("\n") < 1000, text[:500]
+                time.sleep(0.02)
+            process.stdin.write("\n")
+            process.stdin.flush()
+        drawn = process.communicate()[0]
+    assert process.returncode == 0 and "\x1b[" in drawn and "━" in drawn
