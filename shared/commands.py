@@ -59,7 +59,12 @@ def form() -> str:
 
 
 def command_of(module: str, *words: object) -> str:
-    """The command that runs a module with words behind it, as the user would type it."""
+    """The command that runs a module, as the user would type it.
+
+    Args:
+        module: such as `gen.sweep`.
+        words: behind it, quoted here where a shell needs that.
+    """
     name = NAMES.get(module)
     begin = f"steer-heal {name}" if name and form() == "steer-heal" else f"python -m {module}"
     return " ".join([begin, *(shlex.quote(str(word)) for word in words)])
@@ -67,11 +72,15 @@ def command_of(module: str, *words: object) -> str:
 
 def as_typed(text: str) -> str:
     """A hint written with `python -m`, in the form that the user typed."""
-    return re.sub(r"python -m ((?:gen|train|evals|shared)(?:\.\w+)+)", lambda found: command_of(found[1]), text)
+    return re.sub(r"python -m ((?:gen|train|evals|shared)(?:\.\w+)+)", lambda match: command_of(match[1]), text)
 
 
 def setting(text: str) -> str:
-    """The option that overrides configuration keys: SET under make, --set elsewhere."""
+    """The option that overrides configuration keys: SET under make, --set elsewhere.
+
+    Args:
+        text: such as `train.lam=0.1`.
+    """
     return _assigned("SET", text) if form() == "make" else f"--set {shlex.quote(text)}"
 
 
@@ -99,11 +108,11 @@ def round_command(
         target: `round`, `report` or `study`.
     """
     chosen = [("N", "--rounds", rounds), ("RUN", "--run", run), ("CONFIG", "--config", config), ("MODEL", "--model", model), ("SET", "--set", overrides or None), ("EVAL", "--eval", mode), ("OUT", "--out", out)]  # fmt: skip
-    given = [(variable, option, str(value)) for variable, option, value in chosen if value is not None]
+    options = [(variable, option, str(value)) for variable, option, value in chosen if value is not None]
     if form() == "steer-heal":
-        words = [word for _, option, value in given for word in (option, shlex.quote(value))]
+        words = [word for _, option, value in options for word in (option, shlex.quote(value))]
         return " ".join(["steer-heal", target, *words, *(["--rebuild"] if rebuild else [])])
-    words = [_assigned(variable, value) for variable, _, value in given]
+    words = [_assigned(variable, value) for variable, _, value in options]
     return " ".join(["make", target, *words, *(["REBUILD=1"] if rebuild else [])])
 
 
@@ -112,11 +121,16 @@ def _assigned(variable: str, value: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """What a misspelt word was meant to be, or None."""
+    """What a misspelt word was meant to be; None where no known word is near.
+
+    Args:
+        word: as it was typed.
+        known: words that it may be.
+    """
     from difflib import get_close_matches
 
     names = list(known)
     if same := [name for name in names if name.lower() == word.lower()]:
         return same[0]
-    found = get_close_matches(word, names, 1, 0.6)
-    return found[0] if found else None
+    matches = get_close_matches(word, names, 1, 0.6)
+    return matches[0] if matches else None

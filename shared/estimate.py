@@ -87,7 +87,7 @@ class Estimates:
 
 
 def calibrated() -> dict[str, float | str]:
-    """`shared.calibrate`'s figures, from a process of its own."""
+    """`shared.calibrate`'s figures, from a process of its own. Raises SteerHealError where torch does not work."""
     with console.status("measuring this machine"):
         done = subprocess.run([sys.executable, "-m", "shared.calibrate"], capture_output=True, text=True)
     if done.returncode:
@@ -102,7 +102,13 @@ def calibrated() -> dict[str, float | str]:
 
 
 def predict(work: Work, stage: str, machine: dict[str, float | str]) -> float:
-    """Seconds of a stage's work on a machine: what binds, arithmetic or memory, and the start-up."""
+    """Seconds of a stage's work on a machine: what binds, arithmetic or memory, and the start-up.
+
+    Args:
+        work: of the stage.
+        stage: its name.
+        machine: as `calibrated` gives it: `flops` and `bytes` in a second, and `device`.
+    """
     speed = SPEED.get(stage.partition("-")[0], UNMEASURED)
     flops, copied = float(machine["flops"]), float(machine["bytes"])
     return (

@@ -49,7 +49,15 @@ def command_in(words: Sequence[str]) -> str | None:
 
 
 def dispatch(name: str, words: Sequence[str]) -> None:
-    """Run a subcommand. Its options are read first, so that help and a typing error do not wait for its imports."""
+    """Run a subcommand. Its options are read first, so that help and a typing error do not wait for its imports.
+
+    Args:
+        name: of the subcommand.
+        words: behind it on the command line.
+
+    Raises:
+        SteerHealError: options that it does not have, and all that the command raises.
+    """
     sys.argv = [f"steer-heal {name}", *words]
     options_of(name).parse_args(words)
     load(f"{COMMANDS[name].module}:main")()
@@ -63,12 +71,16 @@ def options_of(name: str) -> Options:
 
 
 def load(place: str) -> Callable[[], Any]:
-    """A function by module:function; of a package, the function of its __main__."""
-    module, _, function = place.partition(":")
-    found = import_module(module)
-    if not hasattr(found, function):
-        found = import_module(f"{module}.__main__")
-    loaded: Callable[[], Any] = getattr(found, function)
+    """Import a function.
+
+    Args:
+        place: module:function; of a package, the function may be in its __main__.
+    """
+    name, _, function = place.partition(":")
+    module = import_module(name)
+    if not hasattr(module, function):
+        module = import_module(f"{name}.__main__")
+    loaded: Callable[[], Any] = getattr(module, function)
     return loaded
 
 

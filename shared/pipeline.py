@@ -47,7 +47,17 @@ class Pipeline:
         return self.run.folder / LOG
 
     def perform(self, step: Step, estimates: Estimates | None = None) -> None:
-        """Run a step's process to its end. Raises SteerHealError for one that failed, and KeyboardInterrupt for one interrupted."""
+        """Run a step's process to its end.
+
+        Args:
+            step: one of this run.
+            estimates: which it corrects by the time that it took.
+
+        Raises:
+            Failed: it ended with an error that it has printed.
+            SteerHealError: it ended otherwise than well.
+            KeyboardInterrupt: it was interrupted.
+        """
         estimated = estimates.seconds(step.key) if estimates else None
         ended = run_process(step.command(self.rebuild), self.log, _out, _err)
         if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
@@ -57,7 +67,7 @@ class Pipeline:
             estimates.ended(step.key, ended.seconds)
 
     def report(self, mode: str) -> None:
-        """Make the report in a process of its own."""
+        """Make the report in a process of its own. mode: EVAL, `round` or `full`. Raises as `perform` does."""
         command = [sys.executable, "-m", "evals.report", "--run", str(self.run.folder), "--eval", mode]
         ended = run_process(command, self.log, _out, _err)
         if error := problem(ended, "the report", self.log):
@@ -94,7 +104,7 @@ def _err(block: bytes) -> None:
 
 
 def round_steps(run: Run, rounds: Sequence[int], mode: str) -> list[Step]:
-    """The steps that bring a run to the last of these rounds."""
+    """The steps that bring a run to the last of these rounds. mode: EVAL, `round` or `full`."""
     last = "score" if mode == "round" else "score-full"
     return [Step(run, number, stage) for number in rounds for stage in (*STAGES[:-1], last)]
 
@@ -110,7 +120,19 @@ def pending(todo: Sequence[Step], rebuild: bool) -> list[Step]:
 
 
 def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
-    """Hold the run, say what the steps will take, run them, and make the report."""
+    """Hold the run, say what the steps will take, run them, and make the report.
+
+    Args:
+        run: a run that has begun.
+        todo: its steps, in order; those that are done are skipped by their own processes.
+        mode: EVAL, `round` or `full`.
+        rebuild: make steps again whose settings or inputs changed.
+
+    Raises:
+        Failed: a step ended with an error that it has printed.
+        SteerHealError: memory or disk will not suffice, or a step ended otherwise than well.
+        KeyboardInterrupt: a step was interrupted.
+    """
     run.hold()
     pipeline = Pipeline(run, rebuild)
     left = pending(todo, rebuild)
@@ -129,7 +151,7 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
 
 
 def planned(arguments: argparse.Namespace) -> Run:
-    """The run that a command would begin or go on with, nothing of it written."""
+    """The run that a command would begin or go on with, nothing of it written. Raises SteerHealError as `Run.check` does."""
     frozen = arguments.run / "config.toml"
     config = resolve(arguments.config or (frozen if frozen.is_file() else None), arguments.set or "", arguments.model)[
         0

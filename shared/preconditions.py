@@ -42,7 +42,11 @@ TRACKERS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def check(config: Config) -> None:
-    """Raise SteerHealError for the first thing that a configuration names and that cannot be had or does not fit."""
+    """Look for all that a configuration names.
+
+    Raises:
+        SteerHealError: the first thing that cannot be had or does not fit.
+    """
     vector, sweep, judged, model = config.vector, config.sweep, config.eval, config.model
     for name in config.train.report_to:
         tracker(name)

@@ -65,12 +65,16 @@ def runs_below(folder: Path) -> list[Path]:
     """The run directories of a folder, and those of the studies in it; itself where it is one."""
     if (folder / "config.toml").is_file():
         return [folder]
-    found = {path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in folder.glob(pattern)}
-    return sorted(found)
+    folders = {path.parent for pattern in ("*/config.toml", "*/*/config.toml") for path in folder.glob(pattern)}
+    return sorted(folders)
 
 
 def status_of(folder: Path) -> Status:
-    """Where the run of a folder stands. What cannot be read is its problem, not an error."""
+    """Where the run of a folder stands; raises nothing.
+
+    Args:
+        folder: one with a config.toml. What cannot be read in it is the problem of the result.
+    """
     holder = lock_holder(folder / ".lock")
     try:
         run = Run(folder, configuration.resolve(folder / "config.toml")[0])
@@ -132,9 +136,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _reason(stopped: Path) -> str:
     value = _read(stopped)
-    said = str(value.get("said", "")).strip().splitlines()
+    lines = str(value.get("said", "")).strip().splitlines()
     return (
-        f"round {value.get('round')} {value.get('stage')}: {said[0].removeprefix('error: ') if said else 'no reason'}"
+        f"round {value.get('round')} {value.get('stage')}: {lines[0].removeprefix('error: ') if lines else 'no reason'}"
     )
 
 
@@ -166,10 +170,10 @@ def _words(file: Path) -> list[str]:
         return []
 
 
-def overview(all_: list[Status]) -> None:
+def overview(states: list[Status]) -> None:
     """The table of several runs."""
     rows = []
-    for one in all_:
+    for one in states:
         if one.running is not None:
             now = _running(one)
         elif one.stopped or one.problem:
@@ -181,7 +185,7 @@ def overview(all_: list[Status]) -> None:
         last = one.done[-1] if one.done else None
         rows.append([one.run, one.model, one.rounds, f"{last.round} {last.stage}" if last else None, now])
     table("runs", ["run", "model", "rounds", "last done", "now"], rows)
-    for one in all_:
+    for one in states:
         if one.running is None:
             why = f"stopped in {one.stopped}; " if one.stopped else f"{one.problem}; " if one.problem else ""
             say(f"{one.run}: {why}next: {one.next}")
@@ -222,10 +226,10 @@ def details(one: Status) -> None:
 def main() -> None:
     arguments = status_options().parse_args()
     folder = arguments.run
-    found = [status_of(path) for path in runs_below(folder)]
+    states = [status_of(path) for path in runs_below(folder)]
     if arguments.json:
-        print(json.dumps({"version": 1, "runs": [asdict(one) for one in found]}, indent=2, ensure_ascii=False))
-    elif not found:
+        print(json.dumps({"version": 1, "runs": [asdict(one) for one in states]}, indent=2, ensure_ascii=False))
+    elif not states:
         raise SteerHealError(
             "there is no run here",
             given=folder,
@@ -233,9 +237,9 @@ def main() -> None:
             next=round_command(rounds=1),
         )
     elif (folder / "config.toml").is_file():
-        details(found[0])
+        details(states[0])
     else:
-        overview(found)
+        overview(states)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape as html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,7 @@ from evals.study.tables import (
 )
 from evals.tables import comma_separated, markdown
 from shared.cli import entry
-from shared.console import say
-from shared.console import table as show
+from shared.console import say, table
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, held, replaceable, write_json
 
@@ -140,10 +139,10 @@ def publish(plan: Plan, out: Path) -> None:
             ("Configuration", verbatim(plan.file.read_text(encoding="utf-8"))),
         ]
         (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
-        heading = f"# {html(plan.study.title, quote=False)}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
+        heading = f"# {html.escape(plan.study.title, quote=False)}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
     for one in (tables[1], *apart):
-        show(one.title, one.columns, one.rows)
+        table(one.title, one.columns, one.rows)
     say(f"wrote {out / 'results.md'}")
 
 
