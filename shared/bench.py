@@ -19,9 +19,9 @@ from typing import Any
 
 from shared.commandline import bench_options
 from shared.console import say
-from shared.doctor import STAGES
 from shared.errors import SteerHealError
 from shared.ratios import closing, file, record
+from shared.stage_checks import STAGES
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("requirements", "gen", "train", "evals", "shared", "pyproject.toml", "README.md", "LICENSE")

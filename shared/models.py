@@ -105,7 +105,7 @@ class _Embedded(Model):
         self.__dict__.update(name="embedded", revision=None, _source=source)
 
     @cached_property
-    def folder(self) -> Path:  # type: ignore[override]
+    def folder(self) -> Path:
         return dequantised(self.__dict__["_source"], cache_folder())
 
     @cached_property

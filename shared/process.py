@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -19,21 +17,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from shared.console import LOG, TERMINAL
 from shared.errors import FILE, OF_THE_MACHINE, Exit, SteerHealError
 from shared.faults import crashed_frames
 from shared.machine import GIB, device, hardware, memory_available, peak_memory
+from shared.output import Log, Sink, copy_output
 from shared.publish import RUNNER
 
 LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0  # seconds that an interrupted stage has to end by itself before it is asked to
 TAIL = 1000  # last lines of stderr that are kept: faulthandler's report of many threads is long
-CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_])")
-
-Sink = Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def run_process(
         KeyboardInterrupt: this process was interrupted.
         OSError: the command cannot be started, or the log not be written.
     """
-    with tempfile.TemporaryDirectory(prefix="steer-heal-") as scratch, _Log(log, command) as lines:
+    with tempfile.TemporaryDirectory(prefix="steer-heal-") as scratch, Log(log, command) as lines:
         error_file, loading_file = Path(scratch) / "error.json", Path(scratch) / "loading"
         terminal = out is not None and sys.stdout.isatty()
         variables = {
@@ -108,7 +104,7 @@ def run_process(
         peak = _Peak(process.pid)
         try:
             for source, sink, last in ((process.stdout, out, None), (process.stderr, err, tail)):
-                readers.append(threading.Thread(target=_copy, args=(source, sink, lines, last), daemon=True))
+                readers.append(threading.Thread(target=copy_output, args=(source, sink, lines, last), daemon=True))
                 readers[-1].start()
             code = process.wait()
         except BaseException:
@@ -166,71 +162,6 @@ def _die_with_parent(parent: int) -> Callable[[], None] | None:
             os._exit(1)
 
     return child
-
-
-def _copy(source: IO[bytes], sink: Sink | None, log: _Log, tail: deque[str] | None) -> None:
-    """Bytes as they come to the sink, whole lines to the log and the tail."""
-    line = b""
-    with source:
-        while block := source.read1(1 << 16):  # type: ignore[attr-defined]
-            if sink is not None:
-                try:
-                    sink(block)
-                except (OSError, ValueError):  # whoever read it has gone; the stage goes on
-                    sink = None
-            *whole, line = (line + block).split(b"\n")
-            if len(line) > 1 << 16:  # a bar draws over its line again and again
-                line = line[-(1 << 12) :]
-            for text in whole:
-                _note(text, log, tail)
-    if line:
-        _note(line, log, tail)
-
-
-def _note(raw: bytes, log: _Log, tail: deque[str] | None) -> None:
-    text = plain_line(raw.decode(errors="replace"))
-    if text is None:
-        return
-    log.write(text)
-    if tail is not None:
-        tail.append(text)
-
-
-def plain_line(raw: str) -> str | None:
-    """A line of a terminal as it stands in the end: without colours, and without what was drawn before its last erasure.
-
-    None for a line that only moved the cursor or drew what is gone.
-    """
-    last = raw.rstrip("\r").rpartition("\r")[2].rpartition("\x1b[2K")[2]
-    text = CONTROL.sub("", last).rstrip()
-    return text if text or raw == "" else None
-
-
-class _Log:
-    """A log that two threads append whole lines to; of no effect without a path."""
-
-    def __init__(self, path: Path | None, command: Sequence[str]):
-        self._lock, self._file = threading.Lock(), None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-            self.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command[1:])}")
-
-    def write(self, line: str) -> None:
-        with self._lock:
-            if self._file is not None and not self._file.closed:
-                with suppress(OSError):  # a full disk ends the stage by what it writes itself, not by its log
-                    self._file.write(line + "\n")
-                    self._file.flush()
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            if self._file is not None:
-                with suppress(OSError):
-                    self._file.close()
 
 
 def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> SteerHealError | None:

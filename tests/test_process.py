@@ -20,7 +20,8 @@ import shared.process
 from shared.errors import Exit, SteerHealError
 from shared.faults import crashed_frames
 from shared.machine import peak_memory
-from shared.process import Ended, plain_line, problem, run_process
+from shared.output import plain_line
+from shared.process import Ended, problem, run_process
 
 # A command of ours: its errors and interruptions are handled by the one entry.
 OURS = (
