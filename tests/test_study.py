@@ -434,6 +434,20 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
     assert tex.count("\\toprule") == tex.count("\\bottomrule") == 10 and "kl\\_rev" in tex and "auth_nats" not in tex
 
 
+def test_a_study_with_a_stopped_cell_publishes_and_ends_with_the_next_command(study: Path, tmp_path: Path) -> None:
+    """kl_rev's seed 1 is to go on in round 2, for which its history is not there; all else is done."""
+    runs, out = shutil.copytree(study / "runs", tmp_path / "the runs"), tmp_path / "out"
+    arms = (study / "study.toml").read_text()
+    file = written(
+        tmp_path, arms.replace(arm("random", "vector.direction=random", CONTROL, "rounds = 1", "seeds = [0]"), "")
+    )
+    done = command("evals.study", "--config", file, "--run", runs, "--out", out)
+    assert done.returncode == 2 and "the study is not complete: a cell stopped" in done.stderr, done.stderr
+    assert "kl_rev-s1: an adapter could not be used" in done.stderr and "Traceback" not in done.stderr
+    assert f"make study RUN='{runs}' CONFIG={file} OUT={out}" in done.stderr.splitlines()[-1]
+    assert "kl_rev, 1 | 2 extract" in (out / "results.md").read_text()
+
+
 def test_a_dead_student_takes_nothing_from_other_arms_and_rounds(study: Path, tmp_path: Path) -> None:
     """kl_rev's second student of seed 0 answers nothing: its path ends there, and all else stands as without it."""
     build_study(tmp_path / "dead", dead={"kl_rev-s0": {2}}, starved={"kl_rev-s1": 1}, without={"random-s0"})
