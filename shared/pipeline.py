@@ -1,4 +1,4 @@
-"""The runner of stages: rounds 1 to N of a run, each stage a process, behind `make round`, `make report` and `make study`.
+"""The runner of stages: rounds 1 to N of a run, each stage a process, behind `make round` and `make report`.
 
 It holds the run for all its stages, says beforehand how long they will take and what they need, writes all their output to
 RUN/log.txt, and turns the way a process ended into an error that names the next command.

@@ -115,7 +115,7 @@ def run_process(
             peak.stop()
             for reader in readers:
                 reader.join(timeout=GRACE_SECONDS)  # a grandchild may still hold the pipe
-        loading = loading_file.read_text(encoding="utf-8") if loading_file.is_file() else ""
+        loading = loading_file.read_text(encoding="utf-8", errors="replace") if loading_file.is_file() else ""
         error = SteerHealError.handed_over(error_file)
         return Ended(list(command), code, seconds, peak.bytes, error, list(tail), loading or None, available)
 
@@ -238,7 +238,7 @@ def watch_extensions() -> None:
 
     def note(text: str) -> None:
         with suppress(OSError):
-            Path(path).write_text(text, encoding="utf-8")
+            Path(path).write_text(text, encoding="utf-8", errors="replace")  # a path may be of other bytes
 
     def watched(method: Callable[..., Any], self: Any, *arguments: Any) -> Any:
         loading.append(str(self.path))

@@ -200,7 +200,7 @@ def reason(said: str) -> str:
 
 
 def _differs(cell: Cell) -> bool:
-    """Whether a cell is still to be begun, or its frozen configuration is another: then in place-only settings, or `load` had refused it."""
+    """Whether a cell is still to be begun, or its frozen configuration is another: then in settings that no result depends on, or `load` had refused it."""
     frozen = cell.folder / "config.toml"
     return not frozen.is_file() or configuration.resolve(frozen)[0] != cell.config
 
