@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from shared.code import begun_by_other_code, of_the_code
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
@@ -15,7 +16,7 @@ from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.run import begun_elsewhere, changed_device, differences
 from shared.strict import parse
 
-VERSION = 3  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set
+VERSION = 4  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set, 3 not the code
 
 
 class Windows:
@@ -47,6 +48,8 @@ class Windows:
             lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
             if lost and not rebuild and changed == changed_device(changed):
                 raise begun_elsewhere("sweep", self.out, changed, self.folder)
+            if lost and not rebuild and of_the_code(changed):
+                raise begun_by_other_code("sweep", self.out, changed, self.folder)
             if lost and not rebuild:
                 raise SteerHealError(
                     f"an interrupted sweep of {self.out} was of something else",

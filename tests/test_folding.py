@@ -142,7 +142,7 @@ def test_a_merged_student_of_somebody_else_is_not_used(base: Model, adapters: li
     weights.write_bytes(right[:-4] + b"\0\0\0\0")
     merged(base, adapters[0], tmp_path / "students", "float32")
     assert weights.read_bytes() == right
-    (cache_folder() / "merged" / student.folder.name).unlink()
+    (cache_folder() / "derived" / student.folder.name).unlink()
     (student.folder / "config.json").write_text("{}")
     again = merged(base, adapters[0], tmp_path / "students", "float32")
     assert again.text_config["num_hidden_layers"] == base.depth

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared.config import TrainConfig
+from shared.quarters import first_quarter, last_quarter
 
 DOMINATING = 3.0  # barrier gradient over cross-entropy gradient
 LEARNED = 0.005  # a cross-entropy that fell by a smaller share has not learned
@@ -26,8 +27,8 @@ class Finding:
 
 def quarters(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
     """Mean of a figure over the first and over the last quarter of the logged steps."""
-    quarter = max(len(steps) // 4, 1)
-    early, late = (float(np.mean([row[name] for row in part])) for part in (steps[:quarter], steps[-quarter:]))
+    parts = steps[first_quarter(len(steps))], steps[last_quarter(len(steps))]
+    early, late = (float(np.mean([row[name] for row in part])) for part in parts)
     return early, late
 
 

@@ -48,6 +48,8 @@ class Study(Section):
         names = [arm.name for arm in self.arm]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two arms are named {twice[0]}")
+        for seeds in (self.seeds, *(arm.seeds or [] for arm in self.arm)):
+            configuration.told_apart(seeds)
         return self
 
 
