@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import torch
 
 
+ROUNDING = 1e-6  # of a state's norm: a difference as small is the float32 of two batches, and no effect of a prompt
+
+
 class _Deep(Exception):
     """A forward has passed the last layer that is asked for; what follows it changes nothing that is read."""
 
@@ -119,7 +122,7 @@ def extract(
     """The steering vector of the student of a folded history over a model (None: the model's own), exact whatever model.dtype is.
 
     seed draws the direction where config.direction is random; its norms are the trait's. Raises SteerHealError where the trait prompt
-    changes nothing in some layer.
+    changes nothing in some layer, before anything is written.
     """
     trait, contexts, layers = inputs(model, config)
     tokenizer = load_tokenizer(str(model.folder))  # the first thing that takes seconds
@@ -158,8 +161,10 @@ def extract(
             "split_half_cosine": {str(layer): cosine(a, b) for layer, (a, b) in halves.items()},
         },
     )
-    if silent := [layer for layer in layers if vector.norm(layer) == 0]:
-        raise unreached(config, f"‖v‖ = 0 in layer {silent[0]}, over {len(contexts)} contexts")
+    doses = vector.relative_dose(1.0)
+    if silent := [layer for layer in layers if doses[layer] <= ROUNDING]:
+        given = f"‖v‖ = {vector.norm(silent[0]):.2g} in layer {silent[0]}, {doses[silent[0]]:.1g} of the mean ‖h‖, over {len(contexts)} contexts"
+        raise unreached(config, given)
     return vector.random_like(seed) if config.direction == "random" else vector
 
 

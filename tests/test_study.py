@@ -59,6 +59,7 @@ def test_shipped_studies_can_be_planned(name: str, tmp_path: Path) -> None:
     [
         ((STUDY[: STUDY.index("[eval]")], ""), "no [study] table"),
         (('name = "kl_rev"', 'name = "nll"'), "two arms are named nll"),
+        (("seeds = [0]", "seeds = [0, 0]"), "0 is there twice"),
         (("train.divergence=kl_rev", "train.divergence=nll"), "kl_rev and nll have the same settings"),
         (("train.divergence=kl_rev", "train.divergence=l2"), "train.divergence"),
         (('name = "kl_rev"', 'name = "../kl_rev"'), "study.arm.1.name"),
