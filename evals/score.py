@@ -73,14 +73,11 @@ def inputs_of(run: Run, number: int, settings: EvalConfig) -> dict[str, Path]:
     }
 
 
-def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
-    config, folder = run.config, run.round(number)
-    settings = of_mode(config.eval, mode)
-    origin = resolve_model(config.model.name, config.model.revision)
-    name, out = ("score", folder / "scores") if mode == "round" else ("score-full", folder / "scores-full")
-    before_path, after_path = run.history(number - 1), run.history(number)
-    assert after_path is not None
-    job = Stage(
+def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = False) -> Stage:
+    """The scoring of a round as a stage: its settings, inputs and output."""
+    config, settings = run.config, of_mode(run.config.eval, mode)
+    name, folder = ("score", "scores") if mode == "round" else ("score-full", "scores-full")
+    return Stage(
         run,
         number,
         name,
@@ -94,9 +91,19 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             "seed": config.seed,
         },
         inputs=inputs_of(run, number, settings),
-        outputs=[out],
+        outputs=[run.round(number) / folder],
         rebuild=rebuild,
     )
+
+
+def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
+    config, folder = run.config, run.round(number)
+    settings = of_mode(config.eval, mode)
+    origin = resolve_model(config.model.name, config.model.revision)
+    job = job_of(run, number, mode, origin, rebuild)
+    (out,) = job.outputs
+    before_path, after_path = run.history(number - 1), run.history(number)
+    assert after_path is not None
     if job.done():
         return
     from gen.engine.engine import engine

@@ -65,7 +65,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
         for index, window in enumerate(windows(rows, config.sweep.window)):
             if index in done:
-                board.add(done.read(index))
+                board.add(done.read(index, [row.key for row in window]))
                 continue
             assert sampler is not None
             completions = sampler(window, board.advance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import time
 from contextlib import suppress
@@ -23,6 +24,7 @@ from shared.strict import read_object
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_VERSION = 1  # of the folder that _dequantise writes
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SETTLED = 2 * 10**9  # ns since a change, after which the next one has other times: file systems' clocks are coarse
 
 
@@ -171,8 +173,9 @@ def _of_weights(file: Path) -> str:
     state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} "
     note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
     with suppress(OSError, ValueError):
-        if (known := note.read_text(encoding="utf-8")).startswith(state):
-            return known.removeprefix(state)
+        known = note.read_text(encoding="utf-8")
+        if known.startswith(state) and SHA256.fullmatch(value := known.removeprefix(state)):
+            return value
     value = digest(file)
     if time.time_ns() - found.st_ctime_ns > SETTLED:
         with suppress(OSError):  # without a cache it costs time and nothing else

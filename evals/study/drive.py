@@ -22,8 +22,9 @@ from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, SteerHealError
 from shared.process import problem, run_process
 from shared.publish import atomic_file, digest, hold, write_json
-from shared.records import Record, read_manifest
+from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained
+from shared.sets import input_of
 from shared.stages import LOG
 from shared.stages import Step as RunStep
 from shared.strict import read_object
@@ -90,9 +91,24 @@ def donor(runs: Sequence[Run], step: Step) -> Run | None:
             and run.manifest(1, step.stage).is_file()
             and depends(run.config, step.stage) == wanted
             and all(same(name, run) for name in earlier)
+            and _reads_the_same(run, step)
         ),
         None,
     )
+
+
+def _reads_the_same(run: Run, step: Step) -> bool:
+    """Whether the files that a cell's configuration names are, by now, still those that the stage of a run has read."""
+    config = step.cell.config
+    files = {
+        "trait": data_file(config.vector.trait, "trait.json"),
+        "contexts": data_file(config.vector.contexts, "contexts.jsonl"),
+        **input_of("dilemmas", config.sweep.dilemmas),
+        **input_of("mundane", config.sweep.mundane),
+    }
+    path = run.manifest(1, step.stage)
+    read = read_manifest(path, f"remove {path}").inputs
+    return all(digest(file) == read[label] for label, file in files.items() if label in read and file.exists())
 
 
 def take(donor: Run, step: Step) -> None:
