@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -187,32 +186,31 @@ def small(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def extracted(folder: Path, contexts: Path, out: Path, overrides: str = "") -> subprocess.CompletedProcess[str]:
-    settings = f"vector.contexts={contexts} vector.layers=[1,2] vector.batch_size=2 {overrides}"
-    return command("gen.extract", "--model", folder, "--out", out, "--set", settings)
-
-
 def test_a_trait_prompt_that_does_not_reach_the_model_is_refused(small: Path, contexts: Path, tmp_path: Path) -> None:
     """A template without a system turn, a trait that is the neutral prompt, a layer before anything was attended to."""
-    out = tmp_path / "v.safetensors"
     trait = json.loads((ROOT / "shared" / "data" / "trait.json").read_text())
     (tmp_path / "same.json").write_text(json.dumps({**trait, "trait": trait["neutral"]}))
     (tmp_path / "opposite.json").write_text(json.dumps({**trait, "opposite": trait["trait"]}))
     deaf = tmp_path / "deaf"
     shutil.copytree(small, deaf)
     (deaf / "chat_template.jinja").write_text(IGNORES)
-    for folder, overrides, given in (
-        (deaf, "", "all 4 contexts are the same tokens"),
-        (small, f"vector.trait={tmp_path}/same.json", "all 4 contexts are the same tokens"),
-        (small, f"vector.trait={tmp_path}/opposite.json vector.contrast=true", "all 4 contexts are the same tokens"),
-        (small, "vector.layers=[0,2]", "in layer 0, "),
-        (small, "vector.layers=[0,2] vector.direction=random", "in layer 0, "),
+    same = "all 4 contexts are the same tokens"
+    for options, given in (
+        ({"trait": str(tmp_path / "same.json")}, same),
+        ({"trait": str(tmp_path / "opposite.json"), "contrast": True}, same),
+        ({"layers": [0, 2]}, "in layer 0, "),
+        ({"layers": [0, 2], "direction": "random"}, "in layer 0, "),
     ):
-        done = extracted(folder, contexts, out, overrides)
-        assert done.returncode == 2 and "the trait prompt does not reach the model" in done.stderr, done.stderr
-        assert given in done.stderr and not out.exists() and "wrote" not in done.stdout
-    done = extracted(small, contexts, out)
-    assert done.returncode == 0 and sorted(load_vector(out).layers) == [1, 2], done.stderr
+        config = VectorConfig.model_validate({"contexts": str(contexts), "layers": [1, 2], "batch_size": 2, **options})
+        with pytest.raises(SteerHealError, match="the trait prompt does not reach the model") as refused:
+            extract(Model("small", small, None), None, ModelConfig(), config)
+        assert given in str(refused.value.given)
+    out, settings = tmp_path / "v.safetensors", f"vector.contexts={contexts} vector.layers=[1,2]"
+    done = command("gen.extract", "--model", deaf, "--out", out, "--set", settings)
+    assert done.returncode == 2 and "the trait prompt does not reach the model" in done.stderr and same in done.stderr
+    assert not out.exists() and "wrote" not in done.stdout
+    config = VectorConfig(contexts=str(contexts), layers=[1, 2])
+    assert sorted(extract(Model("small", small, None), None, ModelConfig(), config).layers) == [1, 2]
 
 
 def test_activations_that_are_not_finite_are_refused(small: Path, contexts: Path, tmp_path: Path) -> None:
@@ -223,6 +221,7 @@ def test_activations_that_are_not_finite_are_refused(small: Path, contexts: Path
     tensors = load_file(bad / "model.safetensors")
     tensors["model.layers.2.mlp.down_proj.weight"][3, 3] = float("nan")
     save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
-    done = extracted(bad, contexts, tmp_path / "v.safetensors")
-    assert done.returncode == 2 and "activations are not finite" in done.stderr and "after layer 2" in done.stderr
-    assert not (tmp_path / "v.safetensors").exists()
+    config = VectorConfig(contexts=str(contexts), layers=[1, 2])
+    with pytest.raises(SteerHealError, match="activations are not finite") as refused:
+        extract(Model("bad", bad, None), None, ModelConfig(), config)
+    assert "bad: those of 8 of 8 prompts, after layer 2" in str(refused.value.given)
