@@ -11,7 +11,7 @@ import numpy as np
 from evals.answers import answers
 from evals.cache import of_answers
 from evals.checks import checked, fits, reaches, steering
-from evals.conditions import Weights, answered, free_of, randoms
+from evals.conditions import Weights, answered, free_of, randoms, told_apart
 from evals.forced_choice import Condition, Read
 from evals.instrument import Renderer, load_instrument
 from evals.positions import left_by_reversal, order_effect, reliability
@@ -24,11 +24,11 @@ from shared.chat import load_tokenizer
 from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
-from shared.folding import gates_of, refold
+from shared.folding import gated, gates_of
 from shared.instrument import FOUNDATIONS
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
-from shared.publish import digest, hold, require_suffix
+from shared.publish import hold, require_suffix
 from shared.records import write_jsonl, write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -58,16 +58,16 @@ def score(arguments: Any) -> None:
         readable(arguments.adapter)
     if arguments.prompted:
         load_trait(config.vector.trait)
+    conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
     tokenizer = load_tokenizer(str(origin.folder))
     renderer = Renderer(tokenizer, instrument, config.model.chat_template_kwargs)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
-    conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
     fits(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
-    template = config.model.chat_template_kwargs
     cache = None
     if arguments.cache:
-        cache = of_answers((student.fingerprint, dtype), template, renderer.instrument, vignettes, read, free, vectors)
+        weights = (student.fingerprint, dtype)
+        cache = of_answers(weights, renderer, vignettes, read, free, vectors, fresh=arguments.rebuild)
     from gen.engine.engine import engine
 
     with engine(
@@ -118,13 +118,7 @@ def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> lis
         ]  # fmt: skip
     if not found:
         found = [Condition("healed", "healed") if arguments.adapter else Condition("base", "base")]
-    if len({condition.name for condition in found}) != len(found):
-        raise SteerHealError(
-            "two conditions have one name",
-            given=", ".join(condition.name for condition in found),
-            expected="coefficients that differ in six digits",
-            next="--coefficient 0.5 1 2",
-        )
+    told_apart(found)
     return found
 
 
@@ -136,10 +130,7 @@ def _adapter(arguments: Any) -> Path | None:
         raise SteerHealError(
             "a gate needs an adapter", given=f"--gate {arguments.gate[0]}", expected="--adapter too", next="--adapter FOLDER"
         )  # fmt: skip
-    name = "-".join([digest(arguments.adapter)[:16], *(f"{index}={gate:g}" for index, gate in sorted(gates.items()))])
-    out = cache_folder() / "gated" / name
-    refold(arguments.adapter, gates, out)
-    return out
+    return gated(arguments.adapter, gates, cache_folder() / "gated")
 
 
 def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,17 @@ from shared.records import read_jsonl, read_parquet
 MADE_BY = "python -m evals.score --help"
 
 
+def split(given: str) -> tuple[Path, str]:
+    """The path and the name, '' for none, that FILE or FILE:NAME means."""
+    path = Path(given)
+    if not path.exists() and ":" in given:
+        return Path(given.rpartition(":")[0]), given.rpartition(":")[2]
+    return path, ""
+
+
 def load(given: str) -> Answers:
     """The rows of one condition: FILE, or FILE:NAME where a file holds several. Raises SteerHealError unless it is one."""
-    path, name = Path(given), ""
-    if not path.exists() and ":" in given:
-        path, name = Path(given.rpartition(":")[0]), given.rpartition(":")[2]
+    path, name = split(given)
     rows = (read_parquet if path.suffix == ".parquet" else read_jsonl)(path, ScoreRow, made_by=MADE_BY)
     names = list(dict.fromkeys(row.name for row in rows if row.name is not None))
     if name:
@@ -88,6 +95,14 @@ def main() -> None:
             given=f"{len(arguments.base)} against {len(arguments.other)}",
             expected="a file of --other for each of --base",
             next="name the seeds of both sides in the same order",
+        )
+    others = [f"{os.path.realpath(path)}:{name}" for path, name in map(split, arguments.other)]
+    if twice := [given for given, other in zip(arguments.other, others, strict=True) if others.count(other) > 1]:
+        raise SteerHealError(
+            "one condition stands for two seeds",
+            given=f"--other {twice[0]} twice",
+            expected="a file of its own, or a name of its own in a file, for every seed",
+            next="leave it out on both sides",
         )
     if arguments.bootstrap < 100:
         raise SteerHealError(

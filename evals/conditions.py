@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from evals.instrument import Renderer
 from evals.rows import ONCE
 from gen.students import Student
 from shared.console import console, counting
-from shared.folding import refold
+from shared.errors import SteerHealError
+from shared.folding import gated
 from shared.schema import EvalConfig
 from shared.vectors import Vector
 
@@ -40,12 +41,24 @@ def before_training(first: bool, dose: float, positions: str, trait: str, config
     found += [
         Condition("steered", f"steered-{other:g}", other, "trait", positions, headline=False)
         for other in config.coefficients
-        if other != dose
+        if f"{other:g}" != f"{dose:g}"
     ]
     return found + [
         Condition("random", "random" if draw == 1 else f"random-{draw}", dose, f"random-{draw}", positions, draw=draw, headline=draw == 1)
         for draw in range(1, config.random_draws + 1)
     ]  # fmt: skip
+
+
+def told_apart(conditions: Iterable[Condition]) -> None:
+    """Raise SteerHealError where two conditions have one name: rows are collected, kept and reported by it."""
+    names = [condition.name for condition in conditions]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SteerHealError(
+            "two conditions have one name",
+            given=f"{twice[0]} twice, among {', '.join(dict.fromkeys(names))}",
+            expected="coefficients and gates that differ within six digits, each once",
+            next="leave one of them out",
+        )
 
 
 def by_weights(asked: Sequence[Condition], original: Student, start: Student) -> list[Weights]:
@@ -72,10 +85,9 @@ def after_training(
     """
     found = [Weights("student", student(history), [Condition("healed", "healed", gate=1.0)])]
     for gate in gates:
-        if gate == 1.0:
+        if f"{gate:g}" == "1":
             continue
-        out = folder / f"round-{number:02d}-gate-{gate:g}"
-        refold(history, {number: gate}, out)
+        out = gated(history, {number: gate}, folder)
         name = f"healed-{gate:g}"
         found.append(Weights(f"gate {gate:g}", student(out), [Condition("healed", name, headline=False, gate=gate)]))
     return found

@@ -14,7 +14,7 @@ import numpy as np
 
 from gen.extract import activations, in_fp32
 from shared.models import Model
-from shared.vectors import Vector
+from shared.vectors import Vector, cosine
 
 
 def states(
@@ -60,8 +60,3 @@ def student_vector(
             }
         )
     return rows
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms > 0 else None  # NaN, of no context in a half, is not

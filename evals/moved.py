@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.statistics import AUTHORITY, Answers, Estimate, drawn, log_shift, resample, same_setting, summarised
+from evals.statistics import AUTHORITY, Answers, Estimate, drawn, log_shift, pooled, resample, same_setting, summarised
 from shared.instrument import FOUNDATIONS
 
 LEVEL, POWER = 0.05, 0.8
@@ -38,17 +38,16 @@ def shifts(base: Answers, other: Answers, count: int, seed: int) -> list[Shift] 
     found = []
     for f, name in enumerate(FOUNDATIONS):
         both = drawn(log_shift(base.p[keep, f], other.p[keep, f]), weights)
-        if both is None or (change := summarised(*both, units=weights.shape[1])).interval is None:
+        if both is None or (change := summarised(*both)).interval is None:
             return None
         found.append((name, change, _p(change.value, both[1], degrees)))
     return [Shift(*line, p_holm) for line, p_holm in zip(found, holm([p for *_, p in found]), strict=True)]
 
 
 def _degrees(strata: np.ndarray) -> int:
-    """Of freedom of a stratified mean, strata of one unit pooled as in `resample`; at least 1."""
-    _, sizes = np.unique(strata, return_counts=True)
-    pooled = int((sizes > 1).sum() + (sizes == 1).any())
-    return max(len(strata) - pooled, 1)
+    """Of freedom of a stratified mean: units less the groups that `resample` draws within. 0 where there are none: no test."""
+    groups = pooled(strata)
+    return 0 if groups is None else len(strata) - len(np.unique(groups))
 
 
 def _p(value: float, draws: np.ndarray, degrees: int) -> float:

@@ -11,13 +11,23 @@ import numpy as np
 from evals.cache import of_answers, of_generations
 from evals.checks import fits
 from evals.commandline import score_options
-from evals.conditions import after_training, answered, before_training, by_weights, described, free_of, randoms
+from evals.conditions import (
+    after_training,
+    answered,
+    before_training,
+    by_weights,
+    described,
+    free_of,
+    randoms,
+    told_apart,
+)
 from evals.forced_choice import Read
 from evals.generations import Generations
 from evals.instrument import Renderer, load_instrument
 from evals.internalised import states, student_vector
 from gen.extract import contexts_of
 from gen.filter import by_coefficient
+from gen.prompts import Renderer as PromptRenderer
 from gen.students import Student
 from gen.students import student as student_of
 from shared.chat import load_tokenizer, neutral_for, render
@@ -31,6 +41,7 @@ from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl, write_jsonl, write_parquet
 from shared.run import Run, Stage
 from shared.schema import EvalConfig
+from shared.sets import input_of
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes
@@ -42,16 +53,31 @@ def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
     return config if mode == "round" else config.model_copy(update={"items": every, "debias": "cyclic"})
 
 
-def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
-    config, folder = run.config, run.round(number)
-    settings = of_mode(config.eval, mode)
-    origin = resolve_model(config.model.name, config.model.revision)
-    name, out = ("score", folder / "scores") if mode == "round" else ("score-full", folder / "scores-full")
-    files = {"vignettes": settings.vignettes, "instrument": settings.instrument, "heldout": settings.heldout}
-    embedded = {"vignettes": "vignettes.jsonl", "instrument": "instrument.json", "heldout": "heldout.jsonl"}
-    before_path, after_path = run.history(number - 1), run.history(number)
-    assert after_path is not None
-    job = Stage(
+def inputs_of(run: Run, number: int, settings: EvalConfig) -> dict[str, Path]:
+    """The files and folders that a round's scores are made from, by label."""
+    folder, before, after, vector = run.round(number), run.history(number - 1), run.history(number), run.config.vector
+    assert after is not None
+    return {
+        "vector": folder / "vector.safetensors",
+        "first vector": run.round(1) / "vector.safetensors",
+        "sweep": folder / "sweep.jsonl",
+        "kept": folder / "kept.jsonl",
+        "history": after,
+        "unsteered": run.round(1) / "sweep.jsonl",
+        "trait": data_file(vector.trait, "trait.json"),
+        "contexts": data_file(vector.contexts, "contexts.jsonl"),
+        **({"history before": before} if before else {}),
+        **input_of("vignettes", settings.vignettes),
+        **input_of("instrument", settings.instrument, ".json", installed=("moralmaps",)),
+        **input_of("heldout", settings.heldout),
+    }
+
+
+def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = False) -> Stage:
+    """The scoring of a round as a stage: its settings, inputs and output."""
+    config, settings = run.config, of_mode(run.config.eval, mode)
+    name, folder = ("score", "scores") if mode == "round" else ("score-full", "scores-full")
+    return Stage(
         run,
         number,
         name,
@@ -64,21 +90,20 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             "sampling": [config.sweep.temperature, config.sweep.top_p],
             "seed": config.seed,
         },
-        inputs={
-            "vector": folder / "vector.safetensors",
-            "first vector": run.round(1) / "vector.safetensors",
-            "sweep": folder / "sweep.jsonl",
-            "kept": folder / "kept.jsonl",
-            "history": after_path,
-            "unsteered": run.round(1) / "sweep.jsonl",
-            "trait": data_file(config.vector.trait, "trait.json"),
-            "contexts": data_file(config.vector.contexts, "contexts.jsonl"),
-            **({"history before": before_path} if before_path else {}),
-            **{label: path for label, value in files.items() if (path := data_file(value, embedded[label])).is_file()},
-        },
-        outputs=[out],
+        inputs=inputs_of(run, number, settings),
+        outputs=[run.round(number) / folder],
         rebuild=rebuild,
     )
+
+
+def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
+    config, folder = run.config, run.round(number)
+    settings = of_mode(config.eval, mode)
+    origin = resolve_model(config.model.name, config.model.revision)
+    job = job_of(run, number, mode, origin, rebuild)
+    (out,) = job.outputs
+    before_path, after_path = run.history(number - 1), run.history(number)
+    assert after_path is not None
     if job.done():
         return
     from gen.engine.engine import engine
@@ -113,6 +138,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), start),
         *after_training(number, after_path, settings.gates, run.students, served),
     ]
+    told_apart(condition for group in groups for condition in group.conditions)
     vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
     taken = 0
@@ -130,14 +156,15 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         for label, loaded in vectors.items():
             model.load(label, loaded)
         texts = Generations(model, tokenizer, heldout, trait, config)
+        prompted = PromptRenderer(tokenizer, trait, config.model.chat_template_kwargs)
         for group in groups:
             model.serve(group.student)
-            weights, template = (group.student.fingerprint, config.model.dtype), config.model.chat_template_kwargs
-            answers = of_answers(weights, template, renderer.instrument, vignettes, read, free, vectors)
+            weights = (group.student.fingerprint, config.model.dtype)
+            answers = of_answers(weights, renderer, vignettes, read, free, vectors, fresh=rebuild)
             scored.update(
                 answered(model, renderer, vignettes, group, read, tokenizer, free, answers if cached else None)
             )
-            said = of_generations(weights, judge, heldout, trait, config, vectors)
+            said = of_generations(weights, judge, prompted, heldout, config, vectors, fresh=rebuild)
             texts.sample(group.label, group.conditions, said if cached else None)
             taken += answers.taken + said.taken
         model.serve(Student(origin.folder))

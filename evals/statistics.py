@@ -89,26 +89,40 @@ class Estimate:
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
+def pooled(strata: np.ndarray) -> np.ndarray | None:
+    """Groups [n] to resample units of strata [n] within: each of two units at least, or None where there can be none.
+
+    Strata of one unit are one group together; a stratum that is alone in having one unit joins the smallest other (Cochran 1977,
+    5A.12, collapsed strata). None for no unit or one, and where every one of several strata has a single unit: nothing says how far
+    units of one stratum lie apart.
+    """
+    if len(strata) < 2:
+        return None
+    names, inverse, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    if sizes.max() == 1:
+        return None
+    groups = np.where(sizes[inverse] == 1, len(names), inverse)
+    if (sizes == 1).sum() == 1:
+        groups[groups == len(names)] = np.where(sizes == 1, len(strata), sizes).argmin()
+    return groups
+
+
 def resample(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Bootstrap weights [count, n] of n units in strata [n]; a stratum of m units keeps weight m.
+    """Bootstrap weights [count, n] of n units in strata [n]; a group of `pooled` strata of m units keeps weight m.
 
     m - 1 units are drawn and scaled up (Rao and Wu 1988): drawing m understates the variance by (m - 1) / m, a quarter at four
-    items a stratum. Strata of one unit are pooled; where there are no others, nothing says how far units of one stratum lie apart, and
-    the weights are NaN. The same strata and seed give the same weights, which pairs conditions.
+    items a stratum. The weights are NaN where `pooled` finds no groups, so that no interval has a width of zero for want of a second
+    unit. The same strata and seed give the same weights, which pairs conditions.
     """
     generator = np.random.default_rng(seed)
-    names, inverse, sizes = np.unique(strata, return_inverse=True, return_counts=True)
-    if len(names) > 1 and sizes.max() == 1:
+    groups = pooled(strata)
+    if groups is None:
         return np.full((count, len(strata)), np.nan)
-    group = np.where(sizes[inverse] == 1, len(names), inverse)
-    weights = np.ones((count, len(strata)))
-    for name in np.unique(group):
-        units = np.flatnonzero(group == name)
+    weights = np.empty((count, len(strata)))
+    for name in np.unique(groups):
+        units = np.flatnonzero(groups == name)
         size = len(units)
-        if size > 1:
-            weights[:, units] = generator.multinomial(size - 1, np.full(size, 1 / size), size=count) * (
-                size / (size - 1)
-            )
+        weights[:, units] = generator.multinomial(size - 1, np.full(size, 1 / size), size=count) * (size / (size - 1))
     return weights
 
 
@@ -125,12 +139,12 @@ def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray]
 def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
     """A statistic with its percentile interval."""
     found = drawn(statistic, weights)
-    return None if found is None else summarised(*found, units=weights.shape[1], level=level)
+    return None if found is None else summarised(*found, level=level)
 
 
-def summarised(value: float, draws: np.ndarray, units: int, level: float = 0.95) -> Estimate:
-    """What `drawn` gave over so many units, with its percentile interval."""
-    if units == 1 or not np.isfinite(draws).all():
+def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate:
+    """What `drawn` gave, with its percentile interval; None for the interval where a resample is undefined."""
+    if not np.isfinite(draws).all():
         return Estimate(value, None)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, (float(low), float(high)))

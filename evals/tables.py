@@ -15,6 +15,7 @@ import numpy as np
 from evals.rows import SweepLine, TrainingStep
 from evals.scored import STEP, Round
 from shared.console import number
+from shared.quarters import last_quarter
 from shared.run import STAGES
 
 
@@ -200,7 +201,7 @@ def rejections(rounds: Sequence[Round]) -> Table:
 
 def late(steps: Sequence[TrainingStep], field: str) -> float | None:
     """Mean of a field over the last quarter of the steps."""
-    values = [value for step in steps[3 * len(steps) // 4 :] if (value := getattr(step, field)) is not None]
+    values = [value for step in steps[last_quarter(len(steps))] if (value := getattr(step, field)) is not None]
     return float(np.mean(values)) if values else None
 
 

@@ -17,6 +17,7 @@ from gen.commandline import extract_options
 from shared.chat import load_tokenizer, neutral_for, render
 from shared.cli import configured, entry, need, parse
 from shared.console import progress, say, table
+from shared.errors import SteerHealError
 from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -26,10 +27,13 @@ from shared.run import Run, Stage
 from shared.schema import ModelConfig, VectorConfig, band
 from shared.strata import stratified
 from shared.traits import Trait, load_trait
-from shared.vectors import Vector
+from shared.vectors import Vector, cosine
 
 if TYPE_CHECKING:
     import torch
+
+
+ROUNDING = 1e-6  # of a state's norm: a difference as small is the float32 of two batches, and no effect of a prompt
 
 
 class _LastLayerReached(Exception):
@@ -117,7 +121,8 @@ def extract(
 ) -> Vector:
     """The steering vector of the student of a folded history over a model (None: the model's own), exact whatever model.dtype is.
 
-    seed draws the direction where config.direction is random; its norms are the trait's.
+    seed draws the direction where config.direction is random; its norms are the trait's. Raises SteerHealError where the trait prompt
+    changes nothing in some layer, before anything is written.
     """
     trait, contexts, layers = inputs(model, config)
     tokenizer = load_tokenizer(str(model.folder))  # the first thing that takes seconds
@@ -127,6 +132,7 @@ def extract(
 
     trait_prompts = under(lambda _: trait.trait)
     other_prompts = under(lambda row: trait.opposite if config.contrast else neutral_for(row.turns, trait.neutral))
+    reached(config, trait_prompts, other_prompts)
     network = in_fp32(model, history)
 
     def states(prompts: Sequence[Sequence[int]], label: str) -> dict[int, np.ndarray]:
@@ -134,6 +140,7 @@ def extract(
 
     towards = states(trait_prompts, "trait prompt")
     away = states(other_prompts, "opposite prompt" if config.contrast else "neutral prompt")
+    finite(model, layers, towards, away)
     differences = {layer: towards[layer].astype(np.float64) - away[layer] for layer in layers}
     halves = {layer: (d[0::2].mean(0), d[1::2].mean(0)) for layer, d in differences.items()}
     vector = Vector(
@@ -151,12 +158,43 @@ def extract(
             "n_contexts": len(contexts),
             "tokens": sum(map(len, [*trait_prompts, *other_prompts])),
             "hidden_norm": {str(layer): float(np.linalg.norm(away[layer], axis=1).mean()) for layer in layers},
-            "split_half_cosine": {
-                str(layer): float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) for layer, (a, b) in halves.items()
-            },
+            "split_half_cosine": {str(layer): cosine(a, b) for layer, (a, b) in halves.items()},
         },
     )
+    doses = vector.relative_dose(1.0)
+    if silent := [layer for layer in layers if doses[layer] <= ROUNDING]:
+        given = f"‖v‖ = {vector.norm(silent[0]):.2g} in layer {silent[0]}, {doses[silent[0]]:.1g} of the mean ‖h‖, over {len(contexts)} contexts"
+        raise unreached(config, given)
     return vector.random_like(seed) if config.direction == "random" else vector
+
+
+def reached(config: VectorConfig, towards: Sequence[Sequence[int]], away: Sequence[Sequence[int]]) -> None:
+    """Raise SteerHealError unless some prompt differs by its system prompt, before a model is loaded."""
+    if all(list(one) == list(other) for one, other in zip(towards, away, strict=True)):
+        raise unreached(config, f"all {len(towards)} contexts are the same tokens with and without the trait prompt")
+
+
+def unreached(config: VectorConfig, given: str) -> SteerHealError:
+    other = "opposite" if config.contrast else "neutral"
+    return SteerHealError(
+        "the trait prompt does not reach the model",
+        given=given,
+        expected=f"a chat template that renders the system prompt, and a trait prompt that differs from the {other} one",
+        next=f"look at the trait and {other} prompts of vector.trait = {config.trait}, or take a model whose chat template has a system turn",
+    )
+
+
+def finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) -> None:
+    """Raise SteerHealError for activations [prompts, hidden] by layer that are NaN, infinite, or 0 throughout."""
+    for layer in layers:
+        norms = np.concatenate([np.linalg.norm(found[layer].astype(np.float64), axis=1) for found in states])
+        if bad := int((~(np.isfinite(norms) & (norms > 0))).sum()):
+            raise SteerHealError(
+                "a model's activations are not finite, or 0",
+                given=f"{model.name}: those of {bad} of {len(norms)} prompts, after layer {layer}",
+                expected="finite numbers in float32, not all of them 0",
+                next="check the model's weights, or choose another model.name",
+            )
 
 
 def show(vector: Vector) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from gen.prompts import Survey
 from gen.rules import Yardstick
 from gen.students import Student
+from shared.code import code_digest
 from shared.machine import device
 from shared.models import Model
 from shared.prompts import Prompts
@@ -63,6 +64,7 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]
     for name in ("dilemmas", "mundane", "n_dilemmas", "n_mundane"):
         del sweep[name]  # the digest of the prompts they lead to says more
     return {
+        "code": code_digest("gen"),
         "prompts": found.digest,
         **sweep,
         "coefficients": list(job.coefficients),

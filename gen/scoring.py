@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shared.quarters import last_quarter
 from shared.text import distinct_n
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def score(
             nll=float(-ours.sum()),
             tokens=count,
             perplexity=float(np.exp(-ours.mean())),
-            perplexity_last_quarter=float(np.exp(-ours[3 * count // 4 :].mean())),
+            perplexity_last_quarter=float(np.exp(-ours[last_quarter(count)].mean())),
             trait_llr=float((other - ours).mean()),
             distinct_3=distinct_n(completions[index], 3),
         )

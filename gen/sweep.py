@@ -29,7 +29,7 @@ from shared.prompts import open_prompts
 from shared.publish import hold, require_suffix
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
-from shared.sets import names_set, set_folder
+from shared.sets import input_of
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
@@ -65,7 +65,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
         for index, window in enumerate(windows(rows, config.sweep.window)):
             if index in done:
-                board.add(done.read(index))
+                board.add(done.read(index, [row.key for row in window]))
                 continue
             assert sampler is not None
             completions = sampler(window, board.advance)
@@ -152,8 +152,8 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         },
         inputs={
             "vector": folder / "vector.safetensors",
-            **_source("dilemmas", config.sweep.dilemmas),
-            **(_source("mundane", config.sweep.mundane) if config.sweep.n_mundane else {}),
+            **input_of("dilemmas", config.sweep.dilemmas),
+            **(input_of("mundane", config.sweep.mundane) if config.sweep.n_mundane else {}),
             "trait": data_file(config.vector.trait, "trait.json"),
             **({"history": history} if history else {}),
             **({"unsteered": first} if walks and number > 1 else {}),
@@ -184,14 +184,6 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             ),
             rebuild=rebuild,
         )
-
-
-def _source(label: str, value: str) -> dict[str, Path]:
-    """The input of a stage that a prompts key names: a file, a local data set's folder, or nothing here for one of the hub."""
-    if not names_set(value):
-        return {label: data_file(value, f"{label}.jsonl")}
-    folder = set_folder(value)
-    return {label: folder} if folder else {}
 
 
 def main() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.code import begun_by_other_code, of_the_code
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.provenance import begun_elsewhere, changed_device, differences
@@ -15,7 +17,7 @@ from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.strict import parse
 
-VERSION = 3  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set
+VERSION = 4  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set, 3 not the code
 
 
 class Windows:
@@ -47,6 +49,8 @@ class Windows:
             lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
             if lost and not rebuild and changed == changed_device(changed):
                 raise begun_elsewhere("sweep", self.out, changed, self.folder)
+            if lost and not rebuild and of_the_code(changed):
+                raise begun_by_other_code("sweep", self.out, changed, self.folder)
             if lost and not rebuild:
                 raise SteerHealError(
                     f"an interrupted sweep of {self.out} was of something else",
@@ -97,8 +101,24 @@ class Windows:
         seal(self.path(index))
         self._whole.add(index)
 
-    def read(self, index: int) -> Iterator[Completion]:
-        return iterate_jsonl(self.path(index), Completion, made_by=f"rm {self.path(index)}, then the same command")
+    def read(self, index: int, keys: Sequence[str]) -> Iterator[Completion]:
+        """The rows of a window. Raises SteerHealError, at the latest at their end, where they are not those of the keys in their order."""
+        again = f"rm {shlex.quote(str(self.path(index)))}, then the same command makes it again"
+        wanted = iter(keys)
+        for row in iterate_jsonl(self.path(index), Completion, made_by=again):
+            if row.key != (key := next(wanted, None)):
+                raise self._other(index, f"row {row.key}", key or "its end", again)
+            yield row
+        if (key := next(wanted, None)) is not None:
+            raise self._other(index, "its end", key, again)
+
+    def _other(self, index: int, given: str, expected: str, again: str) -> SteerHealError:
+        return SteerHealError(
+            "a window of an interrupted sweep holds other rows than its plan",
+            given=f"{self.path(index)}: {given}",
+            expected=expected,
+            next=again,
+        )
 
     def publish(self, count: int) -> None:
         """Join windows 0 to count - 1 into the output, which appears whole; the folder stays until it is discarded."""

@@ -18,7 +18,7 @@ class Exit(IntEnum):
     DONE = 0
     UNKNOWN = 1  # an error that this program does not know
     REFUSED = 2  # something the user can mend
-    MACHINE = 71  # this machine: too little memory, or work that another kind of machine has begun
+    MACHINE = 71  # this machine: too little memory, or work that another kind of machine or other code has begun
     UNWRITTEN = 74  # a full or read-only disk
     BUSY = 75  # another process is at work here
     INTERRUPTED = 130  # Ctrl-C or a polite kill

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from shared.adapters import PREFIX, VERSION, Adapter, belongs, load_adapter, note_base
 from shared.commands import command_of, round_command
+from shared.derived import derived
 from shared.errors import SteerHealError
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
@@ -48,9 +49,15 @@ def fold(adapters: Sequence[tuple[Path, float]], out: Path) -> None:
     The scale and gate of a round go into its B, so that a module's rank is the sum over rounds; where a round has no such
     module its share is zero. Raises SteerHealError for adapters of different models and a gate that is not finite.
     """
+    with atomic_folder(out) as temporary:
+        _fold(adapters, temporary, out)
+
+
+def _fold(adapters: Sequence[tuple[Path, float]], folder: Path, out: Path) -> None:
+    """Fill a folder that will be `out`."""
     from safetensors.torch import save_file
 
-    loaded = [(load_adapter(folder), _finite(gate)) for folder, gate in adapters]
+    loaded = [(load_adapter(adapter), _finite(gate)) for adapter, gate in adapters]
     tensors = _concatenated(loaded)
     rank = sum(adapter.rank for adapter, _ in loaded)
     last = loaded[-1][0]
@@ -62,23 +69,22 @@ def fold(adapters: Sequence[tuple[Path, float]], out: Path) -> None:
         "layers_to_transform": None,
         "layers_pattern": None,
     }
-    with atomic_folder(out) as temporary:
-        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / "adapter_config.json", config)
-        if last.base is not None:
-            note_base(temporary, str(last.config.get("base_model_name_or_path")), last.base)
-        rows = [
-            {
-                "round": index,
-                "gate": gate,
-                "adapter": os.path.relpath(adapter.folder, out),
-                "sha256": digest(adapter.folder),
-                "rank": adapter.rank,
-                "scale": adapter.scale,
-            }
-            for index, (adapter, gate) in enumerate(loaded, start=1)
-        ]
-        write_json(temporary / "gates.json", {"version": VERSION, "rounds": rows})
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "adapter_config.json", config)
+    if last.base is not None:
+        note_base(folder, str(last.config.get("base_model_name_or_path")), last.base)
+    rows = [
+        {
+            "round": index,
+            "gate": gate,
+            "adapter": os.path.relpath(adapter.folder, out),
+            "sha256": digest(adapter.folder),
+            "rank": adapter.rank,
+            "scale": adapter.scale,
+        }
+        for index, (adapter, gate) in enumerate(loaded, start=1)
+    ]
+    write_json(folder / "gates.json", {"version": VERSION, "rounds": rows})
 
 
 def _concatenated(loaded: Sequence[tuple[Adapter, float]]) -> dict[str, torch.Tensor]:
@@ -205,15 +211,20 @@ def _plain(name: str) -> str:
 
 def gates_of(given: Sequence[str]) -> dict[int, float]:
     """`2=0.5` of a command line as round -> gate."""
-    found = {}
+    found: dict[int, float] = {}
     for item in given:
         number, _, gate = item.partition("=")
         try:
-            found[int(number)] = float(gate)
+            index, value = int(number), float(gate)
         except ValueError:
             raise SteerHealError(
                 "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
             ) from None
+        if index in found:
+            raise SteerHealError(
+                "a round has two gates", given=f"--gate {' '.join(given)}", expected="one for each round", next=f"--gate {item}"
+            )  # fmt: skip
+        found[index] = value
     return found
 
 
@@ -234,6 +245,13 @@ def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]
 def refold(source: Path, gates: Mapping[int, float], out: Path) -> None:
     """Fold a history, or an adapter alone, with other gates."""
     fold(dialled(source, gates), out)
+
+
+def gated(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
+    """A history, or an adapter alone, folded with other gates under `cache`, where another process may be reading it already."""
+    rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in dialled(source, gates)]
+    of = ["gated", *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds), os.path.realpath(cache)]
+    return derived(str(source), of, cache, lambda folder, out: _fold(rounds, folder, out)).folder
 
 
 def _finite(gate: float) -> float:

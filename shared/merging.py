@@ -5,7 +5,6 @@ Merging is never a way back: W + d - d is not W. The way back is the factored hi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from pathlib import Path
 from shared.adapters import Adapter, belongs, load_adapter
 from shared.commands import setting
 from shared.console import console
+from shared.derived import derived
 from shared.errors import SteerHealError
-from shared.models import Model, cache_folder
-from shared.publish import atomic_folder, digest, held, write_json, write_text
+from shared.models import Model
+from shared.publish import digest, write_json
 
 
 def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model:
@@ -27,24 +27,8 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
     """
     if adapter is None:
         return model
-    key = hashlib.sha256(f"{model.fingerprint} {digest(adapter)} {dtype}".encode()).hexdigest()[:16]
-    folder, note = cache / key, cache_folder() / "merged" / key
-
-    def known() -> Model | None:
-        """What lies there, if this user has merged it: a cache may be in a run that came from elsewhere."""
-        found = Model(str(adapter), folder, None)
-        mine = folder.is_dir() and note.is_file() and note.read_text() == found.fingerprint
-        return found if mine else None
-
-    if (found := known()) is not None:
-        return found
-    with held(folder):
-        if (found := known()) is None:  # nor has another process while this one waited
-            with atomic_folder(folder) as temporary:
-                merge(model, load_adapter(adapter), temporary, dtype)
-            found = Model(str(adapter), folder, None)
-            write_text(note, found.fingerprint)
-    return found
+    of = ["merged", model.fingerprint, digest(adapter), dtype]
+    return derived(str(adapter), of, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype))
 
 
 def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import time
 from contextlib import suppress
@@ -22,6 +23,7 @@ from shared.runtime import gc_disabled
 from shared.strict import read_object
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SETTLED = 2 * 10**9  # ns since a change, after which the next one has other times: file systems' clocks are coarse
 
 
@@ -196,8 +198,9 @@ def _of_weights(file: Path) -> str:
     state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} "
     note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
     with suppress(OSError, ValueError):
-        if (known := note.read_text(encoding="utf-8")).startswith(state):
-            return known.removeprefix(state)
+        known = note.read_text(encoding="utf-8")
+        if known.startswith(state) and SHA256.fullmatch(value := known.removeprefix(state)):
+            return value
     value = digest(file)
     if time.time_ns() - found.st_ctime_ns > SETTLED:
         with suppress(OSError):  # without a cache it costs time and nothing else

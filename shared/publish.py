@@ -17,6 +17,7 @@ import struct
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import Exit, SteerHealError
@@ -25,7 +26,22 @@ RUNNER = "STEER_HEAL_RUNNER"  # the process whose locks hold for the stages that
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HOST = re.sub(r"\W", "-", platform.node())  # containers that share a cache have process numbers in common
 FLOCK = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, length, process
-_held: dict[Path, int] = {}  # lock files and their descriptors
+
+
+@dataclass
+class _Lock:
+    """A lock that this process has. within: `held` contexts that are open; kept: a `hold` that no `release` has ended.
+
+    process: who took it. A child that is forked inherits this object and not the lock.
+    """
+
+    handle: int
+    process: int
+    within: int = 0
+    kept: bool = False
+
+
+_locks: dict[Path, _Lock] = {}  # of this process, by the real paths of their files
 
 
 def _sync_folder(folder: Path) -> None:
@@ -166,34 +182,74 @@ def _take_back(replaced: Path, path: Path) -> None:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Be the one process that makes `path` in the meantime, after whoever is at it now."""
+    """Be the one process that makes `path` in the meantime, after whoever is at it now. May stand within `hold` or itself."""
     file = _lock_of(path)  # once: what is made here may change where the path leads
-    hold(path, file, wait=True)
+    lock = _take(path, file, wait=True)
+    if lock is None:  # the runner's, which keeps it
+        yield
+        return
+    lock.within += 1
     try:
         yield
     finally:
-        release(file)
+        lock.within -= 1
+        _let_go(file)
 
 
-def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
-    """Keep other processes from making `path` until this one releases it or ends, however it ends.
+def hold(path: Path, file: Path | None = None) -> None:
+    """Keep other processes from making `path` until this one releases it or ends, however it ends. Holding again is holding once.
 
     The lock is the system's, on a file (beside the path if none is given): a dead process holds none. A lock of the runner that
-    started this process as a stage is this process's too. Raises SteerHealError with the process that has it, unless it is to
-    wait for that.
+    started this process as a stage is this process's too. Raises SteerHealError with the process that has it.
+
+    Why not the library filelock: its lock is flock's, which a forked child of a dead holder keeps and which does not say whose it is,
+    so that a stage could not take part in its runner's. Over NFS both work from version 4 on, where the server keeps them.
     """
-    file = file or _lock_of(path)
-    if file in _held:
+    if lock := _take(path, file or _lock_of(path), wait=False):
+        lock.kept = True
+
+
+def release(file: Path) -> None:
+    """Let other processes have what `hold` keeps under this lock file; within `held`, once that ends."""
+    if lock := _locks.get(_real(file)):
+        lock.kept = False
+        _let_go(file)
+
+
+def _let_go(file: Path) -> None:
+    """Unlock where nothing in this process needs the lock any more."""
+    lock = _locks.get(file := _real(file))
+    if lock is None or lock.within or lock.kept or lock.process != os.getpid():
         return
+    del _locks[file]
+    file.unlink(missing_ok=True)  # first, so that who opens it from now on finds it gone and makes another
+    os.close(lock.handle)
+
+
+def _real(file: Path) -> Path:
+    """One path for a lock file, whatever leads to its folder: closing a second handle on it would drop the lock of the first."""
+    return Path(os.path.realpath(file.parent), file.name)
+
+
+def _take(path: Path, file: Path, *, wait: bool) -> _Lock | None:
+    """The lock of a file, this process's already or from now on; None where it is the runner's. Raises as `hold` does, unless it waits."""
+    file = _real(file)
+    if (lock := _locks.get(file)) and lock.process == os.getpid():
+        return lock
     make_parent(file)
     while True:
         handle = _opened(file)
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            if _runner_holds(handle):
-                os.close(handle)
-                return
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # POSIX allows either where it is taken
+                if _runner_holds(handle):
+                    os.close(handle)
+                    return None
+                if not wait:
+                    raise
+                fcntl.lockf(handle, fcntl.LOCK_EX)
+        except (BlockingIOError, PermissionError):
             holder = os.read(handle, 1000).decode(errors="replace").strip()
             os.close(handle)
             raise SteerHealError(
@@ -211,7 +267,10 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
                 expected="one where two processes can see each other",
                 next="take a RUN or --out on a local disk",
             ) from None
-        if file.exists() and os.path.samestat(os.fstat(handle), os.lstat(file)):
+        except BaseException:  # an interruption while it waits
+            os.close(handle)
+            raise
+        if _is(handle, file):
             break
         os.close(handle)  # its last holder removed the file after it was opened here
     try:
@@ -222,8 +281,17 @@ def hold(path: Path, file: Path | None = None, *, wait: bool = False) -> None:
         file.unlink(missing_ok=True)
         os.close(handle)
         raise
-    _held[file] = handle
+    lock = _locks[file] = _Lock(handle, os.getpid())
     atexit.register(release, file)
+    return lock
+
+
+def _is(handle: int, file: Path) -> bool:
+    """Whether an open file is the one that a name leads to now."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _runner_holds(handle: int) -> bool:
@@ -247,8 +315,8 @@ def lock_holder(file: Path) -> int | None:
     Where the process has no number here, 0. The kernel is asked about this very file: /proc/locks names files by device and inode,
     and the device is another one on overlay and btrfs.
     """
-    if file in _held:
-        return os.getpid()  # to open and close it would give the lock away
+    if (lock := _locks.get(_real(file))) and lock.process == os.getpid():
+        return lock.process  # to open and close it would give the lock away
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -284,13 +352,6 @@ def _opened(file: Path) -> int:
     raise SteerHealError(
         "a lock is not ours", given=f"{file}, {found}", expected="a file of our own, or none", next=f"look at it, then rm {file}"
     )  # fmt: skip
-
-
-def release(file: Path) -> None:
-    """Let other processes have what was held under this lock file."""
-    if (handle := _held.pop(file, None)) is not None:
-        file.unlink(missing_ok=True)  # first, so that who opens it from now on finds it gone and makes another
-        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

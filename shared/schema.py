@@ -21,6 +21,16 @@ Dose = Literal["grid", "walk"]
 RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding", "prompt", "return_assistant_tokens_mask", "return_dict", "return_tensors", "system", "tokenize", "tokenizer", "truncation", "turns"}  # fmt: skip
 
 
+def told_apart(values: list[Any]) -> list[Any]:
+    """A list of a configuration. Raises ValueError where two of its values are written alike: numbers in their first six digits,
+    which is what rows, conditions and folders are named by."""
+    names = [f"{value + 0.0:g}" if isinstance(value, float) else str(value) for value in values]  # -0.0 is 0
+    if twice := [name for name in names if names.count(name) > 1]:
+        digits = ": values must differ in their first six digits" if isinstance(values[0], float) else ""
+        raise ValueError(f"{twice[0]} is there twice{digits}")
+    return values
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -75,6 +85,11 @@ class VectorConfig(Section):
         description="random: another direction of the same norm in each layer, all the way through, as a control",
     )
 
+    @field_validator("layers")
+    @classmethod
+    def _told_apart(cls, layers: list[int] | str) -> list[int] | str:
+        return layers if isinstance(layers, str) else told_apart(layers)
+
 
 class SweepConfig(Section):
     coefficients: list[float] = Field(
@@ -101,6 +116,17 @@ class SweepConfig(Section):
     dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
     dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
     dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
+
+    @field_validator("coefficients")
+    @classmethod
+    def _doses(cls, values: list[float]) -> list[float]:
+        rule = "coefficients must be distinct and without 0"
+        if 0.0 in values:
+            raise ValueError(f"{rule}: unsteered completions are sampled besides, in round 1")
+        try:
+            return told_apart(values)
+        except ValueError as error:
+            raise ValueError(f"{rule}: {error}") from None
 
 
 class FilterConfig(Section):
@@ -166,6 +192,11 @@ class TrainConfig(Section):
     load_in_4bit: bool = Field(False, description="4-bit base weights, GPU only")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
+    @field_validator("report_to")
+    @classmethod
+    def _told_apart(cls, names: list[str]) -> list[str]:
+        return told_apart(names)
+
 
 class EvalConfig(Section):
     vignettes: str = Field("embedded", description="'embedded', a JSONL file, or '<dataset id>:<set>:<condition>'")
@@ -198,10 +229,7 @@ class EvalConfig(Section):
     @field_validator("coefficients", "gates")
     @classmethod
     def _told_apart(cls, values: list[float]) -> list[float]:
-        names = [f"{value:g}" for value in values]  # what conditions, and rows in a cache, are named by
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{twice[0]} is there twice: values must differ in their first six digits")
-        return values
+        return told_apart(values)
 
 
 class Config(Section):
@@ -212,15 +240,6 @@ class Config(Section):
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-
-    @field_validator("sweep")
-    @classmethod
-    def _coefficients_are_doses(cls, sweep: SweepConfig) -> SweepConfig:
-        if 0.0 in sweep.coefficients or len(set(sweep.coefficients)) != len(sweep.coefficients):
-            raise ValueError(
-                "coefficients must be distinct and without 0: unsteered completions are sampled besides, in round 1"
-            )
-        return sweep
 
 
 def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:

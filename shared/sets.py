@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
+from shared.records import data_file
 
 
 def names_set(name: str) -> bool:
@@ -21,6 +22,25 @@ def set_folder(name: str) -> Path | None:
     """The folder of a local data set; None for one of the hub."""
     folder = Path(name.partition(":")[0])
     return folder if folder.is_dir() else None
+
+
+def input_of(label: str, value: str, suffix: str = ".jsonl", *, installed: Collection[str] = ()) -> dict[str, Path]:
+    """The input of a stage that a configuration value names, by its label: a file, or the folder of a local data set.
+
+    Nothing is on this machine to be read of a data set of the hub.
+
+    Args:
+        label: of the input; with the suffix the name of the embedded file.
+        value: `embedded`, a path, `<id>:<configuration>:<split>` or `<id>:<split>`.
+        suffix: of the embedded file.
+        installed: values that mean something of an installed package.
+    """
+    if value in installed:
+        return {}
+    if not names_set(value):
+        return {label: data_file(value, f"{label}{suffix}")}
+    folder = set_folder(value)
+    return {label: folder} if folder else {}
 
 
 @contextmanager

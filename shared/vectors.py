@@ -84,15 +84,32 @@ class Vector:
             total.update(f"{layer}\0".encode() + np.ascontiguousarray(values, dtype=np.float32).tobytes())
         return total.hexdigest()
 
+    def problem(self) -> str | None:
+        """Why it cannot steer, by its first bad layer: values that are not finite, or a norm of 0; None for one that can."""
+        for layer, values in sorted(self.layers.items()):
+            if bad := int((~np.isfinite(values)).sum()):
+                return f"layer.{layer} has {bad} of {len(values)} values that are NaN or infinite"
+            if not self.norm(layer) > 0:
+                return f"layer.{layer} has norm 0"
+        return None if self.layers else "no layers"
+
     def save(self, path: Path) -> None:
+        """Write the file. Raises SteerHealError, with nothing written, for a vector that cannot steer."""
         from safetensors.numpy import save_file
 
+        if problem := self.problem():
+            raise SteerHealError(
+                "a steering vector would not steer",
+                given=f"{path}: {problem}",
+                expected="finite values and a norm above 0 in every layer",
+                next="extract it again: python -m gen.extract --help",
+            )
         tensors = {
             f"layer.{layer}": np.ascontiguousarray(values, dtype=np.float32) for layer, values in self.layers.items()
         }
         with atomic_file(path) as temporary:
             # one entry: safetensors writes several in an order that changes from process to process
-            provenance = json.dumps({"version": VERSION, **self.metadata}, sort_keys=True)
+            provenance = json.dumps({"version": VERSION, **self.metadata}, sort_keys=True, allow_nan=False)
             save_file(tensors, temporary, metadata={"steer_heal": provenance})
 
     def check(self, source: object, *, hidden: int, depth: int) -> None:
@@ -106,15 +123,22 @@ class Vector:
             )
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Of two directions; None with one of norm 0 or that is not finite."""
+    a, b = (np.asarray(values, dtype=np.float64) for values in (a, b))  # a square in float32 overflows at 2e19
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if 0 < norms < np.inf else None
+
+
 def load_vector(path: Path) -> Vector:
-    """Read a vector file. Raises SteerHealError when it is missing, malformed, empty, not finite or of mixed width."""
+    """Read a vector file. Raises SteerHealError when it is missing, malformed, empty, not finite, of mixed width or of norm 0 in a layer."""
     from safetensors import SafetensorError, safe_open
 
     def refuse(given: str) -> SteerHealError:
         return SteerHealError(
             "a steering vector could not be used",
             given=f"{path}: {given}",
-            expected="safetensors with finite fp32 tensors layer.<l> of one width",
+            expected="safetensors with finite fp32 tensors layer.<l> of one width, none of them 0 throughout",
             next="make it again: python -m gen.extract --help",
         )
 
@@ -155,7 +179,6 @@ def load_vector(path: Path) -> Vector:
         raise refuse(
             "; ".join(f"layer.{k} {v.dtype} {list(v.shape)}" for k, v in sorted(layers.items())) or "no tensors"
         )
-    for layer, values in sorted(layers.items()):
-        if not np.isfinite(values).all():
-            raise refuse(f"layer.{layer} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
-    return Vector(layers, provenance)
+    if problem := (vector := Vector(layers, provenance)).problem():
+        raise refuse(problem)
+    return vector

@@ -41,6 +41,16 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_one_condition_is_one_seed(files: dict[str, Path], tmp_path: Path) -> None:
+    """Twice it would be two points that agree to the last digit; by another name of its file too."""
+    (tmp_path / "link.jsonl").symlink_to(files["healed"])
+    for other in ([files["healed"]] * 2, [files["healed"], tmp_path / "link.jsonl"], [f"{files['both']}:healed"] * 2):
+        done = command("evals.compare", "--base", files["base"], files["base"], "--other", *other)
+        assert done.returncode == 2 and "one condition stands for two seeds" in done.stderr, done.stdout
+    both = [f"{files['both']}:{name}" for name in ("base", "healed")]
+    assert command("evals.compare", "--base", files["base"], files["base"], "--other", *both).returncode == 0
+
+
 def test_several_files_a_side_are_seeds(files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "compared.json"
     done = command(

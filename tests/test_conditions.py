@@ -11,8 +11,10 @@ import pytest
 import torch
 from test_folding import adapters, base, by_hand, logits  # noqa: F401
 
-from evals.conditions import after_training, before_training, by_weights, randoms
+from evals.conditions import after_training, before_training, by_weights, randoms, told_apart
+from evals.forced_choice import Condition
 from gen.students import Student
+from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
 from shared.schema import EvalConfig
@@ -58,6 +60,27 @@ def test_a_gate_dials_its_own_round_alone(base: Model, adapters: list[Path], tmp
         torch.testing.assert_close(
             found, by_hand(base, [(adapters[0], 1.0), (adapters[1], gate)]), atol=1e-4, rtol=1e-4
         )
+
+
+def test_two_conditions_of_one_name_are_refused() -> None:
+    told_apart([Condition("base", "base"), Condition("steered", "steered")])
+    with pytest.raises(SteerHealError, match="two conditions have one name") as refused:
+        told_apart(
+            [
+                Condition("base", "base"),
+                Condition("steered", "steered-0.5", 0.5),
+                Condition("steered", "steered-0.5", 0.5000001),
+            ]
+        )
+    assert "steered-0.5 twice" in str(refused.value.given)
+
+
+@pytest.mark.parametrize("dose", [0.5, 0.50000001, 0.49999999])
+def test_a_dose_that_is_the_headline_s_is_not_scored_twice(dose: float) -> None:
+    """The mean coefficient of the kept rows is seldom a round number to the last digit."""
+    asked = before_training(True, dose, "all", "a trait", EvalConfig(coefficients=[0.25, 0.5]))
+    assert [c.name for c in asked if c.stage == "steered"] == ["steered", "steered-0.25"]
+    told_apart(asked)
 
 
 def test_the_base_is_the_original_model_in_every_round() -> None:

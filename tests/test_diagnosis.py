@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
+from evals.rows import Step
+from evals.tables import late
+from shared.quarters import first_quarter, last_quarter
 from shared.schema import TrainConfig
-from train.diagnosis import diagnose
+from train.diagnosis import diagnose, quarters
 
 
 def log(
@@ -33,6 +39,19 @@ def log(
         if heldout and step % 4 == 3:
             rows.append({"step": step + 1, "heldout_ce": heldout[1 + step // 4]})
     return rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 41])
+def test_the_last_quarter_is_one_at_the_terminal_in_the_report_and_of_a_completion(count: int) -> None:
+    """ceil(n / 4) values at either end, so that no series is too short to have one."""
+    size = math.ceil(count / 4)
+    steps = [dict.fromkeys(Step.model_fields, float(k)) | {"version": 1, "step": k} for k in range(count)]
+    first, last = (float(np.mean(part)) for part in (range(size), range(count - size, count)))
+    assert quarters(steps, "ce") == (pytest.approx(first), pytest.approx(last))
+    assert late([Step.model_validate(row) for row in steps], "ce") == pytest.approx(last)
+    values = list(range(count))
+    assert values[last_quarter(count)] == values[-size:] and values[first_quarter(count)] == values[:size]
+    assert values[last_quarter(0)] == values[first_quarter(0)] == []
 
 
 @pytest.mark.parametrize(

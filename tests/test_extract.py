@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -159,9 +160,68 @@ def test_a_template_without_a_system_role_is_refused(model: Model, tmp_path: Pat
 
 
 def test_a_folder_without_chat_template_is_refused(model: Model, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(model.folder, tmp_path / "m", ignore=shutil.ignore_patterns("chat_template.jinja"))
     done = command("gen.extract", "--model", tmp_path / "m", "--out", tmp_path / "v.safetensors")
     assert done.returncode == 2 and "no chat template" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "v.safetensors").exists()
+
+
+IGNORES = "{% for message in messages %}{% if message.role != 'system' %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def small(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four layers with the embedded one's tokenizer, whose first layer attends to nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("small")
+    for file in model.folder.iterdir():
+        if file.suffix in {".json", ".jinja", ".txt"} and file.name not in {"config.json", "generation_config.json"}:
+            shutil.copyfile(file, folder / file.name)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    network = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=model.text_config["vocab_size"]))
+    network.model.layers[0].self_attn.o_proj.weight.data.zero_()
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_a_trait_prompt_that_does_not_reach_the_model_is_refused(small: Path, contexts: Path, tmp_path: Path) -> None:
+    """A template without a system turn, a trait that is the neutral prompt, a layer before anything was attended to."""
+    trait = json.loads((ROOT / "shared" / "data" / "trait.json").read_text())
+    (tmp_path / "same.json").write_text(json.dumps({**trait, "trait": trait["neutral"]}))
+    (tmp_path / "opposite.json").write_text(json.dumps({**trait, "opposite": trait["trait"]}))
+    deaf = tmp_path / "deaf"
+    shutil.copytree(small, deaf)
+    (deaf / "chat_template.jinja").write_text(IGNORES)
+    same = "all 4 contexts are the same tokens"
+    for options, given in (
+        ({"trait": str(tmp_path / "same.json")}, same),
+        ({"trait": str(tmp_path / "opposite.json"), "contrast": True}, same),
+        ({"layers": [0, 2]}, "in layer 0, "),
+        ({"layers": [0, 2], "direction": "random"}, "in layer 0, "),
+    ):
+        config = VectorConfig.model_validate({"contexts": str(contexts), "layers": [1, 2], "batch_size": 2, **options})
+        with pytest.raises(SteerHealError, match="the trait prompt does not reach the model") as refused:
+            extract(Model("small", small, None), None, ModelConfig(), config)
+        assert given in str(refused.value.given)
+    out, settings = tmp_path / "v.safetensors", f"vector.contexts={contexts} vector.layers=[1,2]"
+    done = command("gen.extract", "--model", deaf, "--out", out, "--set", settings)
+    assert done.returncode == 2 and "the trait prompt does not reach the model" in done.stderr and same in done.stderr
+    assert not out.exists() and "wrote" not in done.stdout
+    config = VectorConfig(contexts=str(contexts), layers=[1, 2])
+    assert sorted(extract(Model("small", small, None), None, ModelConfig(), config).layers) == [1, 2]
+
+
+def test_activations_that_are_not_finite_are_refused(small: Path, contexts: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    bad = tmp_path / "bad"
+    shutil.copytree(small, bad)
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"][3, 3] = float("nan")
+    save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+    config = VectorConfig(contexts=str(contexts), layers=[1, 2])
+    with pytest.raises(SteerHealError, match="activations are not finite") as refused:
+        extract(Model("bad", bad, None), None, ModelConfig(), config)
+    assert "bad: those of 8 of 8 prompts, after layer 2" in str(refused.value.given)

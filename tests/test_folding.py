@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.adapters import load_adapter
 from shared.errors import SteerHealError
-from shared.folding import add, exact_network, fold, refold, rounds_of
+from shared.folding import add, exact_network, fold, gated, gates_of, refold, rounds_of
 from shared.merging import merged
 from shared.models import Model, cache_folder, load_network
 
@@ -157,10 +162,80 @@ def test_a_merged_student_of_somebody_else_is_not_used(base: Model, adapters: li
     weights.write_bytes(right[:-4] + b"\0\0\0\0")
     merged(base, adapters[0], tmp_path / "students", "float32")
     assert weights.read_bytes() == right
-    (cache_folder() / "merged" / student.folder.name).unlink()
+    (cache_folder() / "derived" / student.folder.name).unlink()
     (student.folder / "config.json").write_text("{}")
     again = merged(base, adapters[0], tmp_path / "students", "float32")
     assert again.text_config["num_hidden_layers"] == base.depth
+
+
+READS = """
+import os, sys
+from pathlib import Path
+from shared.folding import gated
+from shared.merging import merged
+from shared.models import Model
+
+what, base, adapter, cache = sys.argv[1:]
+folder = gated(Path(adapter), {1: 0.5}, Path(cache)) if what == "gated" else merged(Model("tiny", Path(base), None), Path(adapter), Path(cache), "float32").folder
+reading = os.open(folder, os.O_RDONLY)
+print(folder, os.fstat(reading).st_ino, flush=True)
+input()
+print(*sorted(name for name in os.listdir(folder) if os.path.samefile(folder, f"/proc/self/fd/{reading}")), flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["gated", "merged"])
+def test_weights_that_another_process_reads_are_not_replaced_under_it(
+    base: Model, adapters: list[Path], tmp_path: Path, what: str
+) -> None:
+    """Three at once, one of which makes them, then another user, to whom the folder is somebody else's."""
+    line = [sys.executable, "-c", READS, what, base.folder, adapters[0], tmp_path / "cache"]
+    stranger = {**os.environ, "STEER_HEAL_CACHE": str(tmp_path / "of another user")}
+
+    def begin(environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*map(str, line)], cwd=ROOT, env=environment, **pipes)
+
+    readers = [begin() for _ in range(3)]
+    there = [reader.stdout.readline() for reader in readers if reader.stdout]
+    readers.append(begin(stranger))
+    assert readers[-1].stdout is not None
+    there.append(readers[-1].stdout.readline())
+    assert len(set(there)) == 1 and there[0].strip(), "one folder, and never another in its place"
+    for reader in readers:
+        names = reader.communicate("\n")[0].split()
+        assert reader.returncode == 0 and any(name.endswith(".safetensors") for name in names)
+
+
+def test_a_gate_folded_once_is_folded_once(base: Model, adapters: list[Path], tmp_path: Path) -> None:
+    """Under a name that says what of: another gate, other adapters and another place are other folders."""
+    fold([(folder, 1.0) for folder in adapters], tmp_path / "history")
+    half = gated(tmp_path / "history", {2: 0.5}, tmp_path / "cache")
+    stamp = half.stat().st_mtime_ns
+    assert gated(tmp_path / "history", {2: 0.5}, tmp_path / "cache") == half and half.stat().st_mtime_ns == stamp
+    assert [gate for _, gate in rounds_of(half)] == [1.0, 0.5]
+    refold(tmp_path / "history", {2: 0.5}, tmp_path / "by hand")
+    torch.testing.assert_close(logits(base, half), logits(base, tmp_path / "by hand"), atol=0, rtol=0)
+    others = [
+        gated(tmp_path / "history", {2: 0.5 + 1e-9}, tmp_path / "cache"),
+        gated(tmp_path / "history", {1: 0.5}, tmp_path / "cache"),
+        gated(adapters[0], {1: 0.5}, tmp_path / "cache"),
+        gated(tmp_path / "history", {2: 0.5}, tmp_path / "elsewhere" / "cache"),
+    ]
+    assert len({half, *others}) == 5
+    assert [folder for folder, _ in rounds_of(others[-1])] == [folder for folder, _ in rounds_of(half)]
+    (half / "adapter_config.json").write_text("{}")
+    assert gated(tmp_path / "history", {2: 0.5}, tmp_path / "cache") == half
+    assert [gate for _, gate in rounds_of(half)] == [1.0, 0.5] and load_adapter(half).rank == 7, "and mended"
+
+
+def test_code_that_changed_merges_anew(
+    base: Model, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = merged(base, adapters[0], tmp_path / "students", "float32")
+    monkeypatch.setattr("shared.derived.code_digest", lambda package: "after a pull")
+    after = merged(base, adapters[0], tmp_path / "students", "float32")
+    assert after.folder != before.folder and after.fingerprint == before.fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -249,3 +324,10 @@ def test_missing_files_and_foreign_modules_are_refused(base: Model, adapters: li
     LlamaForCausalLM(LlamaConfig(**{**SIZE, "num_hidden_layers": 2})).save_pretrained(other)
     with pytest.raises(SteerHealError, match="lacks"):
         merged(Model("two layers", other, None), adapters[0], tmp_path / "students", "float32")
+
+
+def test_a_round_has_one_gate() -> None:
+    assert gates_of(["1=0.5", "2=0"]) == {1: 0.5, 2: 0.0}
+    for twice in (["1=0.5", "1=0.7"], ["1=0.5", "2=1", "01=0.5"]):
+        with pytest.raises(SteerHealError, match="a round has two gates"):
+            gates_of(twice)

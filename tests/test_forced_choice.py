@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from evals.alone import conditions_of
-from evals.cache import Cache, of_answers
 from evals.checks import checked, fits, reaches, steering
 from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
 from evals.instrument import Renderer, load_instrument, orders
@@ -142,22 +141,6 @@ def test_samples_are_pooled_and_thoughts_may_stop(
     made = forced_choice(engine, renderer, vignettes[:1], [BASE], read, tokenizer, lambda: None)["base"][0]
     assert np.array(made["lp"]).shape == (2, 2, 7) and len(made["gen_text"]) == 2
     assert len(made["thought_tokens"]) == 4 and max(made["thought_tokens"]) <= 3 and made["stop"] is True
-
-
-def test_the_cache_knows_what_a_row_depends_on(tmp_path: Path, renderer: Renderer, vignettes: list[Vignette]) -> None:
-    vectors = {"v": Vector({3: np.ones(4, dtype=np.float32)})}
-    read = Read("reversal", 2)
-
-    def cache(weights: str = "w", read: Read = read, vectors: dict[str, Vector] = vectors) -> Cache:
-        return of_answers((weights, "float32"), {}, renderer.instrument, vignettes, read, None, vectors, tmp_path)
-
-    steered = Condition("steered", "steered", 1.0, "v")
-    cache().put(BASE, [{"id": "x"}])
-    cache().put(steered, [{"id": "y"}])
-    assert cache().get(BASE) == [{"id": "x"}] and cache().get(steered) == [{"id": "y"}]
-    assert cache("other").get(BASE) is None and cache(read=Read("cyclic", 2)).get(BASE) is None
-    assert cache().get(Condition("steered", "steered", 2.0, "v")) is None
-    assert cache(vectors={"v": Vector({3: np.zeros(4, dtype=np.float32)})}).get(steered) is None
 
 
 def test_conditions_of_the_command_line() -> None:

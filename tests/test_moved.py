@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from test_statistics import COUNT, answers, without
 
-from evals.moved import detectable, holm, shifts
+from evals.moved import _degrees, detectable, holm, shifts
 from evals.statistics import AUTHORITY
 from shared.instrument import FOUNDATIONS
 
@@ -69,6 +69,19 @@ def test_the_detectable_shift_falls_with_the_items() -> None:
     many = detectable(answers(per=32), answers(1, per=32), COUNT, 0)
     assert few is not None and many is not None and 2 < few / many < 4.5  # an eighth of the variance, give or take
     assert detectable(answers(), answers(), COUNT, 0) is None
+
+
+@pytest.mark.parametrize("left", [(0, 1, 2), (0, 1, 2, 4, 5, 6)])
+def test_foundations_of_which_one_item_is_left_cost_degrees_of_freedom(left: tuple[int, ...]) -> None:
+    """One of care, then one of care and one of fairness: 25 or 22 items in six groups, or six of which one is of both."""
+    base, other = without(answers(), *left), answers(shift=-1.0)
+    strata = base.truth[base.scorable]
+    assert _degrees(strata) == len(strata) - 6
+    found = shifts(base, other, COUNT, 0)
+    assert found is not None and all(
+        line.change.interval and line.change.interval[0] < line.change.interval[1] for line in found
+    )
+    assert _degrees(np.arange(7)) == _degrees(np.zeros(1)) == 0
 
 
 def test_unscorable_items_leave_both_sides() -> None:

@@ -7,13 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.errors import SteerHealError
-from shared.publish import HOST, atomic_file, atomic_folder, digest, held, hold, replaceable, write_json
+from shared.publish import HOST, atomic_file, atomic_folder, digest, held, hold, release, replaceable, write_json
+from shared.status import lock_holder
 
 
 def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
@@ -99,6 +104,99 @@ def test_holding_again_is_holding_once(tmp_path: Path) -> None:
     assert not free(tmp_path / "out")
     again.communicate("\n")
     assert free(tmp_path / "out")
+
+
+WORDS = st.lists(st.sampled_from(["hold", "release", "held(", ")"]), max_size=12)
+
+
+@given(WORDS)
+@settings(max_examples=60)
+def test_a_lock_is_held_for_as_long_as_something_needs_it(words: list[str]) -> None:
+    """Any nesting of `hold`, `release` and `held`, against a count of who needs the lock."""
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        path, file = Path(folder, "out"), Path(folder, ".out.lock")
+        stack.callback(release, file)
+        open_, kept = list[AbstractContextManager[None]](), False
+        for word in words:
+            if word == "hold":
+                hold(path)
+                kept = True
+            elif word == "release":
+                release(file)
+                kept = False
+            elif word == "held(":
+                open_.append(held(path))
+                open_[-1].__enter__()
+            elif open_:
+                open_.pop().__exit__(None, None, None)
+            holder = lock_holder(file)
+            assert holder == (os.getpid() if kept or open_ else None) and file.exists() == bool(kept or open_)
+        for context in reversed(open_):
+            context.__exit__(None, None, None)
+
+
+def test_held_within_hold_keeps_the_outer_lock_from_other_processes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    then = (
+        "from shared.publish import held\nwith held(Path(os.environ['OUT'])): pass\nprint('inner', flush=True); input()"
+    )
+    code = (
+        f"from pathlib import Path; import os; from shared.publish import hold; hold(Path(os.environ['OUT']))\n{then}"
+    )
+    line = [sys.executable, "-c", code]
+    environment = {**os.environ, "OUT": str(out)}
+    outer = subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert outer.stdout is not None and outer.stdout.readline() == "inner\n"
+    assert not free(out)
+    outer.communicate("\n")
+    assert free(out)
+
+
+def test_one_lock_by_two_names_of_its_folder_is_one(tmp_path: Path) -> None:
+    """Closing a second handle on a file drops all of a process's locks on it."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    hold(tmp_path / "real", tmp_path / "real" / ".lock")
+    try:
+        hold(tmp_path / "link", tmp_path / "link" / ".lock")
+        with held(tmp_path / "link" / "out"), held(tmp_path / "real" / "out"):
+            assert not free(tmp_path / "real" / "out")
+        assert lock_holder(tmp_path / "real" / ".lock") == os.getpid()
+    finally:
+        release(tmp_path / "link" / ".lock")
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_a_forked_child_neither_has_nor_ends_its_parents_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from shared.publish import hold, release, held\n"
+        "from shared.errors import SteerHealError\n"
+        "path = Path(sys.argv[1]); hold(path)\n"
+        "if not os.fork():\n"
+        "    try: hold(path)\n"
+        "    except SteerHealError: print('refused', flush=True)\n"
+        "    release(path.with_name('.out.lock')); sys.exit()\n"  # which also runs what is to be done at exit
+        "os.wait(); print('ended', flush=True); input()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert [parent.stdout.readline() for _ in range(2)] == ["refused\n", "ended\n"]
+    assert not free(tmp_path / "out")
+    parent.communicate("\n")
+    assert free(tmp_path / "out")
+
+
+def test_a_lock_file_that_goes_while_it_is_looked_at_is_made_again(tmp_path: Path) -> None:
+    """Its holder ends at any moment: many processes that want one thing all get it, one after another."""
+    code = "import sys; from pathlib import Path; from shared.publish import held\nfor _ in range(200):\n    with held(Path(sys.argv[1])): pass"
+    many = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT) for _ in range(3)]
+    assert [process.wait() for process in many] == [0, 0, 0] and list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_the_trap_of_a_resume_that_forgets_the_adapter(
 
 
 def test_an_unfinished_round_of_something_else_is_refused(
-    model: Model, data: Path, history: Path, tmp_path: Path
+    model: Model, data: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = resolve(None, f"{SMALL} train.epochs=1")[0]
     distil(model, data, history, tmp_path / "adapter", config, 2)
@@ -195,6 +195,9 @@ def test_an_unfinished_round_of_something_else_is_refused(
     assert "rm -r" in refused.value.next and digest(states) == before
     with pytest.raises(SteerHealError, match="history = None"):
         distil(model, data, None, tmp_path / "adapter", config, 2)
+    with monkeypatch.context() as later, pytest.raises(SteerHealError, match="begun by other code"):
+        later.setattr("train.distil.code_digest", lambda package: f"{package} after a pull")
+        distil(model, data, history, tmp_path / "adapter", config, 2)
     distil(model, other, history, tmp_path / "adapter", config, 2, replace=True)
     assert digest(states) != before
 

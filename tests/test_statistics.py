@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,8 @@ from evals.statistics import (
     deltas,
     estimate,
     levels,
+    mean,
+    pooled,
     resample,
     retain,
     same_setting,
@@ -128,6 +131,80 @@ def test_strata_keep_their_weight_and_single_items_are_pooled() -> None:
     weights = resample(strata, 100, 0)
     assert np.allclose(weights[:, :3].sum(1), 3) and np.allclose(weights[:, 3:].sum(1), 3)
     assert weights[:, 3:].std() > 0
+
+
+def test_a_stratum_that_alone_has_one_unit_joins_the_smallest_other() -> None:
+    """Its variance is that of the group, by the formula for a collapsed stratum."""
+    strata, values = np.array([0] * 5 + [1] * 3 + [2]), np.random.default_rng(4).normal(size=9)
+    weights = resample(strata, 60_000, 0)
+    assert np.allclose(weights[:, :5].sum(1), 5) and np.allclose(weights[:, 5:].sum(1), 4)
+    group = sum(len(part) * np.var(part, ddof=1) for part in (values[:5], values[5:])) / 81
+    assert (weights @ values / 9).var() == pytest.approx(group, rel=0.03)
+
+
+def test_an_interval_says_how_little_a_lone_unit_says() -> None:
+    """What authority was said of rests on one item: its share of the mean had an interval of no width, and excluded 0."""
+    truth = np.array([0, 0, 1, 1, 2])
+    base, other = np.full(5, 0.1), np.array([0.1, 0.1, 0.1, 0.1, 0.9])
+    found = estimate(lambda w: np.log(mean(w, other) / mean(w, base)), resample(truth, 2000, 0))
+    assert value(found) == pytest.approx(np.log(2.6))
+    low, high = interval(found)
+    assert low == 0.0 < value(found) < high and found is not None and not found.excludes_zero()
+
+
+@given(st.lists(st.integers(0, 5), max_size=24), st.integers(0, 2**31 - 1))
+@settings(max_examples=200)
+def test_every_unit_is_drawn_now_and_then_or_none_has_a_weight(labels: list[int], seed: int) -> None:
+    strata = np.array(labels, dtype=int)
+    groups, weights = pooled(strata), resample(strata, 300, seed)
+    assert weights.shape == (300, len(strata))
+    counts = Counter(labels)
+    if len(labels) < 2 or max(counts.values()) == 1:
+        assert groups is None and np.isnan(weights).all()
+        return
+    assert groups is not None and min(Counter(groups.tolist()).values()) > 1, "no group of one unit"
+    assert (weights.std(axis=0) > 0).all(), "nor a unit whose weight is the same in every resample"
+    for name, size in counts.items():  # strata are pooled and never divided
+        assert size == 1 or len(set(groups[strata == name].tolist())) == 1
+    for group in set(groups.tolist()):
+        assert np.allclose(weights[:, groups == group].sum(1), (groups == group).sum())
+    apart = [name for name, size in counts.items() if size > 1]
+    assert len({groups[strata == name][0] for name in apart}) == len(apart), "strata of several units stay apart"
+
+
+@given(st.lists(st.sampled_from([0, 0, 0, 1, 1, 2, 3, 4]), min_size=1, max_size=14), st.integers(0, 40))
+@settings(max_examples=60)
+def test_no_interval_of_a_lone_item_has_no_width(labels: list[int], seed: int) -> None:
+    """Of any of the figures, levels and shifts, whatever strata the items are of."""
+    truth = np.array(labels)
+    names = tuple(f"i{k}" for k in range(len(truth)))
+    draws = np.random.default_rng([seed, len(truth)])
+    pair = []
+    for _ in range(2):
+        lp = draws.normal(0, 1, (len(truth), 2, 1, 7))
+        score = lp[:, :, 0].mean(1)
+        one = answers(seed, per=1)
+        setting = replace(one.setting, items=names, texts=names)
+        nothing = np.full(len(truth), np.nan)
+        mass = draws.uniform(0.1, 0.9, len(truth))
+        rated = np.eye(7)[truth]
+        pair.append(Answers(setting, truth, softmax(score, axis=1), score, mass, lp, rated, nothing, nothing))
+    found = {**deltas(*pair, 300, seed), **{k: v for k, v in levels(pair[0], 300, seed).items() if k != "informedness"}}
+    for name, one_ in found.items():
+        if one_ is not None and one_.interval is not None:
+            assert one_.interval[0] < one_.interval[1], name
+    if pooled(truth) is None:
+        assert all(one_ is None or one_.interval is None for one_ in found.values())
+        assert surgical(*pair, 300, seed) is shifts(*pair, 300, seed) is detectable(*pair, 300, seed) is None
+
+
+def test_one_prompt_that_wrote_something_has_no_interval() -> None:
+    t = texts(4)
+    alone = replace(t, tokens=np.where(np.array(t.prompt) == "p1", t.tokens, 0))
+    for found in [*text_levels(alone, COUNT, 0).values(), text_delta(t, alone, COUNT, 0)]:
+        assert found is not None and found.interval is None
+    one = texts(1)
+    assert all(found == Estimate(value(found), None) for found in text_levels(one, COUNT, 0).values())
 
 
 def test_one_unit_has_no_interval() -> None:

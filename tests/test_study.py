@@ -12,20 +12,23 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, command
 from synthetic_run import CONTROL, IDENTITY, STUDY, arm, build_study, published
+from test_statistics import texts
 
 from evals.scored import scored_rounds
 from evals.study.collect import collect
 from evals.study.drive import CellStep, _perform, cell_steps, donor, drive, reason, take, to_make
-from evals.study.ends import differences
-from evals.study.matched import SHARES, Route, matched, path
+from evals.study.ends import _show, differences
+from evals.study.matched import SHARES, Route, matched, path, shift_and_price
 from evals.study.plan import SHARED, depends, load, runs_in
 from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
+from shared.records import DATA
 from shared.run import STAGES, Stage, open_run
 from shared.vectors import load_vector
 
@@ -61,6 +64,7 @@ def test_shipped_studies_can_be_planned(name: str, tmp_path: Path) -> None:
     [
         ((STUDY[: STUDY.index("[eval]")], ""), "no [study] table"),
         (('name = "kl_rev"', 'name = "nll"'), "two arms are named nll"),
+        (("seeds = [0]", "seeds = [0, 0]"), "0 is there twice"),
         (("train.divergence=kl_rev", "train.divergence=nll"), "kl_rev and nll have the same settings"),
         (("train.divergence=kl_rev", "train.divergence=l2"), "train.divergence"),
         (('name = "kl_rev"', 'name = "../kl_rev"'), "study.arm.1.name"),
@@ -114,6 +118,40 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
     (step.cell.folder / "rounds/01/vector.safetensors").write_text("another")
     assert donor(have, CellStep.of(plan, plan.cells[1], 1, "sweep")) is None
     assert donor(have, CellStep.of(plan, plan.cells[1], 2, "sweep")) is None
+
+
+@pytest.mark.parametrize("edited", ["trait.json", "c.jsonl"])
+def test_a_stage_that_read_other_files_is_not_taken(tmp_path: Path, edited: str) -> None:
+    """By their contents: an arm that is begun after the trait was edited has a vector of its own."""
+    for name, file in (("trait.json", "trait.json"), ("contexts.jsonl", "c.jsonl")):
+        shutil.copyfile(DATA / name, tmp_path / file)
+    text = STUDY.replace(
+        "[train]", f'[vector]\ntrait = "{tmp_path}/trait.json"\ncontexts = "{tmp_path}/c.jsonl"\n[train]', 1
+    )
+    plan = load(written(tmp_path, text), tmp_path / "runs")
+    run = open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
+    vector = run.round(1) / "vector.safetensors"
+    vector.parent.mkdir(parents=True)
+    vector.write_text("made")
+    inputs = {"trait": tmp_path / "trait.json", "contexts": tmp_path / "c.jsonl"}
+    Stage(run, 1, "extract", settings={}, inputs=inputs, outputs=[vector]).finish(IDENTITY)
+    step, have = CellStep.of(plan, plan.cells[1], 1, "extract"), runs_in(plan.folder)
+    assert donor(have, step) is not None
+    with open(tmp_path / edited, "a") as file_:
+        file_.write("\n")
+    assert donor(have, step) is None
+
+
+def test_one_prompt_moves_nothing(tmp_path: Path) -> None:
+    """A shift and a price, and no resample that could say how far prompts lie apart."""
+    points: Any = [((0, 1.0), None, texts(1)), ((1, 1.0), None, texts(1, llr=3.0))]
+    shift, price = shift_and_price(points, "trait_llr", 200, 0, np.ones(1, dtype=bool))
+    assert shift[1, 0] > 2 and np.isfinite(price[:, 0]).all() and np.isnan(shift[:, 1:]).all()
+    assert not Route([point[0] for point in points], shift, price).moved
+    assert _show(shift[1]) == f"{shift[1, 0]:.3f}"
+    points = [((0, 1.0), None, texts(5)), ((1, 1.0), None, texts(5, llr=3.0))]
+    shift, price = shift_and_price(points, "trait_llr", 200, 0, np.ones(5, dtype=bool))
+    assert Route([point[0] for point in points], shift, price).moved
 
 
 def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(tmp_path: Path) -> None:

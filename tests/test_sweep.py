@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from conftest import ROOT, command
 from synthetic_run import IDENTITY
 
 from shared.chat import render
+from shared.errors import Exit
 from shared.models import Model
 from shared.records import Completion, read_jsonl
 from shared.run import Stage, open_run
@@ -100,7 +102,7 @@ def test_rows_are_scored_as_hf_scores_them(
 
 
 def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
-    swept: subprocess.CompletedProcess[str], folder: Path
+    swept: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path
 ) -> None:
     windows = folder / ".again.jsonl.windows"
     status, _ = stopped(arguments(folder, "again.jsonl"), windows / "00000.jsonl", signal.SIGKILL)
@@ -110,6 +112,14 @@ def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
     refused = command(*arguments(folder, "again.jsonl", window=4))
     assert refused.returncode == 2 and "window = 4 (was 5)" in refused.stderr and "--rebuild" in refused.stderr
     assert whole.stat().st_mtime_ns == before
+    other = tmp_path / "other code"
+    for name in ("gen", "shared", "train", "evals"):
+        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(other / "gen" / "prompts.py", "a") as source:  # renders the prompts, and is imported by a sweep alone
+        source.write("\n# as after a pull\n")
+    refused = command(*arguments(folder, "again.jsonl"), cwd=other)
+    assert refused.returncode == Exit.MACHINE and "begun by other code" in refused.stderr, refused.stderr
+    assert f"rm -r {windows}" in refused.stderr and whole.stat().st_mtime_ns == before
     again = command(*arguments(folder, "again.jsonl"))
     assert again.returncode == 0, again.stderr
     assert "of 3 windows are whole" in again.stdout and "window 1 of 3" not in again.stdout

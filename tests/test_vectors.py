@@ -13,7 +13,7 @@ from conftest import ROOT, command
 from safetensors.numpy import save_file
 
 from shared.errors import SteerHealError
-from shared.vectors import Vector, load_vector
+from shared.vectors import Vector, cosine, load_vector
 
 VECTOR = Vector(
     {3: np.arange(4, dtype=np.float32), 5: np.ones(4, dtype=np.float32)},
@@ -66,6 +66,8 @@ def test_random_direction_has_the_norm_and_not_the_direction() -> None:
         ({"bias": np.ones(2, dtype=np.float32)}, "bias"),
         ({"layer.01": np.ones(2, dtype=np.float32)}, "layer.01"),
         ({}, "no tensors"),
+        ({"layer.1": np.ones(2, dtype=np.float32), "layer.7": np.zeros(2, dtype=np.float32)}, "layer.7 has norm 0"),
+        ({"layer.1": np.array([0.0, -0.0], dtype=np.float32)}, "layer.1 has norm 0"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path: Path, tensors: dict[str, np.ndarray], part: str) -> None:
@@ -73,6 +75,33 @@ def test_malformed_files_are_refused(tmp_path: Path, tensors: dict[str, np.ndarr
     with pytest.raises(SteerHealError) as caught:
         load_vector(tmp_path / "v.safetensors")
     assert part in caught.value.render()
+
+
+@pytest.mark.parametrize(
+    ("values", "part"), [([0.0, 0.0], "norm 0"), ([1.0, np.nan], "NaN"), ([np.inf, 1.0], "infinite")]
+)
+def test_a_vector_that_would_not_steer_is_not_written(tmp_path: Path, values: list[float], part: str) -> None:
+    """In whichever layer, and whatever lay there stays."""
+    VECTOR.save(tmp_path / "v.safetensors")
+    before = (tmp_path / "v.safetensors").read_bytes()
+    silent = Vector({1: np.ones(2, dtype=np.float32), 2: np.array(values, dtype=np.float32)})
+    for name in ("v.safetensors", "new.safetensors"):
+        with pytest.raises(SteerHealError, match="would not steer") as refused:
+            silent.save(tmp_path / name)
+        assert "layer.2" in str(refused.value.given) and part in str(refused.value.given)
+    assert (tmp_path / "v.safetensors").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_smallest_vector_there_is_steers(tmp_path: Path) -> None:
+    """Whose squares are 0 in float32."""
+    Vector({1: np.array([1e-45, 0.0], dtype=np.float32)}).save(tmp_path / "v.safetensors")
+    assert load_vector(tmp_path / "v.safetensors").norm(1) > 0
+
+
+def test_a_cosine_is_defined_or_none() -> None:
+    big = np.full(4, 1e30, dtype=np.float32)
+    assert cosine(big, -big) == pytest.approx(-1) and cosine(big, np.zeros(4)) is None
+    assert cosine(big, np.full(4, np.nan)) is None
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])

@@ -30,7 +30,11 @@ def test_whole_windows_are_found_again_and_joined_in_order(tmp_path: Path) -> No
     assert [index in again for index in range(4)] == [True, False, True, False]
     assert again.notes == {"walk": {"coefficient": 1.5}}
     again.write(1, [completion(key="c"), completion(key="d")])
-    assert [row.key for row in again.read(1)] == ["c", "d"]
+    assert [row.key for row in again.read(1, ["c", "d"])] == ["c", "d"]
+    for keys in (["d", "c"], ["c"], ["c", "d", "e"], ["c", "c"]):
+        with pytest.raises(SteerHealError, match="holds other rows than its plan") as caught:
+            list(again.read(1, keys))
+        assert f"rm {again.path(1)}" in caught.value.next
     again.publish(3)
     assert 0 in opened(out), "until it is discarded, what is published can be published again"
     again.discard()

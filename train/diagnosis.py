@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.quarters import first_quarter, last_quarter
 from shared.schema import TrainConfig
 
 DOMINATING = 3.0  # barrier gradient over cross-entropy gradient
@@ -26,8 +27,8 @@ class Finding:
 
 def quarters(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
     """Mean of a figure over the first and over the last quarter of the logged steps."""
-    quarter = max(len(steps) // 4, 1)
-    early, late = (float(np.mean([row[name] for row in part])) for part in (steps[:quarter], steps[-quarter:]))
+    parts = steps[first_quarter(len(steps))], steps[last_quarter(len(steps))]
+    early, late = (float(np.mean([row[name] for row in part])) for part in parts)
     return early, late
 
 

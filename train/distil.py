@@ -15,6 +15,7 @@ import torch
 from shared.adapters import note_base
 from shared.chat import load_tokenizer
 from shared.cli import heed_interruption
+from shared.code import code_digest
 from shared.console import console, say
 from shared.errors import SteerHealError
 from shared.machine import device
@@ -80,7 +81,7 @@ def distil(
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
     }  # fmt: skip
-    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "versions": versions(), "device": device()}  # fmt: skip
+    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "code": code_digest("train"), "versions": versions(), "device": device()}  # fmt: skip
     unfinished = Unfinished(work or out.with_name(f"{out.name}.healing"), recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shared.code import begun_by_other_code, of_the_code
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.provenance import begun_elsewhere, changed_device, differences
 from shared.publish import intact, seal, seal_of, write_json, write_text
 from shared.strict import parse, read_object
 
-VERSION = 2  # 1 did not know the device
+VERSION = 3  # 1 did not know the device, 2 not the code
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
 CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)  # an adapter's folder
 
@@ -35,6 +36,8 @@ class Unfinished:
                 return
             if not replace and changed == changed_device(changed):
                 raise begun_elsewhere("round", folder, changed, folder)
+            if not replace and of_the_code(changed):
+                raise begun_by_other_code("round", folder, changed, folder)
             if not replace:
                 raise SteerHealError(
                     "an unfinished round was begun from something else",

@@ -23,8 +23,9 @@ from shared.estimate import before
 from shared.preconditions import check
 from shared.process import problem, run_process
 from shared.publish import atomic_file, digest, hold, write_json
-from shared.records import Record
+from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
+from shared.sets import input_of
 from shared.stages import LOG, Step
 from shared.strict import read_object
 
@@ -95,9 +96,24 @@ def donor(runs: Sequence[Run], step: CellStep) -> Run | None:
             and run.manifest(1, step.stage).is_file()
             and depends(run.config, step.stage) == wanted
             and all(same(name, run) for name in earlier)
+            and _reads_the_same(run, step)
         ),
         None,
     )
+
+
+def _reads_the_same(run: Run, step: CellStep) -> bool:
+    """Whether the files that a cell's configuration names are, by now, still those that the stage of a run has read."""
+    config = step.cell.config
+    files = {
+        "trait": data_file(config.vector.trait, "trait.json"),
+        "contexts": data_file(config.vector.contexts, "contexts.jsonl"),
+        **input_of("dilemmas", config.sweep.dilemmas),
+        **input_of("mundane", config.sweep.mundane),
+    }
+    path = run.manifest(1, step.stage)
+    read = read_manifest(path, f"remove {path}").inputs
+    return all(digest(file) == read[label] for label, file in files.items() if label in read and file.exists())
 
 
 def take(donor: Run, step: CellStep) -> None:

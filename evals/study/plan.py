@@ -17,7 +17,7 @@ from shared import config as configuration
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
-from shared.schema import Config, Section
+from shared.schema import Config, Section, told_apart
 
 SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
 
@@ -48,6 +48,8 @@ class Study(Section):
         names = [arm.name for arm in self.arm]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two arms are named {twice[0]}")
+        for seeds in (self.seeds, *(arm.seeds or [] for arm in self.arm)):
+            told_apart(seeds)
         return self
 
 

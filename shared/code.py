@@ -1,0 +1,75 @@
+"""The code that makes the rows, as one digest: what caches, sweep windows and unfinished rounds are keyed by besides their inputs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shlex
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from shared.errors import Exit, SteerHealError
+
+# packages that each package is made of and imports, as tests/test_imports.py has it
+IMPORTS = {
+    "shared": ("shared",),
+    "gen": ("gen", "shared"),
+    "train": ("shared", "train"),
+    "evals": ("evals", "gen", "shared"),
+}
+
+UNRELATED = (".", "__pycache__", "test_", "tests", "conftest")  # how names begin of what is no part of a package's code
+
+
+@functools.cache
+def code_digest(package: str) -> str:
+    """sha256 of the Python sources of a package and of all packages that it imports.
+
+    Line ends do not count, nor does anything that is no source of the package: bytecode, data, tests, hidden files and folders. The
+    data that rows depend on are inputs of their own.
+
+    Args:
+        package: one of IMPORTS; rows of a sweep are made by `gen`, an adapter by `train`, scores and judged generations by `evals`.
+    """
+    return digest_of_sources([_folder(name) for name in IMPORTS[package]])
+
+
+def digest_of_sources(folders: Sequence[Path]) -> str:
+    """sha256 over the names and contents of the `.py` files below folders, each under its folder's name."""
+    total = hashlib.sha256()
+    for folder in sorted(folders, key=lambda path: path.name):
+        for place, inside, files in os.walk(folder):
+            inside[:] = sorted(name for name in inside if not name.startswith(UNRELATED))
+            for name in sorted(name for name in files if name.endswith(".py") and not name.startswith(UNRELATED)):
+                file = Path(place, name)
+                content = file.read_bytes().replace(b"\r\n", b"\n")
+                relative = Path(folder.name, file.relative_to(folder)).as_posix()
+                total.update(f"{relative}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()
+
+
+def _folder(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None and spec.submodule_search_locations is not None  # all four are installed together
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def of_the_code(lines: Sequence[str]) -> bool:
+    """Whether all lines of `shared.run.differences` are of this package's own code."""
+    return bool(lines) and all(line.startswith(("code = ", "version = ", "versions.steer-heal = ")) for line in lines)
+
+
+def begun_by_other_code(what: str, out: Path, changed: Sequence[str], folder: Path) -> SteerHealError:
+    """The error for half of a stage that another version of this code has made: two versions are never mixed in one file.
+
+    It says nothing of the work, and ends a process as a fault of the machine.
+    """
+    return SteerHealError(
+        f"an interrupted {what} was begun by other code than this",
+        given=f"{out}: {'; '.join(changed)}",
+        expected="the code that it was begun with; stages that are done stay valid, whatever code made them",
+        next=f"make this stage from its beginning: rm -r {shlex.quote(str(folder))}, then the same command; or go back to the code that began it",
+        code=Exit.MACHINE,
+    )
