@@ -21,7 +21,8 @@ from shared.console import progress, say, table
 from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import digest, hold, named
+from shared.outputs import guard
+from shared.publish import digest, hold
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
 from shared.strata import stratified
@@ -209,9 +210,9 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "out")
-    named(arguments.out, ".safetensors")
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
+    guard(arguments.outputs, [model.folder])
     inputs(model, config.vector)
     hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed)

@@ -25,8 +25,9 @@ from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
+from shared.outputs import guard
 from shared.prompts import open_prompts
-from shared.publish import hold, named
+from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
 from shared.sets import names_set, set_folder
@@ -201,9 +202,7 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "vector", "prompts", "out")
-    out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
-    named(out, ".jsonl")
-    keep.refuse_overwriting([out], [Path(arguments.prompts), arguments.vector])
+    out = arguments.outputs[0]
     given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
     settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]
     config = configured(arguments, *settings)
@@ -215,6 +214,7 @@ def main() -> None:
             "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
         )
     model = resolve_model(arguments.model, config.model.revision)
+    guard(arguments.outputs, [model.folder])
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))

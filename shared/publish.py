@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import Exit, SteerHealError
+from shared.system import NO_ROOM
 
 RUNNER = "STEER_HEAL_RUNNER"  # the process whose locks hold for the stages that it starts
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HOST = re.sub(r"\W", "-", platform.node())  # containers that share a cache have process numbers in common
 FLOCK = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, length, process
 _held: dict[Path, int] = {}  # lock files and their descriptors
@@ -43,17 +43,6 @@ def _settle(file: Path) -> None:
     file.chmod(0o666 & ~umask)
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
-
-
-def named(path: Path, *suffixes: str) -> None:
-    """Raise SteerHealError for a file to write whose name does not say what it will be: it may be somebody's."""
-    if path.suffix not in suffixes:
-        raise SteerHealError(
-            "a file to write has another ending than its kind",
-            given=path,
-            expected=" or ".join(suffixes),
-            next=f"--out {path.with_suffix(suffixes[0])}",
-        )
 
 
 def make_parent(path: Path) -> None:

@@ -22,6 +22,7 @@ from shared.config import Config
 from shared.console import console
 from shared.errors import Exit, SteerHealError
 from shared.machine import hardware, peak_memory
+from shared.outputs import guard
 from shared.preconditions import check
 from shared.publish import digest, hold, release, write_json, write_text
 from shared.records import Identity, Manifest, read_manifest
@@ -220,6 +221,7 @@ class Stage:
                     expected=label,
                     next=round_command(run.folder, number),
                 )
+        guard(outputs, inputs.values())
         self.inputs = {label: digest(path) for label, path in inputs.items()}
         self._as_made(inputs)
         self.started = time.time()

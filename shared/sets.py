@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +13,18 @@ from typing import Any
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 
+COLON = re.compile(r":(?![^\[]*\])")  # not one inside a slice, as in 'id:train[:100]'
+
 
 def names_set(name: str) -> bool:
     """Whether a name means a data set and not a path."""
-    return 1 <= name.count(":") <= 2 and not Path(name).exists()
+    return len(COLON.split(name)) in (2, 3) and not os.path.exists(name)
 
 
 def set_folder(name: str) -> Path | None:
     """The folder of a local data set; None for one of the hub."""
     folder = Path(name.partition(":")[0])
-    return folder if folder.is_dir() else None
+    return folder if os.path.isdir(folder) else None
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
 
     what and next are those of the SteerHealError raised when it cannot be had.
     """
-    repository, *subset, split = name.split(":")
+    repository, *subset, split = COLON.split(name)
     if means_path(repository) and set_folder(name) is None:
         raise SteerHealError(
             what,

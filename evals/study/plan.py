@@ -6,7 +6,6 @@ and a run directory like any other, so that every command for runs works on it.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from shared.commands import round_command
 from shared.config import Config, Section
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
+from shared.strict import parse_toml
 
 SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
 
@@ -85,7 +85,7 @@ def load(path: Path, folder: Path) -> Plan:
     A cell whose configuration a run in folder has already, of another study perhaps, is that run. Raises SteerHealError for a file that is no study and an override that is none.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = parse_toml(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise refuse(path, str(error), "a TOML file with a [study] table") from None
     if "study" not in tree:
