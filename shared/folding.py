@@ -18,7 +18,8 @@ from shared.adapters import PREFIX, VERSION, Adapter, belongs, load_adapter, not
 from shared.errors import SteerHealError
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
-from shared.records import Record, read_record
+from shared.records import Number, Record, read_record
+from shared.strict import NUMBER
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 class Gate(Record):
     """A round of a history. adapter: its folder, from the history's; gate: 1 is the round as trained, 0 is off."""
 
-    round: int
-    gate: float
+    round: int = Field(ge=1)
+    gate: Number
     adapter: str
     sha256: str
-    rank: int
-    scale: float
+    rank: int = Field(ge=1)
+    scale: Number
 
 
 class Gates(Record):
@@ -196,15 +197,18 @@ def _plain(name: str) -> str:
 
 def gates_of(given: Sequence[str]) -> dict[int, float]:
     """`2=0.5` of a command line as round -> gate."""
-    found = {}
+    found: dict[int, float] = {}
     for item in given:
         number, _, gate = item.partition("=")
-        try:
-            found[int(number)] = float(gate)
-        except ValueError:
+        if not (number.isascii() and number.isdigit() and len(number) < 6 and NUMBER.fullmatch(gate)):
             raise SteerHealError(
                 "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
-            ) from None
+            )
+        if int(number) in found:
+            raise SteerHealError(
+                "a gate is there twice", given=item, expected="one gate a round", next=f"--gate {item}, once"
+            )
+        found[int(number)] = float(gate)
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -40,7 +40,7 @@ class Study(Section):
     rounds: int = Field(ge=1)
     seeds: list[int] = Field(min_length=1)
     machine: str = Field("", description="where seconds were measured")
-    seconds: dict[str, float] = Field({}, description="per stage, of one round")
+    seconds: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="per stage, of one round")
     arm: list[Arm] = Field(min_length=1)
 
     @model_validator(mode="after")
