@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from shared.adapters import PREFIX, VERSION, Adapter, belongs, load_adapter, not
 from shared.errors import SteerHealError
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
-from shared.records import Number, Record, read_record
+from shared.records import Count, Number, Record, read_record
 from shared.strict import NUMBER
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 class Gate(Record):
     """A round of a history. adapter: its folder, from the history's; gate: 1 is the round as trained, 0 is off."""
 
-    round: int = Field(ge=1)
+    round: Annotated[Count, Field(ge=1)]
     gate: Number
     adapter: str
     sha256: str
-    rank: int = Field(ge=1)
+    rank: Annotated[Count, Field(ge=1)]
     scale: Number
 
 

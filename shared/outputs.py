@@ -130,6 +130,7 @@ def _writable(out: Path) -> None:
     try:
         if len(os.fsencode(out.name)) > LONGEST:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(out))
+        _there(out)
         above = next(place for place in out.parents if _there(place))
         if not os.path.isdir(above):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -378,8 +380,12 @@ def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
     import pyarrow.parquet
 
     try:
+        if os.path.isdir(path):  # which pyarrow takes for a table in parts
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         rows = [row.model_validate(value) for value in pyarrow.parquet.read_table(path).to_pylist()]
-    except (OSError, pyarrow.ArrowException, ValidationError) as error:
+        if not rows:
+            raise ValueError("no rows")
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise SteerHealError(
             "a Parquet file could not be used",
             given=f"{path}: {problem_of(error)}",

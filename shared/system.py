@@ -63,6 +63,10 @@ def refused_path(error: BaseException) -> SteerHealError | None:
             expected="names in UTF-8, which messages and records can hold",
             next="give it another name: mv -- OLD NEW",
         )
+    if isinstance(error, RuntimeError) and str(error).startswith(
+        "Symlink loop from "
+    ):  # pathlib's own, up to Python 3.12
+        return refused_path(OSError(errno.ELOOP, "", str(error).removeprefix("Symlink loop from ").strip("'")))
     if not isinstance(error, OSError) or error.errno not in _ADVICE:
         return None
     if error.filename is None and error.errno not in NO_ROOM and error.errno != errno.EROFS:
