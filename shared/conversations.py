@@ -17,7 +17,7 @@ BESIDE = ("tools", "functions", "chat_template_kwargs", "system", "images", "ima
 FOREIGN = {  # a field that tells a shape, what it is, and the command that converts it
     "conversations": (
         "ShareGPT's conversations",
-        """jq -c '{messages: [.conversations[] | {role: {"human": "user", "gpt": "assistant"}[.from] // .from, content: .value}]}' FILE > NEW""",
+        """jq -c '{messages: [.conversations[] | {role: ({"human": "user", "gpt": "assistant"}[.from] // .from), content: .value}]}' FILE > NEW""",
     ),
     "instruction": (
         "Alpaca's instruction",

@@ -19,7 +19,7 @@ from shared.errors import SteerHealError
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
 from shared.records import Count, Number, Record, read_record
-from shared.strict import NUMBER
+from shared.strict import number
 
 if TYPE_CHECKING:
     import torch
@@ -199,16 +199,20 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
     """`2=0.5` of a command line as round -> gate."""
     found: dict[int, float] = {}
     for item in given:
-        number, _, gate = item.partition("=")
-        if not (number.isascii() and number.isdigit() and len(number) < 6 and NUMBER.fullmatch(gate)):
+        index, _, gate = item.partition("=")
+        try:
+            value = number(gate)
+            if not (index.isascii() and index.isdigit() and len(index) < 6):
+                raise ValueError(index)
+        except ValueError:
             raise SteerHealError(
                 "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
-            )
-        if int(number) in found:
+            ) from None
+        if int(index) in found:
             raise SteerHealError(
                 "a gate is there twice", given=item, expected="one gate a round", next=f"--gate {item}, once"
             )
-        found[int(number)] = float(gate)
+        found[int(index)] = value
     return found
 
 

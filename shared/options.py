@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shared import outputs
+from shared import outputs, strict
 from shared.commands import command_of, nearest
 from shared.errors import SteerHealError
 from shared.outputs import Paths, guard
-from shared.strict import NUMBER, WIDEST
+from shared.strict import NUMBER
 
 CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)$", re.DOTALL)
 
@@ -177,10 +177,11 @@ def readable(word: str) -> str:
 
 
 def number(text: str) -> float:
-    """A finite number as it is written in a program; -0 is 0."""
-    if not NUMBER.fullmatch(text) or not abs(value := float(text)) <= WIDEST:
-        raise argparse.ArgumentTypeError(f"a finite number such as 0.5, -.5 or -5e-1, not {text!r}")
-    return value + 0.0
+    """A finite number; -0 is 0."""
+    try:
+        return strict.number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole(text: str) -> int:

@@ -27,13 +27,9 @@ def set_folder(name: str) -> Path | None:
     return folder if os.path.isdir(folder) else None
 
 
-@contextmanager
-def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
-    """The rows of a data set, memory-mapped while the context lasts.
-
-    what and next are those of the SteerHealError raised when it cannot be had.
-    """
-    repository, *subset, split = COLON.split(name)
+def refuse_missing(name: str, *, what: str, next: str) -> None:
+    """Raise SteerHealError, what and all, for a data set that means a folder where there is none."""
+    repository = name.partition(":")[0]
     if means_path(repository) and set_folder(name) is None:
         raise SteerHealError(
             what,
@@ -41,6 +37,16 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
             expected="a folder or an id of a data set, named <id>:<configuration>:<split> or <id>:<split>",
             next=next,
         )
+
+
+@contextmanager
+def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
+    """The rows of a data set, memory-mapped while the context lasts.
+
+    what and next are those of the SteerHealError raised when it cannot be had.
+    """
+    repository, *subset, split = COLON.split(name)
+    refuse_missing(name, what=what, next=next)
     from datasets import load_dataset
 
     # A prepared set is found again by its folder's name, whatever the folder holds by now: a local one is prepared anew.

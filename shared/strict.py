@@ -61,6 +61,13 @@ def decode(content: bytes) -> str:
         ) from None
 
 
+def number(text: str) -> float:
+    """A finite number as programs write it; -0 is 0. Raises ValueError for anything else."""
+    if not NUMBER.fullmatch(text) or not abs(value := float(text)) <= WIDEST:
+        raise ValueError(f"a finite number such as 0.5, -.5 or -5e-1, not {text!r}")
+    return value + 0.0
+
+
 def plain(value: Any) -> Any:
     """The value. Raises ValueError where it holds a number that nothing here can mean, half a character, or a NUL, which no path and no
     prompt has."""

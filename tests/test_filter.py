@@ -233,6 +233,27 @@ def test_starvation_names_counts_and_what_to_lower(tmp_path: Path) -> None:
     assert "sample more" in done.stderr and list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("rows", "source", "part"),
+    [
+        (UNSTEERED, "steered", "rows at coefficient 0 alone"),
+        ([completion(key=f"s{i}") for i in range(3)], "unsteered", "no unsteered completions"),
+    ],
+)
+def test_starvation_without_candidates_says_so(rows: list[Completion], source: str, part: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "sweep.jsonl", rows)
+    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept", "--set", f"filter.source={source} filter.min_kept=1")
+    assert done.returncode == 2 and part in done.stderr and "; ;" not in done.stderr, done.stderr
+    assert "lower the doses" not in done.stderr and not (tmp_path / "kept" / "kept.jsonl").exists()
+
+
+def test_two_rows_of_one_key_are_refused(tmp_path: Path) -> None:
+    rows = [*UNSTEERED, *[completion(key=f"s{i}") for i in range(3)], completion(key="s1", text="another")]
+    write_jsonl(tmp_path / "sweep.jsonl", rows)
+    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept", "--set", "filter.min_kept=1")
+    assert done.returncode == 2 and "twice" in done.stderr and "'s1'" in done.stderr
+
+
 def test_a_truncated_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "sweep.jsonl"
     write_jsonl(path, UNSTEERED)

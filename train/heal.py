@@ -20,7 +20,7 @@ from shared.outputs import guard
 from shared.preconditions import tracker
 from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
-from shared.sets import names_set
+from shared.sets import names_set, refuse_missing
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters
@@ -105,7 +105,9 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "data", "out")
-    if not names_set(arguments.data) and not os.path.isfile(arguments.data):
+    if names_set(arguments.data):
+        refuse_missing(arguments.data, what="a data set to train on could not be loaded", next="--data FILE")
+    elif not os.path.isfile(arguments.data):
         raise SteerHealError(
             "there is no such data file",
             given=arguments.data,
