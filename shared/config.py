@@ -15,7 +15,7 @@ from tomlkit.items import Item, Table
 from shared.commandline import config_options
 from shared.commands import command_of, form, nearest, round_command, setting
 from shared.errors import SteerHealError, in_one_line
-from shared.strict import NUMBER, Convertible, parse_toml, plain
+from shared.strict import NUMBER, Convertible, decode, parse_toml, plain
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
@@ -468,7 +468,7 @@ def begun(path: Path) -> datetime:
 
 def sources_of(path: Path) -> dict[str, str]:
     """The sources that a frozen configuration has behind its values."""
-    document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    document = tomlkit.parse(decode(path.read_bytes()))
     items: dict[str, Any] = {}
     for key in document:
         item = document.item(key)

@@ -61,9 +61,10 @@ class Options(argparse.ArgumentParser):
             exit_on_error=False,
             **settings,
         )
-        self._negative_number_matcher = _Negative()  # argparse's own takes -5e-1 and -1. for options
+        # argparse's own pattern takes -5e-1 and -1. for options
+        self._negative_number_matcher = re.compile(rf"(?:{NUMBER.pattern})\Z", NUMBER.flags)
 
-    def add_argument(  # type: ignore[override]
+    def add_argument(
         self, *names: Any, reads: Paths | None = None, writes: Paths | None = None, **settings: Any
     ) -> argparse.Action:
         """reads and writes: what paths a value names, for the guard of `shared.outputs`."""
@@ -149,14 +150,6 @@ class Options(argparse.ArgumentParser):
             expected=f"did you mean {meant}?" if meant else "an option of this command",
             next=f"{self.prog} {shlex.join(corrected)}" if meant else f"{self.prog} --help",
         )
-
-
-class _Negative:
-    """Which words that begin with - are numbers, for argparse."""
-
-    @staticmethod
-    def match(word: str) -> bool:
-        return NUMBER.fullmatch(word) is not None
 
 
 def readable(word: str) -> str:

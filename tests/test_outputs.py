@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from synthetic_run import build
 from shared.cli import configured
 from shared.commands import COMMANDS
 from shared.errors import SteerHealError
+from shared.folding import fold
 from shared.main import options_of
+from shared.models import Model
 from shared.options import Options
 from shared.outputs import file, folder, guard
 from shared.run import Stage
@@ -230,6 +233,50 @@ def test_compare_keeps_its_inputs(tmp_path: Path) -> None:
     done = command("evals.compare", "--base", f"{base}:a", "--other", base, "--out", link)
     assert done.returncode == 2 and "written over" in done.stderr and "next:     name another --out" in done.stderr
     assert base.read_text() == "precious\n" and link.is_symlink()
+
+
+def test_the_embedded_models_own_files_are_not_written_over(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is named by an id is read too, where it lies."""
+    cache = tmp_path / "cache"
+    shutil.copytree(model.folder, cache / model.folder.name, copy_function=os.symlink)
+    monkeypatch.setenv("STEER_HEAL_CACHE", str(cache))
+    weights = cache / model.folder.name / "model.safetensors"
+    done = command("gen.extract", "--model", "embedded", "--out", weights, "--set", "vector.n_contexts=2")
+    assert done.returncode == 2 and "written over" in done.stderr, done.stderr
+    assert weights.is_symlink()
+
+
+def test_the_adapters_of_a_history_are_not_written_over(tmp_path: Path) -> None:
+    """They are read through gates.json, which names them."""
+    import torch
+    from safetensors.torch import save_file
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shapes = (("A", (2, 3)), ("B", (4, 2)))
+    save_file(
+        {f"base_model.model.x.lora_{name}.weight": torch.ones(shape) for name, shape in shapes},
+        adapter / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["x"], "bias": "none"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    fold([(adapter, 1.0)], tmp_path / "history")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    done = command(
+        "train.heal",
+        "--model",
+        "embedded",
+        "--data",
+        tmp_path / "rows.jsonl",
+        "--history",
+        tmp_path / "history",
+        "--out",
+        adapter,
+    )
+    assert done.returncode == 2 and "written over" in done.stderr, done.stderr
+    assert (adapter / "adapter_config.json").is_file()
 
 
 def test_files_and_folders_are_not_taken_for_each_other(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,8 +187,6 @@ def test_a_bad_path_of_a_command_is_our_error_before_an_engine_starts(
 )
 def test_a_command_ends_with_our_error(code: str, status: int) -> None:
     raised = f"import errno\nfrom shared.cli import entry\ndef main():\n    raise OSError(errno.{code}, 'as the system says', '/a b')\nentry(main)"
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", raised], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == status and done.stderr.startswith("error: ") and "next:" in done.stderr
     assert "Traceback" not in done.stderr and "/a b" in done.stderr
@@ -199,3 +198,16 @@ def test_a_name_that_is_no_text_is_refused_before_the_work(tmp_path: Path) -> No
     for name in ("a\0b", "a\udcff"):
         with pytest.raises(SteerHealError, match="could not be read"):
             extract("embedded", tmp_path / name)
+
+
+def test_a_read_only_disk_is_said_before_the_work(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a disk cannot be mounted here")
+    try:
+        for out in (place / "x.json", place / "deep" / "x.json"):
+            done = command("evals.compare", "--base", "a", "--other", "b", "--out", out)
+            assert done.returncode == 74 and "Read-only file system" in done.stderr and "findmnt -T" in done.stderr
+    finally:
+        subprocess.run(["umount", place], check=True)
