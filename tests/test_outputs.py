@@ -23,6 +23,7 @@ from shared.options import Options
 from shared.outputs import file, folder, guard
 from shared.run import Stage
 from train.commandline import heal_options
+from train.unfinished import Unfinished
 
 WRITING = [name for name in COMMANDS if "--out" in options_of(name).names]
 # options whose words name no path: settings, hub repositories, gates of rounds, a number of its own kind, words for vLLM
@@ -213,6 +214,17 @@ def test_a_folder_of_training_in_progress_is_an_output_too(tmp_path: Path) -> No
     data.touch()
     with pytest.raises(SteerHealError, match="written over"):
         heal_options().parse_args(["--data", str(data), "--out", str(tmp_path / "adapter")])
+
+
+def test_a_folder_of_the_users_is_not_removed_for_a_training(tmp_path: Path) -> None:
+    notes = tmp_path / "adapter.healing" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("precious")
+    with pytest.raises(SteerHealError, match="of the user's"):
+        Unfinished(notes.parent, {"a": 1})
+    assert notes.read_text() == "precious"
+    notes.rename(notes.with_name("base.safetensors"))  # as a training that was killed leaves it
+    assert Unfinished(notes.parent, {"a": 1}).rows is not None and not (notes.parent / "base.safetensors").exists()
 
 
 def test_a_stage_of_a_run_does_not_write_over_its_inputs(tmp_path: Path) -> None:
