@@ -28,7 +28,8 @@ from shared.folding import gated, gates_of
 from shared.instrument import FOUNDATIONS
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
-from shared.publish import hold, require_suffix
+from shared.outputs import guard, settings_of
+from shared.publish import hold
 from shared.records import write_jsonl, write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -38,12 +39,13 @@ from shared.vignettes import load_vignettes
 def score(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
     steering(arguments)
-    out = arguments.out / "scores.jsonl" if arguments.out.is_dir() else arguments.out
-    require_suffix(out, ".jsonl", ".parquet")
+    out = arguments.outputs[0]
     config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
+    guard(arguments.outputs, settings_of(config))
     reaches(sources)
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
+    guard(arguments.outputs, [origin.folder])
     vectors: dict[str, Vector] = {}
     if arguments.vector:
         vectors["trait"] = load_vector(arguments.vector)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.options import Options, benchmark, parser, plain
+from shared import outputs
+from shared.options import Options, benchmark, number, parser, plain, positive, whole
 
 
 def score_options() -> Options:
@@ -19,32 +20,40 @@ def score_options() -> Options:
         "--cache", action="store_true", help="keep rows by what determines them, and take those there are"
     )
     files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/)")
+    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument("--adapter", type=Path, reads=outputs.path, help="PEFT adapter folder (adapter/ or history/)")
     files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
-    files.add_argument("--vector", type=Path, help="steering vector, .safetensors")
-    files.add_argument("--coefficient", type=float, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
-    files.add_argument("--random", type=int, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
+    files.add_argument("--vector", type=Path, reads=outputs.path, help="steering vector, .safetensors")
+    files.add_argument("--coefficient", type=number, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
+    files.add_argument("--random", type=whole, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
     files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")
     files.add_argument("--prompted", action="store_true", help="without steering under the trait prompt as well")
-    files.add_argument("--instrument", default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file in the form of shared/data/instrument.json")  # fmt: skip
+    files.add_argument("--instrument", reads=outputs.path, default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file in the form of shared/data/instrument.json")  # fmt: skip
     files.add_argument(
-        "--vignettes", default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'"
+        "--vignettes",
+        reads=outputs.named,
+        default="embedded",
+        help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'",
     )
     files.add_argument(
-        "--items", type=int, metavar="N", help="so many vignettes, stratified by foundation (default: all)"
+        "--items", type=positive, metavar="N", help="so many vignettes, stratified by foundation (default: all)"
     )
     files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders: two as published, or seven, which take the position out")  # fmt: skip
-    files.add_argument("--think", type=int, default=16, metavar="T", help="think tokens before the answer")
+    files.add_argument("--think", type=whole, default=16, metavar="T", help="think tokens before the answer")
     files.add_argument("--stop", action="store_true", help="T is a ceiling: the model may end its thought")
-    files.add_argument("--samples", type=int, default=1, metavar="N", help="thoughts per item and order")
-    files.add_argument("--temperature", type=float, default=0.0, help="of the thoughts; 0 is greedy")
-    files.add_argument("--top-k", type=int, default=50, metavar="K", help="sampled thoughts draw from the K likeliest tokens; 0 all")  # fmt: skip
-    files.add_argument("--free-tokens", type=int, default=0, metavar="M", help="length of a free answer, judged as JSON; 0 for none")  # fmt: skip
+    files.add_argument("--samples", type=positive, default=1, metavar="N", help="thoughts per item and order")
+    files.add_argument("--temperature", type=number, default=0.0, help="of the thoughts; 0 is greedy")
+    files.add_argument("--top-k", type=whole, default=50, metavar="K", help="sampled thoughts draw from the K likeliest tokens; 0 all")  # fmt: skip
+    files.add_argument("--free-tokens", type=whole, default=0, metavar="M", help="length of a free answer, judged as JSON; 0 for none")  # fmt: skip
     files.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: model.dtype)"
     )
-    files.add_argument("--out", type=Path, help="score rows to write, .jsonl or .parquet")
+    files.add_argument(
+        "--out",
+        type=Path,
+        writes=outputs.file(".jsonl", ".parquet", inside="scores.jsonl"),
+        help="score rows to write, .jsonl or .parquet",
+    )
     return options
 
 
@@ -66,22 +75,31 @@ def compare_options() -> Options:
     options.add_argument(
         "--base",
         nargs="+",
+        reads=outputs.conditions,
         metavar="FILE[:NAME]",
         required=True,
         help="score files, one per seed; NAME is the condition, where a file holds several",
     )
-    options.add_argument("--other", nargs="+", metavar="FILE[:NAME]", required=True, help="as many score files")
-    options.add_argument("--bootstrap", type=int, default=2000, help="resamples of an interval")
-    options.add_argument("--seed", type=int, default=0, help="of the resamples")
-    options.add_argument("--out", type=Path, help="the figures as JSON")
+    options.add_argument(
+        "--other", nargs="+", reads=outputs.conditions, metavar="FILE[:NAME]", required=True, help="as many score files"
+    )
+    options.add_argument("--bootstrap", type=positive, default=2000, help="resamples of an interval")
+    options.add_argument("--seed", type=whole, default=0, help="of the resamples")
+    options.add_argument("--out", type=Path, writes=outputs.file(".json"), help="the figures as JSON")
     return options
 
 
 def study_options() -> Options:
     options = Options("evals.study", "Run a study: arms x seeds x rounds, with controls.")
-    options.add_argument("--config", type=Path, required=True, help="configuration with a [study] table")
-    options.add_argument("--run", type=Path, required=True, help="folder of the cells' run directories")
-    options.add_argument("--out", type=Path, required=True, help="folder for results, tables and figures")
+    options.add_argument(
+        "--config", type=Path, reads=outputs.path, required=True, help="configuration with a [study] table"
+    )
+    options.add_argument(
+        "--run", type=Path, reads=outputs.cells, required=True, help="folder of the cells' run directories"
+    )
+    options.add_argument(
+        "--out", type=Path, writes=outputs.folder(), required=True, help="folder for results, tables and figures"
+    )
     options.add_argument("--report", action="store_true", help="from what there is, running nothing")
     return options
 
@@ -92,6 +110,8 @@ def bench_options() -> Options:
         "Measure the scorer as a ratio of interleaved times; about a quarter of an hour on two cores.",
         "few items, once",
     )
-    options.add_argument("--vignettes", default="embedded", help="what is scored, as evals.score names it")
-    options.add_argument("--instrument", default="embedded", help="how it is asked, likewise")
+    options.add_argument(
+        "--vignettes", reads=outputs.named, default="embedded", help="what is scored, as evals.score names it"
+    )
+    options.add_argument("--instrument", reads=outputs.path, default="embedded", help="how it is asked, likewise")
     return options

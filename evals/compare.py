@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +50,6 @@ def load(given: str) -> Answers:
             given=given,
             expected=f"one of {', '.join(names) or 'none, its rows have no names'}",
             next=f"--other {path}{f':{names[-1]}' if names else ''}",
-        )
-    if twice := sorted(name for name, times in Counter(row.id for row in rows).items() if times > 1):
-        raise SteerHealError(
-            "items repeat in a score file",
-            given=f"{path}: {twice[0]}",
-            expected="one row per item",
-            next=MADE_BY,
         )
     return answers(rows, path, MADE_BY)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
-from shared.errors import SteerHealError
-from shared.options import Options, benchmark, parser, plain
+from shared import outputs
+from shared.options import Options, benchmark, number, parser, plain, positive, share
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
@@ -15,50 +14,57 @@ PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 def extract_options() -> Options:
     options = parser("gen.extract", "Extract a steering vector from a chat model.")
     files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--out", type=Path, help="vector file to write, .safetensors")
+    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--out", type=Path, writes=outputs.file(".safetensors"), help="vector file to write, .safetensors"
+    )
     return options
 
 
 def sweep_options() -> Options:
     options = parser("gen.sweep", "Sample completions over a sweep of coefficients with vLLM.")
     files = plain(options)
-    files.add_argument("--model", help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--vector", type=Path, help="vector file, .safetensors")
+    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument("--vector", type=Path, reads=outputs.path, help="vector file, .safetensors")
     files.add_argument(
         "--prompts",
+        reads=outputs.named,
         metavar="FILE|ID:SPLIT",
         help="JSONL with prompt or messages, or a data set with such a column: <id>:<configuration>:<split> or <id>:<split>",
     )
     files.add_argument(
         "--coefficients",
         nargs="+",
-        type=finite,
+        type=number,
         help="multiples of the vector; include 0 for the unsteered completions that the filter compares with",
     )
-    files.add_argument("--samples", type=int, help="completions per prompt and coefficient (default: sweep.samples)")
+    files.add_argument(
+        "--samples", type=positive, help="completions per prompt and coefficient (default: sweep.samples)"
+    )
     files.add_argument(
         "--dose",
         choices=["grid", "walk"],
         help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
     )
-    files.add_argument("--survival", type=float, help="the walk's share of survivors (default: sweep.survival)")
-    files.add_argument("--out", type=Path, help="sweep rows to write, JSONL")
+    files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
+    files.add_argument("--out", type=Path, writes=swept, help="sweep rows to write, JSONL")
     return options
 
 
 def filter_options() -> Options:
     options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
     files = plain(options)
-    files.add_argument("--in", dest="in_", type=Path, metavar="FILE", help="sweep rows, JSONL")
+    files.add_argument("--in", dest="in_", type=Path, reads=outputs.path, metavar="FILE", help="sweep rows, JSONL")
     files.add_argument(
         "--out",
         type=Path,
+        writes=lambda value: named_after(Path(value)),
         help="folder for kept.jsonl and rejected.jsonl, or NAME.jsonl for the kept rows and NAME.rejected.jsonl for the rejected",
     )
     files.add_argument(
         "--unsteered",
         type=Path,
+        reads=outputs.path,
         metavar="FILE",
         help="rows of the original model at coefficient 0; by default those of --in",
     )
@@ -67,7 +73,7 @@ def filter_options() -> Options:
 
 def card_options() -> Options:
     options = parser("gen.card", "Write the kept completions of a round as a data set with its card.")
-    options.add_argument("--out", type=Path, help="folder to write")
+    options.add_argument("--out", type=Path, writes=outputs.folder(), help="folder to write")
     options.add_argument("--push-to", metavar="ID", help="hub data set to upload to")
     options.add_argument("--private", action="store_true", help="make that data set private")
     return options
@@ -75,15 +81,25 @@ def card_options() -> Options:
 
 def serve_options() -> Options:
     options = parser("gen.serve", "Serve a steered model over HTTP, OpenAI-compatible.", stage=False)
-    options.add_argument("--model", default="embedded", help="'embedded', a Hugging Face id or a local folder")
     options.add_argument(
-        "--adapter", type=Path, help="PEFT adapter folder (adapter/ or history/), merged into the weights"
+        "--model", reads=outputs.path, default="embedded", help="'embedded', a Hugging Face id or a local folder"
     )
     options.add_argument(
-        "--vector", action="append", default=[], metavar="NAME=FILE", help="a vector to offer; may be repeated"
+        "--adapter",
+        type=Path,
+        reads=outputs.path,
+        help="PEFT adapter folder (adapter/ or history/), merged into the weights",
+    )
+    options.add_argument(
+        "--vector",
+        action="append",
+        default=[],
+        reads=outputs.assigned,
+        metavar="NAME=FILE",
+        help="a vector to offer; may be repeated",
     )
     options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
-    options.add_argument("--port", type=int, default=8000, help="port to bind")
+    options.add_argument("--port", type=positive, default=8000, help="port to bind")
     options.add_argument(
         "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )
@@ -93,9 +109,15 @@ def serve_options() -> Options:
 
 def verify_options() -> Options:
     options = parser("gen.verify", "Check that steering works on this machine and with this model.", stage=False)
-    options.add_argument("--model", default="embedded", help="'embedded', a Hugging Face id or a local folder")
-    options.add_argument("--vector", type=Path, help="vector file; by default a random direction in vector.layers")
-    options.add_argument("--out", type=Path, help="file for the report besides the terminal, Markdown")
+    options.add_argument(
+        "--model", reads=outputs.path, default="embedded", help="'embedded', a Hugging Face id or a local folder"
+    )
+    options.add_argument(
+        "--vector", type=Path, reads=outputs.path, help="vector file; by default a random direction in vector.layers"
+    )
+    options.add_argument(
+        "--out", type=Path, writes=outputs.file(".md"), help="file for the report besides the terminal, Markdown"
+    )
     return options
 
 
@@ -112,10 +134,14 @@ def bench_options() -> Options:
     return options
 
 
-def finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise SteerHealError(
-            "a coefficient is not finite", given=text, expected="a finite number", next="mend --coefficients"
-        )
-    return value + 0.0  # -0 is 0
+def swept(value: str) -> list[Path]:
+    """What a sweep writes: its rows, and the folder of windows beside them."""
+    out = outputs.file(".jsonl", inside="sweep.jsonl")(value)[0]
+    return [out, out.with_name(f".{out.name}.windows")]
+
+
+def named_after(out: Path) -> tuple[Path, Path]:
+    """The files of the kept and of the rejected rows: kept.jsonl and rejected.jsonl of a folder, or a file and one named after it."""
+    kept = out if out.suffix and not out.is_dir() else out / "kept.jsonl"
+    outputs.require_suffix(kept, ".jsonl")
+    return kept, kept.with_name("rejected.jsonl" if kept.name == "kept.jsonl" else f"{kept.stem}.rejected.jsonl")

@@ -21,7 +21,8 @@ from shared.errors import SteerHealError
 from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.publish import digest, hold, require_suffix
+from shared.outputs import guard
+from shared.publish import digest, hold
 from shared.records import Prompt, data_file, read_jsonl
 from shared.run import Run, Stage
 from shared.schema import ModelConfig, VectorConfig, band
@@ -247,9 +248,9 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "out")
-    require_suffix(arguments.out, ".safetensors")
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
+    guard(arguments.outputs, [model.folder])
     inputs(model, config.vector)
     hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed)

@@ -7,23 +7,22 @@ each lies, once by key to be judged and written.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gen.commandline import filter_options
+from gen.commandline import filter_options, named_after
 from gen.places import Places
 from gen.rules import Limits, Yardstick, judge, limits
 from gen.tally import Group, Tally
 from shared.cli import configured, entry, need, parse
-from shared.commands import round_command
+from shared.commands import command_of, round_command, setting
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
-from shared.publish import hold, require_suffix
+from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
 from shared.run import Run, Stage
 from shared.schema import FilterConfig
@@ -127,6 +126,18 @@ def refuse_starvation(found: Split, config: FilterConfig) -> None:
     if found.kept >= config.min_kept:
         return
     per, causes = found.per, found.causes
+    if not per:
+        steered = config.source == "steered"
+        raise SteerHealError(
+            "the filter starved: there are no candidates",
+            given=f"rows at {'coefficient 0 alone' if steered else 'coefficients other than 0 alone'}, filter.source = {config.source}",
+            expected="rows at other coefficients, which are the candidates; those at 0 are what they are compared with"
+            if steered
+            else "rows at coefficient 0, which are the candidates",
+            next=f"sample some, as with --coefficients 0 1: {command_of('gen.sweep', '--help')}"
+            if steered
+            else setting("filter.source=steered"),
+        )
     knob = {
         "perplexity": "raise filter.perplexity_ratio",
         "perplexity_last_quarter": "raise filter.last_quarter_ratio",
@@ -221,27 +232,6 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
     job.finish(original, kept=found.kept, rejected=found.rejected, reasons=dict(found.causes))
 
 
-def named_after(out: Path) -> tuple[Path, Path]:
-    """The files of the kept and of the rejected rows: kept.jsonl and rejected.jsonl of a folder, or a file and one named after it."""
-    kept = out if out.suffix and not out.is_dir() else out / "kept.jsonl"
-    require_suffix(kept, ".jsonl")
-    return kept, kept.with_name("rejected.jsonl" if kept.name == "kept.jsonl" else f"{kept.stem}.rejected.jsonl")
-
-
-def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise SteerHealError for a file to write that is an input or another output, by whatever name."""
-    for index, out in enumerate(outputs):
-        for other in (*inputs, *outputs[:index]):
-            there = os.path.exists(out) and os.path.exists(other)
-            if os.path.realpath(out) == os.path.realpath(other) or (there and os.path.samefile(out, other)):
-                raise SteerHealError(
-                    "a file would be written over another of the same command",
-                    given=" = ".join(dict.fromkeys(map(str, (out, other)))),
-                    expected="--out with files of its own",
-                    next="name another --out",
-                )
-
-
 def main() -> None:
     options = filter_options()
     arguments, run = parse(options)
@@ -250,7 +240,6 @@ def main() -> None:
         return
     need(options, arguments, "in_", "out")
     outputs = named_after(arguments.out)
-    refuse_overwriting(outputs, [arguments.in_, *([arguments.unsteered] if arguments.unsteered else [])])
     config = configured(arguments)
     sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,8 +30,17 @@ class Places:
         self._places.append((key, self._files.index(path), begin))
 
     def __iter__(self) -> Iterator[Completion]:
-        """The rows sorted by key, those of one key in the order of their files. Raises SteerHealError for a file that changed."""
+        """The rows sorted by key, those of one key in the order of their files. Raises SteerHealError for a file that changed, and for two
+        rows of one key in a file."""
         self._places.sort()
+        for (key, file, _), (after, other, _) in pairwise(self._places):
+            if (key, file) == (after, other):
+                raise SteerHealError(
+                    "a row is there twice",
+                    given=f"{self._files[file]}: key {key!r}",
+                    expected="one row of each key",
+                    next="leave one out, or make the file again: python -m gen.sweep --help",
+                )
         with ExitStack() as stack:
             handles = [stack.enter_context(open(path, "rb")) for path in self._files]
             for key, file, begin in self._places:

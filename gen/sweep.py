@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from gen import filter as keep
@@ -25,8 +24,9 @@ from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.models import resolve as resolve_model
+from shared.outputs import guard
 from shared.prompts import open_prompts
-from shared.publish import hold, require_suffix
+from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
 from shared.sets import input_of
@@ -193,9 +193,7 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "vector", "prompts", "out")
-    out = arguments.out / "sweep.jsonl" if arguments.out.is_dir() else arguments.out
-    require_suffix(out, ".jsonl")
-    keep.refuse_overwriting([out], [Path(arguments.prompts), arguments.vector])
+    out = arguments.outputs[0]
     given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
     settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]
     config = configured(arguments, *settings)
@@ -207,6 +205,7 @@ def main() -> None:
             "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
         )
     model = resolve_model(arguments.model, config.model.revision)
+    guard(arguments.outputs, [model.folder])
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))

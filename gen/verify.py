@@ -22,6 +22,7 @@ from shared.errors import SteerHealError
 from shared.machine import hardware
 from shared.models import Model
 from shared.models import resolve as resolve_model
+from shared.outputs import guard
 from shared.provenance import versions
 from shared.records import Prompt, data_file, read_jsonl
 from shared.schema import band
@@ -167,6 +168,7 @@ def main() -> None:
     arguments = options.parse_args()
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
+    guard(arguments.outputs, [model.folder])
     vector = (
         load_vector(arguments.vector) if arguments.vector else noise(model, band(config.vector.layers, model.depth))
     )

@@ -75,6 +75,9 @@ def load_adapter(folder: Path) -> Adapter:
     try:
         config = parse((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
+        for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
+            if type(config[name]) not in kinds:
+                raise TypeError(f"{name} is {config[name]!r}")
         size = int(config["r"]), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise refuse(f"{error.strerror}, {error.filename}" if isinstance(error, OSError) else in_one_line(error), files) from None  # fmt: skip

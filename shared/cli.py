@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import shlex
@@ -18,17 +17,18 @@ from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
 from shared.options import Options
+from shared.outputs import guard, settings_of
 from shared.process import watch_extensions
 from shared.publish import RUNNER
 from shared.run import Run, open_run
 from shared.runtime import limit_spinning
 from shared.schema import Config
+from shared.system import refused_path
 
 _interrupted = False
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 TAKEN = ("Free memory on device",)  # in vLLM's words
 CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, which is larger")
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
 def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tuple[argparse.Namespace, Run | None]:
@@ -85,7 +85,9 @@ def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:
 
 def configured(arguments: argparse.Namespace, *overrides: str) -> Config:
     """The configuration that --config and --set of a plain-file stage give; overrides go behind those of --set."""
-    return resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[0]
+    config = resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[0]
+    guard(arguments.outputs, settings_of(config))
+    return config
 
 
 def quiet() -> None:
@@ -123,16 +125,8 @@ def entry(main: Callable[[], None]) -> None:
             console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:
-        if (unwritten := _unwritten(error)) is not None:
-            _stop(
-                SteerHealError(
-                    "a file could not be written",
-                    code=Exit.UNWRITTEN,
-                    given=unwritten,
-                    expected="a writable place with room",
-                    next="mend the permissions or free the space, then the same command goes on",
-                )
-            )
+        if (refused := _refused(error)) is not None:
+            _stop(refused)
         if (short := _short_of_memory(error)) is not None:
             _stop(short)
         _stop(_unknown(error))
@@ -157,13 +151,21 @@ def _chain(error: BaseException | None) -> Iterator[Exception]:
         error = error.__cause__ or error.__context__
 
 
-def _unwritten(error: Exception) -> str | None:
-    """What could not be written where that is behind an error; safetensors and torch say it in words of their own."""
+def _refused(error: Exception) -> SteerHealError | None:
+    """What the system or a full disk said, where that is behind an error; safetensors and torch say it in words of their own."""
+    if (refused := refused_path(error)) is not None:
+        return refused
     for one in _chain(error):
-        if isinstance(one, OSError) and one.errno in UNWRITABLE:
-            return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
+        if (refused := refused_path(one)) is not None and refused.code in (Exit.UNWRITTEN, Exit.MACHINE):
+            return refused
         if any(words in str(one) for words in FULL):
-            return str(one).splitlines()[0]
+            return SteerHealError(
+                "a file could not be written",
+                code=Exit.UNWRITTEN,
+                given=str(one).splitlines()[0],
+                expected="a writable place with room",
+                next="free the space (df -h), then the same command goes on",
+            )
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.options import Options, benchmark, parser
+from shared.options import Options, benchmark, parser, positive
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -65,12 +65,3 @@ def completion_options() -> Options:
     options.epilog = 'bash: eval "$(steer-heal completion bash)"; fish: steer-heal completion fish | source'
     options.add_argument("shell", choices=SHELLS, help="whose script")
     return options
-
-
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    import argparse
-
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text!r}")
-    return int(text)

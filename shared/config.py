@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from shared.commandline import config_options
 from shared.commands import command_of, form, nearest, round_command, setting
 from shared.errors import SteerHealError, in_one_line
 from shared.schema import Config, Section
+from shared.strict import NUMBER, Convertible, decode, parse_toml
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
 NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to"}
@@ -48,18 +48,43 @@ def _parse_set(text: str) -> dict[str, Any]:
                 next=setting("train.lam=0.1"),
             )
         try:
-            values[key] = tomllib.loads(f"value = {raw}")["value"]
+            parsed = parse_toml(f"value = {raw}".encode())
+            if parsed.keys() != {"value"}:
+                raise ValueError("several lines")
+            value = parsed["value"]
         except (ValueError, RecursionError):  # the shell and shlex have eaten the quotes of strings
-            listed = raw.startswith("[") and raw.endswith("]")
-            values[key] = [part.strip() for part in raw[1:-1].split(",")] if listed else raw
+            value = _words(raw)
+        for name, inner in _flatten({key: value}).items():  # a table changes its keys alone
+            values[name] = _merged(values.get(name), inner)
     return values
 
 
+def _words(raw: str) -> Any:
+    """A value without the quotes that TOML wants: a word, a list of words, or numbers such as -.5 and 1., which TOML has not."""
+    if raw.startswith("[") and raw.endswith("]"):
+        words = [part.strip() for part in raw[1:-1].split(",")]
+        return [float(word) for word in words] if all(map(NUMBER.fullmatch, words)) else words
+    return float(raw) if "." in raw and NUMBER.fullmatch(raw) else raw
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """A value over another: of two tables, the keys of both."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+    return new
+
+
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys of sections with their values; a key that goes deeper, as a.b.c, is a table under a.b."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and key in Config.model_fields and key != "seed":
             flat.update({f"{key}.{name}": inner for name, inner in value.items()})
+        elif key.count(".") > 1:
+            section, name, *deeper = key.split(".")
+            for part in reversed(deeper):
+                value = {part: value}
+            flat[f"{section}.{name}"] = value
         else:
             flat[key] = value
     return flat
@@ -78,7 +103,7 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
     given: dict[str, tuple[Any, str]] = {}
     if path is not None:
         try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+            tree = parse_toml(path.read_bytes())
         except FileNotFoundError:
             raise SteerHealError(
                 "no configuration file",
@@ -88,12 +113,13 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise SteerHealError(
-                "a configuration file could not be read", given=f"{path}: {in_one_line(error)}", expected="TOML", next=f"mend {path}"
+                "a configuration file could not be read", given=f"{path}: {in_one_line(error)}", expected="TOML", next=error.command(path) if isinstance(error, Convertible) else f"mend {path}"
             ) from None  # fmt: skip
         for name in BESIDE:
             tree.pop(name, None)
         given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
-    given.update({key: (value, "SET") for key, value in _parse_set(overrides).items()})
+    for key, value in _parse_set(overrides).items():
+        given[key] = (_merged(given[key][0] if key in given else None, value), "SET")
     if model is not None:
         if (other := given.get("model.name")) and other[1] == "SET" and other[0] != model:
             raise SteerHealError(
@@ -112,19 +138,27 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        key = next((name for name in given if key not in given and name.startswith(f"{key}.")), key)
-        value, source = given.get(key, (first["input"], path))
+        if not any(name in given for name in (key, key.rpartition(".")[0])):  # a table that is none has keys that are
+            key = next((name for name in given if name.startswith(f"{key}.")), key)
+        value, source = _origin(key, given) or (first["input"], "the defaults")
         meant = nearest(key, flat(Config())) if first["type"] == "extra_forbidden" else None
         raise SteerHealError(
             f"there is no configuration key {key}"
             if first["type"] == "extra_forbidden"
             else f"configuration key {key}: {first['msg'].removeprefix('Value error, ')}",
-            given=f"{value!r} from {_set() if source == 'SET' else source}",
+            given=f"{value!r} from {source if form() == 'make' else {'SET': '--set', 'MODEL': '--model'}.get(source, source)}",
             expected=f"did you mean {meant}?" if meant else _expected(key),
             next=f"mend the key; `{command_of('shared.config')}` lists every key with its meaning",
         ) from None
     sources = {key: given[key][1] if key in given else "default" for key in flat(config)}
     return config, sources
+
+
+def _origin(key: str, given: dict[str, tuple[Any, str]]) -> tuple[Any, str] | None:
+    """The value, with its source, of the key that an error is at, or else of what holds it."""
+    parts = key.split(".")
+    above = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((given[name] for name in above if name in given), None)
 
 
 def _like(path: Path) -> str:
@@ -179,7 +213,7 @@ def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = No
 def begun(path: Path) -> datetime:
     """When the run of a frozen configuration was begun: what is written there, or else its file's age, as a version before left it."""
     try:
-        written = tomllib.loads(path.read_text(encoding="utf-8")).get("begun")
+        written = parse_toml(path.read_bytes()).get("begun")
     except (OSError, ValueError, RecursionError):
         written = None
     if isinstance(written, datetime):
@@ -189,7 +223,7 @@ def begun(path: Path) -> datetime:
 
 def sources_of(path: Path) -> dict[str, str]:
     """The sources that a frozen configuration has behind its values."""
-    document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    document = tomlkit.parse(decode(path.read_bytes()))
     items: dict[str, Any] = {}
     for key in document:
         item = document.item(key)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -20,7 +20,8 @@ from shared.derived import derived
 from shared.errors import SteerHealError
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
-from shared.records import Record, read_record
+from shared.records import Count, Number, Record, read_record
+from shared.strict import number
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 class Gate(Record):
     """A round of a history. adapter: its folder, from the history's; gate: 1 is the round as trained, 0 is off."""
 
-    round: int
-    gate: float
+    round: Annotated[Count, Field(ge=1)]
+    gate: Number
     adapter: str
     sha256: str
-    rank: int
-    scale: float
+    rank: Annotated[Count, Field(ge=1)]
+    scale: Number
 
 
 class Gates(Record):
@@ -213,18 +214,20 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
     """`2=0.5` of a command line as round -> gate."""
     found: dict[int, float] = {}
     for item in given:
-        number, _, gate = item.partition("=")
+        index, _, gate = item.partition("=")
         try:
-            index, value = int(number), float(gate)
+            value = number(gate)
+            if not (index.isascii() and index.isdigit() and len(index) < 6):
+                raise ValueError(index)
         except ValueError:
             raise SteerHealError(
                 "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
             ) from None
-        if index in found:
+        if int(index) in found:
             raise SteerHealError(
-                "a round has two gates", given=f"--gate {' '.join(given)}", expected="one for each round", next=f"--gate {item}"
-            )  # fmt: skip
-        found[index] = value
+                "a gate is there twice", given=item, expected="one gate a round", next=f"--gate {item}, once"
+            )
+        found[int(index)] = value
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError, model_validator
 
 from shared.errors import SteerHealError
-from shared.records import Record
+from shared.records import Record, conversion_of, problem_of
 from shared.strict import parse
 
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
@@ -81,14 +81,10 @@ def read_instrument(path: Path) -> Instrument:
         raw = parse(path.read_bytes())
         return Instrument.model_validate({**raw, "schema_": raw["schema"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = (
-            f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
-            if isinstance(error, ValidationError)
-            else repr(error)
-        )
+        problem = problem_of(error) if isinstance(error, ValidationError | OSError) else repr(error)
         raise SteerHealError(
             "an instrument could not be read",
             given=f"{path}: {problem}",
             expected="JSON in the form of shared/data/instrument.json",
-            next="set eval.instrument to such a file, to moralmaps, or to embedded",
+            next=conversion_of(error, path) or "set eval.instrument to such a file, to moralmaps, or to embedded",
         ) from None

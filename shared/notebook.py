@@ -20,6 +20,7 @@ from typing import Any
 
 import tomlkit
 
+from shared.options import readable
 from shared.process import problem, run_process
 from shared.records import Completion, read_jsonl
 from shared.vectors import Vector, load_vector
@@ -83,7 +84,8 @@ def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
             path = Path(scratch) / "settings.toml"
             path.write_text(_toml(settings), encoding="utf-8")
             chosen = ("--config", path)
-        ended = run_process([sys.executable, "-m", module, *map(str, (*arguments, *chosen))], out=_show, err=_show)
+        words = [readable(str(word)) for word in (*arguments, *chosen)]
+        ended = run_process([sys.executable, "-m", module, *words], out=_show, err=_show)
     if error := problem(ended, module, None):
         raise error
 

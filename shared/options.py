@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from shared import outputs, strict
 from shared.commands import command_of, nearest
 from shared.errors import SteerHealError
+from shared.outputs import Paths, guard
+from shared.strict import NUMBER
 
 CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)$", re.DOTALL)
 
@@ -31,9 +34,11 @@ class Group:
         self._options, self._group = options, options.add_argument_group(title)
         self.actions: list[argparse.Action] = []
 
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        action = self._group.add_argument(*names, **settings)
-        self._options.names += action.option_strings
+    def add_argument(
+        self, *names: str, reads: Paths | None = None, writes: Paths | None = None, **settings: Any
+    ) -> argparse.Action:
+        """reads and writes: what paths a value names, for the guard of `shared.outputs`."""
+        action = self._options.declare(self._group.add_argument(*names, **settings), reads, writes)
         self.actions.append(action)
         return action
 
@@ -47,6 +52,8 @@ class Options(argparse.ArgumentParser):
     def __init__(self, module: str, description: str, **settings: Any):
         self.names: list[str] = []
         self.plain: Group | None = None
+        self.reads: dict[str, Paths] = {}
+        self.writes: dict[str, Paths] = {}
         super().__init__(
             prog=command_of(module),
             description=description,
@@ -54,21 +61,47 @@ class Options(argparse.ArgumentParser):
             exit_on_error=False,
             **settings,
         )
+        # argparse's own pattern takes -5e-1 and -1. for options
+        self._negative_number_matcher = re.compile(rf"(?:{NUMBER.pattern})\Z", NUMBER.flags)
 
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        action = super().add_argument(*names, **settings)
+    def add_argument(
+        self, *names: Any, reads: Paths | None = None, writes: Paths | None = None, **settings: Any
+    ) -> argparse.Action:
+        """reads and writes: what paths a value names, for the guard of `shared.outputs`."""
+        return self.declare(super().add_argument(*names, **settings), reads, writes)
+
+    def declare(self, action: argparse.Action, reads: Paths | None, writes: Paths | None) -> argparse.Action:
+        """Keep what an option reads and writes. Raises TypeError for an --out that does not say."""
+        if "--out" in action.option_strings and writes is None:
+            raise TypeError(f"{self.prog}: --out does not say what it writes")
         self.names += action.option_strings
+        self.reads.update({action.dest: reads} if reads else {})
+        self.writes.update({action.dest: writes} if writes else {})
         return action
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The arguments, and in `outputs` the paths that they write. Raises SteerHealError where those meet what is read."""
         words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            readable(word)
         try:
             arguments, strange = self.parse_known_args(words, namespace)
         except argparse.ArgumentError as error:
             raise self._refusal(error.argument_name, error.message, words) from None
         if strange:
             raise self._unknown(strange, words)
+        arguments.outputs = self._paths(self.writes, arguments)
+        guard(arguments.outputs, self._paths(self.reads, arguments))
         return arguments
+
+    @staticmethod
+    def _paths(kinds: dict[str, Paths], arguments: argparse.Namespace) -> list[Path]:
+        found: list[Path] = []
+        for name, paths in kinds.items():
+            value = getattr(arguments, name, None)
+            for one in value if isinstance(value, list) else [] if value is None else [value]:
+                found += paths(str(one))
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise self._refusal(None, message, sys.argv[1:])
@@ -119,16 +152,65 @@ class Options(argparse.ArgumentParser):
         )
 
 
+def readable(word: str) -> str:
+    """A word of a command line. Raises SteerHealError for one that is not UTF-8, which no message and no record could name, and for a NUL."""
+    try:
+        word.encode("utf-8")
+        problem = "a NUL" if "\0" in word else None
+    except UnicodeEncodeError:
+        problem = "not UTF-8"
+    if problem:
+        raise SteerHealError(
+            "a word of the command line could not be read",
+            given=f"{word!a}: {problem}",
+            expected="text in UTF-8, names of files too",
+            next="give the file another name: mv -- OLD NEW",
+        )
+    return word
+
+
+def number(text: str) -> float:
+    """A finite number; -0 is 0."""
+    try:
+        return strict.number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 on."""
+    if not (text.isascii() and text.isdigit() and int(text[:20]) < 2**31):
+        raise argparse.ArgumentTypeError(f"a whole number from 0, below 2**31, not {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text!r}")
+    return whole(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= (value := number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1, not {text!r}")
+    return value
+
+
 def parser(module: str, description: str, *, stage: bool = True) -> Options:
     """Options of a stage inside a run, or of a command that only reads the configuration."""
     options = Options(module, description)
     run = Group(options, "in a run" if stage else "configuration")
     if stage:
-        run.add_argument("--run", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="run directory")
-        run.add_argument("--round", type=int, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
+        run.add_argument(
+            "--run", type=Path, reads=outputs.run, metavar="DIR", default=argparse.SUPPRESS, help="run directory"
+        )
+        run.add_argument("--round", type=whole, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
     run.add_argument(
         "--config",
         type=Path,
+        reads=outputs.path,
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="configuration file; in a run it begins the run, or must equal its frozen one"
@@ -152,6 +234,12 @@ def plain(options: Options) -> Group:
 def benchmark(module: str, description: str, quick: str) -> Options:
     """The options that every benchmark has; quick says what --quick leaves out."""
     options = Options(module, description)
-    options.add_argument("--out", type=Path, default=Path("docs/bench.json"), help="file to put the ratios into")
+    options.add_argument(
+        "--out",
+        type=Path,
+        writes=outputs.file(".json"),
+        default=Path("docs/bench.json"),
+        help="file to put the ratios into",
+    )
     options.add_argument("--quick", action="store_true", help=f"a smoke test: {quick}")
     return options

@@ -1,4 +1,4 @@
-"""Prompts of a JSONL file or a data set, read lazily and as often as asked."""
+"""Prompts, and rows to train on, of a JSONL file or a data set, read lazily and as often as asked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from shared.conversations import BESIDE, FOREIGN
 from shared.errors import SteerHealError
-from shared.records import Prompt, data_file, numbered_jsonl, problem_of, read_jsonl
+from shared.records import Asked, Prompt, data_file, numbered_jsonl, problem_of, read_jsonl
 from shared.sets import names_set, open_set
 
 MADE_BY = "write a JSONL with a prompt or messages field per line, or name a data set: <id>:<configuration>:<split>"
-COLUMNS = ("id", "domain", "prompt", "messages")
+COLUMNS = ("id", "genre", "domain", "kind", "prompt", "messages", "completion", "label", "version", *BESIDE, *FOREIGN)
+
+Row = TypeVar("Row", bound=Asked)
 
 Located = tuple[str, Prompt]
 
@@ -49,8 +52,7 @@ def open_prompts(name: str) -> Iterator[Prompts]:
             raise SteerHealError(
                 "a data set has no prompts", given=f"{name}: no rows", expected="at least one row", next=MADE_BY
             )
-        kept = rows.select_columns([column for column in COLUMNS if column in rows.column_names])
-        yield Prompts(lambda: _of_set(name, kept))
+        yield Prompts(lambda: rows_of_set(name, rows, Prompt))
 
 
 def _of_file(path: Path) -> Iterator[Located]:
@@ -58,27 +60,18 @@ def _of_file(path: Path) -> Iterator[Located]:
         yield f"{path}:{line}", prompt
 
 
-def _of_set(name: str, rows: Any) -> Iterator[Located]:
-    """prompt goes before messages, which then hold the answer too; either may be text or a conversation."""
-    for index, row in enumerate(rows):
+def rows_of_set(name: str, rows: Any, kind: type[Row]) -> Iterator[tuple[str, Row]]:
+    """The rows of a data set as those of a file with the same columns would be, each with its place. Raises SteerHealError for a bad one."""
+    for index, row in enumerate(rows.select_columns([column for column in COLUMNS if column in rows.column_names])):
         place = f"{name} row {index}"
-        value: dict[str, Any] = {key: str(row[key]) for key in ("id", "domain") if row.get(key) is not None}
-        asked = row["prompt"] if row.get("prompt") is not None else row.get("messages")
-        if isinstance(asked, list):
-            value["messages"] = [
-                {key: turn[key] for key in ("role", "content") if key in turn} if isinstance(turn, dict) else turn
-                for turn in asked
-            ]
-        elif asked is not None:
-            value["prompt"] = asked
         try:
-            yield place, Prompt.model_validate(value)
+            yield place, kind.model_validate({key: value for key, value in row.items() if value is not None})
         except ValidationError as error:
             raise SteerHealError(
-                "a row of a data set is no prompt",
+                f"a row of a data set is no {kind.__name__.lower()}",
                 given=f"{place}: {problem_of(error)}",
-                expected="a prompt, or messages that end with the user's turn",
-                next="name another data set, or write its prompts to a JSONL",
+                expected=kind.shape,
+                next="name another data set, or write its rows to a JSONL",
             ) from None
 
 

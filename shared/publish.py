@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import Exit, SteerHealError
+from shared.system import NO_ROOM
 
 RUNNER = "STEER_HEAL_RUNNER"  # the process whose locks hold for the stages that it starts
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HOST = re.sub(r"\W", "-", platform.node())  # containers that share a cache have process numbers in common
 FLOCK = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, length, process
 
@@ -59,21 +59,6 @@ def _settle(file: Path) -> None:
     file.chmod(0o666 & ~umask)
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
-
-
-def require_suffix(path: Path, *suffixes: str) -> None:
-    """Require one of these suffixes, so that a mistyped --out cannot overwrite an unrelated file.
-
-    Raises:
-        SteerHealError: the file has another suffix.
-    """
-    if path.suffix not in suffixes:
-        raise SteerHealError(
-            "a file to write has another ending than its kind",
-            given=path,
-            expected=" or ".join(suffixes),
-            next=f"--out {path.with_suffix(suffixes[0])}",
-        )
 
 
 def make_parent(path: Path) -> None:

@@ -18,6 +18,7 @@ from shared.commands import round_command
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.machine import GIB, hardware, peak_memory
+from shared.outputs import guard
 from shared.preconditions import check
 from shared.provenance import BESIDE, PACKAGES, commit, differences, versions
 from shared.publish import digest, hold, release, write_json, write_text
@@ -224,6 +225,7 @@ class Stage:
                     expected=label,
                     next=round_command(run.folder, number),
                 )
+        guard(outputs, inputs.values())
         self.inputs = {label: digest(path) for label, path in inputs.items()}
         self._as_made(inputs)
         self.started = time.time()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.commands import setting
 from shared.errors import SteerHealError
+from shared.strict import plain
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
@@ -32,7 +33,14 @@ def told_apart(values: list[Any]) -> list[Any]:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    """A table of a configuration: "0.1" and true are no numbers, and 2.0 is no whole one."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else plain(value)
 
 
 class ModelConfig(Section):
@@ -61,7 +69,7 @@ class ModelConfig(Section):
         if taken := sorted(given.keys() & RENDERING):
             raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
         try:
-            json.dumps(given, allow_nan=False)  # as manifests and digests will hold it
+            json.dumps(plain(given), allow_nan=False)  # as manifests and digests will hold it
         except (TypeError, ValueError) as error:
             raise ValueError(f"not as JSON can hold it: {error}") from None
         return given

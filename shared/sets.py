@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +14,30 @@ from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.records import data_file
 
+COLON = re.compile(r":(?![^\[]*\])")  # not one inside a slice, as in 'id:train[:100]'
+
 
 def names_set(name: str) -> bool:
     """Whether a name means a data set and not a path."""
-    return 1 <= name.count(":") <= 2 and not Path(name).exists()
+    return len(COLON.split(name)) in (2, 3) and not os.path.exists(name)
 
 
 def set_folder(name: str) -> Path | None:
     """The folder of a local data set; None for one of the hub."""
     folder = Path(name.partition(":")[0])
-    return folder if folder.is_dir() else None
+    return folder if os.path.isdir(folder) else None
+
+
+def refuse_missing(name: str, *, what: str, next: str) -> None:
+    """Raise SteerHealError, what and all, for a data set that means a folder where there is none."""
+    repository = name.partition(":")[0]
+    if means_path(repository) and set_folder(name) is None:
+        raise SteerHealError(
+            what,
+            given=f"{name}: no folder {repository}{no_tilde(repository)}",
+            expected="a folder or an id of a data set, named <id>:<configuration>:<split> or <id>:<split>",
+            next=next,
+        )
 
 
 def input_of(label: str, value: str, suffix: str = ".jsonl", *, installed: Collection[str] = ()) -> dict[str, Path]:
@@ -49,14 +65,8 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
 
     what and next are those of the SteerHealError raised when it cannot be had.
     """
-    repository, *subset, split = name.split(":")
-    if means_path(repository) and set_folder(name) is None:
-        raise SteerHealError(
-            what,
-            given=f"{name}: no folder {repository}{no_tilde(repository)}",
-            expected="a folder or an id of a data set, named <id>:<configuration>:<split> or <id>:<split>",
-            next=next,
-        )
+    repository, *subset, split = COLON.split(name)
+    refuse_missing(name, what=what, next=next)
     from datasets import load_dataset
 
     # A prepared set is found again by its folder's name, whatever the folder holds by now: a local one is prepared anew.

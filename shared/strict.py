@@ -1,10 +1,12 @@
-"""JSON as it is read here: no key twice, no number that is not finite, one kind of error whatever is wrong."""
+"""Text, JSON and TOML as they are read here: UTF-8, no key twice, no number that is not finite, one kind of error."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import shlex
+import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,12 +14,92 @@ from shared.errors import SteerHealError
 
 DEEP = 100  # levels: nothing of ours has ten, and what is walked through by recursion must end
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan|infinity)", re.ASCII | re.IGNORECASE)
+LARGEST = 2**53  # whole numbers up to it are exact as float, in JSON of other programs and in every index here
+WIDEST = 1e100  # finite is not enough: what is computed of a number must stay finite as well
+BOM = b"\xef\xbb\xbf"
+KINDS = (  # how a file begins that is no text in UTF-8, what it is then, and the command that makes one of it
+    (b"\xff\xfe\0\0", "UTF-32", "iconv -f UTF-32 -t UTF-8 FILE > NEW"),
+    (b"\0\0\xfe\xff", "UTF-32", "iconv -f UTF-32 -t UTF-8 FILE > NEW"),
+    (b"\xff\xfe", "UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > NEW"),
+    (b"\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > NEW"),
+    (b"\x1f\x8b", "gzip", "gunzip -c FILE > NEW"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard", "zstd -dc FILE > NEW"),
+    (b"BZh", "bzip2", "bunzip2 -c FILE > NEW"),
+    (b"\xfd7zXZ", "xz", "xz -dc FILE > NEW"),
+    (b"PK\x03\x04", "a zip archive", "unzip -p FILE > NEW"),
+    (b"PAR1", "Parquet", """python -c "import sys; from datasets import Dataset; Dataset.from_parquet(sys.argv[1]).to_json(sys.argv[2])" FILE NEW"""),
+)  # fmt: skip
+
+
+class Convertible(ValueError):
+    """What is not read as it stands, and the command that converts it, in which FILE and NEW stand for paths."""
+
+    def __init__(self, problem: str, command: str):
+        super().__init__(problem)
+        self.problem, self._command = problem, command
+
+    def command(self, path: Path) -> str:
+        """The command for a file."""
+        new = path.with_name(f"{path.stem or path.name}-converted{path.suffix}")
+        quoted = {"FILE": shlex.quote(str(path)), "NEW": shlex.quote(str(new))}
+        return re.sub("FILE|NEW", lambda found: quoted[found[0]], self._command)
+
+
+def decode(content: bytes) -> str:
+    """Text of UTF-8, without the byte-order mark that some editors put before it. Raises ValueError that says what it is instead."""
+    for begin, name, convert in KINDS:
+        if content.startswith(begin):
+            raise Convertible(f"{name}, not text in UTF-8", convert)
+    if b"\0" in content:
+        raise Convertible("NUL bytes: UTF-16 or binary, not text in UTF-8", "iconv -f UTF-16LE -t UTF-8 FILE > NEW")
+    try:
+        return content.removeprefix(BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Convertible(
+            f"not UTF-8 at byte {error.start}; Latin-1?", "iconv -f ISO-8859-1 -t UTF-8 FILE > NEW"
+        ) from None
+
+
+def number(text: str) -> float:
+    """A finite number as programs write it; -0 is 0. Raises ValueError for anything else."""
+    if not NUMBER.fullmatch(text) or not abs(value := float(text)) <= WIDEST:
+        raise ValueError(f"a finite number such as 0.5, -.5 or -5e-1, not {text!r}")
+    return value + 0.0
+
+
+def plain(value: Any) -> Any:
+    """The value. Raises ValueError where it holds a number that nothing here can mean, half a character, or a NUL, which no path and no
+    prompt has."""
+    if isinstance(value, str):
+        if "\0" in value or SURROGATE.search(value):
+            raise ValueError("text may not have a NUL or half a character in it")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError("a whole number may not be beyond 2**53")
+    elif isinstance(value, float) and not abs(value) <= WIDEST:
+        raise ValueError("a number must be finite, at most 1e100")
+    elif isinstance(value, list | tuple):
+        for one in value:
+            plain(one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            plain(name)
+            plain(one)
+    return value
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """The tables of a TOML text. Raises ValueError for what is none."""
+    try:
+        return tomllib.loads(decode(content))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def parse(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for what is not JSON, a repeated key, NaN, infinity, endless nesting and half a
     character, which could not be written again."""
-    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    text = decode(text) if isinstance(text, bytes) else text
     try:
         found = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
         if SURROGATE.search(text):
@@ -39,6 +121,22 @@ def read_object(path: Path, *, what: str, expected: str, next: str) -> dict[str,
     if not isinstance(found, dict):
         raise SteerHealError(what, given=f"{path}: {problem}", expected=expected, next=next)
     return found
+
+
+def explained(error: ValueError, line: bytes) -> ValueError:
+    """The error of a line that is no row of JSON Lines, or a better one where the mistake is of a known kind."""
+    begin = line.removeprefix(BOM).strip()
+    if isinstance(error, Convertible):
+        return error
+    if begin.startswith((b"#", b"//", b"/*")):
+        return Convertible("a comment, which JSON Lines has not", "grep -vE '^[[:space:]]*(#|//|/\\*)' FILE > NEW")
+    if begin.startswith(b"[") and not begin.startswith(b"[["):
+        return Convertible("an array, where JSON Lines has one object a line", "jq -c '.[]' FILE > NEW")
+    if begin in (b"{", b"}", b"]", b"},"):
+        return Convertible("an object over several lines, where JSON Lines has one a line", "jq -c . FILE > NEW")
+    if begin and not begin.startswith((b"{", b'"')) and b"," in begin and b":" not in begin:
+        return ValueError("no JSON; a CSV?")
+    return error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from shared.errors import SteerHealError
-from shared.records import Record, data_file
+from shared.records import Record, conversion_of, data_file, problem_of
 from shared.strict import parse
 
 
@@ -34,10 +34,9 @@ def load_trait(name: str) -> Trait:
     try:
         return Trait.model_validate(parse(path.read_bytes()))
     except (OSError, ValueError, re.error) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise SteerHealError(
             "a trait file could not be read",
-            given=f"{path}: {problem}",
+            given=f"{path}: {problem_of(error)}",
             expected="JSON with name, trait, opposite, neutral",
-            next="set vector.trait to such a file, or to embedded",
+            next=conversion_of(error, path) or "set vector.trait to such a file, or to embedded",
         ) from None

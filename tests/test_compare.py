@@ -96,7 +96,7 @@ def test_conditions_of_one_file_are_named_behind_it(files: dict[str, Path], tmp_
     [
         (["base"], ["other"], "debias: cyclic against reversal"),
         (["base"], ["both"], "both.jsonl:healed"),
-        (["base"], ["twice"], "items repeat"),
+        (["base"], ["twice"], "twice"),
         (["base", "other"], ["healed", "other"], "debias: cyclic against reversal"),
         (["base", "base"], ["healed"], "2 against 1"),
         (["base"], ["nothing"], "nothing.jsonl"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomlkit
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.config import begun as begun_of
 from shared.config import flat, resolve, sources_of, to_toml
@@ -92,8 +97,8 @@ def test_every_key_is_documented() -> None:
 
 
 def test_set_takes_a_list_of_words_whose_quotes_the_shell_has_eaten() -> None:
-    for given in ("[tensorboard, trackio]", '["tensorboard", "trackio"]', "['tensorboard','trackio']"):
-        assert resolve(None, f"'train.report_to={given}'" if "'" not in given else f"train.report_to={given}")[
+    for text in ("[tensorboard, trackio]", '["tensorboard", "trackio"]', "['tensorboard','trackio']"):
+        assert resolve(None, f"'train.report_to={text}'" if "'" not in text else f"train.report_to={text}")[
             0
         ].train.report_to == ["tensorboard", "trackio"]
 
@@ -129,3 +134,138 @@ def test_the_frozen_file_of_a_run_begins_another(tmp_path: Path) -> None:
     assert sources_of(tmp_path / "config.toml") == {
         key: words for key, words in sources.items() if flat(config)[key] is not None
     }
+
+
+# --------------------------------------------------------------------------------- the merge, against a plain model of it
+
+VALUES: dict[str, list[Any]] = {
+    "seed": [0, 3, 7], "model.name": ["embedded", "some/model", "./a b"], "model.max_model_len": [64, 512],
+    "model.chat_template_kwargs": [{}, {"a": 1}, {"a": 2, "b": True}, {"b": "x y"}, {"c": {"d": 1}}, {"c": {"e": 2}}],
+    "vector.layers": ["0.45-0.55", [1, 2], [3]], "sweep.coefficients": [[0.5], [-0.5, 1.0], [1, 2]], "sweep.max_tokens": [1, 8],
+    "sweep.temperature": [0.5, 1, 1.5], "sweep.dose": ["grid", "walk"], "train.lam": [0, 0.1, 1e-3], "train.divergence": ["nll", "kl_rev"],
+    "train.report_to": [[], ["tensorboard"], ["a", "b"]], "eval.stop": [True, False], "eval.coefficients": [[], [0.25]],
+}  # fmt: skip
+SECTIONS = sorted({key.partition(".")[0] for key in VALUES if "." in key})
+one_key = st.sampled_from(sorted(VALUES)).flatmap(lambda key: st.tuples(st.just(key), st.sampled_from(VALUES[key])))
+
+
+def section(name: str) -> st.SearchStrategy[tuple[str, Any]]:
+    inner = {
+        key.partition(".")[2]: st.sampled_from(found) for key, found in VALUES.items() if key.startswith(f"{name}.")
+    }
+    return st.tuples(st.just(name), st.fixed_dictionaries({}, optional=inner))
+
+
+assignments = st.lists(one_key | st.sampled_from(SECTIONS).flatmap(section), max_size=5)
+
+
+def over(old: Any, new: Any) -> Any:
+    """The plain model: a table changes its keys alone, anything else takes the place of what was there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {
+            key: over(old[key], new[key]) if key in old and key in new else (new if key in new else old)[key]
+            for key in {**old, **new}
+        }
+    return new
+
+
+def tree_of(key: str, value: Any) -> Any:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def toml(value: Any) -> str:
+    return tomlkit.item(value).as_string() if not isinstance(value, dict) else "{" + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + "}"  # fmt: skip
+
+
+@given(file=assignments, given_set=assignments, model=st.none() | st.sampled_from(["m", "n"]), deep=st.booleans())
+def test_the_whole_merge_is_that_of_a_plain_model(
+    file: list[tuple[str, Any]],
+    given_set: list[tuple[str, Any]],
+    model: str | None,
+    deep: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Defaults, then the file, then SET from left to right, then --model; and every value knows the last that changed it."""
+    written: Any = {}
+    for key, value in file:
+        written = over(written, tree_of(key, value))
+    path = tmp_path_factory.getbasetemp() / "merged.toml"
+    path.write_text(tomlkit.dumps(written))
+    words, wanted = [], over(Config().model_dump(), written)
+    for key, value in given_set:
+        wanted = over(wanted, tree_of(key, value))
+        pairs = [(key, value)]
+        if deep and isinstance(value, dict) and value:  # the same, said key by key
+            pairs = [(f"{key}.{name}", inner) for name, inner in value.items()]
+        words += [shlex.quote(f"{name}={toml(inner)}") for name, inner in pairs]
+    named = [
+        value
+        for key, value in given_set
+        for value in [value.get("name") if key == "model" else value if key == "model.name" else None]
+        if value
+    ]
+    if model and named and named[-1] != model:
+        with pytest.raises(SteerHealError, match="two models"):
+            resolve(path, " ".join(words), model)
+        return
+    if model:
+        wanted = over(wanted, {"model": {"name": model}})
+    config, sources = resolve(path, " ".join(words), model)
+    assert config == Config.model_validate(wanted)
+    touched = {name for key, value in given_set for name in (flat_keys(key, value))}
+    in_file = {name for key, value in file for name in flat_keys(key, value)}
+    for key in flat(config):
+        origin = (
+            "MODEL"
+            if model and key == "model.name"
+            else "SET"
+            if key in touched
+            else str(path)
+            if key in in_file
+            else "default"
+        )
+        assert sources[key] == origin, key
+
+
+def flat_keys(key: str, value: Any) -> list[str]:
+    return [f"{key}.{name}" for name in value] if key in SECTIONS else [key]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given_", "what"),
+    [
+        ("sweep.coefficients=[x]", "['x'] from --set", "sweep.coefficients.0"),
+        ("sweep={coefficients=[1,1]}", "[1, 1] from --set", "sweep.coefficients"),
+        ("sweep={window=0}", "0 from --set", "sweep.window"),
+        ("sweep={widow=3}", "3 from --set", "sweep.widow"),
+        ("train=3", "3 from --set", "train"),
+        ("sweep.max_tokens=4", "0 from {path}", "train.rank"),
+        ("model.chat_template_kwargs.tokenize=true", "from --set", "model.chat_template_kwargs"),
+        ("train.lam='1\ntau = 9'", "from --set", "train.lam"),
+    ],
+)
+def test_an_error_names_where_its_value_came_from(overrides: str, given_: str, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[train]\nrank = 0\n" if "{path}" in given_ else "[sweep]\ntemperature = 0.9\n[train]\ntau = 0.1\n")
+    for file in (path, None) if "{path}" not in given_ else (path,):
+        with pytest.raises(SteerHealError) as refused:
+            resolve(file, overrides)
+        assert given_.format(path=path) in str(refused.value.given) and what in refused.value.what, refused.value
+
+
+def test_numbers_that_toml_has_not_are_numbers() -> None:
+    for text, value in (("-.5", -0.5), ("-1.", -1.0), ("-.5e0", -0.5), ("+.25", 0.25), ("5e-1", 0.5), ("-5e-1", -0.5)):
+        assert resolve(None, f"train.lam_round_power={text}")[0].train.lam_round_power == value
+        assert resolve(None, f"sweep.coefficients=[{text},2]")[0].sweep.coefficients == [value, 2.0]
+
+
+def test_a_mark_before_a_file_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_bytes(b"\xef\xbb\xbfseed = 5\n")
+    assert resolve(path)[0].seed == 5
+    path.write_bytes("seed = 5\n".encode("utf-16"))
+    with pytest.raises(SteerHealError, match="UTF-16") as refused:
+        resolve(path)
+    assert refused.value.next.startswith("iconv -f UTF-16")

@@ -16,10 +16,12 @@ from conftest import ROOT, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gen.filter import Source, Split, named_after, refuse_overwriting, split, tally
+from gen.commandline import named_after
+from gen.filter import Source, Split, split, tally
 from gen.places import Places
 from gen.rules import judge, limits, reasons
 from shared.errors import SteerHealError
+from shared.outputs import guard
 from shared.records import Completion, write_jsonl
 from shared.schema import FilterConfig
 
@@ -143,10 +145,12 @@ CELLS = st.tuples(st.sampled_from("abcdé"), st.sampled_from([0.0, -0.0, 0.5, 2.
 def test_both_files_are_those_of_the_naive_filter(
     cells: list[tuple[str, float, float, float]], own: bool, source: str, off: bool
 ) -> None:
-    """Bytes and order, with keys that repeat; every candidate is in one of them."""
+    """Bytes and order, however the keys come; every candidate is in one of them."""
     config = CONFIG.model_copy(update={"source": source, "off": off})
     rows = [
-        completion(key=key, coefficient=c, perplexity=p, trait_llr=t, text=f"{i} é\u2028", reasons=["old: as it was"])
+        completion(
+            key=f"{key}{i}", coefficient=c, perplexity=p, trait_llr=t, text=f"{i} é\u2028", reasons=["old: as it was"]
+        )
         for i, (key, c, p, t) in enumerate(cells)
     ]
     sweep = [*rows, completion(key="é"), *([] if own else UNSTEERED)]
@@ -229,6 +233,27 @@ def test_starvation_names_counts_and_what_to_lower(tmp_path: Path) -> None:
     assert "sample more" in done.stderr and list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("rows", "source", "part"),
+    [
+        (UNSTEERED, "steered", "rows at coefficient 0 alone"),
+        ([completion(key=f"s{i}") for i in range(3)], "unsteered", "no unsteered completions"),
+    ],
+)
+def test_starvation_without_candidates_says_so(rows: list[Completion], source: str, part: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "sweep.jsonl", rows)
+    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept", "--set", f"filter.source={source} filter.min_kept=1")
+    assert done.returncode == 2 and part in done.stderr and "; ;" not in done.stderr, done.stderr
+    assert "lower the doses" not in done.stderr and not (tmp_path / "kept" / "kept.jsonl").exists()
+
+
+def test_two_rows_of_one_key_are_refused(tmp_path: Path) -> None:
+    rows = [*UNSTEERED, *[completion(key=f"s{i}") for i in range(3)], completion(key="s1", text="another")]
+    write_jsonl(tmp_path / "sweep.jsonl", rows)
+    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept", "--set", "filter.min_kept=1")
+    assert done.returncode == 2 and "twice" in done.stderr and "'s1'" in done.stderr
+
+
 def test_a_truncated_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "sweep.jsonl"
     write_jsonl(path, UNSTEERED)
@@ -287,7 +312,7 @@ def test_the_input_is_not_written_over(sweep: Path) -> None:
 def test_outputs_that_are_one_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "kept.jsonl").symlink_to(tmp_path / "rejected.jsonl")
     with pytest.raises(SteerHealError, match="written over"):
-        refuse_overwriting(named_after(tmp_path), [])
+        guard(named_after(tmp_path), [])
 
 
 @pytest.mark.parametrize("name", ["kept.jsonl", "rejected.jsonl"])

@@ -61,7 +61,7 @@ class Distilled:
 
 
 def distil(
-    model: Model, data: Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False,
+    model: Model, data: str | Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False,
 ) -> Distilled:  # fmt: skip
     """Train round `number` and write its adapter folder `out`; train.jsonl, training.json and kl_tokens.jsonl go into `logs`.
 

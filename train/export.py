@@ -23,6 +23,7 @@ from shared.hub import push
 from shared.merging import merge
 from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
+from shared.outputs import guard
 from shared.publish import atomic_folder, hold, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl
 from train.commandline import export_options
@@ -151,6 +152,7 @@ def main() -> None:
     from train.card import card, hub_name, training_of
 
     model = resolve_model(name, config.model.revision)
+    guard(arguments.outputs, [source, model.folder])
     dtype = arguments.dtype or config.model.dtype
     if arguments.kind != "round":
         if run or arguments.adapter is None:

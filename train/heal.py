@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
+from shared.outputs import guard
 from shared.preconditions import tracker, trainable
 from shared.publish import digest, hold, replaceable
 from shared.run import Run, Stage
 from shared.schema import TrainConfig, band
+from shared.sets import names_set, refuse_missing
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters
@@ -102,19 +105,23 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "model", "data", "out")
-    if not arguments.data.is_file():
+    if names_set(arguments.data):
+        refuse_missing(arguments.data, what="a data set to train on could not be loaded", next="--data FILE")
+    elif not os.path.isfile(arguments.data):
         raise SteerHealError(
             "there is no such data file",
             given=arguments.data,
-            expected='JSONL rows such as {"prompt": "...", "completion": "..."}, or kept rows of gen.filter',
+            expected='JSONL rows such as {"prompt": "...", "completion": "..."}, kept rows of gen.filter, or a data set: <id>:<split>',
             next="--data FILE",
         )
     config = configured(arguments)
     for name in config.train.report_to:
         tracker(name)
     load_trait(config.vector.trait)
-    number = 1 + (len(rounds_of(arguments.history)) if arguments.history else 0)
+    before = [adapter for adapter, _ in rounds_of(arguments.history)] if arguments.history else []
+    number = 1 + len(before)
     model = resolve_model(arguments.model, config.model.revision)
+    guard(arguments.outputs, [*before, model.folder])
     model.chats()
     trainable(config, model.context)
     band(config.train.layers, model.depth, "train.layers")

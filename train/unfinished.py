@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ class Unfinished:
                     next=f"restore them, or begin again: rm -r {folder}",
                 )
             say(f"{'; '.join(changed)}: the unfinished round begins again", "yellow")
+        elif foreign := [path.name for path in (folder.iterdir() if folder.is_dir() else ()) if not _ours(path.name)]:
+            raise SteerHealError(
+                "a folder of the user's has the name of an unfinished round",
+                given=f"{folder}: {sorted(foreign)[0]}",
+                expected="no such folder, or one that a training left",
+                next=f"mv {folder} ELSEWHERE, or take another --out",
+            )
         shutil.rmtree(folder, ignore_errors=True)
         write_json(written, recipe)
 
@@ -109,6 +117,11 @@ class Unfinished:
     def remove(self) -> None:
         """Once what it was for is published."""
         shutil.rmtree(self.folder)
+
+
+def _ours(name: str) -> bool:
+    """Whether a training writes files of this name into its folder."""
+    return name in LOGS or any(fnmatch(name, pattern) for pattern in (".*", "recipe.json", "*.safetensors", "*.sha256", "checkpoint-*", "best-*"))  # fmt: skip
 
 
 def _step(checkpoint: Path) -> int:

@@ -6,7 +6,6 @@ and a run directory like any other, so that every command for runs works on it.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
 from shared.schema import Config, Section, told_apart
+from shared.strict import parse_toml
 
 SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
 
@@ -107,7 +107,7 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
         )
 
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise SteerHealError(
             "there is no such study file",
