@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from test_fuzz import ROWS
 
-from evals.rows import ConditionLine, Generation, Heldout, ScoreRow, Step, StudentLayer, SweepLine
+from evals.rows import ConditionLine, Generation, Heldout, ScoreRow, StudentLayer, SweepLine, TrainingStep
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.folding import Gate
@@ -45,7 +45,7 @@ VALID: dict[type[Record], dict[str, Any]] = {
     StudentLayer: {"layer": 3, "norm_ratio": 0.5, "cos_teacher": 0.5, "cos_round_1": -0.5, "split_half": 0.9},
     ConditionLine: {"stage": "steered", "name": "steered", "coefficient": 1.0, "draw": 0, "headline": True},
     Heldout: {"step": 1, "epoch": 1.0, "heldout_ce": 2.0},
-    Step: {"step": 1, "loss": 1.0, "ce": 1.0, "fired": 0.5, "gradient_ratio": 0.5, **{f"kl_{name}_{kind}": 0.5 for name in ("base", "previous") for kind in ("mean", "rmse", "p95", "max")}},
+    TrainingStep: {"step": 1, "loss": 1.0, "ce": 1.0, "fired": 0.5, "gradient_ratio": 0.5, **{f"kl_{name}_{kind}": 0.5 for name in ("base", "previous") for kind in ("mean", "rmse", "p95", "max")}},
     Training: {"divergence": "nll", "aggregate": "mean", "reference": "base", "lam": 0.1, "tau": 0.3, "load_in_4bit": False, "examples": 3, "heldout": 0, "tokens": 9, "steps": 2, "start": {"base": 0.0, "previous": 0.0}, "findings": []},
     Manifest: {"settings": {}, "inputs": {}, "outputs": {}, "counts": {"tokens": 3}, "seconds": 1.0, "commit": None, "versions": {}, "hardware": {}},
     Gate: {"round": 1, "gate": 1.0, "adapter": "a", "sha256": "a", "rank": 4, "scale": 2.0},
@@ -135,8 +135,8 @@ def test_nothing_but_true_and_false_is_a_truth(value: Any, tmp_path: Path) -> No
         (SweepLine, {"n": -1}, "n"),
         (StudentLayer, {"cos_teacher": 1.1}, "cos_teacher"),
         (StudentLayer, {"norm_ratio": -1.0}, "norm_ratio"),
-        (Step, {"fired": 1.5}, "fired"),
-        (Step, {"kl_base_max": -0.5}, "kl_base_max"),
+        (TrainingStep, {"fired": 1.5}, "fired"),
+        (TrainingStep, {"kl_base_max": -0.5}, "kl_base_max"),
         (Training, {"steps": -1}, "steps"),
         (Manifest, {"counts": {"tokens": True}}, "counts.tokens"),
         (Manifest, {"counts": {"kept": -1}}, "counts.kept"),
