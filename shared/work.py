@@ -164,10 +164,15 @@ def work_of(run: Run, number: int, stage: str) -> Work:
 
 
 def _extract(config: Config, shape: Shape) -> Work:
-    """Two forwards of every context."""
+    """Two forwards of every context, up to the last layer of the vector."""
     _, length = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
     neutral, trait = _system_tokens(config)
-    return Work(2 * shape.blocks * config.vector.n_contexts * (2 * length + neutral + trait))
+    return Work(2 * _read(config, shape) * config.vector.n_contexts * (2 * length + neutral + trait))
+
+
+def _read(config: Config, shape: Shape) -> float:
+    """Weights of the blocks up to the last layer of the vector, where a forward that reads activations ends."""
+    return shape.blocks * (1 + max(band(config.vector.layers, shape.layers))) / shape.layers
 
 
 def _decoded(config: Config, shape: Shape, rows: float, tokens: float) -> Work:
@@ -225,7 +230,7 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     sampled = _decoded(config, shape, texts, settings.generation_tokens)
     judged = 2 * texts * (settings.generation_tokens * 2 * shape.weights + length * 2 * shape.blocks)
     _, context = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
-    activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * shape.blocks
+    activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations
     return Work(flops, free.weight_bytes + sampled.weight_bytes, 2 * asked + 4 * texts)
 
