@@ -186,11 +186,14 @@ def test_a_study_does_not_replace_the_folder_of_its_runs(tmp_path: Path) -> None
     """Be there runs in it yet or not."""
     options = options_of("study")
     runs = tmp_path / "studies" / "runs"
-    for out in (runs, runs.parent):
-        with pytest.raises(SteerHealError, match="written over"):
-            options.parse_args(line(options, run=runs, out=out))
-    for out in (tmp_path / "results", runs / "results"):
-        assert options.parse_args(line(options, run=runs, out=out)).out == out
+    for _ in range(2):
+        for out in (runs, runs.parent, runs / "a-s0" / "rounds" / "01"):
+            with pytest.raises(SteerHealError, match="written over"):
+                options.parse_args(line(options, run=runs, out=out))
+            (runs / "a-s0" / "rounds").mkdir(parents=True, exist_ok=True)
+            (runs / "a-s0" / "config.toml").touch()
+        for out in (tmp_path / "results", runs / "results"):
+            assert options.parse_args(line(options, run=runs, out=out)).out == out
 
 
 @pytest.mark.parametrize("case", ["case of a letter", "mounted elsewhere"])
