@@ -95,7 +95,12 @@ def study_options() -> Options:
         "--config", type=Path, reads=outputs.path, required=True, help="configuration with a [study] table"
     )
     options.add_argument(
-        "--run", type=Path, reads=outputs.cells, required=True, help="folder of the cells' run directories"
+        "--run",
+        type=Path,
+        reads=outputs.cells,
+        writes=outputs.path,
+        required=True,
+        help="folder of the cells' run directories",
     )
     options.add_argument(
         "--out", type=Path, writes=outputs.folder(), required=True, help="folder for results, tables and figures"

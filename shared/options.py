@@ -90,7 +90,11 @@ class Options(argparse.ArgumentParser):
             raise self._refusal(error.argument_name, error.message, words) from None
         if strange:
             raise self._unknown(strange, words)
-        arguments.outputs = self._paths(self.writes, arguments)
+        guard(self._paths(self.writes, arguments), ())
+        alone = {
+            name: paths for name, paths in self.writes.items() if name not in self.reads
+        }  # not a folder gone on with
+        arguments.outputs = self._paths(alone, arguments)
         guard(arguments.outputs, self._paths(self.reads, arguments))
         return arguments
 

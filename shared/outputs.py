@@ -93,7 +93,7 @@ def run(value: str) -> list[Path]:
 
 def cells(value: str) -> list[Path]:
     """What an option reads whose value is the folder of a study's runs."""
-    return [inner for one in Path(value).glob("*/config.toml") for inner in run(str(one.parent))] or [Path(value)]
+    return [inner for one in Path(value).glob("*/config.toml") for inner in run(str(one.parent))]
 
 
 def settings_of(config: Config) -> list[Path]:
@@ -106,7 +106,7 @@ def settings_of(config: Config) -> list[Path]:
 
 
 def guard(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raise SteerHealError where a command would write over, replace, or put something into what it reads, or twice to one place.
+    """Raise SteerHealError where a command would write over, replace, or put something into what it reads, or over its other outputs.
 
     Names are followed through links and hard links; an output that is a folder is replaced with all that is in it.
 
@@ -118,8 +118,8 @@ def guard(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     for index, out in enumerate(written):
         _writable(out)
         for other in written[:index]:
-            if _one(out, other):
-                raise _refusal(out, other, "another output of the same command")
+            if _one(out, other) or _holds(out, other):
+                raise _refusal(out, other, "which is or holds another output of the same command")
         for read in inputs:
             if os.path.lexists(read) and (how := _meets(out, read)):
                 raise _refusal(out, read, how)
@@ -167,7 +167,7 @@ def _meets(out: Path, read: Path) -> str | None:
     """How an output meets an input; None where it does not."""
     if _one(out, read):
         return "the same as what is read"
-    if any(_one(out, above) for place in _places(read) for above in place.parents):
+    if _holds(out, read):
         return "a folder that holds what is read"
     if os.path.isdir(read):
         if any(_one(read, above) for place in _places(out) for above in place.parents):
@@ -177,6 +177,11 @@ def _meets(out: Path, read: Path) -> str | None:
         ):
             return "a file of a folder that is read"
     return None
+
+
+def _holds(out: Path, other: Path) -> bool:
+    """Whether something lies in an output, which may be a folder that is replaced whole."""
+    return any(_one(out, above) for place in _places(other) for above in place.parents)
 
 
 def _one(a: Path, b: Path) -> bool:

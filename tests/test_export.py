@@ -158,7 +158,7 @@ def test_what_cannot_be_exported_is_said(rounds: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     history = ["--model", "embedded", "--history", rounds / "history", "--out", out]
     for options, said in (
-        ([*history, "--gate", "1=nan"], "not finite"),
+        ([*history, "--gate", "1=nan"], "could not be read"),
         ([*history, "--gate", "3=1"], "1 to 2"),
         ([*history, "--gate", "two"], "ROUND=GATE"),
         (

@@ -182,6 +182,20 @@ def test_two_outputs_of_one_command(tmp_path: Path) -> None:
         options_of("filter").parse_args(["--in", str(tmp_path / "x"), "--out", str(tmp_path)])
 
 
+def test_a_study_does_not_replace_the_folder_of_its_runs(tmp_path: Path) -> None:
+    """Be there runs in it yet or not."""
+    options = options_of("study")
+    runs = tmp_path / "studies" / "runs"
+    for _ in range(2):
+        for out in (runs, runs.parent, runs / "a-s0" / "rounds" / "01"):
+            with pytest.raises(SteerHealError, match="written over"):
+                options.parse_args(line(options, run=runs, out=out))
+            (runs / "a-s0" / "rounds").mkdir(parents=True, exist_ok=True)
+            (runs / "a-s0" / "config.toml").touch()
+        for out in (tmp_path / "results", runs / "results"):
+            assert options.parse_args(line(options, run=runs, out=out)).out == out
+
+
 @pytest.mark.parametrize("case", ["case of a letter", "mounted elsewhere"])
 def test_one_file_by_two_names_that_no_link_joins(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a file system without case, or under a bind mount: the system says that they are one."""
