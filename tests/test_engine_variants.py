@@ -57,6 +57,15 @@ def test_preempted_requests_are_steered_again(tmp_path: Path) -> None:
     assert found["agree"] == found["tokens"]
 
 
+def test_a_hostile_client_does_not_reach_an_honest_one(tmp_path: Path) -> None:
+    """The largest coefficients of both signs, all position modes, preemption, aborts and overflows: answers stay bit-equal."""
+    for dtype, found in variant("hostile", tmp_path).items():
+        assert found["preemptions"] >= 2, "blocks must run out, or this test proves nothing"
+        assert found["beside"] and found["after aborts"] and found["after overflows"], (dtype, found)
+        assert found["ends"] == ["length"], "at the largest coefficient accepted nothing overflows"
+        assert found["ends of overflows"] == ["error"] and found["honest ends"] == ["length"]
+
+
 @pytest.mark.long
 def test_a_compiled_engine_is_steered_and_so_is_one_from_its_cache(tmp_path: Path) -> None:
     """The second engine loads what the first one compiled."""
