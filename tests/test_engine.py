@@ -258,6 +258,20 @@ def test_plain_vllm_requests_are_steered_and_salted_too(engine: Engine, prompts:
         )
 
 
+def test_nobody_writes_into_the_cache_of_a_steered_request(engine: Engine, prompts: list[list[int]]) -> None:
+    """A salt that a client may choose, chosen to be the one of somebody else's steering."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    _, salt = engine._registry.read({"steer_vector": "v", "steer_coefficient": 1.0}, len(prompts[2]))
+    for forged in (f"\0{salt}", f"mine\0{salt}"):
+        with pytest.raises(VLLMValidationError, match="cache_salt"):
+            engine._llm.generate(
+                [{"prompt_token_ids": prompts[2], "cache_salt": forged}], SamplingParams(max_tokens=1), use_tqdm=False
+            )
+    engine._llm.generate([{"prompt_token_ids": prompts[2], "cache_salt": salt}], SamplingParams(max_tokens=1), use_tqdm=False)  # fmt: skip
+
+
 def test_coefficient_zero_is_the_unpatched_engine_bit_for_bit(engine: Engine, prompts: list[list[int]]) -> None:
     ask = [Request(ids, 8, score=True, label_ids=[504], min_tokens=8) for ids in prompts[:2]]
     zero = engine.run([replace(request, vector="v", coefficient=0.0) for request in ask])

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 
-def prepare_zeroing(runner: Any, kv_cache_config: Any) -> None:
-    """Make a runner ready to zero blocks, once its cache is allocated.
+def prepare_zeroing(runner: Any, kv_cache_config: Any) -> dict[str, Callable[..., Any]]:
+    """Make a runner ready to zero blocks, once its cache is allocated; the methods of it that this replaces.
 
     vLLM prepares its kernel only for a model that needs it by itself. On a CPU its first runner zeroes blocks of full attention
-    alone; sliding windows share their blocks.
+    alone, and sliding windows have blocks as well.
     """
     if runner.device.type == "cpu" and hasattr(runner, "_zero_block_ids"):
-        runner._zero_block_ids = zeroer(runner.kv_caches, kv_cache_config.num_blocks)
-    elif not kv_cache_config.needs_kv_cache_zeroing:
+        return {"_zero_block_ids": zeroer(runner.kv_caches, kv_cache_config.num_blocks)}
+    if not kv_cache_config.needs_kv_cache_zeroing:
         runner._init_kv_zero_meta()
+    return {}
 
 
 def zeroer(caches: list[Any], blocks: int) -> Callable[[list[int]], None]:

@@ -61,6 +61,7 @@ def _with_steering(stock: Any) -> Any:
     @functools.wraps(stock)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         request = stock(self, request_id, prompt, params, *args, **kwargs)
+        _unforged(request.cache_salt)
         sampling = request.sampling_params
         if sampling is None or not sampling.extra_args:
             return request
@@ -103,6 +104,7 @@ def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> A
     @functools.wraps(stock)
     def to_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         steering = _registry is not None and _registry.slots > 0
+        _unforged(self.cache_salt)
         if refused := astray(self, client_fields, strict=steering):
             raise _invalid(refused)
         asked = self.vllm_xargs or {}
@@ -113,6 +115,12 @@ def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> A
         return stock(self, *args, **kwargs)
 
     return to_params
+
+
+def _unforged(salt: str | None) -> None:
+    """Refuse a client's salt that could be one of ours: its unsteered blocks would be read by somebody's steered request."""
+    if "\0" in (salt or ""):
+        raise _invalid("a cache_salt holds no NUL character")
 
 
 def _read(registry: Registry, extra: Any, prompt_tokens: int) -> Any:

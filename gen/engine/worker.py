@@ -63,7 +63,9 @@ class Steering(WorkerBase):
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """After vLLM's own, which allocates the cache."""
         super().initialize_from_config(kv_cache_config)
-        isolation.prepare_zeroing(self.model_runner, kv_cache_config)
+        for name, method in isolation.prepare_zeroing(self.model_runner, kv_cache_config).items():
+            self.followed[name], self.stock[name] = method, lambda _: None  # stock vLLM zeroes no block of such a model
+            setattr(self.model_runner, name, method)
 
     def compile_or_warm_up_model(self) -> Any:
         """After vLLM's own: prove that what will run holds the op, whatever cache it was loaded from."""
