@@ -210,7 +210,7 @@ def beside_a_hostile_client(dtype: str) -> dict[str, Any]:
         found["after aborts"] = answers(honest) == alone
     engine._registry.loaded["v"] = replace(loaded, largest=float("inf"))  # what admission does not foresee
     ends.clear()
-    overflow = answers([*honest, *mates(1e38)])
+    overflow = answers([*honest, *mates(3.4e38)])
     found["ends of overflows"], found["honest ends"] = sorted(ends), sorted({end for _, _, end in overflow})
     found["after overflows"] = answers(honest) == alone and answers([*honest, *mates(0.0)]) == beside
     engine.close()

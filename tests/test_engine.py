@@ -189,7 +189,7 @@ def test_an_overflow_is_the_error_of_its_request_alone(
     monkeypatch.setitem(loaded, "v", replace(loaded["v"], largest=float("inf")))  # as if admission had not foreseen it
     good = Request(prompts[0], 5, min_tokens=5, score=True, label_ids=[504], vector="v", coefficient=1.0)
     (alone,) = engine.run([good])
-    over = replace(good, coefficient=1e38, steer_from=len(prompts[0]) - 1)
+    over = replace(good, coefficient=3.4e38, steer_from=len(prompts[0]) - 1)
     tail = replace(over, score=False, tail=2, max_tokens=1, min_tokens=0)
     first, bad, last, short = engine.run([good, over, good, tail])
     for output in (first, last):
