@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, for its level and form
 
 
 class Zeroed(KVCacheConfig):
@@ -36,6 +39,7 @@ class Isolating(Scheduler):
         """
         counts = model_runner_output.num_nans_in_logits or {}
         for name in [name for name, count in counts.items() if count]:
+            logger.warning("request %s ends in an error: its logits are not finite", name)
             row = model_runner_output.req_id_to_index[name]
             if model_runner_output.sampled_token_ids:
                 model_runner_output.sampled_token_ids[row] = []
