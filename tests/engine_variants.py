@@ -97,7 +97,27 @@ def v2(folder: Path) -> dict[str, Any]:
     found["zero_is_stock"] = bool((zero == stock).all())
     again = engine.run([Request(ids, label_ids=[504], vector="v", coefficient=1.0)])[0].label_logprobs
     found["salt_gap"] = float(abs(again[0] - float(oracle.logprobs(ids, 1.0)[-1, 504])))
+    found.update(isolation(engine, ids))
     return found
+
+
+def isolation(engine: Any, ids: list[int]) -> dict[str, Any]:
+    """Whether NaN left in every block reaches an answer, and how an overflow beside one that is fine ends."""
+    from dataclasses import replace
+
+    from gen.engine.sampling import Request
+
+    ask = Request(ids, label_ids=[504], vector="v", coefficient=1.0)
+    answers = []
+    for left in (0.0, float("nan")):
+        engine.reset_cache()
+        for cache in _worker(engine).model_runner.kv_caches:
+            cache[1:] = left
+        answers.append(engine.run([ask])[0].label_logprobs[0])
+    loaded = engine._registry.loaded
+    loaded["v"] = replace(loaded["v"], largest=float("inf"))
+    ends = [output.finish_reason for output in engine.run([ask, replace(ask, coefficient=3.4e38)])]
+    return {"dirty_gap": float(abs(answers[0] - answers[1])), "ends": ends}
 
 
 def tails(engine: Any, oracle: Any, ids: list[int]) -> float:

@@ -38,6 +38,7 @@ def test_the_second_model_runner_is_steered_alike(tmp_path: Path) -> None:
     assert found["gap"] < 1e-4 and found["score_gap"] < 1e-4 and found["salt_gap"] < 1e-4
     assert found["tail_gap"] < 1e-4
     assert found["agree"] == found["tokens"] and found["zero_is_stock"]
+    assert found["dirty_gap"] == 0 and found["ends"] == ["length", "error"]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is x86-64's")

@@ -40,7 +40,8 @@ STEERING = {"steer_vector": "trait", "steer_coefficient": 8}
 
 def refused(kind: str, fields: dict[str, Any], *, strict: bool = True) -> str | None:
     model, good, sent = GOOD[kind]
-    return astray(model.model_validate({**good, **fields}), sent, strict=strict)
+    error = astray(model.model_validate({**good, **fields}), sent, strict=strict)
+    return None if error is None else str(error)
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -110,7 +111,7 @@ def test_what_would_be_dropped_is_refused_and_the_right_field_named(
 )
 def test_steering_inside_another_field_is_refused(kind: str, fields: dict[str, Any]) -> None:
     sentence = refused(kind, fields)
-    assert sentence and "is not read there" in sentence and "vllm_xargs" in sentence
+    assert sentence and "inside another field" in sentence and "vllm_xargs" in sentence
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from gen.engine.requests import KEYS, meant
+from shared.errors import SteerHealError
 
 XARGS = "vllm_xargs"
 # JSON schemas and tools name properties of their own: what the model is to write, not what the server is to do
 SCHEMAS = frozenset({"functions", "response_format", "structured_outputs", "text", "tool_choice", "tools"})
 
 
-def astray(request: BaseModel, client_fields: frozenset[str] = frozenset(), *, strict: bool) -> str | None:
-    """What a request asks for in a place that is not read, in a sentence that names the right one; None for a good request.
+def astray(request: BaseModel, client_fields: frozenset[str] = frozenset(), *, strict: bool) -> SteerHealError | None:
+    """What a request asks for in a place that is not read, as an error that names the right one; None for a good request.
 
     Args:
         request: a parsed request of vLLM's, whose model_extra holds the fields that it does not know.
@@ -30,13 +31,13 @@ def astray(request: BaseModel, client_fields: frozenset[str] = frozenset(), *, s
     """
     for name in request.model_extra or {}:
         if meant(name) or (strict and name not in client_fields):
-            return _sentence(name, "a field of this endpoint")
+            return _refusal("the request has a field that this endpoint does not read", name)
     for name in getattr(request, XARGS, None) or {}:
         if name not in KEYS and (strict or meant(name)):
-            return _sentence(name, f"read in {XARGS}")
+            return _refusal(f"{XARGS} has a field that is not read", name)
     for name, value in request:  # a pydantic model yields its fields, known and unknown
         if name != XARGS and name not in SCHEMAS and (found := next(_steering(value, name), None)):
-            return _sentence(found, "read there")
+            return _refusal("steering is not read inside another field", found)
     return None
 
 
@@ -55,8 +56,13 @@ def _steering(value: Any, path: str) -> Iterator[str]:
             yield from _steering(inner, path)
 
 
-def _sentence(name: str, wanted: str) -> str:
+def _refusal(what: str, name: str) -> SteerHealError:
     word = re.sub("[^a-z]+", "_", name.rpartition(".")[2].lower()).strip("_")
     near = difflib.get_close_matches(word, KEYS, 1) or difflib.get_close_matches(f"steer_{word}", KEYS, 1)
-    hint = f"; did you mean {XARGS}.{near[0]}?" if near else ""
-    return f"{name} is not {wanted}{hint}: steering is asked for in the body's {XARGS}, by {', '.join(KEYS)}"
+    hint = f"{XARGS}.{near[0]}? Steering" if near else "steering"
+    return SteerHealError(
+        what,
+        given=name,
+        expected=f"{hint} is asked for in the body's {XARGS}, by {', '.join(KEYS)}",
+        next=f'leave it out, or write "{XARGS}": {{"steer_vector": "NAME", "steer_coefficient": 1.0}}',
+    )

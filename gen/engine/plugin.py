@@ -106,7 +106,7 @@ def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> A
         steering = _registry is not None and _registry.slots > 0
         _unforged(self.cache_salt)
         if refused := astray(self, client_fields, strict=steering):
-            raise _invalid(refused)
+            raise _invalid(str(refused))
         asked = self.vllm_xargs or {}
         if not steerable and any(map(meant, asked)):
             raise _invalid("beam search cannot be steered")
