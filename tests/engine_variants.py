@@ -196,7 +196,7 @@ def beside_a_hostile_client(dtype: str) -> dict[str, Any]:
     loaded = engine._registry.loaded["v"]
     prompts = [[100 + (11 * index * (place + 1)) % 700 for index in range(28)] for place in range(8)]
     honest = [
-        Request(ids, 40, min_tokens=40, label_ids=[504, 25], vector=vector, coefficient=1.0 if vector else 0.0)
+        Request(ids, 24, min_tokens=24, label_ids=[504, 25], vector=vector, coefficient=1.0 if vector else 0.0)
         for ids, vector in zip(prompts[:2], (None, "v"), strict=True)
     ]
     modes = [{"positions": "all"}, {"positions": "generated"}, {"steer_from": 5}]
@@ -204,7 +204,7 @@ def beside_a_hostile_client(dtype: str) -> dict[str, Any]:
     def mates(coefficient: float) -> list[Any]:
         return [
             Request(
-                ids, 40, 1.0, seed=place, min_tokens=40, vector="v",
+                ids, 24, 1.0, seed=place, min_tokens=24, vector="v",
                 coefficient=-coefficient if place % 2 else coefficient, **modes[place % 3],
             )
             for place, ids in enumerate(prompts[2:])

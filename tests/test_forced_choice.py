@@ -119,7 +119,7 @@ def test_a_condition_that_overflows_is_unscorable_and_no_other_is(
 ) -> None:
     loaded = engine._registry.loaded
     monkeypatch.setitem(loaded, "v", replace(loaded["v"], largest=float("inf")))  # as if admission had not foreseen it
-    broken = Condition("broken", "steered", 3.4e38, "v", positions="generated")
+    broken = Condition("steered", "broken", 3.4e38, "v", positions="generated")
     rows = forced_choice(engine, renderer, vignettes[:1], [BASE, broken], Read("reversal", 2), tokenizer, lambda: None)
     assert rows["broken"][0]["p"] is None and rows["broken"][0]["nll_prefill"] is None
     assert all(value is None for order in rows["broken"][0]["lp"] for sample in order for value in sample)

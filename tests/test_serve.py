@@ -187,14 +187,14 @@ def test_a_hostile_client_does_not_reach_an_honest_one(server: Server) -> None:
     def worst(index: int) -> int:
         xargs = {"steer_vector": "trait", "steer_coefficient": largest * (-1) ** index, **modes[index % 3]}
         stream = server.client.completions.create(
-            model="embedded", prompt=PROMPTS[index % 2], max_tokens=250, stream=True, seed=index,
+            model="embedded", prompt=PROMPTS[index % 2], max_tokens=200, stream=True, seed=index,
             extra_body={"vllm_xargs": xargs, "ignore_eos": True},
         )  # fmt: skip
         with stream:
-            return sum(1 for part, _ in zip(stream, range(300 if index % 2 else 5), strict=False) if part.choices)
+            return sum(1 for part, _ in zip(stream, range(300 if index % 3 else 5), strict=False) if part.choices)
 
     with ThreadPoolExecutor(16) as pool:
-        hostile = [pool.submit(worst, index) for index in range(12)]  # 10 blocks each, of 48
+        hostile = [pool.submit(worst, index) for index in range(12)]  # eight of them up to 8 blocks each, of 48
         beside = [pool.submit(server.ask, ids, **steering) for ids, steering in honest * 6]
         assert all(each.result() for each in hostile)
     for (text, logprobs), each in zip(alone * 6, beside, strict=True):
