@@ -22,7 +22,7 @@ logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, for its level and 
 class Zeroed(KVCacheConfig):
     """A cache whose blocks are zeroed when they are allocated."""
 
-    needs_kv_cache_zeroing = True  # type: ignore[assignment]  # a property of the model there
+    needs_kv_cache_zeroing = True  # there a property of the model
 
 
 class Isolating(Scheduler):
