@@ -116,7 +116,10 @@ def forced_choice(
     block = len(listings) * read.samples
     for begin in range(0, len(cells), block):
         answers = [chain[read.thoughts] for chain in chains[begin : begin + block]]
-        found = np.array([answer.label_logprobs for answer in answers]).reshape(len(listings), read.samples, -1)
+        labels = np.array([answer.label_logprobs for answer in answers])
+        # An answer behind a thought that overflowed is not read after an empty one.
+        labels[[chain[0].finish_reason == "error" for chain in chains[begin : begin + block]]] = np.nan
+        found = labels.reshape(len(listings), read.samples, -1)
         canonical = np.stack([found[order][:, np.argsort(listing)] for order, listing in enumerate(listings)])
         forced = [answer.prompt_logprobs for answer in answers if answer.prompt_logprobs is not None]
         texts = [tokenizer.decode(thought) for thought in asking.thoughts[begin : begin + block]]

@@ -24,7 +24,7 @@ from shared.models import resolve as resolve_model
 from shared.publish import digest
 from shared.vectors import load_vector
 
-OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--additional-config", "--served-model-name", "--config", "--api-key", "--load-format", "--trust-remote-code"}  # fmt: skip
+OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--scheduler-cls", "--additional-config", "--served-model-name", "--config", "--api-key", "--load-format", "--trust-remote-code"}  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -95,7 +95,7 @@ def main() -> None:
 
         folder = merged(model, arguments.adapter, cache_folder() / "students", config.model.dtype).folder
     from gen.engine.options import command_line, memory_options, platform_options
-    from gen.engine.plugin import WORKER
+    from gen.engine.plugin import SCHEDULER, WORKER
     from gen.engine.settings import Settings, VectorFile
 
     settings = Settings(
@@ -116,7 +116,8 @@ def main() -> None:
             "--max-model-len",
             str(config.model.max_model_len),
         ),
-        *("--worker-cls", WORKER, "--additional-config", json.dumps({"steering": settings.model_dump()})),
+        *("--worker-cls", WORKER, "--scheduler-cls", SCHEDULER),
+        *("--additional-config", json.dumps({"steering": settings.model_dump()})),
         *("--middleware", "gen.engine.limits.BodyLimit", "--middleware", "gen.engine.limits.Gate"),
         *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
         *arguments.vllm,

@@ -64,8 +64,11 @@ def engine(model: Model, vector: Vector) -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def server(vector: Vector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server in fp32, with the vector as `trait` and its negative as `minus`; gone after the file, since it takes 4 GiB."""
-    with serving(vector, tmp_path_factory.mktemp("serve")) as running:
+    """A server in fp32, with the vector as `trait` and its negative as `minus`; gone after the file, since it takes 4 GiB.
+
+    Its cache is so small that a few long requests are preempted.
+    """
+    with serving(vector, tmp_path_factory.mktemp("serve"), "--num-gpu-blocks-override", "48") as running:
         yield running
 
 

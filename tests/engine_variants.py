@@ -4,6 +4,7 @@ Prints one JSON object of measurements; tests/test_engine_variants.py says what 
 
     v2        vLLM's second model runner, GPU-only by design, here on the CPU with its Triton kernels interpreted
     preempted so few blocks that requests are preempted and computed again
+    hostile   the same, in three dtypes: the largest coefficients accepted, aborts and overflows beside an honest client
     adapter   the student as a LoRA adapter beside unsteered and steered requests
     exported  what train.export wrote: a round and a history as adapters, a merged checkpoint
     compiled  torch.compile instead of eager, twice: the second engine reads the first one's compile cache
@@ -96,7 +97,27 @@ def v2(folder: Path) -> dict[str, Any]:
     found["zero_is_stock"] = bool((zero == stock).all())
     again = engine.run([Request(ids, label_ids=[504], vector="v", coefficient=1.0)])[0].label_logprobs
     found["salt_gap"] = float(abs(again[0] - float(oracle.logprobs(ids, 1.0)[-1, 504])))
+    found.update(isolation(engine, ids))
     return found
+
+
+def isolation(engine: Any, ids: list[int]) -> dict[str, Any]:
+    """Whether NaN left in every block reaches an answer, and how an overflow beside one that is fine ends."""
+    from dataclasses import replace
+
+    from gen.engine.sampling import Request
+
+    ask = Request(ids, label_ids=[504], vector="v", coefficient=1.0)
+    answers = []
+    for left in (0.0, float("nan")):
+        engine.reset_cache()
+        for cache in _worker(engine).model_runner.kv_caches:
+            cache[1:] = left
+        answers.append(engine.run([ask])[0].label_logprobs[0])
+    loaded = engine._registry.loaded
+    loaded["v"] = replace(loaded["v"], largest=float("inf"))
+    ends = [output.finish_reason for output in engine.run([ask, replace(ask, coefficient=3.4e38)])]
+    return {"dirty_gap": float(abs(answers[0] - answers[1])), "ends": ends}
 
 
 def tails(engine: Any, oracle: Any, ids: list[int]) -> float:
@@ -128,15 +149,7 @@ def preempted(folder: Path) -> dict[str, Any]:
 
     engine, vector, weights = build(num_gpu_blocks_override=8, max_num_seqs=8, max_model_len=128)
     oracle = Hooked(weights, vector)
-    scheduler = engine._engine.engine_core.engine_core.scheduler
-    preempt, count = scheduler._preempt_request, 0
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        return preempt(*args, **kwargs)
-
-    scheduler._preempt_request = counted
+    preempted = preemptions(engine)
     prompts = [[100 + (11 * index * (place + 1)) % 700 for index in range(28)] for place in range(6)]
     cases = [(ids, (0.5, 1.0, 2.0)[i % 3], ("all", "generated")[i % 2]) for i, ids in enumerate(prompts)]
     outputs = engine.run(
@@ -149,7 +162,79 @@ def preempted(folder: Path) -> dict[str, Any]:
         ].clone()
         table[:, 2] = -np.inf
         agree += sum(int(a == b) for a, b in zip(table.argmax(-1).tolist(), output.token_ids, strict=True))
-    return {"preemptions": count, "agree": agree, "tokens": 40 * len(cases)}
+    return {"preemptions": len(preempted), "agree": agree, "tokens": 40 * len(cases)}
+
+
+def preemptions(engine: Any) -> list[str]:
+    """The requests that an engine preempts from now on."""
+    scheduler, names = engine._engine.engine_core.engine_core.scheduler, []
+    stock = scheduler._preempt_request
+
+    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
+        names.append(request.request_id)
+        return stock(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    return names
+
+
+def hostile(folder: Path) -> dict[str, Any]:
+    return {dtype: beside_a_hostile_client(dtype) for dtype in ("float32", "bfloat16", "float16")}
+
+
+def beside_a_hostile_client(dtype: str) -> dict[str, Any]:
+    """What an honest client's answers, unsteered and steered, owe to its mates: they must not owe anything.
+
+    The mates ask for coefficient 0 at first, then for the worst that is accepted: the batches have the same shapes.
+    """
+    from dataclasses import replace
+
+    from gen.engine.sampling import Request
+
+    engine, _, _ = build(dtype=dtype, num_gpu_blocks_override=12, max_num_seqs=10, max_model_len=128)
+    preempted = preemptions(engine)
+    loaded = engine._registry.loaded["v"]
+    prompts = [[100 + (11 * index * (place + 1)) % 700 for index in range(28)] for place in range(8)]
+    honest = [
+        Request(ids, 24, min_tokens=24, label_ids=[504, 25], vector=vector, coefficient=1.0 if vector else 0.0)
+        for ids, vector in zip(prompts[:2], (None, "v"), strict=True)
+    ]
+    modes = [{"positions": "all"}, {"positions": "generated"}, {"steer_from": 5}]
+
+    def mates(coefficient: float) -> list[Any]:
+        return [
+            Request(
+                ids, 24, 1.0, seed=place, min_tokens=24, vector="v",
+                coefficient=-coefficient if place % 2 else coefficient, **modes[place % 3],
+            )
+            for place, ids in enumerate(prompts[2:])
+        ]  # fmt: skip
+
+    def answers(requests: list[Any]) -> list[Any]:
+        engine.reset_cache()
+        outputs = engine.run(requests)
+        ends.update(output.finish_reason for output in outputs[2:])
+        return [(output.token_ids, output.label_logprobs.tolist(), output.finish_reason) for output in outputs[:2]]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    ends: set[str] = set()
+    alone, beside = answers(honest), answers([*honest, *mates(0.0)])
+    preempted.clear()
+    found: dict[str, Any] = {"beside": answers([*honest, *mates(loaded.largest)]) == beside}
+    found["preemptions"], found["ends"] = len(preempted), sorted(ends)
+    try:  # every stream that is still open is aborted when the first request ends
+        engine.run([Request(prompts[0], 3), *mates(loaded.largest)], interrupt)
+    except KeyboardInterrupt:
+        found["after aborts"] = answers(honest) == alone
+    engine._registry.loaded["v"] = replace(loaded, largest=float("inf"))  # what admission does not foresee
+    ends.clear()
+    overflow = answers([*honest, *mates(3.4e38)])
+    found["ends of overflows"], found["honest ends"] = sorted(ends), sorted({end for _, _, end in overflow})
+    found["after overflows"] = answers(honest) == alone and answers([*honest, *mates(0.0)]) == beside
+    engine.close()
+    return found
 
 
 def adapter(folder: Path) -> dict[str, Any]:
@@ -266,6 +351,7 @@ if __name__ == "__main__":
     variants = {
         "v2": v2,
         "preempted": preempted,
+        "hostile": hostile,
         "adapter": adapter,
         "exported": exported,
         "compiled": compiled,

@@ -43,8 +43,8 @@ class Server:
 
 
 @contextmanager
-def serving(vector: Vector, folder: Path) -> Iterator[Server]:
-    """gen.serve with the vector as `trait` and its negative as `minus`."""
+def serving(vector: Vector, folder: Path, *options: str) -> Iterator[Server]:
+    """gen.serve with the vector as `trait` and its negative as `minus`; options are `vllm serve`'s."""
     vector.save(folder / "v.safetensors")
     Vector({layer: -values for layer, values in vector.layers.items()}).save(folder / "w.safetensors")
     with socket.socket() as free:
@@ -53,6 +53,7 @@ def serving(vector: Vector, folder: Path) -> Iterator[Server]:
     arguments = [
         *("gen.serve", "--port", str(port), "--set", "model.dtype=float32 model.max_model_len=512"),
         *("--vector", f"trait={folder / 'v.safetensors'}", "--vector", f"minus={folder / 'w.safetensors'}"),
+        *(("--", *options) if options else ()),
     ]
     log = folder / "log"
     with open(log, "w") as sink:

@@ -152,6 +152,57 @@ def test_an_interrupted_batch_leaves_nothing_behind(engine: Engine, prompts: lis
     assert len(engine.run(ask)) == 3
 
 
+def leave(engine: Engine, value: float) -> None:
+    """Leave a number in every block of the cache but the null block: NaN, as requests that overflowed would."""
+    engine.reset_cache()
+    worker = engine._engine.engine_core.engine_core.model_executor.driver_worker.worker
+    for cache in worker.model_runner.kv_caches:
+        cache[1:] = value
+
+
+def test_what_a_request_left_in_the_cache_reaches_no_other(
+    engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM reads whole blocks and weighs what lies behind the end with 0, and 0 * NaN is NaN."""
+    ask = [
+        Request(ids, 6, min_tokens=6, label_ids=[504], vector="v", coefficient=c) for ids in prompts for c in (0.0, 1.0)
+    ]
+
+    def answers() -> list[Any]:
+        leave(engine, np.nan)
+        return [(output.token_ids, output.label_logprobs.tolist(), output.finish_reason) for output in engine.run(ask)]
+
+    engine.reset_cache()
+    expected = [(output.token_ids, output.label_logprobs.tolist(), output.finish_reason) for output in engine.run(ask)]
+    assert answers() == expected
+    worker = engine._engine.engine_core.engine_core.model_executor.driver_worker.worker
+    monkeypatch.setattr(worker.model_runner, "_zero_block_ids", lambda ids: None)
+    assert {end for _, _, end in answers()} == {"error"}, "without zeroing it must fail, or this test proves nothing"
+    monkeypatch.undo()
+    assert answers() == expected
+    leave(engine, 0.0)  # for tests that take the patch, and the zeroing with it, off
+
+
+def test_an_overflow_is_the_error_of_its_request_alone(
+    engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = engine._registry.loaded
+    monkeypatch.setitem(loaded, "v", replace(loaded["v"], largest=float("inf")))  # as if admission had not foreseen it
+    good = Request(prompts[0], 5, min_tokens=5, score=True, label_ids=[504], vector="v", coefficient=1.0)
+    (alone,) = engine.run([good])
+    over = replace(good, coefficient=3.4e38, steer_from=len(prompts[0]) - 1)
+    tail = replace(over, score=False, tail=2, max_tokens=1, min_tokens=0)
+    first, bad, last, short = engine.run([good, over, good, tail])
+    for output in (first, last):
+        assert output.token_ids == alone.token_ids and output.finish_reason == "length"
+        np.testing.assert_allclose(output.prompt_logprobs, alone.prompt_logprobs, atol=1e-4)
+    for output, scored in ((bad, len(prompts[0]) - 1), (short, 2)):
+        assert (output.finish_reason, output.token_ids, output.text) == ("error", [], "")
+        assert output.prompt_logprobs.shape == (scored,) and np.isnan(output.prompt_logprobs).all()
+        assert output.label_logprobs.shape == (1,) and np.isnan(output.label_logprobs).all()
+    assert not engine._engine.has_unfinished_requests()
+
+
 def test_a_request_that_met_no_plugin_ends_the_step(engine: Engine) -> None:
     from vllm import SamplingParams
 
@@ -167,7 +218,8 @@ def test_a_request_that_met_no_plugin_ends_the_step(engine: Engine) -> None:
     ("change", "part"),
     [
         ({"coefficient": float("nan")}, "not a finite number"),
-        ({"coefficient": 1e39}, "not a finite number in the model"),
+        ({"coefficient": 1e20}, "overflow the model's numbers"),
+        ({"coefficient": -1e39}, "overflow the model's numbers"),
         ({"vector": "unknown"}, "no such steering vector"),
         ({"positions": "some"}, "positions are unknown"),
         ({"steer_from": 10_000}, "outside the prompt"),
@@ -205,6 +257,20 @@ def test_plain_vllm_requests_are_steered_and_salted_too(engine: Engine, prompts:
             SamplingParams(extra_args={**extra, "steer_coeficient": 2.0}),
             use_tqdm=False,
         )
+
+
+def test_nobody_writes_into_the_cache_of_a_steered_request(engine: Engine, prompts: list[list[int]]) -> None:
+    """A salt that a client may choose, chosen to be the one of somebody else's steering."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    _, salt = engine._registry.read({"steer_vector": "v", "steer_coefficient": 1.0}, len(prompts[2]))
+    for forged in (f"\0{salt}", f"mine\0{salt}"):
+        with pytest.raises(VLLMValidationError, match="cache_salt"):
+            engine._llm.generate(
+                [{"prompt_token_ids": prompts[2], "cache_salt": forged}], SamplingParams(max_tokens=1), use_tqdm=False
+            )
+    engine._llm.generate([{"prompt_token_ids": prompts[2], "cache_salt": salt}], SamplingParams(max_tokens=1), use_tqdm=False)  # fmt: skip
 
 
 def test_coefficient_zero_is_the_unpatched_engine_bit_for_bit(engine: Engine, prompts: list[list[int]]) -> None:

@@ -38,6 +38,7 @@ def test_the_second_model_runner_is_steered_alike(tmp_path: Path) -> None:
     assert found["gap"] < 1e-4 and found["score_gap"] < 1e-4 and found["salt_gap"] < 1e-4
     assert found["tail_gap"] < 1e-4
     assert found["agree"] == found["tokens"] and found["zero_is_stock"]
+    assert found["dirty_gap"] == 0 and found["ends"] == ["length", "error"]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is x86-64's")
@@ -55,6 +56,15 @@ def test_preempted_requests_are_steered_again(tmp_path: Path) -> None:
     found = variant("preempted", tmp_path)
     assert found["preemptions"] >= 2, "blocks must run out, or this test proves nothing"
     assert found["agree"] == found["tokens"]
+
+
+def test_a_hostile_client_does_not_reach_an_honest_one(tmp_path: Path) -> None:
+    """The largest coefficients of both signs, all position modes, preemption, aborts and overflows: answers stay bit-equal."""
+    for dtype, found in variant("hostile", tmp_path).items():
+        assert found["preemptions"] >= 2, "blocks must run out, or this test proves nothing"
+        assert found["beside"] and found["after aborts"] and found["after overflows"], (dtype, found)
+        assert found["ends"] == ["length"], "at the largest coefficient accepted nothing overflows"
+        assert found["ends of overflows"] == ["error"] and found["honest ends"] == ["length"]
 
 
 @pytest.mark.long

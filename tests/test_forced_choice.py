@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,21 @@ def test_conditions_of_one_batch_do_not_touch_each_other(
             np.testing.assert_allclose(one["lp"], other["lp"], atol=1e-4)
             assert one["nll_prefill"] == pytest.approx(other["nll_prefill"], abs=1e-4)
     assert np.abs(np.array(both["base"][0]["lp"]) - np.array(both["steered"][0]["lp"])).max() > 0.1
+
+
+def test_a_condition_that_overflows_is_unscorable_and_no_other_is(
+    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = engine._registry.loaded
+    monkeypatch.setitem(loaded, "v", replace(loaded["v"], largest=float("inf")))  # as if admission had not foreseen it
+    broken = Condition("steered", "broken", 3.4e38, "v", positions="generated")
+    rows = forced_choice(engine, renderer, vignettes[:1], [BASE, broken], Read("reversal", 2), tokenizer, lambda: None)
+    assert rows["broken"][0]["p"] is None and rows["broken"][0]["nll_prefill"] is None
+    assert all(value is None for order in rows["broken"][0]["lp"] for sample in order for value in sample)
+    (alone,) = forced_choice(engine, renderer, vignettes[:1], [BASE], Read("reversal", 2), tokenizer, lambda: None)[
+        "base"
+    ]
+    np.testing.assert_allclose(rows["base"][0]["lp"], alone["lp"], atol=1e-4)
 
 
 def test_a_tail_is_scored_as_in_the_whole_prompt(engine: Any) -> None:

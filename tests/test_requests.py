@@ -61,8 +61,8 @@ def test_positions(registry: Registry) -> None:
             {"vector": "a", "coefficient": c}
             for c in (float("nan"), float("inf"), -float("inf"), "1", None, True, [1.0])
         ),
-        {"vector": "a", "coefficient": 65505.0},
-        {"vector": "b", "coefficient": -32753.0},
+        {"vector": "a", "coefficient": 32753.0},  # half of the dtype's range is the model's own
+        {"vector": "b", "coefficient": -16377.0},
         {"vector": "a", "coefficient": 10**400},
         {"vector": "a", "coefficient": 1.0, "positions": "some"},
         *({"vector": "a", "coefficient": 1.0, "from": f} for f in (-1, 5, 2.0, True, "0")),
@@ -72,6 +72,13 @@ def test_positions(registry: Registry) -> None:
 def test_what_is_not_understood_is_refused(registry: Registry, fields: dict[str, Any]) -> None:
     with pytest.raises(SteerHealError):
         registry.read(ask(**fields), 5)
+
+
+@pytest.mark.parametrize("name", ["STEER_VECTOR", "Steer-Coefficient", "steering", "apply_steering_vectors"])
+def test_steering_in_other_letters_is_refused(registry: Registry, name: str) -> None:
+    for extra in ({name: "a"}, {**ask(vector="a", coefficient=1.0), name: 1}):
+        with pytest.raises(SteerHealError, match="field is unknown"):
+            registry.read(extra, 5)
 
 
 def test_a_prompt_of_embeddings_is_refused(registry: Registry) -> None:
@@ -189,6 +196,17 @@ def test_an_engine_with_another_worker_is_refused(vllm_config: Any, monkeypatch:
     plugin.register()
     monkeypatch.setattr(vllm_config.parallel_config, "worker_cls", "vllm.v1.worker.cpu_worker.CPUWorker")
     with pytest.raises(ValueError, match="worker is not ours"):
+        InputProcessor(vllm_config)
+
+
+def test_an_engine_with_another_scheduler_is_refused(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from gen.engine import plugin
+
+    plugin.register()
+    monkeypatch.setattr(vllm_config.scheduler_config, "scheduler_cls", "vllm.v1.core.sched.scheduler.Scheduler")
+    with pytest.raises(ValueError, match="scheduler is not ours"):
         InputProcessor(vllm_config)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def test_the_cpu_build_answers_for_vllm_and_nothing_else() -> None:
         (["--vector", "trait=FILE", "--", "--host=0.0.0.0"], "set by this command"),
         (["--vector", "trait=FILE", "--", "--hos", "0.0.0.0"], "set by this command"),
         (["--vector", "trait=FILE", "--", "--worker_cls", "x"], "set by this command"),
+        (["--vector", "trait=FILE", "--", "--scheduler-cls=x"], "set by this command"),
         (["--vector", "trait=FILE", "--", "--config", "x.yaml"], "set by this command"),
         (["--vector", "trait=FILE", "--", "--api-key", "x"], "set by this command"),
     ],
@@ -101,6 +103,7 @@ def test_each_client_gets_the_steering_it_asked_for(server: Server, model: Model
         {"steer_coefficient": 1.0},
         {"steer_vector": "trait", "steer_coefficient": "1.0"},
         {"steer_vector": "trait", "steer_coefficient": 1e300},
+        {"steer_vector": "trait", "steer_coefficient": 1e20},
         {"steer_vector": "trait", "steer_coefficient": 1.0, "steer_position": "all"},
         {"steer_vector": "trait", "steer_coefficient": 1.0, "steer_positions": "some"},
     ],
@@ -133,6 +136,78 @@ def test_steering_that_would_be_dropped_is_refused(server: Server, endpoint: str
     asked = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in endpoint else {"prompt": [5, 6]}
     answer = httpx.post(f"{server.url}/{endpoint}", json={"model": "embedded", "max_tokens": 2, **asked, **fields})
     assert answer.status_code == 400, answer.text
+
+
+TRAIT = {"steer_vector": "trait", "steer_coefficient": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("endpoint", ["completions", "chat/completions", "responses"])
+def test_what_means_to_steer_and_does_not_is_refused(server: Server, endpoint: str) -> None:
+    """By the field's right name, beside a request of every field in its place, which is answered; tests/test_fields.py has more."""
+    prompt = {"completions": {"prompt": [5, 6]}, "responses": {"input": "Hi", "max_output_tokens": 2}}
+    asked = {"model": "embedded", **prompt.get(endpoint, {"messages": [{"role": "user", "content": "Hi"}]})}
+    if endpoint != "responses":
+        asked["max_tokens"] = 2
+
+    def post(address: str = "", **fields: Any) -> httpx.Response:
+        return httpx.post(f"{server.url}/{endpoint}{address}", json={**asked, **fields}, timeout=60)
+
+    assert post(vllm_xargs=TRAIT, user="me", seed=1, temperature=0).status_code == 200
+    if endpoint != "completions":
+        assert post(metadata={"run": "1"}, store=False).status_code == 200
+    for fields in (
+        {"extra_body": {"vllm_xargs": TRAIT}},
+        {"vllm_xargs": {"STEER_VECTOR": "trait", "STEER_COEFFICIENT": 1.0}},
+        {"vllm_xargs": {"vector": "trait", "coefficient": 1.0}},
+        {"vllm_xargs": {"hotwire": "{}"}},
+        {"vllm_xargs": {**TRAIT, "scale": 2.0}},
+        {"metadata": {"steer_vector": "trait"}},
+        {"steering": {"vectors": [{"source": "trait", "scale": 1.0}]}},
+        {"temprature": 0},
+        {"stream": True, "control_vector": "trait"},
+    ):
+        answer = post(**fields)
+        assert answer.status_code == 400 and "vllm_xargs" in answer.text and "steer_vector" in answer.text, fields
+    assert post("?steer_vector=trait&steer_coefficient=1").status_code == 400
+
+
+@pytest.mark.slow
+def test_a_hostile_client_does_not_reach_an_honest_one(server: Server) -> None:
+    """The largest coefficients of both signs in every mode, streams that are dropped, blocks that run out."""
+    from openai import BadRequestError
+
+    with pytest.raises(BadRequestError, match="overflow") as refused:
+        server.ask(PROMPTS[0], steer_vector="trait", steer_coefficient=1e38)
+    largest = float(re.findall(r"from \S+ to (\S+) for", str(refused.value))[0])
+    honest = [(PROMPTS[0], {}), (PROMPTS[1], {"steer_vector": "trait", "steer_coefficient": 2.0})]
+    alone = [server.ask(ids, **steering) for ids, steering in honest]
+    modes: list[dict[str, Any]] = [{"steer_positions": "all"}, {"steer_positions": "generated"}, {"steer_from": 7}]
+
+    def worst(index: int) -> int:
+        xargs = {"steer_vector": "trait", "steer_coefficient": largest * (-1) ** index, **modes[index % 3]}
+        stream = server.client.completions.create(
+            model="embedded", prompt=PROMPTS[index % 2], max_tokens=200, stream=True, seed=index,
+            extra_body={"vllm_xargs": xargs, "ignore_eos": True},
+        )  # fmt: skip
+        with stream:
+            return sum(1 for part, _ in zip(stream, range(300 if index % 3 else 5), strict=False) if part.choices)
+
+    with ThreadPoolExecutor(16) as pool:
+        hostile = [pool.submit(worst, index) for index in range(12)]  # eight of them up to 8 blocks each, of 48
+        beside = [pool.submit(server.ask, ids, **steering) for ids, steering in honest * 6]
+        assert all(each.result() for each in hostile)
+    for (text, logprobs), each in zip(alone * 6, beside, strict=True):
+        assert each.result()[0] == text and each.result()[1] == pytest.approx(logprobs, abs=1e-4)
+    assert preemptions(server) > 0, "blocks must run out, or this test proves nothing"
+    for (text, logprobs), (ids, steering) in zip(alone, honest, strict=True):
+        after = server.ask(ids, **steering)
+        assert after[0] == text and after[1] == pytest.approx(logprobs, abs=1e-4)
+
+
+def preemptions(server: Server) -> float:
+    metrics = httpx.get(server.url.removesuffix("/v1") + "/metrics").text
+    return float(re.findall(r"^vllm:num_preemptions_total\S* (\S+)", metrics, re.MULTILINE)[0])
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ READ = {"/v1/models", "/tokenize", "/detokenize", "/version", "/metrics", "/load
 
 
 class Gate:
-    """ASGI: 404 for an endpoint that is none of these; 401 without the bearer token of VLLM_API_KEY, where one is set, but for probes."""
+    """ASGI: 404 for an endpoint that is none of these; 401 without the bearer token of VLLM_API_KEY, where one is set, but for probes;
+    400 for steering in the query string."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -34,6 +35,8 @@ class Gate:
             await refuse(send, 404, f"{path} is not served here: {', '.join(sorted(STEERED | READ))}")
         elif scope["type"] == "http" and not self._may(scope, path):
             await refuse(send, 401, "the bearer token is not the server's API key")
+        elif path in STEERED and b"steer" in scope.get("query_string", b"").lower():
+            await refuse(send, 400, "steering is not read in the address: it goes into the body's vllm_xargs")
         else:
             await self.app(scope, receive, send)
 

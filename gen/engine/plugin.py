@@ -10,10 +10,12 @@ import functools
 import sys
 from typing import Any
 
-from gen.engine.requests import KEYS, RESOLVED, Registry
+from gen.engine.fields import astray
+from gen.engine.requests import RESOLVED, Registry, meant
 from shared.errors import SteerHealError
 
 WORKER = "gen.engine.worker.Worker"
+SCHEDULER = "gen.engine.scheduler.scheduler"
 _registry: Registry | None = None  # of the engine that this process serves over HTTP
 
 
@@ -43,8 +45,12 @@ def _with_registry(stock: Any) -> Any:
             return
         if vllm_config.parallel_config.worker_cls != WORKER:
             raise ValueError(f"steering is configured but the worker is not ours: --worker-cls {WORKER}")
-        limit = float(torch.finfo(vllm_config.model_config.dtype).max)
-        _registry = self.steering_registry = Registry(settings.slots, limit)
+        if vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER):
+            raise ValueError(f"steering is configured but the scheduler is not ours: --scheduler-cls {SCHEDULER}")
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER  # the engine's core is started after its input processor
+        model = vllm_config.model_config
+        limit = float(torch.finfo(model.dtype).max)
+        _registry = self.steering_registry = Registry(settings.slots, limit, model.hf_text_config.model_type)
         for name, vector in settings.load():
             self.steering_registry.add(name, vector)
 
@@ -55,6 +61,7 @@ def _with_steering(stock: Any) -> Any:
     @functools.wraps(stock)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         request = stock(self, request_id, prompt, params, *args, **kwargs)
+        _unforged(request.cache_salt)
         sampling = request.sampling_params
         if sampling is None or not sampling.extra_args:
             return request
@@ -72,31 +79,48 @@ def _with_steering(stock: Any) -> Any:
 def _wrap_http_requests() -> None:
     """Refuse over HTTP what would be dropped in silence, and refuse early what would fail in the middle of a stream.
 
-    vLLM's requests take any field, so that a steering field outside vllm_xargs would be ignored; beam search drops vllm_xargs.
+    vLLM's requests take any field; beam search drops vllm_xargs. What vLLM does not know and the endpoint's client may send is
+    what the openai package, which vLLM builds on, declares for it.
     """
+    from openai.types import completion_create_params as completion
+    from openai.types.chat import completion_create_params as chat
+    from openai.types.responses import response_create_params as responses
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-    for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
-        kind.to_sampling_params = _checked(kind.to_sampling_params, steerable=True)
+    for kind, client in (
+        (ChatCompletionRequest, chat.CompletionCreateParamsNonStreaming),
+        (CompletionRequest, completion.CompletionCreateParamsNonStreaming),
+        (ResponsesRequest, responses.ResponseCreateParamsNonStreaming),
+    ):
+        sent = frozenset(client.__annotations__)
+        kind.to_sampling_params = _checked(kind.to_sampling_params, sent, steerable=True)
         if hasattr(kind, "to_beam_search_params"):
-            kind.to_beam_search_params = _checked(kind.to_beam_search_params, steerable=False)
+            kind.to_beam_search_params = _checked(kind.to_beam_search_params, sent, steerable=False)
 
 
-def _checked(stock: Any, *, steerable: bool) -> Any:
+def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> Any:
     @functools.wraps(stock)
     def to_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if astray := sorted(key for key in self.model_extra or {} if key.startswith(("steer", "vllm_xarg"))):
-            raise _invalid(f"{astray[0]} is not a field of a request: {', '.join(KEYS)} go into vllm_xargs")
+        steering = _registry is not None and _registry.slots > 0
+        _unforged(self.cache_salt)
+        if refused := astray(self, client_fields, strict=steering):
+            raise _invalid(str(refused))
         asked = self.vllm_xargs or {}
-        if not steerable and any(key.startswith(RESOLVED) for key in asked):
+        if not steerable and any(map(meant, asked)):
             raise _invalid("beam search cannot be steered")
         if _registry is not None:
             _read(_registry, asked, sys.maxsize)  # the prompt is not tokenised yet; its length is checked when it is
         return stock(self, *args, **kwargs)
 
     return to_params
+
+
+def _unforged(salt: str | None) -> None:
+    """Refuse a client's salt that could be one of ours: its unsteered blocks would be read by somebody's steered request."""
+    if "\0" in (salt or ""):
+        raise _invalid("a cache_salt holds no NUL character")
 
 
 def _read(registry: Registry, extra: Any, prompt_tokens: int) -> Any:

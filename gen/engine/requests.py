@@ -2,17 +2,17 @@
 
 In SamplingParams.extra_args, or `vllm_xargs` over HTTP: steer_vector (a loaded name), steer_coefficient (a finite number),
 and optionally steer_positions ('all' or 'generated') and steer_from (the first absolute position). Nothing that is not understood
-runs unsteered: it is refused.
+runs unsteered: it is refused. Every road to an engine reads its requests here, so that this is where a coefficient is admitted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from gen.engine.overflow import FLOAT32_MAX, largest_coefficient
 from gen.engine.steering import UNSTEERED, Steer
 from shared.errors import SteerHealError
 from shared.vectors import Vector
@@ -21,9 +21,15 @@ KEYS = ("steer_vector", "steer_coefficient", "steer_positions", "steer_from")
 RESOLVED = "steer"  # what a worker reads: slot, coefficient, start
 
 
+def meant(name: str) -> bool:
+    """Whether a field's name means to steer, in whatever letters: STEER_VECTOR, steer-vector, applySteering, vllm_xarg."""
+    letters = re.sub("[^a-z]", "", name.lower())
+    return "steer" in letters or letters.startswith("vllmxarg")
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A vector in a slot of the bank. digest names its content; largest is its largest absolute element."""
+    """A vector in a slot of the bank. digest names its content; largest is the largest coefficient accepted for it."""
 
     slot: int
     digest: str
@@ -32,10 +38,13 @@ class Loaded:
 
 
 class Registry:
-    """The vectors an engine has loaded: names to slots. Slots that are freed are used again."""
+    """The vectors an engine has loaded: names to slots. Slots that are freed are used again.
 
-    def __init__(self, slots: int, limit: float = float(np.finfo(np.float32).max)):
-        self.slots, self.limit = slots, limit
+    limit: largest finite number of the model's dtype; model_type: its architecture. Both bound the coefficients.
+    """
+
+    def __init__(self, slots: int, limit: float = FLOAT32_MAX, model_type: str = ""):
+        self.slots, self.limit, self.model_type = slots, limit, model_type
         self.loaded: dict[str, Loaded] = {}
 
     def add(self, name: str, vector: Vector) -> Loaded:
@@ -56,7 +65,7 @@ class Registry:
         self.loaded[name] = Loaded(
             free,
             vector.digest()[:16],
-            max(float(np.abs(values).max()) for values in vector.layers.values()),
+            largest_coefficient(vector.layers, self.limit, self.model_type),
             vector.metadata.get("positions", "all"),
         )
         return self.loaded[name]
@@ -68,9 +77,9 @@ class Registry:
         """The steering of a request and the salt of its cache blocks; (UNSTEERED, None) when it asks for none.
 
         Blocks are keyed by tokens alone: without a salt a prompt would read the keys and values of another coefficient. Raises
-        SteerHealError for an unknown vector, a coefficient that is not finite or overflows, and anything else not understood.
+        SteerHealError for an unknown vector, a coefficient that is not finite or too large, and anything else not understood.
         """
-        asked = {key: value for key, value in (extra or {}).items() if key.startswith(RESOLVED)}
+        asked = {key: value for key, value in (extra or {}).items() if meant(key)}
         if not asked:
             return UNSTEERED, None
         if unknown := sorted(set(asked) - set(KEYS)):
@@ -85,11 +94,12 @@ class Registry:
         vector = self.loaded[name]
         if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or coefficient != coefficient:
             raise _refuse("a coefficient is not a finite number", coefficient, "a finite number")
-        if abs(coefficient) > self.limit or abs(coefficient) * vector.largest > self.limit:
+        if abs(coefficient) > vector.largest:
             raise _refuse(
-                "a coefficient is not a finite number in the model's dtype",
+                "the coefficient would overflow the model's numbers",
                 coefficient,
-                f"|c| * {vector.largest:.3g} up to {self.limit:.3g}",
+                f"from {-vector.largest:g} to {vector.largest:g} for the vector {name!r}",
+                next=f"lower it: |c| up to {vector.largest:g}",
             )
         if prompt_tokens < 1:
             raise _refuse("a steered prompt has no tokens", "embeddings, or nothing", "token ids or text")
@@ -104,5 +114,5 @@ class Registry:
         return steer, f"steer {vector.digest} {steer.coefficient!r} {start}"
 
 
-def _refuse(what: str, given: object, expected: str) -> SteerHealError:
-    return SteerHealError(what, given=repr(given), expected=expected, next="mend the request")
+def _refuse(what: str, given: object, expected: str, next: str = "mend the request") -> SteerHealError:
+    return SteerHealError(what, given=repr(given), expected=expected, next=next)

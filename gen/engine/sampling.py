@@ -39,7 +39,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """token_ids sampled; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats."""
+    """token_ids sampled; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats.
+
+    A request whose logits were not finite has finish_reason "error", no tokens, and log-probabilities that are all NaN.
+    """
 
     token_ids: list[int]
     text: str
@@ -84,8 +87,16 @@ def output_of(result: Any, request: Request) -> Output | None:
     were then not computed, or not kept."""
     sampled = result.outputs[0]
     scored = labels = None
+    count = request.tail or len(request.prompt_ids) - 1
+    if sampled.finish_reason == "error":
+        return Output(
+            [],
+            "",
+            "error",
+            np.full(count, np.nan) if request.score or request.tail else None,
+            np.full(len(request.label_ids), np.nan) if request.label_ids else None,
+        )
     if request.score or request.tail:
-        count = request.tail or len(request.prompt_ids) - 1
         if not request.score and (
             result.num_cached_tokens >= len(request.prompt_ids) - count or len(result.prompt_logprobs) <= count
         ):

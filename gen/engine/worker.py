@@ -9,8 +9,9 @@ import numpy as np
 from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
-from gen.engine import steering
+from gen.engine import isolation, steering
 from gen.engine.generators import make_rewindable
+from gen.engine.plugin import SCHEDULER
 from gen.engine.requests import RESOLVED
 from gen.engine.settings import settings_of
 from gen.engine.steering import UNSTEERED, Steer
@@ -34,6 +35,8 @@ class Steering(WorkerBase):
         settings = settings_of(self.vllm_config)
         if settings is None:
             raise RuntimeError("a steered worker without additional_config['steering']")
+        if self.scheduler_config.scheduler_cls != SCHEDULER:
+            raise RuntimeError(f"steering is configured but the scheduler is not ours: --scheduler-cls {SCHEDULER}")
         super().load_model(*args, **kwargs)
         text = self.model_config.hf_text_config
         self.steering = steering.Buffers.allocate(
@@ -56,6 +59,13 @@ class Steering(WorkerBase):
         self.followed = (_follow_v2 if second else _follow_v1)(self)
         self.stock = {name: getattr(self.model_runner, name) for name in self.followed}
         self.steer_patch(True)
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """After vLLM's own, which allocates the cache."""
+        super().initialize_from_config(kv_cache_config)
+        for name, method in isolation.prepare_zeroing(self.model_runner, kv_cache_config).items():
+            self.followed[name], self.stock[name] = method, lambda _: None  # stock vLLM zeroes no block of such a model
+            setattr(self.model_runner, name, method)
 
     def compile_or_warm_up_model(self) -> Any:
         """After vLLM's own: prove that what will run holds the op, whatever cache it was loaded from."""
@@ -112,7 +122,7 @@ def _follow_v1(worker: Any) -> dict[str, Any]:
         )
         return stock(scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
-    return {"_prepare_inputs": prepare_inputs}
+    return {"_prepare_inputs": prepare_inputs, "_bookkeeping_sync": isolation.report_overflow_v1(runner)}
 
 
 def _follow_v2(worker: Any) -> dict[str, Any]:
@@ -122,6 +132,7 @@ def _follow_v2(worker: Any) -> dict[str, Any]:
     which graphs are captured in, prepare no inputs: they find the buffers cleared.
     """
     runner, steers = worker.model_runner, dict[str, Steer]()
+    isolation.report_overflow_v2(runner)
     add, prepare, execute = runner.add_requests, runner.prepare_inputs, runner.execute_model
 
     def add_requests(scheduler_output: Any) -> None:

@@ -1,0 +1,138 @@
+"""The largest coefficient that is accepted: inside the model's range, not far inside, and the one that the error names."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gen.engine.isolation import counted, overflowed, zeroer
+from gen.engine.overflow import FLOAT32_MAX, POST_NORM, STRETCH, largest_coefficient
+from gen.engine.requests import Registry
+from shared.errors import SteerHealError
+from shared.vectors import Vector
+
+DTYPES = {name: float(torch.finfo(getattr(torch, name)).max) for name in ("float32", "bfloat16", "float16")}
+elements = st.floats(-1e3, 1e3, width=32).filter(lambda value: value == 0 or abs(value) > 1e-3)
+bands = st.lists(arrays(np.float32, 16, elements=elements), min_size=1, max_size=5).map(
+    lambda each: dict(enumerate(each))
+)
+
+
+def normed(stream: torch.Tensor) -> torch.Tensor:
+    """RMSNorm as models write it: float32 for every dtype."""
+    wide = stream.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(stream.dtype)
+
+
+def stream_behind(layers: dict[int, np.ndarray], coefficient: float, dtype: torch.dtype, own: float) -> torch.Tensor:
+    """The residual stream behind a band whose shifts all add up, over a stream of the model's own with `own` in each element."""
+    stream = torch.full((1, 16), own, dtype=dtype)
+    for values in layers.values():
+        shift = torch.from_numpy(np.abs(values))
+        stream = (stream.float() + shift * torch.tensor(coefficient, dtype=torch.float32)).to(dtype)
+    return stream
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@given(layers=bands)
+def test_nothing_overflows_at_the_largest_coefficient(name: str, layers: dict[int, np.ndarray]) -> None:
+    largest = largest_coefficient(layers, DTYPES[name])
+    own = min(0.45 * DTYPES[name], 0.45 * math.sqrt(FLOAT32_MAX / 16))  # nearly the half that is the model's
+    stream = stream_behind(layers, largest, getattr(torch, name), own)
+    assert stream.isfinite().all()
+    length = normed(stream).float().norm()
+    assert 0.9 * 4 < length < 1.1 * 4, "as long as a norm over 16 elements makes it: the mean of the squares was finite"
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@given(layers=bands.filter(lambda each: any(values.any() for values in each.values())))
+def test_the_limit_is_not_needlessly_small(name: str, layers: dict[int, np.ndarray]) -> None:
+    """A little over twice that, the half of the range that is left to the model, and the norm's square or the stream overflows."""
+    beyond = 2.2 * largest_coefficient(layers, DTYPES[name])
+    if beyond > FLOAT32_MAX:
+        return
+    stream = stream_behind(layers, beyond, getattr(torch, name), 0.0)
+    squares = stream.float().pow(2).sum()
+    assert not (stream.isfinite().all() and squares.isfinite())
+    assert stream.isfinite().all() == (name != "float16"), "float16 ends at the stream itself, the others at its square"
+
+
+@given(layers=bands)
+def test_a_post_norm_model_has_room_for_the_square_of_its_gated_product(layers: dict[int, np.ndarray]) -> None:
+    for model_type in POST_NORM:
+        largest = largest_coefficient(layers, DTYPES["float32"], model_type)
+        total = np.sum([np.abs(values, dtype=np.float64) for values in layers.values()], axis=0)
+        product = STRETCH**3 * (2 * largest * float(np.linalg.norm(total))) ** 2  # the other half is the model's own
+        assert product**2 <= FLOAT32_MAX * (1 + 1e-9) or not total.any()
+        assert largest <= largest_coefficient(layers, DTYPES["float32"])
+
+
+@given(bands, st.sampled_from(sorted(DTYPES)))
+def test_the_error_names_the_largest_coefficient_and_that_one_is_accepted(
+    layers: dict[int, np.ndarray], name: str
+) -> None:
+    registry = Registry(slots=1, limit=DTYPES[name])
+    registry.add("v", Vector(layers))
+
+    def ask(coefficient: float) -> None:
+        registry.read({"steer_vector": "v", "steer_coefficient": coefficient}, 5)
+
+    for coefficient in (10**400, -(10**400), math.inf, -math.inf):
+        with pytest.raises(SteerHealError, match="overflow") as refused:
+            ask(coefficient)
+    low, high = map(float, re.findall(r"from (\S+) to (\S+) for", str(refused.value))[0])
+    assert low == -high and high > 0
+    for accepted in (low, high):
+        ask(accepted)
+    for beyond in (math.nextafter(high, math.inf), math.nextafter(low, -math.inf)):
+        with pytest.raises(SteerHealError, match="overflow"):
+            ask(beyond)
+
+
+def test_the_sum_over_layers_counts() -> None:
+    """Each of eight layers would pass a bound of its own; together they overflow."""
+    ones = {layer: np.ones(64, dtype=np.float32) for layer in range(8)}
+    assert largest_coefficient(ones, DTYPES["float16"]) == pytest.approx(65504 / 2 / 8, rel=1e-5)
+    assert largest_coefficient(ones, DTYPES["float32"]) == pytest.approx(math.sqrt(FLOAT32_MAX) / 2 / (8 * 8), rel=1e-5)
+
+
+def test_a_vector_of_zeros_takes_what_the_coefficients_buffer_holds() -> None:
+    assert largest_coefficient({0: np.zeros(4, dtype=np.float32)}, DTYPES["float16"]) == pytest.approx(
+        FLOAT32_MAX, rel=1e-5
+    )
+    assert largest_coefficient({0: np.full(4, 1e-38, dtype=np.float32)}, DTYPES["float32"]) <= FLOAT32_MAX
+
+
+def test_rows_that_overflowed_are_found_and_forbidden_tokens_are_not() -> None:
+    logits = torch.randn(6, 50)
+    logits[1, 3] = torch.nan
+    logits[2, 0] = torch.inf
+    logits[3, 1:] = -torch.inf
+    logits[4, 4], logits[4, 5] = torch.inf, -torch.inf
+    assert overflowed(logits).tolist() == [False, True, True, False, True, False]
+    assert counted(logits).tolist() == [0, 1, 1, 0, 1, 0]
+    assert not overflowed(logits).any() and logits[3, 0].isfinite() and (logits[3, 1:] == -torch.inf).all()
+    assert overflowed(torch.full((1, 60_000), 60_000.0, dtype=torch.float16)).tolist() == [False]
+
+
+@given(st.sets(st.integers(0, 5)), st.sampled_from([1, 2]))
+def test_blocks_and_no_others_are_zeroed_in_every_layer(ids: set[int], parts: int) -> None:
+    shared = torch.full((6 * parts, 2, 3), torch.nan)
+    caches = [
+        shared,
+        shared,
+        torch.full((6 * parts, 4), torch.nan),
+        [],
+    ]  # a layer that shares memory, and one without attention
+    zeroer(caches, 6)(sorted(ids))
+    for cache in caches[:3]:
+        zero = cache.reshape(6, -1).eq(0).all(1).tolist()
+        assert zero == [block in ids for block in range(6)]
+        assert cache.reshape(6, -1)[[block for block in range(6) if block not in ids]].isnan().all()
