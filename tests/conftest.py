@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ from serving import Server, serving
 from shared.cli import quiet
 from shared.models import Model, cache_folder, resolve
 from shared.vectors import Vector
+
+# A shell gives what it runs in the background a SIGINT that is ignored, and so would every process be that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 quiet()
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # before torch is imported, and for every command that a test runs

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -193,8 +194,12 @@ def test_cut_off_it_goes_on_by_the_same_command(project: Path, tmp_path: Path, n
     while not reached.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
-    os.killpg(process.pid, number)
-    said = process.communicate(timeout=60)[0]
+    try:
+        os.killpg(process.pid, number)
+        said = process.communicate(timeout=60)[0]
+    finally:  # one left behind would hold the lock of every later test
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == (-number if number == signal.SIGKILL else 130), said
     assert number == signal.SIGKILL or "the same command goes on" in said
     status, output = install(project)
