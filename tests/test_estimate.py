@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from shared.estimate import SPEED, Estimates, calibrated, predict
 from shared.machine import _control_groups
 from shared.models import Model
 from shared.run import STAGES, Run
+from shared.stages import Step
 from shared.work import Work, disk_of, memory_of, shape_of, sizes, work_of
 
 SMOLLM2 = ROOT / "configs" / "smollm2.toml"
@@ -113,6 +115,29 @@ def test_a_lack_of_room_is_said_before_anything_is_begun(overrides: str, what: s
     done = command("shared.pipeline", *line)
     assert done.returncode == 71 and what in done.stderr and "GiB" in done.stderr, done.stdout + done.stderr
     assert not (tmp_path / "run" / "rounds").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "lower"),
+    [
+        ("extract", "vector.batch_size=16", "vector.batch_size=4"),
+        ("extract", "vector.batch_size=3", "vector.batch_size=1"),
+        ("extract", "vector.batch_size=1", None),
+        ("heal", "train.batch_size=8", "train.gradient_checkpointing=true train.batch_size=2"),
+        ("heal", "train.batch_size=2 train.gradient_checkpointing=true", "train.batch_size=1"),
+        ("heal", "train.batch_size=1 train.gradient_checkpointing=true", None),
+        ("score", "eval.contexts=64", "eval.contexts=0"),
+        ("score", "eval.contexts=0", None),
+    ],
+)
+def test_what_to_lower_is_lower_than_what_the_run_has(
+    stage: str, settings: str, lower: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEER_HEAL_FORM", "make")
+    expected = f"make round N=1 RUN=nowhere SET={shlex.quote(lower)} REBUILD=1" if lower else ""
+    assert Step(run(settings), 1, stage).lower == expected
+    if stage == "score" and lower:  # the scores of EVAL=full are made with EVAL=full alone
+        assert " EVAL=full " in Step(run(settings), 1, "score-full").lower
 
 
 def test_a_dry_run_says_what_it_will_take_and_leaves_nothing(tmp_path: Path) -> None:
