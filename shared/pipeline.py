@@ -6,7 +6,6 @@ RUN/log.txt, and turns the way a process ended into an error that names the next
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from pathlib import Path
 
 from shared.cli import entry, parse
 from shared.commandline import round_options
-from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before
@@ -150,26 +148,11 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
         pipeline.show()
 
 
-def planned(arguments: argparse.Namespace) -> Run:
-    """The run that a command would begin or go on with, nothing of it written. Raises SteerHealError as `Run.check` does."""
-    frozen = arguments.run / "config.toml"
-    config = resolve(arguments.config or (frozen if frozen.is_file() else None), arguments.set or "", arguments.model)[
-        0
-    ]
-    run = Run(arguments.run, config)
-    run.check()
-    return run
-
-
 def main() -> None:
     options = round_options()
-    arguments = options.parse_args()
-    if arguments.dry_run:
-        run = planned(arguments)
-    else:
-        arguments, opened = parse(options, in_round=False, begins=not arguments.report)
-        assert opened is not None  # --run is required
-        run = opened
+    begins = not options.parse_args().report
+    arguments, run = parse(options, in_round=False, begins=begins)
+    assert run is not None  # --run is required
     train = run.config.train
     say(f"run {run.folder}: {run.config.model.name}, D = {train.divergence}, lambda = {train.lam}, tau = {train.tau}")
     todo = (
@@ -178,6 +161,7 @@ def main() -> None:
         else round_steps(run, range(1, arguments.rounds + 1), arguments.eval)
     )
     if arguments.dry_run:
+        run.check()
         before([pending(todo, arguments.rebuild)], run.folder, [run])
         return
     try:

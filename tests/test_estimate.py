@@ -148,6 +148,22 @@ def test_a_dry_run_says_what_it_will_take_and_leaves_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_refuses_what_the_command_would_refuse(tmp_path: Path) -> None:
+    def refused(*words: object) -> str:
+        done = command("shared.pipeline", "--run", tmp_path / "run", *words)
+        assert done.returncode == 2, done.stdout + done.stderr
+        return done.stderr
+
+    assert "there is no such run" in refused("--report", "--dry-run")
+    assert "a run has no configuration" in refused("--dry-run")
+    refused("--config", SMOLLM2, "--model", tmp_path / "nope", "--dry-run")
+    assert not (tmp_path / "run").exists()
+    command("shared.begin", "--run", tmp_path / "run", "--config", SMOLLM2)
+    frozen = (tmp_path / "run" / "config.toml").read_bytes()
+    assert "differs from the one frozen" in refused("--set", "train.lam=0.7", "--dry-run")
+    assert (tmp_path / "run" / "config.toml").read_bytes() == frozen and not (tmp_path / "run" / ".lock").exists()
+
+
 def test_a_prompt_set_is_sampled_and_a_bad_line_is_the_stages(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text('{"id": "x", "prompt": "' + "a" * 46 + '"}\n' + "{\n" + 5000 * ('{"prompt": "' + "b" * 46 + '"}\n'))
