@@ -15,7 +15,7 @@ from shared.cli import entry, parse
 from shared.commandline import round_options
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
-from shared.estimate import Estimates, before
+from shared.estimate import Estimates, before, to_go
 from shared.machine import GIB
 from shared.process import problem, run_process
 from shared.run import STAGES, Run
@@ -24,12 +24,12 @@ from shared.stages import LOG, Step
 
 @dataclass
 class Took:
-    """What a step took: wall seconds, peak bytes, and what was estimated before it began."""
+    """What a step took: wall seconds, peak bytes, and the seconds that were estimated before it began."""
 
     step: Step
     seconds: float
     peak: int
-    estimated: float | None
+    estimated: float
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Pipeline:
         ended = run_process(step.command(self.rebuild), self.log, _out, _err)
         if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
             raise Failed(error) if ended.error else error
-        self.took.append(Took(step, ended.seconds, ended.peak, estimated))
-        if estimates:
+        if estimates and estimated is not None:  # and not one that was done before
+            self.took.append(Took(step, ended.seconds, ended.peak, estimated))
             estimates.ended(step.key, ended.seconds)
 
     def report(self, mode: str) -> None:
@@ -72,7 +72,7 @@ class Pipeline:
             raise Failed(error) if ended.error else error
 
     def show(self) -> None:
-        """Seconds, estimate and peak memory of each step that ran here."""
+        """Seconds, estimate and peak memory of each step that was to do."""
         table(
             f"{self.run.folder}: what it took",
             ["stage", "seconds", "estimated", "peak memory, GiB"],
@@ -142,7 +142,7 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     for step in todo:
         pipeline.perform(step, estimates)
         if estimates and step in left and (rest := estimates.left()):
-            console.print(f"[dim]about {rest / 60:.0f} min to go[/]")
+            console.print(f"[dim]{to_go(rest)}[/]")
     pipeline.report(mode)
     if left:
         pipeline.show()

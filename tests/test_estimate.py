@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import resolve
-from shared.estimate import SPEED, Estimates, calibrated, predict
+from shared.estimate import SPEED, Estimates, calibrated, predict, to_go
 from shared.machine import _control_groups
 from shared.models import Model
 from shared.run import STAGES, Run
@@ -97,6 +97,7 @@ def test_a_stage_that_ended_corrects_those_to_come() -> None:
         "another by the mean of all"
     )
     assert estimates.seconds((run, 1, "sweep")) is None
+    assert (to_go(1.5), to_go(100)) == ("under a minute to go", "about 2 min to go")
     estimates.ended((run, 2, "sweep"), 1.0)
     assert estimates.ratios["sweep"] == 0.5, "half-made before, or from a cache"
 
