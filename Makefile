@@ -100,10 +100,10 @@ test: $(STAMP) ## every test that needs no GPU, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve VECTORS="trait=vector.safetensors" (MODEL, PORT)
-	@$(PY) -m gen.serve --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) --model $(call quote,$(MODEL)) --port $(PORT) $(addprefix --vector ,$(VECTORS))
+	@$(PY) -m gen.serve --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) $(if $(call given,MODEL),--model $(call quote,$(MODEL))) --port $(PORT) $(addprefix --vector ,$(VECTORS))
 
 verify: $(STAMP) ## does steering work on this machine and this model? a report to paste (MODEL)
-	@$(PY) -m gen.verify --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) --model $(call quote,$(MODEL))
+	@$(PY) -m gen.verify --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) $(if $(call given,MODEL),--model $(call quote,$(MODEL)))
 
 test-long: $(STAMP) ## the tests that take too long for make test
 	@$(PY) -m pytest -m long

@@ -234,3 +234,10 @@ def test_make_begins_with_what_is_given_and_goes_on_with_what_is_frozen(tmp_path
     named = line("MODEL=Qwen/Qwen3-0.6B")
     assert "--model 'Qwen/Qwen3-0.6B'" in named and "--run 'runs/Qwen3-0.6B'" in named
     assert "--run 'runs/smollm2'" in line() and "--model" not in line()
+    for target in ("serve", "verify"):
+        command = ["make", "-n", "-o", ".venv/.ready-cpu", target, "LOCK=cpu"]
+        plain, model = (
+            subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT).stdout
+            for words in ([], ["MODEL=Qwen/Qwen3-0.6B"])
+        )
+        assert "--config" in plain and "--model" not in plain and "--model 'Qwen/Qwen3-0.6B'" in model
