@@ -10,8 +10,8 @@ REBUILD ?=
 MODEL ?= embedded
 PORT ?= 8000
 VECTORS ?=
-# cpu or gpu: which lock to install.
-LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+# cpu or gpu: which lock to install; the one that .venv was set up with, where there is one.
+LOCK ?= $(or $(patsubst .venv/.ready-%,%,$(firstword $(wildcard .venv/.ready-cpu .venv/.ready-gpu))),$(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu))
 
 PY := .venv/bin/python
 STAMP := .venv/.ready-$(LOCK)
@@ -44,7 +44,7 @@ $(error N=$(N) is no number of rounds: a whole number from 1, as in make round N
 endif
 endif
 ifneq ($(filter study,$(MAKECMDGOALS)),)
-ifneq ($(foreach name,N SET MODEL REBUILD EVAL,$(if $(filter command,$(origin $(name))),$(name))),)
+ifneq ($(strip $(foreach name,N SET MODEL REBUILD EVAL,$(if $(filter command,$(origin $(name))),$(name)))),)
 $(error make study takes CONFIG, RUN and OUT: rounds, models and settings are those of its [study] table and its arms)
 endif
 endif
@@ -52,7 +52,8 @@ ifneq ($(filter-out 1,$(REBUILD)),)
 $(error REBUILD=$(REBUILD) says nothing: REBUILD=1, or none)
 endif
 
-round report study serve verify status doctor: export STEER_HEAL_FORM := make # how hints spell a command
+# How hints spell a command. No comment behind the value: the blank before it would be part of it.
+round report study serve verify status doctor: export STEER_HEAL_FORM := make
 
 .PHONY: round report status study serve verify bench bench-setup test test-long check doctor setup mend clean help
 .DELETE_ON_ERROR:
@@ -99,10 +100,10 @@ test: $(STAMP) ## every test that needs no GPU, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve VECTORS="trait=vector.safetensors" (MODEL, PORT)
-	@$(PY) -m gen.serve --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) --model $(call quote,$(MODEL)) --port $(PORT) $(addprefix --vector ,$(VECTORS))
+	@$(PY) -m gen.serve --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) $(if $(call given,MODEL),--model $(call quote,$(MODEL))) --port $(PORT) $(addprefix --vector ,$(VECTORS))
 
 verify: $(STAMP) ## does steering work on this machine and this model? a report to paste (MODEL)
-	@$(PY) -m gen.verify --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) --model $(call quote,$(MODEL))
+	@$(PY) -m gen.verify --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) $(if $(call given,MODEL),--model $(call quote,$(MODEL)))
 
 test-long: $(STAMP) ## the tests that take too long for make test
 	@$(PY) -m pytest -m long

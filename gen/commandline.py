@@ -82,7 +82,9 @@ def card_options() -> Options:
 def serve_options() -> Options:
     options = parser("gen.serve", "Serve a steered model over HTTP, OpenAI-compatible.", stage=False)
     options.add_argument(
-        "--model", reads=outputs.path, default="embedded", help="'embedded', a Hugging Face id or a local folder"
+        "--model",
+        reads=outputs.path,
+        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
     )
     options.add_argument(
         "--adapter",
@@ -110,7 +112,9 @@ def serve_options() -> Options:
 def verify_options() -> Options:
     options = parser("gen.verify", "Check that steering works on this machine and with this model.", stage=False)
     options.add_argument(
-        "--model", reads=outputs.path, default="embedded", help="'embedded', a Hugging Face id or a local folder"
+        "--model",
+        reads=outputs.path,
+        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
     )
     options.add_argument(
         "--vector", type=Path, reads=outputs.path, help="vector file; by default a random direction in vector.layers"

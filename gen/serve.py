@@ -56,7 +56,8 @@ def main() -> None:
             expected="one vector or more",
             next="python -m gen.serve --vector trait=vector.safetensors, or `vllm serve` for an unsteered server",
         )
-    model = resolve_model(arguments.model, config.model.revision)
+    name = arguments.model or config.model.name
+    model = resolve_model(name, config.model.revision)
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth)
     # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
@@ -107,7 +108,7 @@ def main() -> None:
     )
     command = [
         *(sys.executable, "-m", "gen.engine.launch", "serve", str(folder)),
-        *("--served-model-name", arguments.model, "--host", arguments.host, "--port", str(arguments.port)),
+        *("--served-model-name", name, "--host", arguments.host, "--port", str(arguments.port)),
         *(
             "--load-format",
             "safetensors",
@@ -123,7 +124,7 @@ def main() -> None:
         *arguments.vllm,
     ]
     console.print(
-        f"starting {arguments.model} with {', '.join(vectors)} on http://{arguments.host}:{arguments.port}/v1; "
+        f"starting {name} with {', '.join(vectors)} on http://{arguments.host}:{arguments.port}/v1; "
         "ready when the log says 'Application startup complete'"
     )
     sys.stdout.flush()

@@ -167,7 +167,7 @@ def main() -> None:
     options = verify_options()
     arguments = options.parse_args()
     config = configured(arguments)
-    model = resolve_model(arguments.model, config.model.revision)
+    model = resolve_model(arguments.model or config.model.name, config.model.revision)
     guard(arguments.outputs, [model.folder])
     vector = (
         load_vector(arguments.vector) if arguments.vector else noise(model, band(config.vector.layers, model.depth))

@@ -68,6 +68,7 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
         arguments.rebuild,
         model=getattr(arguments, "model", None) if not options.plain else None,
         rounds=getattr(arguments, "rounds", getattr(arguments, "round", None)),
+        dry=getattr(arguments, "dry_run", False),
     )
 
 

@@ -207,6 +207,11 @@ def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | s
                     estimates.learn(stage, manifest.seconds / predicted)
 
 
+def to_go(seconds: float) -> str:
+    """What is left, for a line between two stages."""
+    return "under a minute to go" if seconds < 45 else f"about {seconds / 60:.0f} min to go"
+
+
 def _rounded_minutes(seconds: float) -> str:
     return "under 1" if seconds < 45 else f"{seconds / 60:.0f}"
 

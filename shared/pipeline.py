@@ -6,7 +6,6 @@ RUN/log.txt, and turns the way a process ended into an error that names the next
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,9 @@ from pathlib import Path
 
 from shared.cli import entry, parse
 from shared.commandline import round_options
-from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
-from shared.estimate import Estimates, before
+from shared.estimate import Estimates, before, to_go
 from shared.machine import GIB
 from shared.process import problem, run_process
 from shared.run import STAGES, Run
@@ -26,12 +24,12 @@ from shared.stages import LOG, Step
 
 @dataclass
 class Took:
-    """What a step took: wall seconds, peak bytes, and what was estimated before it began."""
+    """What a step took: wall seconds, peak bytes, and the seconds that were estimated before it began."""
 
     step: Step
     seconds: float
     peak: int
-    estimated: float | None
+    estimated: float
 
 
 @dataclass
@@ -62,8 +60,8 @@ class Pipeline:
         ended = run_process(step.command(self.rebuild), self.log, _out, _err)
         if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
             raise Failed(error) if ended.error else error
-        self.took.append(Took(step, ended.seconds, ended.peak, estimated))
-        if estimates:
+        if estimates and estimated is not None:  # and not one that was done before
+            self.took.append(Took(step, ended.seconds, ended.peak, estimated))
             estimates.ended(step.key, ended.seconds)
 
     def report(self, mode: str) -> None:
@@ -74,7 +72,7 @@ class Pipeline:
             raise Failed(error) if ended.error else error
 
     def show(self) -> None:
-        """Seconds, estimate and peak memory of each step that ran here."""
+        """Seconds, estimate and peak memory of each step that was to do."""
         table(
             f"{self.run.folder}: what it took",
             ["stage", "seconds", "estimated", "peak memory, GiB"],
@@ -144,32 +142,17 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     for step in todo:
         pipeline.perform(step, estimates)
         if estimates and step in left and (rest := estimates.left()):
-            console.print(f"[dim]about {rest / 60:.0f} min to go[/]")
+            console.print(f"[dim]{to_go(rest)}[/]")
     pipeline.report(mode)
     if left:
         pipeline.show()
 
 
-def planned(arguments: argparse.Namespace) -> Run:
-    """The run that a command would begin or go on with, nothing of it written. Raises SteerHealError as `Run.check` does."""
-    frozen = arguments.run / "config.toml"
-    config = resolve(arguments.config or (frozen if frozen.is_file() else None), arguments.set or "", arguments.model)[
-        0
-    ]
-    run = Run(arguments.run, config)
-    run.check()
-    return run
-
-
 def main() -> None:
     options = round_options()
-    arguments = options.parse_args()
-    if arguments.dry_run:
-        run = planned(arguments)
-    else:
-        arguments, opened = parse(options, in_round=False, begins=not arguments.report)
-        assert opened is not None  # --run is required
-        run = opened
+    begins = not options.parse_args().report
+    arguments, run = parse(options, in_round=False, begins=begins)
+    assert run is not None  # --run is required
     train = run.config.train
     say(f"run {run.folder}: {run.config.model.name}, D = {train.divergence}, lambda = {train.lam}, tau = {train.tau}")
     todo = (
@@ -178,6 +161,7 @@ def main() -> None:
         else round_steps(run, range(1, arguments.rounds + 1), arguments.eval)
     )
     if arguments.dry_run:
+        run.check()
         before([pending(todo, arguments.rebuild)], run.folder, [run])
         return
     try:

@@ -120,6 +120,7 @@ def open_run(
     *,
     model: str | None = None,
     rounds: int | None = None,
+    dry: bool = False,
 ) -> Run:
     """Open a run with its frozen configuration, or begin it when it has none yet and one is given.
 
@@ -133,6 +134,7 @@ def open_run(
         rebuild: replace a frozen configuration that differs.
         model: model.name, over that of the file.
         rounds: N of the command, for hints.
+        dry: refuse what would be refused, and write nothing.
     """
     frozen = folder / "config.toml"
     contained(folder)
@@ -150,6 +152,8 @@ def open_run(
     begun = None
     if not frozen.is_file():
         run.check()
+        if dry:
+            return run
         run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
         old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
@@ -169,7 +173,7 @@ def open_run(
                 next=f"go on with the frozen one: {round_command(folder, rounds)}; or keep both: {round_command(other, rounds, config=config or frozen, **given)}; "
                 f"or replace this run's: {round_command(folder, rounds, rebuild=True, config=config, **given)}",
             )
-        if not differing:
+        if dry or not differing:
             run.release()
             return run
         run.check()

@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.commands import round_command
+from shared.config import flat
 from shared.run import Run
+from shared.schema import Config
 
 MODULE = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter", "heal": "train.heal", "score": "evals.score", "score-full": "evals.score"}  # fmt: skip
-# What to lower where a stage runs out of memory.
-LOWER = {
-    "extract": "vector.batch_size=4",
-    "heal": "train.gradient_checkpointing=true train.batch_size=2",
-    "score": "eval.contexts=0",
-    "score-full": "eval.contexts=0",
-}
 LOG = "log.txt"
 
 
@@ -47,10 +42,28 @@ class Step:
     @property
     def lower(self) -> str:
         """The command that makes the stage again with less memory; empty where nothing helps."""
-        settings = self.lower_settings
-        return round_command(self.run.folder, self.number, overrides=settings, rebuild=True) if settings else ""
+        settings, mode = self.lower_settings, "full" if self.stage == "score-full" else None
+        return (
+            round_command(self.run.folder, self.number, overrides=settings, mode=mode, rebuild=True) if settings else ""
+        )
 
     @property
     def lower_settings(self) -> str:
         """The overrides with which the stage needs less memory; empty where nothing helps."""
-        return LOWER.get(self.stage, "")
+        return " ".join(
+            f"{key}={str(value).lower()}" for key, value in less_memory(self.run.config, self.stage).items()
+        )
+
+
+def less_memory(config: Config, stage: str) -> dict[str, int]:
+    """Settings with which a stage needs less memory than with a configuration; none that the configuration has already."""
+    settings: dict[str, int] = {}
+    if stage == "extract":
+        settings = {"vector.batch_size": max(1, min(4, config.vector.batch_size // 2))}
+    elif stage == "heal":
+        batch = max(1, min(2, config.train.batch_size // 2))
+        settings = {"train.gradient_checkpointing": True, "train.batch_size": batch}
+    elif stage.startswith("score"):
+        settings = {"eval.contexts": 0}
+    now = flat(config)
+    return {key: value for key, value in settings.items() if value != now[key]}

@@ -89,7 +89,6 @@ def status_of(folder: Path) -> Status:
     begun = run.round(here).is_dir()
     half = _half(run, here, stage)
     again = round_command(folder, here if begun or not rounds else rounds + 1)
-    stopped = folder / "stopped.json"
     return Status(
         run=str(folder),
         begun=run.begun.isoformat(timespec="seconds"),
@@ -99,7 +98,7 @@ def status_of(folder: Path) -> Status:
         half=half,
         running=holder,
         working_on=activity_of(holder) if holder is not None else None,
-        stopped=_reason(stopped) if stopped.is_file() else None,
+        stopped=_stopped(run),
         next=again if rounds == 0 or begun or (folder / "report").is_dir() else round_command(folder, target="report"),
     )
 
@@ -134,8 +133,13 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _reason(stopped: Path) -> str:
-    value = _read(stopped)
+def _stopped(run: Run) -> str | None:
+    """Where and why a study left the run, unless that stage was made since."""
+    if not (path := run.folder / "stopped.json").is_file():
+        return None
+    value = _read(path)
+    if any((one.round, one.stage) == (value.get("round"), value.get("stage")) for one in _done(run)):
+        return None
     lines = str(value.get("said", "")).strip().splitlines()
     return (
         f"round {value.get('round')} {value.get('stage')}: {lines[0].removeprefix('error: ') if lines else 'no reason'}"

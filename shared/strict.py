@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,6 +89,8 @@ def plain(value: Any) -> Any:
 
 def parse_toml(content: bytes) -> dict[str, Any]:
     """The tables of a TOML text. Raises ValueError for what is none."""
+    import tomllib  # from Python 3.11 on: `make doctor` imports this file with any
+
     try:
         return tomllib.loads(decode(content))
     except RecursionError:

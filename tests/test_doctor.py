@@ -55,6 +55,18 @@ def test_it_imports_the_standard_library_and_its_own_alone() -> None:
     assert done.stdout.strip() == "['__main__', 'shared']", done.stdout + done.stderr
 
 
+def test_it_runs_with_a_python_that_is_too_old(tmp_path: Path) -> None:
+    """3.9 and 3.10, which Ubuntu 22.04 and RHEL 9 have, know no tomllib; it says that the Python does not fit."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tomllib'] = None\n")
+    _, said, error = look("--quick", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert "instruction set" in said and "Traceback" not in error, error
+    for python in filter(None, map(shutil.which, ("python3.9", "python3.10"))):
+        if subprocess.run([python, "-c", ""], capture_output=True).returncode:  # a shim without a version behind it
+            continue
+        status, said, error = look("--quick", python=python)
+        assert status == 2 and "this Python does not fit" in error and "instruction set" in said, error
+
+
 def test_help_helps() -> None:
     status, said, _ = look("--help")
     assert status == 0 and said.startswith("usage:") and "--run" in said and "processor" not in said

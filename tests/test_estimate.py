@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import resolve
-from shared.estimate import SPEED, Estimates, calibrated, predict
+from shared.estimate import SPEED, Estimates, calibrated, predict, to_go
 from shared.machine import _control_groups
 from shared.models import Model
 from shared.run import STAGES, Run
+from shared.stages import Step
 from shared.work import Work, disk_of, memory_of, shape_of, sizes, work_of
 
 SMOLLM2 = ROOT / "configs" / "smollm2.toml"
@@ -95,6 +97,7 @@ def test_a_stage_that_ended_corrects_those_to_come() -> None:
         "another by the mean of all"
     )
     assert estimates.seconds((run, 1, "sweep")) is None
+    assert (to_go(1.5), to_go(100)) == ("under a minute to go", "about 2 min to go")
     estimates.ended((run, 2, "sweep"), 1.0)
     assert estimates.ratios["sweep"] == 0.5, "half-made before, or from a cache"
 
@@ -115,12 +118,51 @@ def test_a_lack_of_room_is_said_before_anything_is_begun(overrides: str, what: s
     assert not (tmp_path / "run" / "rounds").exists()
 
 
+@pytest.mark.parametrize(
+    ("stage", "settings", "lower"),
+    [
+        ("extract", "vector.batch_size=16", "vector.batch_size=4"),
+        ("extract", "vector.batch_size=3", "vector.batch_size=1"),
+        ("extract", "vector.batch_size=1", None),
+        ("heal", "train.batch_size=8", "train.gradient_checkpointing=true train.batch_size=2"),
+        ("heal", "train.batch_size=2 train.gradient_checkpointing=true", "train.batch_size=1"),
+        ("heal", "train.batch_size=1 train.gradient_checkpointing=true", None),
+        ("score", "eval.contexts=64", "eval.contexts=0"),
+        ("score", "eval.contexts=0", None),
+    ],
+)
+def test_what_to_lower_is_lower_than_what_the_run_has(
+    stage: str, settings: str, lower: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEER_HEAL_FORM", "make")
+    expected = f"make round N=1 RUN=nowhere SET={shlex.quote(lower)} REBUILD=1" if lower else ""
+    assert Step(run(settings), 1, stage).lower == expected
+    if stage == "score" and lower:  # the scores of EVAL=full are made with EVAL=full alone
+        assert " EVAL=full " in Step(run(settings), 1, "score-full").lower
+
+
 def test_a_dry_run_says_what_it_will_take_and_leaves_nothing(tmp_path: Path) -> None:
     done = command("shared.pipeline", "--run", tmp_path / "run", "--config", SMOLLM2, "-N", 2, "--dry-run")
     assert done.returncode == 0, done.stderr
     for word in (*STAGES, "in all", "GiB of disk"):
         assert word in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_the_command_would_refuse(tmp_path: Path) -> None:
+    def refused(*words: object) -> str:
+        done = command("shared.pipeline", "--run", tmp_path / "run", *words)
+        assert done.returncode == 2, done.stdout + done.stderr
+        return done.stderr
+
+    assert "there is no such run" in refused("--report", "--dry-run")
+    assert "a run has no configuration" in refused("--dry-run")
+    refused("--config", SMOLLM2, "--model", tmp_path / "nope", "--dry-run")
+    assert not (tmp_path / "run").exists()
+    command("shared.begin", "--run", tmp_path / "run", "--config", SMOLLM2)
+    frozen = (tmp_path / "run" / "config.toml").read_bytes()
+    assert "differs from the one frozen" in refused("--set", "train.lam=0.7", "--dry-run")
+    assert (tmp_path / "run" / "config.toml").read_bytes() == frozen and not (tmp_path / "run" / ".lock").exists()
 
 
 def test_a_prompt_set_is_sampled_and_a_bad_line_is_the_stages(tmp_path: Path) -> None:

@@ -172,11 +172,48 @@ def test_completion_imports_nothing_that_takes_long(tmp_path: Path) -> None:
         (["round", "N=two"], "a whole number from 1"),
         (["round", "N=1 2"], "a whole number from 1"),
         (["round", "REBUILD=0"], "REBUILD=1, or none"),
+        (["study", "SET=train.lam=1"], "make study takes CONFIG, RUN and OUT"),
     ],
 )
 def test_make_refuses_what_it_would_pass_over(words: list[str], part: str) -> None:
     done = subprocess.run(["make", *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and part in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize("target", ["round", "report", "study", "serve", "verify", "status", "doctor"])
+def test_hints_under_make_are_in_its_form(target: str, tmp_path: Path) -> None:
+    """The form is what `make` hands its commands, and hints compare it whole."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ncase $1 in -c) ;; *) echo "<$STEER_HEAL_FORM>" ;; esac\n')
+    python.chmod(0o755)
+    for name in ("requirements", "pyproject.toml", "Makefile"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["make", target, "LOCK=cpu", "-o", ".venv/.ready-cpu"], capture_output=True, text=True, cwd=tmp_path
+    )  # which is also that no target refuses to begin
+    assert done.stdout == "<make>\n", done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize("lock", ["cpu", "gpu"])
+def test_the_lock_is_that_of_the_environment(lock: str, tmp_path: Path) -> None:
+    """On a machine with a GPU, set up with LOCK=cpu, `make round` goes on with it; and the other way round."""
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / f".ready-{lock}").touch()
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "nvidia-smi").symlink_to("/bin/true")
+
+    def chosen(path: str) -> str:
+        line = ["make", "-f", str(ROOT / "Makefile"), "--eval", "lock: ; @echo $(LOCK)", "lock"]
+        environment = {**os.environ, "PATH": path}
+        return subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment).stdout.strip()
+
+    assert chosen(f"{programs}:{os.environ['PATH']}") == lock == chosen(os.environ["PATH"])
+    (tmp_path / ".venv" / f".ready-{lock}").unlink()
+    assert chosen(f"{programs}:{os.environ['PATH']}") == "gpu"
 
 
 def test_make_begins_with_what_is_given_and_goes_on_with_what_is_frozen(tmp_path: Path) -> None:
@@ -197,3 +234,10 @@ def test_make_begins_with_what_is_given_and_goes_on_with_what_is_frozen(tmp_path
     named = line("MODEL=Qwen/Qwen3-0.6B")
     assert "--model 'Qwen/Qwen3-0.6B'" in named and "--run 'runs/Qwen3-0.6B'" in named
     assert "--run 'runs/smollm2'" in line() and "--model" not in line()
+    for target in ("serve", "verify"):
+        command = ["make", "-n", "-o", ".venv/.ready-cpu", target, "LOCK=cpu"]
+        plain, model = (
+            subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT).stdout
+            for words in ([], ["MODEL=Qwen/Qwen3-0.6B"])
+        )
+        assert "--config" in plain and "--model" not in plain and "--model 'Qwen/Qwen3-0.6B'" in model

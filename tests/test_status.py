@@ -138,6 +138,8 @@ def test_a_folder_of_runs_and_of_studies_is_listed_with_what_is_broken(run: Run,
     rows = json.loads(command("shared.status", "--run", runs, "--json").stdout)["runs"]
     assert [row["run"] for row in rows] == [str(path) for path in runs_below(runs)]
     assert [row["problem"] is None for row in rows] == [False, True, True]
+    make(cell, 2, "filter")  # since, by `make round`
+    assert status_of(cell.folder).stopped is None
 
 
 def test_seconds_are_shown_by_stage(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from conftest import ROOT, command
 from synthetic_run import CONTROL, IDENTITY, STUDY, arm, build_study, published
 from test_statistics import texts
 
+import shared.console
 from evals.scored import scored_rounds
 from evals.study.collect import collect
 from evals.study.drive import CellStep, _perform, cell_steps, donor, drive, reason, take, to_make
@@ -28,6 +30,7 @@ from evals.study.matched import SHARES, Route, matched, path, shift_and_price
 from evals.study.plan import SHARED, depends, load, runs_in
 from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
+from shared.publish import write_json
 from shared.records import DATA
 from shared.run import STAGES, Stage, open_run
 from shared.vectors import load_vector
@@ -154,13 +157,17 @@ def test_one_prompt_moves_nothing(tmp_path: Path) -> None:
     assert Route([point[0] for point in points], shift, price).moved
 
 
-def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(tmp_path: Path) -> None:
-    """By what the stage's process ends with, never by its words."""
+def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what the stage's process ends with, never by its words. Meanwhile lines say that it is at work."""
+    monkeypatch.setattr(shared.console, "EVERY", 0.1)
     plan = load(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
     open_run(first.folder, plan.file, first.overrides)
     _, error = _perform(CellStep.of(plan, first, 1, "heal"))
     assert error is not None and "lacks its input" in error.what and error.code == Exit.REFUSED
+    assert re.search(r"nll-s0 round 1 · heal: \d+ s\n", capsys.readouterr().out)
     vector = first.run.round(1) / "vector.safetensors"
     vector.mkdir(parents=True)  # where the stage's file is to be
     (vector / "file").touch()
@@ -173,8 +180,33 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(tmp_path
         assert other.stdout is not None and other.stdout.readline()
         with pytest.raises(SteerHealError, match="another process") as busy:
             _perform(CellStep.of(plan, first, 1, "extract"))
+        vector.joinpath("file").unlink()
+        vector.rmdir()
+        vector.write_text("made")
+        run = open_run(tmp_path / "runs" / "donor", plan.file, plan.cells[0].overrides)
+        run.round(1).mkdir(parents=True)
+        made = run.round(1) / "vector.safetensors"
+        made.write_text("made by another")
+        Stage(run, 1, "extract", settings={}, inputs={}, outputs=[made]).finish(IDENTITY)
+        with pytest.raises(SteerHealError, match="another process"):
+            take(run, CellStep.of(plan, first, 1, "extract"))
+        assert vector.read_text() == "made"
         other.communicate(b"")
     assert busy.value.code == Exit.BUSY and str(other.pid) in str(busy.value.given)
+
+
+def test_a_cell_that_went_on_since_is_not_one_that_stopped(tmp_path: Path) -> None:
+    """As by `make round` in its folder: stopped.json stays there, and is no longer true."""
+    plan = load(written(tmp_path), tmp_path / "runs")
+    cell = plan.cells[0]
+    run = open_run(cell.folder, plan.file, cell.overrides)
+    write_json(run.folder / "stopped.json", {"version": 1, "round": 1, "stage": "extract", "said": "error: starved"})
+    assert [one.stopped is None for one in collect(plan)][:2] == [False, True]
+    made = run.round(1) / "vector.safetensors"
+    made.parent.mkdir(parents=True)
+    made.write_text("made")
+    Stage(run, 1, "extract", settings={}, inputs={}, outputs=[made]).finish(IDENTITY)
+    assert all(one.stopped is None for one in collect(plan))
 
 
 HOLD = "import sys; from pathlib import Path; from shared.publish import hold; f = Path(sys.argv[1]); hold(f, f / '.lock'); print('held', flush=True); input()"

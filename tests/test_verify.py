@@ -37,3 +37,14 @@ def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:
     Vector({3: np.ones(7, dtype=np.float32)}).save(tmp_path / "v.safetensors")
     done = command("gen.verify", "--vector", tmp_path / "v.safetensors")
     assert done.returncode == 2 and "width 7" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["gen.verify", "gen.serve"])
+def test_the_model_is_the_configurations_where_none_is_named(module: str, tmp_path: Path) -> None:
+    """Never the embedded one under the settings of another."""
+    from shared.vectors import Vector
+
+    Vector({14: np.ones(576, dtype=np.float32)}).save(tmp_path / "v.safetensors")
+    vector = f"{'trait=' * (module == 'gen.serve')}{tmp_path / 'v.safetensors'}"
+    done = command(module, "--vector", vector, "--set", f"model.name={tmp_path / 'nope'}")
+    assert done.returncode == 2 and str(tmp_path / "nope") in done.stderr, done.stdout + done.stderr

@@ -73,6 +73,8 @@ def _outcome(cell: Cell) -> Outcome:
     stopped = (
         read_record(path, Stopped, what="a cell's end could not be read", next=f"rm {path}") if path.is_file() else None
     )
+    if stopped and cell.run.manifest(stopped.round, stopped.stage).is_file():  # made since, as by `make round`
+        stopped = None
     scored = [number for number in cell.run.rounds(STEP["round"]) if number <= cell.rounds]
     last = max((number for number in scored if all(earlier in scored for earlier in range(1, number))), default=0)
     if not last:

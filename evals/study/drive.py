@@ -19,7 +19,7 @@ from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared import config as configuration
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, SteerHealError
-from shared.estimate import before
+from shared.estimate import before, to_go
 from shared.preconditions import check
 from shared.process import problem, run_process
 from shared.publish import atomic_file, digest, hold, write_json
@@ -117,8 +117,20 @@ def _reads_the_same(run: Run, step: CellStep) -> bool:
 
 
 def take(donor: Run, step: CellStep) -> None:
-    """A stage's files from a run that has them, the manifest last, with a note of where they are from."""
+    """A stage's files from a run that has them, the manifest last, with a note of where they are from.
+
+    Raises:
+        SteerHealError: they are not what the run made, or another process is at work in the cell.
+    """
     donor.verify(1, step.stage)
+    step.run.hold()
+    try:
+        _copy(donor, step)
+    finally:
+        step.run.release()
+
+
+def _copy(donor: Run, step: CellStep) -> None:
     source, target = donor.round(1), step.cell.run.round(1)
     for path in (source / name for name in FILES[step.stage]):
         with atomic_file(target / path.relative_to(source)) as temporary:
@@ -188,7 +200,7 @@ def drive(plan: Plan) -> dict[str, str]:
             continue
         remaining = to_make([later for later in left[index:] if later.cell.name not in stopped], runs)
         console.print(
-            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, about {estimates.left(remaining) / 60:.0f} to go)[/]"
+            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, {to_go(estimates.left(remaining))})[/]"
         )
         seconds, error = _perform(step)
         if error:
@@ -244,7 +256,8 @@ def _perform(step: CellStep) -> tuple[float, SteerHealError | None]:
     log = step.cell.folder / LOG
     step.run.hold()
     try:
-        ended = run_process(step.command(), log)
+        with console.status(f"{step.cell.name} round {step.number} · {step.stage}"):
+            ended = run_process(step.command(), log)
         error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log, step.lower)
     finally:
         step.run.release()
