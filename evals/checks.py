@@ -9,6 +9,7 @@ from evals.forced_choice import Free, Read
 from evals.instrument import Renderer, orders
 from shared.errors import SteerHealError
 from shared.records import Vignette
+from shared.schema import COLDEST
 
 
 def checked(read: Read, free_tokens: int = 0) -> None:
@@ -16,7 +17,7 @@ def checked(read: Read, free_tokens: int = 0) -> None:
     fine = (
         read.think >= 0
         and read.samples >= 1
-        and 0 <= read.temperature <= 2
+        and (read.temperature == 0 or COLDEST <= read.temperature <= 2)
         and read.top_k >= 0
         and free_tokens >= 0
         and (read.samples == 1 or (read.temperature > 0 and read.think > 0))
@@ -25,7 +26,7 @@ def checked(read: Read, free_tokens: int = 0) -> None:
         raise SteerHealError(
             "a read that cannot be",
             given=f"--think {read.think} --samples {read.samples} --temperature {read.temperature} --top-k {read.top_k} --free-tokens {free_tokens}",
-            expected="think, top-k and free tokens from 0, temperature from 0 to 2, samples from 1; more than one needs a temperature above 0 and a thought",
+            expected="think, top-k and free tokens from 0, temperature 0 or from 0.01 to 2, samples from 1; more than one needs a temperature above 0 and a thought",
             next="--samples 8 --temperature 1 --think 16",
         )
 
