@@ -351,7 +351,7 @@ def problem_of(error: Exception) -> str:
     """What is wrong with a row, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg'].removeprefix('Value error, ')}"
     return str(error)
 
 
