@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -266,6 +267,16 @@ def test_rows_in_another_form_are_converted_by_the_command(text: str, problem: s
     subprocess.run(converting, shell=True, check=True)
     found = read_jsonl(tmp_path / "a b-converted.jsonl", Pair, made_by="-")
     assert [(row.prompt, row.completion) for row in found] == [("a", "b")] * 2
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """What reads rows goes through them several times, and of a pipe would see the rest alone; one without a writer never opens."""
+    (path := tmp_path / "a b").mkdir()
+    os.mkfifo(pipe := path / "rows.jsonl")
+    for name in (pipe, Path("/dev/null"), Path("/dev/zero")):
+        with pytest.raises(SteerHealError, match="a pipe or a device") as refused:
+            read_jsonl(name, Prompt, made_by="make it")
+        assert "cat " in refused.value.next
 
 
 def test_a_pointer_and_a_page_are_no_rows(tmp_path: Path) -> None:
