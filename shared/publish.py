@@ -349,14 +349,26 @@ def write_json(path: Path, value: object) -> None:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, or of a folder's relative names and contents."""
+    """sha256 of a file, or of a folder's relative names and contents, of linked folders as well."""
     if path.is_file():
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in sorted(_files(path)):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, through links too; a folder that several names lead to is gone through once."""
+    seen: set[str] = set()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort()
+        yield from (file for name in names if (file := Path(place, name)).is_file())
 
 
 def seal_of(path: Path) -> Path:
