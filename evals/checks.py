@@ -1,4 +1,4 @@
-"""What is refused before a model is loaded: reads that cannot be meant, steering that would not steer, questions that do not fit."""
+"""What is refused before a model is loaded: invalid sampling options, steering that would not steer, questions that do not fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.schema import COLDEST
 
 
 def checked(read: Read, free_tokens: int = 0) -> None:
-    """Raise SteerHealError for a read that cannot be meant."""
+    """Raise SteerHealError for invalid sampling options."""
     fine = (
         read.think >= 0
         and read.samples >= 1
@@ -24,7 +24,7 @@ def checked(read: Read, free_tokens: int = 0) -> None:
     )
     if not fine:
         raise SteerHealError(
-            "a read that cannot be",
+            "invalid sampling options",
             given=f"--think {read.think} --samples {read.samples} --temperature {read.temperature} --top-k {read.top_k} --free-tokens {free_tokens}",
             expected="think, top-k and free tokens from 0, temperature 0 or from 0.01 to 2, samples from 1; more than one needs a temperature above 0 and a thought",
             next="--samples 8 --temperature 1 --think 16",

@@ -114,7 +114,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def replaceable(path: Path, of: Collection[str]) -> None:
-    """Raise SteerHealError when a folder holds anything but files of these names: it is somebody's, and would be lost. Hidden files,
+    """Raise SteerHealError when a folder holds anything but files of these names, so that nobody's other files are lost. Hidden files,
     which desktops and editors leave, do not count."""
     found = path.iterdir() if path.exists() else ()
     if foreign := sorted(p.name for p in found if not (p.is_file() and (p.name in of or p.name.startswith(".")))):

@@ -94,7 +94,7 @@ class BodyLimit:
 
         async def noted(message: Any) -> None:
             nonlocal begun
-            if total <= LIMIT or begun:  # what the application makes of TooLarge is not what happened
+            if total <= LIMIT or begun:  # drop the application's reply to TooLarge; 413 is sent below
                 begun = True
                 await send(message)
 
