@@ -30,8 +30,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class _Once(argparse._StoreAction):
     """An option whose second value would take the place of the first in silence, and is refused."""
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        if option is not None:
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if (option := option_string) is not None:
             if self.dest in parser.given:
                 raise SteerHealError(
                     "an option is there twice",
@@ -40,7 +42,7 @@ class _Once(argparse._StoreAction):
                     next='--set "train.lam=0.1 train.tau=0.3"' if option == "--set" else f"leave one {option} out",
                 )
             parser.given.add(self.dest)
-        super().__call__(parser, namespace, values, option)
+        super().__call__(parser, namespace, values, option_string)
 
 
 class Group:
