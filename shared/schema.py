@@ -23,16 +23,16 @@ COLDEST = 0.01  # vLLM samples at this temperature where a lower one above 0 is 
 RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding", "prompt", "return_assistant_tokens_mask", "return_dict", "return_tensors", "system", "tokenize", "tokenizer", "truncation", "turns"}  # fmt: skip
 
 
-def meant_as_text(value: Any, key: str) -> None:
+def no_truth_as_text(value: Any, key: str) -> None:
     """Raise ValueError for the text "False" or "true", which a template takes for true whatever it says."""
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         raise ValueError(
             f"{key} is the text {value!r}: write {value.strip().lower()}, in lower case and without quotes"
         )
-    for name, inner in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        meant_as_text(inner, f"{key}.{name}")
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        no_truth_as_text(inner, f"{key}.{name}")
 
 
 def told_apart(values: list[Any]) -> list[Any]:
@@ -82,7 +82,7 @@ class ModelConfig(Section):
         if taken := sorted(given.keys() & RENDERING):
             raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
         for name, value in given.items():
-            meant_as_text(value, name)
+            no_truth_as_text(value, name)
         try:
             json.dumps(plain(given), allow_nan=False)  # as manifests and digests will hold it
         except (TypeError, ValueError) as error:

@@ -114,7 +114,8 @@ class StrictBody:
         if scope["type"] != "http" or _path(scope) not in STEERED:
             await self.app(scope, receive, send)
             return
-        messages, more = [], True
+        messages: list[Any] = []
+        more = True
         while more:
             messages.append(message := await receive())
             more = message["type"] == "http.request" and message.get("more_body", False)
