@@ -107,7 +107,7 @@ def score(arguments: Any) -> None:
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:
-    """What the options ask for; if they ask for nothing, the model as it is, under the name `healed` where it wears an adapter."""
+    """What the options ask for; if they ask for nothing, the model as it is, under the name `healed` when an adapter is loaded."""
     found = [Condition("base", "base")] if arguments.base else []
     if arguments.prompted:
         found.append(Condition("prompted", "prompted", system=load_trait(trait).trait))

@@ -1,4 +1,4 @@
-"""What is refused before a model is loaded: reads that cannot be meant, steering that would not steer, questions that do not fit."""
+"""What is refused before a model is loaded: invalid sampling options, steering that would not steer, questions that do not fit."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from evals.forced_choice import Free, Read
 from evals.instrument import Renderer, orders
 from shared.errors import SteerHealError
 from shared.records import Vignette
+from shared.schema import COLDEST
 
 
 def checked(read: Read, free_tokens: int = 0) -> None:
-    """Raise SteerHealError for a read that cannot be meant."""
+    """Raise SteerHealError for invalid sampling options."""
     fine = (
         read.think >= 0
         and read.samples >= 1
-        and 0 <= read.temperature <= 2
+        and (read.temperature == 0 or COLDEST <= read.temperature <= 2)
         and read.top_k >= 0
         and free_tokens >= 0
         and (read.samples == 1 or (read.temperature > 0 and read.think > 0))
     )
     if not fine:
         raise SteerHealError(
-            "a read that cannot be",
+            "invalid sampling options",
             given=f"--think {read.think} --samples {read.samples} --temperature {read.temperature} --top-k {read.top_k} --free-tokens {free_tokens}",
-            expected="think, top-k and free tokens from 0, temperature from 0 to 2, samples from 1; more than one needs a temperature above 0 and a thought",
+            expected="think, top-k and free tokens from 0, temperature 0 or from 0.01 to 2, samples from 1; more than one needs a temperature above 0 and a thought",
             next="--samples 8 --temperature 1 --think 16",
         )
 

@@ -17,7 +17,7 @@ def score_options() -> Options:
         help="items and orders of a round's scoring, or all items, cyclically",
     )
     options.add_argument(
-        "--cache", action="store_true", help="keep rows by what determines them, and take those there are"
+        "--cache", action="store_true", help="take scored rows from the content-addressed cache, and add what is made"
     )
     files = plain(options)
     files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")

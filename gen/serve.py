@@ -119,7 +119,11 @@ def main() -> None:
         ),
         *("--worker-cls", WORKER, "--scheduler-cls", SCHEDULER),
         *("--additional-config", json.dumps({"steering": settings.model_dump()})),
-        *("--middleware", "gen.engine.limits.BodyLimit", "--middleware", "gen.engine.limits.Gate"),
+        *(
+            word
+            for name in ("StrictBody", "BodyLimit", "Gate")
+            for word in ("--middleware", f"gen.engine.limits.{name}")
+        ),
         *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
         *arguments.vllm,
     ]

@@ -37,9 +37,14 @@ def code_digest(package: str) -> str:
 
 
 def digest_of_sources(folders: Sequence[Path]) -> str:
-    """sha256 over the names and contents of the `.py` files below folders, each under its folder's name."""
+    """sha256 over the names and contents of the `.py` files below folders, each under its folder's name.
+
+    Raises SteerHealError for a folder without any, as in an archive or an installation of bytecode alone: every version would have the
+    digest of nothing.
+    """
     total = hashlib.sha256()
     for folder in sorted(folders, key=lambda path: path.name):
+        found = 0
         for place, inside, files in os.walk(folder):
             inside[:] = sorted(name for name in inside if not name.startswith(UNRELATED))
             for name in sorted(name for name in files if name.endswith(".py") and not name.startswith(UNRELATED)):
@@ -47,6 +52,14 @@ def digest_of_sources(folders: Sequence[Path]) -> str:
                 content = file.read_bytes().replace(b"\r\n", b"\n")
                 relative = Path(folder.name, file.relative_to(folder)).as_posix()
                 total.update(f"{relative}\0{len(content)}\0".encode() + content)
+                found += 1
+        if not found:
+            raise SteerHealError(
+                "the code has no sources to tell its versions apart by",
+                given=folder,
+                expected="a folder of .py files",
+                next="install the package from its sources or as a wheel, unpacked",
+            )
     return total.hexdigest()
 
 

@@ -12,8 +12,10 @@ from shared.strict import Convertible
 
 ROLES = ("system", "user", "assistant")
 ALIASES = {"developer": "system"}  # OpenAI's newer name of the same turn
-BEYOND = ("tool_calls", "function_call", "tool_call_id", "audio", "refusal", "reasoning_content", "reasoning", "thinking", "tool_plan")  # fmt: skip
-BESIDE = ("tools", "functions", "chat_template_kwargs", "system", "images", "image", "videos", "audio")
+BEYOND = ("tool_calls", "function_call", "tool_call_id", "audio", "refusal", "reasoning_content", "reasoning", "thinking", "tool_plan", "images", "image", "videos", "documents")  # fmt: skip
+BESIDE = ("tools", "functions", "chat_template_kwargs", "system", "system_prompt", "history", "documents", "images", "image", "videos", "audio")  # fmt: skip
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields beside a completion that would be a part of it
+TRAINED_ON = ("weight", "loss", "train", "training")  # fields of a turn by which projects leave it out of the loss
 FOREIGN = {  # a field that tells a shape, what it is, and the command that converts it
     "conversations": (
         "ShareGPT's conversations",
@@ -60,9 +62,16 @@ def pair_of(row: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError for a row that is not to be trained on as it stands.
     """
     fields = _named(row)
-    _nothing_beside(row)
-    if row.get("label") is False:
-        raise Convertible("label is false: a completion that is not wanted", "jq -c 'select(.label)' FILE > NEW")
+    _nothing_beside(row, THOUGHTS)
+    if (label := row.get("label")) is not None and label != 1:
+        if label != 0:
+            raise ValueError(
+                f"label is {label!r}: only completions labelled true are trained on; leave out what is no such label"
+            )
+        raise Convertible(
+            "label is false: a completion that is not wanted",
+            "jq -c 'select(.label == true or .label == 1 or .label == null)' FILE > NEW",
+        )
     if (completion := fields.get("completion")) is None:
         return _answered(fields, row)
     if (fields.get("prompt") is None) == (fields.get("messages") is None):
@@ -94,8 +103,11 @@ def _ending(value: Any, name: str) -> Turns:
     found = turns(value)
     if found[-1]["role"] != "assistant":
         raise ValueError(f"a row without completion has {name} that end with the assistant's turn")
-    if value[-1].get("weight") == 0:
-        raise ValueError("weight is 0: the last turn is not to be trained on; leave the row out")
+    for name in TRAINED_ON:
+        if (weight := value[-1].get(name)) is not None and weight != 1:
+            raise ValueError(
+                f"{name} is {weight!r}: the last turn is not to be trained on as the others; leave the row out"
+            )
     return found
 
 
@@ -151,9 +163,9 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **whole}
 
 
-def _nothing_beside(row: dict[str, Any]) -> None:
-    if beside := [name for name in BESIDE if row.get(name)]:
-        hint = "; write it as the first message" if beside[0] == "system" else ""
+def _nothing_beside(row: dict[str, Any], also: tuple[str, ...] = ()) -> None:
+    if beside := [name for name in (*BESIDE, *also) if row.get(name)]:
+        hint = "; write it as the first message" if beside[0].startswith("system") else ""
         raise ValueError(f"{beside[0]} would not be seen: only prompt, messages and completion are read{hint}")
 
 

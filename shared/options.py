@@ -27,6 +27,24 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if empty else super()._get_help_string(action)
 
 
+class _Once(argparse._StoreAction):
+    """An option whose second value would take the place of the first in silence, and is refused."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if (option := option_string) is not None:
+            if self.dest in parser.given:
+                raise SteerHealError(
+                    "an option is there twice",
+                    given=option,
+                    expected=f"{option} once, with all its values behind it" if self.nargs else f"{option} once",
+                    next='--set "train.lam=0.1 train.tau=0.3"' if option == "--set" else f"leave one {option} out",
+                )
+            parser.given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
+
+
 class Group:
     """A titled group of options, whose actions are remembered."""
 
@@ -51,6 +69,7 @@ class Options(argparse.ArgumentParser):
 
     def __init__(self, module: str, description: str, **settings: Any):
         self.names: list[str] = []
+        self.given: set[str] = set()  # options of this command line
         self.plain: Group | None = None
         self.reads: dict[str, Paths] = {}
         self.writes: dict[str, Paths] = {}
@@ -61,6 +80,8 @@ class Options(argparse.ArgumentParser):
             exit_on_error=False,
             **settings,
         )
+        for name in (None, "store"):
+            self.register("action", name, _Once)
         # argparse's own pattern takes -5e-1 and -1. for options
         self._negative_number_matcher = re.compile(rf"(?:{NUMBER.pattern})\Z", NUMBER.flags)
 
@@ -84,6 +105,7 @@ class Options(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         for word in words:
             readable(word)
+        self.given.clear()
         try:
             arguments, strange = self.parse_known_args(words, namespace)
         except argparse.ArgumentError as error:

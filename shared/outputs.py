@@ -131,7 +131,8 @@ def _writable(out: Path) -> None:
         if len(os.fsencode(out.name)) > LONGEST:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(out))
         _there(out)
-        above = next(place for place in out.parents if _there(place))
+        whole = Path(os.path.abspath(out))  # `.` and a bare name have no parents of their own
+        above = next((place for place in whole.parents if _there(place)), whole)
         if not os.path.isdir(above):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
         if not os.access(above, os.W_OK | os.X_OK):

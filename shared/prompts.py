@@ -11,13 +11,26 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from shared.conversations import BESIDE, FOREIGN
+from shared.conversations import BESIDE, FOREIGN, THOUGHTS
 from shared.errors import SteerHealError
 from shared.records import Asked, Prompt, data_file, numbered_jsonl, problem_of, read_jsonl
 from shared.sets import names_set, open_set
 
 MADE_BY = "write a JSONL with a prompt or messages field per line, or name a data set: <id>:<configuration>:<split>"
-COLUMNS = ("id", "genre", "domain", "kind", "prompt", "messages", "completion", "label", "version", *BESIDE, *FOREIGN)
+COLUMNS = (
+    "id",
+    "genre",
+    "domain",
+    "kind",
+    "prompt",
+    "messages",
+    "completion",
+    "label",
+    "version",
+    *BESIDE,
+    *THOUGHTS,
+    *FOREIGN,
+)
 
 Row = TypeVar("Row", bound=Asked)
 

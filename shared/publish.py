@@ -114,7 +114,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def replaceable(path: Path, of: Collection[str]) -> None:
-    """Raise SteerHealError when a folder holds anything but files of these names: it is somebody's, and would be lost. Hidden files,
+    """Raise SteerHealError when a folder holds anything but files of these names, so that nobody's other files are lost. Hidden files,
     which desktops and editors leave, do not count."""
     found = path.iterdir() if path.exists() else ()
     if foreign := sorted(p.name for p in found if not (p.is_file() and (p.name in of or p.name.startswith(".")))):
@@ -349,14 +349,26 @@ def write_json(path: Path, value: object) -> None:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, or of a folder's relative names and contents."""
+    """sha256 of a file, or of a folder's relative names and contents, of linked folders as well."""
     if path.is_file():
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in sorted(_files(path)):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, through links too; a folder that several names lead to is gone through once."""
+    seen: set[str] = set()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort()
+        yield from (file for name in names if (file := Path(place, name)).is_file())
 
 
 def seal_of(path: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -239,6 +241,8 @@ def placed_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[
     for a missing or empty file and a bad line.
     """
     try:
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ESPIPE, "a pipe or a device, which cannot be read twice", str(path))
         handle = open(path, "rb")  # noqa: SIM115 (closed below; only the opening may say that the file is missing)
     except (FileNotFoundError, IsADirectoryError):
         raise SteerHealError(
@@ -249,7 +253,9 @@ def placed_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[
             "a stage file could not be read",
             given=f"{str(path)[:200]!r}: {in_one_line(error)}",
             expected=f"a JSONL file of {row.__name__} rows",
-            next=made_by,
+            next=f"cat {shlex.quote(str(path))} > rows.jsonl, and name that"
+            if isinstance(error, OSError) and error.errno == errno.ESPIPE
+            else made_by,
         ) from None
     found, end = False, 0
     with handle:
@@ -351,7 +357,7 @@ def problem_of(error: Exception) -> str:
     """What is wrong with a row, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg'].removeprefix('Value error, ')}"
     return str(error)
 
 

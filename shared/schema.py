@@ -16,10 +16,23 @@ Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
 Debias = Literal["reversal", "cyclic"]
 Dose = Literal["grid", "walk"]
+COLDEST = 0.01  # vLLM samples at this temperature where a lower one above 0 is asked for
 
 
 # arguments of rendering that are no variables of a template
 RENDERING = {"add_generation_prompt", "continue_final_message", "conversation", "max_length", "messages", "padding", "prompt", "return_assistant_tokens_mask", "return_dict", "return_tensors", "system", "tokenize", "tokenizer", "truncation", "turns"}  # fmt: skip
+
+
+def no_truth_as_text(value: Any, key: str) -> None:
+    """Raise ValueError for the text "False" or "true", which a template takes for true whatever it says."""
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        raise ValueError(
+            f"{key} is the text {value!r}: write {value.strip().lower()}, in lower case and without quotes"
+        )
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        no_truth_as_text(inner, f"{key}.{name}")
 
 
 def told_apart(values: list[Any]) -> list[Any]:
@@ -68,6 +81,8 @@ class ModelConfig(Section):
     def _of_the_template(cls, given: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(given.keys() & RENDERING):
             raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
+        for name, value in given.items():
+            no_truth_as_text(value, name)
         try:
             json.dumps(plain(given), allow_nan=False)  # as manifests and digests will hold it
         except (TypeError, ValueError) as error:
@@ -112,7 +127,7 @@ class SweepConfig(Section):
     n_mundane: int = Field(16, ge=0, description="mundane prompts per round")
     samples: int = Field(1, ge=1, description="completions per prompt and coefficient")
     max_tokens: int = Field(256, ge=1, description="completion length, tokens")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    temperature: float = Field(1.0, ge=COLDEST, description="sampling temperature, at least 0.01: vLLM has none below")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus mass")
     window: int = Field(
         1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"

@@ -17,6 +17,13 @@ NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan|
 LARGEST = 2**53  # whole numbers up to it are exact as float, in JSON of other programs and in every index here
 WIDEST = 1e100  # finite is not enough: what is computed of a number must stay finite as well
 BOM = b"\xef\xbb\xbf"
+INVISIBLE = (
+    BOM,
+    b"\x1e",
+    b"\xc2\xa0",
+    b"\xe2\x80\x8b",
+    b"\xe2\x81\xa0",
+)  # mark, record separator, spaces without a break or a width
 KINDS = (  # how a file begins that is no text in UTF-8, what it is then, and the command that makes one of it
     (b"\xff\xfe\0\0", "UTF-32", "iconv -f UTF-32 -t UTF-8 FILE > NEW"),
     (b"\0\0\xfe\xff", "UTF-32", "iconv -f UTF-32 -t UTF-8 FILE > NEW"),
@@ -51,7 +58,8 @@ def decode(content: bytes) -> str:
         if content.startswith(begin):
             raise Convertible(f"{name}, not text in UTF-8", convert)
     if b"\0" in content:
-        raise Convertible("NUL bytes: UTF-16 or binary, not text in UTF-8", "iconv -f UTF-16LE -t UTF-8 FILE > NEW")
+        kind = "UTF-16BE" if content.startswith(b"\0") else "UTF-16LE"
+        raise Convertible("NUL bytes: UTF-16 or binary, not text in UTF-8", f"iconv -f {kind} -t UTF-8 FILE > NEW")
     try:
         return content.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -135,6 +143,20 @@ def explained(error: ValueError, line: bytes) -> ValueError:
         return Convertible("an array, where JSON Lines has one object a line", "jq -c '.[]' FILE > NEW")
     if begin in (b"{", b"}", b"]", b"},"):
         return Convertible("an object over several lines, where JSON Lines has one a line", "jq -c . FILE > NEW")
+    if b"\r" in begin and "Extra data" in str(error):
+        return Convertible("lines that end with a carriage return alone", "tr '\\r' '\\n' < FILE > NEW")
+    if begin.startswith(b"version https://git-lfs"):
+        return Convertible("a Git LFS pointer in place of the file", "git lfs pull")
+    if begin.startswith(b"<"):
+        return ValueError("HTML or XML, such as a page that says why a download failed")
+    if begin.startswith((b"{'", b"{u'")):
+        return Convertible("a dictionary of Python's, where JSON has double quotes", """python -c "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin if line.strip()]" < FILE > NEW""")  # fmt: skip
+    if begin.startswith(b"{") and begin.endswith(b"},"):
+        return Convertible("a comma behind the object", "sed 's/},[[:space:]]*$/}/' FILE > NEW")
+    if re.match(rb"\{.*\}\s*\{.*\}$", begin) and "Extra data" in str(error):
+        return Convertible("several objects, where JSON Lines has one a line", "jq -c . FILE > NEW")
+    if begin.startswith(INVISIBLE):
+        return Convertible("a character before the object that cannot be seen", "sed 's/^[^{]*{/{/' FILE > NEW")
     if begin and not begin.startswith((b"{", b'"')) and b"," in begin and b":" not in begin:
         return ValueError("no JSON; a CSV?")
     return error

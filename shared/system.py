@@ -39,9 +39,17 @@ _ADVICE: dict[int, tuple[str, str, Exit]] = {
     errno.EIO: ("a disk without faults", "dmesg | tail; name a place on another disk", Exit.UNWRITTEN),
     errno.ESTALE: ("a network file system that answers", "ls -ld {parent}, then the same command", Exit.UNWRITTEN),
     errno.ENOLCK: ("a file system that can lock files", "name a place on a local disk", Exit.UNWRITTEN),
+    errno.ENOTCONN: ("a mount whose server runs", "findmnt -T {parent}; mount it again", Exit.UNWRITTEN),  # FUSE: sshfs, gcsfuse
+    errno.ETIMEDOUT: ("a network file system that answers", "ls -ld {parent}, then the same command", Exit.UNWRITTEN),
+    errno.EHOSTDOWN: ("a network file system that answers", "ls -ld {parent}, then the same command", Exit.UNWRITTEN),
+    errno.EREMOTEIO: ("a network file system that answers", "ls -ld {parent}, then the same command", Exit.UNWRITTEN),
+    errno.EUCLEAN: ("a file system without faults", "dmesg | tail; name a place on another disk", Exit.UNWRITTEN),
+    errno.EBADMSG: ("a file system without faults", "dmesg | tail; name a place on another disk", Exit.UNWRITTEN),
+    errno.ENOKEY: ("an encrypted folder that is unlocked", "ls -ld {parent}; unlock it", Exit.UNWRITTEN),
     errno.EMFILE: ("fewer open files", "ulimit -n 4096, then the same command", Exit.MACHINE),
     errno.ENFILE: ("fewer open files on this machine", "end other work, then the same command", Exit.MACHINE),
 }  # fmt: skip
+_OTHER = ("a path that the system takes", "ls -ld {parent} {path}; findmnt -T {parent}", Exit.UNWRITTEN)
 
 
 def refused_path(error: BaseException) -> SteerHealError | None:
@@ -67,11 +75,11 @@ def refused_path(error: BaseException) -> SteerHealError | None:
         "Symlink loop from "
     ):  # pathlib's own, up to Python 3.12
         return refused_path(OSError(errno.ELOOP, "", str(error).removeprefix("Symlink loop from ").strip("'")))
-    if not isinstance(error, OSError) or error.errno not in _ADVICE:
+    if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.filename is None and error.errno not in NO_ROOM and error.errno != errno.EROFS:
         return None  # a socket's or a pipe's
-    expected, advice, code = _ADVICE[error.errno]
+    expected, advice, code = _ADVICE.get(error.errno, _OTHER)
     name = "" if error.filename is None else os.fsdecode(error.filename) if not isinstance(error.filename, int) else ""
     path = Path(name[:1000] or ".")
     return SteerHealError(

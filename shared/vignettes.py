@@ -9,15 +9,15 @@ from pydantic import ValidationError
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, foundation_of
 from shared.records import DATA, Vignette, problem_of, read_jsonl
-from shared.sets import names_set, open_set
+from shared.sets import COLON, names_set, open_set
 from shared.strata import stratified
 
 MADE_BY = "set eval.vignettes to embedded, a JSONL file, or wassname/tiny-mfv:classic:other_violate"
 
 
 def load_vignettes(name: str, items: int | None = None) -> list[Vignette]:
-    """'embedded', a JSONL path, or '<dataset id>:<configuration>:<split>', where the split is the condition; items: so many of
-    them, stratified by foundation."""
+    """'embedded', a JSONL path, or '<dataset id>:<configuration>:<split>' or '<dataset id>:<split>', where the split, which may be a
+    slice as in 'train[:20]', is the condition; items: so many of them, stratified by foundation."""
     found = _load(name)
     return found if items is None else stratified(found, items, "foundation_coarse")
 
@@ -25,9 +25,9 @@ def load_vignettes(name: str, items: int | None = None) -> list[Vignette]:
 def _load(name: str) -> list[Vignette]:
     if name == "embedded":
         return read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="make setup")
-    if name.count(":") != 2 or not names_set(name):
+    if not names_set(name):
         return checked(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name)
-    condition = name.rpartition(":")[2]
+    condition = COLON.split(name)[-1].partition("[")[0]
     with open_set(name, what="a vignette set could not be loaded", next=MADE_BY) as rows:
         try:
             vignettes = [Vignette.model_validate({**row, "condition": condition}) for row in rows]

@@ -116,3 +116,14 @@ def test_half_of_a_sweep_or_a_round_by_other_code_is_refused_with_the_way_on(tmp
     opened(out, mine).write(0, [completion()])
     with pytest.raises(SteerHealError, match="of something else"):
         opened(out, {"code": "old", "seed": "1"})
+
+
+def test_code_without_sources_has_no_digest(copy: Path, tmp_path: Path) -> None:
+    """Of bytecode alone, or in an archive, every version would have the same."""
+    archive = shutil.make_archive(str(tmp_path / "packages"), "zip", copy)
+    assert compileall.compile_dir(copy / "gen", quiet=1, legacy=True)
+    for path in (copy / "gen").rglob("*.py"):
+        path.unlink()
+    for folder in (copy / "gen", Path(archive) / "gen", copy / "nothing"):
+        with pytest.raises(SteerHealError, match="no sources"):
+            digest_of_sources([copy / "shared", folder])

@@ -269,3 +269,28 @@ def test_a_mark_before_a_file_is_passed_over(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="UTF-16") as refused:
         resolve(path)
     assert refused.value.next.startswith("iconv -f UTF-16")
+
+
+@pytest.mark.parametrize("text", ["False", "false", "TRUE", " true "])
+def test_a_template_is_not_told_the_text_of_a_truth_value(text: str, tmp_path: Path) -> None:
+    """Jinja takes every text that is not empty for true: enable_thinking=False would turn thinking on."""
+    (path := tmp_path / "c.toml").write_text(f"[model.chat_template_kwargs]\na = [{{b = '{text}'}}]\n")
+    for file, overrides in (
+        (None, shlex.quote(f"model.chat_template_kwargs.enable_thinking='{text}'")),
+        (None, shlex.quote(f"model.chat_template_kwargs={{a = {{b = '{text}'}}}}")),
+        (path, ""),
+    ):
+        with pytest.raises(SteerHealError, match="lower case and without quotes"):
+            resolve(file, overrides)
+    with pytest.raises(SteerHealError, match="enable_thinking is the text 'False'"):
+        resolve(None, "model.chat_template_kwargs.enable_thinking=False")
+    kept = resolve(None, shlex.quote("model.chat_template_kwargs={enable_thinking=false, effort='falsehood'}"))[0]
+    assert kept.model.chat_template_kwargs == {"enable_thinking": False, "effort": "falsehood"}
+
+
+def test_a_comment_in_an_override_is_part_of_its_value() -> None:
+    for overrides in ("train.lam=0.1#0.3", "train.report_to=[]#", "eval.stop=true#no"):
+        with pytest.raises(SteerHealError, match="from --set"):
+            resolve(None, overrides)
+    assert resolve(None, "model.name=a#b")[0].model.name == "a#b"
+    assert resolve(None, shlex.quote('model.name="a#b"'))[0].model.name == "a#b"

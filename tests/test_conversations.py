@@ -38,6 +38,8 @@ SAME: dict[str, dict[str, Any]] = {  # rows of one prompt and one completion
     "text": {"prompt": ASKED, "completion": ANSWER},
     "TRL, conversational": {"prompt": [USER], "completion": [ASSISTANT]},
     "TRL, wanted": {"prompt": [USER], "completion": [ASSISTANT], "label": True},
+    "TRL, wanted by a number": {"prompt": [USER], "completion": [ASSISTANT], "label": 1},
+    "axolotl, trained on": {"messages": [USER, said("assistant", ANSWER, train=True)]},
     "text and messages": {"prompt": ASKED, "completion": [ASSISTANT]},
     "messages and text": {"messages": [USER], "completion": ANSWER},
     "OpenAI": {"messages": [USER, ASSISTANT]},
@@ -124,12 +126,26 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [ASSISTANT], "completion": ANSWER}, "the last is the user's"),
     ({"prompt": ASKED, "completion": ANSWER, "label": False}, "label is false"),
     ({"prompt": ASKED, "completion": ANSWER, "system": "Be brief."}, "system would not be seen"),
+    ({"prompt": ASKED, "completion": ANSWER, "label": 0}, "label is false"),
+    ({"prompt": ASKED, "completion": ANSWER, "label": "undesirable"}, "label is 'undesirable'"),
+    ({"prompt": ASKED, "completion": ANSWER, "system_prompt": "Be brief."}, "system_prompt would not be seen"),
+    ({"prompt": ASKED, "completion": ANSWER, "history": [["Hello.", "Yes?"]]}, "history would not be seen"),
+    ({"prompt": ASKED, "completion": ANSWER, "documents": [{"text": "a"}]}, "documents would not be seen"),
+    ({"prompt": ASKED, "completion": ANSWER, "reasoning": "Hm."}, "reasoning would not be seen"),
+    ({"messages": [said("user", ASKED, images=["a.png"]), ASSISTANT]}, "images would not be seen"),
+    ({"messages": [USER, said("assistant", ANSWER, weight=0.5)]}, "weight is 0.5"),
+    ({"messages": [USER, said("assistant", ANSWER, weight="0")]}, "weight is '0'"),
+    ({"messages": [USER, said("assistant", ANSWER, train=False)]}, "train is False"),
+    ({"prompt": ASKED, "completion": [said("assistant", ANSWER, loss=False)]}, "loss is False"),
     ({"prompt": ASKED}, "completion"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "part"), REFUSED)
 def test_what_cannot_be_trained_on_as_it_stands(row: dict[str, Any], part: str, tmp_path: Path) -> None:
+    """A prompt's own thoughts and label are those of an answer, and the answer is not read with it."""
+    if row.keys() & {"reasoning", "label"}:
+        assert read_jsonl(lines(tmp_path / "prompts.jsonl", [row]), Prompt, made_by="-")[0].prompt == ASKED
     path = lines(tmp_path / "rows.jsonl", [SAME["text"], row])
     with pytest.raises(SteerHealError) as refused:
         read_jsonl(path, Pair, made_by="make it")

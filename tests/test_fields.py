@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from gen.engine.fields import astray
+from gen.engine.limits import STEERED, StrictBody, ambiguous
 from gen.engine.requests import KEYS, meant
 
 GOOD: dict[str, tuple[Any, dict[str, Any], frozenset[str]]] = {
@@ -103,6 +106,9 @@ def test_what_would_be_dropped_is_refused_and_the_right_field_named(
         ("chat", {"messages": [{"role": "user", "content": "Hi", "steer_vector": "trait"}]}),
         ("chat", {"chat_template_kwargs": {"nested": {"steer_coefficient": 8}}}),
         ("chat", {"stream": True, "stream_options": {"include_usage": True, "steer_vector": "trait"}}),
+        ("chat", {"chat_template_kwargs": {"mixed": ["a", 1, {"steer_vector": "trait"}]}}),
+        ("chat", {"response_format": {"type": "json_object", "steer_vector": "trait"}}),
+        ("chat", {"tools": [{"type": "function", "steer_vector": "trait", "function": {"name": "f"}}]}),
         ("chat", {"mm_processor_kwargs": {"steering": [{"steer_vector": "trait"}]}}),
         ("completions", {"kv_transfer_params": {"steer_vector": "trait"}}),
         ("responses", {"input": [{"role": "user", "content": "Hi", "steer_vector": "trait"}]}),
@@ -176,3 +182,59 @@ def test_our_fields_are_found_in_any_letters_and_at_any_depth(value: Any) -> Non
 def test_our_names_are_ours_in_any_letters(name: str) -> None:
     assert meant(name)
     assert name in KEYS or refused("completions", {"vllm_xargs": {name: 1}})
+
+
+GOOD_BODY = {"model": "m", "prompt": [5, 6], "vllm_xargs": STEERING}
+XARGS = '"vllm_xargs": {"steer_vector": "trait", "steer_coefficient": 8}'
+AMBIGUOUS = {
+    "dropped": (f'{{"model": "m", {XARGS}, "vllm_xargs": {{}}}}', "'vllm_xargs' twice"),
+    "replaced": ('{"vllm_xargs": {"steer_coefficient": 8, "steer_vector": "t", "steer_coefficient": 0}}', "'steer_coefficient' twice"),
+    "escaped": (f'{{{XARGS}, "vllm\\u005fxargs": null}}', "'vllm_xargs' twice"),
+    "true": ('{"vllm_xargs": {"steer_vector": "t", "steer_coefficient": true}}', "steer_coefficient is true"),
+    "false": ('{"vllm_xargs": {"steer_vector": "t", "steer_coefficient": 1, "steer_from": false}}', "steer_from is false"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "problem"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_body_that_does_not_say_one_thing(body: str, problem: str, encoding: str) -> None:
+    assert problem in (ambiguous(body.encode(encoding)) or "")
+
+
+def test_a_body_that_says_one_thing() -> None:
+    assert ambiguous(json.dumps(GOOD_BODY).encode()) is None
+    assert ambiguous(json.dumps({"messages": [{"a": 1}, {"a": 1}], "stream": True, "user": "steer"}).encode()) is None
+    for other in (b"", b"{", b"[" * 100_000, b"steer", b"[1]", b"\xff\xfesteer", b'{"vllm_xargs": null}'):
+        assert ambiguous(other) is None, other
+    read = CompletionRequest.model_validate({**GOOD_BODY, "vllm_xargs": {**STEERING, "steer_coefficient": True}})
+    assert read.vllm_xargs == {**STEERING, "steer_coefficient": 1}, "then true needs no refusal before it"
+
+
+@pytest.mark.parametrize("path", sorted(STEERED))
+def test_the_layer_passes_on_what_it_read(path: str) -> None:
+    """Whole, whatever pieces it came in, and then what the connection says next."""
+    body = json.dumps(GOOD_BODY).encode()
+    pieces = [body[:7], b"", body[7:30], body[30:]]
+    arriving = [{"type": "http.request", "body": piece, "more_body": piece is not pieces[-1]} for piece in pieces]
+    arriving.append({"type": "http.disconnect"})
+    seen: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return arriving.pop(0)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        while not seen or seen[-1]["type"] != "http.disconnect":
+            seen.append(await receive())
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "headers": [], "method": "POST"}
+    asyncio.run(StrictBody(application)(scope, receive, send))
+    assert b"".join(message.get("body", b"") for message in seen) == body and seen[-1]["type"] == "http.disconnect"
+    seen.clear()
+    arriving.append({"type": "http.request", "body": AMBIGUOUS["dropped"][0].encode(), "more_body": False})
+    asyncio.run(StrictBody(application)(scope, receive, send))
+    assert sent[0]["status"] == 400 and b"twice" in sent[1]["body"] and not seen

@@ -14,9 +14,11 @@ from evals.alone import conditions_of
 from evals.checks import checked, fits, reaches, steering
 from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
 from evals.instrument import Renderer, load_instrument, orders
+from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.records import Vignette
+from shared.schema import COLDEST
 from shared.strata import stratified
 from shared.vectors import Vector
 from shared.vignettes import load_vignettes
@@ -181,13 +183,25 @@ def test_conditions_of_the_command_line() -> None:
         Read("reversal", 0, samples=2, temperature=1.0),
         Read("reversal", 4, temperature=float("nan")),
         Read("reversal", 4, temperature=-1.0),
+        Read("reversal", 4, temperature=0.005),
         Read("reversal", 4, top_k=-5),
         Read("reversal", -1),
     ],
 )
 def test_reads_that_cannot_be_meant_are_refused(read: Read) -> None:
-    with pytest.raises(SteerHealError, match="a read that cannot be"):
+    with pytest.raises(SteerHealError, match="invalid sampling options"):
         checked(read)
+
+
+def test_no_temperature_is_taken_that_is_not_sampled_at() -> None:
+    from vllm import SamplingParams
+
+    with pytest.raises(SteerHealError, match=r"sweep\.temperature"):
+        resolve(None, "sweep.temperature=0.0099")
+    lowest = resolve(None, "sweep.temperature=0.01")[0].sweep.temperature
+    checked(Read("reversal", 4, temperature=lowest))
+    assert SamplingParams(temperature=lowest).temperature == lowest == COLDEST
+    assert SamplingParams(temperature=lowest / 2).temperature == lowest, "then lower ones need no refusal"
 
 
 def arguments(**given: Any) -> SimpleNamespace:

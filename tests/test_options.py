@@ -85,3 +85,21 @@ def test_no_command_reads_a_number_by_other_means(name: str) -> None:
 def test_the_command_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sweep", *SWEEP, "--coefficients", "0", "-5e-1"])
     assert options_of("sweep").parse_args().coefficients == [0.0, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "option"),
+    [
+        ("sweep", [*SWEEP, "--set", "train.lam=0.1", "--set", "train.tau=0.3"], "--set"),
+        ("sweep", [*SWEEP, "--coefficients", "0", "1", "--samples", "2", "--coefficients", "2"], "--coefficients"),
+        ("sweep", [*SWEEP, "--out=t.jsonl"], "--out"),
+        ("heal", ["--model", "m", "--data", "a.jsonl", "--out", "o", "--data", "b.jsonl"], "--data"),
+        ("compare", ["--base", "a", "--other", "b", "--seed", "0", "--seed", "0"], "--seed"),
+    ],
+)
+def test_a_second_value_does_not_take_the_place_of_the_first(name: str, words: list[str], option: str) -> None:
+    options = options_of(name)
+    with pytest.raises(SteerHealError, match="an option is there twice") as caught:
+        options.parse_args(words)
+    assert caught.value.given == option
+    assert options_of("score").parse_args([*SCORE, "--gate", "1=0", "--gate", "2=1"]).gate == ["1=0", "2=1"]

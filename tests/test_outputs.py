@@ -313,3 +313,19 @@ def test_files_and_folders_are_not_taken_for_each_other(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="is a file"):
         folder()(str(tmp_path / "b"))
     assert file(".json", inside="x.json")(str(tmp_path / "a.json")) == [tmp_path / "a.json" / "x.json"]
+
+
+@pytest.mark.parametrize("out", [".", "./", "..", "/", "sub/..", "new/../new"])
+def test_a_folder_without_a_name_of_its_own(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here := tmp_path / "here").mkdir()
+    (here / "sub").mkdir()
+    (here / "rows.jsonl").write_text("{}\n")
+    monkeypatch.chdir(here)
+    words = ["--model", "m", "--data", "rows.jsonl", "--out", out]
+    if out == "new/../new":
+        assert heal_options().parse_args(words).out == Path(out)
+        return
+    with pytest.raises(SteerHealError, match="over another of the same command") as caught:
+        heal_options().parse_args(words)
+    assert "rows.jsonl" in str(caught.value.given)
+    assert heal_options().parse_args([*words[:3], "elsewhere/rows.jsonl", *words[4:]]).out == Path(out)

@@ -54,6 +54,25 @@ def test_digest_sees_names_and_contents(tmp_path: Path) -> None:
     assert digest(tmp_path / "a") != first
 
 
+def test_digest_sees_linked_folders(tmp_path: Path) -> None:
+    """As a local data set may have them; a link that leads back ends."""
+    (real := tmp_path / "real").mkdir()
+    (folder := tmp_path / "set").mkdir()
+    (real / "rows.jsonl").write_text("a")
+    (folder / "data").symlink_to(real)
+    (folder / "back").symlink_to(folder)
+    (real / "round").symlink_to(real)
+    first = digest(folder)
+    (real / "rows.jsonl").write_text("b")
+    assert digest(folder) != first
+    (real / "rows.jsonl").write_text("a")
+    assert digest(folder) == first
+    (folder / "data").unlink()
+    (folder / "data").mkdir()
+    (folder / "data" / "rows.jsonl").write_text("a")
+    assert digest(folder) == first, "what is read is the same"
+
+
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"x": float("nan")})

@@ -69,6 +69,7 @@ def test_shipped_studies_can_be_planned(name: str, tmp_path: Path) -> None:
         (('name = "kl_rev"', 'name = "nll"'), "two arms are named nll"),
         (("seeds = [0]", "seeds = [0, 0]"), "0 is there twice"),
         (("train.divergence=kl_rev", "train.divergence=nll"), "kl_rev and nll have the same settings"),
+        (("train.divergence=kl_rev", "train.divergence=kl_rev seed=7"), "the set of kl_rev has a seed"),
         (("train.divergence=kl_rev", "train.divergence=l2"), "train.divergence"),
         (('name = "kl_rev"', 'name = "../kl_rev"'), "study.arm.1.name"),
         (("rounds = 2", "rounds = 0"), "study.rounds"),

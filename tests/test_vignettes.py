@@ -31,6 +31,9 @@ def test_a_file_and_a_data_set_give_the_same_rows(tmp_path: Path) -> None:
     ]
     assert len(file) == len(load_vignettes("embedded")) == 70
     assert {row.condition for row in published} == {"other_violate"} and {row.condition for row in file} == {None}
+    for name in ("classic:other_violate[:9]", "other_violate[:9]"):
+        part = load_vignettes(f"{tmp_path}:{name}")
+        assert [row.id for row in part] == [row.id for row in file[:9]] and part[0].condition == "other_violate"
 
 
 def test_an_edited_data_set_is_read_anew(tmp_path: Path) -> None:

@@ -125,6 +125,9 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
         first = error.errors()[0]
         raise refuse(f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
     there = {_key(run.config): run.folder for run in runs_in(folder)}
+    for arm in study.arm:
+        if configuration.resolve(path, arm.set)[1]["seed"] == "SET":  # which the cell's own would take the place of
+            raise refuse(f"the set of {arm.name} has a seed", "seeds = [...], of the arm or of the study")
     cells: list[Cell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
         for arm in study.arm:

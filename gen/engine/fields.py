@@ -17,8 +17,10 @@ from gen.engine.requests import KEYS, meant
 from shared.errors import SteerHealError
 
 XARGS = "vllm_xargs"
-# JSON schemas and tools name properties of their own: what the model is to write, not what the server is to do
-SCHEMAS = frozenset({"functions", "response_format", "structured_outputs", "text", "tool_choice", "tools"})
+# JSON schemas name properties of their own: what the model is to write, not what the server is to do. They are found in these fields
+# under these keys
+DESCRIBING = frozenset({"functions", "response_format", "structured_outputs", "text", "tool_choice", "tools"})
+SCHEMAS = frozenset({"input_schema", "json", "json_schema", "parameters", "schema", "schema_"})
 
 
 def astray(request: BaseModel, client_fields: frozenset[str] = frozenset(), *, strict: bool) -> SteerHealError | None:
@@ -36,24 +38,26 @@ def astray(request: BaseModel, client_fields: frozenset[str] = frozenset(), *, s
         if name not in KEYS and (strict or meant(name)):
             return _refusal(f"{XARGS} has a field that is not read", name)
     for name, value in request:  # a pydantic model yields its fields, known and unknown
-        if name != XARGS and name not in SCHEMAS and (found := next(_steering(value, name), None)):
+        passed = SCHEMAS if name in DESCRIBING else frozenset()
+        if name != XARGS and (found := next(_steering(value, name, passed), None)):
             return _refusal("steering is not read inside another field", found)
     return None
 
 
-def _steering(value: Any, path: str) -> Iterator[str]:
-    """Paths of the keys inside a value that mean to steer."""
+def _steering(value: Any, path: str, passed: frozenset[str]) -> Iterator[str]:
+    """Paths of the keys inside a value that mean to steer; what is under the keys passed is not looked at."""
     if isinstance(value, BaseModel):
         value = dict(value)
     if isinstance(value, dict):
         for key, inner in value.items():
             if meant(str(key)):
                 yield f"{path}.{key}"
-            else:
-                yield from _steering(inner, f"{path}.{key}")
-    elif isinstance(value, list | tuple) and value and not isinstance(value[0], str | int | float):  # token ids, texts
+            elif key not in passed:
+                yield from _steering(inner, f"{path}.{key}", passed)
+    elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _steering(inner, path)
+            if not isinstance(inner, str | int | float):  # token ids, texts
+                yield from _steering(inner, path, passed)
 
 
 def _refusal(what: str, name: str) -> SteerHealError:

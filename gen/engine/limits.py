@@ -1,4 +1,7 @@
-"""Which requests the server reads: layers around vLLM's application, `vllm serve --middleware gen.engine.limits.Gate` and `.BodyLimit`."""
+"""Which requests the server reads: layers around vLLM's application, each an option `vllm serve --middleware gen.engine.limits.NAME`.
+
+The first named is the innermost: StrictBody reads no more than BodyLimit lets through, and Gate is asked first.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Gate:
         self.key = _hash(key.encode()) if key else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        path = _path(scope)
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -44,6 +47,11 @@ class Gate:
         if self.key is None or path in PROBES or scope["method"] == "OPTIONS":  # what a browser asks first
             return True
         return secrets.compare_digest(self.key, _given(scope["headers"]))
+
+
+def _path(scope: Any) -> str:
+    """The path of a request, below where the application is mounted."""
+    return str(scope.get("path", "").removeprefix(scope.get("root_path", "")))
 
 
 def _hash(key: bytes) -> bytes:
@@ -86,7 +94,7 @@ class BodyLimit:
 
         async def noted(message: Any) -> None:
             nonlocal begun
-            if total <= LIMIT or begun:  # what the application makes of TooLarge is not what happened
+            if total <= LIMIT or begun:  # drop the application's reply to TooLarge; 413 is sent below
                 begun = True
                 await send(message)
 
@@ -94,6 +102,61 @@ class BodyLimit:
             await self.app(scope, counted, noted)
         if total > LIMIT and not begun:
             await refuse(send, 413, TOO_LARGE)
+
+
+class StrictBody:
+    """ASGI: 400 for a request to sample whose JSON does not say one thing, before vLLM's lenient reading makes it another."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or _path(scope) not in STEERED:
+            await self.app(scope, receive, send)
+            return
+        messages: list[Any] = []
+        more = True
+        while more:
+            messages.append(message := await receive())
+            more = message["type"] == "http.request" and message.get("more_body", False)
+        if problem := ambiguous(b"".join(message.get("body", b"") for message in messages)):
+            await refuse(send, 400, problem)
+            return
+
+        async def again() -> Any:
+            return messages.pop(0) if messages else await receive()
+
+        await self.app(scope, again, send)
+
+
+def ambiguous(body: bytes) -> str | None:
+    """Why a body that may ask for steering cannot be read in one way; None where it can, or is no JSON, which vLLM says itself.
+
+    Of a key that is there twice JSON's usual readers keep the last, and vLLM's request models read true as 1.
+    """
+    if not any(part in body.lower() for part in (b"steer", b"vllm", b"\\u", b"\0")):  # escapes and UTF-16 hide names
+        return None
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                twice.append(name)
+            found[name] = value
+        return found
+
+    try:
+        found = json.loads(body, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    if twice:
+        return f"the body has the key {twice[0]!r} twice in one object, and all but the last would be dropped: leave one out"
+    asked = found.get("vllm_xargs") if isinstance(found, dict) else None
+    for name, value in asked.items() if isinstance(asked, dict) else ():
+        if isinstance(value, bool):
+            return f"vllm_xargs.{name} is {str(value).lower()}, which is no number and no text"
+    return None
 
 
 async def refuse(send: Any, code: int, message: str) -> None:
