@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+CONFIG, RUN = "configs/smollm2.toml", "runs/smollm2"  # the Makefile's defaults
 FORM = "STEER_HEAL_FORM"  # environment: `make` or `steer-heal`, set by who began the process; unset under `python -m`
 
 
@@ -81,7 +82,18 @@ def setting(text: str) -> str:
     Args:
         text: such as `train.lam=0.1`.
     """
-    return _assigned("SET", text) if form() == "make" else f"--set {shlex.quote(text)}"
+    return option("SET", "--set", text)
+
+
+def option(variable: str, name: str, value: object) -> str:
+    """An option with its value, as it is typed behind the command at hand.
+
+    Args:
+        variable: what `make` calls it, such as `CONFIG`.
+        name: what the command itself calls it, such as `--config`.
+        value: quoted here where a shell needs that.
+    """
+    return _assigned(variable, str(value)) if form() == "make" else f"{name} {shlex.quote(str(value))}"
 
 
 def round_command(
@@ -98,6 +110,8 @@ def round_command(
 ) -> str:
     """The command that brings a run to a round, with every option it needs.
 
+    `make` has a default for RUN and for the CONFIG of a run that is not there yet; the others are told the same.
+
     Args:
         run: folder of the run; None leaves the default.
         rounds: N of make; None leaves the default, 1.
@@ -105,13 +119,17 @@ def round_command(
         mode: EVAL, `round` or `full`.
         out: OUT of a study: the folder of its results.
         rebuild: make stages again whose settings or inputs changed.
-        target: `round`, `report` or `study`.
+        target: `round`, `report` (which also scores, with mode full) or `study`.
     """
+    if form() == "steer-heal" and target == "round":
+        run = RUN if run is None else run
+        config = CONFIG if config is None and not (Path(run) / "config.toml").is_file() else config
     chosen = [("N", "--rounds", rounds), ("RUN", "--run", run), ("CONFIG", "--config", config), ("MODEL", "--model", model), ("SET", "--set", overrides or None), ("EVAL", "--eval", mode), ("OUT", "--out", out)]  # fmt: skip
     options = [(variable, option, str(value)) for variable, option, value in chosen if value is not None]
     if form() == "steer-heal":
         words = [word for _, option, value in options for word in (option, shlex.quote(value))]
-        return " ".join(["steer-heal", target, *words, *(["--rebuild"] if rebuild else [])])
+        command = ["round", "--report"] if target == "report" else [target]  # `report` alone makes no scores
+        return " ".join(["steer-heal", *command, *words, *(["--rebuild"] if rebuild else [])])
     words = [_assigned(variable, value) for variable, _, value in options]
     return " ".join(["make", target, *words, *(["REBUILD=1"] if rebuild else [])])
 

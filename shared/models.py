@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.console import console
-from shared.embedded import EMBEDDED_CONFIG, dequantised, embedded_gguf
+from shared.embedded import EMBEDDED_CONFIG, dequantised, embedded_folder, embedded_gguf
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.publish import digest, write_text
@@ -34,6 +34,11 @@ class Model:
     name: str
     folder: Path
     revision: str | None
+
+    @property
+    def place(self) -> Path:
+        """The path of `folder`, which nothing is built for: what no output may be."""
+        return self.folder
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,6 +110,10 @@ class _Embedded(Model):
     def __init__(self, source: Path):
         """source: its GGUF file."""
         self.__dict__.update(name="embedded", revision=None, _source=source)
+
+    @property
+    def place(self) -> Path:
+        return embedded_folder(cache_folder())
 
     @cached_property
     def folder(self) -> Path:

@@ -144,6 +144,8 @@ class Options(argparse.ArgumentParser):
                 next=help_,
             )
         if message.startswith("the following arguments are required: "):
+            if strange := [word for word in words if word.startswith("--") and not self._knows(word)]:
+                return self._unknown(strange, words)  # of the required one, most likely
             missing = message.partition(": ")[2]
             return SteerHealError(
                 "options are missing", given=shlex.join(words) or "none", expected=missing, next=help_
@@ -157,6 +159,10 @@ class Options(argparse.ArgumentParser):
             expected=message,
             next=help_,
         )
+
+    def _knows(self, word: str) -> bool:
+        """Whether a word is an option, the beginning of one, or `--`."""
+        return any(name.startswith(word.partition("=")[0]) for name in self.names) or word == "--"
 
     def _unknown(self, strange: Sequence[str], words: Sequence[str]) -> SteerHealError:
         word = strange[0]

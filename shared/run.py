@@ -14,7 +14,7 @@ from typing import Any
 from rich.markup import escape
 
 from shared import config as configuration
-from shared.commands import round_command
+from shared.commands import CONFIG, round_command
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.machine import GIB, hardware, peak_memory
@@ -144,7 +144,7 @@ def open_run(
                 "a run has no configuration",
                 given=frozen,
                 expected="the config.toml that begins a run",
-                next=round_command(folder, rounds or 1, config="configs/smollm2.toml"),
+                next=round_command(folder, rounds or 1, config=CONFIG),
             )
         return Run(folder, configuration.resolve(frozen)[0])
     wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "", model)

@@ -119,7 +119,8 @@ def test_a_misspelt_key_names_what_was_meant(overrides: str, meant: str) -> None
     assert refused.value.expected == f"did you mean {meant}?"
 
 
-def test_a_misspelt_file_names_what_was_meant(tmp_path: Path) -> None:
+def test_a_misspelt_file_names_what_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEER_HEAL_FORM", "make")
     (tmp_path / "mine.toml").touch()
     with pytest.raises(SteerHealError) as refused:
         resolve(tmp_path / "mein.toml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,36 @@ def test_a_hint_has_every_option(form: str, expected: str, monkeypatch: pytest.M
     monkeypatch.setenv("STEER_HEAL_FORM", form)
     given = {"config": Path("c.toml"), "overrides": "a=1 b=$x", "model": "owner/name"}
     assert round_command("my runs/x", 2, rebuild=True, **given) == expected
+
+
+def test_a_hint_of_steer_heal_has_what_make_has_by_default(tmp_path: Path) -> None:
+    """Each hint is typed as it stands, and is taken."""
+
+    def refused(*words: object) -> tuple[str, list[str]]:
+        done = steer_heal(*map(str, words))
+        assert done.returncode == 2, done.stdout + done.stderr
+        hint = done.stderr.splitlines()[-1].removeprefix("  next:     ")
+        return done.stderr, shlex.split(hint)
+
+    run = tmp_path / "run"
+    for words in (["report", "--run", run], ["round", "--run", run], ["card", "--run", run, "--round", 1]):
+        begun = ["steer-heal", "round", "--rounds", "1", "--run", str(run), "--config", "configs/smollm2.toml"]
+        assert refused(*words)[1] == begun
+    begun = refused("status", "--run", tmp_path / "none")[1]
+    assert begun[-4:] == ["--run", "runs/smollm2", "--config", "configs/smollm2.toml"]
+    assert steer_heal(*begun[1:-3], str(run), *begun[-2:], "--dry-run").returncode == 0
+    said, hint = refused("round", "--rum", run)
+    assert "did you mean --run?" in said and hint == ["steer-heal", "round", "--run", str(run)]
+    said, hint = refused("round", "--run", run, "--config", "configs/smolm2.toml")
+    assert hint[-2:] == ["--config", "configs/smollm2.toml"] and "the same command with" in said
+
+
+def test_the_hint_for_scores_of_all_items_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the command that asked for them and has none."""
+    monkeypatch.setenv("STEER_HEAL_FORM", "steer-heal")
+    words = shlex.split(round_command("r", mode="full", target="report"))
+    arguments = options_of(words[1]).parse_args(words[2:])
+    assert arguments.report and (arguments.eval, str(arguments.run)) == ("full", "r")
 
 
 def test_a_hint_is_a_command_that_make_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
