@@ -45,7 +45,7 @@ def score(arguments: Any) -> None:
     reaches(sources)
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
-    guard(arguments.outputs, [origin.folder])
+    guard(arguments.outputs, [origin.place])
     vectors: dict[str, Vector] = {}
     if arguments.vector:
         vectors["trait"] = load_vector(arguments.vector)

@@ -250,7 +250,7 @@ def main() -> None:
     need(options, arguments, "model", "out")
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
-    guard(arguments.outputs, [model.folder])
+    guard(arguments.outputs, [model.place])
     inputs(model, config.vector)
     hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed)

@@ -205,7 +205,7 @@ def main() -> None:
             "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
         )
     model = resolve_model(arguments.model, config.model.revision)
-    guard(arguments.outputs, [model.folder])
+    guard(arguments.outputs, [model.place])
     vector = load_vector(arguments.vector)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))

@@ -168,7 +168,7 @@ def main() -> None:
     arguments = options.parse_args()
     config = configured(arguments)
     model = resolve_model(arguments.model, config.model.revision)
-    guard(arguments.outputs, [model.folder])
+    guard(arguments.outputs, [model.place])
     vector = (
         load_vector(arguments.vector) if arguments.vector else noise(model, band(config.vector.layers, model.depth))
     )

@@ -41,9 +41,14 @@ def embedded_gguf() -> Path:
     return source
 
 
+def embedded_folder(cache: Path) -> Path:
+    """Where the embedded model lies below `cache`, once it is dequantised."""
+    return cache / f"smollm2-135m-instruct-{EMBEDDED_VERSION}"
+
+
 def dequantised(source: Path, cache: Path) -> Path:
     """The embedded model's folder below `cache`, built from its GGUF file when absent or not what its checksum says."""
-    folder = cache / f"smollm2-135m-instruct-{EMBEDDED_VERSION}"
+    folder = embedded_folder(cache)
     stamp = folder / "SHA256"
     weights = folder / "model.safetensors"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.console import console
-from shared.embedded import EMBEDDED_CONFIG, dequantised, embedded_gguf
+from shared.embedded import EMBEDDED_CONFIG, dequantised, embedded_folder, embedded_gguf
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.publish import digest, write_text
@@ -34,6 +34,11 @@ class Model:
     name: str
     folder: Path
     revision: str | None
+
+    @property
+    def place(self) -> Path:
+        """Where its folder is or will be: an output that would meet it is refused before the embedded model is dequantised."""
+        return self.folder
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,6 +114,10 @@ class _Embedded(Model):
     @cached_property
     def folder(self) -> Path:
         return dequantised(self.__dict__["_source"], cache_folder())
+
+    @property
+    def place(self) -> Path:
+        return embedded_folder(cache_folder())
 
     @cached_property
     def text_config(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def main() -> None:
     from train.card import card, hub_name, training_of
 
     model = resolve_model(name, config.model.revision)
-    guard(arguments.outputs, [source, model.folder])
+    guard(arguments.outputs, [source, model.place])
     dtype = arguments.dtype or config.model.dtype
     if arguments.kind != "round":
         if run or arguments.adapter is None:

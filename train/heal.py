@@ -121,7 +121,7 @@ def main() -> None:
     before = [adapter for adapter, _ in rounds_of(arguments.history)] if arguments.history else []
     number = 1 + len(before)
     model = resolve_model(arguments.model, config.model.revision)
-    guard(arguments.outputs, [*before, model.folder])
+    guard(arguments.outputs, [*before, model.place])
     model.chats()
     trainable(config, model.context)
     band(config.train.layers, model.depth, "train.layers")
