@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to"}
 # tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
 BESIDE = ("study", "begun")
 
+BARE = re.compile(r"(=\s*)(?!(?:true|false|inf|nan)\b)([A-Za-z./_][\w./:+-]*)(?=\s*[,}])")  # a word of an inline table
+QUOTED = r'\1"\2"'
+
 
 def _parse_set(text: str) -> dict[str, Any]:
     """`a.b=1 c.d=kl_fwd` as a flat mapping; a value is TOML, or else a bare string or a list of them."""
@@ -38,7 +43,7 @@ def _parse_set(text: str) -> dict[str, Any]:
             expected="section.key=value",
             next="close the quote",
         ) from None
-    for item in items:
+    for item in _closed(items):
         key, equals, raw = item.partition("=")
         if not equals:
             raise SteerHealError(
@@ -61,8 +66,29 @@ def _parse_set(text: str) -> dict[str, Any]:
     return values
 
 
+def _closed(items: list[str]) -> list[str]:
+    """The items of overrides, those of a list or table with spaces joined again. Raises SteerHealError for one that is not closed."""
+    found: list[str] = []
+    opened = False
+    for item in items:
+        found = [*found[:-1], f"{found[-1]} {item}"] if opened else [*found, item]
+        raw = found[-1].partition("=")[2]
+        opened = raw.startswith(("[", "{")) and sum(map(raw.count, "[{")) > sum(map(raw.count, "]}"))
+    if opened:
+        raise SteerHealError(
+            f"{_set()} could not be read",
+            given=found[-1],
+            expected="a list or a table with its closing bracket",
+            next="close the bracket",
+        )
+    return found
+
+
 def _words(raw: str) -> Any:
-    """A value without the quotes that TOML wants: a word, a list of words, or numbers such as -.5 and 1., which TOML has not."""
+    """A value without the quotes that TOML wants: a word, a list or a table of words, or numbers such as -.5 and 1., which TOML has not."""
+    if raw.startswith("{") and raw.endswith("}"):
+        with suppress(ValueError):
+            return parse_toml(f"value = {BARE.sub(QUOTED, raw)}".encode())["value"]
     if raw.startswith("[") and raw.endswith("]"):
         words = [part.strip() for part in raw[1:-1].split(",")]
         return [float(word) for word in words] if all(map(NUMBER.fullmatch, words)) else words

@@ -295,3 +295,26 @@ def test_a_comment_in_an_override_is_part_of_its_value() -> None:
             resolve(None, overrides)
     assert resolve(None, "model.name=a#b")[0].model.name == "a#b"
     assert resolve(None, shlex.quote('model.name="a#b"'))[0].model.name == "a#b"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ("train={divergence=kl_fwd, lam=0.1}", {"train.divergence": "kl_fwd", "train.lam": 0.1}),
+        ('train={divergence="kl_fwd", lam=0.1} seed=3', {"train.divergence": "kl_fwd", "train.lam": 0.1, "seed": 3}),
+        ("sweep.coefficients=[0.5, 1, -.5]", {"sweep.coefficients": [0.5, 1.0, -0.5]}),
+        ("train.report_to=[tensorboard, wandb]", {"train.report_to": ["tensorboard", "wandb"]}),
+        ("model={name=org/model-1.5, chat_template_kwargs={enable_thinking=false, a={b = x}}}", {"model.name": "org/model-1.5", "model.chat_template_kwargs": {"enable_thinking": False, "a": {"b": "x"}}}),
+    ],
+)  # fmt: skip
+def test_a_list_or_table_with_spaces_and_words(overrides: str, wanted: dict[str, Any]) -> None:
+    config, sources = resolve(None, overrides)
+    assert {key: flat(config)[key] for key, source in sources.items() if source == "SET"} == wanted
+
+
+@pytest.mark.parametrize(
+    "overrides", ["sweep={max_tokens=8 seed=3", "model.name=[a seed=3", "seed=3 sweep.coefficients=[1,"]
+)
+def test_a_bracket_that_is_not_closed_takes_nothing_with_it(overrides: str) -> None:
+    with pytest.raises(SteerHealError, match="close the bracket"):
+        resolve(None, overrides)

@@ -238,6 +238,20 @@ def test_several_completions_of_one_request_are_all_steered(server: Server) -> N
     assert [choice.text for choice in answer.choices] == [expected, expected]
 
 
+def test_a_body_that_says_two_things_is_refused(server: Server) -> None:
+    """Of a key that is there twice the last would be taken, and true would be the coefficient 1."""
+    start = '{"model": "embedded", "prompt": "Hi", "max_tokens": 2, "vllm_xargs": {"steer_vector": "trait", "steer_coefficient": '
+    for body, code, words in (
+        (start + '1.0}, "vllm_xargs": {}}', 400, "'vllm_xargs' twice"),
+        (start + "true}}", 400, "steer_coefficient is true"),
+        (start + "1.0}}", 200, "choices"),
+    ):
+        answer = httpx.post(
+            f"{server.url}/completions", content=body, headers={"content-type": "application/json"}, timeout=60
+        )
+        assert answer.status_code == code and words in answer.text, answer.text
+
+
 @pytest.mark.parametrize("path", ["/invocations", "/v1/messages", "/generative_scoring", "/docs", "/v1/completions/"])
 def test_an_endpoint_that_would_leave_steering_out_is_closed(server: Server, path: str) -> None:
     asked = {"model": "embedded", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
