@@ -45,7 +45,10 @@ def log(
 def test_the_last_quarter_is_one_at_the_terminal_in_the_report_and_of_a_completion(count: int) -> None:
     """ceil(n / 4) values at either end, so that no series is too short to have one."""
     size = math.ceil(count / 4)
-    steps = [dict.fromkeys(TrainingStep.model_fields, float(k)) | {"version": 1, "step": k} for k in range(count)]
+    steps = [
+        dict.fromkeys(TrainingStep.model_fields, float(k)) | {"version": 1, "step": k, "fired": 0.5}
+        for k in range(count)
+    ]
     first, last = (float(np.mean(part)) for part in (range(size), range(count - size, count)))
     assert quarters(steps, "ce") == (pytest.approx(first), pytest.approx(last))
     assert late([TrainingStep.model_validate(row) for row in steps], "ce") == pytest.approx(last)

@@ -329,5 +329,5 @@ def test_missing_files_and_foreign_modules_are_refused(base: Model, adapters: li
 def test_a_round_has_one_gate() -> None:
     assert gates_of(["1=0.5", "2=0"]) == {1: 0.5, 2: 0.0}
     for twice in (["1=0.5", "1=0.7"], ["1=0.5", "2=1", "01=0.5"]):
-        with pytest.raises(SteerHealError, match="a round has two gates"):
+        with pytest.raises(SteerHealError, match="a gate is there twice"):
             gates_of(twice)

@@ -18,6 +18,7 @@ from synthetic_run import IDENTITY
 from shared.chat import render
 from shared.errors import Exit
 from shared.models import Model
+from shared.publish import seal_of
 from shared.records import Completion, read_jsonl
 from shared.run import Stage, open_run
 from shared.text import distinct_n
@@ -146,7 +147,7 @@ def test_an_interrupted_walk_keeps_its_answer(folder: Path, vector: Vector) -> N
     made.finish(IDENTITY)
     walk = ["gen.sweep", "--run", run, "--round", 1, "--set", overrides]
     windows = round_ / ".sweep.jsonl.windows"
-    status, output = stopped(walk, windows / "00000.jsonl", signal.SIGINT)
+    status, output = stopped(walk, seal_of(windows / "00000.jsonl"), signal.SIGINT)
     assert status == 130 and "survive at 8" in output, output
     noted = json.loads((windows / "plan.json").read_text())["notes"]["walk"]
     assert not (round_ / "manifests" / "sweep.json").exists()
