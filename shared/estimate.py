@@ -32,21 +32,21 @@ RESUMED = 0.4  # of what was predicted: less than this was not made from its beg
 
 @dataclass(frozen=True)
 class Speed:
-    """What a stage's process does: its start-up in seconds, the share of the machine's matrix products that it reaches, and seconds
-    per request besides."""
+    """What a stage's process does: its start-up in seconds, the share of the machine's matrix products that it reaches, and which of
+    `shared.calibrate`'s figures says how fast these are."""
 
     start: float
     share: float
-    request: float = 0.0
+    by: str = "flops"
 
 
-# Measured on two AVX2 cores of an AMD EPYC with the embedded model in fp32; docs/profile.md.
+# Measured on two idle cores of an AMD EPYC (Zen 5) with the embedded model in fp32, with AVX-512 and with AVX2 alone; docs/profile.md.
 SPEED = {
-    "extract": Speed(6.0, 0.75),
-    "sweep": Speed(20.0, 0.45, 0.02),
+    "extract": Speed(7.0, 0.90),
+    "sweep": Speed(24.0, 0.62, by="engine_flops"),
     "filter": Speed(1.5, 1.0),
-    "heal": Speed(25.0, 0.40),
-    "score": Speed(25.0, 0.50, 0.01),
+    "heal": Speed(25.0, 0.85),
+    "score": Speed(22.0, 0.75, by="engine_flops"),
 }
 UNMEASURED = Speed(5.0, 0.5)
 
@@ -107,15 +107,11 @@ def predict(work: Work, stage: str, machine: dict[str, float | str]) -> float:
     Args:
         work: of the stage.
         stage: its name.
-        machine: as `calibrated` gives it: `flops` and `bytes` in a second, and `device`.
+        machine: as `calibrated` gives it, every figure of one second.
     """
     speed = SPEED.get(stage.partition("-")[0], UNMEASURED)
-    flops, copied = float(machine["flops"]), float(machine["bytes"])
-    return (
-        speed.start
-        + max(work.flops / (flops * speed.share), work.weight_bytes / copied)
-        + work.requests * speed.request
-    )
+    flops, copied = float(machine[speed.by]), float(machine["bytes"])
+    return speed.start + max(work.flops / (flops * speed.share), work.weight_bytes / copied)
 
 
 def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Run]) -> Estimates:

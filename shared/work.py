@@ -1,4 +1,4 @@
-"""The arithmetic of a run's stages: float operations, bytes, requests, memory and disk, from the configuration and the model's shape.
+"""The arithmetic of a run's stages: float operations, bytes, memory and disk, from the configuration and the model's shape.
 
 Prompts are counted in characters, of which a token has about four and a half: no tokenizer is loaded for an estimate.
 """
@@ -44,11 +44,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes: float operations, bytes of weights read where decoding reads them again and again, and requests."""
+    """What a stage computes: float operations, and bytes of weights that decoding reads again and again."""
 
     flops: float = 0.0
     weight_bytes: float = 0.0
-    requests: float = 0.0
 
 
 def shape_of(model: Model) -> Shape:
@@ -178,7 +177,7 @@ def _read(config: Config, shape: Shape) -> float:
 def _decoded(config: Config, shape: Shape, rows: float, tokens: float) -> Work:
     """Sampling: every token through the blocks and the head; the weights are read once a step of the batch."""
     steps = tokens * max(1.0, rows / BATCH)
-    return Work(2 * shape.weights * rows * tokens, steps * shape.weights * SIZE[config.model.dtype], rows)
+    return Work(2 * shape.weights * rows * tokens, steps * shape.weights * SIZE[config.model.dtype])
 
 
 def _sweep(config: Config, shape: Shape, plan: Sizes) -> Work:
@@ -188,7 +187,7 @@ def _sweep(config: Config, shape: Shape, plan: Sizes) -> Work:
     scored = 2 * plan.rows * plan.completion * 2 * shape.weights + 2 * shape.blocks * plan.prompts * (
         plan.neutral + plan.trait
     )
-    return Work(sampled.flops + prompts + scored, sampled.weight_bytes, 3 * plan.rows)
+    return Work(sampled.flops + prompts + scored, sampled.weight_bytes)
 
 
 def _heal(run: Run, number: int, shape: Shape) -> Work:
@@ -200,7 +199,7 @@ def _heal(run: Run, number: int, shape: Shape) -> Work:
     references = 1 if number == 1 else 2
     blocks = rows * length * shape.blocks * (train.epochs * steps + 2 * references)
     head = rows * completion * shape.head * train.epochs * (6 + 2 * references)
-    return Work(blocks + head, requests=rows * train.epochs)
+    return Work(blocks + head)
 
 
 def conditions(config: Config, number: int, full: bool) -> int:
@@ -232,7 +231,7 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     _, context = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
     activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations
-    return Work(flops, free.weight_bytes + sampled.weight_bytes, 2 * asked + 4 * texts)
+    return Work(flops, free.weight_bytes + sampled.weight_bytes)
 
 
 def memory_of(run: Run, stage: str) -> float:

@@ -25,7 +25,7 @@ from shared.stages import Step
 from shared.work import Work, disk_of, memory_of, shape_of, sizes, work_of
 
 SMOLLM2 = ROOT / "configs" / "smollm2.toml"
-MACHINE: dict[str, float | str] = {"device": "cpu", "flops": 1e11, "bytes": 1e10}
+MACHINE: dict[str, float | str] = {"device": "cpu", "flops": 1e11, "engine_flops": 1e11, "bytes": 1e10}
 
 
 def run(overrides: str = "", folder: Path = Path("nowhere")) -> Run:
@@ -77,8 +77,8 @@ def test_every_stage_has_a_speed_and_a_need() -> None:
 
 @given(st.floats(1e9, 1e13), st.floats(1e9, 1e12), st.floats(0, 1e16), st.floats(0, 1e13))
 def test_a_faster_machine_is_never_slower(flops: float, copied: float, work: float, size: float) -> None:
-    slow = predict(Work(work, size, 10), "sweep", {"device": "cpu", "flops": flops, "bytes": copied})
-    fast = predict(Work(work, size, 10), "sweep", {"device": "cpu", "flops": 2 * flops, "bytes": 2 * copied})
+    slow = predict(Work(work, size), "sweep", {"device": "cpu", "engine_flops": flops, "bytes": copied})
+    fast = predict(Work(work, size), "sweep", {"device": "cpu", "engine_flops": 2 * flops, "bytes": 2 * copied})
     assert SPEED["sweep"].start < fast <= slow < math.inf
 
 
