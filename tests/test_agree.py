@@ -19,9 +19,11 @@ from evals.labels import answer_of
 from evals.score import signed
 from shared.config import resolve
 from shared.errors import SteerHealError
+from shared.prompts import load_heldout
 from shared.publish import write_json
 from shared.records import Vignette, write_jsonl
 from shared.run import Run
+from shared.vignettes import load_vignettes
 
 Row = dict[str, Any]
 
@@ -214,6 +216,18 @@ def test_an_answer_is_what_its_log_probabilities_come_to() -> None:
     vignette = Vignette(id="v", foundation="Care", foundation_coarse="Care", text="x")
     made = row(vignette, np.log(np.array([[first], [third]])), Read("reversal", 0), None, ["", ""])
     assert made["pmass_allowed"] == pytest.approx((0.7 + 0.62) / 2)
+
+
+def test_an_item_or_a_prompt_under_two_ids_is_refused(tmp_path: Path) -> None:
+    """It would weigh double in every mean, beside intervals that take it for two."""
+    path = tmp_path / "rows.jsonl"
+    vignette = {"foundation": "Care", "foundation_coarse": "Care", "text": "You see a man kick a dog."}
+    write_jsonl(path, [vignette | {"id": "a"}, vignette | {"id": "b", "text": f"{vignette['text']} "}])
+    with pytest.raises(SteerHealError, match="a vignette is there twice"):
+        load_vignettes(str(path))
+    write_jsonl(path, [{"id": "a", "prompt": "Why?"}, {"id": "b", "messages": [{"role": "user", "content": "Why?"}]}])
+    with pytest.raises(SteerHealError, match="a held-out prompt is there twice"):
+        load_heldout(str(path))
 
 
 def test_rows_of_a_round_have_the_name_of_their_condition() -> None:
