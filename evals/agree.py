@@ -17,7 +17,7 @@ from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.provenance import differences
 from shared.records import Manifest
-from shared.run import Run
+from shared.run import STAGES, Run
 from shared.schema import Config
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ FULL = ("items", "full_items", "debias")  # of eval, which EVAL=full sets in its
 CLOSE = 1e-9  # of sums in another order
 
 
-def recorded(run: Run, number: int, manifests: Mapping[str, Manifest]) -> None:
-    """Raise SteerHealError for a file that no manifest records, and for settings that are not the run's."""
+def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str) -> None:
+    """Raise SteerHealError for a file that no manifest records, and for settings that are not the run's. mode: the step of scoring."""
     for stage, names in FILES.items():
         for name in names:
             path = (run.round(number) / name).relative_to(run.folder).as_posix()
             if path not in manifests[stage].outputs:
                 raise _disagree(run, number, f"{path} is not among the outputs of its manifest", f"what {stage} made")
-    for stage, manifest in manifests.items():
+    for stage, manifest in read_by(manifests, mode):
         if changed := list(_other_settings(run.config, stage, manifest.settings)):
             raise SteerHealError(
                 f"round {number} {stage} was made with other settings than the run's",
@@ -48,6 +48,11 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest]) -> None:
                 expected=f"those that {run.manifest(number, stage)} records",
                 next=f"restore {run.folder / 'config.toml'}, or make it again: {round_command(run.folder, number, rebuild=True)}",
             )
+
+
+def read_by(manifests: Mapping[str, Manifest], mode: str) -> list[tuple[str, Manifest]]:
+    """The stages whose files a report of this step of scoring reads: the round's own scores may be older than its full ones."""
+    return [(stage, manifests[stage]) for stage in (*STAGES[:-1], mode) if stage in manifests]
 
 
 def _other_settings(config: Config, stage: str, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -186,7 +191,7 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
     }
     model: str | None = None
     for r in rounds:
-        for stage, manifest in r.manifests.items():
+        for stage, manifest in read_by(r.manifests, mode):
             if manifest.model is not None and manifest.model.name != run.config.model.name:
                 raise _disagree(
                     run,

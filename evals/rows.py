@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -108,12 +109,13 @@ class Scores(Record):
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         """A line that is there twice counts twice."""
-        for what, found in {
+        listed: dict[str, Sequence[object]] = {
             "items": self.items,
             "conditions": [line.name for line in self.conditions],
             "coefficients of the sweep": [line.coefficient for line in self.sweep],
             "layers of the student": [line.layer for line in self.student],
-        }.items():
+        }
+        for what, found in listed.items():
             if len(set(found)) < len(found):
                 raise ValueError(f"two {what} of one name")
         return self
@@ -167,12 +169,15 @@ class ScoreRow(Record):
         if self.p is None or len(self.lp) != len(orders(self.debias)) or widths != {(len(self.lp[0]), len(self.p))}:
             return self  # lp of another shape is refused with its file
         made = answer_of(np.array(self.lp, dtype=float))
-        for name, value, given in zip(
-            ("score", "p", "pmass_allowed"), made, (self.score, self.p, self.pmass_allowed), strict=True
-        ):
-            if not np.allclose(np.array(given, dtype=float), value, rtol=NEAR, atol=NEAR):
-                raise ValueError(f"{name} is not what lp comes to, {np.round(value, 6).tolist()}")
+        self._is("score", self.score, made.score)
+        self._is("p", self.p, made.p)
+        self._is("pmass_allowed", self.pmass_allowed, made.mass)
         return self
+
+    @staticmethod
+    def _is(name: str, given: list[float] | float | None, made: np.ndarray | float) -> None:
+        if not np.allclose(np.array(given, dtype=float), made, rtol=NEAR, atol=NEAR):
+            raise ValueError(f"{name} is not what lp comes to, {np.round(made, 6).tolist()}")
 
 
 class Generation(Record):

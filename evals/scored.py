@@ -115,7 +115,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         if stage != STEP["round"] or mode == "round" or run.manifest(number, stage).is_file()
     }
     _one_chain(run, number, manifests, STEP[mode])
-    recorded(run, number, manifests)
+    recorded(run, number, manifests, STEP[mode])
     name = folder.relative_to(run.folder).as_posix()
     if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(

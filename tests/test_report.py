@@ -343,7 +343,8 @@ def test_full_scores_do_not_need_those_of_the_round(tmp_path: Path) -> None:
     run = build(tmp_path, rounds=1, full=True)
     path = run.manifest(1, "score")
     manifest = json.loads(path.read_text())
-    write_json(path, {**manifest, "inputs": {**manifest["inputs"], "history": "another"}})
+    other = {"settings": {"model": "another", "seed": 9}, "inputs": {**manifest["inputs"], "history": "another"}}
+    write_json(path, {**manifest, **other})
     assert results(run, "full")["rows"]
     with pytest.raises(SteerHealError, match="score was made from another history"):
         results(run, "round")
