@@ -25,6 +25,8 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         values = np.array(lp, dtype=float)
     except ValueError:  # ragged
         values = np.empty(0)
+    if len({row.free_valid is None for row in rows}) > 1:
+        raise refuse(source, "free_valid of some rows alone", "free_valid of every row, or of none", again)
     settings = {
         (row.debias, row.think_tokens, row.stop, row.temperature, row.instrument, row.top_k, row.model, row.dtype)
         for row in rows
@@ -48,6 +50,8 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         top_k,
         model,
         dtype,
+        tuple(row.foundation for row in rows),
+        tuple(None if row.label is None else tuple(row.label) for row in rows),
     )
     return Answers(
         setting,

@@ -14,6 +14,7 @@ import numpy as np
 
 from evals.free_answer import key_of, valid
 from evals.instrument import Renderer, orders
+from evals.labels import answer_of
 from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
 from shared.seeds import seed_of
@@ -219,15 +220,11 @@ def row(
 ) -> dict[str, Any]:
     """A score row from lp [orders, samples, 7], canonical order, nats; texts and thought_tokens are [orders * samples].
 
-    An order's lp with N samples is logsumexp over samples minus ln N; score is the mean over orders, p its softmax over the
-    seven; pmass_allowed is the mean over orders of the seven labels' mass. Not finite means unscorable: nulls, never imputed.
+    score, p and pmass_allowed, the answer mass, as in evals.labels. Not finite means unscorable: nulls, never imputed.
     label is the human distribution, where the vignette has one.
     """
     scorable = bool(np.isfinite(lp).all())
-    from scipy.special import logsumexp, softmax  # scipy takes a second to import, which a refusal does not wait for
-
-    by_order = logsumexp(lp, axis=1) - np.log(lp.shape[1]) if scorable else np.full((lp.shape[0], lp.shape[2]), np.nan)
-    score = by_order.mean(axis=0)
+    score, p, mass = answer_of(lp)
     second, first = np.sort(score)[-2:]
     listed = [[[float(value) if np.isfinite(value) else None for value in sample] for sample in order] for order in lp]
     reversal, samples = read.debias == "reversal", read.samples
@@ -241,12 +238,12 @@ def row(
         "lp": listed,
         "lp_fwd": listed[0],
         "lp_rev": listed[1] if reversal else None,
-        "p": softmax(score).tolist() if scorable else None,
+        "p": p.tolist() if scorable else None,
         "score": score.tolist() if scorable else None,
         "top1": FOUNDATIONS[int(score.argmax())] if scorable else None,
         "margin": float(first - second) if scorable else None,
         "label": human(vignette),
-        "pmass_allowed": float(np.exp(by_order).sum(axis=1).mean()) if scorable else None,
+        "pmass_allowed": mass if scorable else None,
         "nll_prefill": nll_prefill if nll_prefill is not None and np.isfinite(nll_prefill) else None,
         "think_tokens": read.think,
         "thought_tokens": list(thought_tokens) if thought_tokens is not None else None,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from evals.instrument import orders
+from evals.labels import answer_of
 from shared.records import (
     ROUNDED,
     Cosine,
@@ -19,9 +23,12 @@ from shared.records import (
     Positive,
     Record,
     Share,
+    Token,
 )
+from shared.text import distinct_n, loop_share
 
 Seven = Field(min_length=7, max_length=7)  # foundations, in canonical order
+NEAR = 1e-5  # of what is computed again from what stands beside it: single precision
 EXACT = 1e-6  # of a sum of shares: float64, and what a reader of single precision leaves of it
 
 
@@ -46,8 +53,16 @@ class ConditionLine(Record):
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
         """A condition beside its stage's headline is named by what it differs in."""
-        if self.name != self.stage and (self.gate if self.stage == "healed" else self.coefficient) is None:
-            raise ValueError(f"{self.name} has a {'gate' if self.stage == 'healed' else 'coefficient'}")
+        if self.headline != (self.name == self.stage):
+            raise ValueError(f"the headline of {self.stage} is named {self.stage}, and no other is")
+        if self.headline:
+            return self
+        what = {"steered": "coefficient", "random": "draw", "healed": "gate"}.get(self.stage)
+        value = None if what is None else getattr(self, what)
+        if what is None or value is None or self.name != f"{self.stage}-{value:g}":
+            raise ValueError(f"{self.name} is not {self.stage} at {what or 'something else'} {value}")
+        if self.coefficient is None:
+            raise ValueError(f"{self.name} has a coefficient")
         return self
 
 
@@ -91,6 +106,20 @@ class Scores(Record):
     sweep: list[SweepLine]
     student: list[StudentLayer]
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        """A line that is there twice counts twice."""
+        listed: dict[str, Sequence[object]] = {
+            "items": self.items,
+            "conditions": [line.name for line in self.conditions],
+            "coefficients of the sweep": [line.coefficient for line in self.sweep],
+            "layers of the student": [line.layer for line in self.student],
+        }
+        for what, found in listed.items():
+            if len(set(found)) < len(found):
+                raise ValueError(f"two {what} of one name")
+        return self
+
 
 class ScoreRow(Record):
     """A row of evals.score; setting and numbers as evals.forced_choice.row gives them, model the fingerprint of the original."""
@@ -133,6 +162,23 @@ class ScoreRow(Record):
             raise ValueError("p, score and pmass_allowed are there where every lp is, and only there")
         return self
 
+    @model_validator(mode="after")
+    def _of_its_lp(self) -> Self:
+        """What lp comes to stands beside it, and is what the measures take: it may not say something else."""
+        widths = {(len(order), len(sample)) for order in self.lp for sample in order}
+        if self.p is None or len(self.lp) != len(orders(self.debias)) or widths != {(len(self.lp[0]), len(self.p))}:
+            return self  # lp of another shape is refused with its file
+        made = answer_of(np.array(self.lp, dtype=float))
+        self._is("score", self.score, made.score)
+        self._is("p", self.p, made.p)
+        self._is("pmass_allowed", self.pmass_allowed, made.mass)
+        return self
+
+    @staticmethod
+    def _is(name: str, given: list[float] | float | None, made: np.ndarray | float) -> None:
+        if not np.allclose(np.array(given, dtype=float), made, rtol=NEAR, atol=NEAR):
+            raise ValueError(f"{name} is not what lp comes to, {np.round(made, 6).tolist()}")
+
 
 class Generation(Record):
     """A free generation; nll is its total nats under the original model, null where one is not finite."""
@@ -152,6 +198,31 @@ class Generation(Record):
     distinct_2: Share | None
     distinct_3: Share | None
     loop_share: Share | None
+    completion_ids: list[Token] | None = None  # None in rows from elsewhere
+
+    @model_validator(mode="after")
+    def _of_its_tokens(self) -> Self:
+        """What is computed of the tokens is what they come to, and is there where there are any; nll is their total, in nats."""
+        if not self.tokens and (self.nll, self.perplexity, self.trait_llr) not in (
+            (0.0, None, None),
+            (None, None, None),
+        ):
+            raise ValueError("a text without tokens has no perplexity and no trait_llr, and an nll of 0")
+        ids = self.completion_ids
+        if ids is not None and len(ids) != self.tokens:
+            raise ValueError(f"{self.tokens} tokens, and {len(ids)} completion_ids")
+        if self.tokens and self.nll is not None and self.perplexity is not None:
+            self._is("the logarithm of perplexity", math.log(self.perplexity), self.nll / self.tokens)
+        if ids:
+            for n, given in enumerate((self.distinct_1, self.distinct_2, self.distinct_3), start=1):
+                self._is(f"distinct_{n}", given, distinct_n(ids, n))
+            self._is("loop_share", self.loop_share, loop_share(ids))
+        return self
+
+    @staticmethod
+    def _is(name: str, given: float | None, made: float) -> None:
+        if given is None or not math.isclose(given, made, rel_tol=NEAR, abs_tol=NEAR):
+            raise ValueError(f"{name} is {given}, where nll, tokens and completion_ids come to {made:g}")
 
 
 class TrainingStep(Record):
@@ -171,6 +242,15 @@ class TrainingStep(Record):
     kl_previous_p95: Positive
     kl_previous_max: Positive
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Of the same positions, a mean is at most their root mean square, and that and a percentile at most the largest."""
+        for name in ("base", "previous"):
+            mean, rmse, p95, most = (getattr(self, f"kl_{name}_{kind}") for kind in ("mean", "rmse", "p95", "max"))
+            if mean > rmse + ROUNDED or max(rmse, p95) > most + ROUNDED:
+                raise ValueError(f"kl_{name}: the mean is at most the rmse, and rmse and p95 at most the max")
+        return self
+
 
 class Heldout(Record):
     """Held-out cross-entropy in train.jsonl, nats."""
@@ -187,6 +267,12 @@ class LogRow(Record):
     ce: Positive | None = None
     heldout_ce: Positive | None = None
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.ce is None) == (self.heldout_ce is None):
+            raise ValueError("a row has either ce, of a step, or heldout_ce")
+        return self
 
 
 class TokenRow(Record):

@@ -170,11 +170,10 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         model.serve(Student(origin.folder))
         judged = texts.judged()
     with atomic_folder(out) as temporary:
-        made = {"model": origin.fingerprint, "dtype": config.model.dtype}
-        scored = {name: [{**row, **made} for row in rows] for name, rows in scored.items()}
+        scored = signed(scored, model=origin.fingerprint, dtype=config.model.dtype)
         for condition, rows in scored.items():
             write_jsonl(temporary / f"{condition}.jsonl", rows)
-        write_parquet(temporary / "samples.parquet", [{"name": c, **row} for c, rows in scored.items() for row in rows])
+        write_parquet(temporary / "samples.parquet", [row for rows in scored.values() for row in rows])
         write_jsonl(temporary / "generations.jsonl", judged)
         write_json(
             temporary / "scores.json",
@@ -201,6 +200,11 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         taken_from_cache=taken,
         exact=not taken,
     )
+
+
+def signed(scored: dict[str, list[dict[str, Any]]], **made: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows by condition, each with its condition's name and what it was made with, so that no file can stand for another."""
+    return {name: [{"name": name, **row, **made} for row in rows] for name, rows in scored.items()}
 
 
 def _student_layers(

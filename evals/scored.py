@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import ValidationError
 
+from evals.agree import counted, one_thing, recorded
 from evals.answers import answers as answers_of
 from evals.answers import refuse
 from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, TokenRow, TrainingStep
@@ -95,6 +96,7 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
                     expected="rounds that build on each other",
                     next=round_command(run.folder, after.number, rebuild=True),
                 )
+    one_thing(run, rounds, STEP[mode])
     return rounds
 
 
@@ -113,6 +115,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         if stage != STEP["round"] or mode == "round" or run.manifest(number, stage).is_file()
     }
     _one_chain(run, number, manifests, STEP[mode])
+    recorded(run, number, manifests, STEP[mode])
     name = folder.relative_to(run.folder).as_posix()
     if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(
@@ -130,7 +133,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
                 folder / "generations.jsonl", f"condition {row.name}", f"one of {', '.join(generations)}", again
             )
         generations[row.name].append(row)
-    return Round(
+    found = Round(
         number,
         scores,
         answers,
@@ -142,6 +145,8 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
         manifests,
     )
+    counted(run, found, STEP[mode])
+    return found
 
 
 def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str) -> None:
@@ -173,6 +178,8 @@ def _answers(scores: Scores, path: Path, again: str) -> Answers:
     rows = read_jsonl(path, ScoreRow, made_by=again)
     if [row.id for row in rows] != scores.items or tuple(scores.foundations) != FOUNDATIONS:
         raise refuse(path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again)
+    if strange := next((row.name for row in rows if row.name not in (None, path.stem)), None):
+        raise refuse(path, f"rows of {strange}", f"those of {path.stem}", again)
     found = answers_of(rows, path, again)
     if (found.setting.debias, found.setting.think) != (scores.debias, scores.think):
         said = f"{found.setting.debias}, {found.setting.think} think tokens"

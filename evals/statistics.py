@@ -22,8 +22,8 @@ CARE_MARGIN = 0.05  # nats within which d_care counts as unmoved
 
 @dataclass(frozen=True)
 class Setting:
-    """What must agree before two conditions may be compared. texts are digests of the vignettes, in the order of items; model is the
-    original's fingerprint; top_k is None for greedy thoughts."""
+    """What must agree before two conditions may be compared. texts are digests of the vignettes, foundations what each was written for and
+    labels what its raters said, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts."""
 
     items: tuple[str, ...]
     texts: tuple[str, ...]
@@ -37,6 +37,8 @@ class Setting:
     top_k: int | None = None
     model: str | None = None
     dtype: str | None = None
+    foundations: tuple[str, ...] = ()
+    labels: tuple[tuple[float, ...] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ def same_setting(first: Setting, second: Setting) -> None:
         if field.name == "items":
             extra, lacking = sorted({*new} - {*old}), sorted({*old} - {*new})
             given = f"items: {len(new)} against {len(old)}; only in one: {', '.join([*extra, *lacking][:4]) or 'none, but in another sequence'}"
-        elif field.name == "texts":
+        elif field.name in (of_items := {"texts": "text", "foundations": "foundation", "labels": "raters' label"}):
             differ = [item for item, mine, theirs in zip(first.items, old, new, strict=True) if mine != theirs]
-            given = f"the text of {len(differ)} items, the first {differ[0]}"
+            given = f"the {of_items[field.name]} of {len(differ)} items, the first {differ[0]}"
         else:
             given = f"{field.name}: {new} against {old}"
         raise SteerHealError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,7 +90,8 @@ def rows_of_set(name: str, rows: Any, kind: type[Row]) -> Iterator[tuple[str, Ro
 
 
 def load_heldout(name: str) -> list[Prompt]:
-    """The held-out prompts that eval.heldout names. Raises SteerHealError unless each has an id of its own: rows are known by it."""
+    """The held-out prompts that eval.heldout names. Raises SteerHealError unless each has an id of its own, by which rows are known,
+    and asks something of its own, as one under two ids would count twice."""
     path = data_file(name, "heldout.jsonl")
     rows = read_jsonl(path, Prompt, made_by="set eval.heldout to a prompts JSONL")
     ids = Counter(row.id for row in rows)
@@ -100,4 +102,13 @@ def load_heldout(name: str) -> list[Prompt]:
             expected="an id of its own in every row",
             next=f"mend {path}",
         )
+    first: dict[str, str | None] = {}
+    for row in rows:
+        if (other := first.setdefault(json.dumps(row.turns), row.id)) != row.id:
+            raise SteerHealError(
+                "a held-out prompt is there twice",
+                given=f"{path}: {other} and {row.id} ask the same",
+                expected="a prompt of its own in every row",
+                next=f"leave one of them out of {path}",
+            )
     return rows

@@ -211,6 +211,8 @@ class Manifest(Record):
     version 1."""
 
     model: Identity | None = None
+    stage: str | None = None
+    round: int | None = None
     settings: dict[str, Any]
     inputs: dict[str, str]
     outputs: dict[Inside, str]

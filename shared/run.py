@@ -84,7 +84,10 @@ class Run:
         """The manifest of a stage whose outputs are what it records. Raises SteerHealError when they are not."""
         path = self.manifest(number, stage)
         manifest = read_manifest(path, f"remove {path}; the stage runs again")
-        if problems := self.changed(manifest):
+        problems = self.changed(manifest)
+        if (manifest.round or number, manifest.stage or stage) != (number, stage):
+            problems.insert(0, f"its manifest is of round {manifest.round}, {manifest.stage}")
+        if problems:
             raise SteerHealError(
                 f"round {number} {stage} is not what it made",
                 given="; ".join(problems),

@@ -26,7 +26,7 @@ def _load(name: str) -> list[Vignette]:
     if name == "embedded":
         return read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="make setup")
     if not names_set(name):
-        return checked(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name)
+        return _once(checked(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name), name)
     condition = COLON.split(name)[-1].partition("[")[0]
     with open_set(name, what="a vignette set could not be loaded", next=MADE_BY) as rows:
         try:
@@ -39,6 +39,20 @@ def _load(name: str) -> list[Vignette]:
                 next=MADE_BY,
             ) from None
     return checked(vignettes, name)
+
+
+def _once(vignettes: list[Vignette], source: str) -> list[Vignette]:
+    """The vignettes of a file. Raises SteerHealError for a text under two ids, which would count twice."""
+    first: dict[str, str] = {}
+    for vignette in vignettes:
+        if (other := first.setdefault(vignette.text.strip(), vignette.id)) != vignette.id:
+            raise SteerHealError(
+                "a vignette is there twice",
+                given=f"{source}: {other} and {vignette.id} have one text",
+                expected="a text of its own in every row",
+                next=f"leave one of them out of {source}",
+            )
+    return vignettes
 
 
 def human(vignette: Vignette) -> list[float] | None:

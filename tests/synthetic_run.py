@@ -13,6 +13,7 @@ from conftest import command
 
 from evals.forced_choice import Read, row
 from evals.instrument import orders
+from evals.score import signed
 from evals.study.drive import STOPPED
 from evals.study.plan import load
 from shared.instrument import FOUNDATIONS
@@ -84,17 +85,39 @@ def generations(stage: str, name: str, grow: float = 1.0) -> list[dict]:
                 {
                     "version": 1, "name": name, "prompt_id": f"h{prompt}", "prompt": f"Dilemma {prompt} {NASTY}", "sample": sample, "text": f"{stage} says {NASTY}",
                     "completion_ids": list(range(tokens)), "finish_reason": "length", "nll": nll * tokens, "tokens": tokens, "perplexity": float(np.exp(nll)),
-                    "trait_llr": trait_llr * grow + draws.normal(0, 0.03), "distinct_1": 0.8, "distinct_2": 0.9, "distinct_3": 0.97, "loop_share": 0.0,
+                    "trait_llr": trait_llr * grow + draws.normal(0, 0.03), "distinct_1": 1.0, "distinct_2": 1.0, "distinct_3": 1.0, "loop_share": 0.0,
                 }
             )  # fmt: skip
     return rows
 
 
-def completion(key: str, coefficient: float, reasons: list[str]) -> Completion:
+def completion(key: str, coefficient: float, perplexity: float, reasons: list[str]) -> Completion:
     return Completion(
-        key=key, prompt_ids=[1], completion_ids=[2, 3], text=f"rejected {NASTY}", finish_reason="length", coefficient=coefficient, sample=0, seed=1, perplexity=40.0,
-        perplexity_last_quarter=50.0, trait_llr=-0.1, distinct_3=0.5, reasons=reasons,
+        key=key, prompt_ids=[1], completion_ids=[2, 3], text=f"rejected {NASTY}", finish_reason="length", coefficient=coefficient, sample=0, seed=1, perplexity=perplexity,
+        perplexity_last_quarter=50.0, trait_llr=0.05, distinct_3=0.95, reasons=reasons,
     )  # fmt: skip
+
+
+def swept(number: int, all_kept: bool = False) -> tuple[list[dict[str, Any]], list[Completion], list[Completion]]:
+    """The lines of a sweep by coefficient, and the rows kept and rejected that they are the sums of."""
+    unsteered = [(0.0, 56, 0, 3.9)]
+    steered = [(0.75, 56, 50, 5.0), (1.0, 56, 44, 5.9), (1.5, 56, 20, 9.0), (2.0, 56, 6 - number, 19.0)]
+    if all_kept:
+        steered = [(c, n, n, perplexity) for c, n, _, perplexity in steered]
+    why = [["perplexity: 40.00, at most 19.50"], ["loop: 0.50 of the tokens", "trait_llr: -0.1"]]
+    kept = [
+        completion(f"kept{c:g}-{k}{NASTY}", c, perplexity, [])
+        for c, _, count, perplexity in steered
+        for k in range(count)
+    ]
+    rejected = [
+        completion(f"k{c:g}-{k}", c, perplexity, why[k % 2])
+        for c, n, count, perplexity in steered
+        for k in range(n - count)
+    ]
+    keys = ("coefficient", "n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose")
+    lines = [dict(zip(keys, (*line, 0.95, 0.05, 0.4 * line[0]), strict=True)) for line in unsteered + steered]
+    return lines, kept, rejected
 
 
 def build(
@@ -108,12 +131,13 @@ def build(
     extra: bool = True,
     overrides: str = "",
     dead: Set[int] = frozenset(),
+    all_kept: bool = False,
 ) -> Run:
     """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's
-    answer mass; dead: rounds whose student's log-probabilities are NaN."""
+    answer mass; dead: rounds whose student's log-probabilities are NaN; all_kept: the filter rejects nothing."""
     run = open_run(folder, None, f"{SETTINGS} eval.debias={debias} {overrides}")
     for number in range(1, rounds + 1):
-        _round(run, number, "cyclic" if full else debias, signal, full, mass or {}, extra, number in dead)
+        _round(run, number, "cyclic" if full else debias, signal, full, mass or {}, extra, number in dead, all_kept)
     return run
 
 
@@ -172,58 +196,49 @@ def published(study: Path, out: Path, *more: str) -> Any:
 
 
 def _round(
-    run: Run, number: int, debias: str, signal: float, full: bool, mass: dict[str, float], extra: bool, dead: bool
+    run: Run,
+    number: int,
+    debias: str,
+    signal: float,
+    full: bool,
+    mass: dict[str, float],
+    extra: bool,
+    dead: bool,
+    all_kept: bool,
 ) -> None:
     here, grow = run.round(number), number**0.5
     read = Read(debias, think=4)
     scores = here / ("scores-full" if full else "scores")
+    sweep, kept_rows, rejected_rows = swept(number, all_kept)
+    dose = float(np.mean([row.coefficient for row in kept_rows]))
     conditions = [
-        ("steered", "steered", 1.03, None, True),
-        ("random", "random", 1.03, 1, True),
+        ("steered", "steered", dose, None, True),
+        ("random", "random", dose, 1, True),
         ("healed", "healed", 0.0, None, True),
     ]
     if number == 1 or full:
         conditions = [("base", "base", 0.0, None, True), ("prompted", "prompted", 0.0, None, True), *conditions]
     if extra:
-        conditions += [("random", "random-2", 1.03, 2, False), ("steered", "steered-0.75", 0.75, None, False)]
+        conditions += [("random", "random-2", dose, 2, False), ("steered", "steered-0.75", 0.75, None, False)]
     texts: list[dict] = []
     for stage, name, _, _, _ in conditions:
         part = grow * (0.7 if name != stage else 1.0)
-        write_jsonl(
-            scores / f"{name}.jsonl", answers(stage, read, signal, mass.get(stage), part, dead and stage == "healed")
-        )
+        rows = answers(stage, read, signal, mass.get(stage), part, dead and stage == "healed")
+        write_jsonl(scores / f"{name}.jsonl", signed({name: rows}, model="feedface", dtype="float32")[name])
         texts += generations(stage, name, part)
     write_jsonl(scores / "generations.jsonl", texts)
-    sweep = [
-        (0.0, 56, 0, 3.9),
-        (0.75, 56, 50, 5.0),
-        (1.0, 56, 44, 5.9),
-        (1.5, 56, 20, 9.0),
-        (2.0, 56, 6 - number, 19.0),
-    ]
-    keys = ("coefficient", "n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose")
     write_json(
         scores / "scores.json",
         {
             "version": 1, "round": number, "instrument": "embedded", "vignettes": "embedded", "debias": debias, "think": 4,
             "items": [vignette.id for vignette in vignettes()], "foundations": list(FOUNDATIONS),
             "conditions": [dict(zip(("stage", "name", "coefficient", "draw", "headline"), condition, strict=True)) for condition in conditions],
-            "sweep": [dict(zip(keys, (*line, 0.95, 0.05, 0.4 * line[0]), strict=True)) for line in sweep],
+            "sweep": sweep,
             "student": [{"layer": layer, "norm_ratio": 0.4, "cos_teacher": 0.3, "cos_round_1": 0.2, "split_half": 0.9} for layer in (14, 15)],
         },
     )  # fmt: skip
-    write_jsonl(
-        here / "rejected.jsonl",
-        [
-            completion(
-                f"k{k}",
-                [1.0, 2.0][k % 2],
-                [["perplexity: 40.00, at most 19.50"], ["loop: 0.50 of the tokens", "trait_llr: -0.1"]][k % 2],
-            )
-            for k in range(9)
-        ],
-    )
-    write_jsonl(here / "kept.jsonl", [completion(f"kept{k}", 1.0, []) for k in range(4)])
+    write_jsonl(here / "rejected.jsonl", rejected_rows)
+    write_jsonl(here / "kept.jsonl", kept_rows)
     kl = {
         f"kl_{name}_{kind}": value
         for name in ("base", "previous")
@@ -241,14 +256,14 @@ def _round(
     write_json(
         here / "training.json",
         {
-            "version": 1, "divergence": "kl_rev", "aggregate": "rmse", "reference": "base", "lam": 0.3, "tau": 0.3, "load_in_4bit": False, "examples": 90, "heldout": 10,
+            "version": 1, "divergence": run.config.train.divergence, "aggregate": "rmse", "reference": "base", "lam": 0.3, "tau": 0.3, "load_in_4bit": False, "examples": 90, "heldout": 10,
             "tokens": 4000, "steps": 30, "start": {"base": 0.0, "previous": 0.0}, "shrink": 0.0,
             "findings": [{"name": "overfit", "sentence": f"the held-out cross-entropy rises {NASTY}"}],
         },
     )  # fmt: skip
     write_jsonl(
         here / "kl_tokens.jsonl",
-        [{"key": f"k{NASTY}", "prompt": "p", "tokens": ["Take", NASTY], "ce": [1.0, 2.0], "kl_base": [0.01, 1.5], "kl_previous": [0.0, 0.1]}],
+        [{"key": kept_rows[0].key, "prompt": "p", "tokens": ["Take", NASTY], "ce": [1.0, 2.0], "kl_base": [0.01, 1.5], "kl_previous": [0.0, 0.1]}],
     )  # fmt: skip
     write_text(here / "history" / "gates.json", json.dumps([1.0] * number))
     write_text(here / "vector.safetensors", f"vector {number}")

@@ -195,7 +195,7 @@ def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
         "Provenance",
     ):
         assert f"## {heading}\n" in text
-    assert "| perplexity | 5 | 5 |" in text and "| 1 | 119 of 224 | 1.021 | 1.312 |" in text
+    assert "| perplexity | 53 | 53 |" in text and "| 1 | 119 of 224 | 1.021 | 1.312 |" in text
     assert "feedface" in text and "EVAL=full" in text and "mostly low doses survive" in text
     assert "lies below that of a random direction" in text and "<script" not in text
 
@@ -266,7 +266,11 @@ def test_unscorable_items_are_counted_and_the_report_stands(tmp_path: Path) -> N
         run,
         1,
         lambda row: (
-            {**row, "tokens": 0, "nll": 0.0, "perplexity": None, "trait_llr": None, "distinct_3": None}
+            {
+                **row,
+                **{"tokens": 0, "completion_ids": [], "nll": 0.0, "perplexity": None},
+                **{"trait_llr": None, "distinct_3": None},
+            }
             if row["name"] == "healed"
             else row
         ),
@@ -339,7 +343,8 @@ def test_full_scores_do_not_need_those_of_the_round(tmp_path: Path) -> None:
     run = build(tmp_path, rounds=1, full=True)
     path = run.manifest(1, "score")
     manifest = json.loads(path.read_text())
-    write_json(path, {**manifest, "inputs": {**manifest["inputs"], "history": "another"}})
+    other = {"settings": {"model": "another", "seed": 9}, "inputs": {**manifest["inputs"], "history": "another"}}
+    write_json(path, {**manifest, **other})
     assert results(run, "full")["rows"]
     with pytest.raises(SteerHealError, match="score was made from another history"):
         results(run, "round")
@@ -365,14 +370,13 @@ def test_rounds_scored_differently_are_not_compared(tmp_path: Path) -> None:
     for rows in path.parent.glob("*.jsonl"):
         rows.write_text(rows.read_text().replace('"think_tokens": 4', '"think_tokens": 16'))
     restamp(run, 2)
-    with pytest.raises(SteerHealError, match="think: 16 against 4"):
+    with pytest.raises(SteerHealError, match=r"think of scores\.json: 16"):
         results(run, "round")
 
 
 def test_nothing_rejected(tmp_path: Path) -> None:
-    run = build(tmp_path, rounds=1)
-    (run.round(1) / "rejected.jsonl").write_text("")
-    restamp(run, 1)
+    run = build(tmp_path, rounds=1, all_kept=True)
+    assert not (run.round(1) / "rejected.jsonl").read_text()
     done = command("evals.report", "--run", tmp_path)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report" / "index.html").read_text()
