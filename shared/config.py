@@ -56,7 +56,8 @@ def _parse_set(text: str) -> dict[str, Any]:
             parsed = parse_toml(f"value = {raw}".encode())
             if parsed.keys() != {"value"}:
                 raise ValueError("several lines")
-            if "#" in raw and tomlkit.parse(f"value = {raw}").item("value").trivia.comment:
+            written = tomlkit.parse(f"value = {raw}").item("value") if "#" in raw else None
+            if isinstance(written, Item) and written.trivia.comment:
                 raise ValueError("a comment, which would be left out")
             value = parsed["value"]
         except (ValueError, RecursionError):  # the shell and shlex have eaten the quotes of strings
