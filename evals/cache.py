@@ -96,9 +96,13 @@ class Cache:
         return rows
 
     def put(self, condition: Condition, rows: Sequence[Row]) -> None:
+        """Keep rows. A cache that cannot be written costs the next scoring time, and this one nothing: it says so."""
         body = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         head = json.dumps({"version": VERSION, "rows": len(rows), "sha256": _digest(body)})
-        write_text(self._path(condition), f"{head}\n{body}")
+        try:
+            write_text(self._path(condition), f"{head}\n{body}")
+        except OSError as error:
+            say(f"{self.folder}, where rows of {condition.name} were to be kept: {error.strerror}", "yellow")
 
 
 def _digest(text: str) -> str:

@@ -254,6 +254,16 @@ def test_rows_without_their_first_line_are_no_entry(answers: Make, renderer: Ren
     assert answers().get(BASE) is None
 
 
+def test_a_cache_that_cannot_be_written_loses_no_scoring(
+    answers: Make, renderer: Renderer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = answers()
+    cache.folder = tmp_path / "a file"
+    cache.folder.touch()
+    cache.put(BASE, scored(renderer))
+    assert "Not a directory" in " ".join(capsys.readouterr().out.split()) and cache.get(BASE) is None
+
+
 def test_rebuild_takes_nothing_and_leaves_what_it_made(answers: Make, generations: Make, renderer: Renderer) -> None:
     for make, old, new in (
         (answers, scored(renderer), scored(renderer, seed=1)),
