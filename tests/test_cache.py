@@ -75,7 +75,12 @@ def written(seed: int = 0) -> list[dict[str, Any]]:
                 "sample": sample,
                 "text": "t",
             }
-            made |= {"completion_ids": ids, "finish_reason": "stop", "nll": 9.0 if ids else 0.0, "tokens": len(ids)}
+            made |= {
+                "completion_ids": ids,
+                "finish_reason": "stop",
+                "nll": 9 * float(np.log(values[0])) if ids else 0.0,
+                "tokens": len(ids),
+            }
             made |= {"perplexity": values[0], "trait_llr": values[1], "loop_share": 0.0 if ids else None}
             rows.append(made | {f"distinct_{n}": distinct_n(ids, n) if ids else None for n in (1, 2, 3)})
     return rows

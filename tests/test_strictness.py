@@ -43,7 +43,7 @@ VALID: dict[type[Record], dict[str, Any]] = {
     **ROWS,
     Vignette: {"id": "a", "foundation": "Care", "foundation_coarse": "Care", "text": "x", "wrong": 3.5, **{f"human_{name}": 14.0 for name in ("Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "SocialNorms")}},
     ScoreRow: {"id": "a", "foundation": "Care", "lp": [[[-2.0] * 7]], "p": SEVENTH, "score": [0.0] * 7, "pmass_allowed": 0.9, "label": SEVENTH, "nll_prefill": 0.5, "text": "a", "debias": "reversal", "think_tokens": 4, "stop": False, "temperature": 0.0, "instrument": "a", "top_k": 3, "name": "base"},
-    Generation: {"name": "base", "prompt_id": "a", "prompt": "a", "sample": 0, "text": "a", "finish_reason": "stop", "nll": 3.0, "tokens": 3, "perplexity": 2.0, "trait_llr": 0.1, "distinct_1": 0.5, "distinct_2": 0.5, "distinct_3": 0.5, "loop_share": 0.0},
+    Generation: {"name": "base", "prompt_id": "a", "prompt": "a", "sample": 0, "text": "a", "finish_reason": "stop", "nll": 3.0, "tokens": 3, "perplexity": 2.718281828459045, "trait_llr": 0.1, "distinct_1": 0.5, "distinct_2": 0.5, "distinct_3": 0.5, "loop_share": 0.0},
     SweepLine: {"coefficient": 1.0, "n": 3, "kept": 2, "perplexity": 2.0, "distinct_3": 0.5, "trait_llr": 0.1, "relative_dose": 0.2},
     StudentLayer: {"layer": 3, "norm_ratio": 0.5, "cos_teacher": 0.5, "cos_round_1": -0.5, "split_half": 0.9},
     ConditionLine: {"stage": "steered", "name": "steered", "coefficient": 1.0, "draw": 0, "headline": True},
