@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tomlkit.items import Item, Table
 
 from shared.commandline import config_options
-from shared.commands import command_of, form, nearest, round_command, setting
+from shared.commands import CONFIG, command_of, form, nearest, option, setting
 from shared.errors import SteerHealError, in_one_line
 from shared.schema import Config, Section
 from shared.strict import NUMBER, Convertible, decode, parse_toml
@@ -56,8 +56,8 @@ def _parse_set(text: str) -> dict[str, Any]:
             parsed = parse_toml(f"value = {raw}".encode())
             if parsed.keys() != {"value"}:
                 raise ValueError("several lines")
-            written = tomlkit.parse(f"value = {raw}").item("value") if "#" in raw else None
-            if isinstance(written, Item) and written.trivia.comment:
+            read = tomlkit.parse(f"value = {raw}").item("value") if "#" in raw else None
+            if isinstance(read, Item) and read.trivia.comment:
                 raise ValueError("a comment, which would be left out")
             value = parsed["value"]
         except (ValueError, RecursionError):  # the shell and shlex have eaten the quotes of strings
@@ -138,7 +138,7 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
                 "no configuration file",
                 given=path,
                 expected="a TOML file",
-                next=round_command(config=_like(path)),
+                next=f"the same command with {option('CONFIG', '--config', _like(path))}",
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise SteerHealError(
@@ -193,7 +193,7 @@ def _origin(key: str, given: dict[str, tuple[Any, str]]) -> tuple[Any, str] | No
 def _like(path: Path) -> str:
     """The configuration file beside a missing one, or of this package, that its name is nearest to."""
     known = [str(file) for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.toml"))]
-    return nearest(str(path), known) or "configs/smollm2.toml"
+    return nearest(str(path), known) or CONFIG
 
 
 def _expected(key: str) -> str:
