@@ -136,7 +136,11 @@ def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Ru
     _learn(measured, estimates, speed)
     need = needed(groups, adapters=speed["device"] == "cuda")
     _show(folder, todo, estimates, need)
-    accuracy = "they were not measured on a GPU yet" if speed["device"] == "cuda" else "within a factor of 1.5 there"
+    accuracy = (
+        "they were not measured on a GPU yet"
+        if speed["device"] == "cuda"
+        else "other work on the machine makes it longer"
+    )
     say(
         f"an estimate by constants of one machine (docs/profile.md), {accuracy}; {need.disk / GIB:.1f} GiB of disk; every stage that ends corrects it"
     )
