@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.code import begun_by_other_code, of_the_code
 from shared.console import say
 from shared.errors import SteerHealError
-from shared.provenance import begun_elsewhere, changed_device, differences
+from shared.provenance import differences, refuse_mixing
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl, write_jsonl
 from shared.strict import parse
@@ -47,11 +46,8 @@ class Windows:
             if not changed:
                 return
             lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
-            if lost and not rebuild and changed == changed_device(changed):
-                raise begun_elsewhere("sweep", self.out, changed, self.folder)
-            if lost and not rebuild and of_the_code(changed):
-                raise begun_by_other_code("sweep", self.out, changed, self.folder)
             if lost and not rebuild:
+                refuse_mixing("sweep", self.out, changed, self.folder)
                 raise SteerHealError(
                     f"an interrupted sweep of {self.out} was of something else",
                     given="; ".join(changed),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from shared.errors import Exit, SteerHealError
+from shared.errors import SteerHealError
 
 # packages that each package is made of and imports, as tests/test_imports.py has it
 IMPORTS = {
@@ -67,22 +66,3 @@ def _folder(package: str) -> Path:
     spec = find_spec(package)
     assert spec is not None and spec.submodule_search_locations is not None  # all four are installed together
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def of_the_code(lines: Sequence[str]) -> bool:
-    """Whether all lines of `shared.run.differences` are of this package's own code."""
-    return bool(lines) and all(line.startswith(("code = ", "version = ", "versions.steer-heal = ")) for line in lines)
-
-
-def begun_by_other_code(what: str, out: Path, changed: Sequence[str], folder: Path) -> SteerHealError:
-    """The error for half of a stage that another version of this code has made: two versions are never mixed in one file.
-
-    It says nothing of the work, and ends a process as a fault of the machine.
-    """
-    return SteerHealError(
-        f"an interrupted {what} was begun by other code than this",
-        given=f"{out}: {'; '.join(changed)}",
-        expected="the code that it was begun with; stages that are done stay valid, whatever code made them",
-        next=f"make this stage from its beginning: rm -r {shlex.quote(str(folder))}, then the same command; or go back to the code that began it",
-        code=Exit.MACHINE,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -26,21 +27,36 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} = {new!r} (was {old!r})"]
 
 
-def changed_device(lines: Sequence[str]) -> list[str]:
-    """Those of the lines of `differences` that are of the device."""
-    return [line for line in lines if line.startswith("device = ")]
+def refuse_mixing(what: str, out: Path, changed: Sequence[str], folder: Path) -> None:
+    """Refuse to go on with half of a stage that another kind of machine, or another version of this code, has made.
 
+    Two kinds of machine round differently, and two versions of the code may differ in anything: neither is mixed in one file. The error
+    says nothing of the work, and ends a process as a fault of the machine.
 
-def begun_elsewhere(what: str, out: Path, changed: Sequence[str], folder: Path) -> SteerHealError:
-    """The error for half of a stage that another kind of machine has made: two kinds round differently, and are never mixed.
+    Args:
+        what: the stage, `sweep` or `round`.
+        out: what it makes.
+        changed: lines of `differences` between what began it and what is here.
+        folder: of the half-made work.
 
-    It says nothing of the work, and ends a process as a fault of the machine.
+    Raises:
+        SteerHealError: all lines are of the device, or all of the code.
     """
-    return SteerHealError(
-        f"an interrupted {what} was begun on another kind of machine",
+    if changed and all(line.startswith("device = ") for line in changed):
+        begun = "on another kind of machine"
+        expected = "the machine it was begun on; what is finished is good on any"
+        choice = "go on there, or make this stage from its beginning here: {}, then the same command"
+    elif changed and all(line.startswith(("code = ", "version = ", "versions.steer-heal = ")) for line in changed):
+        begun = "by other code than this"
+        expected = "the code that it was begun with; stages that are done stay valid, whatever code made them"
+        choice = "make this stage from its beginning: {}, then the same command; or go back to the code that began it"
+    else:
+        return
+    raise SteerHealError(
+        f"an interrupted {what} was begun {begun}",
         given=f"{out}: {'; '.join(changed)}",
-        expected="the machine it was begun on; what is finished is good on any",
-        next=f"go on there, or make this stage from its beginning here: rm -r {folder}, then the same command",
+        expected=expected,
+        next=choice.format(f"rm -r {shlex.quote(str(folder))}"),
         code=Exit.MACHINE,
     )
 

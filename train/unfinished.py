@@ -10,10 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from shared.code import begun_by_other_code, of_the_code
 from shared.console import say
 from shared.errors import SteerHealError
-from shared.provenance import begun_elsewhere, changed_device, differences
+from shared.provenance import differences, refuse_mixing
 from shared.publish import intact, seal, seal_of, write_json, write_text
 from shared.strict import parse, read_object
 
@@ -35,11 +34,8 @@ class Unfinished:
             changed = differences(old, recipe)
             if not changed:
                 return
-            if not replace and changed == changed_device(changed):
-                raise begun_elsewhere("round", folder, changed, folder)
-            if not replace and of_the_code(changed):
-                raise begun_by_other_code("round", folder, changed, folder)
             if not replace:
+                refuse_mixing("round", folder, changed, folder)
                 raise SteerHealError(
                     "an unfinished round was begun from something else",
                     given=f"{folder}: {'; '.join(changed)}",
