@@ -18,6 +18,7 @@ from shared.console import console, counting
 from shared.errors import SteerHealError
 from shared.folding import gated
 from shared.schema import EvalConfig
+from shared.strict import repeated
 from shared.vectors import Vector
 
 
@@ -52,7 +53,7 @@ def before_training(first: bool, dose: float, positions: str, trait: str, config
 def told_apart(conditions: Iterable[Condition]) -> None:
     """Raise SteerHealError where two conditions have one name: rows are collected, kept and reported by it."""
     names = [condition.name for condition in conditions]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(repeated(names)):
         raise SteerHealError(
             "two conditions have one name",
             given=f"{twice[0]} twice, among {', '.join(dict.fromkeys(names))}",

@@ -9,6 +9,7 @@ from itertools import islice
 from shared.errors import SteerHealError
 from shared.records import Prompt
 from shared.seeds import seed_of
+from shared.strict import repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def name_of(index: int, prompt: Prompt) -> str:
 def check_coefficients(coefficients: Sequence[float]) -> None:
     """Raise SteerHealError when two coefficients would share their keys."""
     names = [f"{coefficient:g}" for coefficient in coefficients]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(repeated(names)):
         raise SteerHealError(
             "two coefficients share their keys",
             given=f"{', '.join(map(repr, coefficients))}: {twice[0]} twice",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.commands import setting
 from shared.errors import SteerHealError
-from shared.strict import plain
+from shared.strict import plain, repeated
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
@@ -39,7 +39,7 @@ def told_apart(values: list[Any]) -> list[Any]:
     """A list of a configuration. Raises ValueError where two of its values are written alike: numbers in their first six digits,
     which is what rows, conditions and folders are named by."""
     names = [f"{value + 0.0:g}" if isinstance(value, float) else str(value) for value in values]  # -0.0 is 0
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := repeated(names):
         digits = ": values must differ in their first six digits" if isinstance(values[0], float) else ""
         raise ValueError(f"{twice[0]} is there twice{digits}")
     return values

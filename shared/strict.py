@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -166,8 +168,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} twice")
+        raise ValueError(f"key {repeated(names)[0]!r} twice")
     return found
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that are there more than once, in the order in which they first come."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _finite(digits: str) -> float:

@@ -11,6 +11,7 @@ from shared.instrument import FOUNDATIONS, foundation_of
 from shared.records import DATA, Vignette, problem_of, read_jsonl
 from shared.sets import COLON, names_set, open_set
 from shared.strata import stratified
+from shared.strict import repeated
 
 MADE_BY = "set eval.vignettes to embedded, a JSONL file, or wassname/tiny-mfv:classic:other_violate"
 
@@ -73,7 +74,7 @@ def human(vignette: Vignette) -> list[float] | None:
 def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
     """The vignettes. Raises SteerHealError for an id that repeats and a foundation that is none of the seven."""
     ids = [vignette.id for vignette in vignettes]
-    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+    if twice := sorted(repeated(ids)):
         raise SteerHealError(
             "vignette ids repeat", given=f"{source}: {twice[0]}", expected="one row per id", next=f"mend {source}"
         )

@@ -17,7 +17,7 @@ from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
 from shared.schema import Config, Section, told_apart
-from shared.strict import parse_toml
+from shared.strict import parse_toml, repeated
 
 SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
 
@@ -46,7 +46,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _distinct(self) -> Study:
         names = [arm.name for arm in self.arm]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(repeated(names)):
             raise ValueError(f"two arms are named {twice[0]}")
         for seeds in (self.seeds, *(arm.seeds or [] for arm in self.arm)):
             told_apart(seeds)
