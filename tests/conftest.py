@@ -21,7 +21,9 @@ from shared.vectors import Vector
 # A shell gives what it runs in the background a SIGINT that is ignored, and so would every process be that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
+# What `make test` hands the makes below it would have them print the folders that they enter.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
 
 quiet()
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # before torch is imported, and for every command that a test runs

@@ -242,7 +242,7 @@ def test_starvation_names_counts_and_what_to_lower(tmp_path: Path) -> None:
 )
 def test_starvation_without_candidates_says_so(rows: list[Completion], source: str, part: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "sweep.jsonl", rows)
-    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept", "--set", f"filter.source={source} filter.min_kept=1")
+    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept", settings=f"filter.source={source}")
     assert done.returncode == 2 and part in done.stderr and "; ;" not in done.stderr, done.stderr
     assert "lower the doses" not in done.stderr and not (tmp_path / "kept" / "kept.jsonl").exists()
 
@@ -250,7 +250,7 @@ def test_starvation_without_candidates_says_so(rows: list[Completion], source: s
 def test_two_rows_of_one_key_are_refused(tmp_path: Path) -> None:
     rows = [*UNSTEERED, *[completion(key=f"s{i}") for i in range(3)], completion(key="s1", text="another")]
     write_jsonl(tmp_path / "sweep.jsonl", rows)
-    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept", "--set", "filter.min_kept=1")
+    done = run(tmp_path / "sweep.jsonl", tmp_path / "kept")
     assert done.returncode == 2 and "twice" in done.stderr and "'s1'" in done.stderr
 
 
@@ -272,8 +272,8 @@ def keys(path: Path) -> list[str]:
     return [json.loads(line)["key"] for line in path.read_text().splitlines()]
 
 
-def run(sweep: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    return command("gen.filter", "--in", sweep, "--out", out, "--set", "filter.min_kept=1", *more)
+def run(sweep: Path, out: Path, *more: object, settings: str = "") -> subprocess.CompletedProcess[str]:
+    return command("gen.filter", "--in", sweep, "--out", out, "--set", f"filter.min_kept=1 {settings}", *more)
 
 
 def test_a_named_output_has_its_own_rejected(sweep: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_data_set_without_a_configuration_and_with_conversations(tmp_path: Pat
     ("rows", "name", "part"),
     [
         ([{"question": "a"}], "{folder}:asked:train", "columns question"),
-        ([{"prompt": "a"}, {"prompt": None}], "{folder}:asked:train", "row 1: row: Value error, a prompt row has"),
+        ([{"prompt": "a"}, {"prompt": None}], "{folder}:asked:train", "row 1: row: a prompt row has either"),
         ([{"messages": [{"role": "assistant", "content": "a"}]}], "{folder}:asked:train", "the last is the user's"),
         ([{"messages": [{"from": "human", "value": "a"}]}], "{folder}:asked:train", "have a role and content"),
         ([{"messages": []}], "{folder}:asked:train", "have a role and content"),
