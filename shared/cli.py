@@ -11,11 +11,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from shared.commands import round_command, setting
+from shared.commands import CONFIG, option, round_command, setting
 from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
+from shared.nearby import nearest_run
 from shared.options import Options
 from shared.outputs import guard, settings_of
 from shared.process import watch_extensions
@@ -54,13 +56,8 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
             expected="1 or more",
             next=f"{options.prog} --run {shlex.quote(str(arguments.run))} --round 1",
         )
-    if not begins and not (arguments.run / "config.toml").is_file():
-        raise SteerHealError(
-            "there is no such run",
-            given=arguments.run,
-            expected="the folder of a run",
-            next=round_command(arguments.run, 1),
-        )
+    if not (arguments.run / "config.toml").is_file():
+        _no_such_run(arguments, begins)
     return arguments, open_run(
         arguments.run,
         getattr(arguments, "config", None),
@@ -70,6 +67,31 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
         rounds=getattr(arguments, "rounds", getattr(arguments, "round", None)),
         dry=getattr(arguments, "dry_run", False),
     )
+
+
+def _no_such_run(arguments: argparse.Namespace, begins: bool) -> None:
+    """Raise SteerHealError for a run that is not there, unless the command begins it and its name is no likely typo."""
+    folder, rounds = arguments.run, getattr(arguments, "rounds", None) or 1
+    given: dict[str, Any] = {"config": getattr(arguments, "config", None), "overrides": getattr(arguments, "set", None), "model": getattr(arguments, "model", None)}  # fmt: skip
+    default = getattr(arguments, "default_config", None)
+    meant = None if any(given.values()) else nearest_run(folder)
+    if begins and (any(given.values()) or (default and not meant)):
+        arguments.config = given["config"] or default
+        return
+    if meant or not begins:
+        begin = round_command(
+            folder, rounds, **{**given, "config": given["config"] or default or (CONFIG if meant else None)}
+        )
+        again = f"the same command with {option('RUN', '--run', meant)}"
+        if hasattr(arguments, "report"):  # `make round` and `make report`
+            report = arguments.report
+            again = round_command(meant, None if report else rounds, target="report" if report else "round")
+        raise SteerHealError(
+            "there is no such run",
+            given=folder,
+            expected=f"did you mean {meant}?" if meant else "the folder of a run",
+            next=f"{again}; or begin a new run: {begin}" if meant else begin,
+        )
 
 
 def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:

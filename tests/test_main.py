@@ -203,7 +203,14 @@ def test_completion_imports_nothing_that_takes_long(tmp_path: Path) -> None:
         (["round", "N=two"], "a whole number from 1"),
         (["round", "N=1 2"], "a whole number from 1"),
         (["round", "REBUILD=0"], "REBUILD=1, or none"),
-        (["study", "SET=train.lam=1"], "make study takes CONFIG, RUN and OUT"),
+        (["study", "SET=train.lam=1"], "rounds, models and settings are those of its [study] table"),
+        (["report", "N=2", "RUN=runs/x"], "next:     make report RUN=runs/x"),
+        (["doctor", "VECTORS=a=b"], "make doctor does not use VECTORS"),
+        (["round", "VECTORS=a=b", "N=2"], "next:     make round N=2"),
+        (["bench", "CONFIG=c.toml"], "expected: no variables"),
+        (["rond", "N=2"], "next:     make round N=2"),
+        (["tests"], "did you mean test?"),  # which is a folder
+        (["xyzzy"], "next:     make help"),
     ],
 )
 def test_make_refuses_what_it_would_pass_over(words: list[str], part: str) -> None:
@@ -257,7 +264,7 @@ def test_make_begins_with_what_is_given_and_goes_on_with_what_is_frozen(tmp_path
         return next(text for text in done.stdout.splitlines() if "--run" in text)
 
     here = f"RUN={tmp_path}/run"
-    assert "--config 'configs/smollm2.toml'" in line(here)
+    assert "--default-config 'configs/smollm2.toml'" in line(here)
     (tmp_path / "run" / "config.toml").touch()
     assert "--config" not in line(here) and "--config 'c.toml'" in line(here, "CONFIG=c.toml")
     assert "--config 'c.toml'" in line(here, CONFIG="c.toml")
@@ -265,6 +272,10 @@ def test_make_begins_with_what_is_given_and_goes_on_with_what_is_frozen(tmp_path
     named = line("MODEL=Qwen/Qwen3-0.6B")
     assert "--model 'Qwen/Qwen3-0.6B'" in named and "--run 'runs/Qwen3-0.6B'" in named
     assert "--run 'runs/smollm2'" in line() and "--model" not in line()
+    report = subprocess.run(["make", "-n", "report", "CONFIG=c.toml"], capture_output=True, text=True, cwd=ROOT).stdout
+    assert "--run 'runs/c' --config 'c.toml'" in " ".join(report.split())
+    doctor = subprocess.run(["make", "-n", "doctor", "RUN=/big"], capture_output=True, text=True, cwd=ROOT).stdout
+    assert "shared.doctor --run '/big'" in doctor
     for target in ("serve", "verify"):
         command = ["make", "-n", "-o", ".venv/.ready-cpu", target, "LOCK=cpu"]
         plain, model = (
