@@ -47,7 +47,12 @@ def sweep_options() -> Options:
         help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
     )
     files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
-    files.add_argument("--out", type=Path, writes=swept, help="sweep rows to write, JSONL")
+    files.add_argument(
+        "--out",
+        type=Path,
+        writes=swept,
+        help="sweep rows to write, JSONL; those of a finished sweep are replaced with --rebuild alone",
+    )
     return options
 
 

@@ -194,6 +194,8 @@ def main() -> None:
         return
     need(options, arguments, "model", "vector", "prompts", "out")
     out = arguments.outputs[0]
+    if not arguments.rebuild:
+        Windows(out).refuse_finished()
     given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
     settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]
     config = configured(arguments, *settings)

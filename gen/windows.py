@@ -60,6 +60,17 @@ class Windows:
         self.notes = {}
         self._write()
 
+    def refuse_finished(self) -> None:
+        """Raise SteerHealError where the output holds rows of a finished sweep: another would replace them without a word."""
+        if self.plan.is_file() or not self.out.is_file() or not self.out.stat().st_size:
+            return
+        raise SteerHealError(
+            "the rows of a finished sweep are there already",
+            given=f"--out {self.out}",
+            expected="no such file, or one that an interrupted sweep goes on to make",
+            next=f"the same command with --out {shlex.quote(str(_free(self.out)))}; or with --rebuild, which replaces them",
+        )
+
     def note(self, name: str, value: Any) -> None:
         """Keep something found out on the way, so that a resumed sweep need not find it again."""
         self.notes[name] = value
@@ -129,3 +140,9 @@ class Windows:
         self.plan.unlink(missing_ok=True)
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
+
+
+def _free(path: Path) -> Path:
+    """A name beside a file that nothing has yet."""
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 10_000))
+    return next(other for other in names if not other.exists())

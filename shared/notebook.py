@@ -53,12 +53,14 @@ def sweep(
 ) -> Sweep:
     """Sample at every coefficient with folder/vector.safetensors and filter; 0 must be among the coefficients, as the yardstick.
 
-    Leaves sweep.jsonl, kept.jsonl and rejected.jsonl in folder. An interrupted sweep goes on from its last window.
+    Leaves sweep.jsonl, kept.jsonl and rejected.jsonl in folder. An interrupted sweep goes on from its last window; a cell that is run
+    again replaces a finished one.
     """
     folder = Path(folder)
+    finished = (folder / "sweep.jsonl").is_file() and not (folder / ".sweep.jsonl.windows").exists()
     _stage(
         "gen.sweep", settings, "--model", model, "--vector", folder / "vector.safetensors", "--prompts", prompts,
-        "--coefficients", *coefficients, "--samples", samples, "--out", folder / "sweep.jsonl",
+        "--coefficients", *coefficients, "--samples", samples, "--out", folder / "sweep.jsonl", *(["--rebuild"] if finished else []),
     )  # fmt: skip
     _stage("gen.filter", settings, "--in", folder / "sweep.jsonl", "--out", folder)
     made_by = "shared.notebook.sweep"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import command
 from test_filter import completion
 
 from gen.windows import Windows
 from shared.errors import Exit, SteerHealError
+from shared.vectors import Vector
 
 PLAN = {"prompts": "abc", "coefficients": [0.0, 1.0], "seed": "0", "versions": {"torch": "2"}}
 
@@ -122,3 +125,20 @@ def test_a_lost_window_leaves_the_old_output(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         windows.publish(2)
     assert out.read_text() == "old\n" and 0 in windows
+
+
+def test_a_finished_sweep_is_not_replaced_without_a_word(tmp_path: Path) -> None:
+    vector, prompts, out = tmp_path / "v.safetensors", tmp_path / "p.jsonl", tmp_path / "sweep.jsonl"
+    Vector({0: np.ones(4, dtype=np.float32)}).save(
+        vector
+    )  # of another width, which is refused where the sweep would begin
+    prompts.write_text('{"prompt": "hi"}\n')
+    line = ["gen.sweep", "--model", "embedded", "--vector", vector, "--prompts", prompts, "--coefficients", 0, "--out", out]  # fmt: skip
+    out.write_text("rows\n")
+    out.with_name("sweep-2.jsonl").touch()
+    done = command(*line)
+    assert done.returncode == 2 and "the rows of a finished sweep are there already" in done.stderr, done.stderr
+    assert f"--out {tmp_path}/sweep-3.jsonl; or with --rebuild" in done.stderr and out.read_text() == "rows\n"
+    assert "width" in command(*line, "--rebuild").stderr
+    opened(out)  # one that was interrupted while it replaced another goes on
+    assert "width" in command(*line).stderr
