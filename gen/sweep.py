@@ -208,8 +208,8 @@ def main() -> None:
         )
     model = resolve_model(arguments.model, config.model.revision)
     guard(arguments.outputs, [model.place])
-    vector = load_vector(arguments.vector)
-    vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
+    vector = load_vector(arguments.vector, arguments.model)
+    vector.check(arguments.vector, hidden=model.hidden, depth=model.depth, model=arguments.model)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
 
     def finish(counts: dict[str, Any]) -> None:

@@ -170,7 +170,9 @@ def main() -> None:
     model = resolve_model(arguments.model or config.model.name, config.model.revision)
     guard(arguments.outputs, [model.place])
     vector = (
-        load_vector(arguments.vector) if arguments.vector else noise(model, band(config.vector.layers, model.depth))
+        load_vector(arguments.vector, model.name)
+        if arguments.vector
+        else noise(model, band(config.vector.layers, model.depth))
     )
     vector.check(arguments.vector or "the random direction", hidden=model.hidden, depth=model.depth)
     tokenizer, trait = load_tokenizer(str(model.folder)), load_trait("embedded")

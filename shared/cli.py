@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from shared.commands import CONFIG, option, round_command, setting
+from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
@@ -250,6 +250,7 @@ def _unknown(error: Exception) -> SteerHealError:
 
 
 def _stop(error: SteerHealError) -> None:
+    error.next = as_typed(error.next)
     sys.stdout.flush()
     print(error.render(), file=sys.stderr)
     error.hand_over()

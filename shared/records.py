@@ -248,13 +248,13 @@ def placed_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[
         handle = open(path, "rb")  # noqa: SIM115 (closed below; only the opening may say that the file is missing)
     except (FileNotFoundError, IsADirectoryError):
         raise SteerHealError(
-            "a stage file is missing", given=path, expected=f"a JSONL file of {row.__name__} rows", next=made_by
+            "a file is missing", given=path, expected=f"a JSONL file of rows{_needed(row)}", next=made_by
         ) from None
     except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
         raise SteerHealError(
-            "a stage file could not be read",
+            "a file could not be read",
             given=f"{str(path)[:200]!r}: {in_one_line(error)}",
-            expected=f"a JSONL file of {row.__name__} rows",
+            expected=f"a JSONL file of rows{_needed(row)}",
             next=f"cat {shlex.quote(str(path))} > rows.jsonl, and name that"
             if isinstance(error, OSError) and error.errno == errno.ESPIPE
             else made_by,
@@ -272,7 +272,7 @@ def placed_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[
             found = True
             yield index, begin, value
     if not found:
-        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
+        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"rows{_needed(row)}", next=made_by)
 
 
 def refused_row(
@@ -286,7 +286,7 @@ def refused_row(
     return SteerHealError(
         f"line {index} of a JSONL file could not be read",
         given=f"{path}:{index}: {problem}",
-        expected=f"a {row.__name__} row, version {VERSION}{_needed(row)}",
+        expected=f"a row of version {VERSION}{_needed(row)}",
         next=f"{command or 'mend or remove the line'}, or make the file again: {made_by}",
     )
 
@@ -397,7 +397,7 @@ def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
         raise SteerHealError(
             "a Parquet file could not be used",
             given=f"{path}: {problem_of(error)}",
-            expected=f"{row.__name__} rows",
+            expected=f"rows{_needed(row)}",
             next=made_by,
         ) from None
     return _told_apart(path, rows, made_by)

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, command
 
 from shared.commands import COMMANDS, as_typed, command_of, nearest, round_command, setting
-from shared.main import load, options_of
+from shared.main import _typed, load, options_of
 from shared.options import Options
 
 
@@ -49,7 +49,7 @@ def test_help_and_refusals_have_the_form_that_was_typed() -> None:
     assert steer_heal("sweep", "--help").stdout.startswith("usage: steer-heal sweep")
     assert command("gen.sweep", "--help").stdout.startswith("usage: python -m gen.sweep")
     refused = steer_heal("sweep", "--model", "embedded", "--vector", "nope", "--prompts", "p", "--out", "s.jsonl", "--coefficients", "0")  # fmt: skip
-    assert refused.returncode == 2 and "steer-heal extract --model MODEL" in refused.stderr
+    assert refused.returncode == 2 and "steer-heal extract --model embedded --out nope" in refused.stderr
     assert "python -m" not in refused.stderr
     refused = steer_heal("report", "--run", "nope")
     assert "next:     steer-heal round --rounds 1 --run nope" in refused.stderr
@@ -126,7 +126,25 @@ def test_settings_are_named_as_they_were_given(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("STEER_HEAL_FORM", "make")
     assert setting("a.b=[1, 2]") == "SET='a.b=[1, 2]'"
     monkeypatch.setenv("STEER_HEAL_FORM", "steer-heal")
-    assert as_typed("make it again: python -m evals.study --help") == "make it again: steer-heal study --help"
+    again = "make it again: python -m evals.study --help"
+    assert as_typed(again) == "make it again: steer-heal study --help"
+    monkeypatch.setenv("STEER_HEAL_PROGRAM", ".venv/bin/steer-heal")
+    assert as_typed(again) == "make it again: .venv/bin/steer-heal study --help"
+    assert round_command("r", 1, config="c").startswith(".venv/bin/steer-heal round ")
+    monkeypatch.delenv("STEER_HEAL_PROGRAM")
+    monkeypatch.setenv("STEER_HEAL_FORM", "make")
+    assert as_typed(again) == "make it again: .venv/bin/steer-heal study --help"
+    assert command_of("shared.begin") == ".venv/bin/python -m shared.begin"
+
+
+def test_the_script_is_named_as_it_is_typed(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(program)
+    monkeypatch.setenv("PATH", os.defpath)
+    assert _typed(str(program / "steer-heal")) == "steer-heal" == os.path.basename(_typed("/nowhere/main.py"))
+    monkeypatch.chdir(program.parent)
+    assert _typed(str(program / "steer-heal")) == "bin/steer-heal"
+    monkeypatch.setenv("PATH", str(program))
+    assert _typed(str(program / "steer-heal")) == "steer-heal"
 
 
 def test_the_nearest_word() -> None:
