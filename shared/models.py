@@ -9,14 +9,17 @@ import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shared.commands import nearest, option
 from shared.console import console
 from shared.embedded import EMBEDDED_CONFIG, dequantised, embedded_folder, embedded_gguf
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
+from shared.nearby import ALIKE
 from shared.publish import digest, write_text
 from shared.records import Identity
 from shared.runtime import gc_disabled
@@ -149,6 +152,13 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
         return _Embedded(embedded_gguf())
     if _is_folder(name):
         return _checked(Model(name, Path(name).resolve(), None))
+    if meant := _meant(name):
+        raise SteerHealError(
+            "there is no such model",
+            given=repr(name),
+            expected=f"did you mean {meant}?",
+            next=f"the same command with {option('MODEL', '--model', meant)}",
+        )
     if _is_file(name) or means_path(name):
         there = _is_file(name)
         raise SteerHealError(
@@ -182,6 +192,17 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
             next="check the name, log in with `hf auth login` for a gated model, or take `embedded`",
         ) from None
     return _checked(Model(name, folder, folder.name), weights)
+
+
+def _meant(name: str) -> str | None:
+    """`embedded`, or the model folder beside, whose name this one is nearly; None where there is none."""
+    if "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > ALIKE:
+        return "embedded"
+    path = Path(name)
+    if _is_file(name) or not means_path(name) or "\0" in name or not _is_folder(str(path.parent)):
+        return None
+    meant = nearest(path.name, (config.parent.name for config in sorted(path.parent.glob("*/config.json"))))
+    return str(path.with_name(meant)) if meant else None
 
 
 def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:

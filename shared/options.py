@@ -16,6 +16,14 @@ from shared.errors import SteerHealError
 from shared.outputs import Paths, guard
 from shared.strict import NUMBER
 
+# The section of the configuration that a stage reads, where several have a key of one name.
+SECTIONS = {
+    "gen.extract": "vector",
+    "gen.sweep": "sweep",
+    "gen.filter": "filter",
+    "train.heal": "train",
+    "evals.score": "eval",
+}
 CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)$", re.DOTALL)
 
 
@@ -68,6 +76,7 @@ class Options(argparse.ArgumentParser):
     """
 
     def __init__(self, module: str, description: str, **settings: Any):
+        self.module = module
         self.names: list[str] = []
         self.given: set[str] = set()  # options of this command line
         self.plain: Group | None = None
@@ -153,6 +162,13 @@ class Options(argparse.ArgumentParser):
         if message.startswith("ambiguous option: "):
             given, _, matches = message.removeprefix("ambiguous option: ").partition(" could match ")
             return SteerHealError("an option is ambiguous", given=given, expected=f"one of {matches}", next=help_)
+        if (spaced := _spaced(words)) != list(words) and " number " in message:
+            return SteerHealError(
+                f"option {name} could not be read",
+                given=shlex.join(words),
+                expected="several numbers with spaces between them",
+                next=f"{self.prog} {shlex.join(spaced)}",
+            )
         return SteerHealError(
             f"option {name} could not be read" if name else "the command line could not be read",
             given=shlex.join(words) or "none",
@@ -174,6 +190,8 @@ class Options(argparse.ArgumentParser):
                 next=f"{self.prog} --help",
             )
         name, equals, value = word.partition("=")
+        if "--set" in self.names and (key := self._key(name)):
+            return self._setting(key, words)
         meant = nearest(name, (known for known in self.names if known.startswith("--")))
         corrected = [meant + equals + value if meant and given == word else given for given in words]
         return SteerHealError(
@@ -182,6 +200,47 @@ class Options(argparse.ArgumentParser):
             expected=f"did you mean {meant}?" if meant else "an option of this command",
             next=f"{self.prog} {shlex.join(corrected)}" if meant else f"{self.prog} --help",
         )
+
+    def _key(self, name: str) -> str | None:
+        """The configuration key that an option of another name was meant for; of several of one name the one of this stage."""
+        from shared.config import flat
+        from shared.schema import Config
+
+        wanted = name.lstrip("-").replace("-", "_")
+        keys = [key for key in flat(Config()) if key.rpartition(".")[2] == wanted]
+        section = SECTIONS.get(self.module)
+        return next((key for key in keys if key.partition(".")[0] == section), keys[0] if len(keys) == 1 else None)
+
+    def _setting(self, key: str, words: Sequence[str]) -> SteerHealError:
+        """The error about an option that is a setting, with the command line that sets it."""
+        name = key.rpartition(".")[2]
+        index = next(i for i, word in enumerate(words) if word.partition("=")[0].lstrip("-").replace("-", "_") == name)
+        option, equals, value = words[index].partition("=")
+        rest = [*words[:index], *words[index + 1 :]]
+        if not equals and rest[index : index + 1] and not rest[index].startswith("--"):
+            value = rest.pop(index)
+        setting = f"{key}={value}"
+        if "--set" in rest[:-1]:
+            rest[rest.index("--set") + 1] += f" {setting}"
+        else:
+            rest += ["--set", setting]
+        return SteerHealError(
+            "no such option",
+            given=option,
+            expected=f"it is a setting: --set {key}=VALUE",
+            next=f"{self.prog} {shlex.join(rest)}",
+        )
+
+
+def _spaced(words: Sequence[str]) -> list[str]:
+    """A command line in which numbers with commas between them are words of their own."""
+    found: list[str] = []
+    for word in words:
+        name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        parts = value.split(",")
+        several = len(parts) > 1 and all(NUMBER.fullmatch(part) for part in parts)
+        found += [*([name] if name else []), *parts] if several else [word]
+    return found
 
 
 def readable(word: str) -> str:
