@@ -12,6 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 
+from shared import code  # noqa: F401  takes the digest of the code at the start of every command
 from shared.commands import round_command, setting
 from shared.config import resolve
 from shared.console import console
