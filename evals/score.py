@@ -25,6 +25,7 @@ from evals.forced_choice import Read
 from evals.generations import Generations
 from evals.instrument import Renderer, load_instrument
 from evals.internalised import states, student_vector
+from evals.moralmaps import installed_revision
 from gen.extract import contexts_of
 from gen.filter import by_coefficient
 from gen.prompts import Renderer as PromptRenderer
@@ -41,7 +42,7 @@ from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl, write_jsonl, write_parquet
 from shared.run import Run, Stage
 from shared.schema import EvalConfig
-from shared.sets import input_of
+from shared.sets import input_of, revisions_of
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes
@@ -91,6 +92,10 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
             "seed": config.seed,
         },
         inputs=inputs_of(run, number, settings),
+        revisions={
+            **revisions_of(vignettes=settings.vignettes, heldout=settings.heldout),
+            **({"instrument": installed_revision()} if settings.instrument == "moralmaps" else {}),
+        },
         outputs=[run.round(number) / folder],
         rebuild=rebuild,
     )

@@ -29,7 +29,7 @@ from shared.prompts import open_prompts
 from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
-from shared.sets import input_of
+from shared.sets import input_of, revisions_of
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
@@ -158,6 +158,9 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             **({"history": history} if history else {}),
             **({"unsteered": first} if walks and number > 1 else {}),
         },
+        revisions=revisions_of(
+            dilemmas=config.sweep.dilemmas, **({"mundane": config.sweep.mundane} if config.sweep.n_mundane else {})
+        ),
         outputs=[out],
         rebuild=rebuild,
         clean=Windows(out).discard,  # last: an interruption before loses no row

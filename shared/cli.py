@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from shared import code  # noqa: F401  takes the digest of the code at the start of every command
 from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve
 from shared.console import console

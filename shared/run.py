@@ -6,9 +6,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.markup import escape
@@ -203,7 +204,7 @@ class Stage:
     """One stage of one round: skipped when intact, refused when stale, published with a manifest last.
 
     settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders; an input that another stage made must be
-    what that stage recorded. clean: removes what the making leaves behind, once the manifest stands.
+    what that stage recorded. revisions: of inputs that are no files, by label: a data set of the hub, an installed package. clean: removes what the making leaves behind, once the manifest stands.
     """
 
     def __init__(
@@ -214,6 +215,7 @@ class Stage:
         *,
         settings: dict[str, Any],
         inputs: dict[str, Path],
+        revisions: Mapping[str, str] = MappingProxyType({}),
         outputs: list[Path],
         rebuild: bool = False,
         clean: Callable[[], None] = lambda: None,
@@ -233,7 +235,7 @@ class Stage:
                     next=round_command(run.folder, number),
                 )
         guard(outputs, inputs.values())
-        self.inputs = {label: digest(path) for label, path in inputs.items()}
+        self.inputs = {**{label: digest(path) for label, path in inputs.items()}, **revisions}
         self._as_made(inputs)
         self.started = time.time()
 

@@ -43,7 +43,7 @@ def refuse_missing(name: str, *, what: str, next: str) -> None:
 def input_of(label: str, value: str, suffix: str = ".jsonl", *, installed: Collection[str] = ()) -> dict[str, Path]:
     """The input of a stage that a configuration value names, by its label: a file, or the folder of a local data set.
 
-    Nothing is on this machine to be read of a data set of the hub.
+    A data set of the hub is no file of this machine: revisions_of says which it is.
 
     Args:
         label: of the input; with the suffix the name of the embedded file.
@@ -57,6 +57,34 @@ def input_of(label: str, value: str, suffix: str = ".jsonl", *, installed: Colle
         return {label: data_file(value, f"{label}{suffix}")}
     folder = set_folder(value)
     return {label: folder} if folder else {}
+
+
+def revisions_of(**values: str) -> dict[str, str]:
+    """The revision of every data set of the hub among configuration values, by their labels: an input of a stage that is no file.
+
+    Raises SteerHealError for one that can neither be reached nor is cached.
+    """
+    return {
+        label: f"{value.partition(':')[0]}@{_revision(value)}"
+        for label, value in values.items()
+        if names_set(value) and set_folder(value) is None
+    }
+
+
+def _revision(name: str) -> str:
+    """The commit that `datasets` would load: the hub's newest, or that of the newest cached copy where the hub cannot be reached."""
+    repository, *subset, _ = COLON.split(name)
+    from datasets import load_dataset_builder
+
+    try:
+        return str(load_dataset_builder(repository, *subset).hash)
+    except Exception as error:  # datasets raises whatever its transport raises
+        raise SteerHealError(
+            "the revision of a data set could not be read",
+            given=f"{name}: {in_one_line(error)}",
+            expected="a data set that can be reached or is cached, named <id>:<configuration>:<split> or <id>:<split>",
+            next="see to the connection, or name a local copy: its folder in the place of <id>",
+        ) from None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from shared.hub import published
 from shared.models import Model
 from shared.provenance import versions
 from shared.records import Training, read_manifest, read_record
+from shared.report_record import verified_results
 from shared.run import Run
 from shared.strict import read_object
 
@@ -88,9 +90,8 @@ def _of_run(run: Run, last: int) -> list[str]:
             f"| {index} | {number(manifest.counts.get('kept'))} | {number(manifest.counts.get('rejected'))} |"
         )
     parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
-    results = run.folder / "report" / "results.json"
-    if results.is_file():
-        again = f"python -m evals.report --run {run.folder}"
+    again = f"python -m evals.report --run {shlex.quote(str(run.folder))}"
+    if results := verified_results(run, again):
         found = read_object(results, what="the results of a run could not be read", expected="results.json", next=again)
         try:
             lines = [

@@ -25,7 +25,7 @@ from shared.process import problem, run_process
 from shared.publish import atomic_file, digest, hold, write_json
 from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
-from shared.sets import input_of
+from shared.sets import input_of, revisions_of
 from shared.stages import LOG, Step
 from shared.strict import read_object
 
@@ -113,7 +113,9 @@ def _reads_the_same(run: Run, step: CellStep) -> bool:
     }
     path = run.manifest(1, step.stage)
     read = read_manifest(path, f"remove {path}").inputs
-    return all(digest(file) == read[label] for label, file in files.items() if label in read and file.exists())
+    now = {label: digest(file) for label, file in files.items() if file.exists()}
+    now |= revisions_of(dilemmas=config.sweep.dilemmas, mundane=config.sweep.mundane)
+    return all(value == read[label] for label, value in now.items() if label in read)
 
 
 def take(donor: Run, step: CellStep) -> None:
