@@ -46,6 +46,14 @@ def sweep_options() -> Options:
         choices=["grid", "walk"],
         help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
     )
+    files.add_argument(
+        "--workers", type=positive, help="engines that make windows at once, one a GPU (default: sweep.workers)"
+    )
+    files.add_argument(
+        "--cluster",
+        metavar="auto|HOST:PORT",
+        help="run the workers on a Ray cluster; auto is the one that runs on this machine (default: cluster.address)",
+    )
     files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
     files.add_argument(
         "--out",

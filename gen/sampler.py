@@ -81,3 +81,21 @@ class Sampler:
             )
             for row, ids, output, found in zip(rows, neutral, sampled, scores, strict=True)
         ]
+
+
+def start_sampler(
+    config: Config, renderer: Renderer, student: Student, origin: Student, vector: Vector
+) -> tuple[Engine, Sampler]:
+    """An engine for a sweep, which whoever asked for it closes, and the sampler that uses it."""
+    from gen.engine.engine import start
+
+    built = start(
+        student.folder,
+        layers=sorted(vector.layers),
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_model_len,
+        gpu_memory=config.model.gpu_memory,
+        seed=config.seed,
+        students=[student],
+    )
+    return built, Sampler(built, renderer, student, origin, vector, config)

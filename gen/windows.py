@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from shared.console import say
 from shared.errors import SteerHealError
 from shared.provenance import differences, refuse_mixing
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
-from shared.records import Completion, iterate_jsonl, write_jsonl
+from shared.records import Completion, iterate_jsonl
 from shared.strict import parse
 
 VERSION = 4  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set, 3 not the code
@@ -102,9 +102,11 @@ class Windows:
             self._whole.add(index)
         return index in self._whole
 
-    def write(self, index: int, rows: Iterable[Completion]) -> None:
+    def write(self, index: int, rows: bytes) -> None:
+        """Keep a window: its rows as lines of JSONL."""
         self.seal(index).unlink(missing_ok=True)
-        write_jsonl(self.path(index), rows)
+        with atomic_file(self.path(index)) as temporary:
+            temporary.write_bytes(rows)
         seal(self.path(index))
         self._whole.add(index)
 

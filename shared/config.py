@@ -20,7 +20,7 @@ from shared.schema import Config, Section
 from shared.strict import NUMBER, Convertible, decode, parse_toml
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
-NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to"}
+NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to", "sweep.workers", "cluster.address"}
 
 # tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
 BESIDE = ("study", "begun")

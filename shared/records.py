@@ -367,10 +367,11 @@ def problem_of(error: Exception) -> str:
 def writing_jsonl(path: Path) -> Iterator[Callable[[BaseModel | dict[str, Any]], object]]:
     """Yield what writes a row; the file appears whole on success. Numbers keep full precision and NaN is refused."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        yield lambda row: handle.write(_line(row))
+        yield lambda row: handle.write(jsonl_line(row))
 
 
-def _line(row: BaseModel | dict[str, Any]) -> str:
+def jsonl_line(row: BaseModel | dict[str, Any]) -> str:
+    """A row as one line of JSONL. Raises ValueError for NaN and infinities."""
     value = row.model_dump() if isinstance(row, BaseModel) else row
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -132,6 +132,11 @@ class SweepConfig(Section):
     window: int = Field(
         1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="engines that make windows at once: one a GPU, and on a CPU processes that share its cores; rows do not depend on it",
+    )
     dose: Dose = Field(
         "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
     )
@@ -255,6 +260,13 @@ class EvalConfig(Section):
         return told_apart(values)
 
 
+class ClusterConfig(Section):
+    address: str | None = Field(
+        None,
+        description="Ray cluster whose machines run the workers of a sweep: HOST:PORT, or auto for the one that runs on this machine",
+    )
+
+
 class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of sampling, training, subsets and bootstrap")
     model: ModelConfig = ModelConfig()
@@ -263,6 +275,7 @@ class Config(Section):
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
