@@ -253,9 +253,12 @@ def memory_of(run: Run, stage: str) -> float:
         adapter = 4 * 4 * trained * shape.layers * train.rank * 14 * shape.hidden
         return 1.4 * GIB + 1.5 * size * shape.weights + activations + logits + adapter
     cache = 2 * GIB  # of keys and values: gen/engine/options.py
-    return (
-        1.3 * GIB + size * shape.weights + cache + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
-    )
+    engine = 1.3 * GIB + size * shape.weights + cache
+    if stage == "sweep":
+        if config.cluster.address is not None:
+            return 1.0 * GIB  # the engines are elsewhere
+        return engine * config.sweep.workers
+    return engine + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
 
 
 @dataclass(frozen=True)
