@@ -28,8 +28,8 @@ def derived(name: str, of: Sequence[str], cache: Path, make: Callable[[Path, Pat
         cache: folder of derived ones, safe to remove; it may be in a run that came from elsewhere.
         make: fills a folder, given that and the path that it will have.
     """
-    key = hashlib.sha256("\0".join([*of, code_digest("shared")]).encode()).hexdigest()[:16]
-    folder, note = cache / key, cache_folder() / "derived" / key
+    folder = folder_of(of, cache)
+    note = cache_folder() / "derived" / folder.name
 
     def known() -> bool:
         return folder.is_dir() and note.is_file() and note.read_text() == Model(name, folder, None).fingerprint
@@ -43,3 +43,8 @@ def derived(name: str, of: Sequence[str], cache: Path, make: Callable[[Path, Pat
                         raise _Same
                 write_text(note, Model(name, folder, None).fingerprint)
     return Model(name, folder, None)
+
+
+def folder_of(of: Sequence[str], cache: Path) -> Path:
+    """Where `derived` puts the folder of these, whether or not it is there."""
+    return cache / hashlib.sha256("\0".join([*of, code_digest("shared")]).encode()).hexdigest()[:16]
