@@ -271,9 +271,7 @@ class Disk:
 
 
 def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False) -> Disk:
-    """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints.
-
-    Merged students stay until the next start, which removes those that no stage to come reads: they are on the disk together.
+    """Bytes that the steps to do will write: merged students above all, which stay until the next start, rows, adapters, checkpoints.
 
     Args:
         run: a run.
