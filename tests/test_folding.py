@@ -262,7 +262,7 @@ def test_code_that_changed_merges_anew(
     base: Model, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = merged(base, adapters[0], tmp_path / "students", "float32")
-    monkeypatch.setattr("shared.derived.code_digest", lambda package: "after a pull")
+    monkeypatch.setattr("shared.cached_weights.code_digest", lambda package: "after a pull")
     after = merged(base, adapters[0], tmp_path / "students", "float32")
     assert after.folder != before.folder and after.fingerprint == before.fingerprint
 
