@@ -236,13 +236,18 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     run = Group(options, "in a run" if stage else "configuration")
     if stage:
         run.add_argument(
-            "--run", type=Path, reads=outputs.run, metavar="DIR", default=argparse.SUPPRESS, help="run directory"
+            "--run",
+            type=Path,
+            reads=outputs.list_run_inputs,
+            metavar="DIR",
+            default=argparse.SUPPRESS,
+            help="run directory",
         )
         run.add_argument("--round", type=whole, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
     run.add_argument(
         "--config",
         type=Path,
-        reads=outputs.path,
+        reads=outputs.parse_path,
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="configuration file; in a run it begins the run, or must equal its frozen one"
@@ -269,7 +274,7 @@ def benchmark(module: str, description: str, quick: str) -> Options:
     options.add_argument(
         "--out",
         type=Path,
-        writes=outputs.file(".json"),
+        writes=outputs.output_file(".json"),
         default=Path("docs/bench.json"),
         help="file to put the ratios into",
     )

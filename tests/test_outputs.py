@@ -20,7 +20,7 @@ from shared.folding import fold
 from shared.main import options_of
 from shared.models import Model
 from shared.options import Options
-from shared.outputs import file, folder, guard
+from shared.outputs import guard, output_file, output_folder
 from shared.run import Stage
 from train.commandline import heal_options
 from train.unfinished import Unfinished
@@ -309,10 +309,10 @@ def test_files_and_folders_are_not_taken_for_each_other(tmp_path: Path) -> None:
     (tmp_path / "a.json").mkdir()
     (tmp_path / "b").touch()
     with pytest.raises(SteerHealError, match="is a folder"):
-        file(".json")(str(tmp_path / "a.json"))
+        output_file(".json")(str(tmp_path / "a.json"))
     with pytest.raises(SteerHealError, match="is a file"):
-        folder()(str(tmp_path / "b"))
-    assert file(".json", inside="x.json")(str(tmp_path / "a.json")) == [tmp_path / "a.json" / "x.json"]
+        output_folder()(str(tmp_path / "b"))
+    assert output_file(".json", inside="x.json")(str(tmp_path / "a.json")) == [tmp_path / "a.json" / "x.json"]
 
 
 @pytest.mark.parametrize("out", [".", "./", "..", "/", "sub/..", "new/../new"])
