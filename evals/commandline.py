@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shared import outputs
-from shared.options import Options, benchmark, number, parser, plain, positive, whole
+from shared.options import Options, add_file_options, benchmark, number, parser, positive, whole
 
 
 def score_options() -> Options:
@@ -19,7 +19,7 @@ def score_options() -> Options:
     options.add_argument(
         "--cache", action="store_true", help="take scored rows from the content-addressed cache, and add what is made"
     )
-    files = plain(options)
+    files = add_file_options(options)
     files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
     files.add_argument(
         "--adapter", type=Path, reads=outputs.parse_path, help="PEFT adapter folder (adapter/ or history/)"

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 from shared import outputs
-from shared.options import Options, benchmark, number, parser, plain, positive, share
+from shared.options import Options, add_file_options, benchmark, number, parser, positive, share
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
 
 def extract_options() -> Options:
     options = parser("gen.extract", "Extract a steering vector from a chat model.")
-    files = plain(options)
+    files = add_file_options(options)
     files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
     files.add_argument(
         "--out", type=Path, writes=outputs.output_file(".safetensors"), help="vector file to write, .safetensors"
@@ -23,7 +23,7 @@ def extract_options() -> Options:
 
 def sweep_options() -> Options:
     options = parser("gen.sweep", "Sample completions over a sweep of coefficients with vLLM.")
-    files = plain(options)
+    files = add_file_options(options)
     files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
     files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="vector file, .safetensors")
     files.add_argument(
@@ -53,7 +53,7 @@ def sweep_options() -> Options:
 
 def filter_options() -> Options:
     options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
-    files = plain(options)
+    files = add_file_options(options)
     files.add_argument(
         "--in", dest="in_", type=Path, reads=outputs.parse_path, metavar="FILE", help="sweep rows, JSONL"
     )

@@ -64,13 +64,13 @@ class Group:
 class Options(argparse.ArgumentParser):
     """A parser whose refusals are SteerHealErrors that name the nearest option or choice.
 
-    plain: the options that a stage takes instead of a run; None for a command that has none.
+    file_options: the options that a stage takes instead of a run; None for a command that has none.
     """
 
     def __init__(self, module: str, description: str, **settings: Any):
         self.names: list[str] = []
         self.given: set[str] = set()  # options of this command line
-        self.plain: Group | None = None
+        self.file_options: Group | None = None
         self.reads: dict[str, Paths] = {}
         self.writes: dict[str, Paths] = {}
         super().__init__(
@@ -262,10 +262,10 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     return options
 
 
-def plain(options: Options) -> Group:
+def add_file_options(options: Options) -> Group:
     """The group of options that a stage takes instead of a run."""
-    options.plain = Group(options, "on plain files")
-    return options.plain
+    options.file_options = Group(options, "on plain files")
+    return options.file_options
 
 
 def benchmark(module: str, description: str, quick: str) -> Options:

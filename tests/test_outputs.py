@@ -41,7 +41,7 @@ def reading() -> Iterator[tuple[str, str]]:
     """Every command that writes, with every option that names something to read."""
     for name in WRITING:
         options = options_of(name)
-        instead = {action.dest for action in options.plain.actions} if options.plain else set()
+        instead = {action.dest for action in options.file_options.actions} if options.file_options else set()
         for action in words_of(options):
             if action.dest in options.reads and not (action.dest == "run" and "out" in instead):  # it has no --out then
                 yield name, action.dest

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 from shared import outputs
-from shared.options import Options, benchmark, parser, plain
+from shared.options import Options, add_file_options, benchmark, parser
 
 KINDS = ("round", "history", "merged")  # of exports
 
 
 def heal_options() -> Options:
     options = parser("train.heal", "Distil kept completions into a LoRA behind a divergence barrier.")
-    files = plain(options)
+    files = add_file_options(options)
     files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
     files.add_argument(
         "--data",
@@ -28,7 +28,7 @@ def heal_options() -> Options:
 
 def export_options() -> Options:
     options = parser("train.export", "Write a trained round for use elsewhere, and check it.")
-    files = plain(options)
+    files = add_file_options(options)
     files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
     files.add_argument(
         "--adapter",
