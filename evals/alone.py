@@ -11,7 +11,7 @@ import numpy as np
 from evals.answers import answers
 from evals.cache import of_answers
 from evals.checks import checked, fits, reaches, steering
-from evals.conditions import Weights, answered, free_of, randoms, told_apart
+from evals.conditions import Weights, answered, free_of, randoms, refuse_duplicate_conditions
 from evals.forced_choice import Condition, Read
 from evals.instrument import Renderer, load_instrument
 from evals.positions import left_by_reversal, order_effect, reliability
@@ -120,7 +120,7 @@ def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> lis
         ]  # fmt: skip
     if not found:
         found = [Condition("healed", "healed") if arguments.adapter else Condition("base", "base")]
-    told_apart(found)
+    refuse_duplicate_conditions(found)
     return found
 
 

@@ -19,7 +19,7 @@ from evals.conditions import (
     described,
     free_of,
     randoms,
-    told_apart,
+    refuse_duplicate_conditions,
 )
 from evals.forced_choice import Read
 from evals.generations import Generations
@@ -143,7 +143,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), start),
         *after_training(number, after_path, settings.gates, run.students, served),
     ]
-    told_apart(condition for group in groups for condition in group.conditions)
+    refuse_duplicate_conditions(condition for group in groups for condition in group.conditions)
     vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
     taken = 0

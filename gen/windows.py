@@ -31,7 +31,7 @@ class Windows:
     def open(self, fingerprint: dict[str, Any], *, rebuild: bool, count: int | None = None) -> None:
         """Go on with the folder of an equal fingerprint, or begin one. count: windows in all, for `status`.
 
-        Raises SteerHealError with the differences when there is another's work; with rebuild that is discarded.
+        With rebuild every window that is there is discarded. Raises SteerHealError with the differences when there is another's work.
         """
         self.fingerprint, self.count = json.loads(json.dumps(fingerprint)), count
         if self.plan.is_file():
@@ -43,7 +43,7 @@ class Windows:
                 self.notes = dict(old["notes"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 changed = [f"{self.plan}: {error!r}"]
-            if not changed:
+            if not changed and not rebuild:
                 return
             lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
             if lost and not rebuild:
@@ -55,7 +55,7 @@ class Windows:
                     next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or rm -r {self.folder}",
                 )
             if lost:
-                say(f"discarding the windows of another sweep: {'; '.join(changed)}")
+                say(f"discarding the windows of an interrupted sweep: {'; '.join(changed) or 'this is a rebuild'}")
         self.discard()
         self.notes = {}
         self._write()

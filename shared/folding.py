@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from shared.adapters import PREFIX, VERSION, Adapter, belongs, load_adapter, note_base
+from shared.cached_weights import cached_weights
 from shared.commands import command_of, round_command
-from shared.derived import derived
 from shared.errors import SteerHealError
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
@@ -254,7 +254,7 @@ def gated(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
     """A history, or an adapter alone, folded with other gates under `cache`, where another process may be reading it already."""
     rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in dialled(source, gates)]
     of = ["gated", *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds), os.path.realpath(cache)]
-    return derived(str(source), of, cache, lambda folder, out: _fold(rounds, folder, out)).folder
+    return cached_weights(str(source), of, cache, lambda folder, out: _fold(rounds, folder, out)).folder
 
 
 def _finite(gate: float) -> float:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.adapters import Adapter, belongs, load_adapter
+from shared.cached_weights import cached_folder, cached_weights
 from shared.commands import setting
 from shared.console import console
-from shared.derived import derived
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.publish import digest, write_json
@@ -27,8 +27,17 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
     """
     if adapter is None:
         return model
-    of = ["merged", model.fingerprint, digest(adapter), dtype]
-    return derived(str(adapter), of, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype))
+    of = _determining(model, adapter, dtype)
+    return cached_weights(str(adapter), of, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype))
+
+
+def merged_folder(model: Model, adapter: Path, cache: Path, dtype: str) -> Path:
+    """Where `merged` puts a student, whether or not it is there."""
+    return cached_folder(_determining(model, adapter, dtype), cache)
+
+
+def _determining(model: Model, adapter: Path, dtype: str) -> list[str]:
+    return ["merged", model.fingerprint, digest(adapter), dtype]
 
 
 def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:

@@ -72,14 +72,14 @@ class Group:
 class Options(argparse.ArgumentParser):
     """A parser whose refusals are SteerHealErrors that name the nearest option or choice.
 
-    plain: the options that a stage takes instead of a run; None for a command that has none.
+    file_options: the options that a stage takes instead of a run; None for a command that has none.
     """
 
     def __init__(self, module: str, description: str, **settings: Any):
         self.module = module
         self.names: list[str] = []
         self.given: set[str] = set()  # options of this command line
-        self.plain: Group | None = None
+        self.file_options: Group | None = None
         self.reads: dict[str, Paths] = {}
         self.writes: dict[str, Paths] = {}
         super().__init__(
@@ -295,13 +295,18 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     run = Group(options, "in a run" if stage else "configuration")
     if stage:
         run.add_argument(
-            "--run", type=Path, reads=outputs.run, metavar="DIR", default=argparse.SUPPRESS, help="run directory"
+            "--run",
+            type=Path,
+            reads=outputs.list_run_inputs,
+            metavar="DIR",
+            default=argparse.SUPPRESS,
+            help="run directory",
         )
         run.add_argument("--round", type=whole, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
     run.add_argument(
         "--config",
         type=Path,
-        reads=outputs.path,
+        reads=outputs.parse_path,
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="configuration file; in a run it begins the run, or must equal its frozen one"
@@ -316,10 +321,10 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     return options
 
 
-def plain(options: Options) -> Group:
+def add_file_options(options: Options) -> Group:
     """The group of options that a stage takes instead of a run."""
-    options.plain = Group(options, "on plain files")
-    return options.plain
+    options.file_options = Group(options, "on plain files")
+    return options.file_options
 
 
 def benchmark(module: str, description: str, quick: str) -> Options:
@@ -328,7 +333,7 @@ def benchmark(module: str, description: str, quick: str) -> Options:
     options.add_argument(
         "--out",
         type=Path,
-        writes=outputs.file(".json"),
+        writes=outputs.output_file(".json"),
         default=Path("docs/bench.json"),
         help="file to put the ratios into",
     )

@@ -17,6 +17,7 @@ from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before, to_go
 from shared.machine import GIB
+from shared.old_students import remove_old_students
 from shared.process import problem, run_process
 from shared.run import STAGES, Run
 from shared.stages import LOG, Step
@@ -134,6 +135,7 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     run.hold()
     pipeline = Pipeline(run, rebuild)
     left = pending(todo, rebuild)
+    remove_old_students(run, left[0].number if left else None)
     if left:
         run.check()  # a file may have gone since the run was begun
     estimates = before([left], run.folder, [run]) if left else None

@@ -262,7 +262,10 @@ class Stage:
                 )
 
     def done(self) -> bool:
-        """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has."""
+        """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has.
+
+        With rebuild a stage that has changed loses its manifest: it is to be made.
+        """
         if not self.path.is_file():
             console.print(f"[bold]round {self.number} · {self.name}[/]")
             return False
@@ -283,6 +286,10 @@ class Stage:
             return True
         if self.rebuild:
             console.print(f"[bold]round {self.number} · {self.name}[/]: rebuilding, {escape('; '.join(problems))}")
+            console.print(
+                "[dim]interrupted, the same command without REBUILD=1 (--rebuild) goes on; with it, it begins again[/]"
+            )
+            self.path.unlink()  # a stage with a manifest would be refused without REBUILD=1, half made as it is
             return False
         raise SteerHealError(
             f"round {self.number} {self.name} was made from something else",

@@ -35,7 +35,7 @@ def no_truth_as_text(value: Any, key: str) -> None:
         no_truth_as_text(inner, f"{key}.{name}")
 
 
-def told_apart(values: list[Any]) -> list[Any]:
+def refuse_duplicates(values: list[Any]) -> list[Any]:
     """A list of a configuration. Raises ValueError where two of its values are written alike: numbers in their first six digits,
     which is what rows, conditions and folders are named by."""
     names = [f"{value + 0.0:g}" if isinstance(value, float) else str(value) for value in values]  # -0.0 is 0
@@ -111,7 +111,7 @@ class VectorConfig(Section):
     @field_validator("layers")
     @classmethod
     def _told_apart(cls, layers: list[int] | str) -> list[int] | str:
-        return layers if isinstance(layers, str) else told_apart(layers)
+        return layers if isinstance(layers, str) else refuse_duplicates(layers)
 
 
 class SweepConfig(Section):
@@ -152,7 +152,7 @@ class SweepConfig(Section):
         if 0.0 in values:
             raise ValueError(f"{rule}: unsteered completions are sampled besides, in round 1")
         try:
-            return told_apart(values)
+            return refuse_duplicates(values)
         except ValueError as error:
             raise ValueError(f"{rule}: {error}") from None
 
@@ -223,7 +223,7 @@ class TrainConfig(Section):
     @field_validator("report_to")
     @classmethod
     def _told_apart(cls, names: list[str]) -> list[str]:
-        return told_apart(names)
+        return refuse_duplicates(names)
 
 
 class EvalConfig(Section):
@@ -257,7 +257,7 @@ class EvalConfig(Section):
     @field_validator("coefficients", "gates")
     @classmethod
     def _told_apart(cls, values: list[float]) -> list[float]:
-        return told_apart(values)
+        return refuse_duplicates(values)
 
 
 class ClusterConfig(Section):

@@ -274,7 +274,7 @@ class Disk:
 
 
 def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False) -> Disk:
-    """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints.
+    """Bytes that the steps to do will write: merged students above all, which stay until the next start, rows, adapters, checkpoints.
 
     Args:
         run: a run.
@@ -285,18 +285,18 @@ def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False
     shape = shape_for(config.model.name, config.model.revision)
     trained = len(band(config.train.layers, shape.layers)) / shape.layers
     adapter = 4 * trained * shape.layers * config.train.rank * 14 * shape.hidden
-    served = config.model.student == "adapter" or (adapters and config.model.student == "auto")
-    merged = 0.0 if served else SIZE[config.model.dtype] * shape.weights
-    files, merges = 0.0, 0.0
+    unmerged = config.model.student == "adapter" or (adapters and config.model.student == "auto")
+    files, merged = 0.0, set[tuple[int, float]]()  # students by round and gate, each merged once
     for number, stage in todo:
         plan = sizes(config, number)
+        if number > 1 and stage not in ("extract", "filter", "heal"):
+            merged.add((number - 1, 1.0))
         if stage == "sweep":
             files += plan.rows * (600 + 25 * (plan.completion + plan.neutral))
-            merges += merged if number > 1 else 0.0
         elif stage == "heal":
             references = (1 if number == 1 else 2) * kept_rows(run, number) * plan.completion * shape.hidden * 4
             files += (6 + 1 + number) * adapter + references
         elif stage.startswith("score"):
-            merges += students(config) * merged
+            merged.update((number, gate) for gate in (1.0, *config.eval.gates))
             files += 4000 * 2 * config.eval.items * conditions(config, number, False)
-    return Disk(files, merges)
+    return Disk(files, 0.0 if unmerged else len(merged) * SIZE[config.model.dtype] * shape.weights)

@@ -18,7 +18,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from gen.engine import plugin
-from gen.engine.fields import astray
+from gen.engine.fields import misplaced_steering
 from gen.engine.limits import STEERED, StrictBody, ambiguous
 from gen.engine.requests import KEYS, Registry, meant
 
@@ -44,7 +44,7 @@ STEERING = {"steer_vector": "trait", "steer_coefficient": 8}
 
 def refused(kind: str, fields: dict[str, Any], *, strict: bool = True) -> str | None:
     model, good, sent = GOOD[kind]
-    error = astray(model.model_validate({**good, **fields}), sent, strict=strict)
+    error = misplaced_steering(model.model_validate({**good, **fields}), sent, strict=strict)
     return None if error is None else str(error)
 
 

@@ -76,9 +76,19 @@ def test_another_plan_is_refused_with_the_differences_and_rebuild_discards_it(tm
     assert "coefficients = [0.0, 2.0] (was [0.0, 1.0])" in text and "versions.torch = '3' (was '2')" in text
     assert "--rebuild" in text and "prompts" not in text
     assert 0 in opened(out), "a refusal leaves the windows as they are"
-    assert 0 in opened(out, rebuild=True), "an equal plan goes on"
     assert 0 not in opened(out, other, rebuild=True)
     assert 0 not in opened(out, other)
+
+
+def test_a_rebuild_begins_an_equal_plan_anew(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    first = opened(out)
+    first.write(0, [completion()])
+    first.note("walk", {"coefficient": 1.5})
+    rebuilt = opened(out, rebuild=True)
+    assert 0 not in rebuilt and not rebuilt.notes and not rebuilt.path(0).exists()
+    rebuilt.write(0, [completion()])
+    assert 0 in opened(out), "interrupted, it goes on without --rebuild"
 
 
 def test_windows_of_another_kind_of_machine_are_not_gone_on_with(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from shared import config as configuration
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, SteerHealError
 from shared.estimate import before, to_go
+from shared.old_students import remove_old_students
 from shared.preconditions import check
 from shared.process import problem, run_process
 from shared.publish import atomic_file, digest, hold, write_json
@@ -184,6 +185,7 @@ def drive(plan: Plan) -> dict[str, str]:
         f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; "
         "interrupt at any time, the same command goes on"
     )
+    _remove_old_students(plan, left)
     making = to_make(left, runs_in(plan.folder))
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
@@ -220,6 +222,18 @@ def drive(plan: Plan) -> dict[str, str]:
     if stopped:
         table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
     return stopped
+
+
+def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:
+    """Of every cell: a study that was interrupted, and cells run by themselves, leave merged weights behind."""
+    first = {step.cell.name: step.number for step in reversed(left)}
+    for cell in plan.cells:
+        if cell.run.students.is_dir():
+            cell.run.hold()
+            try:
+                remove_old_students(cell.run, first.get(cell.name))
+            finally:
+                cell.run.release()
 
 
 def reason(said: str) -> str:

@@ -10,7 +10,7 @@ import functools
 import sys
 from typing import Any
 
-from gen.engine.fields import astray
+from gen.engine.fields import misplaced_steering
 from gen.engine.limits import StrictBody
 from gen.engine.requests import RESOLVED, Registry, meant
 from shared.errors import SteerHealError
@@ -136,7 +136,7 @@ def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> A
     def to_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         steering = _registry is not None and _registry.slots > 0
         _unforged(self.cache_salt)
-        if refused := astray(self, client_fields, strict=steering):
+        if refused := misplaced_steering(self, client_fields, strict=steering):
             raise _invalid(str(refused))
         asked = self.vllm_xargs or {}
         if not steerable and any(map(meant, asked)):
