@@ -29,7 +29,7 @@ from shared.prompts import open_prompts
 from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl, problem_of
 from shared.run import Run, Stage
-from shared.sets import input_of
+from shared.sets import input_of, revisions_of
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
@@ -149,6 +149,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "sweep": determining(config.sweep),
             "seed": config.seed,
             **({"filter": config.filter.model_dump()} if walks else {}),
+            **revisions_of(config.sweep.dilemmas, *([config.sweep.mundane] if config.sweep.n_mundane else [])),
         },
         inputs={
             "vector": folder / "vector.safetensors",
@@ -216,7 +217,10 @@ def main() -> None:
 
     load_trait(config.vector.trait)
     with open_prompts(arguments.prompts) as prompts:
-        next(iter(prompts), None)  # before a lock makes the output's folder
+        for (
+            _
+        ) in prompts:  # a bad row is refused before a lock makes the output's folder, and before a tokenizer is loaded
+            pass
         hold(out)
         sweep(
             Job(

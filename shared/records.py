@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -236,43 +236,64 @@ def data_file(name: str, embedded: str) -> Path:
     return DATA / embedded if name == "embedded" else Path(name)
 
 
-def placed_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, int, Row]]:
+def placed_jsonl(
+    path: Path, row: type[Row], *, made_by: str, begin: int = 0, end: int | None = None
+) -> Iterator[tuple[int, int, Row]]:
     """Every row behind its line number from 1 and the byte that it begins at, read and validated as it is asked for.
 
-    A byte-order mark before the first row is passed over. made_by is the command that makes the file, for the error. Raises SteerHealError
-    for a missing or empty file and a bad line.
+    A byte-order mark before the first row is passed over. Raises SteerHealError for a missing or empty file and a bad line.
+
+    Args:
+        path: of the file.
+        row: what a line holds.
+        made_by: the command that makes the file, for the error.
+        begin, end: rows before begin and from end on, counted from 0, are not looked at.
     """
-    try:
-        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-            raise OSError(errno.ESPIPE, "a pipe or a device, which cannot be read twice", str(path))
-        handle = open(path, "rb")  # noqa: SIM115 (closed below; only the opening may say that the file is missing)
-    except (FileNotFoundError, IsADirectoryError):
-        raise SteerHealError(
-            "a stage file is missing", given=path, expected=f"a JSONL file of {row.__name__} rows", next=made_by
-        ) from None
-    except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
-        raise SteerHealError(
-            "a stage file could not be read",
-            given=f"{str(path)[:200]!r}: {in_one_line(error)}",
-            expected=f"a JSONL file of {row.__name__} rows",
-            next=f"cat {shlex.quote(str(path))} > rows.jsonl, and name that"
-            if isinstance(error, OSError) and error.errno == errno.ESPIPE
-            else made_by,
-        ) from None
-    found, end = False, 0
-    with handle:
+    found, byte = 0, 0
+    with open_rows_file(path, row, "JSONL", made_by=made_by) as handle:
         for index, line in enumerate(handle, start=1):
-            begin, end = end, end + len(line)
+            place, byte = byte, byte + len(line)
             if not line.removeprefix(BOM).strip():
                 continue
+            found += 1
+            if found <= begin:
+                continue
+            if end is not None and found > end:
+                return
             try:
                 value = row.model_validate(parse(line))
             except ValueError as error:
                 raise refused_row(path, index, line, error, row, made_by) from None
-            found = True
-            yield index, begin, value
+            yield index, place, value
     if not found:
         raise SteerHealError("a JSONL file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
+
+
+def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) -> BinaryIO:
+    """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice."""
+    expected = f"a {kind} file of {row.__name__} rows"
+    try:
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ESPIPE, "a pipe or a device, which cannot be read twice", str(path))
+        return open(path, "rb")
+    except IsADirectoryError:
+        raise SteerHealError(
+            "a file of rows is a folder",
+            given=path,
+            expected=f"{expected}, or a data set in a folder, named {path}:<split>",
+            next=f"name a file in it, or a data set such as {path}:train; or make the file: {made_by}",
+        ) from None
+    except FileNotFoundError:
+        raise SteerHealError("a stage file is missing", given=path, expected=expected, next=made_by) from None
+    except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
+        raise SteerHealError(
+            "a stage file could not be read",
+            given=f"{str(path)[:200]!r}: {in_one_line(error)}",
+            expected=expected,
+            next=f"cat {shlex.quote(str(path))} > rows.jsonl, and name that"
+            if isinstance(error, OSError) and error.errno == errno.ESPIPE
+            else made_by,
+        ) from None
 
 
 def refused_row(
@@ -286,7 +307,7 @@ def refused_row(
     return SteerHealError(
         f"line {index} of a JSONL file could not be read",
         given=f"{path}:{index}: {problem}",
-        expected=f"a {row.__name__} row, version {VERSION}{_needed(row)}",
+        expected=f"a {row.__name__} row, version {VERSION}{needed(row)}",
         next=f"{command or 'mend or remove the line'}, or make the file again: {made_by}",
     )
 
@@ -297,16 +318,12 @@ def conversion_of(error: Exception, path: Path) -> str | None:
     return inner.command(path) if isinstance(inner, Convertible) else None
 
 
-def _needed(row: type[Record]) -> str:
+def needed(row: type[Record]) -> str:
+    """What a row must hold, as the end of a sentence."""
     if row.shape:
         return f": {row.shape}"
     names = [name for name, field in row.model_fields.items() if field.is_required()]
     return f": {', '.join(names)}" if names else ""
-
-
-def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, Row]]:
-    """The rows of `placed_jsonl` with their line numbers alone."""
-    return ((line, value) for line, _, value in placed_jsonl(path, row, made_by=made_by))
 
 
 def iterate_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[Row]:
@@ -319,11 +336,11 @@ def read_jsonl(path: Path, row: type[Row], *, made_by: str, may_be_empty: bool =
     bytes, as the rejected of a filter that rejects nothing, has no rows and no error."""
     if may_be_empty and path.is_file() and not path.stat().st_size:
         return []
-    return _told_apart(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
+    return told_apart(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
 
 
-def _told_apart(path: Path, rows: list[Row], made_by: str) -> list[Row]:
-    """The rows. Raises SteerHealError for two of one key."""
+def told_apart(path: Path, rows: list[Row], made_by: str) -> list[Row]:
+    """The rows of a file. Raises SteerHealError for two of one key."""
     names = rows[0].known_by if rows else ()
     keys = [tuple(getattr(row, name) for name in names) for row in rows] if names else []
     if len(set(keys)) < len(keys):
@@ -380,33 +397,3 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
     with writing_jsonl(path) as write:
         for row in rows:
             write(row)
-
-
-def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
-    """Rows of a Parquet table. Raises SteerHealError as read_jsonl does."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if os.path.isdir(path):  # which pyarrow takes for a table in parts
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        rows = [row.model_validate(value) for value in pyarrow.parquet.read_table(path).to_pylist()]
-        if not rows:
-            raise ValueError("no rows")
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise SteerHealError(
-            "a Parquet file could not be used",
-            given=f"{path}: {problem_of(error)}",
-            expected=f"{row.__name__} rows",
-            next=made_by,
-        ) from None
-    return _told_apart(path, rows, made_by)
-
-
-def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows atomically as one Parquet table; a field that is null in every row keeps its column."""
-    import pyarrow
-    import pyarrow.parquet
-
-    with atomic_file(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)

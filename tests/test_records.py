@@ -22,10 +22,10 @@ from shared.records import (
     placed_jsonl,
     read_jsonl,
     write_jsonl,
-    write_parquet,
 )
 from shared.schema import Config
 from shared.strata import stratified
+from shared.tables import write_parquet
 from shared.traits import load_trait
 from train.data import load_examples
 

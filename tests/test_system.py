@@ -21,9 +21,10 @@ from shared.instrument import read_instrument
 from shared.main import load, options_of
 from shared.notebook import extract
 from shared.outputs import guard
-from shared.records import Prompt, read_jsonl, read_parquet, read_record
+from shared.records import Prompt, read_jsonl, read_record
 from shared.run import open_run
 from shared.system import refused_path
+from shared.tables import read_parquet
 from shared.traits import Trait, load_trait
 from shared.vectors import load_vector
 from shared.vignettes import load_vignettes

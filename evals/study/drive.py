@@ -25,7 +25,7 @@ from shared.process import problem, run_process
 from shared.publish import atomic_file, digest, hold, write_json
 from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
-from shared.sets import input_of
+from shared.sets import input_of, revision_of
 from shared.stages import LOG, Step
 from shared.strict import read_object
 
@@ -107,13 +107,16 @@ def _reads_the_same(run: Run, step: CellStep) -> bool:
     config = step.cell.config
     files = {
         "trait": data_file(config.vector.trait, "trait.json"),
-        "contexts": data_file(config.vector.contexts, "contexts.jsonl"),
+        **input_of("contexts", config.vector.contexts),
         **input_of("dilemmas", config.sweep.dilemmas),
         **input_of("mundane", config.sweep.mundane),
     }
     path = run.manifest(1, step.stage)
-    read = read_manifest(path, f"remove {path}").inputs
-    return all(digest(file) == read[label] for label, file in files.items() if label in read and file.exists())
+    manifest = read_manifest(path, f"remove {path}")
+    read, sets = manifest.inputs, manifest.settings.get("data sets", {})
+    return all(digest(file) == read[label] for label, file in files.items() if label in read and file.exists()) and all(
+        revision_of(name) == revision for name, revision in sets.items()
+    )
 
 
 def take(donor: Run, step: CellStep) -> None:
