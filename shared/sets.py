@@ -19,8 +19,9 @@ from typing import Any
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.records import data_file
-from shared.tables import TABLES, count_rows
+from shared.tables import DIVIDERS, TABLES, count_rows
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 COLON = re.compile(r":(?![^\[]*\])")  # not one inside a slice, as in 'id:train[:100]'
 
 
@@ -104,7 +105,7 @@ def local_parts(name: str, *, what: str, next: str) -> list[Part] | None:
     with _builder(name, what=what, next=next) as builder:
         files = {str(key): [Path(path) for path in paths] for key, paths in (builder.config.data_files or {}).items()}
         endings = {path.suffix.lower() for paths in files.values() for path in paths}
-        if not files or not endings <= {".jsonl", *TABLES} or _has_options(builder.config):
+        if not files or not endings <= {".jsonl", *TABLES} or _has_options(builder.config, endings):
             return None
         if split in files:
             return [Part(path) for path in files[split]]
@@ -146,9 +147,9 @@ class _Lengths(Mapping[str, int]):
         return len(self.files)
 
 
-def _has_options(config: Any) -> bool:
-    """Whether a data set's card says how its files are read, as with a divider of its own."""
-    plain = type(config)()
+def _has_options(config: Any, endings: set[str]) -> bool:
+    """Whether a data set's card says how its files are read, as with a divider that is not that of their ending."""
+    plain = type(config)(**({"sep": DIVIDERS[".tsv"]} if endings == {".tsv"} else {}))
     given = {field.name for field in fields(config)} - {
         "name",
         "version",
@@ -194,6 +195,8 @@ def _builder(name: str, *, what: str, next: str) -> Iterator[Any]:
     with _fresh(name) as cache:
         try:
             builder = load_dataset_builder(repository, *subset, revision=revision, cache_dir=cache)
+            if revision and COMMIT.fullmatch(revision) and builder.hash != revision:  # offline, it takes what is cached
+                raise FileNotFoundError(f"commit {builder.hash} is cached, and not {revision}")
         except Exception as error:  # datasets raises whatever its transport raises
             raise _unreachable(name, error, what, next) from None
         yield builder
@@ -206,7 +209,11 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
     what and next are those of the SteerHealError raised when it cannot be had.
     """
     repository, revision, subset, split = _split_name(name)
-    refuse_missing(name, what=what, next=next)
+    if revision is None:
+        refuse_missing(name, what=what, next=next)
+    else:
+        with _builder(name, what=what, next=next):
+            pass
     from datasets import load_dataset
 
     with _fresh(name) as cache:

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from shared.conversations import COLUMNS
 from shared.errors import SteerHealError
+from shared.publish import digest
 from shared.records import Record, conversion_of, needed, problem_of
-from shared.sets import Part, local_parts, names_set, open_set
-from shared.tables import first_fields, located, numbered_rows, unit
+from shared.sets import Part, local_parts, names_set, open_set, revision_of, set_folder
+from shared.tables import first_fields, located, numbered_rows, present, unit
 
 Row = TypeVar("Row", bound=Record)
 
@@ -75,6 +76,15 @@ def open_rows(name: str, *, what: str, made_by: str) -> Iterator[Source]:
             )
 
 
+def origin_of(name: str) -> dict[str, str]:
+    """What a file or a data set was when it was read, for a record: its name without folders, and its sha256 or the hub's commit."""
+    if not names_set(name):
+        return {"name": Path(name).name, "sha256": digest(Path(name))}
+    if (folder := set_folder(name)) is None:
+        return {"name": name, "revision": revision_of(name)}
+    return {"name": f"{folder.name}:{name.partition(':')[2]}", "sha256": digest(folder)}
+
+
 def _of_parts(name: str, parts: list[Part], kind: type[Row], made_by: str) -> Iterator[tuple[int, Row]]:
     """The rows of a local data set's files, by the reader of files."""
     number = 0
@@ -91,13 +101,13 @@ def _of_parts(name: str, parts: list[Part], kind: type[Row], made_by: str) -> It
 
 
 def _of_table(name: str, table: Any, kind: type[Row], made_by: str) -> Iterator[tuple[int, Row]]:
-    """The rows of a data set as `datasets` reads it, of which a null is a field that the row has not."""
+    """The rows of a data set as `datasets` reads it, its nulls as in a Parquet file."""
     known = {*kind.model_fields, *COLUMNS}
     if not len(table):
         raise _no_rows(name, kind, made_by)
     for number, row in enumerate(table.select_columns([column for column in table.column_names if column in known])):
         try:
-            yield number, kind.model_validate({key: value for key, value in row.items() if value is not None})
+            yield number, kind.model_validate(present(row, kind))
         except ValidationError as error:
             lines = Path("rows.jsonl")
             command = conversion_of(error, lines)

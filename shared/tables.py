@@ -184,7 +184,7 @@ def _parquet(path: Path, row: type[Row], made_by: str, begin: int, end: int | No
                     if end is not None and number >= end:
                         return
                     if number >= begin:
-                        yield number, row.model_validate({k: v for k, v in values.items() if v is not None})
+                        yield number, row.model_validate(present(values, row))
                     number += 1
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise _refused(path, number, error, row, made_by) from None
@@ -192,6 +192,15 @@ def _parquet(path: Path, row: type[Row], made_by: str, begin: int, end: int | No
             raise SteerHealError(
                 "a Parquet file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by
             )
+
+
+def present(values: dict[str, Any], row: type[Record]) -> dict[str, Any]:
+    """The fields that a table's row has: a null in a column that the row need not have is no field of it."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None or ((field := row.model_fields.get(name)) is not None and field.is_required())
+    }
 
 
 def _refused(path: Path, number: int, error: Exception, row: type[Record], made_by: str) -> SteerHealError:
