@@ -23,11 +23,12 @@ from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
+from shared.lines import problem_of
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
 from shared.publish import hold
-from shared.records import Completion, data_file, iterate_jsonl, problem_of
+from shared.records import Completion, data_file, iterate_jsonl
 from shared.run import Run, Stage
 from shared.sets import input_of, revisions_of
 from shared.traits import load_trait

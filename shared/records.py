@@ -1,24 +1,21 @@
-"""Rows of the files that stages exchange, and the one reader and writer of JSONL."""
+"""Rows of the files that stages exchange, read whole and written as JSONL; `shared.lines` reads them one at a time."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shlex
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from shared.conversations import pair_of, prompt_of
-from shared.errors import SteerHealError, in_one_line
+from shared.errors import SteerHealError
+from shared.lines import conversion_of, placed_jsonl, problem_of
 from shared.publish import atomic_file
-from shared.strict import BOM, WIDEST, Convertible, explained, parse
+from shared.strict import WIDEST, parse
 
 VERSION = 1
 DATA = Path(__file__).parent / "data"
@@ -236,96 +233,6 @@ def data_file(name: str, embedded: str) -> Path:
     return DATA / embedded if name == "embedded" else Path(name)
 
 
-def placed_jsonl(
-    path: Path, row: type[Row], *, made_by: str, begin: int = 0, end: int | None = None
-) -> Iterator[tuple[int, int, Row]]:
-    """Every row behind its line number from 1 and the byte that it begins at, read and validated as it is asked for.
-
-    A byte-order mark before the first row is passed over. Raises SteerHealError for a missing or empty file and a bad line.
-
-    Args:
-        path: of the file.
-        row: what a line holds.
-        made_by: the command that makes the file, for the error.
-        begin, end: rows before begin and from end on, counted from 0, are not looked at.
-    """
-    found, byte = 0, 0
-    with open_rows_file(path, row, "JSONL", made_by=made_by) as handle:
-        for index, line in enumerate(handle, start=1):
-            place, byte = byte, byte + len(line)
-            if not line.removeprefix(BOM).strip():
-                continue
-            found += 1
-            if found <= begin:
-                continue
-            if end is not None and found > end:
-                return
-            try:
-                value = row.model_validate(parse(line))
-            except ValueError as error:
-                raise refused_row(path, index, line, error, row, made_by) from None
-            yield index, place, value
-    if not found:
-        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
-
-
-def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) -> BinaryIO:
-    """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice."""
-    expected = f"a {kind} file of {row.__name__} rows"
-    try:
-        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-            raise OSError(errno.ESPIPE, "a pipe or a device, which cannot be read twice", str(path))
-        return open(path, "rb")
-    except IsADirectoryError:
-        raise SteerHealError(
-            "a file of rows is a folder",
-            given=path,
-            expected=f"{expected}, or a data set in a folder, named {path}:<split>",
-            next=f"name a file in it, or a data set such as {path}:train; or make the file: {made_by}",
-        ) from None
-    except FileNotFoundError:
-        raise SteerHealError("a stage file is missing", given=path, expected=expected, next=made_by) from None
-    except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
-        raise SteerHealError(
-            "a stage file could not be read",
-            given=f"{str(path)[:200]!r}: {in_one_line(error)}",
-            expected=expected,
-            next=f"cat {shlex.quote(str(path))} > rows.jsonl, and name that"
-            if isinstance(error, OSError) and error.errno == errno.ESPIPE
-            else made_by,
-        ) from None
-
-
-def refused_row(
-    path: Path, index: int, line: bytes, error: ValueError, row: type[Record], made_by: str
-) -> SteerHealError:
-    """What is wrong with the line of a JSONL file that has this index from 1, and the command that mends it."""
-    error = explained(error, line)
-    problem, command = problem_of(error), conversion_of(error, path)
-    if command is None and not isinstance(error, ValidationError) and not line.endswith(b"\n"):
-        problem += " (the file ends here: truncated?)"
-    return SteerHealError(
-        f"line {index} of a JSONL file could not be read",
-        given=f"{path}:{index}: {problem}",
-        expected=f"a {row.__name__} row, version {VERSION}{needed(row)}",
-        next=f"{command or 'mend or remove the line'}, or make the file again: {made_by}",
-    )
-
-
-def conversion_of(error: Exception, path: Path) -> str | None:
-    """The command that converts a file to what is read, where an error knows one."""
-    inner = error.errors()[0].get("ctx", {}).get("error") if isinstance(error, ValidationError) else error
-    return inner.command(path) if isinstance(inner, Convertible) else None
-
-
-def needed(row: type[Record]) -> str:
-    """What a row must hold, as the end of a sentence."""
-    if row.shape:
-        return f": {row.shape}"
-    names = [name for name, field in row.model_fields.items() if field.is_required()]
-    return f": {', '.join(names)}" if names else ""
-
-
 def iterate_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[Row]:
     """The rows of `placed_jsonl` alone, so that no file is too long."""
     return (value for *_, value in placed_jsonl(path, row, made_by=made_by))
@@ -370,14 +277,6 @@ def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
 def read_manifest(path: Path, next: str) -> Manifest:
     """What a stage recorded. next: the command or edit that mends a manifest that cannot be read."""
     return read_record(path, Manifest, what="a manifest could not be read", next=next)
-
-
-def problem_of(error: Exception) -> str:
-    """What is wrong with a row, in one line."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg'].removeprefix('Value error, ')}"
-    return str(error)
 
 
 @contextmanager

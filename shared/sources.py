@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from shared.conversations import COLUMNS
 from shared.errors import SteerHealError
+from shared.lines import conversion_of, needed, problem_of
 from shared.publish import digest
-from shared.records import Record, conversion_of, needed, problem_of
+from shared.records import Record
 from shared.sets import Part, local_parts, names_set, open_set, revision_of, set_folder
 from shared.tables import first_fields, located, numbered_rows, present, unit
 

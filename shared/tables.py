@@ -16,17 +16,9 @@ from pydantic import ValidationError
 
 from shared.conversations import COLUMNS
 from shared.errors import SteerHealError
+from shared.lines import conversion_of, needed, open_rows_file, placed_jsonl, problem_of
 from shared.publish import atomic_file
-from shared.records import (
-    VERSION,
-    Record,
-    conversion_of,
-    needed,
-    open_rows_file,
-    placed_jsonl,
-    problem_of,
-    told_apart,
-)
+from shared.records import Record, told_apart
 from shared.strict import BOM, Convertible, not_utf8, parse, refuse_other_kinds, repeated
 
 CELL = 2**24  # characters of a CSV's cell: one whose quote is never closed ends here, not with the memory
@@ -214,7 +206,7 @@ def _refused(path: Path, number: int, error: Exception, row: type[Record], made_
     return SteerHealError(
         f"{unit(path)} {number} of a {kind} file could not be read",
         given=f"{located(path, number)}: {(problem_of(error).splitlines() or [type(error).__name__])[0]}",
-        expected=f"a {row.__name__} row, version {VERSION}{needed(row)}",
+        expected=f"a {row.__name__} row, version {row.model_fields['version'].default}{needed(row)}",
         next=f"{command}, or make the file again: {made_by}",
     )
 
