@@ -19,7 +19,7 @@ from typing import Any
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.records import data_file
-from shared.tables import DIVIDERS, TABLES, count_rows
+from shared.tables import DIVIDERS, TABLES, count_rows, first_fields
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 COLON = re.compile(r":(?![^\[]*\])")  # not one inside a slice, as in 'id:train[:100]'
@@ -105,7 +105,8 @@ def local_parts(name: str, *, what: str, next: str) -> list[Part] | None:
     with _builder(name, what=what, next=next) as builder:
         files = {str(key): [Path(path) for path in paths] for key, paths in (builder.config.data_files or {}).items()}
         endings = {path.suffix.lower() for paths in files.values() for path in paths}
-        if not files or not endings <= {".jsonl", *TABLES} or _has_options(builder.config, endings):
+        ours = files and all(_is_ours(path) for paths in files.values() for path in paths)
+        if not ours or _has_options(builder.config, endings):
             return None
         if split in files:
             return [Part(path) for path in files[split]]
@@ -145,6 +146,12 @@ class _Lengths(Mapping[str, int]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is of a kind that `shared.tables` reads; .json is where its lines are objects."""
+    ending = path.suffix.lower()
+    return ending in (".jsonl", *TABLES) or (ending == ".json" and bool(first_fields(path)))
 
 
 def _has_options(config: Any, endings: set[str]) -> bool:

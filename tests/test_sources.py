@@ -73,6 +73,16 @@ def test_a_file_and_a_data_set_of_the_same_rows_give_the_same_rows(ending: str, 
     assert [row.id for row in read(f"{tmp_path}/several:train[2:5]")] == ["2", "3", "4"]
 
 
+def test_json_is_read_as_lines_where_it_is_lines_and_by_datasets_where_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "array").mkdir()
+    written(tmp_path / "rows.jsonl", ROWS[:2]).rename(tmp_path / "lines" / "train.json")
+    (tmp_path / "array" / "train.json").write_text(json.dumps(ROWS[6:8]))
+    assert read(f"{tmp_path}/lines:train", Pair) == [Pair.model_validate(row) for row in ROWS[:2]]
+    assert read(f"{tmp_path}/array:train", Pair) == [Pair.model_validate(row) for row in ROWS[6:8]]
+    assert [row.id for row in read(f"{tmp_path}/array:train[1:]")] == ["7"]
+
+
 def test_conversations_of_a_parquet_file_are_those_of_json_lines(tmp_path: Path) -> None:
     asked = [
         {"role": "user", "content": "Hello.", "name": None},
