@@ -30,7 +30,8 @@ from shared.models import cache_folder
 from shared.models import resolve as resolve_model
 from shared.outputs import guard, settings_of
 from shared.publish import hold
-from shared.records import write_jsonl, write_parquet
+from shared.records import write_jsonl
+from shared.tables import write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes

@@ -19,7 +19,8 @@ from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
-from shared.records import read_jsonl, read_parquet
+from shared.records import read_jsonl
+from shared.tables import read_parquet
 
 MADE_BY = "python -m evals.score --help"
 

@@ -39,10 +39,11 @@ from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.prompts import load_heldout
 from shared.publish import atomic_folder, write_json
-from shared.records import Completion, data_file, read_jsonl, write_jsonl, write_parquet
+from shared.records import Completion, data_file, read_jsonl, write_jsonl
 from shared.run import Run, Stage
 from shared.schema import EvalConfig
 from shared.sets import input_of, revisions_of
+from shared.tables import write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes
@@ -66,7 +67,7 @@ def inputs_of(run: Run, number: int, settings: EvalConfig) -> dict[str, Path]:
         "history": after,
         "unsteered": run.round(1) / "sweep.jsonl",
         "trait": data_file(vector.trait, "trait.json"),
-        "contexts": data_file(vector.contexts, "contexts.jsonl"),
+        **input_of("contexts", vector.contexts),
         **({"history before": before} if before else {}),
         **input_of("vignettes", settings.vignettes),
         **input_of("instrument", settings.instrument, ".json", installed=("moralmaps",)),
@@ -93,7 +94,7 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
         },
         inputs=inputs_of(run, number, settings),
         revisions={
-            **revisions_of(vignettes=settings.vignettes, heldout=settings.heldout),
+            **revisions_of(vignettes=settings.vignettes, heldout=settings.heldout, contexts=config.vector.contexts),
             **({"instrument": installed_revision()} if settings.instrument == "moralmaps" else {}),
         },
         outputs=[run.round(number) / folder],

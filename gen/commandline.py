@@ -30,7 +30,7 @@ def sweep_options() -> Options:
         "--prompts",
         reads=outputs.parse_path_or_set,
         metavar="FILE|ID:SPLIT",
-        help="JSONL with prompt or messages, or a data set with such a column: <id>:<configuration>:<split> or <id>:<split>",
+        help="JSONL, CSV or Parquet with prompt or messages, or a data set with such a column: <id>:<configuration>:<split> or <id>:<split>, where the split may be a slice as in train[:100] (docs/data.md)",
     )
     files.add_argument(
         "--coefficients",

@@ -25,11 +25,12 @@ from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
+from shared.lines import problem_of
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
 from shared.publish import hold
-from shared.records import Completion, data_file, iterate_jsonl, problem_of
+from shared.records import Completion, data_file, iterate_jsonl
 from shared.run import Run, Stage
 from shared.sets import input_of, revisions_of
 from shared.traits import load_trait
@@ -214,7 +215,10 @@ def main() -> None:
 
     load_trait(config.vector.trait)
     with open_prompts(arguments.prompts) as prompts:
-        next(iter(prompts), None)  # before a lock makes the output's folder
+        for (
+            _
+        ) in prompts:  # a bad row is refused before a lock makes the output's folder, and before a tokenizer is loaded
+            pass
         hold(out)
         sweep(
             Job(

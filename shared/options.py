@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -289,6 +290,15 @@ def share(text: str) -> float:
     return value
 
 
+def overrides(text: str) -> str:
+    """Overrides of the configuration. Raises SteerHealError for a key that is there twice."""
+    if text.count("=") > 1:
+        from shared.config import refuse_repeated
+
+        refuse_repeated(text)
+    return text
+
+
 def parser(module: str, description: str, *, stage: bool = True) -> Options:
     """Options of a stage inside a run, or of a command that only reads the configuration."""
     options = Options(module, description)
@@ -313,7 +323,9 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
         if stage
         else "configuration file",
     )
-    run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
+    run.add_argument(
+        "--set", type=overrides, default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration"
+    )
     if stage:
         run.add_argument(
             "--rebuild", action="store_true", help="make the stage again where its settings or inputs changed"
@@ -327,13 +339,23 @@ def add_file_options(options: Options) -> Group:
     return options.file_options
 
 
+def _ratios(value: str) -> Sequence[Path]:
+    """What a benchmark writes: one that is there is read before anything is measured, as ratios are put into it."""
+    found = outputs.output_file(".json")(value)
+    if os.path.exists(found[0]):
+        from shared.ratios import read
+
+        read(found[0])
+    return found
+
+
 def benchmark(module: str, description: str, quick: str) -> Options:
     """The options that every benchmark has; quick says what --quick leaves out."""
     options = Options(module, description)
     options.add_argument(
         "--out",
         type=Path,
-        writes=outputs.output_file(".json"),
+        writes=_ratios,
         default=Path("docs/bench.json"),
         help="file to put the ratios into",
     )

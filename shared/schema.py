@@ -95,7 +95,10 @@ class VectorConfig(Section):
         "embedded",
         description="JSON file in the form of shared/data/trait.json: a name and the trait, opposite and neutral system prompts",
     )
-    contexts: str = Field("embedded", description="prompts JSONL the activations are averaged over")
+    contexts: str = Field(
+        "embedded",
+        description="prompts the activations are averaged over: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
+    )
     n_contexts: int = Field(256, ge=2, description="contexts used, stratified over genres")
     layers: list[int] | str = Field(
         "0.45-0.55", description="0-based blocks, or a band of the depth such as '0.45-0.55'"
@@ -249,7 +252,10 @@ class EvalConfig(Section):
         24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
     )
     contexts: int = Field(64, ge=0, description="contexts over which a student's activations are compared; 0 for none")
-    heldout: str = Field("embedded", description="prompts JSONL of the free generations, each with an id of its own")
+    heldout: str = Field(
+        "embedded",
+        description="prompts of the free generations, each with an id of its own: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
+    )
     generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")

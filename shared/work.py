@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -18,6 +19,7 @@ from shared.records import data_file
 from shared.run import Run
 from shared.schema import Config, band
 from shared.strict import parse
+from shared.tables import TABLES, count_rows
 
 CHARACTERS = 4.6  # of a token of English
 TEMPLATE = 13  # tokens of a chat template around a system prompt and a user message
@@ -78,6 +80,10 @@ def shape_for(name: str, revision: str | None) -> Shape:
 def _characters(path: Path, key: str) -> tuple[int, float]:
     """(rows, mean characters of a row's text) of a JSONL file; (64, 200) for what is no local file."""
     if not path.is_file():
+        return 64, 200.0
+    if path.suffix.lower() in TABLES:
+        with suppress(OSError, ValueError):  # the stage that needs the file says what is wrong with it
+            return count_rows(path), 200.0
         return 64, 200.0
     lengths, read = [], 0
     with open(path, "rb") as lines:

@@ -19,7 +19,7 @@ def heal_options() -> Options:
         "--data",
         reads=outputs.parse_path_or_set,
         metavar="FILE|ID:SPLIT",
-        help="JSONL of kept rows, or of prompt (or messages) and completion, or a data set of such rows: <id>:<configuration>:<split> or <id>:<split>",
+        help="JSONL, CSV or Parquet of kept rows, of prompt and completion, or of messages that end with the answer; or a data set of such rows: <id>:<configuration>:<split> or <id>:<split>, where the split may be a slice as in train[:100] (docs/data.md)",
     )
     files.add_argument("--history", type=Path, reads=outputs.parse_path, help="folded history to train over")
     files.add_argument("--out", type=Path, writes=outputs.output_folder("{}.healing"), help="adapter folder to write")

@@ -25,6 +25,7 @@ from shared.provenance import versions
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
 from shared.schema import Config, TrainConfig
+from shared.sources import origin_of
 from train.data import Example, collate, held_out, identity, known, load_examples
 from train.diagnosis import Finding, diagnose
 from train.live import Live
@@ -74,7 +75,7 @@ def distil(
     live = Live()
     callbacks = [*reporters(train.report_to, out.parent / "tensorboard"), live]
     tokenizer = load_tokenizer(str(model.folder))
-    rows = load_examples(data, tokenizer, config)
+    rows, origin = load_examples(data, tokenizer, config), origin_of(str(data))
     examples, heldout = held_out(rows, train.heldout, config.seed)
     trainable(config, model.context, len(heldout))
     depends: dict[str, Any] = {
@@ -117,7 +118,7 @@ def distil(
         raise _changed("the frozen history", "its factors are not those of before the training")
     findings = diagnose(trainer.rows, start, train)
     distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, findings, unfinished)  # fmt: skip
-    write_json(unfinished.folder / "training.json", _summary(distilled, config, trainer.lam))
+    write_json(unfinished.folder / "training.json", {**_summary(distilled, config, trainer.lam), "data": origin})
     shown = token_rows(
         student, examples[:PROBE], references, tokenizer, train.divergence, train.batch_size, train.chunk
     )

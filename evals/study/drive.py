@@ -108,7 +108,7 @@ def _reads_the_same(run: Run, step: CellStep) -> bool:
     config = step.cell.config
     files = {
         "trait": data_file(config.vector.trait, "trait.json"),
-        "contexts": data_file(config.vector.contexts, "contexts.jsonl"),
+        **input_of("contexts", config.vector.contexts),
         **input_of("dilemmas", config.sweep.dilemmas),
         **input_of("mundane", config.sweep.mundane),
     }
