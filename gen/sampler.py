@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gen.plan import Planned
 from gen.prompts import Renderer
+from gen.recording import record, unsteered_logprobs
 from gen.scoring import score
 from gen.students import Student
 from shared.records import Completion
@@ -29,8 +30,16 @@ class Sampler:
         self.sweep, self.positions = config.sweep, vector.metadata.get("positions", "all")
         engine.load("trait", vector)
 
-    def __call__(self, rows: Sequence[Planned], advance: Callable[[float, int], None]) -> list[Completion]:
-        """The completions of planned rows, in their order; advance(rows, tokens) as parts of them are done."""
+    def __call__(
+        self,
+        rows: Sequence[Planned],
+        advance: Callable[[float, int], None],
+        recorded: Callable[[Planned], bool] = lambda _: False,
+    ) -> list[Completion]:
+        """The completions of planned rows, in their order; advance(rows, tokens) as parts of them are done.
+
+        recorded: whether a row is to hold its log-probabilities under the student and under the original.
+        """
         from gen.engine.sampling import Request
 
         neutral: list[list[int]] = []
@@ -60,10 +69,11 @@ class Sampler:
         self.engine.serve(self.student)
         self.engine.reset_cache()  # what a resumed sweep finds in it must be what an uninterrupted one does: nothing
         sampled = self.engine.run(requests, sampled_one)
+        completions = [output.token_ids for output in sampled]
+        chosen = [place for place, row in enumerate(rows) if completions[place] and recorded(row)]
+        students = {} if self._original else unsteered_logprobs(self.engine, neutral, completions, chosen)
         self.engine.serve(self.origin)
-        scores = score(
-            self.engine, neutral, towards, [output.token_ids for output in sampled], lambda: advance(0.25, 0)
-        )
+        scores = score(self.engine, neutral, towards, completions, lambda: advance(0.25, 0))
         return [
             Completion(
                 key=row.key,
@@ -78,6 +88,14 @@ class Sampler:
                 perplexity_last_quarter=found.perplexity_last_quarter,
                 trait_llr=found.trait_llr,
                 distinct_3=found.distinct_3,
+                logprobs=record(ids, output.token_ids, students.get(place, found.logprobs), found.logprobs)
+                if place in chosen
+                else None,
             )
-            for row, ids, output, found in zip(rows, neutral, sampled, scores, strict=True)
+            for place, (row, ids, output, found) in enumerate(zip(rows, neutral, sampled, scores, strict=True))
         ]
+
+    @property
+    def _original(self) -> bool:
+        """Whether the student is the original model, whose scores are the student's own as well."""
+        return (self.student.folder, self.student.adapter) == (self.origin.folder, self.origin.adapter)

@@ -13,6 +13,7 @@ from gen.commandline import sweep_options
 from gen.job import Job, determining, fingerprint
 from gen.plan import check_coefficients, plan, spread, windows
 from gen.prompts import Renderer, Survey, open_round, survey, unchanged
+from gen.recording import recorded
 from gen.rules import Yardstick
 from gen.sampler import Sampler
 from gen.students import Student
@@ -63,12 +64,13 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         bar = stack.enter_context(progress("rate", "kept"))
         board = Board(bar, total, yardstick, config, grows=job.frozen is None)
         rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
+        records = recorded(found.count, coefficients, samples)
         for index, window in enumerate(windows(rows, config.sweep.window)):
             if index in done:
                 board.add(done.read(index, [row.key for row in window]))
                 continue
             assert sampler is not None
-            completions = sampler(window, board.advance)
+            completions = sampler(window, board.advance, records)
             done.write(index, completions)
             board.add(completions, f"window {index + 1} of {count}")
     done.publish(count)

@@ -13,10 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from shared.conversations import pair_of, prompt_of
 from shared.errors import SteerHealError, in_one_line
+from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
 from shared.strict import BOM, WIDEST, Convertible, explained, parse
 
@@ -99,7 +110,10 @@ class Prompt(Asked):
 
 
 class Completion(Record):
-    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model."""
+    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model.
+
+    logprobs: of a sample of a sweep's rows (gen/recording.py); the others are written without the field.
+    """
 
     known_by = ("key",)
     key: str
@@ -115,6 +129,14 @@ class Completion(Record):
     trait_llr: Nats | None
     distinct_3: Share | None
     reasons: list[str] = []
+    logprobs: Logprobs | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if self.logprobs is None:
+            del row["logprobs"]
+        return row
 
 
 class Pair(Asked):
@@ -163,6 +185,7 @@ class Training(Record):
     tokens: Count
     steps: Count
     start: Start
+    agreement: Agreement | None = None  # None in files from before it was compared
     findings: list[Finding]
 
 

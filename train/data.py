@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shared.chat import end_of_turn, neutral_for, render
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.logprobs import Logprobs
 from shared.prompts import rows_of_set
 from shared.records import Completion, Pair, iterate_jsonl, numbered_jsonl
 from shared.schema import Config
@@ -29,11 +30,12 @@ IGNORED = -100  # label of a position without loss
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of the completion trained on; key names the row in its file."""
+    """Token ids of a prompt and of the completion trained on; key names the row in its file, logprobs are its sampler's."""
 
     prompt: list[int]
     completion: list[int]
     key: str
+    logprobs: Logprobs | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -132,7 +134,7 @@ def _sampled(path: Path) -> list[Example]:
             )  # fmt: skip
         keys.add(row.key)
         if row.completion_ids:
-            examples.append(Example(row.prompt_ids, row.completion_ids, row.key))
+            examples.append(Example(row.prompt_ids, row.completion_ids, row.key, row.logprobs))
         else:
             empty += 1
     if empty:
