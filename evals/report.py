@@ -15,6 +15,7 @@ from evals.results import results_of
 from evals.scored import STEP, Round, scored_rounds
 from evals.tables import (
     Table,
+    agreement,
     comma_separated,
     healing,
     levels,
@@ -56,6 +57,7 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
         survivors(rounds),
         rejections(rounds),
         healing(rounds),
+        agreement(rounds),
         times(rounds, mode),
         stages((f"{r.number} {name}", manifest) for r in rounds for name, manifest in r.manifests.items()),
         difference(run),

@@ -123,6 +123,7 @@ def as_plain(rows: Sequence[Planned]) -> list[dict[str, Any]]:
             "coefficient": row.coefficient,
             "sample": row.sample,
             "seed": row.seed,
+            "recorded": row.recorded,
         }
         for row in rows
     ]

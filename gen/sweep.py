@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from gen import filter as keep
@@ -16,6 +17,7 @@ from gen.job import Job, determining, fingerprint
 from gen.plan import check_coefficients, plan, spread, windows
 from gen.pool import Item
 from gen.prompts import Renderer, Survey, open_round, survey, unchanged
+from gen.recording import recorded
 from gen.rules import Yardstick
 from gen.students import Student
 from gen.students import student as student_of
@@ -70,7 +72,9 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         keys: dict[int, list[str]] = {}
 
         def missing() -> Iterator[Item]:
+            records = recorded(found.count, coefficients, samples)
             rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
+            rows = (replace(row, recorded=True) if records(row) else row for row in rows)
             for index, window in enumerate(windows(rows, config.sweep.window)):
                 names = [row.key for row in window]
                 if index in done:

@@ -9,11 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from shared.conversations import pair_of, prompt_of
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, placed_jsonl, problem_of
+from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
 from shared.strict import WIDEST, parse
 
@@ -96,7 +106,10 @@ class Prompt(Asked):
 
 
 class Completion(Record):
-    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model."""
+    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model.
+
+    logprobs: of a sample of a sweep's rows (gen/recording.py); the others are written without the field.
+    """
 
     known_by = ("key",)
     key: str
@@ -112,6 +125,14 @@ class Completion(Record):
     trait_llr: Nats | None
     distinct_3: Share | None
     reasons: list[str] = []
+    logprobs: Logprobs | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if self.logprobs is None:
+            del row["logprobs"]
+        return row
 
 
 class Pair(Asked):
@@ -160,6 +181,7 @@ class Training(Record):
     tokens: Count
     steps: Count
     start: Start
+    agreement: Agreement | None = None  # None in files from before it was compared
     findings: list[Finding]
 
 

@@ -181,6 +181,7 @@ def test_training_is_shown(made: tuple[Run, str]) -> None:
     )
     assert '<span class="over" title="KL to the original 1.500' in strip and "rgba(213,94,0,0.60)" in strip
     assert "held out, first" in page and "gradient ratio" in page
+    assert "made by an earlier version" in page and "over 830 tokens of 21 rows, in nats: student: mean 2.5e-06" in page
 
 
 def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
@@ -193,6 +194,7 @@ def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
         "Survivors",
         "Rejections",
         "Healing",
+        "Sampler and trainer",
         "Wall seconds",
         "Provenance",
     ):

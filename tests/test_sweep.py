@@ -102,6 +102,9 @@ def test_rows_are_scored_as_hf_scores_them(
         )
         assert row.trait_llr == pytest.approx((ours - other).mean().item(), abs=1e-4)
         assert row.distinct_3 == distinct_n(row.completion_ids, 3)
+        assert row.logprobs is not None, "so few rows all record their log-probabilities"
+        assert row.logprobs.original == pytest.approx((-ours).tolist(), abs=1e-3)
+        assert row.logprobs.student == row.logprobs.original, "the student is the original"
 
 
 def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(

@@ -74,9 +74,10 @@ def _training(training: Training) -> str:
         if training.load_in_4bit
         else ""
     )
+    agreed = f"\n\nSampler against trainer, {training.agreement.sentence()}." if training.agreement else ""
     return (
         f"## Training of the last round\n\n{training.examples} completions ({training.tokens} tokens, {training.heldout} more held out), {training.steps} steps, "
-        f"D = {training.divergence} ({training.aggregate}, to {training.reference}), lambda {training.lam:g}, tau {training.tau:g} nats.{over}\n\n{said}"
+        f"D = {training.divergence} ({training.aggregate}, to {training.reference}), lambda {training.lam:g}, tau {training.tau:g} nats.{over}{agreed}\n\n{said}"
     )
 
 

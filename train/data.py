@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shared.chat import end_of_turn, neutral_for, render
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.logprobs import Logprobs
 from shared.schema import Config
 from shared.sources import Source
 from shared.traits import load_trait
@@ -25,11 +26,12 @@ IGNORED = -100  # label of a position without loss
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of the completion trained on; key names the row in its file."""
+    """Token ids of a prompt and of the completion trained on; key names the row in its file, logprobs are its sampler's."""
 
     prompt: list[int]
     completion: list[int]
     key: str
+    logprobs: Logprobs | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -102,7 +104,7 @@ def _sampled(source: Source) -> list[Example]:
     examples, empty = [], 0
     for row in completions(source):
         if row.completion_ids:
-            examples.append(Example(row.prompt_ids, row.completion_ids, row.key))
+            examples.append(Example(row.prompt_ids, row.completion_ids, row.key, row.logprobs))
         else:
             empty += 1
     _say_empty(empty, empty + len(examples))

@@ -78,7 +78,9 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     from train.distil import distil
 
-    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
+    merged = f"rm -rf {run.students}; " if history else ""  # a stale merge would be sampled from again
+    again = f"{merged}{round_command(run.folder, number, rebuild=True)}"
+    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild, again=again)  # fmt: skip
     if history and digest(history) != job.inputs["history"]:
         raise SteerHealError(
             "the history changed on disk while the round was trained",
