@@ -99,8 +99,14 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
         )
-    counts = {"rows": total, "tokens": board.tokens, "prompts": found.count, "prompts_digest": found.digest}
-    counts["workers"] = crew.about
+    counts = {
+        "resumed": whole / count,
+        "rows": total,
+        "tokens": board.tokens,
+        "prompts": found.count,
+        "prompts_digest": found.digest,
+        "workers": crew.about,
+    }
     job.finish({**counts, **({"walk": walked.as_dict()} if walked else {})})
 
 

@@ -28,7 +28,7 @@ from shared.runtime import limit_spinning
 from shared.schema import Config
 from shared.system import refused_path
 
-_interrupted = False
+_interrupted: int | None = None  # the signal that asked this process to end
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 TAKEN = ("Free memory on device",)  # in vLLM's words
 CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, which is larger")
@@ -145,7 +145,10 @@ def entry(main: Callable[[], None]) -> None:
     except SteerHealError as error:
         _stop(error)
     except KeyboardInterrupt:
-        if os.environ.get(RUNNER) != str(os.getppid()):  # which says it, once for all its stages
+        if os.environ.get(RUNNER) == str(os.getppid()):  # which says it, once for all its stages
+            by = signal.Signals(_interrupted or signal.SIGINT).name
+            SteerHealError("interrupted", given=by, next="the same command goes on", code=Exit.INTERRUPTED).hand_over()
+        else:
             console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:
@@ -156,9 +159,9 @@ def entry(main: Callable[[], None]) -> None:
         _stop(_unknown(error))
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, _: object) -> None:
     global _interrupted
-    _interrupted = True
+    _interrupted = number
     raise KeyboardInterrupt
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import tomlkit
 
 from shared.options import readable
-from shared.process import problem, run_process
+from shared.process import exit_error, run_process
 from shared.records import Completion, read_jsonl
 from shared.vectors import Vector, load_vector
 
@@ -87,8 +87,8 @@ def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
             path.write_text(_toml(settings), encoding="utf-8")
             chosen = ("--config", path)
         words = [readable(str(word)) for word in (*arguments, *chosen)]
-        ended = run_process([sys.executable, "-m", module, *words], out=_show, err=_show)
-    if error := problem(ended, module, None):
+        ended = run_process([sys.executable, "-m", module, *words], out=_show, err=_show, name=module)
+    if error := exit_error(ended, module, None):
         raise error
 
 

@@ -237,6 +237,9 @@ class Manifest(Record):
     outputs: dict[Inside, str]
     counts: dict[str, Any]
     seconds: Annotated[float, Field(ge=0)]
+    resumed: Annotated[float, Field(ge=0, le=1)] | None = (
+        None  # as `Stage.finish` has it; None in manifests from before
+    )
     peak_memory_gib: Annotated[float, Field(ge=0)] | None = None  # None in manifests from before it was recorded
     commit: str | None
     versions: dict[str, str]

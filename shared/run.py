@@ -298,9 +298,10 @@ class Stage:
             next=f"keep both: begin another run; or make it again: {round_command(self.run.folder, self.number, rebuild=True)}",
         )
 
-    def finish(self, original: Identity, *, exact: bool = True, **counts: Any) -> None:
+    def finish(self, original: Identity, *, exact: bool = True, resumed: float = 0.0, **counts: Any) -> None:
         """Write the manifest: digests, settings, versions, hardware, counts and wall time. original: the model under all students;
-        exact: the outputs depend on nothing that is not recorded, such as what a cache held."""
+        exact: the outputs depend on nothing that is not recorded, such as what a cache held; resumed: the share of the work, from 0 to 1,
+        that an interrupted process had done before, and that the wall time leaves out."""
         seconds = time.time() - self.started
         write_json(
             self.path,
@@ -315,6 +316,7 @@ class Stage:
                 "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},
                 "counts": counts,
                 "seconds": round(seconds, 3),
+                "resumed": round(resumed, 3),
                 "peak_memory_gib": round(peak_memory() / GIB, 2),
                 "commit": commit(),
                 "versions": versions((*PACKAGES, *BESIDE)),

@@ -47,7 +47,7 @@ class Distilled:
     """What a round's training measured.
 
     rows: the log; start: D before the first step to the base and to the previous student, nats; tokens: of the completions trained
-    on; work: the folder it was made in, to be removed once its results are published.
+    on; resumed: the share of the steps that an interrupted training had done before; work: the folder it was made in, to be removed once its results are published.
     """
 
     rows: list[dict[str, Any]]
@@ -58,6 +58,7 @@ class Distilled:
     agreement: Agreement
     findings: list[Finding]
     work: Unfinished
+    resumed: float = 0.0
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -110,6 +111,7 @@ def distil(
     trainer = HealTrainer(student, examples, heldout, references, config, train.lam * number**train.lam_round_power, unfinished, callbacks)  # fmt: skip
     live.trainer = trainer
     checkpoint = unfinished.checkpoint()
+    before = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
     if checkpoint is not None:
         say(f"going on from {checkpoint.name} of {unfinished.folder}")
     try:
@@ -122,7 +124,7 @@ def distil(
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
         raise _changed("the frozen history", "its factors are not those of before the training")
     findings = diagnose(trainer.rows, start, train)
-    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, agreement, findings, unfinished)  # fmt: skip
+    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, agreement, findings, unfinished, before / trainer.state.global_step)  # fmt: skip
     write_json(unfinished.folder / "training.json", {**_summary(distilled, config, trainer.lam), "data": origin})
     shown = token_rows(
         student, examples[:PROBE], references, tokenizer, train.divergence, train.batch_size, train.chunk

@@ -92,6 +92,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     show(healed, config.train)
     job.finish(
         origin.identity,
+        resumed=healed.resumed,
         rows=healed.examples,
         heldout=healed.heldout,
         tokens=healed.tokens,

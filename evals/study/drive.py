@@ -18,11 +18,11 @@ from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared import config as configuration
 from shared.console import console, table
-from shared.errors import OF_THE_MACHINE, SteerHealError
+from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import before, to_go
 from shared.old_students import remove_old_students
 from shared.preconditions import check
-from shared.process import problem, run_process
+from shared.process import exit_error, run_process
 from shared.publish import atomic_file, digest, hold, write_json
 from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
@@ -206,7 +206,7 @@ def drive(plan: Plan) -> dict[str, str]:
         console.print(
             f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, {to_go(estimates.left(remaining))})[/]"
         )
-        seconds, error = _perform(step)
+        error = _perform(step)
         if error:
             said = error.render()
             stopped[step.cell.name] = said
@@ -215,7 +215,7 @@ def drive(plan: Plan) -> dict[str, str]:
             )
             console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(said))}")
             continue
-        estimates.ended(step.key, seconds)
+        estimates.ended(step.key, step.manifest)
         (step.cell.folder / STOPPED).unlink(missing_ok=True)
         if step.stage == STEP["full"]:  # the last of a cell; merged weights are large, and can be made again
             shutil.rmtree(step.run.students, ignore_errors=True)
@@ -264,19 +264,19 @@ def _naming(cell: Cell) -> Iterator[None]:
         ) from None
 
 
-def _perform(step: CellStep) -> tuple[float, SteerHealError | None]:
-    """Run a stage, its output in the cell's log. Returns its seconds, and the error where it says something of the arm.
+def _perform(step: CellStep) -> SteerHealError | None:
+    """Run a stage, its output in the cell's log. Returns the error where it says something of the arm.
 
-    Raises SteerHealError for a failure that is the machine's and says nothing of the arm: a kill, a lock, a full disk.
+    Raises SteerHealError for one that says nothing of the arm: a kill, a signal, a lock, a full disk.
     """
-    log = step.cell.folder / LOG
+    log, name = step.cell.folder / LOG, f"{step.cell.name} round {step.number} {step.stage}"
     step.run.hold()
     try:
         with console.status(f"{step.cell.name} round {step.number} · {step.stage}"):
-            ended = run_process(step.command(), log)
-        error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log, step.lower)
+            ended = run_process(step.command(), log, name=name)
+        error = exit_error(ended, name, log, step.lower)
     finally:
         step.run.release()
-    if error is not None and error.code in OF_THE_MACHINE:
+    if error is not None and error.code in {*OF_THE_MACHINE, Exit.INTERRUPTED}:
         raise error
-    return ended.seconds, error
+    return error
