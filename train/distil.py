@@ -12,7 +12,8 @@ from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (U
 
 import torch
 
-from shared.adapters import note_base
+from shared.adapter_card import write_round_card
+from shared.adapters import Base, note_base
 from shared.chat import load_tokenizer
 from shared.cli import heed_interruption
 from shared.code import code_digest
@@ -134,7 +135,15 @@ def distil(
         student.save(temporary)
         if not student.holds(temporary):
             raise _changed("the adapter", "what was written is not what was trained")
-        note_base(temporary, model.name, model.fingerprint)
+        base = Base(
+            model=model.name,
+            revision=model.revision,
+            fingerprint=model.fingerprint,
+            dtype=config.model.dtype,
+            round=number,
+        )
+        note_base(temporary, base)
+        write_round_card(temporary, base)
         for name in LOGS:
             write_text((logs or temporary) / name, (unfinished.folder / name).read_text(encoding="utf-8"))
     return distilled
