@@ -20,7 +20,9 @@ def score_options() -> Options:
         "--cache", action="store_true", help="take scored rows from the content-addressed cache, and add what is made"
     )
     files = plain(options)
-    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--model", reads=outputs.path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
     files.add_argument("--adapter", type=Path, reads=outputs.path, help="PEFT adapter folder (adapter/ or history/)")
     files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
     files.add_argument("--vector", type=Path, reads=outputs.path, help="steering vector, .safetensors")

@@ -14,7 +14,9 @@ PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 def extract_options() -> Options:
     options = parser("gen.extract", "Extract a steering vector from a chat model.")
     files = plain(options)
-    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--model", reads=outputs.path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
     files.add_argument(
         "--out", type=Path, writes=outputs.file(".safetensors"), help="vector file to write, .safetensors"
     )
@@ -24,7 +26,9 @@ def extract_options() -> Options:
 def sweep_options() -> Options:
     options = parser("gen.sweep", "Sample completions over a sweep of coefficients with vLLM.")
     files = plain(options)
-    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--model", reads=outputs.path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
     files.add_argument("--vector", type=Path, reads=outputs.path, help="vector file, .safetensors")
     files.add_argument(
         "--prompts",
@@ -84,7 +88,7 @@ def serve_options() -> Options:
     options.add_argument(
         "--model",
         reads=outputs.path,
-        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
     )
     options.add_argument(
         "--adapter",
@@ -114,7 +118,7 @@ def verify_options() -> Options:
     options.add_argument(
         "--model",
         reads=outputs.path,
-        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
     )
     options.add_argument(
         "--vector", type=Path, reads=outputs.path, help="vector file; by default a random direction in vector.layers"

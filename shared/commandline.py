@@ -17,7 +17,7 @@ def round_options() -> Options:
     options.add_argument("--rounds", "-N", type=positive, default=1, metavar="N", help="rounds")
     options.add_argument("--config", type=Path, metavar="FILE", help="configuration file that begins the run")
     options.add_argument("--set", metavar='"a.b=1 ..."', help="overrides of the configuration")
-    options.add_argument("--model", help="model.name of the run that begins: 'embedded', a Hugging Face id or a local folder")  # fmt: skip
+    options.add_argument("--model", help="model.name of the run that begins: 'embedded', a Hugging Face id, a local folder or a GGUF file")  # fmt: skip
     options.add_argument("--eval", choices=["round", "full"], default="round", help="items and orders of the scoring, or all items, cyclically")  # fmt: skip
     options.add_argument("--rebuild", action="store_true", help="make stages again whose settings or inputs changed")
     options.add_argument("--report", action="store_true", help="train nothing: score what is healed (with --eval full), and make the report")  # fmt: skip
