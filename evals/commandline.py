@@ -25,7 +25,7 @@ def score_options() -> Options:
     )
     files.add_argument("--adapter", type=Path, reads=outputs.path, help="PEFT adapter folder (adapter/ or history/)")
     files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
-    files.add_argument("--vector", type=Path, reads=outputs.path, help="steering vector, .safetensors")
+    files.add_argument("--vector", type=Path, reads=outputs.path, help="steering vector, .safetensors or .gguf")
     files.add_argument("--coefficient", type=number, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
     files.add_argument("--random", type=whole, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
     files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")

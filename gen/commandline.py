@@ -29,7 +29,7 @@ def sweep_options() -> Options:
     files.add_argument(
         "--model", reads=outputs.path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
     )
-    files.add_argument("--vector", type=Path, reads=outputs.path, help="vector file, .safetensors")
+    files.add_argument("--vector", type=Path, reads=outputs.path, help="vector file, .safetensors or .gguf")
     files.add_argument(
         "--prompts",
         reads=outputs.named,

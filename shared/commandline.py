@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared import outputs
 from shared.options import Options, benchmark, parser, positive
 
 SHELLS = ("bash", "zsh", "fish")
@@ -40,6 +41,14 @@ def status_options() -> Options:
 
 def config_options() -> Options:
     return parser("shared.config", "List every configuration key with its value, source and meaning.", stage=False)
+
+
+def convert_options() -> Options:
+    options = Options("shared.convert", "Write a steering vector as a control vector of llama.cpp and repeng (.gguf), or the other way round.")  # fmt: skip
+    options.add_argument("--in", dest="in_", type=Path, required=True, reads=outputs.path, metavar="FILE", help="vector file, .safetensors or .gguf")  # fmt: skip
+    options.add_argument("--out", type=Path, required=True, writes=outputs.file(".safetensors", ".gguf"), metavar="FILE", help="vector file to write; its ending says the format")  # fmt: skip
+    options.add_argument("--model", reads=outputs.path, help="check that the vector fits: 'embedded', a Hugging Face id, a local folder or a GGUF file; a .gguf names its architecture")  # fmt: skip
+    return options
 
 
 def doctor_options() -> Options:
