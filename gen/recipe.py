@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     def of(cls, job: Job, threads: int) -> Recipe:
         student, own = job.student, job.student.folder != job.origin.folder
         return cls(
-            model=job.origin.name if job.origin.revision or job.origin.name == "embedded" else str(job.origin.folder.resolve()),
+            model=job.origin.name if job.origin.revision or job.origin.name == "embedded" else str(Path(job.origin.name).resolve()),
             revision=job.origin.revision,
             fingerprint=job.origin.fingerprint,
             student=str(student.folder.resolve()) if own else None,

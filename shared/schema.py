@@ -57,7 +57,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    name: str = Field("embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id or a local folder")
+    name: str = Field(
+        "embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id, a local folder or a .gguf file"
+    )
     revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="dtype of the weights: sampling, training, scoring"
