@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from gen.prompts import Survey
 from gen.rules import Yardstick
 from gen.students import Student
+from shared.chat import Chat
 from shared.code import code_digest
 from shared.machine import device
 from shared.models import Model
@@ -29,7 +31,7 @@ class Job:
     """A sweep to make. coefficients: those of a grid, or those sampled beside the walk's answer.
 
     seed is the text that is hashed with every key. frozen gives round 1's unsteered rows, anew at every call; None where
-    the sweep samples its own. finish takes the counts of rows that are published, and removes the windows.
+    the sweep samples its own. day is what a chat template with a clock writes; None is that of an interrupted sweep, or today's. finish takes the counts of rows that are published, and removes the windows.
     """
 
     out: Path
@@ -43,6 +45,7 @@ class Job:
     config: Config
     finish: Callable[[dict[str, Any]], None]
     frozen: Callable[[], Iterable[Completion]] | None = None
+    day: date | None = None
 
     @property
     def walks(self) -> bool:
@@ -54,7 +57,7 @@ def determining(config: SweepConfig) -> dict[str, Any]:
     return config.model_dump(exclude={"coefficients"} if config.dose == "walk" else WALK_KEYS)
 
 
-def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]:
+def fingerprint(job: Job, chat: Chat, found: Survey, yardstick: Yardstick) -> dict[str, Any]:
     """Everything that determines the rows, window by window."""
     from gen.engine.options import platform_options
 
@@ -75,6 +78,8 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]
         "dtype": config.model.dtype,
         "max_model_len": config.model.max_model_len,
         "chat_template_kwargs": config.model.chat_template_kwargs,
+        **({"date": chat.day.isoformat()} if chat.dated else {}),
+        "stop_ids": list(chat.stop_ids),
         "trait": {"neutral": trait.neutral, "trait": trait.trait},
         "engine_seed": config.seed,
         "engine": platform_options(),

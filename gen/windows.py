@@ -6,6 +6,8 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,12 @@ class Windows:
         self.discard()
         self.notes = {}
         self._write()
+
+    def day(self) -> date | None:
+        """The day that the rows of an interrupted sweep were rendered with; None without one, or for a template without a clock."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return date.fromisoformat(parse(self.plan.read_bytes())["fingerprint"]["date"])
+        return None
 
     def note(self, name: str, value: Any) -> None:
         """Keep something found out on the way, so that a resumed sweep need not find it again."""

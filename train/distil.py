@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (U
 import torch
 
 from shared.adapters import note_base
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.cli import heed_interruption
 from shared.code import code_digest
 from shared.console import console, say
@@ -25,7 +26,7 @@ from shared.provenance import versions
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
 from shared.schema import Config, TrainConfig
-from train.data import Example, collate, held_out, identity, known, load_examples
+from train.data import Example, collate, held_out, identity, known, load
 from train.diagnosis import Finding, diagnose
 from train.live import Live
 from train.objective import aggregate
@@ -33,7 +34,7 @@ from train.reference import States, divergence, reference_states
 from train.selftest import self_test
 from train.tokens import token_rows
 from train.trainer import HealTrainer, reporters
-from train.unfinished import CONTENT, LOGS, Unfinished
+from train.unfinished import CONTENT, LOGS, Unfinished, begun_on
 
 VERSION = 1
 PROBE = 32  # examples over which the first divergences are measured and the tokens shown are chosen
@@ -44,7 +45,7 @@ class Distilled:
     """What a round's training measured.
 
     rows: the log; start: D before the first step to the base and to the previous student, nats; tokens: of the completions trained
-    on; work: the folder it was made in, to be removed once its results are published.
+    on; work: the folder it was made in, to be removed once its results are published; left_out: rows not trained on, by the reason.
     """
 
     rows: list[dict[str, Any]]
@@ -54,6 +55,7 @@ class Distilled:
     start: dict[str, float]
     findings: list[Finding]
     work: Unfinished
+    left_out: dict[str, int]
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -61,10 +63,11 @@ class Distilled:
 
 
 def distil(
-    model: Model, data: str | Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False,
+    model: Model, data: str | Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False, day: date | None = None,
 ) -> Distilled:  # fmt: skip
     """Train round `number` and write its adapter folder `out`; train.jsonl, training.json and kl_tokens.jsonl go into `logs`.
 
+    day is what a chat template with a clock writes: by default that of an interrupted call, or today's.
     An interrupted call goes on from its last checkpoint in `work` (beside `out` by default), to the same bytes on a CPU. replace:
     begin again when the unfinished round is of other settings, instead of raising SteerHealError, which is also raised when
     the history or the original model changed, or what was written is not what was trained.
@@ -73,16 +76,18 @@ def distil(
     train = config.train
     live = Live()
     callbacks = [*reporters(train.report_to, out.parent / "tensorboard"), live]
-    tokenizer = load_tokenizer(str(model.folder))
-    rows = load_examples(data, tokenizer, config)
+    folder = work or out.with_name(f"{out.name}.healing")
+    chat = Chat.load(model.folder, config.model.chat_template_kwargs, day or (None if replace else begun_on(folder)))
+    loaded = load(data, chat, config)
+    rows = loaded.examples
     examples, heldout = held_out(rows, train.heldout, config.seed)
     trainable(config, model.context, len(heldout))
     depends: dict[str, Any] = {
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
     }  # fmt: skip
-    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "code": code_digest("train"), "versions": versions(), "device": device()}  # fmt: skip
-    unfinished = Unfinished(work or out.with_name(f"{out.name}.healing"), recipe, replace=replace)
+    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "code": code_digest("train"), "versions": versions(), "device": device(), **({"date": chat.day.isoformat()} if chat.dated else {})}  # fmt: skip
+    unfinished = Unfinished(folder, recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)
     known(rows, data, student.head.weight.shape[0])
@@ -116,10 +121,10 @@ def distil(
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
         raise _changed("the frozen history", "its factors are not those of before the training")
     findings = diagnose(trainer.rows, start, train)
-    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, findings, unfinished)  # fmt: skip
+    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, findings, unfinished, loaded.left_out)  # fmt: skip
     write_json(unfinished.folder / "training.json", _summary(distilled, config, trainer.lam))
     shown = token_rows(
-        student, examples[:PROBE], references, tokenizer, train.divergence, train.batch_size, train.chunk
+        student, examples[:PROBE], references, chat.tokenizer, train.divergence, train.batch_size, train.chunk
     )
     write_jsonl(unfinished.folder / "kl_tokens.jsonl", shown)
     with atomic_folder(out, of=CONTENT) as temporary:
@@ -163,6 +168,6 @@ def _summary(distilled: Distilled, config: Config, lam: float) -> dict[str, Any]
     )
     return {
         "version": VERSION, "divergence": train.divergence, "aggregate": train.aggregate, "reference": train.reference, "lam": lam, "tau": train.tau, "load_in_4bit": train.load_in_4bit,
-        "examples": distilled.examples, "heldout": distilled.heldout, "tokens": distilled.tokens, "steps": distilled.steps[-1]["step"], "start": distilled.start,
+        "examples": distilled.examples, "heldout": distilled.heldout, "tokens": distilled.tokens, "left_out": distilled.left_out, "steps": distilled.steps[-1]["step"], "start": distilled.start,
         "shrink": 1 - math.exp(-wd * rate), "findings": [asdict(finding) for finding in distilled.findings],
     }  # fmt: skip
