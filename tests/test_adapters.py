@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -356,6 +357,18 @@ def test_a_folded_history_says_whose_it_is_and_loads_as_it_stands(base: Model, t
     assert "this is not the student of round 2" in (tmp_path / "second alone" / "README.md").read_text()
 
 
-def test_a_model_of_the_hub_is_named_by_its_id(base: Model) -> None:
-    assert loads_from(Model("owner/name", base.folder, "0123abc")) == "owner/name"
-    assert Path(loads_from(base)).is_absolute()
+def test_a_model_of_the_hub_is_named_by_its_id_and_revision(base: Model, tmp_path: Path) -> None:
+    """PEFT takes the revision out of adapter_config.json; main, which is not in this cache, would not be found."""
+    revision = "a" * 40
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / revision
+    shutil.copytree(base.folder, snapshot)
+    model = Model("owner/name", snapshot, revision)
+    folder = edited(make(model, tmp_path / "a"), base_model_name_or_path=loads_from(model), revision=model.revision)
+    wanted = logits(exact_network(model, folder))
+    note_base(folder, Base(model=model.name, revision=revision, fingerprint=model.fingerprint, round=1))
+    fold([(folder, 1.0)], tmp_path / "history")
+    options = {"cache_dir": tmp_path, "local_files_only": True, "dtype": torch.float32}
+    found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "history", **options)
+    torch.testing.assert_close(logits(found), wanted, atol=2e-5, rtol=1e-4)
+    card = (tmp_path / "history" / "README.md").read_text()
+    assert f"'owner/name', revision='{revision}'" in card and "base_model: owner/name" in card
