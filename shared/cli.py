@@ -18,11 +18,11 @@ from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
+from shared.locks import RUNNER
 from shared.nearby import nearest_run
 from shared.options import Options
 from shared.outputs import guard, settings_of
 from shared.process import watch_extensions
-from shared.publish import RUNNER
 from shared.run import Run, open_run
 from shared.runtime import limit_spinning
 from shared.schema import Config

@@ -7,7 +7,8 @@ from typing import Any
 
 from shared.console import say
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, digest, held
+from shared.locks import held
+from shared.publish import atomic_folder, digest
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_VERSION = 1  # of the folder that _dequantise writes

@@ -18,11 +18,12 @@ from shared import config as configuration
 from shared.commands import CONFIG, round_command
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.locks import hold, release
 from shared.machine import GIB, hardware, peak_memory
 from shared.outputs import guard
 from shared.preconditions import check
 from shared.provenance import BESIDE, PACKAGES, commit, differences, versions
-from shared.publish import digest, hold, release, write_json, write_text
+from shared.publish import digest, write_json, write_text
 from shared.records import Identity, Manifest, read_manifest
 from shared.schema import Config
 
