@@ -26,9 +26,10 @@ from shared.outputs import guard
 from shared.prompts import stratified_prompts
 from shared.publish import digest
 from shared.records import Prompt, data_file
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import ModelConfig, VectorConfig, band
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.traits import Trait, load_trait
 from shared.vectors import Vector, cosine
 

@@ -33,8 +33,9 @@ from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
 from shared.records import Completion, data_file, iterate_jsonl
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.traits import load_trait
 from shared.vectors import load_vector
 

@@ -24,8 +24,9 @@ from gen.rules import judge, limits, reasons
 from shared.errors import SteerHealError
 from shared.outputs import guard
 from shared.records import Completion, Identity, write_jsonl
-from shared.run import Stage, open_run
+from shared.run import open_run
 from shared.schema import FilterConfig
+from shared.stage import Stage
 from shared.vectors import Vector
 
 CONFIG = FilterConfig(drop_truncated=False, min_kept=1)

@@ -11,7 +11,8 @@ import pytest
 from synthetic_run import IDENTITY
 
 from shared.errors import SteerHealError
-from shared.run import Run, Stage, open_run
+from shared.run import Run, open_run
+from shared.stage import Stage
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2.toml"
 

@@ -17,7 +17,8 @@ from gen.windows import Windows
 from shared.locks import lock_holder
 from shared.progress import note_to_go, time_left
 from shared.publish import write_json
-from shared.run import STAGES, Run, Stage, open_run
+from shared.run import STAGES, Run, open_run
+from shared.stage import Stage
 from shared.status import runs_below, status_of
 
 CONFIG = ROOT / "configs" / "smollm2.toml"

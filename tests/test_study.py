@@ -32,7 +32,8 @@ from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
 from shared.publish import write_json
 from shared.records import DATA
-from shared.run import STAGES, Stage, open_run
+from shared.run import STAGES, open_run
+from shared.stage import Stage
 from shared.vectors import load_vector
 
 

@@ -20,9 +20,10 @@ from shared.naming import means_path
 from shared.outputs import guard
 from shared.preconditions import tracker, trainable
 from shared.publish import digest, replaceable
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import TrainConfig, band
 from shared.sets import names_set, refuse_missing
+from shared.stage import Stage
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters
