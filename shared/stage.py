@@ -28,8 +28,13 @@ VERSION = 1
 class Stage:
     """One stage of one round: skipped when intact, refused when stale, published with a manifest last.
 
-    settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders; an input that another stage made must be
-    what that stage recorded. revisions: of inputs that are no files, by label: a data set of the hub, an installed package. clean: removes what the making leaves behind, once the manifest stands.
+    Args:
+        settings: the configuration it depends on, JSON-able.
+        inputs: files or folders it reads; one that another stage made must be what that stage recorded.
+        revisions: of inputs that are no files, by label: a data set of the hub, an installed package.
+        outputs: files or folders it makes.
+        rebuild: make it again where something has changed.
+        clean: removes what the making leaves behind, once the manifest stands.
     """
 
     def __init__(
