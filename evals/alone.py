@@ -26,10 +26,10 @@ from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.folding import gated, gates_of
 from shared.instrument import FOUNDATIONS
+from shared.locks import hold
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
 from shared.outputs import guard, settings_of
-from shared.publish import hold
 from shared.records import write_jsonl
 from shared.tables import write_parquet
 from shared.traits import load_trait

@@ -31,7 +31,8 @@ from shared.cli import entry, parse
 from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, held, write_json
+from shared.locks import held
+from shared.publish import atomic_folder, write_json
 from shared.report_record import NAME, write_report_record
 from shared.run import Run
 

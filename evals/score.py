@@ -40,9 +40,10 @@ from shared.models import resolve as resolve_model
 from shared.prompts import load_heldout
 from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl, write_jsonl
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import EvalConfig
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.tables import write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector

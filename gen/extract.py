@@ -20,15 +20,17 @@ from shared.cli import configured, entry, need, parse
 from shared.console import progress, say, table
 from shared.errors import SteerHealError
 from shared.folding import exact_network
+from shared.locks import hold
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import stratified_prompts
-from shared.publish import digest, hold
+from shared.publish import digest
 from shared.records import Prompt, data_file
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import ModelConfig, VectorConfig, band
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.traits import Trait, load_trait
 from shared.vectors import Vector, cosine
 

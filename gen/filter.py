@@ -23,10 +23,11 @@ from shared.commands import command_of, round_command, setting
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.lines import placed_jsonl
-from shared.publish import hold
+from shared.locks import hold
 from shared.records import Completion, data_file, iterate_jsonl, writing_jsonl
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import FilterConfig
+from shared.stage import Stage
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 

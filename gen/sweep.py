@@ -28,13 +28,14 @@ from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.lines import problem_of
+from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
-from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.traits import load_trait
 from shared.vectors import load_vector
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared.code import code_digest
+from shared.locks import held
 from shared.models import Model, cache_folder
-from shared.publish import atomic_folder, digest, held, write_text
+from shared.publish import atomic_folder, digest, write_text
 
 
 class _Same(Exception):

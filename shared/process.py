@@ -22,9 +22,9 @@ from typing import Any
 from shared.console import LOG, TERMINAL, say
 from shared.errors import FILE, OF_THE_MACHINE, Exit, SteerHealError
 from shared.faults import crashed_frames
+from shared.locks import RUNNER
 from shared.machine import GIB, device, hardware, memory_available, peak_memory
 from shared.output import Log, Sink, copy_output
-from shared.publish import RUNNER
 
 LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.commands import setting
 from shared.errors import SteerHealError
-from shared.strict import plain, repeated
+from shared.strict import check_values, repeated
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
@@ -54,7 +54,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else plain(value)
+        return value if isinstance(value, dict) else check_values(value)
 
 
 class ModelConfig(Section):
@@ -108,7 +108,7 @@ class ModelConfig(Section):
         for name, value in given.items():
             no_truth_as_text(value, name)
         try:
-            json.dumps(plain(given), allow_nan=False)  # as manifests and digests will hold it
+            json.dumps(check_values(given), allow_nan=False)  # as manifests and digests will hold it
         except (TypeError, ValueError) as error:
             raise ValueError(f"not as JSON can hold it: {error}") from None
         return given

@@ -14,9 +14,9 @@ from shared.commandline import status_options
 from shared.commands import COMMANDS, NAMES, option, round_command
 from shared.console import number, say, table
 from shared.errors import SteerHealError
+from shared.locks import lock_holder
 from shared.nearby import nearest_run
 from shared.progress import Half, half_made, in_minutes, time_left
-from shared.publish import lock_holder
 from shared.records import read_manifest
 from shared.run import STAGES, Run
 from shared.stages import LOG

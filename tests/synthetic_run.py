@@ -19,7 +19,8 @@ from evals.study.plan import load
 from shared.instrument import FOUNDATIONS
 from shared.publish import write_json, write_text
 from shared.records import Completion, Identity, Vignette, write_jsonl
-from shared.run import Run, Stage, open_run
+from shared.run import Run, open_run
+from shared.stage import Stage
 
 IDENTITY = Identity(name="embedded", revision=None, fingerprint="feedface")
 LABELS = dict(

@@ -24,8 +24,9 @@ from gen.rules import judge, limits, reasons
 from shared.errors import SteerHealError
 from shared.outputs import guard
 from shared.records import Completion, Identity, write_jsonl
-from shared.run import Stage, open_run
+from shared.run import open_run
 from shared.schema import FilterConfig
+from shared.stage import Stage
 from shared.vectors import Vector
 
 CONFIG = FilterConfig(drop_truncated=False, min_kept=1)
@@ -357,7 +358,7 @@ def test_outputs_that_are_one_file_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["kept.jsonl", "rejected.jsonl"])
 def test_two_filters_do_not_write_one_file(name: str, sweep: Path) -> None:
-    hold = "import sys\nfrom pathlib import Path\nfrom shared.publish import hold\nhold(Path(sys.argv[1]))\nprint('held', flush=True)\ninput()"
+    hold = "import sys\nfrom pathlib import Path\nfrom shared.locks import hold\nhold(Path(sys.argv[1]))\nprint('held', flush=True)\ninput()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, sweep.with_name(name)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:  # fmt: skip

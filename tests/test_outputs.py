@@ -21,7 +21,7 @@ from shared.main import options_of
 from shared.models import Model
 from shared.options import Options
 from shared.outputs import guard, output_file, output_folder
-from shared.run import Stage
+from shared.stage import Stage
 from train.commandline import heal_options
 from train.unfinished import Unfinished
 

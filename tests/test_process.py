@@ -187,16 +187,16 @@ def test_an_extension_built_for_another_cpu_is_named(tmp_path: Path) -> None:
 
 
 def test_a_lock_of_the_runner_holds_for_its_stages_and_for_nobody_else(tmp_path: Path) -> None:
-    from shared.publish import hold, release
+    from shared.locks import hold, release
 
     body = (
-        f"from pathlib import Path; from shared.publish import hold; hold(Path({str(tmp_path / 'out')!r})); print('in')"
+        f"from pathlib import Path; from shared.locks import hold; hold(Path({str(tmp_path / 'out')!r})); print('in')"
     )
     hold(tmp_path / "out")
     try:
         assert ends(body).code == 0
         out = f"Path({str(tmp_path / 'out')!r})"
-        waits = f"from pathlib import Path; from shared.publish import held; lock = held({out}); lock.__enter__(); lock.__exit__(None, None, None)"
+        waits = f"from pathlib import Path; from shared.locks import held; lock = held({out}); lock.__enter__(); lock.__exit__(None, None, None)"
         assert ends(waits).code == 0, "a stage that waits for what its runner holds would wait for ever"
         inner = run_process(
             [

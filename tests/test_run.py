@@ -18,8 +18,9 @@ from synthetic_run import IDENTITY
 from shared.errors import SteerHealError
 from shared.pipeline import Pipeline, Took
 from shared.records import Manifest
-from shared.run import Run, Stage, open_run
+from shared.run import Run, open_run
 from shared.schema import Config
+from shared.stage import Stage
 from shared.stages import Step
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2.toml"
@@ -248,7 +249,8 @@ from pathlib import Path
 time.sleep(0.5)  # as heavy imports
 from shared.cli import entry
 from shared.records import Identity
-from shared.run import Stage, open_run
+from shared.run import open_run
+from shared.stage import Stage
 def main():
     run = open_run(Path(sys.argv[1]), Path(sys.argv[2]))
     Stage(run, 1, "extract", settings={}, inputs={}, outputs=[]).finish(Identity(name="m", revision=None, fingerprint="0" * 64))

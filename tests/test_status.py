@@ -14,9 +14,11 @@ from conftest import ROOT, command
 from synthetic_run import IDENTITY
 
 from gen.windows import Windows
+from shared.locks import lock_holder
 from shared.progress import note_to_go, time_left
-from shared.publish import lock_holder, write_json
-from shared.run import STAGES, Run, Stage, open_run
+from shared.publish import write_json
+from shared.run import STAGES, Run, open_run
+from shared.stage import Stage
 from shared.status import runs_below, status_of
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
@@ -151,7 +153,7 @@ def test_the_holder_is_that_of_this_very_file(tmp_path: Path) -> None:
     other = Path("/dev/shm") if Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK) else tmp_path
     mine, code = (
         tmp_path / "mine",
-        "import sys; from pathlib import Path; from shared.publish import hold; hold(Path(sys.argv[1]), Path(sys.argv[1])); print('held', flush=True); input()",
+        "import sys; from pathlib import Path; from shared.locks import hold; hold(Path(sys.argv[1]), Path(sys.argv[1])); print('held', flush=True); input()",
     )
     theirs = other / f"steer-heal-test-{os.getpid()}.lock"
     mine.touch()

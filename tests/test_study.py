@@ -32,7 +32,8 @@ from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
 from shared.publish import write_json
 from shared.records import DATA
-from shared.run import STAGES, Stage, open_run
+from shared.run import STAGES, open_run
+from shared.stage import Stage
 from shared.vectors import load_vector
 
 
@@ -210,7 +211,7 @@ def test_a_cell_that_went_on_since_is_not_one_that_stopped(tmp_path: Path) -> No
     assert all(one.stopped is None for one in collect(plan))
 
 
-HOLD = "import sys; from pathlib import Path; from shared.publish import hold; f = Path(sys.argv[1]); hold(f, f / '.lock'); print('held', flush=True); input()"
+HOLD = "import sys; from pathlib import Path; from shared.locks import hold; f = Path(sys.argv[1]); hold(f, f / '.lock'); print('held', flush=True); input()"
 
 
 def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from shared.errors import Exit
 from shared.models import Model
 from shared.publish import seal_of
 from shared.records import Completion, read_jsonl
-from shared.run import Stage, open_run
+from shared.run import open_run
+from shared.stage import Stage
 from shared.text import distinct_n
 from shared.traits import load_trait
 from shared.vectors import Vector

@@ -21,11 +21,12 @@ from shared.errors import SteerHealError
 from shared.fitting import fit
 from shared.folding import add, dialled, gates_of, refold, rounds_of
 from shared.hub import published, push
+from shared.locks import hold
 from shared.merging import merge
 from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
-from shared.publish import atomic_folder, hold, replaceable, write_json
+from shared.publish import atomic_folder, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl
 from train.commandline import export_options
 

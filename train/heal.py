@@ -14,14 +14,16 @@ from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
+from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.naming import means_path
 from shared.outputs import guard
 from shared.preconditions import tracker, trainable
-from shared.publish import digest, hold, replaceable
-from shared.run import Run, Stage
+from shared.publish import digest, replaceable
+from shared.run import Run
 from shared.schema import TrainConfig, band
 from shared.sets import names_set, refuse_missing
+from shared.stage import Stage
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters

@@ -20,10 +20,11 @@ from shared import config as configuration
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import before, to_go
+from shared.locks import hold
 from shared.old_students import remove_old_students
 from shared.preconditions import check
 from shared.process import exit_error, run_process
-from shared.publish import atomic_file, digest, hold, write_json
+from shared.publish import atomic_file, digest, write_json
 from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
 from shared.sets import input_of, revisions_of
