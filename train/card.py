@@ -9,6 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from shared.adapter_card import HUB, alone, loading, weights
+from shared.adapters import Base
 from shared.commands import round_command
 from shared.config import flat
 from shared.console import number
@@ -21,7 +23,6 @@ from shared.report_record import verified_results
 from shared.run import Run
 from shared.strict import read_object
 
-HUB = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 SCORES = ("auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "verdict")
 WHAT = {
     "round": "The LoRA adapter of one round alone.",
@@ -39,8 +40,18 @@ def hub_name(model: Model) -> str:
     return HUB.get(model.name, model.name)
 
 
-def card(model: Model, kind: str, gates: Mapping[int, float], training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
-    """Markdown with the hub's metadata. training: a training.json; run: a run and its round, for counts, settings and scores."""
+def card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None, training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
+    """Markdown with the hub's metadata.
+
+    Args:
+        model: the original one.
+        kind: round, history or merged.
+        gates: by round, empty for kind round.
+        base: the note of the adapter on the weights that it was trained on, None where it has none.
+        training: a training.json.
+        run: a run and its round, for counts, settings and scores.
+    """
+    base = base or Base(model=model.name, revision=model.revision, fingerprint=model.fingerprint)
     name = published(hub_name(model))
     about = ModelCardData(
         base_model=name,
@@ -54,8 +65,9 @@ def card(model: Model, kind: str, gates: Mapping[int, float], training: Training
         f"{WHAT[kind]} Made with steer-heal: the original model is steered with an activation vector, its coherent completions that enact "
         "the trait are distilled into a LoRA, and a divergence barrier to the original holds the damage down.",
         "```python\n" + LOAD["merged" if kind == "merged" else "adapter"] + "\n```",
-        f"Original weights: {name}, fingerprint `{model.fingerprint[:16]}`"
-        + (f", revision `{model.revision}`." if model.revision else "."),
+        *([alone(base.round)] if kind == "round" and base.round else []),
+        *weights(base),
+        *([] if kind == "merged" else [loading(base)]),
     ]
     if gates:
         parts.append("Gates: " + ", ".join(f"round {index} at {gate:g}" for index, gate in sorted(gates.items())) + ".")
