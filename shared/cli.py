@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shared import code  # noqa: F401  takes the digest of the code at the start of every command
+from shared import stage as stage_module
 from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
 from shared.locks import RUNNER
+from shared.machine import process_began
 from shared.nearby import nearest_run
 from shared.options import Options
 from shared.outputs import guard, settings_of
@@ -134,6 +136,7 @@ def entry(main: Callable[[], None]) -> None:
     Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
     """
     take_error_file()
+    stage_module.began = process_began()
     quiet()
     limit_spinning()
     watch_extensions()

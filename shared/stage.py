@@ -23,6 +23,7 @@ from shared.records import Identity, read_manifest
 from shared.run import Run
 
 VERSION = 1
+began: float | None = None  # when a stage's own process began, as `time.time` counts; None in a process of another kind
 
 
 class Stage:
@@ -67,7 +68,7 @@ class Stage:
         guard(outputs, inputs.values())
         self.inputs = {**{label: digest(path) for label, path in inputs.items()}, **revisions}
         self._as_made(inputs)
-        self.started = time.time()
+        self.started = began or time.time()
 
     def _as_made(self, inputs: dict[str, Path]) -> None:
         """Raise SteerHealError for a file of a round that its stage has not finished, or that was edited since."""

@@ -167,7 +167,7 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(
     plan = load(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
     open_run(first.folder, plan.file, first.overrides)
-    _, error = _perform(CellStep.of(plan, first, 1, "heal"))
+    error = _perform(CellStep.of(plan, first, 1, "heal"))
     assert error is not None and "lacks its input" in error.what and error.code == Exit.REFUSED
     assert re.search(r"nll-s0 round 1 · heal: \d+ s\n", capsys.readouterr().out)
     vector = first.run.round(1) / "vector.safetensors"

@@ -223,7 +223,7 @@ def _original(compared: Compared, bound: Bound, student: Student, tokenizer: Any
     """Why originals differ, and the command that mends it: a supposed BOS too many or too few is tried on a few rows."""
     rows = compared.rows[:TRIED]
     wanted = compared.sampler.original[: sum(len(row.completion) for row in rows)]
-    tried = {
+    tried: dict[str, tuple[list[int], int]] = {
         "the sampler scored the prompt without its first token: it has no BOS, or the trainer a double BOS": ([], 1)
     }
     if (bos := tokenizer.bos_token_id) is not None:
