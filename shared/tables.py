@@ -18,7 +18,7 @@ from shared.conversations import COLUMNS
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, needed, open_rows_file, placed_jsonl, problem_of
 from shared.publish import atomic_file
-from shared.records import Record, told_apart
+from shared.records import Record, refuse_duplicate_rows
 from shared.strict import BOM, Convertible, not_utf8, parse, refuse_other_kinds, repeated
 
 CELL = 2**24  # characters of a CSV's cell: one whose quote is never closed ends here, not with the memory
@@ -236,7 +236,7 @@ def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
             expected=f"{row.__name__} rows",
             next=made_by,
         ) from None
-    return told_apart(path, rows, made_by)
+    return refuse_duplicate_rows(path, rows, made_by)
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
