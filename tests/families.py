@@ -185,7 +185,7 @@ FAMILIES = {
 def _trained(kind: str) -> dict[str, Any]:
     """A tokenizer of a kind without special tokens, as its JSON."""
     texts = [(DATA / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("dilemmas", "contexts")]
-    corpus = [line for text in texts for line in text.splitlines()]
+    corpus = [str(json.loads(line)["prompt"]) for text in texts for line in text.splitlines()]
     backend = Tokenizer(models.BPE())
     alphabet: list[str] = []
     if kind == "bytes":
