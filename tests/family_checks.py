@@ -82,9 +82,12 @@ def heal(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def rounds(model: Any, folder: Path) -> dict[str, Any]:
-    """Two rounds; equal: whether the logits of the trainer's network with all gates off, and of weights with a history of gates 0
-    added, are the original's bit for bit; off, on: the largest shift of a log-probability under the folded history, nats, by
-    its own network and by the trainer's; modules: the last parts of the names of what was trained."""
+    """Two rounds of a family.
+
+    equal: whether the logits of the trainer's network with all gates off are the original's, bit for bit; equal_folded: those of
+    weights that a history of gates 0 was added to. effect: the largest shift of a log-probability under the folded history, nats;
+    gap: between that history in the trainer's network and added to the weights. modules: last parts of the names of what was trained.
+    """
     from train.unsloth_model import HISTORY, load_student  # isort: skip (Unsloth comes before transformers)
 
     import torch
