@@ -70,7 +70,7 @@ def forced_choice(
     """One sample per vignette, asked in every order.
 
     vignettes, instrument, debias, think and stop as in evals.forced_choice; items: a stratified number of them. tokenizer:
-    'embedded', a folder or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
+    'embedded', a folder, a GGUF file or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
     steering asked of a server of gen.serve.
     """
     if debias not in ("reversal", "cyclic") or think < 0 or (vector is None) != (coefficient is None):
@@ -121,7 +121,11 @@ def ask(
 ) -> Solver:
     """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
     put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
-    folder = str(resolve(tokenizer).folder) if tokenizer == "embedded" else tokenizer
+    folder = (
+        str(resolve(tokenizer).folder)
+        if tokenizer and (tokenizer == "embedded" or tokenizer.endswith(".gguf"))
+        else tokenizer
+    )
     chat = Chat.load(folder, chat_template_kwargs) if folder is not None else None
     one_at_a_time, steered = anyio.Lock(), not steering
 
