@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shared.cache import remembered_digest
 from shared.console import console, say
 from shared.errors import Exit, SteerHealError, in_one_line
-from shared.gguf_header import Header
+from shared.gguf_header import Header, state_of
 from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, refuse_weights, text_config
 from shared.gguf_tokenizer import tokenizer_of
 from shared.machine import GIB
@@ -89,6 +89,8 @@ def _build(header: Header, folder: Path) -> None:
             network.save_pretrained(temporary, max_shard_size=ONE_FILE)
             tokenizer.save_pretrained(temporary)
             (temporary / STAMP).write_text(digest(temporary / WEIGHTS) + "\n")
+            if state_of(header.path) != header.state:
+                refuse_weights(header, "it was changed while it was read")
 
 
 def _network(header: Header, dtype: str) -> Any:

@@ -117,7 +117,7 @@ class Dequantised(Model):
         """Raises SteerHealError for a file that holds no model which can be dequantised here."""
         return read_model(self.__dict__["_source"])
 
-    @property
+    @cached_property
     def place(self) -> Path:
         place: Path = self.__dict__["_place"]()
         return place
