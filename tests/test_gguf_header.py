@@ -24,9 +24,10 @@ from shared.gguf_model import ARCHITECTURES, REST, bytes_of, dtype_of, read_mode
 from shared.models import Model, resolve
 
 
-def small(path: Path, architecture: str = "llama", tensors: int = 2, **fields: Any) -> Path:
+def small(path: Path, architecture: str = "llama", tensors: int = 2, alignment: int = 32, **fields: Any) -> Path:
     """A file with the keys of a tiny llama, and no weights that make one."""
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_custom_alignment(alignment)
     values = {
         "block_count": 1, "embedding_length": 32, "feed_forward_length": 32, "attention.head_count": 2, "context_length": 64,
     }  # fmt: skip
@@ -62,7 +63,7 @@ def test_architectures_are_among_those_that_transformers_dequantises() -> None:
 
 
 def test_it_reads_what_the_package_reads(tmp_path: Path) -> None:
-    path = small(tmp_path / "m.gguf", tensors=5, general__alignment=64)
+    path = small(tmp_path / "m.gguf", tensors=5, alignment=64)
     mine, theirs = read_header(path), gguf.GGUFReader(path)
     known = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
     assert mine.fields == known and mine.fields["tokenizer.ggml.tokens"] == ["a", "b", "ß"]
