@@ -17,8 +17,9 @@ from shared.errors import Exit, SteerHealError, in_one_line
 from shared.gguf_header import Header, state_of
 from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, refuse_weights, text_config
 from shared.gguf_tokenizer import tokenizer_of
+from shared.locks import held
 from shared.machine import GIB
-from shared.publish import atomic_folder, digest, held
+from shared.publish import atomic_folder, digest
 
 if TYPE_CHECKING:
     import torch

@@ -6,12 +6,14 @@ import hashlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shared.cache import cache_folder as cache_folder
 from shared.cache import remembered_digest
+from shared.commands import nearest, option
 from shared.console import console
 from shared.dequantise import STAMP, dequantised
 from shared.embedded import embedded_folder, embedded_gguf
@@ -19,7 +21,9 @@ from shared.errors import SteerHealError, in_one_line
 from shared.gguf_header import Header, is_gguf
 from shared.gguf_model import bytes_of, read_model, text_config
 from shared.naming import means_path, no_tilde
+from shared.nearby import ALIKE
 from shared.publish import digest
+from shared.quantised import refuse_quantised
 from shared.records import Identity
 from shared.runtime import gc_disabled
 from shared.strict import read_object
@@ -171,6 +175,13 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
         found = Dequantised(name, source, lambda: _gguf_folder(source))
         _ = found.header  # what cannot be dequantised is refused here
         return found
+    if meant := _meant(name):
+        raise SteerHealError(
+            "there is no such model",
+            given=repr(name),
+            expected=f"did you mean {meant}?",
+            next=f"the same command with {option('MODEL', '--model', meant)}",
+        )
     if _is_file(name) or means_path(name):
         there = _is_file(name)
         raise SteerHealError(
@@ -204,6 +215,18 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
             next="check the name, log in with `hf auth login` for a gated model, or take `embedded`",
         ) from None
     return _checked(Model(name, folder, folder.name), weights)
+
+
+def _meant(name: str) -> str | None:
+    """`embedded`, or the model folder or GGUF file beside, whose name this one is nearly; None where there is none."""
+    if "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > ALIKE:
+        return "embedded"
+    path = Path(name)
+    if _is_file(name) or not means_path(name) or "\0" in name or not _is_folder(str(path.parent)):
+        return None
+    folders = [config.parent.name for config in sorted(path.parent.glob("*/config.json"))]
+    meant = nearest(path.name, [*folders, *(file.name for file in sorted(path.parent.glob("*.gguf")))])
+    return str(path.with_name(meant)) if meant else None
 
 
 def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
@@ -242,4 +265,5 @@ def _checked(model: Model, weights: bool = True) -> Model:
             expected="config.json and *.safetensors",
             next="set model.name to a Hugging Face id or a folder written by save_pretrained",
         )
+    refuse_quantised(model.folder, model.name)
     return model

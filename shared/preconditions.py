@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
 
@@ -14,13 +15,13 @@ from shared.commands import nearest, setting
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
 from shared.models import resolve
-from shared.prompts import load_heldout, open_prompts
-from shared.records import Prompt, data_file, read_jsonl
+from shared.prompts import load_heldout, named, open_prompts
+from shared.records import data_file
 from shared.schema import Config, band
 from shared.traits import load_trait
 from shared.vignettes import load_vignettes
 
-ROWS = 10_000  # of a prompt set that are read here; the sweep reads all of them before it samples
+ROWS = 10_000  # of a prompt set that are read here; the stage reads all of them before it asks a model
 
 # Names that transformers reports to, with the packages of which one must be installed for each.
 TRACKERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -53,9 +54,7 @@ def check(config: Config) -> None:
     with _key("vector.trait", vector.trait):
         load_trait(vector.trait)
     with _key("vector.contexts", vector.contexts):
-        read_jsonl(
-            data_file(vector.contexts, "contexts.jsonl"), Prompt, made_by="set it to a prompts JSONL, or to embedded"
-        )
+        _prompts(vector.contexts, "contexts.jsonl")
     with _key("eval.heldout", judged.heldout):
         load_heldout(judged.heldout)
     with _key("eval.instrument", judged.instrument):
@@ -94,6 +93,13 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
             expected="bfloat16 or float32, in which small gradients do not vanish",
             next=f"{setting('model.dtype=bfloat16')} (on a GPU that knows float16 alone: float32)",
         )
+    if train.load_in_4bit and _without_gpus():
+        raise SteerHealError(
+            "4-bit weights need a GPU, and this torch has none",
+            given=f"train.load_in_4bit = true, torch {version('torch')}",
+            expected="false on a CPU, or the packages for a GPU: make clean setup LOCK=gpu",
+            next=setting("train.load_in_4bit=false"),
+        )
     if context is not None and train.max_length > context:
         raise SteerHealError(
             "train.max_length is beyond the model's context",
@@ -109,6 +115,14 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
             expected="train.heldout above 0, and several prompts",
             next=setting("train.early_stop=0"),
         )
+
+
+def _without_gpus() -> bool:
+    """Whether the installed torch is a build for CPUs alone: known without importing it."""
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
 
 
 @contextmanager
@@ -154,6 +168,6 @@ def _instrument(name: str) -> None:
 
 def _prompts(name: str, embedded: str) -> None:
     """Read the first rows of a prompt set."""
-    with open_prompts(str(data_file(name, embedded)) if name == "embedded" else name) as prompts:
+    with open_prompts(named(name, embedded)) as prompts:
         for _ in islice(prompts, ROWS):
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as calendar
 import json
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.commands import setting
 from shared.errors import SteerHealError
-from shared.strict import plain, repeated
+from shared.strict import check_values, repeated
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
@@ -35,7 +36,7 @@ def no_truth_as_text(value: Any, key: str) -> None:
         no_truth_as_text(inner, f"{key}.{name}")
 
 
-def told_apart(values: list[Any]) -> list[Any]:
+def refuse_duplicates(values: list[Any]) -> list[Any]:
     """A list of a configuration. Raises ValueError where two of its values are written alike: numbers in their first six digits,
     which is what rows, conditions and folders are named by."""
     names = [f"{value + 0.0:g}" if isinstance(value, float) else str(value) for value in values]  # -0.0 is 0
@@ -53,7 +54,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else plain(value)
+        return value if isinstance(value, dict) else check_values(value)
 
 
 class ModelConfig(Section):
@@ -77,6 +78,27 @@ class ModelConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="passed to the chat template, e.g. enable_thinking = false"
     )
+    date: str | None = Field(
+        None,
+        description="the day that a chat template with a clock writes, YYYY-MM-DD; by default that on which the run was begun",
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _a_day(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            calendar.date.fromisoformat(given)
+        return given.isoformat() if isinstance(given, calendar.date) else given
+
+    @property
+    def day(self) -> calendar.date | None:
+        """`date` as such."""
+        return None if self.date is None else calendar.date.fromisoformat(self.date)
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        """What of this section a rendered conversation depends on beside the model."""
+        return {"chat_template_kwargs": self.chat_template_kwargs, **({"date": self.date} if self.date else {})}
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -86,7 +108,7 @@ class ModelConfig(Section):
         for name, value in given.items():
             no_truth_as_text(value, name)
         try:
-            json.dumps(plain(given), allow_nan=False)  # as manifests and digests will hold it
+            json.dumps(check_values(given), allow_nan=False)  # as manifests and digests will hold it
         except (TypeError, ValueError) as error:
             raise ValueError(f"not as JSON can hold it: {error}") from None
         return given
@@ -97,7 +119,10 @@ class VectorConfig(Section):
         "embedded",
         description="JSON file in the form of shared/data/trait.json: a name and the trait, opposite and neutral system prompts",
     )
-    contexts: str = Field("embedded", description="prompts JSONL the activations are averaged over")
+    contexts: str = Field(
+        "embedded",
+        description="prompts the activations are averaged over: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
+    )
     n_contexts: int = Field(256, ge=2, description="contexts used, stratified over genres")
     layers: list[int] | str = Field(
         "0.45-0.55", description="0-based blocks, or a band of the depth such as '0.45-0.55'"
@@ -113,7 +138,7 @@ class VectorConfig(Section):
     @field_validator("layers")
     @classmethod
     def _told_apart(cls, layers: list[int] | str) -> list[int] | str:
-        return layers if isinstance(layers, str) else told_apart(layers)
+        return layers if isinstance(layers, str) else refuse_duplicates(layers)
 
 
 class SweepConfig(Section):
@@ -134,6 +159,11 @@ class SweepConfig(Section):
     window: int = Field(
         1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="engines that make windows at once: one a GPU, and on a CPU processes that share its cores; rows do not depend on it",
+    )
     dose: Dose = Field(
         "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
     )
@@ -149,7 +179,7 @@ class SweepConfig(Section):
         if 0.0 in values:
             raise ValueError(f"{rule}: unsteered completions are sampled besides, in round 1")
         try:
-            return told_apart(values)
+            return refuse_duplicates(values)
         except ValueError as error:
             raise ValueError(f"{rule}: {error}") from None
 
@@ -220,7 +250,7 @@ class TrainConfig(Section):
     @field_validator("report_to")
     @classmethod
     def _told_apart(cls, names: list[str]) -> list[str]:
-        return told_apart(names)
+        return refuse_duplicates(names)
 
 
 class EvalConfig(Section):
@@ -246,7 +276,10 @@ class EvalConfig(Section):
         24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
     )
     contexts: int = Field(64, ge=0, description="contexts over which a student's activations are compared; 0 for none")
-    heldout: str = Field("embedded", description="prompts JSONL of the free generations, each with an id of its own")
+    heldout: str = Field(
+        "embedded",
+        description="prompts of the free generations, each with an id of its own: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
+    )
     generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
@@ -254,7 +287,14 @@ class EvalConfig(Section):
     @field_validator("coefficients", "gates")
     @classmethod
     def _told_apart(cls, values: list[float]) -> list[float]:
-        return told_apart(values)
+        return refuse_duplicates(values)
+
+
+class ClusterConfig(Section):
+    address: str | None = Field(
+        None,
+        description="Ray cluster whose machines run the workers of a sweep: HOST:PORT, or auto for the one that runs on this machine",
+    )
 
 
 class Config(Section):
@@ -265,6 +305,7 @@ class Config(Section):
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:

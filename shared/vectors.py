@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.commands import command_of, round_command
 from shared.errors import SteerHealError, in_one_line
+from shared.nearby import nearest_path
 from shared.publish import atomic_file
 from shared.records import Identity
 from shared.strict import parse
@@ -119,14 +121,14 @@ class Vector:
             text = json.dumps(provenance, sort_keys=True, allow_nan=False)
             save_file(tensors, temporary, metadata={"steer_heal": text})
 
-    def check(self, source: object, *, hidden: int, depth: int) -> None:
-        """Refuse a vector of another width or with layers the model does not have."""
+    def check(self, source: object, *, hidden: int, depth: int, model: str = "embedded") -> None:
+        """Refuse a vector of another width or with layers the model does not have. model: its name, for the hint."""
         if self.hidden != hidden or max(self.layers) >= depth:
             raise SteerHealError(
                 "a steering vector does not fit the model",
                 given=f"{source}: width {self.hidden}, layers {sorted(self.layers)}",
                 expected=f"width {hidden}, layers within 0 to {depth - 1}",
-                next="extract it from this model: python -m gen.extract --model MODEL --out vector.safetensors",
+                next=f"extract it from this model: {_extracted(model, Path('vector.safetensors'))}",
             )
 
 
@@ -137,8 +139,30 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(a @ b) / norms if 0 < norms < np.inf else None
 
 
-def load_vector(path: Path) -> Vector:
-    """Read a vector file. Raises SteerHealError when it is missing, malformed, empty, not finite, of mixed width or of norm 0 in a layer."""
+def _extracted(model: str, out: Path) -> str:
+    return command_of("gen.extract", "--model", model, "--out", out)
+
+
+def _missing(path: Path, model: str) -> SteerHealError:
+    """The error about a vector file that is not there."""
+    meant, round_ = nearest_path(path, "*.safetensors"), path.parent
+    if round_.parent.name == "rounds" and round_.name.isdecimal():
+        next_ = round_command(round_.parent.parent, int(round_.name))
+    else:
+        next_ = f"the same command with {meant}" if meant else _extracted(model, path)
+    return SteerHealError(
+        "a steering vector is missing",
+        given=path,
+        expected=f"did you mean {meant}?" if meant else "a safetensors or GGUF file",
+        next=next_,
+    )
+
+
+def load_vector(path: Path, model: str = "embedded") -> Vector:
+    """Read a vector file. Raises SteerHealError when it is missing, malformed, empty, not finite, of mixed width or of norm 0 in a layer.
+
+    model: the name of the one that it is for, for the hint.
+    """
     from safetensors import SafetensorError
 
     def refuse(given: str) -> SteerHealError:
@@ -150,12 +174,7 @@ def load_vector(path: Path) -> Vector:
         )
 
     if not path.is_file():
-        raise SteerHealError(
-            "a steering vector is missing",
-            given=path,
-            expected="a safetensors or GGUF file",
-            next="python -m gen.extract --model MODEL --out vector.safetensors; in a run: make round N=K RUN=DIR",
-        )
+        raise _missing(path, model)
     try:
         layers, provenance = _of_gguf(path) if holds_gguf(path) else _of_safetensors(path)
         Provenance.model_validate(provenance)

@@ -4,59 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.chat import end_of_turn, neutral_for, render
+from shared.chat import Chat, neutral_for
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.prompts import rows_of_set
-from shared.records import Completion, Pair, iterate_jsonl, numbered_jsonl
+from shared.logprobs import Logprobs
 from shared.schema import Config
-from shared.sets import names_set, open_set
-from shared.strict import BOM, parse
+from shared.sources import Source
 from shared.traits import load_trait
+from train.rows import MADE_BY, completions, is_sampled, open_data, pairs
 
 if TYPE_CHECKING:
     import torch
 
-MADE_BY = "python -m gen.filter --help (or rows of prompt and completion)"
-FIELD = '"completion_ids"'  # of the sampler's rows alone
 IGNORED = -100  # label of a position without loss
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of the completion trained on; key names the row in its file."""
+    """Token ids of a prompt and of the completion trained on; key names the row in its file, logprobs are its sampler's."""
 
     prompt: list[int]
     completion: list[int]
     key: str
+    logprobs: Logprobs | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
 
-def load_examples(name: str | Path, tokenizer: Any, config: Config) -> list[Example]:
-    """Examples in file order; those longer than train.max_length are left out and counted.
+@dataclass(frozen=True)
+class Loaded:
+    """Examples in file order, and how many rows were left out or cut, by the reason."""
+
+    examples: list[Example]
+    left_out: dict[str, int]
+
+
+def load_examples(name: str | Path, chat: Any, config: Config) -> list[Example]:
+    """The examples of `load`."""
+    return load(name, chat, config).examples
+
+
+def load(name: str | Path, chat: Any, config: Config) -> Loaded:
+    """Examples in file order; those without a word of the assistant's and those longer than train.max_length are left out and counted.
 
     Token ids are carried from the sampler, since joining text may merge across the boundary. The end of the turn is trained on
-    only where the sampler really stopped.
+    once, and only where the sampler really stopped; of rows from elsewhere nobody knows, and it is trained on, as TRL does.
 
     Args:
-        name: a JSONL file, or a data set as `shared.prompts.open_prompts` names it.
+        name: a JSONL, CSV or Parquet file, or a data set, as `train.rows.open_data` names it.
+        chat: of the model, or its tokenizer alone.
     """
-    if names_set(str(name)):
-        with open_set(str(name), what="a data set to train on could not be loaded", next=MADE_BY) as table:
-            rows = _written(rows_of_set(str(name), table, Pair), tokenizer, config)
-    elif _is_sampled(path := Path(name)):
-        rows = _sampled(path)
-    else:
-        pairs = ((f"line {line}", row) for line, row in numbered_jsonl(path, Pair, made_by=MADE_BY))
-        rows = _written(pairs, tokenizer, config)
+    chat = Chat.of(chat, config.model.chat_template_kwargs)
+    left_out = {"empty": 0, "too_long": 0, "cut_at_the_end_of_the_turn": 0}
+    with open_data(name) as source:
+        rows = _sampled(source, chat, left_out) if is_sampled(source) else _written(source, chat, config, left_out)
+    if left_out["empty"]:
+        console.print(
+            f"[yellow]{left_out['empty']} of {left_out['empty'] + len(rows)} rows have an empty completion and are left out[/]"
+        )
+    if left_out["cut_at_the_end_of_the_turn"]:
+        console.print(
+            f"[yellow]{left_out['cut_at_the_end_of_the_turn']} of {len(rows)} rows run on behind the end of their turn and are cut there[/]"
+        )
     fitting = [row for row in rows if len(row) <= config.train.max_length]
+    left_out["too_long"] = len(rows) - len(fitting)
     if len(fitting) < len(rows):
         console.print(
             f"[yellow]{len(rows) - len(fitting)} of {len(rows)} rows are longer than train.max_length = {config.train.max_length} and are left out[/]"
@@ -69,7 +86,7 @@ def load_examples(name: str | Path, tokenizer: Any, config: Config) -> list[Exam
             expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
             next="raise train.max_length" if rows else MADE_BY,
         )
-    return fitting
+    return Loaded(fitting, left_out)
 
 
 def known(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
@@ -106,48 +123,32 @@ def identity(examples: Sequence[Example]) -> str:
     return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
-def _is_sampled(path: Path) -> bool:
-    """Whether the first row of a file is the sampler's, by its field; of one that is broken, by the field's name in it."""
-    try:
-        with open(path, "rb") as handle:
-            first = next((line for line in handle if line.removeprefix(BOM).strip()), b"")
-    except (OSError, ValueError):
-        return False  # the reader says what is wrong
-    try:
-        row = parse(first)
-    except ValueError:
-        return FIELD.encode() in first
-    return isinstance(row, dict) and FIELD.strip('"') in row
-
-
-def _sampled(path: Path) -> list[Example]:
-    """The sampler's ids hold the end of the turn where it stopped, and only there. Raises SteerHealError for a key that repeats."""
-    examples: list[Example] = []
-    keys: set[str] = set()
-    empty = 0
-    for row in iterate_jsonl(path, Completion, made_by=MADE_BY):
-        if row.key in keys:
-            raise SteerHealError(
-                "a row is there twice", given=f"{path}: key {row.key!r}", expected="one row a key", next=f"make the file again: {MADE_BY}"
-            )  # fmt: skip
-        keys.add(row.key)
-        if row.completion_ids:
-            examples.append(Example(row.prompt_ids, row.completion_ids, row.key))
-        else:
-            empty += 1
-    if empty:
-        console.print(f"[yellow]{empty} of {len(keys)} rows have an empty completion and are left out[/]")
+def _sampled(source: Source, chat: Chat, left_out: dict[str, int]) -> list[Example]:
+    """The sampler's ids hold the end of the turn where it stopped, and only there."""
+    examples = []
+    for row in completions(source):
+        ids = chat.until_end(row.completion_ids)
+        left_out["cut_at_the_end_of_the_turn"] += len(ids) < len(row.completion_ids)
+        if not ids or ids[0] in chat.stop_ids:
+            left_out["empty"] += 1
+            continue
+        if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
+            ids.append(chat.end_id)
+        # log-probabilities are of the sampler's ids
+        examples.append(Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None))
     return examples
 
 
-def _written(rows: Iterable[tuple[str, Pair]], tokenizer: Any, config: Config) -> list[Example]:
+def _written(source: Source, chat: Chat, config: Config, left_out: dict[str, int]) -> list[Example]:
+    """Where a completion of others ends is its end of turn, which is trained on as TRL does."""
     neutral = load_trait(config.vector.trait).neutral
-    end = end_of_turn(tokenizer, **config.model.chat_template_kwargs)
     examples, several = [], 0
-    for place, row in rows:
-        prompt = render(tokenizer, row.turns, neutral_for(row.turns, neutral), **config.model.chat_template_kwargs)
-        completion = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-        examples.append(Example(prompt, [*completion, end], place))
+    for place, row in pairs(source):
+        prompt, completion = chat.completed(row.turns, neutral_for(row.turns, neutral), row.completion)
+        if not completion:
+            left_out["empty"] += 1
+            continue
+        examples.append(Example(prompt, completion, place))
         several += row.answers > 1
     if several:
         console.print(
