@@ -10,12 +10,14 @@ REBUILD ?=
 MODEL ?= embedded
 PORT ?= 8000
 VECTORS ?=
+WORKERS ?=
 # cpu or gpu: which lock to install; the one that .venv was set up with, where there is one.
 LOCK ?= $(or $(patsubst .venv/.ready-%,%,$(firstword $(wildcard .venv/.ready-cpu .venv/.ready-gpu))),$(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu))
 
 PY := .venv/bin/python
 STAMP := .venv/.ready-$(LOCK)
 PEERS := .venv/.ready-bench
+RAY := .venv/.ready-cluster
 # `mend` where there is a .venv that does not run, as after an upgrade of the system's Python: its stamp says nothing then.
 MEND := $(if $(wildcard .venv),$(shell $(PY) -c 'import pip' 2>/dev/null || echo mend))
 
@@ -28,14 +30,16 @@ model_name = $(if $(call given,MODEL),$(notdir $(patsubst %/,%,$(filter-out embe
 FLAGS = --run $(call quote,$(RUN)) $(if $(REBUILD),--rebuild)
 FROZEN = $(shell [ -f $(call quote,$(RUN)/config.toml) ] && echo yes)
 # What begins a run, or must equal what it was begun with: a run that is there goes on with its frozen configuration.
-CHOSEN = $(if $(call given,CONFIG),--config $(call quote,$(CONFIG))) $(if $(SET),--set $(call quote,$(SET))) $(if $(call given,MODEL),--model $(call quote,$(MODEL)))
+CHOSEN = $(if $(call given,CONFIG),--config $(call quote,$(CONFIG))) $(if $(SETTINGS),--set $(call quote,$(SETTINGS))) $(if $(call given,MODEL),--model $(call quote,$(MODEL)))
+# WORKERS=N is the setting by its short name.
+SETTINGS = $(strip $(SET) $(if $(WORKERS),sweep.workers=$(WORKERS)))
 # A run that is not there begins with the default CONFIG; where RUN alone is given, unless it is a likely typo of one that is there.
 BEGUN = $(if $(FROZEN)$(call given,CONFIG),,$(if $(call given,RUN),--default-config,--config) $(call quote,$(CONFIG)))
 
 # Misspelt variables and targets, and variables that no target at hand uses, which make itself takes without a word.
-KNOWN := CONFIG RUN N SET EVAL REBUILD MODEL PORT VECTORS OUT PYTHON LOCK
-TARGETS := round report status study serve verify bench bench-setup test test-long check doctor setup clean help
-USES_round := CONFIG RUN N SET EVAL REBUILD MODEL
+KNOWN := CONFIG RUN N SET EVAL REBUILD MODEL PORT VECTORS WORKERS OUT PYTHON LOCK
+TARGETS := round report status study serve verify bench bench-setup cluster test test-long check doctor setup clean help
+USES_round := CONFIG RUN N SET EVAL REBUILD MODEL WORKERS
 USES_report := CONFIG RUN SET EVAL REBUILD MODEL
 USES_status := RUN
 USES_study := CONFIG RUN OUT
@@ -81,7 +85,7 @@ round report study serve verify status doctor: export STEER_HEAL_FORM := make
 
 help: ## the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo 'variables     CONFIG=$(CONFIG) RUN=$(RUN) N=$(N) MODEL=$(MODEL) SET="train.lam=0.1" EVAL=round|full REBUILD=1'
+	@echo 'variables     CONFIG=$(CONFIG) RUN=$(RUN) N=$(N) MODEL=$(MODEL) SET="train.lam=0.1" WORKERS=$(WORKERS) EVAL=round|full REBUILD=1'
 
 setup: $(STAMP) ## the environment, .venv
 
@@ -120,7 +124,13 @@ $(PEERS): requirements/bench.txt $(STAMP)
 	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -r requirements/bench.txt
 	@touch $@
 
-test: $(STAMP) ## every test that needs no GPU, two files at a time
+cluster: $(RAY) ## Ray, for a sweep on the machines of a cluster (docs/scale.md)
+
+$(RAY): requirements/cluster.txt $(STAMP)
+	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -r requirements/cluster.txt
+	@touch $@
+
+test: $(STAMP) $(RAY) ## every test that needs no GPU, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve VECTORS="trait=vector.safetensors" (MODEL, PORT)
@@ -129,7 +139,7 @@ serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve 
 verify: $(STAMP) ## does steering work on this machine and this model? a report to paste (MODEL)
 	@$(PY) -m gen.verify --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) $(if $(call given,MODEL),--model $(call quote,$(MODEL)))
 
-test-long: $(STAMP) ## the tests that take too long for make test
+test-long: $(STAMP) $(RAY) ## the tests that take too long for make test
 	@$(PY) -m pytest -m long
 
 check: $(STAMP) ## lint and types

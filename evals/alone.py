@@ -11,7 +11,7 @@ import numpy as np
 from evals.answers import answers
 from evals.cache import of_answers
 from evals.checks import checked, fits, reaches, steering
-from evals.conditions import Weights, answered, free_of, randoms, told_apart
+from evals.conditions import Weights, answered, free_of, randoms, refuse_duplicate_conditions
 from evals.forced_choice import Condition, Read
 from evals.instrument import Renderer, load_instrument
 from evals.positions import left_by_reversal, order_effect, reliability
@@ -30,7 +30,8 @@ from shared.models import cache_folder
 from shared.models import resolve as resolve_model
 from shared.outputs import guard, settings_of
 from shared.publish import hold
-from shared.records import write_jsonl, write_parquet
+from shared.records import write_jsonl
+from shared.tables import write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes
@@ -120,7 +121,7 @@ def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> lis
         ]  # fmt: skip
     if not found:
         found = [Condition("healed", "healed") if arguments.adapter else Condition("base", "base")]
-    told_apart(found)
+    refuse_duplicate_conditions(found)
     return found
 
 

@@ -26,11 +26,12 @@ from gen.prompts import Renderer as PromptRenderer
 from shared.code import code_digest
 from shared.console import say
 from shared.errors import SteerHealError
+from shared.lines import problem_of
 from shared.machine import device
 from shared.models import cache_folder
 from shared.provenance import versions
 from shared.publish import write_text
-from shared.records import Prompt, Vignette, problem_of
+from shared.records import Prompt, Vignette
 from shared.schema import Config
 from shared.seeds import seed_of
 from shared.strict import parse

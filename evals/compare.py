@@ -10,15 +10,17 @@ import numpy as np
 
 from evals.answers import answers
 from evals.commandline import compare_options
+from evals.costs import cost, surgical, surgical_care
 from evals.moved import LEVEL, detectable, shifts
 from evals.rows import ScoreRow
-from evals.statistics import Answers, cost, deltas, levels, pair, same_setting, show, surgical, surgical_care
+from evals.statistics import Answers, deltas, levels, pair, same_setting, show
 from evals.verdict import broken
 from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
-from shared.records import read_jsonl, read_parquet
+from shared.records import read_jsonl
+from shared.tables import read_parquet
 
 MADE_BY = "python -m evals.score --help"
 
@@ -63,6 +65,7 @@ def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, A
     undefined = [name for name in ("auth_nats", "p_ans_any") if level[name] is None]
     problem = broken(undefined, unscorable, len(other.truth), found["coherence"])
     coh_cost, slope = cost(found["d_coh"], found["d_auth"], problem is not None)
+    is_surgical = surgical(base, other, count, seed)
     rows = [pair(key, f"{key}_ci", value) for key, value in found.items() if key != "d_care_90"]
     return {
         **{name: value for row in rows for name, value in row.items()},
@@ -70,8 +73,8 @@ def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, A
         "broken": problem,
         "coh_cost": coh_cost,
         "coh_slope": slope,
-        "surgical": surgical(base, other, count, seed),
-        "surgical_care": surgical_care(found["d_auth"], found["d_care_90"]),
+        "surgical": is_surgical,
+        "surgical_care": surgical_care(is_surgical, found["d_auth"], found["d_care_90"]),
         "moved": None if moved is None else {line.foundation: [line.change.value, line.p_holm] for line in moved},
         "detectable": detectable(base, other, count, seed),
         "shown": {key: show(value) if value else None for key, value in found.items()},

@@ -113,7 +113,9 @@ def forced_choice(
     asking = _Asking(renderer, read, tokenizer, free, cells)
     chains = engine.chain([asking.first(cell) for cell in cells], asking.then, on_done=lambda *_: advance())
     rows: dict[str, list[dict[str, Any]]] = {condition.name: [] for condition in conditions}
-    assert len(rows) == len(conditions)  # names are told apart before anything runs: evals.conditions.told_apart
+    assert len(rows) == len(
+        conditions
+    )  # names are told apart before anything runs: evals.conditions.refuse_duplicate_conditions
     block = len(listings) * read.samples
     for begin in range(0, len(cells), block):
         answers = [chain[read.thoughts] for chain in chains[begin : begin + block]]

@@ -12,9 +12,10 @@ from evals.lineage import difference, provenance, stages
 from evals.quality import coherence, foundations, measure, student
 from evals.reading import reading
 from evals.results import results_of
-from evals.scored import Round, scored_rounds
+from evals.scored import STEP, Round, scored_rounds
 from evals.tables import (
     Table,
+    agreement,
     comma_separated,
     healing,
     levels,
@@ -31,6 +32,7 @@ from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
 from shared.publish import atomic_folder, held, write_json
+from shared.report_record import NAME, write_report_record
 from shared.run import Run
 
 FILES = ("index.html", "results.json", "results.csv", "results.md", "trajectory.png", "training.png", "profile.png")
@@ -55,6 +57,7 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
         survivors(rounds),
         rejections(rounds),
         healing(rounds),
+        agreement(rounds),
         times(rounds, mode),
         stages((f"{r.number} {name}", manifest) for r in rounds for name, manifest in r.manifests.items()),
         difference(run),
@@ -78,7 +81,8 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     last, first = rounds[-1], rounds[0]
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
     chosen = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
-    with held(folder), atomic_folder(folder, of=FILES) as out:
+    manifests = [run.manifest(r.number, STEP[mode]) for r in rounds]
+    with held(folder), atomic_folder(folder, of=(*FILES, NAME)) as out:
         figures = {
             "trajectory": trajectory(rows, extra),
             "training": curves(rounds),
@@ -92,6 +96,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         (out / "index.html").write_text(
             page(title, tables, said, figures, rounds, rows, extra, frozen), encoding="utf-8"
         )
+        write_report_record(run, manifests, out)
     return folder / "index.html"
 
 

@@ -19,12 +19,13 @@ from evals.conditions import (
     described,
     free_of,
     randoms,
-    told_apart,
+    refuse_duplicate_conditions,
 )
 from evals.forced_choice import Read
 from evals.generations import Generations
 from evals.instrument import Renderer, load_instrument
 from evals.internalised import states, student_vector
+from evals.moralmaps import installed_revision
 from gen.extract import contexts_of
 from gen.filter import by_coefficient
 from gen.prompts import Renderer as PromptRenderer
@@ -38,10 +39,11 @@ from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.prompts import load_heldout
 from shared.publish import atomic_folder, write_json
-from shared.records import Completion, data_file, read_jsonl, write_jsonl, write_parquet
+from shared.records import Completion, data_file, read_jsonl, write_jsonl
 from shared.run import Run, Stage
 from shared.schema import EvalConfig
-from shared.sets import input_of
+from shared.sets import input_of, revisions_of
+from shared.tables import write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes
@@ -65,7 +67,7 @@ def inputs_of(run: Run, number: int, settings: EvalConfig) -> dict[str, Path]:
         "history": after,
         "unsteered": run.round(1) / "sweep.jsonl",
         "trait": data_file(vector.trait, "trait.json"),
-        "contexts": data_file(vector.contexts, "contexts.jsonl"),
+        **input_of("contexts", vector.contexts),
         **({"history before": before} if before else {}),
         **input_of("vignettes", settings.vignettes),
         **input_of("instrument", settings.instrument, ".json", installed=("moralmaps",)),
@@ -91,6 +93,10 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
             "seed": config.seed,
         },
         inputs=inputs_of(run, number, settings),
+        revisions={
+            **revisions_of(vignettes=settings.vignettes, heldout=settings.heldout, contexts=config.vector.contexts),
+            **({"instrument": installed_revision()} if settings.instrument == "moralmaps" else {}),
+        },
         outputs=[run.round(number) / folder],
         rebuild=rebuild,
     )
@@ -138,7 +144,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), start),
         *after_training(number, after_path, settings.gates, run.students, served),
     ]
-    told_apart(condition for group in groups for condition in group.conditions)
+    refuse_duplicate_conditions(condition for group in groups for condition in group.conditions)
     vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
     taken = 0

@@ -20,7 +20,8 @@ from evals.texts import Texts
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
-from shared.records import Completion, Manifest, Record, Training, problem_of, read_jsonl, read_record
+from shared.lines import problem_of
+from shared.records import Completion, Manifest, Record, Training, read_jsonl, read_record
 from shared.run import STAGES, Run
 
 STEP = {"round": "score", "full": "score-full"}

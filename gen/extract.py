@@ -22,11 +22,12 @@ from shared.folding import exact_network
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
+from shared.prompts import stratified_prompts
 from shared.publish import digest, hold
-from shared.records import Prompt, data_file, read_jsonl
+from shared.records import Prompt, data_file
 from shared.run import Run, Stage
 from shared.schema import ModelConfig, VectorConfig, band
-from shared.strata import stratified
+from shared.sets import input_of, revisions_of
 from shared.traits import Trait, load_trait
 from shared.vectors import Vector, cosine
 
@@ -107,8 +108,7 @@ def in_fp32(model: Model, history: Path | None) -> torch.nn.Module:
 
 def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
     """So many contexts, stratified over genres."""
-    path = data_file(config.contexts, "contexts.jsonl")
-    return stratified(read_jsonl(path, Prompt, made_by="set vector.contexts to a prompts JSONL"), count, "genre")
+    return stratified_prompts(config.contexts, "contexts.jsonl", count, "genre")
 
 
 def inputs(model: Model, config: VectorConfig) -> tuple[Trait, list[Prompt], list[int]]:
@@ -215,7 +215,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     config = run.config
     origin = resolve_model(config.model.name, config.model.revision)
     history = run.history(number - 1)
-    contexts, trait = data_file(config.vector.contexts, "contexts.jsonl"), data_file(config.vector.trait, "trait.json")
+    trait = data_file(config.vector.trait, "trait.json")
     out, seed = run.round(number) / "vector.safetensors", config.seed + number
     job = Stage(
         run,
@@ -228,7 +228,12 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "vector": config.vector.model_dump(),
             **({"seed": seed} if config.vector.direction == "random" else {}),
         },
-        inputs={"contexts": contexts, "trait": trait, **({"history": history} if history else {})},
+        inputs={
+            **input_of("contexts", config.vector.contexts),
+            "trait": trait,
+            **({"history": history} if history else {}),
+        },
+        revisions=revisions_of(contexts=config.vector.contexts),
         outputs=[out],
         rebuild=rebuild,
     )

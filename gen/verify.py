@@ -123,11 +123,10 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
     def seconds(patched: bool) -> float:
         engine.patch(patched)
         engine.reset_cache()
-        vector = "v" if patched else None
-        ask = [
-            Request(ids, 24, vector=vector, coefficient=index / len(prompts), min_tokens=24)
-            for index, ids in enumerate(prompts)
+        steering: list[dict[str, Any]] = [
+            {"vector": "v", "coefficient": index / len(prompts)} if patched else {} for index in range(len(prompts))
         ]
+        ask = [Request(ids, 24, min_tokens=24, **one) for ids, one in zip(prompts, steering, strict=True)]
         begin = time.perf_counter()
         engine.run(ask)
         return time.perf_counter() - begin

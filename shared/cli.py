@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from shared import code  # noqa: F401  takes the digest of the code at the start of every command
 from shared import run as run_module
 from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve
@@ -43,7 +44,7 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
     arguments = options.parse_args()
     if not hasattr(arguments, "run"):
         return arguments, None
-    files = options.plain.actions if options.plain else []
+    files = options.file_options.actions if options.file_options else []
     if mixed := [one.option_strings[0] for one in files if getattr(arguments, one.dest) != one.default]:
         raise SteerHealError(
             "options of plain files do not go with --run",
@@ -65,7 +66,7 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
         getattr(arguments, "config", None),
         getattr(arguments, "set", None),
         arguments.rebuild,
-        model=getattr(arguments, "model", None) if not options.plain else None,
+        model=getattr(arguments, "model", None) if not options.file_options else None,
         rounds=getattr(arguments, "rounds", getattr(arguments, "round", None)),
         dry=getattr(arguments, "dry_run", False),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.options import Options, benchmark, parser, positive
+from shared.options import Options, benchmark, overrides, parser, positive
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -17,7 +17,7 @@ def round_options() -> Options:
     options.add_argument("--rounds", "-N", type=positive, default=1, metavar="N", help="rounds")
     options.add_argument("--config", type=Path, metavar="FILE", help="configuration file that begins the run")
     options.add_argument("--default-config", type=Path, metavar="FILE", help="configuration file that begins the run where none is given, unless there is a run of nearly its name")  # fmt: skip
-    options.add_argument("--set", metavar='"a.b=1 ..."', help="overrides of the configuration")
+    options.add_argument("--set", type=overrides, metavar='"a.b=1 ..."', help="overrides of the configuration")
     options.add_argument("--model", help="model.name of the run that begins: 'embedded', a Hugging Face id or a local folder")  # fmt: skip
     options.add_argument("--eval", choices=["round", "full"], default="round", help="items and orders of the scoring, or all items, cyclically")  # fmt: skip
     options.add_argument("--rebuild", action="store_true", help="make stages again whose settings or inputs changed")

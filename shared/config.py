@@ -20,7 +20,7 @@ from shared.schema import Config, Section
 from shared.strict import NUMBER, Convertible, decode, parse_toml
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
-NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to"}
+NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to", "sweep.workers", "cluster.address"}
 
 # tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
 BESIDE = ("study", "begun")
@@ -29,8 +29,16 @@ BARE = re.compile(r"(=\s*)(?!(?:true|false|inf|nan)\b)([A-Za-z./_][\w./:+-]*)(?=
 QUOTED = r'\1"\2"'
 
 
-def _parse_set(text: str) -> dict[str, Any]:
-    """`a.b=1 c.d=kl_fwd` as a flat mapping; a value is TOML, or else a bare string or a list of them."""
+def refuse_repeated(text: str) -> None:
+    """Raise SteerHealError for overrides that a user gives and that give a key twice: one of the two is a mistake."""
+    _parse_set(text, once=True)
+
+
+def _parse_set(text: str, *, once: bool = False) -> dict[str, Any]:
+    """`a.b=1 c.d=kl_fwd` as a flat mapping; a value is TOML, or else a bare string or a list of them.
+
+    Of a key that is there twice the last counts, as where a program adds its own to a user's; once: it is refused.
+    """
     import shlex
 
     values: dict[str, Any] = {}
@@ -63,6 +71,13 @@ def _parse_set(text: str) -> dict[str, Any]:
         except (ValueError, RecursionError):  # the shell and shlex have eaten the quotes of strings
             value = _words(raw)
         for name, inner in _flatten({key: value}).items():  # a table changes its keys alone
+            if once and (twice := _twice(name, values.get(name), inner)) is not None:
+                raise SteerHealError(
+                    f"{_set()} gives a key twice",
+                    given=f"{twice}, the second time by {item}",
+                    expected="each key once",
+                    next="leave one of the two out",
+                )
             values[name] = _merged(values.get(name), inner)
     return values
 
@@ -124,6 +139,16 @@ def _words(raw: str) -> Any:
         words = [part.strip() for part in raw[1:-1].split(",")]
         return [float(word) for word in words] if all(map(NUMBER.fullmatch, words)) else words
     return float(raw) if "." in raw and NUMBER.fullmatch(raw) else raw
+
+
+def _twice(name: str, old: Any, new: Any) -> str | None:
+    """The key that two overrides both give; None where they are tables of other keys, or there is no old one."""
+    if old is None:
+        return None
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = (_twice(f"{name}.{key}", old.get(key), value) for key, value in new.items())
+        return next((one for one in found if one is not None), None)
+    return name
 
 
 def _merged(old: Any, new: Any) -> Any:

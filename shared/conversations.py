@@ -1,7 +1,9 @@
 """Prompts and completions as others write them, in the one form that is read here.
 
 Taken: TRL's prompt-only and prompt-completion rows, as text or as messages; OpenAI's fine-tuning rows, messages that end with the
-assistant's answer; contents as text or as a list of text parts. Other known shapes are refused with the command that converts them.
+assistant's answer; contents as text or as a list of text parts. Other known shapes are refused with the command that converts them, and
+a field that the model should see, or that changes what is trained on, is refused by name. Fields of any other name say something about a
+row (a source, a score) and are not read.
 """
 
 from __future__ import annotations
@@ -12,8 +14,14 @@ from shared.strict import Convertible
 
 ROLES = ("system", "user", "assistant")
 ALIASES = {"developer": "system"}  # OpenAI's newer name of the same turn
-BEYOND = ("tool_calls", "function_call", "tool_call_id", "audio", "refusal", "reasoning_content", "reasoning", "thinking", "tool_plan", "images", "image", "videos", "documents")  # fmt: skip
-BESIDE = ("tools", "functions", "chat_template_kwargs", "system", "system_prompt", "history", "documents", "images", "image", "videos", "audio")  # fmt: skip
+BEYOND = (  # fields of a turn that change what the model sees, and that no template here is given
+    "name", "tool_calls", "function_call", "tool_call_id", "tool_plan", "tools", "functions", "audio", "images", "image", "videos", "documents",
+    "refusal", "reasoning_content", "reasoning", "thinking", "thought", "context", "input", "instruction", "prefix", "channel", "recipient",
+)  # fmt: skip
+BESIDE = (  # fields of a row that do
+    "tools", "functions", "chat_template_kwargs", "system", "system_prompt", "history", "context", "input", "instruction", "documents", "images",
+    "image", "videos", "audio",
+)  # fmt: skip
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields beside a completion that would be a part of it
 TRAINED_ON = ("weight", "loss", "train", "training")  # fields of a turn by which projects leave it out of the loss
 FOREIGN = {  # a field that tells a shape, what it is, and the command that converts it
@@ -23,15 +31,27 @@ FOREIGN = {  # a field that tells a shape, what it is, and the command that conv
     ),
     "instruction": (
         "Alpaca's instruction",
-        """jq -c '{prompt: ([.instruction, .input // ""] | map(select(. != "")) | join("\\n\\n")), completion: .output}' FILE > NEW""",
+        """jq -c '{prompt: ([.instruction, .input // .context // ""] | map(select(. != "")) | join("\\n\\n")), completion: (.output // .response)}' FILE > NEW""",
     ),
     "preferred_output": (
         "a preference of OpenAI's",
         "jq -c '{prompt: .input.messages, completion: .preferred_output}' FILE > NEW",
     ),
     "chosen": ("a preference", "jq -c 'if .prompt then {prompt, completion: .chosen} else {messages: .chosen} end' FILE > NEW"),
-    "question": ("a question", "jq -c '{prompt: .question, completion: .answer}' FILE > NEW"),
+    "question": (
+        "a question",
+        """jq -c '{prompt: ([.context // "", .question] | map(select(. != "")) | join("\\n\\n")), completion: .answer}' FILE > NEW""",
+    ),
 }  # fmt: skip
+
+COLUMNS = (  # all that is looked at of a row; a data set's other columns are not even decoded
+    "id", "genre", "domain", "kind", "prompt", "messages", "completion", "label", "version", "text", *BESIDE, *THOUGHTS, *FOREIGN,
+)  # fmt: skip
+HINTS = {  # what to do with a field that is refused
+    **dict.fromkeys(("system", "system_prompt"), "; write it as the first message"),
+    **dict.fromkeys(("context", "input", "instruction"), "; write it into the prompt, or leave the field out"),
+}
+LAST = "messages have a role and content each, and the last is the user's"
 
 Turns = list[dict[str, str]]
 
@@ -43,16 +63,14 @@ def prompt_of(row: dict[str, Any], kind: str = "prompt") -> dict[str, Any]:
     (id, genre, domain, kind) become text. Raises ValueError for a row that is no prompt.
     """
     fields = _named(row)
+    _in_our_shape(row, kind)
     _nothing_beside(row)
     if fields.get("prompt") is not None:
         fields["messages"] = None
     elif isinstance(fields.get("messages"), list):
-        messages = turns(fields["messages"])
+        messages = turns(fields["messages"], "messages")
         answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
         fields["messages"] = messages[:-1] if answered else messages
-    elif fields.get("messages") is None:
-        _refuse_foreign(row)
-        raise ValueError(f"a {kind} row has either prompt or messages")
     return _asked(fields)
 
 
@@ -62,6 +80,7 @@ def pair_of(row: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError for a row that is not to be trained on as it stands.
     """
     fields = _named(row)
+    _in_our_shape(row, "pair", needed=("prompt", "messages", "completion"))
     _nothing_beside(row, THOUGHTS)
     if (label := row.get("label")) is not None and label != 1:
         if label != 0:
@@ -83,7 +102,7 @@ def pair_of(row: dict[str, Any]) -> dict[str, Any]:
         if before:
             asked = fields.get("messages")
             start = [{"role": "user", "content": fields["prompt"]}] if asked is None else asked
-            fields.update(prompt=None, messages=_asked_by_user([*start, *before]))
+            fields.update(prompt=None, messages=_asked_by_user([*start, *before], "completion"))
     return fields
 
 
@@ -94,19 +113,28 @@ def _answered(fields: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         _refuse_foreign(row)
         return fields  # which lacks its completion, and is told so
     *asked, last = _ending(messages, "messages")
-    fields.pop("prompt", None)
-    return {**fields, "messages": _asked_by_user(asked), "completion": last["content"]}
+    if (prompt := fields.pop("prompt", None)) is not None and not _said_in(prompt, asked):
+        raise ValueError("prompt is not what the messages ask: leave one of the two out")
+    return {**fields, "messages": _asked_by_user(asked, "messages"), "completion": last["content"]}
+
+
+def _said_in(prompt: Any, asked: Turns) -> bool:
+    """Whether a prompt beside messages is a part of them: a user's turn, or how they begin."""
+    if isinstance(prompt, list):
+        begin = turns(prompt, "prompt")
+        return asked[: len(begin)] == begin
+    return any(turn["role"] == "user" and turn["content"] == prompt for turn in asked)
 
 
 def _ending(value: Any, name: str) -> Turns:
     """Messages that end with an answer to train on."""
-    found = turns(value)
+    found = turns(value, name)
     if found[-1]["role"] != "assistant":
-        raise ValueError(f"a row without completion has {name} that end with the assistant's turn")
-    for name in TRAINED_ON:
-        if (weight := value[-1].get(name)) is not None and weight != 1:
+        raise ValueError(f"{name}: what is trained on is missing: they must end with the assistant's turn")
+    for field in TRAINED_ON:
+        if (weight := value[-1].get(field)) is not None and weight != 1:
             raise ValueError(
-                f"{name} is {weight!r}: the last turn is not to be trained on as the others; leave the row out"
+                f"{name}.{len(value) - 1}: {field} is {weight!r}: the last turn is not to be trained on as the others; leave the row out"
             )
     return found
 
@@ -115,46 +143,47 @@ def _asked(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields in which a prompt of messages is under `messages`."""
     asked = fields.get("prompt")
     if isinstance(asked, list):
-        return {**fields, "prompt": None, "messages": _asked_by_user(turns(asked))}
+        return {**fields, "prompt": None, "messages": _asked_by_user(turns(asked, "prompt"), "prompt")}
     if isinstance(fields.get("messages"), list):
-        return {**fields, "messages": _asked_by_user(turns(fields["messages"]))}
+        return {**fields, "messages": _asked_by_user(turns(fields["messages"], "messages"), "messages")}
     return fields
 
 
-def _asked_by_user(messages: Turns) -> Turns:
+def _asked_by_user(messages: Turns, field: str) -> Turns:
     if not messages or messages[-1]["role"] != "user":
-        raise ValueError("messages have a role and content each, and the last is the user's")
+        raise ValueError(f"{field}: {LAST}")
     return messages
 
 
-def turns(messages: list[Any]) -> Turns:
-    """Role and content of every message, contents joined where they are in parts. Raises ValueError for what no template can render."""
+def turns(messages: list[Any], field: str) -> Turns:
+    """Role and content of every message of a field, contents joined where they are in parts. Raises ValueError for what no template can
+    render."""
     if not messages:
-        raise ValueError("messages have a role and content each, and the last is the user's")
-    return [_turn(message, index) for index, message in enumerate(messages)]
+        raise ValueError(f"{field}: {LAST}")
+    return [_turn(message, f"{field}.{index}") for index, message in enumerate(messages)]
 
 
-def _turn(message: Any, index: int) -> dict[str, str]:
+def _turn(message: Any, place: str) -> dict[str, str]:
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise ValueError("messages have a role and content each, and the last is the user's")
+        raise ValueError(f"{place}: {LAST}")
     if beyond := [name for name in BEYOND if message.get(name)]:
-        raise ValueError(f"messages.{index}: {beyond[0]} would not be seen: only role and content are read")
+        raise ValueError(f"{place}: {beyond[0]} would not be seen: only role and content are read")
     role = message["role"]
     role = ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise ValueError(f"messages.{index}: role {message['role']!r} is none of {', '.join(ROLES)}")
-    return {"role": role, "content": _content(message["content"], index)}
+        raise ValueError(f"{place}: role {message['role']!r} is none of {', '.join(ROLES)}")
+    return {"role": role, "content": _content(message["content"], place)}
 
 
-def _content(content: Any, index: int) -> str:
+def _content(content: Any, place: str) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list) and content:
         if strange := [p for p in content if not isinstance(p, dict) or p.get("type") != "text" or not isinstance(p.get("text"), str)]:  # fmt: skip
             kind = strange[0].get("type") if isinstance(strange[0], dict) else type(strange[0]).__name__
-            raise ValueError(f"messages.{index}.content: a part is {kind!r}, and only text is read")
+            raise ValueError(f"{place}.content: a part is {kind!r}, and only text is read")
         return "".join(part["text"] for part in content)
-    raise ValueError(f"messages.{index}.content is {type(content).__name__}, not text or a list of text parts")
+    raise ValueError(f"{place}.content is {type(content).__name__}, not text or a list of text parts")
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
@@ -163,10 +192,20 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **whole}
 
 
+def _in_our_shape(row: dict[str, Any], kind: str, needed: tuple[str, ...] = ("prompt", "messages")) -> None:
+    """Raise ValueError for a row with no field that is read."""
+    if all(row.get(name) is None for name in needed):
+        _refuse_foreign(row)
+        if row.get("text") is not None:
+            raise ValueError("text does not say where a prompt ends: name it prompt, and what is trained on completion")
+        raise ValueError(f"a {kind} row has either prompt or messages")
+
+
 def _nothing_beside(row: dict[str, Any], also: tuple[str, ...] = ()) -> None:
     if beside := [name for name in (*BESIDE, *also) if row.get(name)]:
-        hint = "; write it as the first message" if beside[0].startswith("system") else ""
-        raise ValueError(f"{beside[0]} would not be seen: only prompt, messages and completion are read{hint}")
+        raise ValueError(
+            f"{beside[0]} would not be seen: only prompt, messages and completion are read{HINTS.get(beside[0], '')}"
+        )
 
 
 def _refuse_foreign(row: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from pydantic import ValidationError, model_validator
 
 from shared.errors import SteerHealError
-from shared.records import Record, conversion_of, problem_of
+from shared.lines import conversion_of, problem_of
+from shared.records import Record
 from shared.strict import parse
 
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")

@@ -21,6 +21,7 @@ from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
 from shared.nearby import ALIKE
 from shared.publish import digest, write_text
+from shared.quantised import refuse_quantised
 from shared.records import Identity
 from shared.runtime import gc_disabled
 from shared.strict import read_object
@@ -260,4 +261,5 @@ def _checked(model: Model, weights: bool = True) -> Model:
             expected="config.json and *.safetensors",
             next="set model.name to a Hugging Face id or a folder written by save_pretrained",
         )
+    refuse_quantised(model.folder, model.name)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -72,14 +73,14 @@ class Group:
 class Options(argparse.ArgumentParser):
     """A parser whose refusals are SteerHealErrors that name the nearest option or choice.
 
-    plain: the options that a stage takes instead of a run; None for a command that has none.
+    file_options: the options that a stage takes instead of a run; None for a command that has none.
     """
 
     def __init__(self, module: str, description: str, **settings: Any):
         self.module = module
         self.names: list[str] = []
         self.given: set[str] = set()  # options of this command line
-        self.plain: Group | None = None
+        self.file_options: Group | None = None
         self.reads: dict[str, Paths] = {}
         self.writes: dict[str, Paths] = {}
         super().__init__(
@@ -289,26 +290,42 @@ def share(text: str) -> float:
     return value
 
 
+def overrides(text: str) -> str:
+    """Overrides of the configuration. Raises SteerHealError for a key that is there twice."""
+    if text.count("=") > 1:
+        from shared.config import refuse_repeated
+
+        refuse_repeated(text)
+    return text
+
+
 def parser(module: str, description: str, *, stage: bool = True) -> Options:
     """Options of a stage inside a run, or of a command that only reads the configuration."""
     options = Options(module, description)
     run = Group(options, "in a run" if stage else "configuration")
     if stage:
         run.add_argument(
-            "--run", type=Path, reads=outputs.run, metavar="DIR", default=argparse.SUPPRESS, help="run directory"
+            "--run",
+            type=Path,
+            reads=outputs.list_run_inputs,
+            metavar="DIR",
+            default=argparse.SUPPRESS,
+            help="run directory",
         )
         run.add_argument("--round", type=whole, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
     run.add_argument(
         "--config",
         type=Path,
-        reads=outputs.path,
+        reads=outputs.parse_path,
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="configuration file; in a run it begins the run, or must equal its frozen one"
         if stage
         else "configuration file",
     )
-    run.add_argument("--set", default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration")
+    run.add_argument(
+        "--set", type=overrides, default=argparse.SUPPRESS, metavar='"a.b=1 ..."', help="overrides of the configuration"
+    )
     if stage:
         run.add_argument(
             "--rebuild", action="store_true", help="make the stage again where its settings or inputs changed"
@@ -316,10 +333,20 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     return options
 
 
-def plain(options: Options) -> Group:
+def add_file_options(options: Options) -> Group:
     """The group of options that a stage takes instead of a run."""
-    options.plain = Group(options, "on plain files")
-    return options.plain
+    options.file_options = Group(options, "on plain files")
+    return options.file_options
+
+
+def _ratios(value: str) -> Sequence[Path]:
+    """What a benchmark writes: one that is there is read before anything is measured, as ratios are put into it."""
+    found = outputs.output_file(".json")(value)
+    if os.path.exists(found[0]):
+        from shared.ratios import read
+
+        read(found[0])
+    return found
 
 
 def benchmark(module: str, description: str, quick: str) -> Options:
@@ -328,7 +355,7 @@ def benchmark(module: str, description: str, quick: str) -> Options:
     options.add_argument(
         "--out",
         type=Path,
-        writes=outputs.file(".json"),
+        writes=_ratios,
         default=Path("docs/bench.json"),
         help="file to put the ratios into",
     )

@@ -16,6 +16,7 @@ from shared.commandline import round_options
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before, to_go
+from shared.old_students import remove_old_students
 from shared.process import exit_error, run_process
 from shared.progress import note_to_go
 from shared.records import Manifest
@@ -136,6 +137,7 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     run.hold()
     pipeline = Pipeline(run, rebuild)
     left = pending(todo, rebuild)
+    remove_old_students(run, left[0].number if left else None)
     if left:
         run.check()  # a file may have gone since the run was begun
     estimates = before([left], run.folder, [run]) if left else None

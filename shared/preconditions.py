@@ -15,13 +15,13 @@ from shared.commands import nearest, setting
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
 from shared.models import resolve
-from shared.prompts import load_heldout, open_prompts
-from shared.records import Prompt, data_file, read_jsonl
+from shared.prompts import load_heldout, named, open_prompts
+from shared.records import data_file
 from shared.schema import Config, band
 from shared.traits import load_trait
 from shared.vignettes import load_vignettes
 
-ROWS = 10_000  # of a prompt set that are read here; the sweep reads all of them before it samples
+ROWS = 10_000  # of a prompt set that are read here; the stage reads all of them before it asks a model
 
 # Names that transformers reports to, with the packages of which one must be installed for each.
 TRACKERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -54,9 +54,7 @@ def check(config: Config) -> None:
     with _key("vector.trait", vector.trait):
         load_trait(vector.trait)
     with _key("vector.contexts", vector.contexts):
-        read_jsonl(
-            data_file(vector.contexts, "contexts.jsonl"), Prompt, made_by="set it to a prompts JSONL, or to embedded"
-        )
+        _prompts(vector.contexts, "contexts.jsonl")
     with _key("eval.heldout", judged.heldout):
         load_heldout(judged.heldout)
     with _key("eval.instrument", judged.instrument):
@@ -170,6 +168,6 @@ def _instrument(name: str) -> None:
 
 def _prompts(name: str, embedded: str) -> None:
     """Read the first rows of a prompt set."""
-    with open_prompts(str(data_file(name, embedded)) if name == "embedded" else name) as prompts:
+    with open_prompts(named(name, embedded)) as prompts:
         for _ in islice(prompts, ROWS):
             pass

@@ -103,7 +103,7 @@ def run_process(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ, **variables},
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=die_with_parent(os.getpid()),
         )
         readers: list[threading.Thread] = []
         peak = _Peak(process.pid)
@@ -159,7 +159,7 @@ def _end(process: subprocess.Popen[bytes], name: str) -> None:
             return
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
+def die_with_parent(parent: int) -> Callable[[], None] | None:
     """What a child does before it becomes the command: the kernel is to kill it when its parent dies, so that none is left behind
     to write into a folder that nobody holds."""
     if sys.platform != "linux":

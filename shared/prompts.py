@@ -1,4 +1,4 @@
-"""Prompts, and rows to train on, of a JSONL file or a data set, read lazily and as often as asked."""
+"""Prompts of a file or a data set, read lazily and as often as asked."""
 
 from __future__ import annotations
 
@@ -7,33 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from shared.conversations import BESIDE, FOREIGN, THOUGHTS
 from shared.errors import SteerHealError
-from shared.records import Asked, Prompt, data_file, numbered_jsonl, problem_of, read_jsonl
-from shared.sets import names_set, open_set
+from shared.records import Prompt, data_file
+from shared.sources import open_rows
+from shared.strata import quotas, take
 
-MADE_BY = "write a JSONL with a prompt or messages field per line, or name a data set: <id>:<configuration>:<split>"
-COLUMNS = (
-    "id",
-    "genre",
-    "domain",
-    "kind",
-    "prompt",
-    "messages",
-    "completion",
-    "label",
-    "version",
-    *BESIDE,
-    *THOUGHTS,
-    *FOREIGN,
-)
-
-Row = TypeVar("Row", bound=Asked)
+MADE_BY = "write a JSONL, CSV or Parquet file with a prompt or messages field per row, or name a data set: <id>:<configuration>:<split>"
 
 Located = tuple[str, Prompt]
 
@@ -50,50 +30,29 @@ class Prompts:
 
 @contextmanager
 def open_prompts(name: str) -> Iterator[Prompts]:
-    """The prompts of a JSONL path, or of '<id>:<configuration>:<split>' or '<id>:<split>', while the context lasts."""
-    if not names_set(name):
-        yield Prompts(lambda: _of_file(Path(name)))
-        return
-    with open_set(name, what="a prompt set could not be loaded", next=MADE_BY) as rows:
-        if not {"prompt", "messages"} & set(rows.column_names):
-            raise SteerHealError(
-                "a data set has no prompts",
-                given=f"{name}: columns {', '.join(rows.column_names)}",
-                expected="a column prompt or messages",
-                next="name another data set, or write its prompts to a JSONL",
-            )
-        if not len(rows):
-            raise SteerHealError(
-                "a data set has no prompts", given=f"{name}: no rows", expected="at least one row", next=MADE_BY
-            )
-        yield Prompts(lambda: rows_of_set(name, rows, Prompt))
+    """The prompts of a file or a data set, as `shared.sources.open_rows` names them, while the context lasts."""
+    with open_rows(name, what="a prompt set could not be loaded", made_by=MADE_BY) as source:
+        yield Prompts(lambda: ((source.place(number), prompt) for number, prompt in source.rows(Prompt)))
 
 
-def _of_file(path: Path) -> Iterator[Located]:
-    for line, prompt in numbered_jsonl(path, Prompt, made_by=MADE_BY):
-        yield f"{path}:{line}", prompt
+def named(value: str, embedded: str) -> str:
+    """The name by which a configuration value's prompts are opened; `embedded` is the file shipped with the package."""
+    return str(data_file(value, embedded)) if value == "embedded" else value
 
 
-def rows_of_set(name: str, rows: Any, kind: type[Row]) -> Iterator[tuple[str, Row]]:
-    """The rows of a data set as those of a file with the same columns would be, each with its place. Raises SteerHealError for a bad one."""
-    for index, row in enumerate(rows.select_columns([column for column in COLUMNS if column in rows.column_names])):
-        place = f"{name} row {index}"
-        try:
-            yield place, kind.model_validate({key: value for key, value in row.items() if value is not None})
-        except ValidationError as error:
-            raise SteerHealError(
-                f"a row of a data set is no {kind.__name__.lower()}",
-                given=f"{place}: {problem_of(error)}",
-                expected=kind.shape,
-                next="name another data set, or write its rows to a JSONL",
-            ) from None
+def stratified_prompts(value: str, embedded: str, count: int, stratum: str) -> list[Prompt]:
+    """The first `count` prompts that a configuration value names, in turn over the strata, in the order of their source."""
+    with open_prompts(named(value, embedded)) as prompts:
+        quota = quotas(Counter(getattr(prompt, stratum) for _, prompt in prompts), count)
+        return [prompt for _, prompt in take(prompts, quota, lambda item: getattr(item[1], stratum))]
 
 
 def load_heldout(name: str) -> list[Prompt]:
-    """The held-out prompts that eval.heldout names. Raises SteerHealError unless each has an id of its own, by which rows are known,
+    """The held-out prompts that eval.heldout names, a file or a data set. Raises SteerHealError unless each has an id of its own, by which rows are known,
     and asks something of its own, as one under two ids would count twice."""
-    path = data_file(name, "heldout.jsonl")
-    rows = read_jsonl(path, Prompt, made_by="set eval.heldout to a prompts JSONL")
+    path = named(name, "heldout.jsonl")
+    with open_prompts(path) as prompts:
+        rows = [row for _, row in prompts]
     ids = Counter(row.id for row in rows)
     if bad := [identifier for identifier, times in ids.items() if identifier is None or times > 1]:
         raise SteerHealError(

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from shared.errors import Exit, SteerHealError
 from shared.system import NO_ROOM
@@ -349,7 +350,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, or of a folder's relative names and contents, of linked folders as well."""
+    """sha256 of a file, or of a folder's relative names and contents, of linked folders as well. Raises OSError for what cannot be read."""
     if path.is_file():
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -362,13 +363,18 @@ def digest(path: Path) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     """The files below a folder, through links too; a folder that several names lead to is gone through once."""
     seen: set[str] = set()
-    for place, inside, names in os.walk(folder, followlinks=True):
+    for place, inside, names in os.walk(folder, followlinks=True, onerror=_raise):
         if (real := os.path.realpath(place)) in seen:
             inside.clear()
             continue
         seen.add(real)
         inside.sort()
         yield from (file for name in names if (file := Path(place, name)).is_file())
+
+
+def _raise(error: OSError) -> NoReturn:
+    """os.walk passes over a folder that it may not read: its digest would be that of a folder without it."""
+    raise error
 
 
 def seal_of(path: Path) -> Path:

@@ -1,24 +1,31 @@
-"""Rows of the files that stages exchange, and the one reader and writer of JSONL."""
+"""Rows of the files that stages exchange, read whole and written as JSONL; `shared.lines` reads them one at a time."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shlex
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from shared.conversations import pair_of, prompt_of
-from shared.errors import SteerHealError, in_one_line
+from shared.errors import SteerHealError
+from shared.lines import conversion_of, placed_jsonl, problem_of
+from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
-from shared.strict import BOM, WIDEST, Convertible, explained, parse
+from shared.strict import WIDEST, parse
 
 VERSION = 1
 DATA = Path(__file__).parent / "data"
@@ -99,7 +106,10 @@ class Prompt(Asked):
 
 
 class Completion(Record):
-    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model."""
+    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model.
+
+    logprobs: of a sample of a sweep's rows (gen/recording.py); the others are written without the field.
+    """
 
     known_by = ("key",)
     key: str
@@ -115,6 +125,14 @@ class Completion(Record):
     trait_llr: Nats | None
     distinct_3: Share | None
     reasons: list[str] = []
+    logprobs: Logprobs | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if self.logprobs is None:
+            del row["logprobs"]
+        return row
 
 
 class Pair(Asked):
@@ -163,6 +181,7 @@ class Training(Record):
     tokens: Count
     steps: Count
     start: Start
+    agreement: Agreement | None = None  # None in files from before it was compared
     findings: list[Finding]
 
 
@@ -239,79 +258,6 @@ def data_file(name: str, embedded: str) -> Path:
     return DATA / embedded if name == "embedded" else Path(name)
 
 
-def placed_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, int, Row]]:
-    """Every row behind its line number from 1 and the byte that it begins at, read and validated as it is asked for.
-
-    A byte-order mark before the first row is passed over. made_by is the command that makes the file, for the error. Raises SteerHealError
-    for a missing or empty file and a bad line.
-    """
-    try:
-        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-            raise OSError(errno.ESPIPE, "a pipe or a device, which cannot be read twice", str(path))
-        handle = open(path, "rb")  # noqa: SIM115 (closed below; only the opening may say that the file is missing)
-    except (FileNotFoundError, IsADirectoryError):
-        raise SteerHealError(
-            "a file is missing", given=path, expected=f"a JSONL file of rows{_needed(row)}", next=made_by
-        ) from None
-    except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
-        raise SteerHealError(
-            "a file could not be read",
-            given=f"{str(path)[:200]!r}: {in_one_line(error)}",
-            expected=f"a JSONL file of rows{_needed(row)}",
-            next=f"cat {shlex.quote(str(path))} > rows.jsonl, and name that"
-            if isinstance(error, OSError) and error.errno == errno.ESPIPE
-            else made_by,
-        ) from None
-    found, end = False, 0
-    with handle:
-        for index, line in enumerate(handle, start=1):
-            begin, end = end, end + len(line)
-            if not line.removeprefix(BOM).strip():
-                continue
-            try:
-                value = row.model_validate(parse(line))
-            except ValueError as error:
-                raise refused_row(path, index, line, error, row, made_by) from None
-            found = True
-            yield index, begin, value
-    if not found:
-        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"rows{_needed(row)}", next=made_by)
-
-
-def refused_row(
-    path: Path, index: int, line: bytes, error: ValueError, row: type[Record], made_by: str
-) -> SteerHealError:
-    """What is wrong with the line of a JSONL file that has this index from 1, and the command that mends it."""
-    error = explained(error, line)
-    problem, command = problem_of(error), conversion_of(error, path)
-    if command is None and not isinstance(error, ValidationError) and not line.endswith(b"\n"):
-        problem += " (the file ends here: truncated?)"
-    return SteerHealError(
-        f"line {index} of a JSONL file could not be read",
-        given=f"{path}:{index}: {problem}",
-        expected=f"a row of version {VERSION}{_needed(row)}",
-        next=f"{command or 'mend or remove the line'}, or make the file again: {made_by}",
-    )
-
-
-def conversion_of(error: Exception, path: Path) -> str | None:
-    """The command that converts a file to what is read, where an error knows one."""
-    inner = error.errors()[0].get("ctx", {}).get("error") if isinstance(error, ValidationError) else error
-    return inner.command(path) if isinstance(inner, Convertible) else None
-
-
-def _needed(row: type[Record]) -> str:
-    if row.shape:
-        return f": {row.shape}"
-    names = [name for name, field in row.model_fields.items() if field.is_required()]
-    return f": {', '.join(names)}" if names else ""
-
-
-def numbered_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[tuple[int, Row]]:
-    """The rows of `placed_jsonl` with their line numbers alone."""
-    return ((line, value) for line, _, value in placed_jsonl(path, row, made_by=made_by))
-
-
 def iterate_jsonl(path: Path, row: type[Row], *, made_by: str) -> Iterator[Row]:
     """The rows of `placed_jsonl` alone, so that no file is too long."""
     return (value for *_, value in placed_jsonl(path, row, made_by=made_by))
@@ -322,11 +268,11 @@ def read_jsonl(path: Path, row: type[Row], *, made_by: str, may_be_empty: bool =
     bytes, as the rejected of a filter that rejects nothing, has no rows and no error."""
     if may_be_empty and path.is_file() and not path.stat().st_size:
         return []
-    return _told_apart(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
+    return told_apart(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
 
 
-def _told_apart(path: Path, rows: list[Row], made_by: str) -> list[Row]:
-    """The rows. Raises SteerHealError for two of one key."""
+def told_apart(path: Path, rows: list[Row], made_by: str) -> list[Row]:
+    """The rows of a file. Raises SteerHealError for two of one key."""
     names = rows[0].known_by if rows else ()
     keys = [tuple(getattr(row, name) for name in names) for row in rows] if names else []
     if len(set(keys)) < len(keys):
@@ -358,22 +304,15 @@ def read_manifest(path: Path, next: str) -> Manifest:
     return read_record(path, Manifest, what="a manifest could not be read", next=next)
 
 
-def problem_of(error: Exception) -> str:
-    """What is wrong with a row, in one line."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg'].removeprefix('Value error, ')}"
-    return str(error)
-
-
 @contextmanager
 def writing_jsonl(path: Path) -> Iterator[Callable[[BaseModel | dict[str, Any]], object]]:
     """Yield what writes a row; the file appears whole on success. Numbers keep full precision and NaN is refused."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        yield lambda row: handle.write(_line(row))
+        yield lambda row: handle.write(jsonl_line(row))
 
 
-def _line(row: BaseModel | dict[str, Any]) -> str:
+def jsonl_line(row: BaseModel | dict[str, Any]) -> str:
+    """A row as one line of JSONL. Raises ValueError for NaN and infinities."""
     value = row.model_dump() if isinstance(row, BaseModel) else row
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -383,33 +322,3 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
     with writing_jsonl(path) as write:
         for row in rows:
             write(row)
-
-
-def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
-    """Rows of a Parquet table. Raises SteerHealError as read_jsonl does."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if os.path.isdir(path):  # which pyarrow takes for a table in parts
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        rows = [row.model_validate(value) for value in pyarrow.parquet.read_table(path).to_pylist()]
-        if not rows:
-            raise ValueError("no rows")
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise SteerHealError(
-            "a Parquet file could not be used",
-            given=f"{path}: {problem_of(error)}",
-            expected=f"rows{_needed(row)}",
-            next=made_by,
-        ) from None
-    return _told_apart(path, rows, made_by)
-
-
-def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows atomically as one Parquet table; a field that is null in every row keeps its column."""
-    import pyarrow
-    import pyarrow.parquet
-
-    with atomic_file(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)

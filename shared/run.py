@@ -6,9 +6,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.markup import escape
@@ -204,7 +205,7 @@ class Stage:
     """One stage of one round: skipped when intact, refused when stale, published with a manifest last.
 
     settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders; an input that another stage made must be
-    what that stage recorded. clean: removes what the making leaves behind, once the manifest stands.
+    what that stage recorded. revisions: of inputs that are no files, by label: a data set of the hub, an installed package. clean: removes what the making leaves behind, once the manifest stands.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class Stage:
         *,
         settings: dict[str, Any],
         inputs: dict[str, Path],
+        revisions: Mapping[str, str] = MappingProxyType({}),
         outputs: list[Path],
         rebuild: bool = False,
         clean: Callable[[], None] = lambda: None,
@@ -234,7 +236,7 @@ class Stage:
                     next=round_command(run.folder, number),
                 )
         guard(outputs, inputs.values())
-        self.inputs = {label: digest(path) for label, path in inputs.items()}
+        self.inputs = {**{label: digest(path) for label, path in inputs.items()}, **revisions}
         self._as_made(inputs)
         self.started = began or time.time()
 
@@ -261,7 +263,10 @@ class Stage:
                 )
 
     def done(self) -> bool:
-        """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has."""
+        """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has.
+
+        With rebuild a stage that has changed loses its manifest: it is to be made.
+        """
         if not self.path.is_file():
             console.print(f"[bold]round {self.number} · {self.name}[/]")
             return False
@@ -282,6 +287,10 @@ class Stage:
             return True
         if self.rebuild:
             console.print(f"[bold]round {self.number} · {self.name}[/]: rebuilding, {escape('; '.join(problems))}")
+            console.print(
+                "[dim]interrupted, the same command without REBUILD=1 (--rebuild) goes on; with it, it begins again[/]"
+            )
+            self.path.unlink()  # a stage with a manifest would be refused without REBUILD=1, half made as it is
             return False
         raise SteerHealError(
             f"round {self.number} {self.name} was made from something else",

@@ -35,7 +35,7 @@ def no_truth_as_text(value: Any, key: str) -> None:
         no_truth_as_text(inner, f"{key}.{name}")
 
 
-def told_apart(values: list[Any]) -> list[Any]:
+def refuse_duplicates(values: list[Any]) -> list[Any]:
     """A list of a configuration. Raises ValueError where two of its values are written alike: numbers in their first six digits,
     which is what rows, conditions and folders are named by."""
     names = [f"{value + 0.0:g}" if isinstance(value, float) else str(value) for value in values]  # -0.0 is 0
@@ -95,7 +95,10 @@ class VectorConfig(Section):
         "embedded",
         description="JSON file in the form of shared/data/trait.json: a name and the trait, opposite and neutral system prompts",
     )
-    contexts: str = Field("embedded", description="prompts JSONL the activations are averaged over")
+    contexts: str = Field(
+        "embedded",
+        description="prompts the activations are averaged over: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
+    )
     n_contexts: int = Field(256, ge=2, description="contexts used, stratified over genres")
     layers: list[int] | str = Field(
         "0.45-0.55", description="0-based blocks, or a band of the depth such as '0.45-0.55'"
@@ -111,7 +114,7 @@ class VectorConfig(Section):
     @field_validator("layers")
     @classmethod
     def _told_apart(cls, layers: list[int] | str) -> list[int] | str:
-        return layers if isinstance(layers, str) else told_apart(layers)
+        return layers if isinstance(layers, str) else refuse_duplicates(layers)
 
 
 class SweepConfig(Section):
@@ -132,6 +135,11 @@ class SweepConfig(Section):
     window: int = Field(
         1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="engines that make windows at once: one a GPU, and on a CPU processes that share its cores; rows do not depend on it",
+    )
     dose: Dose = Field(
         "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
     )
@@ -147,7 +155,7 @@ class SweepConfig(Section):
         if 0.0 in values:
             raise ValueError(f"{rule}: unsteered completions are sampled besides, in round 1")
         try:
-            return told_apart(values)
+            return refuse_duplicates(values)
         except ValueError as error:
             raise ValueError(f"{rule}: {error}") from None
 
@@ -218,7 +226,7 @@ class TrainConfig(Section):
     @field_validator("report_to")
     @classmethod
     def _told_apart(cls, names: list[str]) -> list[str]:
-        return told_apart(names)
+        return refuse_duplicates(names)
 
 
 class EvalConfig(Section):
@@ -244,7 +252,10 @@ class EvalConfig(Section):
         24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
     )
     contexts: int = Field(64, ge=0, description="contexts over which a student's activations are compared; 0 for none")
-    heldout: str = Field("embedded", description="prompts JSONL of the free generations, each with an id of its own")
+    heldout: str = Field(
+        "embedded",
+        description="prompts of the free generations, each with an id of its own: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
+    )
     generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
@@ -252,7 +263,14 @@ class EvalConfig(Section):
     @field_validator("coefficients", "gates")
     @classmethod
     def _told_apart(cls, values: list[float]) -> list[float]:
-        return told_apart(values)
+        return refuse_duplicates(values)
+
+
+class ClusterConfig(Section):
+    address: str | None = Field(
+        None,
+        description="Ray cluster whose machines run the workers of a sweep: HOST:PORT, or auto for the one that runs on this machine",
+    )
 
 
 class Config(Section):
@@ -263,6 +281,7 @@ class Config(Section):
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:

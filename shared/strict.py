@@ -56,18 +56,26 @@ class Convertible(ValueError):
 
 def decode(content: bytes) -> str:
     """Text of UTF-8, without the byte-order mark that some editors put before it. Raises ValueError that says what it is instead."""
+    refuse_other_kinds(content)
+    try:
+        return content.removeprefix(BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(error) from None
+
+
+def refuse_other_kinds(content: bytes) -> None:
+    """Raise ValueError for what begins as something else than text in UTF-8 does, or holds what no such text has."""
     for begin, name, convert in KINDS:
         if content.startswith(begin):
             raise Convertible(f"{name}, not text in UTF-8", convert)
     if b"\0" in content:
         kind = "UTF-16BE" if content.startswith(b"\0") else "UTF-16LE"
         raise Convertible("NUL bytes: UTF-16 or binary, not text in UTF-8", f"iconv -f {kind} -t UTF-8 FILE > NEW")
-    try:
-        return content.removeprefix(BOM).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Convertible(
-            f"not UTF-8 at byte {error.start}; Latin-1?", "iconv -f ISO-8859-1 -t UTF-8 FILE > NEW"
-        ) from None
+
+
+def not_utf8(error: UnicodeDecodeError) -> Convertible:
+    """The error of text that is not UTF-8, with the likely conversion."""
+    return Convertible(f"not UTF-8 at byte {error.start}; Latin-1?", "iconv -f ISO-8859-1 -t UTF-8 FILE > NEW")
 
 
 def number(text: str) -> float:

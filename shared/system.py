@@ -83,12 +83,19 @@ def refused_path(error: BaseException) -> SteerHealError | None:
     name = "" if error.filename is None else os.fsdecode(error.filename) if not isinstance(error.filename, int) else ""
     path = Path(name[:1000] or ".")
     return SteerHealError(
-        "a file could not be written" if code is Exit.UNWRITTEN else "the system refuses a path",
+        _what(error.errno, name, code),
         code=code,
         given=f"{_shown(name)}: {os.strerror(error.errno)}" if name else os.strerror(error.errno),
         expected=expected,
         next=advice.format(path=_quoted(path), parent=_quoted(path.parent)),
     )
+
+
+def _what(number: int, name: str, code: Exit) -> str:
+    """What went wrong: what is there and may not be read was to be read, as what is written has no name of its own before it is whole."""
+    if number in (errno.EACCES, errno.EPERM) and os.path.exists(name) and not os.access(name, os.R_OK):
+        return "a file could not be read"
+    return "a file could not be written" if code is Exit.UNWRITTEN else "the system refuses a path"
 
 
 def _shown(name: str) -> str:

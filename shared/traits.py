@@ -7,7 +7,8 @@ import re
 from pydantic import Field, field_validator
 
 from shared.errors import SteerHealError
-from shared.records import Record, conversion_of, data_file, problem_of
+from shared.lines import conversion_of, problem_of
+from shared.records import Record, data_file
 from shared.strict import parse
 
 

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, foundation_of
-from shared.records import DATA, Vignette, problem_of, read_jsonl
+from shared.lines import problem_of
+from shared.records import DATA, Vignette, read_jsonl
 from shared.sets import COLON, names_set, open_set
 from shared.strata import stratified
 from shared.strict import repeated

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -18,6 +19,7 @@ from shared.records import data_file
 from shared.run import Run
 from shared.schema import Config, band
 from shared.strict import parse
+from shared.tables import TABLES, count_rows
 
 CHARACTERS = 4.6  # of a token of English
 TEMPLATE = 13  # tokens of a chat template around a system prompt and a user message
@@ -78,6 +80,10 @@ def shape_for(name: str, revision: str | None) -> Shape:
 def _characters(path: Path, key: str) -> tuple[int, float]:
     """(rows, mean characters of a row's text) of a JSONL file; (64, 200) for what is no local file."""
     if not path.is_file():
+        return 64, 200.0
+    if path.suffix.lower() in TABLES:
+        with suppress(OSError, ValueError):  # the stage that needs the file says what is wrong with it
+            return count_rows(path), 200.0
         return 64, 200.0
     lengths, read = [], 0
     with open(path, "rb") as lines:
@@ -253,9 +259,12 @@ def memory_of(run: Run, stage: str) -> float:
         adapter = 4 * 4 * trained * shape.layers * train.rank * 14 * shape.hidden
         return 1.4 * GIB + 1.5 * size * shape.weights + activations + logits + adapter
     cache = 2 * GIB  # of keys and values: gen/engine/options.py
-    return (
-        1.3 * GIB + size * shape.weights + cache + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
-    )
+    engine = 1.3 * GIB + size * shape.weights + cache
+    if stage == "sweep":
+        if config.cluster.address is not None:
+            return 1.0 * GIB  # the engines are elsewhere
+        return engine * config.sweep.workers
+    return engine + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
 
 
 @dataclass(frozen=True)
@@ -271,7 +280,7 @@ class Disk:
 
 
 def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False) -> Disk:
-    """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints.
+    """Bytes that the steps to do will write: merged students above all, which stay until the next start, rows, adapters, checkpoints.
 
     Args:
         run: a run.
@@ -282,18 +291,18 @@ def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False
     shape = shape_for(config.model.name, config.model.revision)
     trained = len(band(config.train.layers, shape.layers)) / shape.layers
     adapter = 4 * trained * shape.layers * config.train.rank * 14 * shape.hidden
-    served = config.model.student == "adapter" or (adapters and config.model.student == "auto")
-    merged = 0.0 if served else SIZE[config.model.dtype] * shape.weights
-    files, merges = 0.0, 0.0
+    unmerged = config.model.student == "adapter" or (adapters and config.model.student == "auto")
+    files, merged = 0.0, set[tuple[int, float]]()  # students by round and gate, each merged once
     for number, stage in todo:
         plan = sizes(config, number)
+        if number > 1 and stage not in ("extract", "filter", "heal"):
+            merged.add((number - 1, 1.0))
         if stage == "sweep":
             files += plan.rows * (600 + 25 * (plan.completion + plan.neutral))
-            merges += merged if number > 1 else 0.0
         elif stage == "heal":
             references = (1 if number == 1 else 2) * kept_rows(run, number) * plan.completion * shape.hidden * 4
             files += (6 + 1 + number) * adapter + references
         elif stage.startswith("score"):
-            merges += students(config) * merged
+            merged.update((number, gate) for gate in (1.0, *config.eval.gates))
             files += 4000 * 2 * config.eval.items * conditions(config, number, False)
-    return Disk(files, merges)
+    return Disk(files, 0.0 if unmerged else len(merged) * SIZE[config.model.dtype] * shape.weights)

@@ -37,6 +37,13 @@ EFFECTS = {
 }
 
 
+# as round 2's training.json has it; round 1 stands for a file of an earlier version
+AGREEMENT = {
+    "rows": 21, "tokens": 830, "student": {"mean": 2.5e-6, "largest": 4e-5, "key": "k", "position": 3, "token": NASTY}, "original": None, "effect": 0.25,
+    "mean_bound": 1e-4, "largest_bound": 1e-2, "note": None,
+}  # fmt: skip
+
+
 def vignettes(per: int = 4) -> list[Vignette]:
     return [
         Vignette(
@@ -257,7 +264,7 @@ def _round(
         here / "training.json",
         {
             "version": 1, "divergence": run.config.train.divergence, "aggregate": "rmse", "reference": "base", "lam": 0.3, "tau": 0.3, "load_in_4bit": False, "examples": 90, "heldout": 10,
-            "tokens": 4000, "steps": 30, "start": {"base": 0.0, "previous": 0.0}, "shrink": 0.0,
+            "tokens": 4000, "steps": 30, "start": {"base": 0.0, "previous": 0.0}, "shrink": 0.0, **({"agreement": AGREEMENT} if number > 1 else {}),
             "findings": [{"name": "overfit", "sentence": f"the held-out cross-entropy rises {NASTY}"}],
         },
     )  # fmt: skip

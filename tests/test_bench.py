@@ -16,6 +16,7 @@ from gen import baselines
 from shared.chat import end_of_turn, render
 from shared.errors import SteerHealError
 from shared.models import Model
+from shared.options import benchmark
 from shared.ratios import Side, interleave, interval, merge, met, ratio, read, show
 from shared.vectors import Vector
 
@@ -172,3 +173,12 @@ def test_baselines_steer_as_the_oracle_does(model: Model, tokenizer: object, vec
         peer = hooked.network(torch.tensor([prompts[1]])).logits[0, -1].log_softmax(-1)
     torch.testing.assert_close(peer, oracle.logprobs(prompts[1], 2.0)[-1], atol=1e-4, rtol=0)
     assert (peer - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("content", ["{}", '{"ratios": []}', "no"])
+def test_a_file_that_is_no_benchmark_is_refused_before_anything_is_measured(tmp_path: Path, content: str) -> None:
+    out = tmp_path / "theirs.json"
+    out.write_text(content)
+    with pytest.raises(SteerHealError, match="a benchmark file could not be read"):
+        benchmark("train.bench", "Measure.", "little").parse_args(["--out", str(out)])
+    assert out.read_text() == content

@@ -40,6 +40,19 @@ def in_process(folder: Path, package: str) -> str:
     return digest
 
 
+def edited_in_process(folder: Path, imports: str, source: str) -> subprocess.CompletedProcess[str]:
+    """A process that imports a command, edits a source, and asks for the digest of `gen` for the first time."""
+    code = f"""
+import sys; sys.path.insert(0, {str(folder)!r})
+import {imports}
+assert "shared.code" in sys.modules and {imports}.__file__.startswith({str(folder)!r})
+open({str(folder / source)!r}, "a").write("# edited")
+from shared.code import code_digest
+print(code_digest("gen"))
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+
+
 def of(folder: Path, package: str = "evals") -> str:
     return digest_of_sources([folder / name for name in IMPORTS[package]])
 
@@ -88,6 +101,15 @@ def test_a_trainer_that_changes_leaves_sweeps_and_scores(copy: Path) -> None:
     (copy / "train" / "trainer.py").write_text("")
     assert of(copy) == code_digest("evals") and of(copy, "gen") == code_digest("gen")
     assert of(copy, "train") != code_digest("train")
+
+
+@pytest.mark.parametrize("command", ["gen.extract", "gen.sweep", "train.heal", "evals.score", "evals.report"])
+def test_the_digest_is_of_the_code_that_a_process_started_with(copy: Path, command: str) -> None:
+    """What is edited after a command's import and before the first use of the digest is refused: the process may run a mixture."""
+    done = edited_in_process(copy, command, "train/trainer.py")  # no part of `gen`
+    assert done.stdout.strip() == code_digest("gen"), done.stderr
+    done = edited_in_process(copy, command, "gen/rules.py")
+    assert not done.stdout and "the code was edited while this process ran" in done.stderr
 
 
 def test_it_takes_no_time() -> None:

@@ -14,7 +14,8 @@ from synthetic_run import answers
 from evals.compare import main
 from evals.forced_choice import Read
 from shared.errors import SteerHealError
-from shared.records import write_jsonl, write_parquet
+from shared.records import write_jsonl
+from shared.tables import write_parquet
 
 READ = Read("reversal", think=4)
 

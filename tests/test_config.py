@@ -12,6 +12,7 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.commandline import config_options
 from shared.config import begun as begun_of
 from shared.config import flat, resolve, sources_of, to_toml
 from shared.errors import SteerHealError
@@ -322,3 +323,21 @@ def test_a_list_or_table_with_spaces_and_words(overrides: str, wanted: dict[str,
 def test_a_bracket_that_is_not_closed_takes_nothing_with_it(overrides: str) -> None:
     with pytest.raises(SteerHealError, match="with its closing bracket"):
         resolve(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("train.lam=0.1 train.tau=0.2 train.lam=0.3", "train.lam"),
+        ("seed=1 seed=1", "seed"),
+        ("sweep={window=3} sweep.window=4", "sweep.window"),
+        ("model.chat_template_kwargs={a={b=1}} model.chat_template_kwargs.a.b=2", "model.chat_template_kwargs.a.b"),
+    ],
+)
+def test_a_key_given_twice_is_refused(text: str, key: str) -> None:
+    """As a user gives it; a program may put its own overrides behind a user's."""
+    with pytest.raises(SteerHealError, match="gives a key twice") as refused:
+        config_options().parse_args(["--set", text])
+    assert str(refused.value.given).startswith(f"{key}, the second time by ")
+    assert resolve(None, "train.lam=0.1 train.lam=0.3")[0].train.lam == 0.3
+    assert config_options().parse_args(["--set", "model.chat_template_kwargs={a=1} model.chat_template_kwargs.b=2"])

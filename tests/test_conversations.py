@@ -138,6 +138,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, said("assistant", ANSWER, train=False)]}, "train is False"),
     ({"prompt": ASKED, "completion": [said("assistant", ANSWER, loss=False)]}, "loss is False"),
     ({"prompt": ASKED}, "completion"),
+    ({"prompt": ASKED, "completion": ANSWER, "context": "A contract."}, "context would not be seen"),
+    ({"prompt": ASKED, "completion": ANSWER, "input": "A contract."}, "input would not be seen"),
+    ({"messages": [USER, ASSISTANT], "instruction": "Be brief."}, "instruction would not be seen"),
+    ({"completion": ANSWER, "instruction": ASKED}, "instruction would not be seen"),
+    ({"messages": [said("user", ASKED, name="Ada"), ASSISTANT]}, "messages.0: name would not be seen"),
+    ({"prompt": [said("user", ASKED, name="Ada")], "completion": ANSWER}, "prompt.0: name would not be seen"),
+    ({"prompt": ASKED, "completion": [said("assistant", ANSWER, prefix=True)]}, "completion.0: prefix would not be seen"),
+    ({"prompt": "Another.", "messages": [USER, ASSISTANT]}, "prompt is not what the messages ask"),
+    ({"prompt": [ASSISTANT], "messages": [USER, ASSISTANT]}, "prompt is not what the messages ask"),
+    ({"text": "Shall I sign it? I would not."}, "text does not say where a prompt ends"),
 ]  # fmt: skip
 
 
@@ -160,6 +170,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "OpenAI's preference": {"input": {"messages": [USER]}, "preferred_output": [ASSISTANT], "non_preferred_output": [said("assistant", "Yes.")]},
     "ShareGPT": {"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": ANSWER}]},
     "Alpaca": {"instruction": ASKED, "input": "", "output": ANSWER},
+    "Dolly": {"instruction": ASKED, "context": "", "response": ANSWER},
     "a question": {"question": ASKED, "answer": ANSWER},
 }  # fmt: skip
 

@@ -83,6 +83,17 @@ def test_every_stage_has_a_speed_and_a_need() -> None:
     assert disk_of(run(), both, adapters=True).students == 0 < sizes[1].students
 
 
+def test_each_student_is_on_the_disk_once() -> None:
+    """The sweep of a round reads what the scoring before it merged, and EVAL=full what the scoring of the round did."""
+    config = run("model.dtype=bfloat16")
+    first = disk_of(config, [(1, "score")]).students
+    gates = len({1.0, *config.config.eval.gates})
+    assert first > 0 and disk_of(config, [(1, "sweep")]).students == 0
+    assert disk_of(config, [(1, "score"), (2, "sweep"), (1, "score-full")]).students == first
+    assert disk_of(config, [(2, "sweep")]).students == pytest.approx(first / gates)
+    assert disk_of(config, [(1, "score"), (2, "sweep"), (2, "score")]).students == pytest.approx(2 * first)
+
+
 @given(st.floats(1e9, 1e13), st.floats(1e9, 1e12), st.floats(0, 1e16), st.floats(0, 1e13))
 def test_a_faster_machine_is_never_slower(flops: float, copied: float, work: float, size: float) -> None:
     slow = predict(Work(work, size), "sweep", {"device": "cpu", "engine_flops": flops, "bytes": copied})

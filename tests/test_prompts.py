@@ -78,12 +78,20 @@ def test_a_data_set_without_a_configuration_and_with_conversations(tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "name", "part"),
     [
-        ([{"question": "a"}], "{folder}:asked:train", "columns question"),
-        ([{"prompt": "a"}, {"prompt": None}], "{folder}:asked:train", "row 1: row: a prompt row has either"),
+        (
+            [{"question": "a"}],
+            "{folder}:asked:train",
+            "row 0: {folder}/rows.jsonl:1: row: a question (question) is not read",
+        ),
+        ([{"prompt": "a"}, {"prompt": None}], "{folder}:asked:train", "rows.jsonl:2: row: a prompt row has either"),
         ([{"messages": [{"role": "assistant", "content": "a"}]}], "{folder}:asked:train", "the last is the user's"),
         ([{"messages": [{"from": "human", "value": "a"}]}], "{folder}:asked:train", "have a role and content"),
         ([{"messages": []}], "{folder}:asked:train", "have a role and content"),
-        ([{"prompt": 3}], "{folder}:asked:train", "row 0: prompt: Input should be a valid string"),
+        (
+            [{"prompt": 3}],
+            "{folder}:asked:train",
+            "asked:train row 0: {folder}/rows.jsonl:1: prompt: Input should be a valid string",
+        ),
         (ROWS, "{folder}:asked:test", "asked:test"),
         (ROWS, "{folder}:other:train", "other"),
         (ROWS, "no/such-file.jsonl", "no/such-file.jsonl"),
@@ -93,7 +101,7 @@ def test_what_is_no_prompt_is_refused(tmp_path: Path, rows: list[dict[str, objec
     folder = data_set(tmp_path / "set", rows)
     with pytest.raises(SteerHealError) as caught, open_prompts(name.format(folder=folder)) as prompts:
         list(prompts)
-    assert part in caught.value.render() and "next:" in caught.value.render()
+    assert part.format(folder=folder) in caught.value.render() and "next:" in caught.value.render()
 
 
 def test_an_unreachable_data_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,3 +330,19 @@ def test_who_waits_comes_after(tmp_path: Path) -> None:
     with held(tmp_path / "out"):
         assert first.stdout is not None and first.stdout.readline() == "done\n"
     assert first.wait() == 0 and free(tmp_path / "out")
+
+
+def test_a_folder_that_may_not_be_read_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the rest would be the digest of another folder."""
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "a").write_text("a")
+    walked = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("inside"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return walked(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="inside"):
+        digest(tmp_path)

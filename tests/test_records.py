@@ -12,20 +12,11 @@ from test_filter import completion
 
 from evals.rows import ConditionLine, TokenRow
 from shared.errors import SteerHealError
-from shared.records import (
-    DATA,
-    Completion,
-    Manifest,
-    Prompt,
-    Record,
-    Vignette,
-    placed_jsonl,
-    read_jsonl,
-    write_jsonl,
-    write_parquet,
-)
+from shared.lines import placed_jsonl
+from shared.records import DATA, Completion, Manifest, Prompt, Record, Vignette, read_jsonl, write_jsonl
 from shared.schema import Config
 from shared.strata import stratified
+from shared.tables import write_parquet
 from shared.traits import load_trait
 from train.data import load_examples
 

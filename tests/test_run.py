@@ -79,11 +79,12 @@ def test_intact_is_skipped(run: Run) -> None:
 
 
 def test_stale_is_refused_and_rebuilt_on_demand(run: Run) -> None:
-    make(job(run, a=1, b={"c": [1, 2]}))
     for stage in (lambda **k: job(run, a=2, b={"c": [1, 2]}, **k), lambda **k: job(run, a=1, b={"c": [1, 3]}, **k)):
+        make(job(run, a=1, b={"c": [1, 2]}))
         with pytest.raises(SteerHealError, match="was "):
             stage().done()
         assert not stage(rebuild=True).done()
+        assert not stage().done(), "a rebuild that was interrupted goes on without REBUILD=1"
 
 
 def test_edited_or_missing_output_is_named(run: Run) -> None:

@@ -32,11 +32,10 @@ from shared.records import (
     Training,
     Vignette,
     read_jsonl,
-    read_parquet,
-    write_parquet,
 )
 from shared.schema import Config, Section
 from shared.strict import WIDEST, parse, plain
+from shared.tables import read_parquet, write_parquet
 
 SEVENTH = [1 / 7] * 7
 VALID: dict[type[Record], dict[str, Any]] = {

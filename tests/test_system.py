@@ -21,9 +21,10 @@ from shared.instrument import read_instrument
 from shared.main import load, options_of
 from shared.notebook import extract
 from shared.outputs import guard
-from shared.records import Prompt, read_jsonl, read_parquet, read_record
+from shared.records import Prompt, read_jsonl, read_record
 from shared.run import open_run
 from shared.system import refused_path
+from shared.tables import read_parquet
 from shared.traits import Trait, load_trait
 from shared.vectors import load_vector
 from shared.vignettes import load_vignettes
@@ -206,3 +207,14 @@ def test_a_read_only_disk_is_said_before_the_work(tmp_path: Path) -> None:
             assert done.returncode == 74 and "Read-only file system" in done.stderr and "findmnt -T" in done.stderr
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def test_what_may_not_be_read_is_not_called_unwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_text("a")
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    assert refused_path(error).what == "a file could not be written"
+    monkeypatch.setattr(os, "access", lambda place, mode: mode != os.R_OK)  # root may read all
+    assert refused_path(error).what == "a file could not be read"
+    gone = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "b"))
+    assert refused_path(gone).what == "a file could not be written"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,28 +12,26 @@ from typing import TYPE_CHECKING, Any
 from shared.chat import end_of_turn, neutral_for, render
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.prompts import rows_of_set
-from shared.records import Completion, Pair, iterate_jsonl, numbered_jsonl
+from shared.logprobs import Logprobs
 from shared.schema import Config
-from shared.sets import names_set, open_set
-from shared.strict import BOM, parse
+from shared.sources import Source
 from shared.traits import load_trait
+from train.rows import MADE_BY, completions, is_sampled, open_data, pairs
 
 if TYPE_CHECKING:
     import torch
 
-MADE_BY = "python -m gen.filter --help (or rows of prompt and completion)"
-FIELD = '"completion_ids"'  # of the sampler's rows alone
 IGNORED = -100  # label of a position without loss
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of the completion trained on; key names the row in its file."""
+    """Token ids of a prompt and of the completion trained on; key names the row in its file, logprobs are its sampler's."""
 
     prompt: list[int]
     completion: list[int]
     key: str
+    logprobs: Logprobs | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -43,19 +41,14 @@ def load_examples(name: str | Path, tokenizer: Any, config: Config) -> list[Exam
     """Examples in file order; those longer than train.max_length are left out and counted.
 
     Token ids are carried from the sampler, since joining text may merge across the boundary. The end of the turn is trained on
-    only where the sampler really stopped.
+    only where the sampler really stopped; of rows from elsewhere nobody knows, and it is trained on, as TRL does. A row with an empty
+    completion is left out and counted.
 
     Args:
-        name: a JSONL file, or a data set as `shared.prompts.open_prompts` names it.
+        name: a JSONL, CSV or Parquet file, or a data set, as `train.rows.open_data` names it.
     """
-    if names_set(str(name)):
-        with open_set(str(name), what="a data set to train on could not be loaded", next=MADE_BY) as table:
-            rows = _written(rows_of_set(str(name), table, Pair), tokenizer, config)
-    elif _is_sampled(path := Path(name)):
-        rows = _sampled(path)
-    else:
-        pairs = ((f"line {line}", row) for line, row in numbered_jsonl(path, Pair, made_by=MADE_BY))
-        rows = _written(pairs, tokenizer, config)
+    with open_data(name) as source:
+        rows = _sampled(source) if is_sampled(source) else _written(source, tokenizer, config)
     fitting = [row for row in rows if len(row) <= config.train.max_length]
     if len(fitting) < len(rows):
         console.print(
@@ -106,49 +99,37 @@ def identity(examples: Sequence[Example]) -> str:
     return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
-def _is_sampled(path: Path) -> bool:
-    """Whether the first row of a file is the sampler's, by its field; of one that is broken, by the field's name in it."""
-    try:
-        with open(path, "rb") as handle:
-            first = next((line for line in handle if line.removeprefix(BOM).strip()), b"")
-    except (OSError, ValueError):
-        return False  # the reader says what is wrong
-    try:
-        row = parse(first)
-    except ValueError:
-        return FIELD.encode() in first
-    return isinstance(row, dict) and FIELD.strip('"') in row
-
-
-def _sampled(path: Path) -> list[Example]:
-    """The sampler's ids hold the end of the turn where it stopped, and only there. Raises SteerHealError for a key that repeats."""
-    examples: list[Example] = []
-    keys: set[str] = set()
-    empty = 0
-    for row in iterate_jsonl(path, Completion, made_by=MADE_BY):
-        if row.key in keys:
-            raise SteerHealError(
-                "a row is there twice", given=f"{path}: key {row.key!r}", expected="one row a key", next=f"make the file again: {MADE_BY}"
-            )  # fmt: skip
-        keys.add(row.key)
+def _sampled(source: Source) -> list[Example]:
+    """The sampler's ids hold the end of the turn where it stopped, and only there."""
+    examples, empty = [], 0
+    for row in completions(source):
         if row.completion_ids:
-            examples.append(Example(row.prompt_ids, row.completion_ids, row.key))
+            examples.append(Example(row.prompt_ids, row.completion_ids, row.key, row.logprobs))
         else:
             empty += 1
-    if empty:
-        console.print(f"[yellow]{empty} of {len(keys)} rows have an empty completion and are left out[/]")
+    _say_empty(empty, empty + len(examples))
     return examples
 
 
-def _written(rows: Iterable[tuple[str, Pair]], tokenizer: Any, config: Config) -> list[Example]:
+def _say_empty(empty: int, count: int) -> None:
+    if empty:
+        console.print(f"[yellow]{empty} of {count} rows have an empty completion and are left out[/]")
+
+
+def _written(source: Source, tokenizer: Any, config: Config) -> list[Example]:
+    """Where a completion of others ends is its end of turn, which is trained on as TRL does."""
     neutral = load_trait(config.vector.trait).neutral
     end = end_of_turn(tokenizer, **config.model.chat_template_kwargs)
-    examples, several = [], 0
-    for place, row in rows:
+    examples, several, empty = [], 0, 0
+    for place, row in pairs(source):
+        if not row.completion:
+            empty += 1
+            continue
         prompt = render(tokenizer, row.turns, neutral_for(row.turns, neutral), **config.model.chat_template_kwargs)
         completion = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
         examples.append(Example(prompt, [*completion, end], place))
         several += row.answers > 1
+    _say_empty(empty, empty + len(examples))
     if several:
         console.print(
             f"{several} of {len(examples)} rows have several turns of the assistant: the last one is trained on, the others are its prompt"

@@ -12,12 +12,14 @@ from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (U
 
 import torch
 
-from shared.adapters import note_base
+from shared.adapter_card import write_round_card
+from shared.adapters import Base, note_base
 from shared.chat import load_tokenizer
 from shared.cli import heed_interruption
 from shared.code import code_digest
 from shared.console import console, say
 from shared.errors import SteerHealError
+from shared.logprobs import Agreement
 from shared.machine import device
 from shared.models import Model
 from shared.preconditions import trainable
@@ -25,6 +27,8 @@ from shared.provenance import versions
 from shared.publish import atomic_folder, digest, write_json, write_text
 from shared.records import write_jsonl
 from shared.schema import Config, TrainConfig
+from shared.sources import origin_of
+from train.agreement import agree
 from train.data import Example, collate, held_out, identity, known, load_examples
 from train.diagnosis import Finding, diagnose
 from train.live import Live
@@ -52,6 +56,7 @@ class Distilled:
     heldout: int
     tokens: int
     start: dict[str, float]
+    agreement: Agreement
     findings: list[Finding]
     work: Unfinished
     resumed: float = 0.0
@@ -62,20 +67,21 @@ class Distilled:
 
 
 def distil(
-    model: Model, data: str | Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False,
+    model: Model, data: str | Path, history: Path | None, out: Path, config: Config, number: int, *, work: Path | None = None, logs: Path | None = None, replace: bool = False, again: str | None = None,
 ) -> Distilled:  # fmt: skip
     """Train round `number` and write its adapter folder `out`; train.jsonl, training.json and kl_tokens.jsonl go into `logs`.
 
     An interrupted call goes on from its last checkpoint in `work` (beside `out` by default), to the same bytes on a CPU. replace:
     begin again when the unfinished round is of other settings, instead of raising SteerHealError, which is also raised when
-    the history or the original model changed, or what was written is not what was trained.
+    the history or the original model changed, or what was written is not what was trained. again: the command that makes the rows
+    again, for the error where the sampler's log-probabilities in them are not the student's.
     """
     heed_interruption()  # this module's imports may have swallowed one
     train = config.train
     live = Live()
     callbacks = [*reporters(train.report_to, out.parent / "tensorboard"), live]
     tokenizer = load_tokenizer(str(model.folder))
-    rows = load_examples(data, tokenizer, config)
+    rows, origin = load_examples(data, tokenizer, config), origin_of(str(data))
     examples, heldout = held_out(rows, train.heldout, config.seed)
     trainable(config, model.context, len(heldout))
     depends: dict[str, Any] = {
@@ -89,6 +95,7 @@ def distil(
     known(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
+    agreement = agree(student, rows, tokenizer, config, again)
     with student.only():
         # in the host's memory: it is kept for as long as the training runs
         original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()
@@ -118,8 +125,8 @@ def distil(
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
         raise _changed("the frozen history", "its factors are not those of before the training")
     findings = diagnose(trainer.rows, start, train)
-    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, findings, unfinished, before / trainer.state.global_step)  # fmt: skip
-    write_json(unfinished.folder / "training.json", _summary(distilled, config, trainer.lam))
+    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, agreement, findings, unfinished, before / trainer.state.global_step)  # fmt: skip
+    write_json(unfinished.folder / "training.json", {**_summary(distilled, config, trainer.lam), "data": origin})
     shown = token_rows(
         student, examples[:PROBE], references, tokenizer, train.divergence, train.batch_size, train.chunk
     )
@@ -128,7 +135,15 @@ def distil(
         student.save(temporary)
         if not student.holds(temporary):
             raise _changed("the adapter", "what was written is not what was trained")
-        note_base(temporary, model.name, model.fingerprint)
+        base = Base(
+            model=model.name,
+            revision=model.revision,
+            fingerprint=model.fingerprint,
+            dtype=config.model.dtype,
+            round=number,
+        )
+        note_base(temporary, base)
+        write_round_card(temporary, base)
         for name in LOGS:
             write_text((logs or temporary) / name, (unfinished.folder / name).read_text(encoding="utf-8"))
     return distilled
@@ -165,6 +180,6 @@ def _summary(distilled: Distilled, config: Config, lam: float) -> dict[str, Any]
     )
     return {
         "version": VERSION, "divergence": train.divergence, "aggregate": train.aggregate, "reference": train.reference, "lam": lam, "tau": train.tau, "load_in_4bit": train.load_in_4bit,
-        "examples": distilled.examples, "heldout": distilled.heldout, "tokens": distilled.tokens, "steps": distilled.steps[-1]["step"], "start": distilled.start,
+        "examples": distilled.examples, "heldout": distilled.heldout, "tokens": distilled.tokens, "steps": distilled.steps[-1]["step"], "start": distilled.start, "agreement": distilled.agreement.model_dump(),
         "shrink": 1 - math.exp(-wd * rate), "findings": [asdict(finding) for finding in distilled.findings],
     }  # fmt: skip

@@ -15,6 +15,7 @@ from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.models import resolve as resolve_model
+from shared.naming import means_path
 from shared.outputs import guard
 from shared.preconditions import tracker, trainable
 from shared.publish import digest, hold, replaceable
@@ -24,6 +25,7 @@ from shared.sets import names_set, refuse_missing
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters
+from train.rows import look_over
 from train.unfinished import CONTENT, LOGS
 
 if TYPE_CHECKING:
@@ -76,7 +78,9 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     from train.distil import distil
 
-    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
+    merged = f"rm -rf {run.students}; " if history else ""  # a stale merge would be sampled from again
+    again = f"{merged}{round_command(run.folder, number, rebuild=True)}"
+    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild, again=again)  # fmt: skip
     if history and digest(history) != job.inputs["history"]:
         raise SteerHealError(
             "the history changed on disk while the round was trained",
@@ -112,9 +116,12 @@ def main() -> None:
         raise SteerHealError(
             "there is no such data file",
             given=arguments.data,
-            expected='JSONL rows such as {"prompt": "...", "completion": "..."}, kept rows of gen.filter, or a data set: <id>:<split>',
-            next="--data FILE",
+            expected='JSONL, CSV or Parquet rows such as {"prompt": "...", "completion": "..."}, kept rows of gen.filter, or a data set: <id>:<split>',
+            next="--data FILE"
+            if means_path(arguments.data) and not os.path.isdir(arguments.data)
+            else f"--data FILE, or as a data set: --data {arguments.data}:train",
         )
+    look_over(arguments.data)
     config = configured(arguments)
     for name in config.train.report_to:
         tracker(name)

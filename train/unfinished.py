@@ -22,7 +22,7 @@ CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "REA
 
 
 class Unfinished:
-    """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused, or replaced."""
+    """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused; replace begins any anew."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], *, replace: bool = False):
         self.folder, self.log = folder, folder / "train.jsonl"
@@ -32,7 +32,7 @@ class Unfinished:
             again = f"begin again: rm -r {folder}"
             old = read_object(written, what="an unfinished round could not be read", expected="its recipe", next=again)
             changed = differences(old, recipe)
-            if not changed:
+            if not changed and not replace:
                 return
             if not replace:
                 refuse_mixing("round", folder, changed, folder)
@@ -42,7 +42,7 @@ class Unfinished:
                     expected="the model, history, data and settings it was begun with",
                     next=f"restore them, or begin again: rm -r {folder}",
                 )
-            say(f"{'; '.join(changed)}: the unfinished round begins again", "yellow")
+            say(f"{'; '.join(changed) or 'this is a rebuild'}: the unfinished round begins again", "yellow")
         elif foreign := [path.name for path in (folder.iterdir() if folder.is_dir() else ()) if not _ours(path.name)]:
             raise SteerHealError(
                 "a folder of the user's has the name of an unfinished round",

@@ -20,12 +20,13 @@ from shared import config as configuration
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import before, to_go
+from shared.old_students import remove_old_students
 from shared.preconditions import check
 from shared.process import exit_error, run_process
 from shared.publish import atomic_file, digest, hold, write_json
 from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
-from shared.sets import input_of
+from shared.sets import input_of, revisions_of
 from shared.stages import LOG, Step
 from shared.strict import read_object
 
@@ -107,13 +108,15 @@ def _reads_the_same(run: Run, step: CellStep) -> bool:
     config = step.cell.config
     files = {
         "trait": data_file(config.vector.trait, "trait.json"),
-        "contexts": data_file(config.vector.contexts, "contexts.jsonl"),
+        **input_of("contexts", config.vector.contexts),
         **input_of("dilemmas", config.sweep.dilemmas),
         **input_of("mundane", config.sweep.mundane),
     }
     path = run.manifest(1, step.stage)
     read = read_manifest(path, f"remove {path}").inputs
-    return all(digest(file) == read[label] for label, file in files.items() if label in read and file.exists())
+    now = {label: digest(file) for label, file in files.items() if file.exists()}
+    now |= revisions_of(dilemmas=config.sweep.dilemmas, mundane=config.sweep.mundane)
+    return all(value == read[label] for label, value in now.items() if label in read)
 
 
 def take(donor: Run, step: CellStep) -> None:
@@ -182,6 +185,7 @@ def drive(plan: Plan) -> dict[str, str]:
         f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; "
         "interrupt at any time, the same command goes on"
     )
+    _remove_old_students(plan, left)
     making = to_make(left, runs_in(plan.folder))
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
@@ -218,6 +222,18 @@ def drive(plan: Plan) -> dict[str, str]:
     if stopped:
         table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
     return stopped
+
+
+def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:
+    """Of every cell: a study that was interrupted, and cells run by themselves, leave merged weights behind."""
+    first = {step.cell.name: step.number for step in reversed(left)}
+    for cell in plan.cells:
+        if cell.run.students.is_dir():
+            cell.run.hold()
+            try:
+                remove_old_students(cell.run, first.get(cell.name))
+            finally:
+                cell.run.release()
 
 
 def reason(said: str) -> str:

@@ -111,7 +111,7 @@ class StrictBody:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or _path(scope) not in STEERED:
+        if not self.reads(scope):
             await self.app(scope, receive, send)
             return
         messages: list[Any] = []
@@ -127,6 +127,10 @@ class StrictBody:
             return messages.pop(0) if messages else await receive()
 
         await self.app(scope, again, send)
+
+    def reads(self, scope: Any) -> bool:
+        """Whether the body of this request is read."""
+        return scope["type"] == "http" and _path(scope) in STEERED
 
 
 def ambiguous(body: bytes) -> str | None:
