@@ -20,7 +20,7 @@ from evals.statistics import Answers, Estimate, levels, show
 from evals.verdict import preflight
 from gen.students import student as student_of
 from shared.adapters import readable
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
@@ -63,8 +63,8 @@ def score(arguments: Any) -> None:
         load_trait(config.vector.trait)
     conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
-    tokenizer = load_tokenizer(str(origin.folder))
-    renderer = Renderer(tokenizer, instrument, config.model.chat_template_kwargs)
+    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
+    renderer = Renderer(chat, instrument)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
     fits(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
     cache = None
@@ -87,7 +87,7 @@ def score(arguments: Any) -> None:
         for name, vector in vectors.items():
             model.load(name, vector)
         found = answered(
-            model, renderer, vignettes, Weights(arguments.model, student, conditions), read, tokenizer, free, cache
+            model, renderer, vignettes, Weights(arguments.model, student, conditions), read, chat.tokenizer, free, cache
         )
     rows = [
         {

@@ -20,12 +20,14 @@ def score_options() -> Options:
         "--cache", action="store_true", help="take scored rows from the content-addressed cache, and add what is made"
     )
     files = add_file_options(options)
-    files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
     files.add_argument(
         "--adapter", type=Path, reads=outputs.parse_path, help="PEFT adapter folder (adapter/ or history/)"
     )
     files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
-    files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="steering vector, .safetensors")
+    files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="steering vector, .safetensors or .gguf")
     files.add_argument("--coefficient", type=number, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
     files.add_argument("--random", type=whole, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
     files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")

@@ -109,6 +109,10 @@ def main() -> None:
     sides = [(load(base), load(other)) for base, other in zip(arguments.base, arguments.other, strict=True)]
     for base, _ in sides[1:]:
         same_setting(sides[0][0].setting, base.setting)  # seeds are points of one thing
+    if any((base.setting.template is None) != (other.setting.template is None) for base, other in sides):
+        console.print(
+            "[yellow]one side's rows are from before the chat template's arguments were written into them: taken as the other side's[/]"
+        )
     found = [compare(base, other, arguments.bootstrap, arguments.seed) for base, other in sides]
     names = [Path(given).stem if Path(given).exists() else given.rpartition(":")[2] for given in arguments.other]
     keys = ("d_auth", "d_care", "d_coh", "coherence")

@@ -130,7 +130,7 @@ def forced_choice(
             cells[begin].vignette, canonical, read, -float(np.mean(forced)) if forced else None, texts,
             [len(thought) for thought in asking.thoughts[begin : begin + block]],
         )  # fmt: skip
-        made["instrument"] = renderer.instrument.identity
+        made["instrument"], made["template"] = renderer.instrument.identity, renderer.chat.arguments
         if free:
             made["free_text"] = chains[begin][-1].text
             made["free_valid"] = valid(chains[begin][-1].text, key, renderer.instrument.labels)
@@ -178,7 +178,7 @@ class _Asking:
             return self._answer(cell, self.thoughts[index])
         if self._free and cell.order == cell.sample == 0 and len(done) == read.thoughts + 1:
             prompt = self._renderer.free_answer(cell.question, self.thoughts[index], read.stop)
-            return Request(prompt, self._free.tokens, **self._steering(cell))
+            return Request(prompt, self._free.tokens, stop_ids=self._renderer.chat.stop_ids, **self._steering(cell))
         return None
 
     def _answer(self, cell: Cell, thought: Sequence[int]) -> Request:

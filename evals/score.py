@@ -31,7 +31,7 @@ from gen.filter import by_coefficient
 from gen.prompts import Renderer as PromptRenderer
 from gen.students import Student
 from gen.students import student as student_of
-from shared.chat import load_tokenizer, neutral_for, render
+from shared.chat import Chat, neutral_for
 from shared.cli import entry, need, parse
 from shared.commands import round_command
 from shared.instrument import FOUNDATIONS
@@ -87,7 +87,7 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
             "student": config.model.student,
-            "chat_template_kwargs": config.model.chat_template_kwargs,
+            **config.model.rendering,
             "eval": settings.model_dump(),
             "sampling": [config.sweep.temperature, config.sweep.top_p],
             "seed": config.seed,
@@ -114,7 +114,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         return
     from gen.engine.engine import engine
 
-    tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
+    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, run.day)
+    trait = load_trait(config.vector.trait)
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=round_command(run.folder, number))
@@ -125,14 +126,14 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         Read(settings.debias, settings.think, seed=config.seed, stop=settings.stop),
         free_of(settings.free_tokens),
     )
-    renderer = Renderer(tokenizer, load_instrument(settings.instrument), config.model.chat_template_kwargs)
+    renderer = Renderer(chat, load_instrument(settings.instrument))
     fits(renderer, vignettes, read, free, config.model.max_model_len, [None, trait.trait])
 
     def served(history: Path | None) -> Student:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     neutral = [
-        render(tokenizer, context.turns, neutral_for(context.turns, trait.neutral), **config.model.chat_template_kwargs)
+        chat.ids(context.turns, neutral_for(context.turns, trait.neutral))
         for context in contexts_of(config.vector, settings.contexts)
     ]
     student_layers = _student_layers(run, number, origin, neutral, vector, first) if neutral else []
@@ -161,14 +162,14 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     ) as model:
         for label, loaded in vectors.items():
             model.load(label, loaded)
-        texts = Generations(model, tokenizer, heldout, trait, config)
-        prompted = PromptRenderer(tokenizer, trait, config.model.chat_template_kwargs)
+        prompted = PromptRenderer(chat, trait)
+        texts = Generations(model, prompted, heldout, config)
         for group in groups:
             model.serve(group.student)
             weights = (group.student.fingerprint, config.model.dtype)
             answers = of_answers(weights, renderer, vignettes, read, free, vectors, fresh=rebuild)
             scored.update(
-                answered(model, renderer, vignettes, group, read, tokenizer, free, answers if cached else None)
+                answered(model, renderer, vignettes, group, read, chat.tokenizer, free, answers if cached else None)
             )
             said = of_generations(weights, judge, prompted, heldout, config, vectors, fresh=rebuild)
             texts.sample(group.label, group.conditions, said if cached else None)

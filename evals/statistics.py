@@ -22,7 +22,8 @@ ROUNDING = 1e-12  # of float64: nats, shares and ratios below it are 0, and so i
 @dataclass(frozen=True)
 class Setting:
     """What must agree before two conditions may be compared. texts are digests of the vignettes, foundations what each was written for and
-    labels what its raters said, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts."""
+    labels what its raters said, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts;
+    template is the chat template's arguments, None in rows from before they were written, which are compared with rows under any."""
 
     items: tuple[str, ...]
     texts: tuple[str, ...]
@@ -38,6 +39,7 @@ class Setting:
     dtype: str | None = None
     foundations: tuple[str, ...] = ()
     labels: tuple[tuple[float, ...] | None, ...] = ()
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def same_setting(first: Setting, second: Setting) -> None:
     """Raise SteerHealError, naming the difference, unless both were scored on the same items, orders and think budget."""
     for field in fields(Setting):
         old, new = getattr(first, field.name), getattr(second, field.name)
-        if old == new:
+        if old == new or (field.name == "template" and None in (old, new)):
             continue
         if field.name == "items":
             extra, lacking = sorted({*new} - {*old}), sorted({*old} - {*new})

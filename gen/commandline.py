@@ -14,7 +14,9 @@ PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 def extract_options() -> Options:
     options = parser("gen.extract", "Extract a steering vector from a chat model.")
     files = add_file_options(options)
-    files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
     files.add_argument(
         "--out", type=Path, writes=outputs.output_file(".safetensors"), help="vector file to write, .safetensors"
     )
@@ -24,8 +26,10 @@ def extract_options() -> Options:
 def sweep_options() -> Options:
     options = parser("gen.sweep", "Sample completions over a sweep of coefficients with vLLM.")
     files = add_file_options(options)
-    files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="vector file, .safetensors")
+    files.add_argument(
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
+    files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="vector file, .safetensors or .gguf")
     files.add_argument(
         "--prompts",
         reads=outputs.parse_path_or_set,
@@ -99,7 +103,7 @@ def serve_options() -> Options:
     options.add_argument(
         "--model",
         reads=outputs.parse_path,
-        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
     )
     options.add_argument(
         "--adapter",
@@ -129,7 +133,7 @@ def verify_options() -> Options:
     options.add_argument(
         "--model",
         reads=outputs.parse_path,
-        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
     )
     options.add_argument(
         "--vector",

@@ -115,7 +115,7 @@ def employ(job: Job, renderer: Renderer) -> Iterator[Crew]:
         from gen.cluster import Cluster, threads_of_worker
         from gen.recipe import Recipe
 
-        with Cluster(Recipe.of(job, threads_of_worker()), address, size) as executor:
+        with Cluster(Recipe.of(job, renderer.chat.day, threads_of_worker()), address, size) as executor:
             yield from _closing(Workers(executor, size, None))
     elif size > 1:
         from gen.local import Local, devices_here, threads_of
@@ -129,7 +129,7 @@ def employ(job: Job, renderer: Renderer) -> Iterator[Crew]:
                 expected="one GPU for each worker",
                 next=f"{setting(f'sweep.workers={len(devices)}')}, or name a cluster: {setting('cluster.address=HOST:PORT')}",
             )
-        yield from _closing(Workers(Local(Recipe.of(job, threads_of(size)), devices), size, place()))
+        yield from _closing(Workers(Local(Recipe.of(job, renderer.chat.day, threads_of(size)), devices), size, place()))
     else:
         yield from _closing(Alone(job, renderer))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from gen.prompts import Survey
 from gen.rules import Yardstick
 from gen.students import Student
+from shared.chat import Chat
 from shared.code import code_digest
 from shared.machine import device
 from shared.models import Model
@@ -30,7 +32,7 @@ class Job:
     """A sweep to make. coefficients: those of a grid, or those sampled beside the walk's answer.
 
     seed is the text that is hashed with every key. frozen gives round 1's unsteered rows, anew at every call; None where
-    the sweep samples its own. finish takes the counts of rows that are published, and removes the windows.
+    the sweep samples its own. day is what a chat template with a clock writes; None is that of an interrupted sweep, or today's. finish takes the counts of rows that are published, and removes the windows.
     """
 
     out: Path
@@ -44,6 +46,7 @@ class Job:
     config: Config
     finish: Callable[[dict[str, Any]], None]
     frozen: Callable[[], Iterable[Completion]] | None = None
+    day: date | None = None
 
     @property
     def walks(self) -> bool:
@@ -71,7 +74,7 @@ def place() -> dict[str, Any]:
     }
 
 
-def fingerprint(job: Job, found: Survey, yardstick: Yardstick, made_in: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(job: Job, chat: Chat, found: Survey, yardstick: Yardstick, made_in: dict[str, Any]) -> dict[str, Any]:
     """Everything that determines the rows, window by window. made_in: `place` of the processes that make them."""
     config = job.config
     trait = load_trait(config.vector.trait)
@@ -90,6 +93,8 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick, made_in: dict[str
         "dtype": config.model.dtype,
         "max_model_len": config.model.max_model_len,
         "chat_template_kwargs": config.model.chat_template_kwargs,
+        **({"date": chat.day.isoformat()} if chat.dated else {}),
+        "stop_ids": list(chat.stop_ids),
         "trait": {"neutral": trait.neutral, "trait": trait.trait},
         "engine_seed": config.seed,
         **(

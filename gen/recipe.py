@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gen.plan import Planned
 from gen.prompts import Renderer
 from gen.sampler import start_sampler
 from gen.students import Student
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.machine import cores, peak_memory
 from shared.models import Model, resolve
@@ -36,6 +37,7 @@ class Recipe(BaseModel):
         student: folder of the student's weights; None where they are the original's.
         adapter, rank, modules: the student's adapter, as gen.students.Student has it.
         vector: the vector file, base64.
+        day: what a chat template with a clock writes, on every machine.
         threads: CPU threads of a worker.
     """
 
@@ -51,13 +53,14 @@ class Recipe(BaseModel):
     vector: str
     trait: Trait
     config: Config
+    day: date
     threads: int
 
     @classmethod
-    def of(cls, job: Job, threads: int) -> Recipe:
+    def of(cls, job: Job, day: date, threads: int) -> Recipe:
         student, own = job.student, job.student.folder != job.origin.folder
         return cls(
-            model=job.origin.name if job.origin.revision or job.origin.name == "embedded" else str(job.origin.folder.resolve()),
+            model=job.origin.name if job.origin.revision or job.origin.name == "embedded" else str(Path(job.origin.name).resolve()),
             revision=job.origin.revision,
             fingerprint=job.origin.fingerprint,
             student=str(student.folder.resolve()) if own else None,
@@ -68,6 +71,7 @@ class Recipe(BaseModel):
             vector=base64.b64encode(job.vector_file.read_bytes()).decode(),
             trait=load_trait(job.config.vector.trait),
             config=job.config,
+            day=day,
             threads=threads,
         )  # fmt: skip
 
@@ -92,7 +96,8 @@ class Maker:
             recipe.student_fingerprint,
         )
         vector = _vector(recipe.vector)
-        renderer = Renderer(load_tokenizer(str(origin.folder)), recipe.trait, config.model.chat_template_kwargs)
+        chat = Chat.load(origin.folder, config.model.chat_template_kwargs, recipe.day)
+        renderer = Renderer(chat, recipe.trait)
         self._engine, self._sampler = start_sampler(config, renderer, student, Student(origin.folder), vector)
         self._seconds = time.monotonic() - begun
 

@@ -51,6 +51,7 @@ class Sampler:
                 "trait" if row.coefficient else None,
                 row.coefficient,
                 self.positions,
+                stop_ids=self.renderer.chat.stop_ids,
             )
             for row, ids in zip(rows, neutral, strict=True)
         ]

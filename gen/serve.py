@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gen.commandline import serve_options
 from shared.adapters import readable
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import CONFIG, command_of, form, option
 from shared.console import console
@@ -110,7 +110,8 @@ def main() -> None:
         )
     if arguments.adapter:
         readable(arguments.adapter)
-    load_tokenizer(str(model.folder))
+    template = config.model.chat_template_kwargs
+    chat = Chat.load(model.folder, template)
     folder = model.folder
     if arguments.adapter:
         from shared.merging import merged
@@ -123,6 +124,7 @@ def main() -> None:
     settings = Settings(
         layers=sorted({layer for _, vector in vectors.values() for layer in vector.layers}),
         slots=len(vectors),
+        stop_ids=list(chat.stop_ids),
         vectors={
             name: VectorFile(path=str(path.resolve()), sha256=digest(path)) for name, (path, _) in vectors.items()
         },
@@ -145,6 +147,7 @@ def main() -> None:
             for name in ("StrictBody", "BodyLimit", "Gate")
             for word in ("--middleware", f"gen.engine.limits.{name}")
         ),
+        *(("--default-chat-template-kwargs", json.dumps(template)) if template else ()),
         *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
         *arguments.vllm,
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.fitting import admitted
+from shared.lora import widest
 from shared.merging import merged
 from shared.models import Model
 from shared.publish import digest
@@ -40,6 +41,8 @@ def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve:
     if serve == "adapter":
         loaded = admitted(adapter, origin, by_engine=True)
         modules = tuple(sorted({name.rpartition(".")[2] for name in loaded.modules}))
-        return Student(origin.folder, adapter, loaded.rank, modules, f"{origin.fingerprint} + {digest(adapter)}")
+        return Student(
+            origin.folder, adapter, widest(loaded.config), modules, f"{origin.fingerprint} + {digest(adapter)}"
+        )
     model = merged(origin, adapter, cache, dtype)
     return Student(model.folder, fingerprint=model.fingerprint)

@@ -22,7 +22,7 @@ from gen.rules import Yardstick
 from gen.students import Student
 from gen.students import student as student_of
 from gen.windows import Windows
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
@@ -48,16 +48,17 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     check_coefficients(job.coefficients)
     trait = load_trait(config.vector.trait)
     next(iter(job.prompts), None)  # prompts that cannot be read are refused before the tokenizer's imports
-    renderer = Renderer(load_tokenizer(str(job.origin.folder)), trait, config.model.chat_template_kwargs)
+    done = Windows(job.out)
+    day = job.day or (None if rebuild else done.day())
+    renderer = Renderer(Chat.load(job.origin.folder, config.model.chat_template_kwargs, day), trait)
     with console.status("reading the prompts"):
         found = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
         yardstick = Yardstick(job.frozen() if job.frozen else ())
-    done = Windows(job.out)
     total = found.count * (len(job.coefficients) + job.walks) * samples
     count = math.ceil(total / config.sweep.window)
     with ExitStack() as stack:
         crew = stack.enter_context(employ(job, renderer))
-        done.open(fingerprint(job, found, yardstick, crew.made_in()), rebuild=rebuild, count=count)
+        done.open(fingerprint(job, renderer.chat, found, yardstick, crew.made_in()), rebuild=rebuild, count=count)
         whole = sum(index in done for index in range(count))
         console.print(
             f"{total} rows of {found.count} prompts, the longest of {found.longest} tokens"
@@ -149,7 +150,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
             "student": config.model.student,
-            "chat_template_kwargs": config.model.chat_template_kwargs,
+            **config.model.rendering,
             "sweep": determining(config.sweep),
             "seed": config.seed,
             **({"filter": config.filter.model_dump()} if walks else {}),
@@ -188,6 +189,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 config,
                 lambda counts: job.finish(origin.identity, **counts),
                 (lambda: keep.unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
+                run.day,
             ),
             rebuild=rebuild,
         )
@@ -242,6 +244,7 @@ def main() -> None:
                 arguments.vector,
                 config,
                 finish,
+                day=config.model.day,
             ),
             rebuild=arguments.rebuild,
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gen.commandline import verify_options
-from shared.chat import load_tokenizer, render
+from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.console import console
 from shared.errors import SteerHealError
@@ -174,9 +174,10 @@ def main() -> None:
         else noise(model, band(config.vector.layers, model.depth))
     )
     vector.check(arguments.vector or "the random direction", hidden=model.hidden, depth=model.depth)
-    tokenizer, trait = load_tokenizer(str(model.folder)), load_trait("embedded")
+    chat = Chat.load(model.folder, config.model.chat_template_kwargs, config.model.day)
+    trait = load_trait("embedded")
     rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="make setup")[:16]
-    prompts = [render(tokenizer, row.turns, trait.neutral, **config.model.chat_template_kwargs) for row in rows]
+    prompts = [chat.ids(row.turns, trait.neutral) for row in rows]
     from gen.engine.engine import engine
 
     with console.status("a plain forward with hooks"):

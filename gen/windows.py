@@ -6,6 +6,8 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,12 @@ class Windows:
             expected="no such file, or one that an interrupted sweep goes on to make",
             next=f"the same command with --out {shlex.quote(str(_free(self.out)))}; or with --rebuild, which replaces them",
         )
+
+    def day(self) -> date | None:
+        """The day that the rows of an interrupted sweep were rendered with; None without one, or for a template without a clock."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return date.fromisoformat(parse(self.plan.read_bytes())["fingerprint"]["date"])
+        return None
 
     def note(self, name: str, value: Any) -> None:
         """Keep something found out on the way, so that a resumed sweep need not find it again."""

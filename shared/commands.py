@@ -44,6 +44,7 @@ COMMANDS = {
     "verify": Command("gen.verify", "gen.commandline:verify_options", "does steering work on this machine and this model?"),
     "study": Command("evals.study", "evals.commandline:study_options", "arms x rounds x seeds against controls"),
     "card": Command("gen.card", "gen.commandline:card_options", "the kept completions of a round as a data set"),
+    "vector convert": Command("shared.convert", "shared.commandline:convert_options", "a steering vector to or from llama.cpp's control vectors"),
     "doctor": Command("shared.doctor", "shared.commandline:doctor_options", "what this machine has, what is missing"),
     "config": Command("shared.config", "shared.commandline:config_options", "every configuration key with its meaning"),
     "bench setup": Command("shared.bench", "shared.commandline:bench_options", "time of the set-up over plain pip's"),

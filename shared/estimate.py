@@ -24,7 +24,7 @@ from shared.progress import half_made, in_minutes
 from shared.records import Manifest, read_manifest
 from shared.run import Run
 from shared.stages import Step
-from shared.work import Work, disk_of, memory_of, work_of
+from shared.work import Work, disk_of, memory_of, to_build, work_of
 
 Key = tuple[Path, int, str]  # of a step: the folder of its run, round, stage
 MARGIN = 1.5  # an estimate of memory may be wrong by this factor
@@ -160,7 +160,7 @@ def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Ru
         else "other work on the machine makes it longer"
     )
     say(
-        f"an estimate by constants of one machine (docs/profile.md), {accuracy}; {need.disk / GIB:.1f} GiB of disk; every stage that ends corrects it"
+        f"an estimate by constants of one machine (docs/profile.md), {accuracy}; {(need.disk + need.cache) / GIB:.1f} GiB of disk; every stage that ends corrects it"
     )
     _room(folder, need, on_gpu=speed["device"] == "cuda")
     return estimates
@@ -168,10 +168,11 @@ def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Ru
 
 @dataclass(frozen=True)
 class Need:
-    """What steps need. memory: bytes by stage, with the step that needs most; disk: bytes in all."""
+    """What steps need. memory: bytes by stage, with the step that needs most; disk: bytes in all; cache: bytes of models to dequantise."""
 
     memory: dict[str, tuple[float, Step]]
     disk: float
+    cache: float = 0.0
 
 
 def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
@@ -190,7 +191,8 @@ def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
         ]
         files += sum(disk.files for disk in disks)
         students.append(sum(disk.students for disk in disks))
-    return Need(memory, files + max(students))
+    models = {(step.run.config.model.name, step.run.config.model.revision) for group in groups for step in group}
+    return Need(memory, files + max(students), sum(to_build(*model) for model in models))
 
 
 def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) -> None:
@@ -234,7 +236,8 @@ def _rounded_minutes(seconds: float) -> str:
 
 def _room(folder: Path, need: Need, *, on_gpu: bool) -> None:
     """Raise SteerHealError where a disk is too small or the memory far too small; warn where it is close."""
-    for place, size in ((folder, need.disk), (cache_folder(), 0.05 * need.disk)):  # the cache takes rows of scores
+    scores = 0.05 * need.disk  # rows of scores, which the cache takes
+    for place, size in ((folder, need.disk), (cache_folder(), scores + need.cache)):
         parent = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
         if (free := shutil.disk_usage(parent).free) < size:
             raise SteerHealError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from shared.adapters import Adapter, load_adapter
@@ -118,8 +119,7 @@ def _head(module: str, text: dict[str, object], config: dict[str, object]) -> bo
     return module == "lm_head" and tied is False
 
 
-def _example(weights: dict[str, object], module: str) -> str:
-    """The module of the checkpoint whose last part is that of a module, or its first one in a decoder layer."""
+def _example(weights: Iterable[str], module: str) -> str:
+    """The module of the checkpoint's decoder layers whose name is closest."""
     names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight") and DECODER.fullmatch(name)]
-    same = [name for name in names if name.rpartition(".")[2] == module.rpartition(".")[2]]
-    return next(iter(same or names), "none")
+    return next(iter(get_close_matches(module, names, 1, 0.0)), "none")

@@ -47,9 +47,9 @@ class Difference(_Plain):
 class Agreement(_Plain):
     """Sampler against trainer before the first step, over `tokens` of the `rows` whose log-probabilities the sweep recorded.
 
-    student: the network that is trained; original: all its gates off, None where the student is the original. effect: mean absolute
-    difference of the trainer's student to its original, nats. mean_bound and largest_bound: None where none is set. note: why nothing
-    was compared, or no bound is set.
+    student: the network that is trained; original: all its gates off; both None where nothing was compared. effect: mean absolute
+    difference of the trainer's student to its original, nats, 0 in round 1. mean_bound and largest_bound: None where none is set. note:
+    why nothing was compared, or no bound is set.
     """
 
     rows: Count
@@ -66,7 +66,7 @@ class Agreement(_Plain):
         if self.student is None:
             return f"nothing was compared: {self.note}"
         parts = [f"student: mean {self.student.mean:.2g}, largest {self.student.largest:.2g}"]
-        if self.original is not None:
+        if self.original is not None and self.original != self.student:
             parts.append(f"original: mean {self.original.mean:.2g}, largest {self.original.largest:.2g}")
         if self.effect:
             parts.append(f"the history moves a token by {self.effect:.2g} on average")

@@ -60,6 +60,11 @@ def scaling(config: Mapping[str, Any]) -> Callable[[str], tuple[int, float]]:
     return of
 
 
+def widest(config: Mapping[str, Any]) -> int:
+    """The largest rank that a configuration names, whether a module has it or not: what vLLM must make room for."""
+    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+
+
 def covers(config: Mapping[str, Any]) -> Callable[[str], bool]:
     """Whether PEFT gives a module of this name a LoRA: by target_modules, exclude_modules and the layers.
 

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +48,11 @@ class Run:
     def begun(self) -> datetime:
         """When its configuration was frozen first."""
         return configuration.begun(self.folder / "config.toml")
+
+    @property
+    def day(self) -> date:
+        """The one day that a chat template with a clock writes in all its rounds."""
+        return self.config.model.day or self.begun.date()
 
     def hold(self) -> None:
         """Be the one process that writes here, until it releases the run or ends. Raises SteerHealError while another is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as calendar
 import json
 from typing import Any, Literal
 
@@ -57,7 +58,9 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    name: str = Field("embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id or a local folder")
+    name: str = Field(
+        "embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id, a local folder or a .gguf file"
+    )
     revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="dtype of the weights: sampling, training, scoring"
@@ -75,6 +78,27 @@ class ModelConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="passed to the chat template, e.g. enable_thinking = false"
     )
+    date: str | None = Field(
+        None,
+        description="the day that a chat template with a clock writes, YYYY-MM-DD; by default that on which the run was begun",
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _a_day(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            calendar.date.fromisoformat(given)
+        return given.isoformat() if isinstance(given, calendar.date) else given
+
+    @property
+    def day(self) -> calendar.date | None:
+        """`date` as such."""
+        return None if self.date is None else calendar.date.fromisoformat(self.date)
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        """What of this section a rendered conversation depends on beside the model."""
+        return {"chat_template_kwargs": self.chat_template_kwargs, **({"date": self.date} if self.date else {})}
 
     @field_validator("chat_template_kwargs")
     @classmethod

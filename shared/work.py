@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared.machine import GIB
-from shared.models import Model, resolve
+from shared.models import Dequantised, Model, resolve
 from shared.records import data_file
 from shared.run import Run
 from shared.schema import Config, band
@@ -74,6 +74,12 @@ def shape_of(model: Model) -> Shape:
 def shape_for(name: str, revision: str | None) -> Shape:
     """The shape of a model by its name, looked up once."""
     return shape_of(resolve(name, revision, weights=False))
+
+
+def to_build(name: str, revision: str | None) -> int:
+    """Bytes that a model still takes in the cache before its first stage: those of a GGUF file that is not dequantised yet."""
+    model = resolve(name, revision, weights=False)
+    return model.to_build if isinstance(model, Dequantised) else 0
 
 
 @lru_cache(maxsize=32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +26,7 @@ from transformers import (
 from gen.students import student
 from shared.adapters import BASE, Base, load_adapter, loads_from, note_base
 from shared.errors import SteerHealError
-from shared.fitting import admitted, fit
+from shared.fitting import admitted
 from shared.folding import exact_network, fold
 from shared.merging import merged
 from shared.models import Model, resolve
@@ -132,7 +133,7 @@ def test_plain_lora_is_merged_and_folded_as_peft_computes_it(base: Model, tmp_pa
     history = PeftModel.from_pretrained(original(base), tmp_path / "history")
     torch.testing.assert_close(logits(history), wanted, atol=2e-5, rtol=1e-4)
     loaded = student(base, folder, tmp_path / "students", "float32", "adapter")
-    assert loaded.adapter == folder and loaded.rank == load_adapter(folder).rank
+    assert loaded.adapter == folder and loaded.rank >= load_adapter(folder).rank
 
 
 def test_rounds_of_different_kinds_fold_into_their_sum(base: Model, tmp_path: Path) -> None:
@@ -207,12 +208,12 @@ def test_modules_that_the_model_lacks_are_refused_by_name(
         with pytest.raises(SteerHealError, match="the model lacks") as refused:
             served(base, folder, tmp_path / "students", road)
         lost = next(name for name in load_adapter(folder).modules if name not in {q.format(n) for n in range(3)})
-        assert lost in str(refused.value.given) and "model.layers.0.self_attn.q_proj" in str(refused.value.expected)
+        assert lost in str(refused.value.given) and ".self_attn.q_proj" in str(refused.value.expected)
     wide = tmp_path / "wide"
     LlamaForCausalLM(LlamaConfig(**{**SIZE, "hidden_size": 64})).save_pretrained(wide)
     with pytest.raises(SteerHealError, match="does not fit") as refused:
         served(base, make(resolve(str(wide)), tmp_path / "of a wider one"), tmp_path / "students", road)
-    assert "q_proj [64, 64]" in str(refused.value.given) and "[32, 32]" in str(refused.value.expected)
+    assert "down_proj [64, 48]" in str(refused.value.given) and "[32, 48]" in str(refused.value.expected)
     with pytest.raises(SteerHealError, match="the model lacks", check=lambda e: "layers_to_transform 5" in e.given):
         served(base, edited(make(base, tmp_path / "layers"), target_modules=".*(q|down)_proj", layers_to_transform=[0, 5]), tmp_path / "students", road)  # fmt: skip
     with pytest.raises(SteerHealError, match=r"does not fit|cannot apply|the model lacks"):
@@ -335,66 +336,6 @@ def test_a_server_is_not_started_over_an_adapter_that_does_not_fit(
         main()
 
 
-CONFIGURED = {
-    "fp8": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
-    "awq": {"quantization_config": {"quant_method": "awq", "bits": 4}},
-    "gptq": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-    "bitsandbytes": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-    "mxfp4": {"quantization_config": {"quant_method": "mxfp4"}},
-    "compressed-tensors": {"compression_config": {"quant_method": "compressed-tensors"}},
-    "no method": {"quantization": {"group_size": 64, "bits": 4}},
-    "nested fp8": {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
-}
-STORED = {
-    "fp8": ("q_proj.weight", torch.ones(4, 4).to(torch.float8_e4m3fn)),
-    "fp8's scale": ("q_proj.weight_scale_inv", torch.ones(1, 1)),
-    "int8": ("q_proj.weight", torch.ones(4, 4, dtype=torch.int8)),
-    "bitsandbytes 4 bit": ("q_proj.weight", torch.ones(16, 1, dtype=torch.uint8)),
-    "bitsandbytes 8 bit": ("q_proj.SCB", torch.ones(4)),
-    "gptq, awq": ("q_proj.qweight", torch.ones(4, 4, dtype=torch.int32)),
-    "compressed-tensors": ("q_proj.weight_packed", torch.ones(4, 4, dtype=torch.int32)),
-    "mxfp4": ("experts.gate_up_proj_blocks", torch.ones(2, 4, 4, dtype=torch.uint8)),
-}
-
-
-@pytest.mark.parametrize("kind", CONFIGURED)
-def test_a_model_configured_as_quantised_is_refused(base: Model, tmp_path: Path, kind: str) -> None:
-    (tmp_path / "model.safetensors").symlink_to(base.folder / "model.safetensors")
-    config = json.loads((base.folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **CONFIGURED[kind]}))
-    with pytest.raises(SteerHealError, match="quantised", check=lambda e: kind.split()[-1] in e.given):
-        resolve(str(tmp_path))
-
-
-@pytest.mark.parametrize("kind", STORED)
-def test_weights_stored_as_codes_are_refused_without_a_word_of_it_in_the_configuration(
-    base: Model, tmp_path: Path, kind: str
-) -> None:
-    name, value = STORED[kind]
-    tensors = {**load_file(base.folder / "model.safetensors"), f"model.layers.0.self_attn.{name}": value}
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((base.folder / "config.json").read_text())
-    with pytest.raises(SteerHealError, match="quantised", check=lambda e: name in e.given):
-        resolve(str(tmp_path))
-    if name == "q_proj.weight":  # nor is anything added to them by whoever does not ask `resolve`
-        folder = make(base, tmp_path / "a", target_modules=["q_proj"])
-        tensors[f"model.layers.0.self_attn.{name}"] = torch.ones(32, 32).to(value.dtype)
-        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(SteerHealError, check=lambda e: "model.layers.0.self_attn.q_proj" in e.given):
-            fit(load_adapter(folder), Model("raw", tmp_path, None))
-
-
-def test_masks_and_positions_are_no_codes(base: Model, tmp_path: Path) -> None:
-    tensors = {
-        **load_file(base.folder / "model.safetensors"),
-        "h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
-        "embeddings.position_ids": torch.arange(4)[None],
-    }
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((base.folder / "config.json").read_text())
-    assert resolve(str(tmp_path)).depth == 3
-
-
 def test_a_folded_history_says_whose_it_is_and_loads_as_it_stands(base: Model, tmp_path: Path) -> None:
     """By Transformers and PEFT alone, from its path."""
     folders = [make(base, tmp_path / str(number)) for number in (1, 2)]
@@ -416,6 +357,18 @@ def test_a_folded_history_says_whose_it_is_and_loads_as_it_stands(base: Model, t
     assert "this is not the student of round 2" in (tmp_path / "second alone" / "README.md").read_text()
 
 
-def test_a_model_of_the_hub_is_named_by_its_id(base: Model) -> None:
-    assert loads_from(Model("owner/name", base.folder, "0123abc")) == "owner/name"
-    assert Path(loads_from(base)).is_absolute()
+def test_a_model_of_the_hub_is_named_by_its_id_and_revision(base: Model, tmp_path: Path) -> None:
+    """PEFT takes the revision out of adapter_config.json; main, which is not in this cache, would not be found."""
+    revision = "a" * 40
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / revision
+    shutil.copytree(base.folder, snapshot)
+    model = Model("owner/name", snapshot, revision)
+    folder = edited(make(model, tmp_path / "a"), base_model_name_or_path=loads_from(model), revision=model.revision)
+    wanted = logits(exact_network(model, folder))
+    note_base(folder, Base(model=model.name, revision=revision, fingerprint=model.fingerprint, round=1))
+    fold([(folder, 1.0)], tmp_path / "history")
+    options = {"cache_dir": tmp_path, "local_files_only": True, "dtype": torch.float32}
+    found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "history", **options)
+    torch.testing.assert_close(logits(found), wanted, atol=2e-5, rtol=1e-4)
+    card = (tmp_path / "history" / "README.md").read_text()
+    assert f"'owner/name', revision='{revision}'" in card and "base_model: owner/name" in card

@@ -22,6 +22,7 @@ from gen import students
 from gen.plan import plan
 from gen.prompts import Renderer
 from gen.sampler import Sampler
+from shared.chat import Chat
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.folding import fold
@@ -67,7 +68,7 @@ def sample(engine: Any, model: Model, history: Path, vector: Vector, tokenizer: 
 
     def rows(name: str) -> list[Completion]:
         if name not in made:
-            renderer, origin = Renderer(tokenizer, load_trait("embedded"), {}), students.Student(model.folder)
+            renderer, origin = Renderer(Chat(tokenizer), load_trait("embedded")), students.Student(model.folder)
             sampler = Sampler(engine, renderer, served[name](), origin, vector, CONFIG)
             planned = plan([Prompt(prompt=text) for text in PROMPTS], [0.25, 0.5], 1, "0")
             made[name] = sampler([replace(row, recorded=True) for row in planned], lambda *_: None)

@@ -12,7 +12,6 @@ from conftest import ROOT, command
 
 from shared import preconditions
 from shared.config import resolve
-from shared.embedded import EMBEDDED_CONFIG
 from shared.errors import SteerHealError
 from shared.models import Model, cache_folder
 from shared.preconditions import TRACKERS, check, tracker
@@ -34,10 +33,10 @@ WRONG = [
     ("train.report_to=[clearml]", "no package clearml"),
     ("model.name=embeded", "did you mean embedded?"),
     ("model.name={t}/modle", "/model?"),
-    ("model.name=./nope", "no such model folder"),
-    ("model.name=/nope/model", "no such model folder"),
+    ("model.name=./nope", "no such model"),
+    ("model.name=/nope/model", "no such model"),
     ("model.name=~/nope", "~ is the shell's"),
-    ("model.name=nope.gguf", "no such model folder"),
+    ("model.name=nope.gguf", "no such model"),
     ("model.name={t}/there.gguf", "a folder, not a file"),
     ("model.name={t}", "a folder is not a model"),
     ("model.name='no id'", "neither a model folder nor a Hugging Face id"),
@@ -155,7 +154,7 @@ def test_what_a_new_run_names_is_looked_at_once(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_embedded_model_is_described_as_it_will_be_dequantised(model: Model) -> None:
-    assert EMBEDDED_CONFIG.items() <= json.loads((model.folder / "config.json").read_text()).items()
+    assert model.text_config.items() <= json.loads((model.folder / "config.json").read_text()).items()
     assert (model.depth, model.hidden, model.context) == (30, 576, 8192)
 
 

@@ -14,7 +14,9 @@ KINDS = ("round", "history", "merged")  # of exports
 def heal_options() -> Options:
     options = parser("train.heal", "Distil kept completions into a LoRA behind a divergence barrier.")
     files = add_file_options(options)
-    files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
     files.add_argument(
         "--data",
         reads=outputs.parse_path_or_set,
@@ -29,7 +31,9 @@ def heal_options() -> Options:
 def export_options() -> Options:
     options = parser("train.export", "Write a trained round for use elsewhere, and check it.")
     files = add_file_options(options)
-    files.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id or a local folder")
+    files.add_argument(
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
     files.add_argument(
         "--adapter",
         type=Path,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.adapters import BASE, Adapter, load_adapter, loads_from, note_of, readable
-from shared.chat import load_tokenizer, render
+from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import command_of, round_command
 from shared.console import console, say, table
@@ -85,9 +85,9 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     import torch
     from peft import PeftModel
 
-    tokenizer = load_tokenizer(str(model.folder))
+    chat = Chat.load(model.folder)
     rows = read_jsonl(data_file("embedded", "heldout.jsonl"), Prompt, made_by="git checkout shared/data")[:PROMPTS]
-    prompts = [torch.tensor([render(tokenizer, row.turns, None)]) for row in rows]
+    prompts = [torch.tensor([chat.ids(row.turns)]) for row in rows]
 
     @torch.inference_mode()
     def logprobs(network: Any) -> torch.Tensor:

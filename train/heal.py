@@ -69,7 +69,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     adapter, folded = folder / "adapter", folder / "history"
     job = Stage(
         run, number, "heal",
-        settings={"model": origin.fingerprint, "dtype": config.model.dtype, "chat_template_kwargs": config.model.chat_template_kwargs, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
+        settings={"model": origin.fingerprint, "dtype": config.model.dtype, **config.model.rendering, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
         inputs={"kept": folder / "kept.jsonl", **({"history": history} if history else {})},
         outputs=[adapter, folded, *[folder / name for name in LOGS]], rebuild=rebuild,
         clean=lambda: shutil.rmtree(folder / "healing", ignore_errors=True),
@@ -80,7 +80,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
     merged = f"rm -rf {run.students}; " if history else ""  # a stale merge would be sampled from again
     again = f"{merged}{round_command(run.folder, number, rebuild=True)}"
-    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild, again=again)  # fmt: skip
+    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild, again=again, day=run.day)  # fmt: skip
     if history and digest(history) != job.inputs["history"]:
         raise SteerHealError(
             "the history changed on disk while the round was trained",
@@ -144,6 +144,7 @@ def main() -> None:
         arguments.out,
         config,
         number,
+        day=config.model.day,
     )
     show(healed, config.train)
     say(

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ from shared.strict import parse, read_object
 VERSION = 3  # 1 did not know the device, 2 not the code
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
 CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)  # an adapter's folder
+
+
+def begun_on(folder: Path) -> date | None:
+    """The day that the rows of an unfinished round were rendered with; None without one, or for a template without a clock."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return date.fromisoformat(parse((folder / "recipe.json").read_bytes())["date"])
+    return None
 
 
 class Unfinished:

@@ -49,6 +49,7 @@ def _with_registry(stock: Any) -> Any:
             raise ValueError(f"steering is configured but the worker is not ours: --worker-cls {WORKER}")
         if vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER):
             raise ValueError(f"steering is configured but the scheduler is not ours: --scheduler-cls {SCHEDULER}")
+        self.generation_config_fields = _ending(self.generation_config_fields, settings.stop_ids)
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER  # the engine's core is started after its input processor
         model = vllm_config.model_config
         limit = float(torch.finfo(model.dtype).max)
@@ -57,6 +58,13 @@ def _with_registry(stock: Any) -> Any:
             self.steering_registry.add(name, vector)
 
     return init
+
+
+def _ending(fields: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
+    """A model's generation_config.json with further ids at which vLLM stops a request, unless that ignores the end."""
+    own = fields.get("eos_token_id", [])
+    ids = [*(own if isinstance(own, list) else [own]), *stop_ids]
+    return {**fields, "eos_token_id": [*dict.fromkeys(ids)]} if stop_ids else fields
 
 
 def _with_steering(stock: Any) -> Any:
