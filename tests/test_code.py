@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from test_filter import completion
 from test_imports import ALLOWED
-from test_windows import opened
+from test_windows import lines, opened
 
 from shared.code import IMPORTS, code_digest, digest_of_sources
 from shared.errors import Exit, SteerHealError
@@ -125,7 +125,7 @@ def test_half_of_a_sweep_or_a_round_by_other_code_is_refused_with_the_way_on(tmp
     """Which says nothing of the work: a study stops, and does not drop the arm."""
     mine, other = {"code": "new", "seed": "0"}, {"code": "old", "seed": "0"}
     out = tmp_path / "it's a sweep.jsonl"
-    opened(out, other).write(0, [completion()])
+    opened(out, other).write(0, lines(completion()))
     Unfinished(tmp_path / "healing", other)
     for begin in (lambda: opened(out, mine), lambda: Unfinished(tmp_path / "healing", mine)):
         with pytest.raises(SteerHealError, match="was begun by other code") as caught:
@@ -135,7 +135,7 @@ def test_half_of_a_sweep_or_a_round_by_other_code_is_refused_with_the_way_on(tmp
         subprocess.run(f"rm -r {shell}", shell=True, check=True)
         begin()  # the command of the error, and then the same one
     assert 0 not in opened(out, mine)
-    opened(out, mine).write(0, [completion()])
+    opened(out, mine).write(0, lines(completion()))
     with pytest.raises(SteerHealError, match="of something else"):
         opened(out, {"code": "old", "seed": "1"})
 

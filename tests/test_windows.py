@@ -83,11 +83,11 @@ def test_another_plan_is_refused_with_the_differences_and_rebuild_discards_it(tm
 def test_a_rebuild_begins_an_equal_plan_anew(tmp_path: Path) -> None:
     out = tmp_path / "sweep.jsonl"
     first = opened(out)
-    first.write(0, [completion()])
+    first.write(0, lines(completion()))
     first.note("walk", {"coefficient": 1.5})
     rebuilt = opened(out, rebuild=True)
     assert 0 not in rebuilt and not rebuilt.notes and not rebuilt.path(0).exists()
-    rebuilt.write(0, [completion()])
+    rebuilt.write(0, lines(completion()))
     assert 0 in opened(out), "interrupted, it goes on without --rebuild"
 
 
