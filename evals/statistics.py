@@ -142,8 +142,8 @@ def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray]
 
 def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
     """A statistic with its percentile interval."""
-    found = drawn(statistic, weights)
-    return None if found is None else summarised(*found, level=level)
+    both = drawn(statistic, weights)
+    return None if both is None else summarised(*both, level=level)
 
 
 def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate:
@@ -246,14 +246,14 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     return statistic
 
 
-def pair(name: str, interval: str, found: Estimate | None) -> dict[str, Any]:
+def pair(name: str, interval: str, one: Estimate | None) -> dict[str, Any]:
     """An estimate as two fields of a row; None where it or its interval is undefined."""
-    return {name: found.value if found else None, interval: list(found.interval) if found and found.interval else None}
+    return {name: one.value if one else None, interval: list(one.interval) if one and one.interval else None}
 
 
-def show(found: Estimate, digits: int = 3) -> str:
-    interval = f" [{found.interval[0]:.{digits}f}, {found.interval[1]:.{digits}f}]" if found.interval else ""
-    return f"{found.value:.{digits}f}{interval}"
+def show(one: Estimate, digits: int = 3) -> str:
+    interval = f" [{one.interval[0]:.{digits}f}, {one.interval[1]:.{digits}f}]" if one.interval else ""
+    return f"{one.value:.{digits}f}{interval}"
 
 
 def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
