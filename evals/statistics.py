@@ -246,14 +246,17 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     return statistic
 
 
-def pair(name: str, interval: str, one: Estimate | None) -> dict[str, Any]:
+def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
     """An estimate as two fields of a row; None where it or its interval is undefined."""
-    return {name: one.value if one else None, interval: list(one.interval) if one and one.interval else None}
+    return {
+        name: result.value if result else None,
+        interval: list(result.interval) if result and result.interval else None,
+    }
 
 
-def show(one: Estimate, digits: int = 3) -> str:
-    interval = f" [{one.interval[0]:.{digits}f}, {one.interval[1]:.{digits}f}]" if one.interval else ""
-    return f"{one.value:.{digits}f}{interval}"
+def show(result: Estimate, digits: int = 3) -> str:
+    interval = f" [{result.interval[0]:.{digits}f}, {result.interval[1]:.{digits}f}]" if result.interval else ""
+    return f"{result.value:.{digits}f}{interval}"
 
 
 def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
