@@ -60,6 +60,16 @@ class Template:
                 next="choose a chat model whose template takes them",
             ) from None
 
+    def check(self) -> None:
+        """Raise SteerHealError for a template that leaves out what the user says, such as one that takes contents in parts alone."""
+        if SAID not in self.render([{"role": "user", "content": SAID}], True):
+            raise SteerHealError(
+                "a chat template leaves out what the user says",
+                given=f"a user turn is rendered as {self.render([{'role': 'user', 'content': 'x'}], True)!r}",
+                expected="a template that takes the contents of a turn as text",
+                next="choose a chat model of text alone, or mend its chat_template.jinja",
+            )
+
     def _clock(self, form: str) -> str:
         """What a template takes for the time: the day at midnight."""
         self._clock_read = True
