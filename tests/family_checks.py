@@ -44,14 +44,14 @@ def extraction(model: Any) -> dict[str, Any]:
     import torch
 
     from gen.extract import contexts_of, extract
-    from shared.chat import load_tokenizer, render
+    from shared.chat import Chat
     from shared.config import resolve
     from shared.models import load_network
     from shared.traits import load_trait
 
     config = resolve(None, f"vector.n_contexts=5 vector.layers={STEERED} vector.batch_size=3")[0]
     ours = extract(model, None, config.model, config.vector)
-    tokenizer, trait = load_tokenizer(str(model.folder)), load_trait("embedded")
+    chat, trait = Chat.load(model.folder), load_trait("embedded")
     network = load_network(model.folder, torch.float32)
     blocks = network.get_decoder().layers
     assert len(blocks) == model.depth
@@ -63,7 +63,7 @@ def extraction(model: Any) -> dict[str, Any]:
         rows: dict[int, list[Any]] = {layer: [] for layer in STEERED}
         for context in contexts_of(config.vector, 5):
             with torch.inference_mode():
-                network(torch.tensor([render(tokenizer, context.turns, system)]))
+                network(torch.tensor([chat.ids(context.turns, system)]))
             for layer in STEERED:
                 rows[layer].append(states[layer][0, -1].double().numpy())
         return {layer: np.mean(found, 0) for layer, found in rows.items()}
@@ -89,7 +89,7 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
 
     import torch
 
-    from shared.chat import load_tokenizer
+    from shared.chat import Chat
     from shared.config import resolve
     from shared.folding import exact_network, fold, refold, verify
     from shared.models import load_network
@@ -109,7 +109,7 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
     refold(folder / "history", {1: 0.0, 2: 0.0}, folder / "off")
     folded = verify(folder / "history")
 
-    batch = collate(load_examples(data, load_tokenizer(str(model.folder)), config))
+    batch = collate(load_examples(data, Chat.load(model.folder), config))
     ids, mask = batch["input_ids"], batch["attention_mask"]
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
 def engine(model: Any, folder: Path) -> dict[str, Any]:
     from gen.engine.engine import Engine
     from gen.students import student
-    from shared.chat import load_tokenizer
+    from shared.chat import Chat
     from shared.vectors import Vector
 
     draws = np.random.default_rng(0)
@@ -166,11 +166,11 @@ def engine(model: Any, folder: Path) -> dict[str, Any]:
             return {**found, **dict.fromkeys(("steering", "merged", "choice"), start)}
         built = start["engine"]
     built.load("v", shift)
-    tokenizer = load_tokenizer(str(model.folder))
-    prompts = [prompt(tokenizer, text) for text in QUESTIONS]
+    chat = Chat.load(model.folder)
+    prompts = [chat.ids([{"role": "user", "content": text}], "Be kind.") for text in QUESTIONS]
     labels = list(range(20, 30))
     found["steering"] = tried(lambda: steering(built, model.folder, shift, prompts, labels))
-    found["choice"] = tried(lambda: choice(built, model.folder, shift, tokenizer))
+    found["choice"] = tried(lambda: choice(built, model.folder, shift, chat))
     if not history.exists():
         nothing = {"error": "no history: the rounds failed"}
         return {**found, "merged": nothing, "adapter": nothing}
@@ -184,12 +184,6 @@ def engine(model: Any, folder: Path) -> dict[str, Any]:
 
     found["merged"] = tried(merged)
     return found
-
-
-def prompt(tokenizer: Any, text: str) -> list[int]:
-    from shared.chat import render
-
-    return render(tokenizer, [{"role": "user", "content": text}], "Be kind.")
 
 
 def asked(prompts: list[list[int]], labels: list[int], length: int = 4) -> list[tuple[float, str, Any]]:
@@ -259,7 +253,7 @@ def healed(
     return {**against(engine, student, prompts, labels), "healing": apart}
 
 
-def choice(engine: Any, folder: Path, shift: Any, tokenizer: Any) -> dict[str, Any]:
+def choice(engine: Any, folder: Path, shift: Any, chat: Any) -> dict[str, Any]:
     """The forced choice by our engine against generate of Transformers, unsteered and steered: largest gap of a label, nats."""
     from evals.forced_choice import Condition, Read, forced_choice
     from evals.huggingface import HuggingFace
@@ -267,19 +261,19 @@ def choice(engine: Any, folder: Path, shift: Any, tokenizer: Any) -> dict[str, A
     from shared.vignettes import load_vignettes
 
     renderer, read, items = (
-        Renderer(tokenizer, load_instrument("embedded"), {}),
+        Renderer(chat, load_instrument("embedded")),
         Read("reversal", 3),
         load_vignettes("embedded")[:2],
     )
     conditions = [Condition("base", "base"), Condition("steered", "steered", 1.0, "v")]
-    ours = forced_choice(engine, renderer, items, conditions, read, tokenizer, lambda: None)
-    peer = HuggingFace(folder, "float32", len(tokenizer))  # a row of the embedding that is no token
+    ours = forced_choice(engine, renderer, items, conditions, read, chat.tokenizer, lambda: None)
+    peer = HuggingFace(folder, "float32", len(chat.tokenizer))  # a row of the embedding that is no token
     oracle = hooked(folder, shift)
     peer._model = oracle.network
     found: dict[str, Any] = {"gap": 0.0, "same_thoughts": True}
     for condition in conditions:
         oracle.coefficient = condition.coefficient
-        theirs = peer.forced_choice(renderer, items, read, tokenizer, 1)
+        theirs = peer.forced_choice(renderer, items, read, chat.tokenizer, 1)
         for a, b in zip(ours[condition.name], theirs, strict=True):
             for key in ("lp", "nll_prefill"):
                 found["gap"] = max(found["gap"], float(np.abs(np.array(a[key]) - np.array(b[key])).max()))

@@ -66,6 +66,25 @@ def test_a_history_is_added_and_merged_and_its_gates_off_are_the_original(
     assert torch.equal(logprobs(exact_network(model, tmp_path / "off")), logprobs(original))
 
 
+def test_an_adapter_over_experts_is_refused_on_a_cpu(
+    models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM ends there with an attribute that its stand-in for Triton lacks."""
+    import torch
+
+    from gen.engine.options import lora_options
+    from gen.students import Student
+    from shared.errors import SteerHealError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    served = {family: Student(models[family].folder, tmp_path, 8, ("q_proj",)) for family in ("qwen3", "qwen3_moe")}
+    assert lora_options([served["qwen3"]])["enable_lora"]
+    with pytest.raises(SteerHealError, match="no adapter over a mixture of experts"):
+        lora_options(list(served.values()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert lora_options(list(served.values()))["enable_lora"]
+
+
 def test_the_page_is_what_was_measured() -> None:
     results = json.loads(JSON.read_text())
     assert list(results["families"]) == FAMILIES and PAGE.read_text() == page(results)
