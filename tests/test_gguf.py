@@ -14,13 +14,17 @@ import gguf_files
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import ROOT, command
 
+from shared import config as configuration
 from shared import dequantise
-from shared.chat import load_tokenizer, render, render_text
+from shared.chat import Chat
 from shared.errors import Exit, SteerHealError
+from shared.estimate import needed
 from shared.gguf_model import ARCHITECTURES
 from shared.models import Dequantised, load_network, resolve
+from shared.run import Run
+from shared.stages import Step
 
 
 @pytest.fixture(autouse=True)
@@ -120,9 +124,9 @@ def test_weights_that_do_not_make_the_model_are_refused(
     assert not list(cache.glob("gguf-*"))
 
 
-def tokenizer_of(tmp_path: Path, llama: Any, **fields: Any) -> tuple[Any, Path]:
+def chat_of(tmp_path: Path, llama: Any, **fields: Any) -> tuple[Chat, Path]:
     folder = resolve(str(gguf_files.write(tmp_path / "m.gguf", "llama", llama, **fields))).folder
-    return load_tokenizer(str(folder)), folder
+    return Chat.load(folder), folder
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,9 @@ def tokenizer_of(tmp_path: Path, llama: Any, **fields: Any) -> tuple[Any, Path]:
     ],
 )
 def test_every_end_of_a_turn_is_known(llama: Any, tmp_path: Path, fields: dict[str, Any], ends: list[str]) -> None:
-    tokenizer, folder = tokenizer_of(tmp_path, llama, **fields)
+    chat, folder = chat_of(tmp_path, llama, **fields)
+    tokenizer = chat.tokenizer
+    assert tokenizer.convert_ids_to_tokens(chat.stop_ids) == ends
     told = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert tokenizer.convert_ids_to_tokens(told if isinstance(told, list) else [told]) == ends
     assert tokenizer.eos_token == ends[0] and tokenizer.pad_token != ends[0]
@@ -145,11 +151,12 @@ def test_every_end_of_a_turn_is_known(llama: Any, tmp_path: Path, fields: dict[s
 
 
 def test_tokens_are_the_file_s(llama: Any, tmp_path: Path) -> None:
-    tokenizer, _ = tokenizer_of(tmp_path, llama)
+    chat, _ = chat_of(tmp_path, llama)
+    tokenizer = chat.tokenizer
     turns = [{"role": "user", "content": "hi"}]
     text = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    ids = render(tokenizer, turns, "s")
-    assert render_text(tokenizer, turns, "s") == text == tokenizer.decode(ids)
+    ids = chat.ids(turns, "s")
+    assert chat.text(turns, "s") == text == tokenizer.decode(ids)
     assert ids[0] == 263 and ids.count(264) == 2 and ids.count(263) == 3
     assert tokenizer("<think>", add_special_tokens=False)["input_ids"] == [265], "user-defined: one token, and text"
     assert tokenizer.decode([265, 264], skip_special_tokens=True) == "<think>"
@@ -158,8 +165,8 @@ def test_tokens_are_the_file_s(llama: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("pre", "count"), [("default", 2), ("llama-bpe", 1)])
 def test_text_is_split_as_the_file_says(llama: Any, tmp_path: Path, pre: str, count: int) -> None:
     """Llama 3 keeps line breaks together, and GPT-2 does not: the header of every turn ends with two."""
-    tokenizer, _ = tokenizer_of(tmp_path, llama, tokenizer__ggml__pre=pre)
-    assert len(tokenizer("\n\nthe", add_special_tokens=False)["input_ids"]) == count + 2
+    chat, _ = chat_of(tmp_path, llama, tokenizer__ggml__pre=pre)
+    assert len(chat.tokenizer("\n\nthe", add_special_tokens=False)["input_ids"]) == count + 2
 
 
 @pytest.mark.parametrize(
@@ -172,7 +179,7 @@ def test_text_is_split_as_the_file_says(llama: Any, tmp_path: Path, pre: str, co
 )
 def test_a_template_without_an_end_is_refused(llama: Any, tmp_path: Path, template: str, part: str) -> None:
     with pytest.raises(SteerHealError, match="tokenizer of a GGUF") as refused:
-        tokenizer_of(tmp_path, llama, tokenizer__chat_template=template, tokenizer__ggml__eos_token_id=None)
+        chat_of(tmp_path, llama, tokenizer__chat_template=template, tokenizer__ggml__eos_token_id=None)
     assert part in str(refused.value.given)
 
 
@@ -220,6 +227,24 @@ def test_room_is_looked_for_before(llama: Any, tmp_path: Path, cache: Path, monk
         _ = resolve(str(path)).folder
     assert refused.value.code is Exit.MACHINE and "0.0 GB free" in str(refused.value.given)
     assert "0.1 GB" in str(refused.value.expected) and not list(cache.glob("gguf-*"))
+
+
+def test_the_estimate_counts_what_is_to_be_dequantised(llama: Any, tmp_path: Path) -> None:
+    path = gguf_files.write(tmp_path / "m.gguf", "llama", llama)
+    settings = f"model.name={path} vector.layers=[1]"
+    run = Run(tmp_path / "run", configuration.resolve(ROOT / "configs" / "smollm2.toml", settings)[0])
+    groups = [[Step(run, number, "filter")] for number in (1, 2)]
+    before = needed(groups, adapters=False)
+    found = resolve(str(path))
+    assert isinstance(found, Dequantised) and before.cache == found.to_build > 10**6
+    assert found.folder and needed(groups, adapters=False).cache == 0
+
+
+def test_a_name_that_is_nearly_a_file_s_is_told(llama: Any, tmp_path: Path) -> None:
+    gguf_files.write(tmp_path / "model-q4.gguf", "llama", llama)
+    with pytest.raises(SteerHealError, match="no such model") as refused:
+        resolve(str(tmp_path / "model-q5.gguf"))
+    assert "model-q4.gguf" in str(refused.value.expected)
 
 
 @pytest.mark.slow
