@@ -344,7 +344,7 @@ def benchmark(module: str, description: str, quick: str) -> Options:
     options.add_argument(
         "--out",
         type=Path,
-        writes=outputs.file(".json"),
+        writes=outputs.output_file(".json"),
         default=Path("docs/bench.json"),
         help="file to put the ratios into",
     )
