@@ -59,7 +59,7 @@ def _other_settings(config: Config, stage: str, settings: Mapping[str, Any]) -> 
     """Lines on the settings that a stage records and the configuration has too, where the two differ."""
     whole = config.model_dump(mode="json")
     now: dict[str, Any] = {
-        **{name: whole["model"][name] for name in ("dtype", "student", "chat_template_kwargs")},
+        **{name: whole["model"][name] for name in ("dtype", "student", "chat_template_kwargs", "date")},
         **{name: whole[name] for name in ("vector", "sweep", "filter", "train", "eval")},
         "sampling": [config.sweep.temperature, config.sweep.top_p],
         **({} if stage == "extract" else {"seed": config.seed}),  # extract's, of a random direction, is its own

@@ -11,7 +11,7 @@ import numpy as np
 from evals.answers import answers
 from evals.cache import of_answers
 from evals.checks import checked, fits, reaches, steering
-from evals.conditions import Weights, answered, free_of, randoms, told_apart
+from evals.conditions import Weights, answered, free_of, randoms, refuse_duplicate_conditions
 from evals.forced_choice import Condition, Read
 from evals.instrument import Renderer, load_instrument
 from evals.positions import left_by_reversal, order_effect, reliability
@@ -20,16 +20,16 @@ from evals.statistics import Answers, Estimate, levels, show
 from evals.verdict import preflight
 from gen.students import student as student_of
 from shared.adapters import readable
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.folding import gated, gates_of
 from shared.instrument import FOUNDATIONS
+from shared.locks import hold
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
 from shared.outputs import guard, settings_of
-from shared.publish import hold
 from shared.records import write_jsonl
 from shared.tables import write_parquet
 from shared.traits import load_trait
@@ -63,8 +63,8 @@ def score(arguments: Any) -> None:
         load_trait(config.vector.trait)
     conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
-    tokenizer = load_tokenizer(str(origin.folder))
-    renderer = Renderer(tokenizer, instrument, config.model.chat_template_kwargs)
+    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
+    renderer = Renderer(chat, instrument)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
     fits(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
     cache = None
@@ -87,7 +87,7 @@ def score(arguments: Any) -> None:
         for name, vector in vectors.items():
             model.load(name, vector)
         found = answered(
-            model, renderer, vignettes, Weights(arguments.model, student, conditions), read, tokenizer, free, cache
+            model, renderer, vignettes, Weights(arguments.model, student, conditions), read, chat.tokenizer, free, cache
         )
     rows = [
         {
@@ -121,7 +121,7 @@ def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> lis
         ]  # fmt: skip
     if not found:
         found = [Condition("healed", "healed") if arguments.adapter else Condition("base", "base")]
-    told_apart(found)
+    refuse_duplicate_conditions(found)
     return found
 
 

@@ -28,12 +28,22 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
     if len({row.free_valid is None for row in rows}) > 1:
         raise refuse(source, "free_valid of some rows alone", "free_valid of every row, or of none", again)
     settings = {
-        (row.debias, row.think_tokens, row.stop, row.temperature, row.instrument, row.top_k, row.model, row.dtype)
+        (
+            row.debias,
+            row.think_tokens,
+            row.stop,
+            row.temperature,
+            row.instrument,
+            row.top_k,
+            row.model,
+            row.dtype,
+            row.template,
+        )
         for row in rows
     }
     if len(settings) != 1:
         raise refuse(source, f"rows scored in {len(settings)} ways", "one setting", again)
-    debias, think, stop, temperature, instrument, top_k, model, dtype = settings.pop()
+    debias, think, stop, temperature, instrument, top_k, model, dtype, template = settings.pop()
     listings = len(orders(debias))
     if values.ndim != 4 or values.shape[:2] != (len(rows), listings) or values.shape[3] != SIZE or not values.shape[2]:
         raise refuse(source, f"lp of shape {values.shape}", f"[items, {listings} orders, samples, {SIZE}]", again)
@@ -52,6 +62,7 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         dtype,
         tuple(row.foundation for row in rows),
         tuple(None if row.label is None else tuple(row.label) for row in rows),
+        template,
     )
     return Answers(
         setting,

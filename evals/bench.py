@@ -18,7 +18,7 @@ from evals.commandline import bench_options
 from evals.forced_choice import Condition, Read, forced_choice
 from evals.huggingface import HuggingFace
 from evals.instrument import Renderer, load_instrument
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.cli import entry
 from shared.errors import SteerHealError
 from shared.models import resolve
@@ -45,8 +45,8 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     origin = resolve("embedded")
-    tokenizer, vignettes = load_tokenizer(str(origin.folder)), load_vignettes(source, items)
-    renderer = Renderer(tokenizer, load_instrument(instrument), {})
+    chat, vignettes = Chat.load(origin.folder), load_vignettes(source, items)
+    renderer, tokenizer = Renderer(chat, load_instrument(instrument)), chat.tokenizer
     reference = HuggingFace(origin.folder, DTYPE, tokenizer.convert_tokens_to_ids("<|endoftext|>"), device)
     with engine(origin.folder, layers=[0], dtype=DTYPE, max_model_len=1024, gpu_memory=SHARE) as model:
 

@@ -146,6 +146,7 @@ def of_answers(
     content = {
         "kind": "forced choice",
         "instrument": renderer.instrument.identity,
+        "template": renderer.chat.arguments,
         "answer": [renderer.suffix, renderer.prefill, renderer.label_ids, renderer.stop_ids],
         "vignettes": [item.model_dump() for item in items],
         "read": asdict(read),
@@ -179,6 +180,7 @@ def _check_answers(
         "temperature": read.temperature,
         "top_k": read.top_k if read.temperature > 0 else None,
         "instrument": renderer.instrument.identity,
+        "template": renderer.chat.arguments,
     }
     if wrong := [name for name, value in wanted.items() if getattr(found, name) != value]:
         raise ValueError(f"other {', '.join(wrong)} than asked")
@@ -206,6 +208,7 @@ def of_generations(
         "rendered": rendered,  # both ways: judged by both, whatever a condition is asked under
         "asked": [[prompt.id, prompt.turns] for prompt in prompts],
         "sampling": [config.sweep.temperature, config.sweep.top_p, samples, config.eval.generation_tokens],
+        "stop_ids": list(renderer.chat.stop_ids),
         "seeds": [seed_of(config.seed, prompt.id, sample) for prompt in prompts for sample in range(samples)],
     }
     return Cache(

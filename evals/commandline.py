@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shared import outputs
-from shared.options import Options, benchmark, number, parser, plain, positive, whole
+from shared.options import Options, add_file_options, benchmark, number, parser, positive, whole
 
 
 def score_options() -> Options:
@@ -19,19 +19,23 @@ def score_options() -> Options:
     options.add_argument(
         "--cache", action="store_true", help="take scored rows from the content-addressed cache, and add what is made"
     )
-    files = plain(options)
-    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--adapter", type=Path, reads=outputs.path, help="PEFT adapter folder (adapter/ or history/)")
+    files = add_file_options(options)
+    files.add_argument(
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
+    files.add_argument(
+        "--adapter", type=Path, reads=outputs.parse_path, help="PEFT adapter folder (adapter/ or history/)"
+    )
     files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
-    files.add_argument("--vector", type=Path, reads=outputs.path, help="steering vector, .safetensors")
+    files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="steering vector, .safetensors or .gguf")
     files.add_argument("--coefficient", type=number, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
     files.add_argument("--random", type=whole, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
     files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")
     files.add_argument("--prompted", action="store_true", help="without steering under the trait prompt as well")
-    files.add_argument("--instrument", reads=outputs.path, default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file in the form of shared/data/instrument.json")  # fmt: skip
+    files.add_argument("--instrument", reads=outputs.parse_path, default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file in the form of shared/data/instrument.json")  # fmt: skip
     files.add_argument(
         "--vignettes",
-        reads=outputs.named,
+        reads=outputs.parse_path_or_set,
         default="embedded",
         help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'",
     )
@@ -51,7 +55,7 @@ def score_options() -> Options:
     files.add_argument(
         "--out",
         type=Path,
-        writes=outputs.file(".jsonl", ".parquet", inside="scores.jsonl"),
+        writes=outputs.output_file(".jsonl", ".parquet", inside="scores.jsonl"),
         help="score rows to write, .jsonl or .parquet",
     )
     return options
@@ -75,35 +79,40 @@ def compare_options() -> Options:
     options.add_argument(
         "--base",
         nargs="+",
-        reads=outputs.conditions,
+        reads=outputs.parse_score_file,
         metavar="FILE[:NAME]",
         required=True,
         help="score files, one per seed; NAME is the condition, where a file holds several",
     )
     options.add_argument(
-        "--other", nargs="+", reads=outputs.conditions, metavar="FILE[:NAME]", required=True, help="as many score files"
+        "--other",
+        nargs="+",
+        reads=outputs.parse_score_file,
+        metavar="FILE[:NAME]",
+        required=True,
+        help="as many score files",
     )
     options.add_argument("--bootstrap", type=positive, default=2000, help="resamples of an interval")
     options.add_argument("--seed", type=whole, default=0, help="of the resamples")
-    options.add_argument("--out", type=Path, writes=outputs.file(".json"), help="the figures as JSON")
+    options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the figures as JSON")
     return options
 
 
 def study_options() -> Options:
     options = Options("evals.study", "Run a study: arms x seeds x rounds, with controls.")
     options.add_argument(
-        "--config", type=Path, reads=outputs.path, required=True, help="configuration with a [study] table"
+        "--config", type=Path, reads=outputs.parse_path, required=True, help="configuration with a [study] table"
     )
     options.add_argument(
         "--run",
         type=Path,
-        reads=outputs.cells,
-        writes=outputs.path,
+        reads=outputs.list_study_inputs,
+        writes=outputs.parse_path,
         required=True,
         help="folder of the cells' run directories",
     )
     options.add_argument(
-        "--out", type=Path, writes=outputs.folder(), required=True, help="folder for results, tables and figures"
+        "--out", type=Path, writes=outputs.output_folder(), required=True, help="folder for results, tables and figures"
     )
     options.add_argument("--report", action="store_true", help="from what there is, running nothing")
     return options
@@ -116,7 +125,10 @@ def bench_options() -> Options:
         "few items, once",
     )
     options.add_argument(
-        "--vignettes", reads=outputs.named, default="embedded", help="what is scored, as evals.score names it"
+        "--vignettes",
+        reads=outputs.parse_path_or_set,
+        default="embedded",
+        help="what is scored, as evals.score names it",
     )
-    options.add_argument("--instrument", reads=outputs.path, default="embedded", help="how it is asked, likewise")
+    options.add_argument("--instrument", reads=outputs.parse_path, default="embedded", help="how it is asked, likewise")
     return options

@@ -50,7 +50,7 @@ def before_training(first: bool, dose: float, positions: str, trait: str, config
     ]  # fmt: skip
 
 
-def told_apart(conditions: Iterable[Condition]) -> None:
+def refuse_duplicate_conditions(conditions: Iterable[Condition]) -> None:
     """Raise SteerHealError where two conditions have one name: rows are collected, kept and reported by it."""
     names = [condition.name for condition in conditions]
     if twice := sorted(repeated(names)):

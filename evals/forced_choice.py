@@ -113,7 +113,9 @@ def forced_choice(
     asking = _Asking(renderer, read, tokenizer, free, cells)
     chains = engine.chain([asking.first(cell) for cell in cells], asking.then, on_done=lambda *_: advance())
     rows: dict[str, list[dict[str, Any]]] = {condition.name: [] for condition in conditions}
-    assert len(rows) == len(conditions)  # names are told apart before anything runs: evals.conditions.told_apart
+    assert len(rows) == len(
+        conditions
+    )  # names are told apart before anything runs: evals.conditions.refuse_duplicate_conditions
     block = len(listings) * read.samples
     for begin in range(0, len(cells), block):
         answers = [chain[read.thoughts] for chain in chains[begin : begin + block]]
@@ -128,7 +130,7 @@ def forced_choice(
             cells[begin].vignette, canonical, read, -float(np.mean(forced)) if forced else None, texts,
             [len(thought) for thought in asking.thoughts[begin : begin + block]],
         )  # fmt: skip
-        made["instrument"] = renderer.instrument.identity
+        made["instrument"], made["template"] = renderer.instrument.identity, renderer.chat.arguments
         if free:
             made["free_text"] = chains[begin][-1].text
             made["free_valid"] = valid(chains[begin][-1].text, key, renderer.instrument.labels)
@@ -176,7 +178,7 @@ class _Asking:
             return self._answer(cell, self.thoughts[index])
         if self._free and cell.order == cell.sample == 0 and len(done) == read.thoughts + 1:
             prompt = self._renderer.free_answer(cell.question, self.thoughts[index], read.stop)
-            return Request(prompt, self._free.tokens, **self._steering(cell))
+            return Request(prompt, self._free.tokens, stop_ids=self._renderer.chat.stop_ids, **self._steering(cell))
         return None
 
     def _answer(self, cell: Cell, thought: Sequence[int]) -> Request:

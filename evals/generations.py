@@ -1,4 +1,8 @@
-"""Free generations on the held-out prompts, and their scores under the original model."""
+"""Free generations on the held-out prompts, and their scores under the original model.
+
+Of a model that thinks, the answer is measured and not the thought: a row's text, tokens and scores are those of what comes behind the
+thought, scored behind prompt and thought. A thought that does not end leaves an empty answer.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from evals.forced_choice import Condition
 from gen.prompts import Renderer
 from gen.scoring import score
+from shared.chat import Chat
 from shared.console import counting
 from shared.records import Prompt
 from shared.schema import Config
 from shared.seeds import seed_of
 from shared.text import distinct_n, loop_share
-from shared.traits import Trait
 
 if TYPE_CHECKING:
     from evals.cache import Cache
@@ -23,14 +27,8 @@ if TYPE_CHECKING:
 class Generations:
     """Generations of conditions, judged once all are sampled; what a cache holds is not made again."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], trait: Trait, config: Config):
-        self._engine, self._tokenizer, self._prompts, self._trait, self._config = (
-            engine,
-            tokenizer,
-            prompts,
-            trait,
-            config,
-        )
+    def __init__(self, engine: Engine, renderer: Renderer, prompts: Sequence[Prompt], config: Config):
+        self._engine, self._renderer, self._prompts, self._config = engine, renderer, prompts, config
         self.tokens = 0  # sampled here, not taken from a cache; known once judged
         self._found: dict[str, list[dict[str, Any]]] = {}
         self._fresh: list[tuple[Condition, Cache | None]] = []
@@ -46,7 +44,7 @@ class Generations:
         self._fresh += [(condition, cache) for condition in missing]
         total = len(missing) * len(self._prompts) * self._config.eval.generation_samples
         with counting(f"generations, {label}", total) as advance:
-            made = generate(self._engine, self._tokenizer, self._prompts, missing, self._trait, self._config, advance)
+            made = generate(self._engine, self._renderer, self._prompts, missing, self._config, advance)
         for row in made:
             self._found[row["name"]].append(row)
 
@@ -54,7 +52,7 @@ class Generations:
         """All rows in the order sampled, with their scores; the engine must hold the original weights."""
         fresh = [row for condition, _ in self._fresh for row in self._found[condition.name]]
         with counting("scoring generations", 2 * len(fresh)) as advance:
-            judged = judge(self._engine, self._tokenizer, self._prompts, fresh, self._trait, self._config, advance)
+            judged = judge(self._engine, self._renderer, self._prompts, fresh, advance)
         self.tokens += sum(row["tokens"] for row in judged)
         for condition, cache in self._fresh:
             self._found[condition.name] = [row for row in judged if row["name"] == condition.name]
@@ -66,18 +64,16 @@ class Generations:
 
 def generate(
     engine: Engine,
-    tokenizer: Any,
+    renderer: Renderer,
     prompts: Sequence[Prompt],
     conditions: Sequence[Condition],
-    trait: Trait,
     config: Config,
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """Sample every held-out prompt under every condition; a prompt's seed is the same under all of them."""
     from gen.engine.sampling import Request
 
-    rendered = Renderer(tokenizer, trait, config.model.chat_template_kwargs)
-    asked = {prompt.id: rendered(prompt) for prompt in prompts}
+    asked = {prompt.id: renderer(prompt) for prompt in prompts}
     cells = [
         (condition, prompt, sample)
         for condition in conditions
@@ -95,6 +91,7 @@ def generate(
                 condition.vector,
                 condition.coefficient,
                 condition.positions,
+                stop_ids=renderer.chat.stop_ids,
             )
             for condition, prompt, sample in cells
         ],
@@ -107,27 +104,42 @@ def generate(
             "prompt_id": prompt.id,
             "prompt": prompt.turns[-1]["content"],
             "sample": sample,
-            "text": output.text,
-            "completion_ids": output.token_ids,
+            **said(renderer.chat, output.token_ids, output.text),
             "finish_reason": output.finish_reason,
         }
         for (condition, prompt, sample), output in zip(cells, outputs, strict=True)
     ]
 
 
+def said(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
+    """text and completion_ids of an answer; of a model that thinks, thought_ids besides.
+
+    Args:
+        ids, text: of all that the model said, without the end of the turn in the text.
+    """
+    thought, answer = chat.parted(ids)
+    if not thought:
+        return {"text": text, "completion_ids": list(ids)}
+    words = answer[:-1] if chat.ends(answer) else answer
+    return {
+        "text": str(chat.tokenizer.decode(words, skip_special_tokens=True)),
+        "completion_ids": answer,
+        "thought_ids": thought,
+    }
+
+
 def judge(
     engine: Engine,
-    tokenizer: Any,
+    renderer: Renderer,
     prompts: Sequence[Prompt],
     rows: Sequence[dict[str, Any]],
-    trait: Trait,
-    config: Config,
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """The rows with nll (total nats), tokens, perplexity, trait_llr, distinct_1 to 3 and loop_share; the engine must hold the original weights."""
-    rendered = Renderer(tokenizer, trait, config.model.chat_template_kwargs)
-    asked = {prompt.id: rendered(prompt) for prompt in prompts}
-    neutral, towards = ([asked[row["prompt_id"]][which] for row in rows] for which in (0, 1))
+    asked = {prompt.id: renderer(prompt) for prompt in prompts}
+    neutral, towards = (
+        [[*asked[row["prompt_id"]][which], *row.get("thought_ids", ())] for row in rows] for which in (0, 1)
+    )
     scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance)
     return [
         {

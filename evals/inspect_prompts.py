@@ -19,6 +19,7 @@ from inspect_ai.model import (
 
 from evals.forced_choice import Read, ended
 from evals.instrument import Renderer
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import Instrument
 
@@ -37,6 +38,7 @@ class Form(Protocol):
     """How a provider is asked. A question is what its prompts are made of, a thought a sequence of its tokens."""
 
     route: str
+    template: str  # the chat template's arguments, as rows have them
 
     @property
     def labels(self) -> Sequence[str]: ...
@@ -59,17 +61,16 @@ class Ids:
     def __init__(
         self,
         renderer: Renderer,
-        tokenizer: Any,
         read: Read,
         system: str | None,
         steering: dict[str, Any],
         as_text: bool,
     ):
-        self._renderer, self._tokenizer, self._read, self._system = renderer, tokenizer, read, system
-        self._steering, self._as_text = steering, as_text
+        self._renderer, self._tokenizer, self._read, self._system = renderer, renderer.chat.tokenizer, read, system
+        self._steering, self._as_text, self.template = steering, as_text, renderer.chat.arguments
         ids = renderer.label_ids
         self.route = "text" if as_text else "token ids"
-        self.labels = tokenizer.convert_ids_to_tokens(ids) if as_text else [f"token_id:{token}" for token in ids]
+        self.labels = self._tokenizer.convert_ids_to_tokens(ids) if as_text else [f"token_id:{token}" for token in ids]
 
     def question(self, vignette: str, listing: Sequence[int]) -> list[int]:
         return self._renderer.question(vignette, listing, self._system)
@@ -78,7 +79,7 @@ class Ids:
         ids = question if thought is None else self._renderer.answer(question, thought, self._read.stop)
         text = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if self._as_text:
-            return [ChatMessageUser(content=text)], self._tokenizer(text, add_special_tokens=False)["input_ids"] != ids
+            return [ChatMessageUser(content=text)], self._renderer.chat.encode(text) != ids
         return [ChatMessageUser(content=text, metadata={"prompt_token_ids": ids})], False
 
     def body(self, question: list[int], answering: bool) -> dict[str, Any] | None:
@@ -124,7 +125,8 @@ class Turns:
         self, instrument: Instrument, read: Read, system: str | None, steering: dict[str, Any], template: dict[str, Any], continued: bool
     ):  # fmt: skip
         self._instrument, self._read, self._system, self._steering = instrument, read, system, steering
-        self._template, self._continued, self.labels = template, continued, instrument.labels
+        self._arguments, self._continued, self.labels = template, continued, instrument.labels
+        self.template = json.dumps(template, sort_keys=True)
 
     def question(self, vignette: str, listing: Sequence[int]) -> str:
         return self._instrument.question(vignette, listing)
@@ -141,7 +143,7 @@ class Turns:
     def body(self, question: str, answering: bool) -> dict[str, Any] | None:
         if not self._continued:
             return None
-        template = {"chat_template_kwargs": self._template} if self._template else {}
+        template = {"chat_template_kwargs": self._arguments} if self._arguments else {}
         steering = {"vllm_xargs": self._steering} if self._steering else {}
         thinking = {} if answering else _undisturbed(self._read)
         return {"continue_final_message": True, "add_generation_prompt": False, **thinking, **template, **steering}
@@ -161,7 +163,7 @@ def form_of(
     instrument: Instrument,
     read: Read,
     *,
-    tokenizer: Any | None,
+    chat: Chat | None,
     system: str | None,
     steering: dict[str, Any],
     template: dict[str, Any],
@@ -169,10 +171,10 @@ def form_of(
     """How a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it."""
     provider = ModelName(model).api
     by_id, as_text = provider in BY_ID, provider == "hf"
-    if (by_id or as_text) != (tokenizer is not None):
+    if (by_id or as_text) != (chat is not None):
         raise SteerHealError(
             "the provider and the tokenizer do not go together",
-            given=f"{model}, {'no' if tokenizer is None else 'a'} tokenizer",
+            given=f"{model}, {'no' if chat is None else 'a'} tokenizer",
             expected=f"a tokenizer for {', '.join(BY_ID)} and hf, and none for others",
             next=EXACT,
         )
@@ -191,8 +193,8 @@ def form_of(
             expected=f"one of {', '.join(STEERABLE)}; positions 'generated' with token ids alone",
             next=f"make serve VECTORS=NAME=FILE, then {EXACT}",
         )
-    if tokenizer is not None:
-        return Ids(Renderer(tokenizer, instrument, template), tokenizer, read, system, steering, as_text)
+    if chat is not None:
+        return Ids(Renderer(chat, instrument), read, system, steering, as_text)
     return Turns(instrument, read, system, steering, template, provider in CONTINUED)
 
 

@@ -40,7 +40,7 @@ from evals.answers import points
 from evals.forced_choice import Read, row
 from evals.inspect_prompts import EXACT, Form, form_of
 from evals.instrument import load_instrument, orders
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 from shared.models import resolve
@@ -70,7 +70,7 @@ def forced_choice(
     """One sample per vignette, asked in every order.
 
     vignettes, instrument, debias, think and stop as in evals.forced_choice; items: a stratified number of them. tokenizer:
-    'embedded', a folder or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
+    'embedded', a folder, a GGUF file or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
     steering asked of a server of gen.serve.
     """
     if debias not in ("reversal", "cyclic") or think < 0 or (vector is None) != (coefficient is None):
@@ -121,16 +121,18 @@ def ask(
 ) -> Solver:
     """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
     put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
-    folder = str(resolve(tokenizer).folder) if tokenizer == "embedded" else tokenizer
-    loaded = load_tokenizer(folder) if folder is not None else None
+    folder = (
+        str(resolve(tokenizer).folder)
+        if tokenizer and (tokenizer == "embedded" or tokenizer.endswith(".gguf"))
+        else tokenizer
+    )
+    chat = Chat.load(folder, chat_template_kwargs) if folder is not None else None
     one_at_a_time, steered = anyio.Lock(), not steering
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         nonlocal steered
         model = get_model()
-        form = form_of(
-            model, put, read, tokenizer=loaded, system=system, steering=steering, template=chat_template_kwargs
-        )
+        form = form_of(model, put, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs)
         vignette, listings = Vignette.model_validate(state.metadata["vignette"]), orders(debias)
         async with one_at_a_time:
             if not steered:
@@ -142,6 +144,7 @@ def ask(
             del other["messages"], other["output"]
         state.store.set("asked", asked)
         state.store.set("route", form.route)
+        state.store.set("template", form.template)
         return state
 
     return solve
@@ -264,7 +267,7 @@ def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
             [one["text"] for one in asked],
             None if None in tokens else tokens,
         )
-        made["instrument"] = put.identity
+        made["instrument"], made["template"] = put.identity, state.store.get("template")
         made["route"], made["retokenised"] = state.store.get("route"), None if None in others else sum(others)
         p, mass = made["p"] or [float("nan")] * len(FOUNDATIONS), made["pmass_allowed"]
         return Score(

@@ -45,7 +45,8 @@ def stages(made: Iterable[tuple[str, Manifest]]) -> Table:
 
 
 def _digests(files: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {digest[:8]}" for name, digest in files.items()) or number(None)
+    """Names with the first letters of their digests, or of their revisions, which stand behind an @."""
+    return ", ".join(f"{name} {digest.rpartition('@')[2][:8]}" for name, digest in files.items()) or number(None)
 
 
 def distinct(values: Iterable[object]) -> str:

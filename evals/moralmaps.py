@@ -66,6 +66,11 @@ def published() -> Instrument:
     return found
 
 
+def installed_revision() -> str:
+    """A digest of what the installed moralmaps puts to a model: its version may stand for several commits."""
+    return published().identity
+
+
 def _asked(guided: Any, names: Sequence[str]) -> tuple[str, str, str]:
     def record(
         model: Any, tokenizer: Any, prompts: Any, schema: str, budget: int, *, scoring_slots: Any, **_: Any

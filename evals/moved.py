@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.statistics import AUTHORITY, Answers, Estimate, drawn, log_shift, pooled, resample, same_setting, summarised
+from evals.statistics import (
+    AUTHORITY,
+    ROUNDING,
+    Answers,
+    Estimate,
+    drawn,
+    log_shift,
+    pooled,
+    resample,
+    same_setting,
+    spread,
+    summarised,
+)
 from shared.instrument import FOUNDATIONS
 
 LEVEL, POWER = 0.05, 0.8
@@ -35,13 +47,15 @@ def shifts(base: Answers, other: Answers, count: int, seed: int) -> list[Shift] 
     same_setting(base.setting, other.setting)
     keep = base.scorable & other.scorable
     weights, degrees = resample(base.truth[keep], count, seed), _degrees(base.truth[keep])
-    found = []
+    lines = []
     for f, name in enumerate(FOUNDATIONS):
         both = drawn(log_shift(base.p[keep, f], other.p[keep, f]), weights)
         if both is None or (change := summarised(*both)).interval is None:
             return None
-        found.append((name, change, _p(change.value, both[1], degrees)))
-    return [Shift(*line, p_holm) for line, p_holm in zip(found, holm([p for *_, p in found]), strict=True)]
+        if (p := _p(change.value, both[1], degrees)) is None:
+            return None
+        lines.append((name, change, p))
+    return [Shift(*line, p_holm) for line, p_holm in zip(lines, holm([p for *_, p in lines]), strict=True)]
 
 
 def _degrees(strata: np.ndarray) -> int:
@@ -50,11 +64,14 @@ def _degrees(strata: np.ndarray) -> int:
     return 0 if groups is None else len(strata) - len(np.unique(groups))
 
 
-def _p(value: float, draws: np.ndarray, degrees: int) -> float:
-    error = float(draws.std(ddof=1))
+def _p(value: float, draws: np.ndarray, degrees: int) -> float | None:
+    """p of the two-sided test that a shift is 0; None for a shift that is the same in every item, whose error nothing tells."""
+    error = spread(draws)
+    if not error:
+        return 1.0 if abs(value) <= ROUNDING else None
     from scipy.stats import t  # scipy takes a second to import, which a refusal does not wait for
 
-    return float(2 * t.sf(abs(value) / error, degrees)) if error else float(value == 0)
+    return float(2 * t.sf(abs(value) / error, degrees))
 
 
 def holm(p: list[float]) -> list[float]:
@@ -68,14 +85,14 @@ def holm(p: list[float]) -> list[float]:
 
 def detectable(base: Answers, other: Answers, count: int, seed: int) -> float | None:
     """The smallest shift of auth_nats, nats, that a two-sided test at 5 % would have found four times in five with these items:
-    (t_0.975 + t_0.8) standard errors of the paired shift. Not a test of the shift that was found."""
+    (t_0.975 + t_0.8) standard errors of the paired shift. Not a test of the shift that was found. None where every item shifts alike."""
     same_setting(base.setting, other.setting)
     keep = base.scorable & other.scorable
     statistic = log_shift(base.p[keep, AUTHORITY], other.p[keep, AUTHORITY])
-    found = drawn(statistic, resample(base.truth[keep], count, seed))
-    if found is None or not np.isfinite(found[1]).all():
+    both = drawn(statistic, resample(base.truth[keep], count, seed))
+    if both is None or not np.isfinite(both[1]).all():
         return None
-    error = float(found[1].std(ddof=1))
+    error = spread(both[1])
     degrees = _degrees(base.truth[keep])
     from scipy.stats import t
 

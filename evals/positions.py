@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from evals.instrument import orders
-from evals.statistics import AUTHORITY, Answers, Estimate, clr, estimate, mean, resample
+from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, clr, estimate, mean, resample
 
 
 def single_orders(a: Answers) -> np.ndarray:
@@ -93,8 +93,10 @@ def _splits(size: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's r under each row of weights [r, n]."""
+    """Pearson's r under each row of weights [r, n]; NaN where x or y never differs, beyond rounding."""
     mean_x, mean_y = mean(weights, x), mean(weights, y)
     covariance = mean(weights, x * y) - mean_x * mean_y
-    variance_x, variance_y = mean(weights, x**2) - mean_x**2, mean(weights, y**2) - mean_y**2
-    return np.asarray(covariance / np.sqrt(variance_x * variance_y))
+    square_x, square_y = mean(weights, x**2), mean(weights, y**2)
+    variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
+    differ = (variance_x > ROUNDING * square_x) & (variance_y > ROUNDING * square_y)
+    return np.where(differ, covariance / np.sqrt(np.where(differ, variance_x * variance_y, 1)), np.nan)

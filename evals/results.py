@@ -11,22 +11,12 @@ import numpy as np
 
 from evals.coherence import LOOPS, Measures, parts
 from evals.coherence import verdict as coherence_verdict
+from evals.costs import SMALLEST_SHIFT, cost, retain, surgical, surgical_care
 from evals.moved import Shift, detectable, shifts
 from evals.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.rows import ONCE, ConditionLine, Generation
 from evals.scored import Round, texts_of
-from evals.statistics import (
-    SMALLEST_SHIFT,
-    Answers,
-    Estimate,
-    cost,
-    deltas,
-    levels,
-    pair,
-    retain,
-    surgical,
-    surgical_care,
-)
+from evals.statistics import Answers, Estimate, deltas, levels, pair
 from evals.texts import Texts, text_delta, text_levels
 from evals.verdict import broken, preflight, verdict
 from shared.commands import round_command
@@ -130,6 +120,7 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         judged = "broken", problem
     elif stage == "base" and no_axis is not None:
         judged = "no_axis", no_axis
+    is_surgical = None if stage == "base" else surgical(base.answers, case.answers, count, seed)
     moved = None if stage == "base" else shifts(base.answers, case.answers, count, seed)
     found = parts(base.measures, case.measures, delta["coherence"])
     state, why = coherence_verdict(found)
@@ -182,8 +173,8 @@ def _row(run: Run, base: Case, case: Case, steered: Estimate | None, no_axis: st
         "coh_slope": coh_slope,
         # over a steered shift of nothing, as of an unsteered control, the share is noise
         "retain": kept if steered is not None and abs(steered.value) >= SMALLEST_SHIFT else None,
-        "surgical": None if stage == "base" else surgical(base.answers, case.answers, count, seed),
-        "surgical_care": None if stage == "base" else surgical_care(delta["d_auth"], delta["d_care_90"]),
+        "surgical": is_surgical,
+        "surgical_care": surgical_care(is_surgical, delta["d_auth"], delta["d_care_90"]),
         "verdict": judged[0],
         "verdict_reason": judged[1],
     }

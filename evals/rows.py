@@ -142,6 +142,7 @@ class ScoreRow(Record):
     top_k: Count | None = None
     model: str | None = None
     dtype: str | None = None
+    template: str | None = None  # the chat template's arguments, JSON; None in rows from before they were written
     free_valid: bool | None = None
     name: str | None = None
 

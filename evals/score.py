@@ -19,18 +19,19 @@ from evals.conditions import (
     described,
     free_of,
     randoms,
-    told_apart,
+    refuse_duplicate_conditions,
 )
 from evals.forced_choice import Read
 from evals.generations import Generations
 from evals.instrument import Renderer, load_instrument
 from evals.internalised import states, student_vector
+from evals.moralmaps import installed_revision
 from gen.extract import contexts_of
 from gen.filter import by_coefficient
 from gen.prompts import Renderer as PromptRenderer
 from gen.students import Student
 from gen.students import student as student_of
-from shared.chat import load_tokenizer, neutral_for, render
+from shared.chat import Chat, neutral_for
 from shared.cli import entry, need, parse
 from shared.commands import round_command
 from shared.instrument import FOUNDATIONS
@@ -39,9 +40,10 @@ from shared.models import resolve as resolve_model
 from shared.prompts import load_heldout
 from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl, write_jsonl
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import EvalConfig
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.tables import write_parquet
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
@@ -86,13 +88,16 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
             "student": config.model.student,
-            "chat_template_kwargs": config.model.chat_template_kwargs,
+            **config.model.rendering,
             "eval": settings.model_dump(),
             "sampling": [config.sweep.temperature, config.sweep.top_p],
             "seed": config.seed,
-            **revisions_of(config.vector.contexts, settings.vignettes, settings.heldout),
         },
         inputs=inputs_of(run, number, settings),
+        revisions={
+            **revisions_of(vignettes=settings.vignettes, heldout=settings.heldout, contexts=config.vector.contexts),
+            **({"instrument": installed_revision()} if settings.instrument == "moralmaps" else {}),
+        },
         outputs=[run.round(number) / folder],
         rebuild=rebuild,
     )
@@ -110,7 +115,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         return
     from gen.engine.engine import engine
 
-    tokenizer, trait = load_tokenizer(str(origin.folder)), load_trait(config.vector.trait)
+    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, run.day)
+    trait = load_trait(config.vector.trait)
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=round_command(run.folder, number))
@@ -121,14 +127,14 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         Read(settings.debias, settings.think, seed=config.seed, stop=settings.stop),
         free_of(settings.free_tokens),
     )
-    renderer = Renderer(tokenizer, load_instrument(settings.instrument), config.model.chat_template_kwargs)
+    renderer = Renderer(chat, load_instrument(settings.instrument))
     fits(renderer, vignettes, read, free, config.model.max_model_len, [None, trait.trait])
 
     def served(history: Path | None) -> Student:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     neutral = [
-        render(tokenizer, context.turns, neutral_for(context.turns, trait.neutral), **config.model.chat_template_kwargs)
+        chat.ids(context.turns, neutral_for(context.turns, trait.neutral))
         for context in contexts_of(config.vector, settings.contexts)
     ]
     student_layers = _student_layers(run, number, origin, neutral, vector, first) if neutral else []
@@ -140,7 +146,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), start),
         *after_training(number, after_path, settings.gates, run.students, served),
     ]
-    told_apart(condition for group in groups for condition in group.conditions)
+    refuse_duplicate_conditions(condition for group in groups for condition in group.conditions)
     vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
     scored: dict[str, list[dict[str, Any]]] = {}
     taken = 0
@@ -157,18 +163,18 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     ) as model:
         for label, loaded in vectors.items():
             model.load(label, loaded)
-        texts = Generations(model, tokenizer, heldout, trait, config)
-        prompted = PromptRenderer(tokenizer, trait, config.model.chat_template_kwargs)
+        prompted = PromptRenderer(chat, trait)
+        texts = Generations(model, prompted, heldout, config)
         for group in groups:
             model.serve(group.student)
             weights = (group.student.fingerprint, config.model.dtype)
             answers = of_answers(weights, renderer, vignettes, read, free, vectors, fresh=rebuild)
             scored.update(
-                answered(model, renderer, vignettes, group, read, tokenizer, free, answers if cached else None)
+                answered(model, renderer, vignettes, group, read, chat.tokenizer, free, answers if cached else None)
             )
-            said = of_generations(weights, judge, prompted, heldout, config, vectors, fresh=rebuild)
-            texts.sample(group.label, group.conditions, said if cached else None)
-            taken += answers.taken + said.taken
+            written = of_generations(weights, judge, prompted, heldout, config, vectors, fresh=rebuild)
+            texts.sample(group.label, group.conditions, written if cached else None)
+            taken += answers.taken + written.taken
         model.serve(Student(origin.folder))
         judged = texts.judged()
     with atomic_folder(out) as temporary:

@@ -1,4 +1,4 @@
-"""Statistics of scored conditions: profiles, paired bootstrap intervals and costs. numpy and scipy only.
+"""Statistics of scored conditions: profiles and paired bootstrap intervals. numpy and scipy only.
 
 Nats are natural-log units. An undefined number is None, never NaN and never zero. Intervals are percentile bootstrap intervals.
 """
@@ -16,14 +16,14 @@ from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 
 CARE, AUTHORITY = FOUNDATIONS.index("care"), FOUNDATIONS.index("authority")
-SMALLEST_SHIFT = 0.05  # nats of d_auth under which a cost ratio is noise over noise
-CARE_MARGIN = 0.05  # nats within which d_care counts as unmoved
+ROUNDING = 1e-12  # of float64: nats, shares and ratios below it are 0, and so is the spread of numbers of about 1
 
 
 @dataclass(frozen=True)
 class Setting:
     """What must agree before two conditions may be compared. texts are digests of the vignettes, foundations what each was written for and
-    labels what its raters said, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts."""
+    labels what its raters said, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts;
+    template is the chat template's arguments, None in rows from before they were written, which are compared with rows under any."""
 
     items: tuple[str, ...]
     texts: tuple[str, ...]
@@ -39,6 +39,7 @@ class Setting:
     dtype: str | None = None
     foundations: tuple[str, ...] = ()
     labels: tuple[tuple[float, ...] | None, ...] = ()
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Estimate:
     interval: tuple[float, float] | None
 
     def excludes_zero(self) -> bool:
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+        """Whether both ends lie on one side of 0, beyond rounding."""
+        return self.interval is not None and (self.interval[0] > ROUNDING or self.interval[1] < -ROUNDING)
 
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -140,8 +142,8 @@ def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray]
 
 def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
     """A statistic with its percentile interval."""
-    found = drawn(statistic, weights)
-    return None if found is None else summarised(*found, level=level)
+    both = drawn(statistic, weights)
+    return None if both is None else summarised(*both, level=level)
 
 
 def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate:
@@ -152,11 +154,20 @@ def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate
     return Estimate(value, (float(low), float(high)))
 
 
+def spread(draws: np.ndarray) -> float:
+    """Standard deviation of draws [r]; 0 where it is rounding, which a ratio to it would make infinite or arbitrary.
+
+    Equal draws differ in the last digits where each is a sum over other weights.
+    """
+    error = float(draws.std(ddof=1))
+    return error if error > ROUNDING * max(1.0, float(np.abs(draws).max())) else 0.0
+
+
 def same_setting(first: Setting, second: Setting) -> None:
     """Raise SteerHealError, naming the difference, unless both were scored on the same items, orders and think budget."""
     for field in fields(Setting):
         old, new = getattr(first, field.name), getattr(second, field.name)
-        if old == new:
+        if old == new or (field.name == "template" and None in (old, new)):
             continue
         if field.name == "items":
             extra, lacking = sorted({*new} - {*old}), sorted({*old} - {*new})
@@ -211,46 +222,6 @@ def deltas(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Es
     }
 
 
-def surgical(base: Answers, other: Answers, count: int, seed: int) -> bool | None:
-    """True when |d authority| on clr (score minus its mean over the seven) exceeds every other foundation's, each by a paired bootstrap
-    at 95 %; None where there are no intervals."""
-    same_setting(base.setting, other.setting)
-    keep = base.scorable & other.scorable
-    if not keep.any():
-        return None
-    moved = clr(other.score[keep]) - clr(base.score[keep])
-    weights = resample(base.truth[keep], count, seed)
-
-    def margin(f: int) -> Statistic:
-        return lambda w: np.abs(mean(w, moved[:, AUTHORITY])) - np.abs(mean(w, moved[:, f]))
-
-    margins = [estimate(margin(f), weights) for f in range(len(FOUNDATIONS)) if f != AUTHORITY]
-    intervals = [found.interval for found in margins if found is not None]
-    if len(intervals) < len(margins) or None in intervals:
-        return None
-    return all(interval is not None and interval[0] > 0 for interval in intervals)
-
-
-def surgical_care(d_auth: Estimate | None, d_care_90: Estimate | None) -> bool | None:
-    """True when d_auth's interval excludes 0 and d_care's 90 % interval lies within 0.05 nats of 0 (two one-sided tests at 5 %)."""
-    if d_auth is None or d_care_90 is None or d_auth.interval is None or d_care_90.interval is None:
-        return None
-    return d_auth.excludes_zero() and d_care_90.interval[0] >= -CARE_MARGIN and d_care_90.interval[1] <= CARE_MARGIN
-
-
-def cost(d_coh: Estimate | None, d_auth: Estimate | None, is_broken: bool) -> tuple[float | None, float | None]:
-    """(coh_cost = |d_coh| / |d_auth|, d_coh / d_auth), answer mass per nat; None where |d_auth| < 0.05 or the row is broken."""
-    if is_broken or d_coh is None or d_auth is None or abs(d_auth.value) < SMALLEST_SHIFT:
-        return None, None
-    slope = d_coh.value / d_auth.value
-    return abs(slope), slope
-
-
-def retain(healed: Estimate | None, steered: Estimate | None) -> float | None:
-    """d_auth of healed over that of steered, signed."""
-    return None if healed is None or steered is None or steered.value == 0 else healed.value / steered.value
-
-
 def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     """Mean over the foundations that occur of TPR - FPR of argmax p [n, 7] against truth [n]: 0 is guessing, 1 is agreement.
 
@@ -275,14 +246,17 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     return statistic
 
 
-def pair(name: str, interval: str, found: Estimate | None) -> dict[str, Any]:
+def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
     """An estimate as two fields of a row; None where it or its interval is undefined."""
-    return {name: found.value if found else None, interval: list(found.interval) if found and found.interval else None}
+    return {
+        name: result.value if result else None,
+        interval: list(result.interval) if result and result.interval else None,
+    }
 
 
-def show(found: Estimate, digits: int = 3) -> str:
-    interval = f" [{found.interval[0]:.{digits}f}, {found.interval[1]:.{digits}f}]" if found.interval else ""
-    return f"{found.value:.{digits}f}{interval}"
+def show(result: Estimate, digits: int = 3) -> str:
+    interval = f" [{result.interval[0]:.{digits}f}, {result.interval[1]:.{digits}f}]" if result.interval else ""
+    return f"{result.value:.{digits}f}{interval}"
 
 
 def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

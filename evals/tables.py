@@ -230,6 +230,20 @@ def healing(rounds: Sequence[Round]) -> Table:
     )
 
 
+def agreement(rounds: Sequence[Round]) -> Table:
+    def line(r: Round) -> str:
+        found = r.training.agreement
+        return found.sentence() if found else "nothing was compared: made by an earlier version"
+
+    return Table(
+        "Sampler and trainer",
+        ["round", "log-probabilities of the rows kept, before the first step"],
+        [[str(r.number), line(r)] for r in rounds],
+        "Absolute differences between the weights that sampled, in vLLM, and those that were trained. docs/agreement.md lists what can make them differ.",
+        prose=True,
+    )
+
+
 def times(rounds: Sequence[Round], mode: str) -> Table:
     stages = [*STAGES, *([STEP[mode]] if STEP[mode] not in STAGES else [])]
     rows = []

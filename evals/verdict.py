@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evals.statistics import AUTHORITY, Answers, Estimate, show
+from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, show
 
 AXIS = (0.005, 0.95)  # base mass on authority outside which there is nowhere to move
 BROKEN, DEGRADED, UNDONE = 0.85, 0.95, 1 / 3
@@ -23,7 +23,7 @@ def preflight(a: Answers, informed: Estimate | None) -> str | None:
         return f"base mass on authority is {mass:.4f}, at its {'floor' if mass < AXIS[0] else 'ceiling'} (needs {AXIS[0]} to {AXIS[1]})"
     if informed is None or informed.interval is None:
         return "base informedness has no interval (needs a lower end above 0)"
-    if informed.interval[0] <= 0:
+    if informed.interval[0] <= ROUNDING:
         return f"base informedness is {show(informed)}, its lower end must lie above 0: the answers do not follow the vignettes"
     return None
 
@@ -53,7 +53,7 @@ def verdict(
         return "broken", is_broken
     if no_axis is not None:
         return "no_axis", no_axis
-    if steered is None or steered.interval is None or steered.interval[1] >= 0:
+    if steered is None or steered.interval is None or steered.interval[1] >= -ROUNDING:
         return (
             "no_shift",
             "the steered d_auth is undefined"

@@ -23,7 +23,7 @@ import numpy as np
 
 from gen import baselines
 from gen.commandline import PARTS, bench_options
-from shared.chat import end_of_turn, load_tokenizer, render
+from shared.chat import Chat
 from shared.cli import entry
 from shared.console import console
 from shared.errors import SteerHealError
@@ -53,11 +53,11 @@ class Bench:
     def __init__(self, layers: Sequence[int], dtype: str = DTYPE):
         self.dtype = dtype
         self.model: Model = resolve_model("embedded")
-        tokenizer = load_tokenizer(str(self.model.folder))
+        chat = Chat.load(self.model.folder)
         rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="git checkout shared/data")
         neutral = load_trait("embedded").neutral
-        self.prompts = [render(tokenizer, row.turns, neutral) for row in rows[:MANY_PROMPTS]]
-        self.stop, self.pad = end_of_turn(tokenizer), tokenizer.pad_token_id
+        self.prompts = [chat.ids(row.turns, neutral) for row in rows[:MANY_PROMPTS]]
+        self.stop, self.pad = chat.end_id, chat.tokenizer.pad_token_id
         draws = np.random.default_rng(0)  # any direction costs the same
         self.vector = Vector(
             {layer: draws.standard_normal(self.model.hidden).astype(np.float32) / 4 for layer in layers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from shared.console import number, say
 from shared.errors import SteerHealError
 from shared.hub import published, push
 from shared.publish import atomic_folder
-from shared.records import Completion, read_jsonl
+from shared.records import Completion, iterate_jsonl, read_jsonl, write_jsonl
 from shared.run import Run
 from shared.schema import Config
 from shared.traits import load_trait
@@ -125,7 +124,10 @@ def write(run: Run, number_: int, out: Path) -> None:
         for name in FILES:
             source = run.round(number_) / f"{name}.jsonl"
             if source.stat().st_size:
-                shutil.copyfile(source, folder / source.name)
+                again = round_command(run.folder, number_)
+                rows = iterate_jsonl(source, Completion, made_by=again)
+                # the sampler's record is for the trainer, and a column that few rows have is trouble in a data set
+                write_jsonl(folder / source.name, (row.model_copy(update={"logprobs": None}) for row in rows))
         (folder / "README.md").write_text(content, encoding="utf-8")
 
 

@@ -6,29 +6,33 @@ import argparse
 from pathlib import Path
 
 from shared import outputs
-from shared.options import Options, benchmark, number, parser, plain, positive, share
+from shared.options import Options, add_file_options, benchmark, number, parser, positive, share
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
 
 def extract_options() -> Options:
     options = parser("gen.extract", "Extract a steering vector from a chat model.")
-    files = plain(options)
-    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
+    files = add_file_options(options)
     files.add_argument(
-        "--out", type=Path, writes=outputs.file(".safetensors"), help="vector file to write, .safetensors"
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
+    files.add_argument(
+        "--out", type=Path, writes=outputs.output_file(".safetensors"), help="vector file to write, .safetensors"
     )
     return options
 
 
 def sweep_options() -> Options:
     options = parser("gen.sweep", "Sample completions over a sweep of coefficients with vLLM.")
-    files = plain(options)
-    files.add_argument("--model", reads=outputs.path, help="'embedded', a Hugging Face id or a local folder")
-    files.add_argument("--vector", type=Path, reads=outputs.path, help="vector file, .safetensors")
+    files = add_file_options(options)
+    files.add_argument(
+        "--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file"
+    )
+    files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="vector file, .safetensors or .gguf")
     files.add_argument(
         "--prompts",
-        reads=outputs.named,
+        reads=outputs.parse_path_or_set,
         metavar="FILE|ID:SPLIT",
         help="JSONL, CSV or Parquet with prompt or messages, or a data set with such a column: <id>:<configuration>:<split> or <id>:<split>, where the split may be a slice as in train[:100] (docs/data.md)",
     )
@@ -46,15 +50,30 @@ def sweep_options() -> Options:
         choices=["grid", "walk"],
         help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
     )
+    files.add_argument(
+        "--workers", type=positive, help="engines that make windows at once, one a GPU (default: sweep.workers)"
+    )
+    files.add_argument(
+        "--cluster",
+        metavar="auto|HOST:PORT",
+        help="run the workers on a Ray cluster; auto is the one that runs on this machine (default: cluster.address)",
+    )
     files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
-    files.add_argument("--out", type=Path, writes=swept, help="sweep rows to write, JSONL")
+    files.add_argument(
+        "--out",
+        type=Path,
+        writes=swept,
+        help="sweep rows to write, JSONL; those of a finished sweep are replaced with --rebuild alone",
+    )
     return options
 
 
 def filter_options() -> Options:
     options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
-    files = plain(options)
-    files.add_argument("--in", dest="in_", type=Path, reads=outputs.path, metavar="FILE", help="sweep rows, JSONL")
+    files = add_file_options(options)
+    files.add_argument(
+        "--in", dest="in_", type=Path, reads=outputs.parse_path, metavar="FILE", help="sweep rows, JSONL"
+    )
     files.add_argument(
         "--out",
         type=Path,
@@ -64,7 +83,7 @@ def filter_options() -> Options:
     files.add_argument(
         "--unsteered",
         type=Path,
-        reads=outputs.path,
+        reads=outputs.parse_path,
         metavar="FILE",
         help="rows of the original model at coefficient 0; by default those of --in",
     )
@@ -73,7 +92,7 @@ def filter_options() -> Options:
 
 def card_options() -> Options:
     options = parser("gen.card", "Write the kept completions of a round as a data set with its card.")
-    options.add_argument("--out", type=Path, writes=outputs.folder(), help="folder to write")
+    options.add_argument("--out", type=Path, writes=outputs.output_folder(), help="folder to write")
     options.add_argument("--push-to", metavar="ID", help="hub data set to upload to")
     options.add_argument("--private", action="store_true", help="make that data set private")
     return options
@@ -83,20 +102,20 @@ def serve_options() -> Options:
     options = parser("gen.serve", "Serve a steered model over HTTP, OpenAI-compatible.", stage=False)
     options.add_argument(
         "--model",
-        reads=outputs.path,
-        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
+        reads=outputs.parse_path,
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
     )
     options.add_argument(
         "--adapter",
         type=Path,
-        reads=outputs.path,
+        reads=outputs.parse_path,
         help="PEFT adapter folder (adapter/ or history/), merged into the weights",
     )
     options.add_argument(
         "--vector",
         action="append",
         default=[],
-        reads=outputs.assigned,
+        reads=outputs.parse_assigned_path,
         metavar="NAME=FILE",
         help="a vector to offer; may be repeated",
     )
@@ -113,14 +132,17 @@ def verify_options() -> Options:
     options = parser("gen.verify", "Check that steering works on this machine and with this model.", stage=False)
     options.add_argument(
         "--model",
-        reads=outputs.path,
-        help="'embedded', a Hugging Face id or a local folder; by default model.name of the configuration",
+        reads=outputs.parse_path,
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
     )
     options.add_argument(
-        "--vector", type=Path, reads=outputs.path, help="vector file; by default a random direction in vector.layers"
+        "--vector",
+        type=Path,
+        reads=outputs.parse_path,
+        help="vector file; by default a random direction in vector.layers",
     )
     options.add_argument(
-        "--out", type=Path, writes=outputs.file(".md"), help="file for the report besides the terminal, Markdown"
+        "--out", type=Path, writes=outputs.output_file(".md"), help="file for the report besides the terminal, Markdown"
     )
     return options
 
@@ -140,7 +162,7 @@ def bench_options() -> Options:
 
 def swept(value: str) -> list[Path]:
     """What a sweep writes: its rows, and the folder of windows beside them."""
-    out = outputs.file(".jsonl", inside="sweep.jsonl")(value)[0]
+    out = outputs.output_file(".jsonl", inside="sweep.jsonl")(value)[0]
     return [out, out.with_name(f".{out.name}.windows")]
 
 

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gen.commandline import extract_options
-from shared.chat import load_tokenizer, neutral_for, render
+from shared.chat import Chat, neutral_for
 from shared.cli import configured, entry, need, parse
 from shared.console import progress, say, table
 from shared.errors import SteerHealError
 from shared.folding import exact_network
+from shared.locks import hold
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import stratified_prompts
-from shared.publish import digest, hold
+from shared.publish import digest
 from shared.records import Prompt, data_file
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import ModelConfig, VectorConfig, band
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.traits import Trait, load_trait
 from shared.vectors import Vector, cosine
 
@@ -118,18 +121,23 @@ def inputs(model: Model, config: VectorConfig) -> tuple[Trait, list[Prompt], lis
 
 
 def extract(
-    model: Model, history: Path | None, model_config: ModelConfig, config: VectorConfig, seed: int = 0
+    model: Model,
+    history: Path | None,
+    model_config: ModelConfig,
+    config: VectorConfig,
+    seed: int = 0,
+    day: date | None = None,
 ) -> Vector:
     """The steering vector of the student of a folded history over a model (None: the model's own), exact whatever model.dtype is.
 
-    seed draws the direction where config.direction is random; its norms are the trait's. Raises SteerHealError where the trait prompt
-    changes nothing in some layer, before anything is written.
+    seed draws the direction where config.direction is random; its norms are the trait's. day is what a chat template with a clock
+    writes, today's unless given. Raises SteerHealError where the trait prompt changes nothing in some layer, before anything is written.
     """
     trait, contexts, layers = inputs(model, config)
-    tokenizer = load_tokenizer(str(model.folder))  # the first thing that takes seconds
+    chat = Chat.load(model.folder, model_config.chat_template_kwargs, day)  # the first thing that takes seconds
 
     def under(system: Callable[[Prompt], str | None]) -> list[list[int]]:
-        return [render(tokenizer, row.turns, system(row), **model_config.chat_template_kwargs) for row in contexts]
+        return [chat.ids(row.turns, system(row)) for row in contexts]
 
     trait_prompts = under(lambda _: trait.trait)
     other_prompts = under(lambda row: trait.opposite if config.contrast else neutral_for(row.turns, trait.neutral))
@@ -156,6 +164,7 @@ def extract(
             "weights_fingerprint": model.fingerprint + (f" + {digest(history)}" if history else ""),
             "trait": trait.trait,
             "neutral": trait.opposite if config.contrast else trait.neutral,
+            **({"date": chat.day.isoformat()} if chat.dated else {}),
             "n_contexts": len(contexts),
             "tokens": sum(map(len, [*trait_prompts, *other_prompts])),
             "hidden_norm": {str(layer): float(np.linalg.norm(away[layer], axis=1).mean()) for layer in layers},
@@ -224,22 +233,22 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         settings={
             "model": origin.fingerprint,
             "revision": origin.revision,
-            "chat_template_kwargs": config.model.chat_template_kwargs,
+            **config.model.rendering,
             "vector": config.vector.model_dump(),
             **({"seed": seed} if config.vector.direction == "random" else {}),
-            **revisions_of(config.vector.contexts),
         },
         inputs={
             **input_of("contexts", config.vector.contexts),
             "trait": trait,
             **({"history": history} if history else {}),
         },
+        revisions=revisions_of(contexts=config.vector.contexts),
         outputs=[out],
         rebuild=rebuild,
     )
     if job.done():
         return
-    vector = extract(origin, history, config.model, config.vector, seed)
+    vector = extract(origin, history, config.model, config.vector, seed, run.day)
     vector.save(out)
     show(vector)
     known = vector.metadata
@@ -258,7 +267,7 @@ def main() -> None:
     guard(arguments.outputs, [model.place])
     inputs(model, config.vector)
     hold(arguments.out)  # a place that cannot be written is found before the work, not after it
-    vector = extract(model, None, config.model, config.vector, config.seed)
+    vector = extract(model, None, config.model, config.vector, config.seed, config.model.day)
     vector.save(arguments.out)
     show(vector)
     say(f"wrote {arguments.out}")

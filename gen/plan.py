@@ -14,7 +14,10 @@ from shared.strict import repeated
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One completion to sample. The seed is a hash of the run's seed and the key, so that order never changes content."""
+    """One completion to sample. The seed is a hash of the run's seed and the key, so that order never changes content.
+
+    recorded: whether its row is to hold log-probabilities under the student and under the original.
+    """
 
     key: str
     index: int
@@ -22,6 +25,7 @@ class Planned:
     coefficient: float
     sample: int
     seed: int
+    recorded: bool = False
 
 
 def name_of(index: int, prompt: Prompt) -> str:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from gen.plan import name_of
-from shared.chat import neutral_for, render
+from shared.chat import Chat, neutral_for
 from shared.errors import SteerHealError
 from shared.prompts import Prompts, named, open_prompts
 from shared.records import Prompt
@@ -28,14 +27,13 @@ class Renderer:
     A system message of the prompt's own takes the neutral one's place, and stands after the trait's.
     """
 
-    tokenizer: Any
+    chat: Chat
     trait: Trait
-    template: dict[str, Any]
 
     def __call__(self, prompt: Prompt) -> tuple[list[int], list[int]]:
         return (
-            render(self.tokenizer, prompt.turns, neutral_for(prompt.turns, self.trait.neutral), **self.template),
-            render(self.tokenizer, prompt.turns, self.trait.trait, **self.template),
+            self.chat.ids(prompt.turns, neutral_for(prompt.turns, self.trait.neutral)),
+            self.chat.ids(prompt.turns, self.trait.trait),
         )
 
 
@@ -90,7 +88,7 @@ def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len:
             first = first or f"{place} (key {name_of(count, prompt)}): {tokens + max_tokens} tokens with its completion"
         longest = max(longest, tokens)
         content.update(_content(prompt))
-        digest.update(_content(prompt) + json.dumps(rendered).encode())  # a template may render the day's date
+        digest.update(_content(prompt) + json.dumps(rendered).encode())
         count += 1
     if over:
         raise SteerHealError(

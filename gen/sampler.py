@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gen.plan import Planned
 from gen.prompts import Renderer
+from gen.recording import record, unsteered_logprobs
 from gen.scoring import score
 from gen.students import Student
 from shared.records import Completion
@@ -50,6 +51,7 @@ class Sampler:
                 "trait" if row.coefficient else None,
                 row.coefficient,
                 self.positions,
+                stop_ids=self.renderer.chat.stop_ids,
             )
             for row, ids in zip(rows, neutral, strict=True)
         ]
@@ -60,10 +62,11 @@ class Sampler:
         self.engine.serve(self.student)
         self.engine.reset_cache()  # what a resumed sweep finds in it must be what an uninterrupted one does: nothing
         sampled = self.engine.run(requests, sampled_one)
+        completions = [output.token_ids for output in sampled]
+        chosen = [place for place, row in enumerate(rows) if completions[place] and row.recorded]
+        students = {} if self._original else unsteered_logprobs(self.engine, neutral, completions, chosen)
         self.engine.serve(self.origin)
-        scores = score(
-            self.engine, neutral, towards, [output.token_ids for output in sampled], lambda: advance(0.25, 0)
-        )
+        scores = score(self.engine, neutral, towards, completions, lambda: advance(0.25, 0))
         return [
             Completion(
                 key=row.key,
@@ -78,6 +81,32 @@ class Sampler:
                 perplexity_last_quarter=found.perplexity_last_quarter,
                 trait_llr=found.trait_llr,
                 distinct_3=found.distinct_3,
+                logprobs=record(ids, output.token_ids, students.get(place, found.logprobs), found.logprobs)
+                if place in chosen
+                else None,
             )
-            for row, ids, output, found in zip(rows, neutral, sampled, scores, strict=True)
+            for place, (row, ids, output, found) in enumerate(zip(rows, neutral, sampled, scores, strict=True))
         ]
+
+    @property
+    def _original(self) -> bool:
+        """Whether the student is the original model, whose scores are the student's own as well."""
+        return (self.student.folder, self.student.adapter) == (self.origin.folder, self.origin.adapter)
+
+
+def start_sampler(
+    config: Config, renderer: Renderer, student: Student, origin: Student, vector: Vector
+) -> tuple[Engine, Sampler]:
+    """An engine for a sweep, which whoever asked for it closes, and the sampler that uses it."""
+    from gen.engine.engine import start
+
+    built = start(
+        student.folder,
+        layers=sorted(vector.layers),
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_model_len,
+        gpu_memory=config.model.gpu_memory,
+        seed=config.seed,
+        students=[student],
+    )
+    return built, Sampler(built, renderer, student, origin, vector, config)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Score:
     """nll: total nats of the completion under the neutral prompt; the other measures as in a sweep row, None for an empty completion.
-    All but tokens and distinct_3 are None as well where a log-probability is not finite."""
+    All but tokens and distinct_3 are None as well where a log-probability is not finite. logprobs [tokens] are nll's terms, nats."""
 
     nll: float | None
     tokens: int
@@ -26,6 +26,7 @@ class Score:
     perplexity_last_quarter: float | None
     trait_llr: float | None
     distinct_3: float | None
+    logprobs: np.ndarray | None = None
 
 
 def score(
@@ -66,5 +67,6 @@ def score(
             perplexity_last_quarter=float(np.exp(-ours[last_quarter(count)].mean())),
             trait_llr=float((other - ours).mean()),
             distinct_3=distinct_n(completions[index], 3),
+            logprobs=ours,
         )
     return scores

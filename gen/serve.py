@@ -7,6 +7,7 @@ with anything that is not understood it is refused with HTTP 400, and so is, wit
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from gen.commandline import serve_options
 from shared.adapters import readable
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.cli import configured, entry
+from shared.commands import CONFIG, command_of, form, option
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.models import cache_folder
@@ -38,28 +40,47 @@ def named(texts: list[str]) -> dict[str, Path]:
                 "a vector to serve could not be read",
                 given=text,
                 expected="NAME=FILE, names of letters, digits, '.', '_' and '-', each once",
-                next="python -m gen.serve --vector trait=vector.safetensors",
+                next=f"the same command with {_offered(Path(path or 'vector.safetensors'))}",
             )
         vectors[name] = Path(path)
     return vectors
+
+
+def _offered(file: Path) -> str:
+    return option("VECTORS", "--vector", f"trait={file}")
+
+
+def _with_a_vector(arguments: argparse.Namespace, model: str) -> str:
+    """The command that serves the newest vector that is here, or that makes one first."""
+    here = [*Path().glob("*.safetensors"), *Path("runs").glob("*/rounds/*/vector.safetensors")]
+    file = max(here, key=lambda path: path.stat().st_mtime, default=None)
+    words = [_offered(file or Path("vector.safetensors"))]
+    if arguments.model:
+        words.append(option("MODEL", "--model", arguments.model))
+    if (config := getattr(arguments, "config", None)) and str(config) != CONFIG:
+        words.append(option("CONFIG", "--config", config))
+    serve = " ".join(["make serve" if form() == "make" else command_of("gen.serve"), *words])
+    return (
+        serve if file else f"{command_of('gen.extract', '--model', model, '--out', 'vector.safetensors')}, then {serve}"
+    )
 
 
 def main() -> None:
     options = serve_options()
     arguments = options.parse_args()
     config = configured(arguments)
-    vectors = {name: (path, load_vector(path)) for name, path in sorted(named(arguments.vector).items())}
+    name = arguments.model or config.model.name
+    vectors = {label: (path, load_vector(path, name)) for label, path in sorted(named(arguments.vector).items())}
     if not vectors:
         raise SteerHealError(
             "there is no vector to serve",
             given="no --vector",
             expected="one vector or more",
-            next="python -m gen.serve --vector trait=vector.safetensors, or `vllm serve` for an unsteered server",
+            next=_with_a_vector(arguments, name),
         )
-    name = arguments.model or config.model.name
     model = resolve_model(name, config.model.revision)
     for path, vector in vectors.values():
-        vector.check(path, hidden=model.hidden, depth=model.depth)
+        vector.check(path, hidden=model.hidden, depth=model.depth, model=name)
     # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
     given = {
         word.partition("=")[0].partition(".")[0].replace("_", "-") for word in arguments.vllm if word.startswith("--")
@@ -89,7 +110,8 @@ def main() -> None:
         )
     if arguments.adapter:
         readable(arguments.adapter)
-    load_tokenizer(str(model.folder))
+    template = config.model.chat_template_kwargs
+    chat = Chat.load(model.folder, template)
     folder = model.folder
     if arguments.adapter:
         from shared.merging import merged
@@ -102,6 +124,7 @@ def main() -> None:
     settings = Settings(
         layers=sorted({layer for _, vector in vectors.values() for layer in vector.layers}),
         slots=len(vectors),
+        stop_ids=list(chat.stop_ids),
         vectors={
             name: VectorFile(path=str(path.resolve()), sha256=digest(path)) for name, (path, _) in vectors.items()
         },
@@ -124,6 +147,7 @@ def main() -> None:
             for name in ("StrictBody", "BodyLimit", "Gate")
             for word in ("--middleware", f"gen.engine.limits.{name}")
         ),
+        *(("--default-chat-template-kwargs", json.dumps(template)) if template else ()),
         *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
         *arguments.vllm,
     ]

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from gen import filter as keep
 from gen import walk as walking
 from gen.board import Board
 from gen.commandline import sweep_options
+from gen.crews import Crew, employ
 from gen.job import Job, determining, fingerprint
 from gen.plan import check_coefficients, plan, spread, windows
+from gen.pool import Item
 from gen.prompts import Renderer, Survey, open_round, survey, unchanged
+from gen.recording import recorded
 from gen.rules import Yardstick
-from gen.sampler import Sampler
 from gen.students import Student
 from gen.students import student as student_of
 from gen.windows import Windows
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.errors import SteerHealError
 from shared.lines import problem_of
+from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
-from shared.publish import hold
 from shared.records import Completion, data_file, iterate_jsonl
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.sets import input_of, revisions_of
+from shared.stage import Stage
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
@@ -44,34 +49,45 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     check_coefficients(job.coefficients)
     trait = load_trait(config.vector.trait)
     next(iter(job.prompts), None)  # prompts that cannot be read are refused before the tokenizer's imports
-    renderer = Renderer(load_tokenizer(str(job.origin.folder)), trait, config.model.chat_template_kwargs)
+    done = Windows(job.out)
+    day = job.day or (None if rebuild else done.day())
+    renderer = Renderer(Chat.load(job.origin.folder, config.model.chat_template_kwargs, day), trait)
     with console.status("reading the prompts"):
         found = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
         yardstick = Yardstick(job.frozen() if job.frozen else ())
-    done = Windows(job.out)
     total = found.count * (len(job.coefficients) + job.walks) * samples
     count = math.ceil(total / config.sweep.window)
-    done.open(fingerprint(job, found, yardstick), rebuild=rebuild, count=count)
-    whole = sum(index in done for index in range(count))
-    console.print(
-        f"{total} rows of {found.count} prompts, the longest of {found.longest} tokens"
-        + (f"; resuming: {whole} of {count} windows are whole" if whole else "")
-    )
     with ExitStack() as stack:
-        sampler = _start(job, renderer, stack) if whole < count else None
-        walked = _walked(job, done, sampler, found, yardstick) if job.walks else None
+        crew = stack.enter_context(employ(job, renderer))
+        done.open(fingerprint(job, renderer.chat, found, yardstick, crew.made_in()), rebuild=rebuild, count=count)
+        whole = sum(index in done for index in range(count))
+        console.print(
+            f"{total} rows of {found.count} prompts, the longest of {found.longest} tokens"
+            + (f"; resuming: {whole} of {count} windows are whole" if whole else "")
+        )
+        if whole < count:
+            crew.begin()
+        walked = _walked(job, done, crew, found, yardstick) if job.walks else None
         coefficients = [*job.coefficients, *([walked.coefficient] if walked else [])]
         bar = stack.enter_context(progress("rate", "kept"))
         board = Board(bar, total, yardstick, config, grows=job.frozen is None)
-        rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
-        for index, window in enumerate(windows(rows, config.sweep.window)):
-            if index in done:
-                board.add(done.read(index, [row.key for row in window]))
-                continue
-            assert sampler is not None
-            completions = sampler(window, board.advance)
-            done.write(index, completions)
-            board.add(completions, f"window {index + 1} of {count}")
+        keys: dict[int, list[str]] = {}
+
+        def missing() -> Iterator[Item]:
+            records = recorded(found.count, coefficients, samples)
+            rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
+            rows = (replace(row, recorded=True) if records(row) else row for row in rows)
+            for index, window in enumerate(windows(rows, config.sweep.window)):
+                names = [row.key for row in window]
+                if index in done:
+                    board.add(done.read(index, names))
+                    continue
+                keys[index] = names
+                yield index, window
+
+        for index, rows in crew.make(missing(), board.advance):
+            done.write(index, rows)
+            board.add(done.read(index, keys.pop(index)), f"window {index + 1} of {count}")
     done.publish(count)
     if walked:
         walking.show(walked, config.sweep.survival, config.sweep.dose_ceiling)
@@ -85,28 +101,18 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
         )
-    counts = {"rows": total, "tokens": board.tokens, "prompts": found.count, "prompts_digest": found.digest}
+    counts = {
+        "resumed": whole / count,
+        "rows": total,
+        "tokens": board.tokens,
+        "prompts": found.count,
+        "prompts_digest": found.digest,
+        "workers": crew.about,
+    }
     job.finish({**counts, **({"walk": walked.as_dict()} if walked else {})})
 
 
-def _start(job: Job, renderer: Renderer, stack: ExitStack) -> Sampler:
-    from gen.engine.engine import engine
-
-    built = stack.enter_context(
-        engine(
-            job.student.folder,
-            layers=sorted(job.vector.layers),
-            dtype=job.config.model.dtype,
-            max_model_len=job.config.model.max_model_len,
-            gpu_memory=job.config.model.gpu_memory,
-            seed=job.config.seed,
-            students=[job.student],
-        )
-    )
-    return Sampler(built, renderer, job.student, Student(job.origin.folder), job.vector, job.config)
-
-
-def _walked(job: Job, done: Windows, sampler: Sampler | None, found: Survey, yardstick: Yardstick) -> walking.Walk:
+def _walked(job: Job, done: Windows, crew: Crew, found: Survey, yardstick: Yardstick) -> walking.Walk:
     """The walk's answer: the one noted by an interrupted sweep, or a walk."""
     if "walk" in done.notes:
         try:
@@ -120,9 +126,8 @@ def _walked(job: Job, done: Windows, sampler: Sampler | None, found: Survey, yar
             ) from None
         console.print(f"walk: the interrupted sweep found {answer.coefficient:g}")
         return answer
-    assert sampler is not None
     answer = walking.walk(
-        lambda rows: sampler(rows, lambda *_: None),
+        crew.rows,
         spread((prompt for _, prompt in job.prompts), found.count, job.config.sweep.dose_prompts),
         job.seed,
         yardstick if job.frozen else None,
@@ -146,11 +151,10 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "model": origin.fingerprint,
             "dtype": config.model.dtype,
             "student": config.model.student,
-            "chat_template_kwargs": config.model.chat_template_kwargs,
+            **config.model.rendering,
             "sweep": determining(config.sweep),
             "seed": config.seed,
             **({"filter": config.filter.model_dump()} if walks else {}),
-            **revisions_of(config.sweep.dilemmas, *([config.sweep.mundane] if config.sweep.n_mundane else [])),
         },
         inputs={
             "vector": folder / "vector.safetensors",
@@ -160,6 +164,9 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             **({"history": history} if history else {}),
             **({"unsteered": first} if walks and number > 1 else {}),
         },
+        revisions=revisions_of(
+            dilemmas=config.sweep.dilemmas, **({"mundane": config.sweep.mundane} if config.sweep.n_mundane else {})
+        ),
         outputs=[out],
         rebuild=rebuild,
         clean=Windows(out).discard,  # last: an interruption before loses no row
@@ -183,6 +190,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 config,
                 lambda counts: job.finish(origin.identity, **counts),
                 (lambda: keep.unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
+                run.day,
             ),
             rebuild=rebuild,
         )
@@ -196,8 +204,10 @@ def main() -> None:
         return
     need(options, arguments, "model", "vector", "prompts", "out")
     out = arguments.outputs[0]
-    given = {"samples": arguments.samples, "dose": arguments.dose, "survival": arguments.survival}
-    settings = [f"sweep.{key}={value}" for key, value in given.items() if value is not None]
+    if not arguments.rebuild:
+        Windows(out).refuse_finished()
+    given = {"sweep.samples": arguments.samples, "sweep.dose": arguments.dose, "sweep.survival": arguments.survival, "sweep.workers": arguments.workers, "cluster.address": arguments.cluster}  # fmt: skip
+    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
     config = configured(arguments, *settings)
     walks = config.sweep.dose == "walk"
     if not walks:
@@ -208,8 +218,8 @@ def main() -> None:
         )
     model = resolve_model(arguments.model, config.model.revision)
     guard(arguments.outputs, [model.place])
-    vector = load_vector(arguments.vector)
-    vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
+    vector = load_vector(arguments.vector, arguments.model)
+    vector.check(arguments.vector, hidden=model.hidden, depth=model.depth, model=arguments.model)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
 
     def finish(counts: dict[str, Any]) -> None:
@@ -235,6 +245,7 @@ def main() -> None:
                 arguments.vector,
                 config,
                 finish,
+                day=config.model.day,
             ),
             rebuild=arguments.rebuild,
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gen.commandline import verify_options
-from shared.chat import load_tokenizer, render
+from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.console import console
 from shared.errors import SteerHealError
@@ -123,11 +123,10 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
     def seconds(patched: bool) -> float:
         engine.patch(patched)
         engine.reset_cache()
-        vector = "v" if patched else None
-        ask = [
-            Request(ids, 24, vector=vector, coefficient=index / len(prompts), min_tokens=24)
-            for index, ids in enumerate(prompts)
+        steering: list[dict[str, Any]] = [
+            {"vector": "v", "coefficient": index / len(prompts)} if patched else {} for index in range(len(prompts))
         ]
+        ask = [Request(ids, 24, min_tokens=24, **one) for ids, one in zip(prompts, steering, strict=True)]
         begin = time.perf_counter()
         engine.run(ask)
         return time.perf_counter() - begin
@@ -170,12 +169,15 @@ def main() -> None:
     model = resolve_model(arguments.model or config.model.name, config.model.revision)
     guard(arguments.outputs, [model.place])
     vector = (
-        load_vector(arguments.vector) if arguments.vector else noise(model, band(config.vector.layers, model.depth))
+        load_vector(arguments.vector, model.name)
+        if arguments.vector
+        else noise(model, band(config.vector.layers, model.depth))
     )
     vector.check(arguments.vector or "the random direction", hidden=model.hidden, depth=model.depth)
-    tokenizer, trait = load_tokenizer(str(model.folder)), load_trait("embedded")
+    chat = Chat.load(model.folder, config.model.chat_template_kwargs, config.model.day)
+    trait = load_trait("embedded")
     rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="make setup")[:16]
-    prompts = [render(tokenizer, row.turns, trait.neutral, **config.model.chat_template_kwargs) for row in rows]
+    prompts = [chat.ids(row.turns, trait.neutral) for row in rows]
     from gen.engine.engine import engine
 
     with console.status("a plain forward with hooks"):

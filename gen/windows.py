@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from shared.console import say
 from shared.errors import SteerHealError
 from shared.provenance import differences, refuse_mixing
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
-from shared.records import Completion, iterate_jsonl, write_jsonl
+from shared.records import Completion, iterate_jsonl
 from shared.strict import parse
 
 VERSION = 4  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set, 3 not the code
@@ -31,7 +33,7 @@ class Windows:
     def open(self, fingerprint: dict[str, Any], *, rebuild: bool, count: int | None = None) -> None:
         """Go on with the folder of an equal fingerprint, or begin one. count: windows in all, for `status`.
 
-        Raises SteerHealError with the differences when there is another's work; with rebuild that is discarded.
+        With rebuild every window that is there is discarded. Raises SteerHealError with the differences when there is another's work.
         """
         self.fingerprint, self.count = json.loads(json.dumps(fingerprint)), count
         if self.plan.is_file():
@@ -43,7 +45,7 @@ class Windows:
                 self.notes = dict(old["notes"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 changed = [f"{self.plan}: {error!r}"]
-            if not changed:
+            if not changed and not rebuild:
                 return
             lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
             if lost and not rebuild:
@@ -55,10 +57,27 @@ class Windows:
                     next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or rm -r {self.folder}",
                 )
             if lost:
-                say(f"discarding the windows of another sweep: {'; '.join(changed)}")
+                say(f"discarding the windows of an interrupted sweep: {'; '.join(changed) or 'this is a rebuild'}")
         self.discard()
         self.notes = {}
         self._write()
+
+    def refuse_finished(self) -> None:
+        """Raise SteerHealError where the output holds rows of a finished sweep: another would replace them without a word."""
+        if self.plan.is_file() or not self.out.is_file() or not self.out.stat().st_size:
+            return
+        raise SteerHealError(
+            "the rows of a finished sweep are there already",
+            given=f"--out {self.out}",
+            expected="no such file, or one that an interrupted sweep goes on to make",
+            next=f"the same command with --out {shlex.quote(str(_free(self.out)))}; or with --rebuild, which replaces them",
+        )
+
+    def day(self) -> date | None:
+        """The day that the rows of an interrupted sweep were rendered with; None without one, or for a template without a clock."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return date.fromisoformat(parse(self.plan.read_bytes())["fingerprint"]["date"])
+        return None
 
     def note(self, name: str, value: Any) -> None:
         """Keep something found out on the way, so that a resumed sweep need not find it again."""
@@ -91,9 +110,11 @@ class Windows:
             self._whole.add(index)
         return index in self._whole
 
-    def write(self, index: int, rows: Iterable[Completion]) -> None:
+    def write(self, index: int, rows: bytes) -> None:
+        """Keep a window: its rows as lines of JSONL."""
         self.seal(index).unlink(missing_ok=True)
-        write_jsonl(self.path(index), rows)
+        with atomic_file(self.path(index)) as temporary:
+            temporary.write_bytes(rows)
         seal(self.path(index))
         self._whole.add(index)
 
@@ -129,3 +150,9 @@ class Windows:
         self.plan.unlink(missing_ok=True)
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
+
+
+def _free(path: Path) -> Path:
+    """A name beside a file that nothing has yet."""
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 10_000))
+    return next(other for other in names if not other.exists())

@@ -47,12 +47,13 @@ fi
 [ ! -e ".venv/.ready-$other" ] || fail ".venv holds the other lock's packages, and vLLM's two builds do not go together" \
     "requirements/$other.txt in .venv" "one lock" "make clean setup LOCK=$lock, or keep what is there: LOCK=$other"
 
-# 2. Python. 3.11 comes first, since the lock is run on it; for the others it is resolved. A name on PATH may be a pyenv
-# shim without a version behind it, so each is run.
+# 2. Python: the one that .venv stands on, or else 3.11 first, since the lock is run on it; for the others it is resolved. A
+# name on PATH may be a pyenv shim without a version behind it, so each is run.
 fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.implementation.name != "cpython")'
 version='import sys; print("%d.%d" % sys.version_info[:2])'
 python=
-for name in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+base=$(.venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null) || base=
+for name in ${PYTHON:-$base python3.11 python3.12 python3.13 python3 python}; do
     if "$name" -c "$fits" 2>/dev/null; then python=$name && break; fi
 done
 [ -n "$python" ] || fail "there is no Python that fits" "$(for name in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
@@ -64,10 +65,13 @@ of=$("$python" -c "$version")
     "$python ($of)" "both; Debian and Ubuntu keep them apart" "apt install python$of-venv, then the same command"
 header='import os, sysconfig; print(os.path.join(sysconfig.get_path("include"), "Python.h"))'
 compiler=$(command -v "${CXX:-g++}") || compiler="no ${CXX:-g++}"
-header=$("$python" -c "$header")
+compiles=$python # which Python the engine's kernels are compiled for
+[ -z "$base" ] || compiles=.venv/bin/python
+header=$("$compiles" -c "$header")
+compiled=$("$compiles" -c "$version")
 { command -v "${CXX:-g++}" >/dev/null && [ -f "$header" ]; } || fail "there is no C++ compiler, or not the header of this Python that it needs" \
     "$compiler; $header$([ -f "$header" ] || echo ' is missing')" "both: torch compiles kernels of the engine when a stage runs" \
-    "apt install g++ python$of-dev (Fedora: dnf install gcc-c++ python$of-devel), then the same command"
+    "apt install g++ python$compiled-dev (Fedora: dnf install gcc-c++ python$compiled-devel), then the same command"
 
 # 3. One set-up at a time; what it starts inherits the lock, so that none is left at work behind its back.
 exec 9>>.setup.lock # a file of its own, open for writing: a network file system locks nothing else
@@ -156,6 +160,11 @@ need "uv could not be installed" "mend what pip says; the same command goes on f
 # uv reads none of pip's settings: a mirror and its certificates go over to it
 index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || :)}}
 [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
+if [ -z "${UV_INDEX:-}${UV_EXTRA_INDEX_URL:-}" ]; then
+    extra=${PIP_EXTRA_INDEX_URL:-$(.venv/bin/python -m pip config get global.extra-index-url 2>/dev/null || :)}
+    # as pip does: the best of all indexes, where uv would stop at the first that has a package, in whatever version
+    [ -z "$extra" ] || export UV_INDEX="$(echo $extra)" UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
+fi
 cert=${SSL_CERT_FILE:-${PIP_CERT:-$(.venv/bin/python -m pip config get global.cert 2>/dev/null || :)}}
 [ -z "$cert" ] || export SSL_CERT_FILE="$cert"
 # torch's CPU build is on no index that pip asks by itself, but pip's settings or a folder of wheels may have it; uv knows

@@ -1,16 +1,20 @@
-"""Adapters on disk: plain LoRA of one rank and scale, as PEFT writes them, with a note of the weights they belong to."""
+"""Adapters on disk: LoRA as PEFT writes it, with a note of the weights that they belong to."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared import lora
 from shared.commands import command_of
 from shared.errors import SteerHealError, in_one_line
 from shared.models import Model
 from shared.publish import write_json
+from shared.records import Record, read_record
 from shared.strict import parse
 
 if TYPE_CHECKING:
@@ -20,28 +24,46 @@ VERSION = 1
 PREFIX = "base_model.model."
 BASE = "base.json"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-PLAIN = {"bias": "none", "use_dora": False, "use_rslora": False}
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+EXPECTED = "plain LoRA: every other field of adapter_config.json as PEFT has it by default"
+
+AGAIN = "train it again: python -m train.heal --help"
+ELSEWHERE = "merge it with PEFT, merge_and_unload() and save_pretrained(FOLDER), and name that folder in model.name"
+
+
+class Base(Record):
+    """base.json: the weights that an adapter was trained on.
+
+    fingerprint: of the original model, with its revision on the hub; dtype: that it was trained in; round: K, which trained over
+    the rounds before it. None where an adapter of an earlier version does not say.
+    """
+
+    model: str
+    fingerprint: str
+    revision: str | None = None
+    dtype: str | None = None
+    round: int | None = None
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA adapter: per module name (as in the base model) A [rank, in] and B [out, rank], fp32; y += scale * B A x.
+    """A LoRA adapter: per module name (as in the base model) A [rank, in] and B [out, rank], fp32; y += scale * B A x.
 
-    base: fingerprint of the model it was trained on, None where nobody wrote it down.
+    Where PEFT has ranks or alphas by module, the smaller factors are padded with zeros and B carries the scale. note: the base it
+    was trained on, None where nobody wrote it down.
     """
 
     folder: Path
     config: dict[str, Any]
-    base: str | None
+    note: Base | None
     modules: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    rank: int
+    scale: float
 
     @property
-    def rank(self) -> int:
-        return int(self.config["r"])
-
-    @property
-    def scale(self) -> float:
-        return float(self.config["lora_alpha"]) / self.rank
+    def base(self) -> str | None:
+        """Fingerprint of the model that it was trained on."""
+        return self.note.fingerprint if self.note else None
 
 
 def readable(folder: Path) -> None:
@@ -56,84 +78,96 @@ def readable(folder: Path) -> None:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read an adapter folder. Raises SteerHealError when it is missing, malformed, or not a plain LoRA of one rank and scale.
+    """Read an adapter folder.
 
-    rsLoRA is refused because its scale is alpha / sqrt(rank): concatenated, a round's scale would change with the other rounds.
+    Raises SteerHealError when it is missing or malformed, when it is another kind than plain LoRA, and when its tensors are not
+    what its configuration says: a module that PEFT would leave out, or of another rank.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    def refuse(given: str, expected: str) -> SteerHealError:
+    def refuse(given: str, expected: str, next: str = AGAIN) -> SteerHealError:
         return SteerHealError(
             "an adapter could not be used",
             given=f"{folder}: {given}",
             expected=expected,
-            next="train it again: python -m train.heal --help",
+            next=next,
         )
 
     files = "adapter_config.json and adapter_model.safetensors, as PEFT saves them"
     try:
         config = parse((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
-        for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
-            if type(config[name]) not in kinds:
-                raise TypeError(f"{name} is {config[name]!r}")
-        size = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
+        if field := lora.not_plain(config):
+            raise refuse(field, EXPECTED, ELSEWHERE)
+        scaling, covers = lora.scaling(config), lora.covers(config)
+        names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
+        sizes = {name: scaling(name) for name in names}
+        left_out = next((name for name in names if not covers(name)), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, re.error, SafetensorError) as error:  # fmt: skip
         raise refuse(f"{error.strerror}, {error.filename}" if isinstance(error, OSError) else in_one_line(error), files) from None  # fmt: skip
-    if size[0] < 1 or config["r"] != size[0] or not math.isfinite(size[1]):
+    known = {f"{PREFIX}{name}.lora_{kind}.weight" for name in names for kind in "AB"}
+    if strange := sorted(tensors.keys() - known) or sorted(known - tensors.keys()):
+        there = strange[0] in tensors
         raise refuse(
-            f"r {config['r']!r}, lora_alpha {config['lora_alpha']!r}", "a rank of 1 or more and a finite scale"
+            f"{'' if there else 'no '}tensor {strange[0]}",
+            "lora_A.weight and lora_B.weight of every module, nothing else",
         )
-    strange = {key: config.get(key) for key, plain in PLAIN.items() if config.get(key, plain) != plain}
-    strange.update(
-        {key: config[key] for key in ("modules_to_save", "rank_pattern", "alpha_pattern") if config.get(key)}
+    if left_out is not None:
+        raise refuse(
+            f"{left_out} has tensors, and adapter_config.json leaves it out",
+            "modules that target_modules, exclude_modules and layers_to_transform name",
+        )
+    pairs = {
+        name: (tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]) for name in names
+    }
+    for name, (a, b) in pairs.items():
+        rank, scale = sizes[name]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            raise refuse(f"{name}: A {list(a.shape)}, B {list(b.shape)}", f"factors of rank {rank}")
+        if any(str(x.dtype) not in {f"torch.{kind}" for kind in FLOATS} for x in (a, b)):
+            raise refuse(f"{name}: {a.dtype}, {b.dtype}", f"factors in {', '.join(FLOATS)}")
+        if not (a.isfinite().all() and b.isfinite().all() and math.isfinite(scale)):
+            raise refuse(name, f"finite factors of rank {rank}")
+    if not pairs:
+        raise refuse("0 tensors", "lora_A.weight and lora_B.weight of every module")
+    return Adapter(folder, config, note_of(folder), *_uniform(pairs, sizes))
+
+
+def note_of(folder: Path) -> Base | None:
+    """Which weights an adapter was trained on; None where nobody wrote it down. Raises SteerHealError for a note that cannot be read."""
+    if not (folder / BASE).exists():
+        return None
+    return read_record(
+        folder / BASE,
+        Base,
+        what="an adapter could not be used",
+        next=f"remove {folder / BASE}, or train it again: python -m train.heal --help",
     )
-    if strange or config.get("peft_type") != "LORA":
-        raise refuse(
-            f"{config.get('peft_type')} with {strange}",
-            "a plain LoRA: no rsLoRA, DoRA, bias, saved modules or rank patterns",
-        )
-    names = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
-    try:
-        modules = {
-            name: (tensors[f"{PREFIX}{name}.lora_A.weight"].float(), tensors[f"{PREFIX}{name}.lora_B.weight"].float())
-            for name in sorted(names)
-        }
-    except KeyError as error:
-        raise refuse(f"no tensor {error}", "lora_A.weight and lora_B.weight of every module") from None
-    bad = [
-        name
-        for name, (a, b) in modules.items()
-        if a.ndim != 2
-        or b.ndim != 2
-        or a.shape[0] != size[0]
-        or b.shape[1] != size[0]
-        or not (a.isfinite().all() and b.isfinite().all())
-    ]
-    if bad or not modules or len(tensors) != 2 * len(modules):
-        raise refuse(f"{bad[0] if bad else f'{len(tensors)} tensors'}", f"finite factors of rank {config['r']}")
-    try:
-        note = folder / BASE
-        base = parse(note.read_bytes())["fingerprint"] if note.exists() else None
-        if base is not None and not isinstance(base, str):
-            raise TypeError(f"the fingerprint is {type(base).__name__}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise refuse(f"{BASE}: {in_one_line(error)}", "the note that its training wrote, or none") from None
-    return Adapter(folder, config, base, modules)
 
 
-def note_base(folder: Path, name: str, fingerprint: str) -> None:
-    """Write down which model an adapter belongs to."""
-    write_json(folder / BASE, {"version": VERSION, "model": name, "fingerprint": fingerprint})
+def _uniform(
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]], sizes: Mapping[str, tuple[int, float]]
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], int, float]:
+    """The factors in fp32 at one rank and scale; as they are, where they have one."""
+    from torch.nn.functional import pad
+
+    if len(set(sizes.values())) == 1:
+        ((rank, scale),) = set(sizes.values())
+        return {name: (a.float(), b.float()) for name, (a, b) in pairs.items()}, rank, scale
+    rank = max(r for r, _ in sizes.values())
+    found = {}
+    for name, (a, b) in pairs.items():
+        more = rank - a.shape[0]
+        found[name] = pad(a.float(), (0, 0, 0, more)), pad(sizes[name][1] * b.float(), (0, more))
+    return found, rank, 1.0
 
 
-def belongs(adapter: Adapter, model: Model) -> None:
-    """Raise SteerHealError when an adapter was trained on other weights."""
-    if adapter.base is not None and adapter.base != model.fingerprint:
-        raise SteerHealError(
-            "an adapter belongs to another model",
-            given=f"{adapter.folder}, trained on {adapter.config.get('base_model_name_or_path')} ({adapter.base[:12]})",
-            expected=f"an adapter of {model.name} ({model.fingerprint[:12]})",
-            next="name the model it was trained on, or train it again: python -m train.heal --help",
-        )
+def loads_from(model: Model) -> str:
+    """What Transformers and PEFT load a model by: its id on the hub, or the absolute path of its folder."""
+    return model.name if model.revision is not None else str(model.folder.resolve())
+
+
+def note_base(folder: Path, base: Base) -> None:
+    """Write down which weights an adapter was trained on."""
+    write_json(folder / BASE, {"version": VERSION, **base.model_dump(exclude={"version"})})

@@ -1,100 +1,300 @@
-"""The one place that renders chat templates, always to token ids."""
+"""Everything that is known of a chat: how its template opens, thinks, ends and labels a turn. The one place that reads a template."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from shared.commands import setting
-from shared.errors import SteerHealError, in_one_line
-
-
-def load_tokenizer(folder: str) -> Any:
-    """The tokenizer of a model folder; a folder without a chat template is refused."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SteerHealError(
-            "a tokenizer could not be loaded",
-            given=f"{folder}: {in_one_line(error)}",
-            expected="a folder with tokenizer files",
-            next=f"choose a chat model, such as {setting('model.name=embedded')}",
-        ) from None
-    if not tokenizer.chat_template:
-        raise SteerHealError(
-            "a model has no chat template",
-            given=folder,
-            expected="a chat model (chat_template.jinja, or chat_template in tokenizer_config.json)",
-            next="choose the instruction-tuned variant of the model, often named -it or -Instruct",
-        )
-    return tokenizer
+from shared.control import ControlTokens, control_names
+from shared.errors import SteerHealError
+from shared.template import Template, Turns, ends_of, load_tokenizer
+from shared.thinking import Thinking, parted, read, reopened
 
 
-def render(
-    tokenizer: Any, turns: list[dict[str, str]], system: str | None = None, *, prompt: bool = True, **template: Any
-) -> list[int]:
-    """Token ids of a conversation: with `prompt`, up to and with the assistant tag. Special tokens come from the template alone.
+class _Rendered(NamedTuple):
+    """A conversation as text. mark is inside every control token of its contents; None where they hold none."""
 
-    Raises SteerHealError where the template refuses it.
+    text: str
+    mark: str | None = None
+
+    @property
+    def plain(self) -> str:
+        return self.text if self.mark is None else self.text.replace(self.mark, "")
+
+
+class Chat:
+    """One model's chat.
+
+    Args:
+        tokenizer: of transformers, with a chat template.
+        template: arguments of the template, such as enable_thinking.
+        ends: the end-of-sequence ids of the model's generation_config.json.
+        day: the day that a template with a clock writes; today's unless given.
     """
-    return list(_applied(tokenizer, turns, system, prompt, tokenize=True, return_dict=False, **template))
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: dict[str, Any] | None = None,
+        ends: Sequence[int] = (),
+        day: date | None = None,
+    ):
+        self.tokenizer, self.template, self._ends = tokenizer, dict(template or {}), tuple(ends)
+        self._template = Template(tokenizer, template, day)
+        self.day = self._template.day
+
+    @classmethod
+    def load(cls, folder: str | Path, template: dict[str, Any] | None = None, day: date | None = None) -> Chat:
+        """The chat of a model folder. Raises SteerHealError without a tokenizer, or a chat template that renders what is asked."""
+        chat = cls(load_tokenizer(str(folder)), template, ends_of(Path(folder)), day)
+        chat._template.check()
+        return chat
+
+    @classmethod
+    def of(cls, chat: Any, template: dict[str, Any] | None = None) -> Chat:
+        """A chat as it is; of a tokenizer alone, its chat, which ends where tokenizer and template say."""
+        return chat if isinstance(chat, Chat) else cls(chat, template)
+
+    def ids(self, turns: Turns, system: str | None = None, *, prompt: bool = True) -> list[int]:
+        """Token ids of a conversation; special tokens are the template's alone, and those written in its contents stay text.
+
+        Args:
+            turns: role and content of each; a system turn of their own comes after `system`, in one turn with it.
+            system: the system prompt. It goes before the first user turn where the template refuses a system turn.
+            prompt: up to and with what opens the assistant's turn.
+
+        Raises:
+            SteerHealError: the template refuses the conversation.
+        """
+        return self._encoded(self._rendered(turns, system, prompt))
+
+    def text(self, turns: Turns, system: str | None = None, *, prompt: bool = True) -> str:
+        """The same conversation as text."""
+        return self._rendered(turns, system, prompt).plain
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of ordinary text, without BOS: a special token that is written in it stays text."""
+        (text,), mark = self._broken([text])
+        return self._tokens(_Rendered(text, mark))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered text: special tokens in it are tokens, and BOS stands once in front where the model has one."""
+        return self._encoded(_Rendered(text))
+
+    def opened(self, turns: Turns, system: str | None, opening: str, closing: str) -> list[int]:
+        """Token ids of a prompt that ends within one opened thought: an empty one that the template closed is taken away first.
+
+        Args:
+            turns, system: as in `ids`.
+            opening, closing: what opens and closes a thought, as text; opening is added where the prompt does not end with it.
+        """
+        text, mark = self._rendered(turns, system, True)
+        for pair in ((self.thinking.open, self.thinking.close), (opening.strip(), closing.strip())):
+            text = reopened(text, *pair) if all(pair) else text
+        if not text.rstrip().endswith(opening.rstrip()):
+            text += opening
+        return self._encoded(_Rendered(text, mark))
+
+    def next_turn(self, said: str, user: str) -> list[int]:
+        """Token ids behind an assistant's words: `said`, the end of the turn, a user turn, and what opens the assistant's next turn.
+
+        BOS, which stands at the front of a conversation, is not among them.
+        """
+        (user,), mark = self._broken([user])
+        before, _ = self._template.around(user)
+        if self.bos_id is not None:
+            before = before.removeprefix(str(self.tokenizer.bos_token))
+        return self._tokens(_Rendered(said + self._template.close + before, mark))
+
+    def completed(self, turns: Turns, system: str | None, completion: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt, and those of what the assistant says, which end with the end of the turn, once.
+
+        An end of turn that is written at the completion's end, as many data sets have it, is that one. Without words the second
+        list is empty.
+        """
+        words = self._without_end(completion)
+        prompt = self._encoded(self._rendered(turns, system, True))
+        if not words.strip():
+            return prompt, []
+        whole = self._encoded(self._rendered(turns, system, True, words))
+        joined = whole[: len(prompt)] != prompt  # a token across the edge, which no sampler would continue with
+        return prompt, [*(self.plain(words) if joined else whole[len(prompt) :]), self.end_id]
+
+    def label_ids(self, labels: Sequence[str], after: str) -> list[int]:
+        """The token that each label becomes behind a text. Raises SteerHealError unless each is one, and another one."""
+        before = self.plain(after)
+        found = [self.plain(after + label) for label in labels]
+        size = len(before)
+        wrong = {
+            label: ids for label, ids in zip(labels, found, strict=True) if ids[:size] != before or len(ids) != size + 1
+        }
+        single = [ids[-1] for ids in found]
+        if wrong or len(set(single)) != len(labels):
+            raise SteerHealError(
+                "the answer labels are not tokens that are single and distinct",
+                given=", ".join(
+                    f"{label!r} behind {after[-20:]!r} is {ids[size:] if ids[:size] == before else 'joined with it'}"
+                    for label, ids in wrong.items()
+                )
+                or f"{list(labels)} are {single}",
+                expected="one token per label behind that text, each another one",
+                next="give the instrument labels, or a prefill, for which this holds with this model: --instrument FILE",
+            )
+        return single
+
+    # How a turn ends
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an assistant's turn, which training appends to written completions."""
+        close = list(self.tokenizer(self._template.close, add_special_tokens=False)["input_ids"])
+        added = {token for token, one in self.tokenizer.added_tokens_decoder.items() if one.content.strip()}
+        known = {*self._ends, self.tokenizer.eos_token_id}
+        own = next((t for t in close if t in known), next((t for t in close if t in added), None))
+        if (
+            own is None
+            and len(word := self.tokenizer(self._template.close.strip(), add_special_tokens=False)["input_ids"]) == 1
+        ):
+            own = word[0]
+        if own is None:
+            own = self.tokenizer.eos_token_id
+        if own is None:
+            raise SteerHealError(
+                "nothing ends a turn of this model",
+                given=f"its template closes a turn with {self._template.close!r}, and its tokenizer has no end-of-sequence token",
+                expected="a token that ends the assistant's turn",
+                next="name it as eos_token in tokenizer_config.json",
+            )
+        return int(own)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that ends an assistant's turn: the template's, the tokenizer's, and those of generation_config.json."""
+        every = (self.end_id, self.tokenizer.eos_token_id, *self._ends)
+        return tuple(dict.fromkeys(int(token) for token in every if token is not None))
+
+    def ends(self, ids: Sequence[int]) -> bool:
+        """Whether the last token ends a turn."""
+        return bool(ids) and ids[-1] in self.stop_ids
+
+    def until_end(self, ids: Sequence[int]) -> list[int]:
+        """Token ids up to and with the first that ends a turn."""
+        place = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        return list(ids[: place + 1])
+
+    def _without_end(self, text: str) -> str:
+        """A text without the ends of a turn that it is written with."""
+        ends = tuple(self.tokenizer.decode([token]).strip() or " " for token in self.stop_ids)  # a blank is no end here
+        while (bare := text.rstrip()).endswith(ends):
+            text = bare.removesuffix(next(end for end in ends if bare.endswith(end)))
+        return text
+
+    # How a model thinks
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """Whether and how the model thinks before it answers."""
+        probe = [{"role": "user", "content": "x"}]
+
+        def without() -> str | None:
+            try:
+                return self._template.render(probe, True, enable_thinking=False)
+            except SteerHealError:
+                return None
+
+        source = self._template.source
+        return read(source, self._template.render(probe, True), without, lambda text: self._tokens(_Rendered(text)))
+
+    def parted(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The thought and the answer of what a model said behind a prompt of `ids`. A thought that does not end has no answer."""
+        return parted(list(ids), self.thinking, self.tokenizer.decode)
+
+    # What a model's template is
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that stands once at the front of a conversation; None where there is none, or where it opens every turn."""
+        return self._template.bos_id
+
+    @property
+    def system(self) -> Literal["kept", "merged", "dropped"]:
+        """What becomes of a system prompt, as in `shared.template.Template`."""
+        return self._template.system
+
+    @property
+    def dated(self) -> bool:
+        """Whether the template writes the day."""
+        return self._template.dated
+
+    @property
+    def arguments(self) -> str:
+        """The template's arguments, and its day where it writes one, as JSON with sorted keys."""
+        return self._template.described
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        """Special tokens, and the others that the template's turns are made of but for blanks and thoughts."""
+        turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+        shown = self._template.render(turns, True) + self._template.render(turns[:2], False)
+        thoughts = (*self.thinking.open_ids, *self.thinking.close_ids)
+        return ControlTokens(self.tokenizer, control_names(self.tokenizer, shown, self.stop_ids, thoughts))
+
+    # Text and tokens
+
+    def _rendered(self, turns: Turns, system: str | None, prompt: bool, then: str = "") -> _Rendered:
+        """A conversation under one system message, and what is said then."""
+        turns = list(turns)
+        if system is not None:
+            own, rest = (turns[0]["content"], turns[1:]) if _has_system(turns) else ("", turns)
+            turns = [{"role": "system", "content": f"{system}\n\n{own}" if own else system}, *rest]
+        if _has_system(turns) and len(turns) > 1 and self._template.system == "merged":
+            both = f"{turns[0]['content']}\n\n{turns[1]['content']}"
+            turns = [{**turns[1], "content": both}, *turns[2:]]
+        (*contents, then), mark = self._broken([*(turn["content"] for turn in turns), then])
+        turns = [{**turn, "content": content} for turn, content in zip(turns, contents, strict=True)]
+        return _Rendered(self._template.render(turns, prompt) + then, mark)
+
+    def _broken(self, texts: Sequence[str]) -> tuple[list[str], str | None]:
+        """Texts with a mark inside their control tokens; no mark where there are none."""
+        if not any(map(self._control.written, texts)):
+            return list(texts), None
+        mark = ControlTokens.mark([*texts, self._template.source])
+        return [self._control.broken(text, mark) for text in texts], mark
+
+    def _encoded(self, rendered: _Rendered) -> list[int]:
+        """Token ids of a whole conversation, with BOS once at its front."""
+        ids, bos = self._tokens(rendered), self.bos_id
+        if bos is None:
+            return ids
+        first = next((place for place, token in enumerate(ids) if token != bos), len(ids))
+        return [bos, *ids[first:]] if first or self._template.adds_bos else ids
+
+    def _tokens(self, rendered: _Rendered) -> list[int]:
+        text, mark = rendered
+        if mark is not None:
+            return self._control.encode(text, mark)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def render_text(
-    tokenizer: Any, turns: list[dict[str, str]], system: str | None = None, *, prompt: bool = True, **template: Any
-) -> str:
-    """The same conversation as text."""
-    return str(_applied(tokenizer, turns, system, prompt, tokenize=False, **template))
-
-
-def neutral_for(turns: list[dict[str, str]], neutral: str) -> str | None:
-    """What `render` takes as the system prompt without a trait: a conversation's own stands in place of the neutral one."""
+def neutral_for(turns: Turns, neutral: str) -> str | None:
+    """What `Chat.ids` takes as the system prompt without a trait: a conversation's own stands in place of the neutral one."""
     return None if _has_system(turns) else neutral
 
 
-def _has_system(turns: list[dict[str, str]]) -> bool:
+def _has_system(turns: Turns) -> bool:
     return turns[0]["role"] == "system"
 
 
-def _applied(tokenizer: Any, turns: list[dict[str, str]], system: str | None, prompt: bool, **options: Any) -> Any:
-    """The template over a conversation under one system message: `system`, and after it the conversation's own."""
-    from jinja2 import TemplateError
-
-    if system is not None:
-        own, rest = (turns[0]["content"], turns[1:]) if _has_system(turns) else ("", turns)
-        turns = [{"role": "system", "content": f"{system}\n\n{own}" if own else system}, *rest]
-    try:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=prompt, **options)
-    except TemplateError as error:
-        raise SteerHealError(
-            "a conversation does not fit the chat template",
-            given=in_one_line(error),
-            expected="turns that the model's template takes, after a system prompt",
-            next="choose a chat model whose template takes them",
-        ) from None
-
-
-def assistant_close(tokenizer: Any, **template: Any) -> str:
-    """What the template puts after an assistant's words, such as the end-of-turn token and a line break."""
-    return _around_answer(tokenizer, "x", **template)[1]
-
-
-def assistant_open(tokenizer: Any, user: str, **template: Any) -> str:
-    """A user turn and what the template puts before the words of an assistant who is being continued."""
-    return _around_answer(tokenizer, user, **template)[0]
-
-
-def _around_answer(tokenizer: Any, user: str, **template: Any) -> tuple[str, str]:
-    """The text of a user turn and an assistant's, before the assistant's words and after them."""
-    marker = "\u2042answer\u2042"
-    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": marker}]
-    before, _, after = render_text(tokenizer, turns, prompt=False, **template).partition(marker)
-    return before, after
+def render(
+    tokenizer: Any, turns: Turns, system: str | None = None, *, prompt: bool = True, **template: Any
+) -> list[int]:
+    """`Chat.ids` of a tokenizer alone."""
+    return Chat(tokenizer, template).ids(turns, system, prompt=prompt)
 
 
 def end_of_turn(tokenizer: Any, **template: Any) -> int:
-    """The token that ends an assistant's turn: the first special one of the template's close, or else the tokenizer's EOS."""
-    close = tokenizer(assistant_close(tokenizer, **template), add_special_tokens=False)["input_ids"]
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return int(next((token for token in close if token in special), tokenizer.eos_token_id))
+    """`Chat.end_id` of a tokenizer alone."""
+    return Chat(tokenizer, template).end_id

@@ -11,21 +11,26 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from shared.commands import round_command, setting
+from shared import code  # noqa: F401  takes the digest of the code at the start of every command
+from shared import stage as stage_module
+from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
+from shared.locks import RUNNER
+from shared.machine import process_began
+from shared.nearby import nearest_run
 from shared.options import Options
 from shared.outputs import guard, settings_of
 from shared.process import watch_extensions
-from shared.publish import RUNNER
 from shared.run import Run, open_run
 from shared.runtime import limit_spinning
 from shared.schema import Config
 from shared.system import refused_path
 
-_interrupted = False
+_interrupted: int | None = None  # the signal that asked this process to end
 FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "enforce fail at inline_container")
 TAKEN = ("Free memory on device",)  # in vLLM's words
 CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, which is larger")
@@ -39,7 +44,7 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
     arguments = options.parse_args()
     if not hasattr(arguments, "run"):
         return arguments, None
-    files = options.plain.actions if options.plain else []
+    files = options.file_options.actions if options.file_options else []
     if mixed := [one.option_strings[0] for one in files if getattr(arguments, one.dest) != one.default]:
         raise SteerHealError(
             "options of plain files do not go with --run",
@@ -54,22 +59,42 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
             expected="1 or more",
             next=f"{options.prog} --run {shlex.quote(str(arguments.run))} --round 1",
         )
-    if not begins and not (arguments.run / "config.toml").is_file():
-        raise SteerHealError(
-            "there is no such run",
-            given=arguments.run,
-            expected="the folder of a run",
-            next=round_command(arguments.run, 1),
-        )
+    if not (arguments.run / "config.toml").is_file():
+        _no_such_run(arguments, begins)
     return arguments, open_run(
         arguments.run,
         getattr(arguments, "config", None),
         getattr(arguments, "set", None),
         arguments.rebuild,
-        model=getattr(arguments, "model", None) if not options.plain else None,
+        model=getattr(arguments, "model", None) if not options.file_options else None,
         rounds=getattr(arguments, "rounds", getattr(arguments, "round", None)),
         dry=getattr(arguments, "dry_run", False),
     )
+
+
+def _no_such_run(arguments: argparse.Namespace, begins: bool) -> None:
+    """Raise SteerHealError for a run that is not there, unless the command begins it and its name is no likely typo."""
+    folder, rounds = arguments.run, getattr(arguments, "rounds", None) or 1
+    given: dict[str, Any] = {"config": getattr(arguments, "config", None), "overrides": getattr(arguments, "set", None), "model": getattr(arguments, "model", None)}  # fmt: skip
+    default = getattr(arguments, "default_config", None)
+    meant = None if any(given.values()) else nearest_run(folder)
+    if begins and (any(given.values()) or (default and not meant)):
+        arguments.config = given["config"] or default
+        return
+    if meant or not begins:
+        begin = round_command(
+            folder, rounds, **{**given, "config": given["config"] or default or (CONFIG if meant else None)}
+        )
+        again = f"the same command with {option('RUN', '--run', meant)}"
+        if hasattr(arguments, "report"):  # `make round` and `make report`
+            report = arguments.report
+            again = round_command(meant, None if report else rounds, target="report" if report else "round")
+        raise SteerHealError(
+            "there is no such run",
+            given=folder,
+            expected=f"did you mean {meant}?" if meant else "the folder of a run",
+            next=f"{again}; or begin a new run: {begin}" if meant else begin,
+        )
 
 
 def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:
@@ -111,6 +136,7 @@ def entry(main: Callable[[], None]) -> None:
     Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
     """
     take_error_file()
+    stage_module.began = process_began()
     quiet()
     limit_spinning()
     watch_extensions()
@@ -122,7 +148,10 @@ def entry(main: Callable[[], None]) -> None:
     except SteerHealError as error:
         _stop(error)
     except KeyboardInterrupt:
-        if os.environ.get(RUNNER) != str(os.getppid()):  # which says it, once for all its stages
+        if os.environ.get(RUNNER) == str(os.getppid()):  # which says it, once for all its stages
+            by = signal.Signals(_interrupted or signal.SIGINT).name
+            SteerHealError("interrupted", given=by, next="the same command goes on", code=Exit.INTERRUPTED).hand_over()
+        else:
             console.print("[yellow]interrupted; what is finished is kept, the same command goes on from there[/]")
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:
@@ -133,9 +162,9 @@ def entry(main: Callable[[], None]) -> None:
         _stop(_unknown(error))
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, _: object) -> None:
     global _interrupted
-    _interrupted = True
+    _interrupted = number
     raise KeyboardInterrupt
 
 
@@ -228,6 +257,7 @@ def _unknown(error: Exception) -> SteerHealError:
 
 
 def _stop(error: SteerHealError) -> None:
+    error.next = as_typed(error.next)
     sys.stdout.flush()
     print(error.render(), file=sys.stderr)
     error.hand_over()

@@ -1,15 +1,17 @@
-"""The code that makes the rows, as one digest: what caches, sweep windows and unfinished rounds are keyed by besides their inputs."""
+"""The code that makes the rows, as one digest: what caches, sweep windows and unfinished rounds are keyed by besides their inputs.
+
+The digest is taken when this module is imported, at the start of every command: later a file may hold other code than the process runs.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from shared.errors import SteerHealError
+from shared.errors import Exit, SteerHealError
 
 # packages that each package is made of and imports, as tests/test_imports.py has it
 IMPORTS = {
@@ -22,17 +24,28 @@ IMPORTS = {
 UNRELATED = (".", "__pycache__", "test_", "tests", "conftest")  # how names begin of what is no part of a package's code
 
 
-@functools.cache
 def code_digest(package: str) -> str:
-    """sha256 of the Python sources of a package and of all packages that it imports.
+    """sha256 of the Python sources of a package and of all packages that it imports, as they were when this process started.
 
     Line ends do not count, nor does anything that is no source of the package: bytecode, data, tests, hidden files and folders. The
     data that rows depend on are inputs of their own.
 
     Args:
         package: one of IMPORTS; rows of a sweep are made by `gen`, an adapter by `train`, scores and judged generations by `evals`.
+
+    Raises SteerHealError for a package without sources, and where a source was edited since the process started: modules are imported
+    one after another, so that the process may run some of the old code and some of the new.
     """
-    return digest_of_sources([_folder(name) for name in IMPORTS[package]])
+    for name in IMPORTS[package]:
+        if _folder_digest(folder := _folder(name)) != _AT_START[name]:
+            raise SteerHealError(
+                "the code was edited while this process ran",
+                given=folder,
+                expected="the sources that the process started with",
+                next="the same command again",
+                code=Exit.MACHINE,
+            )
+    return _joined({name: str(_AT_START[name]) for name in IMPORTS[package]})
 
 
 def digest_of_sources(folders: Sequence[Path]) -> str:
@@ -41,24 +54,29 @@ def digest_of_sources(folders: Sequence[Path]) -> str:
     Raises SteerHealError for a folder without any, as in an archive or an installation of bytecode alone: every version would have the
     digest of nothing.
     """
-    total = hashlib.sha256()
-    for folder in sorted(folders, key=lambda path: path.name):
-        found = 0
-        for place, inside, files in os.walk(folder):
-            inside[:] = sorted(name for name in inside if not name.startswith(UNRELATED))
-            for name in sorted(name for name in files if name.endswith(".py") and not name.startswith(UNRELATED)):
-                file = Path(place, name)
-                content = file.read_bytes().replace(b"\r\n", b"\n")
-                relative = Path(folder.name, file.relative_to(folder)).as_posix()
-                total.update(f"{relative}\0{len(content)}\0".encode() + content)
-                found += 1
-        if not found:
-            raise SteerHealError(
-                "the code has no sources to tell its versions apart by",
-                given=folder,
-                expected="a folder of .py files",
-                next="install the package from its sources or as a wheel, unpacked",
-            )
+    return _joined({folder.name: _folder_digest(folder) for folder in folders})
+
+
+def _joined(digests: dict[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    total, sources = hashlib.sha256(), 0
+    for place, inside, files in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith(UNRELATED))
+        for name in sorted(name for name in files if name.endswith(".py") and not name.startswith(UNRELATED)):
+            file = Path(place, name)
+            content = file.read_bytes().replace(b"\r\n", b"\n")
+            total.update(f"{file.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
+            sources += 1
+    if not sources:
+        raise SteerHealError(
+            "the code has no sources to tell its versions apart by",
+            given=folder,
+            expected="a folder of .py files",
+            next="install the package from its sources or as a wheel, unpacked",
+        )
     return total.hexdigest()
 
 
@@ -66,3 +84,14 @@ def _folder(package: str) -> Path:
     spec = find_spec(package)
     assert spec is not None and spec.submodule_search_locations is not None  # all four are installed together
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _at_start(package: str) -> str | None:
+    """None for a package without sources, which most commands do not need: code_digest refuses it."""
+    try:
+        return _folder_digest(_folder(package))
+    except SteerHealError:
+        return None
+
+
+_AT_START = {package: _at_start(package) for package in IMPORTS}

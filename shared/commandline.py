@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shared import outputs
 from shared.options import Options, benchmark, overrides, parser, positive
 
 SHELLS = ("bash", "zsh", "fish")
@@ -16,8 +17,9 @@ def round_options() -> Options:
     options.add_argument("--run", type=Path, metavar="DIR", required=True, help="run directory; one that is there goes on with its frozen configuration")  # fmt: skip
     options.add_argument("--rounds", "-N", type=positive, default=1, metavar="N", help="rounds")
     options.add_argument("--config", type=Path, metavar="FILE", help="configuration file that begins the run")
+    options.add_argument("--default-config", type=Path, metavar="FILE", help="configuration file that begins the run where none is given, unless there is a run of nearly its name")  # fmt: skip
     options.add_argument("--set", type=overrides, metavar='"a.b=1 ..."', help="overrides of the configuration")
-    options.add_argument("--model", help="model.name of the run that begins: 'embedded', a Hugging Face id or a local folder")  # fmt: skip
+    options.add_argument("--model", help="model.name of the run that begins: 'embedded', a Hugging Face id, a local folder or a GGUF file")  # fmt: skip
     options.add_argument("--eval", choices=["round", "full"], default="round", help="items and orders of the scoring, or all items, cyclically")  # fmt: skip
     options.add_argument("--rebuild", action="store_true", help="make stages again whose settings or inputs changed")
     options.add_argument("--report", action="store_true", help="train nothing: score what is healed (with --eval full), and make the report")  # fmt: skip
@@ -40,6 +42,14 @@ def status_options() -> Options:
 
 def config_options() -> Options:
     return parser("shared.config", "List every configuration key with its value, source and meaning.", stage=False)
+
+
+def convert_options() -> Options:
+    options = Options("shared.convert", "Write a steering vector as a control vector of llama.cpp and repeng (.gguf), or the other way round.")  # fmt: skip
+    options.add_argument("--in", dest="in_", type=Path, required=True, reads=outputs.parse_path, metavar="FILE", help="vector file, .safetensors or .gguf")  # fmt: skip
+    options.add_argument("--out", type=Path, required=True, writes=outputs.output_file(".safetensors", ".gguf"), metavar="FILE", help="vector file to write; its ending says the format")  # fmt: skip
+    options.add_argument("--model", reads=outputs.parse_path, help="check that the vector fits: 'embedded', a Hugging Face id, a local folder or a GGUF file; a .gguf names its architecture")  # fmt: skip
+    return options
 
 
 def doctor_options() -> Options:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 CONFIG, RUN = "configs/smollm2.toml", "runs/smollm2"  # the Makefile's defaults
 FORM = "STEER_HEAL_FORM"  # environment: `make` or `steer-heal`, set by who began the process; unset under `python -m`
+PROGRAM = "STEER_HEAL_PROGRAM"  # environment: how the console script was typed, such as .venv/bin/steer-heal
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ COMMANDS = {
     "verify": Command("gen.verify", "gen.commandline:verify_options", "does steering work on this machine and this model?"),
     "study": Command("evals.study", "evals.commandline:study_options", "arms x rounds x seeds against controls"),
     "card": Command("gen.card", "gen.commandline:card_options", "the kept completions of a round as a data set"),
+    "vector convert": Command("shared.convert", "shared.commandline:convert_options", "a steering vector to or from llama.cpp's control vectors"),
     "doctor": Command("shared.doctor", "shared.commandline:doctor_options", "what this machine has, what is missing"),
     "config": Command("shared.config", "shared.commandline:config_options", "every configuration key with its meaning"),
     "bench setup": Command("shared.bench", "shared.commandline:bench_options", "time of the set-up over plain pip's"),
@@ -59,6 +61,11 @@ def form() -> str:
     return os.environ.get(FORM, "python")
 
 
+def program() -> str:
+    """The console script as it is typed: under make, whose users activate no .venv, by its path."""
+    return ".venv/bin/steer-heal" if form() == "make" else os.environ.get(PROGRAM) or "steer-heal"
+
+
 def command_of(module: str, *words: object) -> str:
     """The command that runs a module, as the user would type it.
 
@@ -67,7 +74,8 @@ def command_of(module: str, *words: object) -> str:
         words: behind it, quoted here where a shell needs that.
     """
     name = NAMES.get(module)
-    begin = f"steer-heal {name}" if name and form() == "steer-heal" else f"python -m {module}"
+    python = ".venv/bin/python" if form() == "make" else "python"
+    begin = f"{program()} {name}" if name and form() != "python" else f"{python} -m {module}"
     return " ".join([begin, *(shlex.quote(str(word)) for word in words)])
 
 
@@ -129,7 +137,7 @@ def round_command(
     if form() == "steer-heal":
         words = [word for _, option, value in options for word in (option, shlex.quote(value))]
         command = ["round", "--report"] if target == "report" else [target]  # `report` alone makes no scores
-        return " ".join(["steer-heal", *command, *words, *(["--rebuild"] if rebuild else [])])
+        return " ".join([program(), *command, *words, *(["--rebuild"] if rebuild else [])])
     words = [_assigned(variable, value) for variable, _, value in options]
     return " ".join(["make", target, *words, *(["REBUILD=1"] if rebuild else [])])
 

@@ -20,7 +20,7 @@ from shared.schema import Config, Section
 from shared.strict import NUMBER, Convertible, decode, parse_toml
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
-NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to"}
+NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to", "sweep.workers", "cluster.address"}
 
 # tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
 BESIDE = ("study", "begun")
@@ -49,9 +49,9 @@ def _parse_set(text: str, *, once: bool = False) -> dict[str, Any]:
             f"{_set()} could not be read",
             given=f"{text}: {error}",
             expected="section.key=value",
-            next="close the quote",
+            next=setting(_with_its_quote(text)),
         ) from None
-    for item in _closed(items):
+    for item in _closed(items, text):
         key, equals, raw = item.partition("=")
         if not equals:
             raise SteerHealError(
@@ -82,8 +82,27 @@ def _parse_set(text: str, *, once: bool = False) -> dict[str, Any]:
     return values
 
 
-def _closed(items: list[str]) -> list[str]:
-    """The items of overrides, those of a list or table with spaces joined again. Raises SteerHealError for one that is not closed."""
+def _with_its_quote(text: str) -> str:
+    """Overrides whose quote is not closed, with it closed, or escaped where it is an apostrophe."""
+    escaped = re.sub(r"(?<=\w)'", r"\'", text)
+    return next(other for other in (escaped, f"{text}'", f'{text}"', f"{text}\\") if _splits(other))
+
+
+def _splits(text: str) -> bool:
+    """Whether a shell's rules split a text into words."""
+    import shlex
+
+    try:
+        return bool(shlex.split(text))
+    except ValueError:
+        return False
+
+
+def _closed(items: list[str], text: str) -> list[str]:
+    """The items of overrides, those of a list or table with spaces joined again. Raises SteerHealError for one that is not closed.
+
+    text: all of them as they were typed.
+    """
     found: list[str] = []
     opened = False
     for item in items:
@@ -95,9 +114,20 @@ def _closed(items: list[str]) -> list[str]:
             f"{_set()} could not be read",
             given=found[-1],
             expected="a list or a table with its closing bracket",
-            next="close the bracket",
+            next=setting(text.rstrip() + _closers(found[-1])),
         )
     return found
+
+
+def _closers(text: str) -> str:
+    """The brackets that close those that a text leaves open, innermost first."""
+    opened: list[str] = []
+    for letter in text:
+        if letter in "[{":
+            opened.append("]" if letter == "[" else "}")
+        elif opened and letter == opened[-1]:
+            opened.pop()
+    return "".join(reversed(opened))
 
 
 def _words(raw: str) -> Any:
@@ -202,10 +232,20 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
             else f"configuration key {key}: {first['msg'].removeprefix('Value error, ')}",
             given=f"{value!r} from {source if form() == 'make' else {'SET': '--set', 'MODEL': '--model'}.get(source, source)}",
             expected=f"did you mean {meant}?" if meant else _expected(key),
-            next=f"mend the key; `{command_of('shared.config')}` lists every key with its meaning",
+            next=_mended(key, meant, overrides, source),
         ) from None
     sources = {key: given[key][1] if key in given else "default" for key in flat(config)}
     return config, sources
+
+
+def _mended(key: str, meant: str | None, overrides: str, source: str) -> str:
+    """What to type about a key that does not do. meant: the key that it was meant to be."""
+    listed = f"`{command_of('shared.config')}` lists every key with its meaning"
+    if meant and source == "SET" and overrides.count(key) == 1:
+        return f"{setting(overrides.replace(key, meant))}; {listed}"
+    if source in ("SET", "MODEL", "the defaults"):
+        return listed
+    return f"write {meant or 'another key'} in {source}; {listed}" if meant else f"{listed}; then edit {source}"
 
 
 def _origin(key: str, given: dict[str, tuple[Any, str]]) -> tuple[Any, str] | None:

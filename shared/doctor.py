@@ -31,10 +31,16 @@ def main() -> None:
         ("environment", "the environment", the_environment()),
     ]
     if in_environment() and not arguments.quick:
-        parts.append(("stages, each imported by a process of its own", "the stages", the_stages()))
+        parts.append(
+            (
+                "stages, each imported by a process of its own: about a minute in all",
+                "the stages",
+                the_stages(_importing),
+            )
+        )
     for title, part, rows in parts:
         if title:
-            print(title)
+            print(title, flush=True)
         try:
             for row in rows:
                 mark = "!!" if row.error else "! " if row.warning else "ok"
@@ -52,6 +58,10 @@ def main() -> None:
     if errors:
         sys.exit(2)
     print("nothing is missing; next: make round N=1")
+
+
+def _importing(name: str) -> None:
+    print(f"  ..  {name:<18} importing", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 BEGIN = "error: "
 FILE = "STEER_HEAL_ERROR"  # names the file in which a process leaves its error for the one that started it
@@ -58,17 +59,26 @@ class SteerHealError(Exception):
     def hand_over(self) -> None:
         """Leave this error in the file that the process's parent asks for, if it does."""
         if path := _asked_for:
-            parts = {"what": self.what, "given": self.given, "expected": self.expected, "next": self.next}
-            text = {name: None if value is None else str(value) for name, value in parts.items()}
             with suppress(OSError):  # the exit code still says what kind of error it is
-                Path(path).write_text(json.dumps({**text, "code": int(self.code)}), encoding="utf-8")
+                Path(path).write_text(json.dumps(self.as_dict()), encoding="utf-8")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as JSON can hold it, for another process."""
+        parts = {"what": self.what, "given": self.given, "expected": self.expected, "next": self.next}
+        text = {name: None if value is None else str(value) for name, value in parts.items()}
+        return {**text, "code": int(self.code)}
+
+    @classmethod
+    def from_dict(cls, parts: dict[str, Any]) -> SteerHealError:
+        """The inverse of `as_dict`. Raises ValueError, KeyError or TypeError for anything else."""
+        rest = dict(parts)
+        return cls(rest.pop("what"), code=Exit(rest.pop("code")), **rest)
 
     @classmethod
     def handed_over(cls, path: Path) -> SteerHealError | None:
         """The error that a child process left in a file; None where it left none."""
         try:
-            parts = json.loads(path.read_text(encoding="utf-8"))
-            return cls(parts.pop("what"), code=Exit(parts.pop("code")), **parts)
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):  # a child that was killed leaves none, or half of one
             return None
 

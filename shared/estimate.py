@@ -12,7 +12,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from shared.console import console, number, say, table
 from shared.errors import Exit, SteerHealError
 from shared.machine import GIB, hardware, memory_available
 from shared.models import cache_folder
-from shared.records import read_manifest
+from shared.progress import half_made, in_minutes
+from shared.records import Manifest, read_manifest
 from shared.run import Run
 from shared.stages import Step
-from shared.work import Work, disk_of, memory_of, work_of
+from shared.work import Work, disk_of, memory_of, to_build, work_of
 
 Key = tuple[Path, int, str]  # of a step: the folder of its run, round, stage
 MARGIN = 1.5  # an estimate of memory may be wrong by this factor
-RESUMED = 0.4  # of what was predicted: less than this was not made from its beginning
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,13 @@ UNMEASURED = Speed(5.0, 0.5)
 
 @dataclass
 class Estimates:
-    """Seconds of the steps to do, by `Step.key`, corrected by those that ended."""
+    """Seconds of the steps to do, by `Step.key`, corrected by those that ended.
+
+    resumed: steps of which an interrupted process has made a part, so that they say little of the others.
+    """
 
     predicted: dict[Key, float]
+    resumed: Set[Key] = frozenset()
     ratios: dict[str, float] = field(default_factory=dict)  # of what a stage took over what was predicted, the latest
 
     def seconds(self, key: Key) -> float | None:
@@ -69,16 +73,12 @@ class Estimates:
             return self.ratios.get(stage, 1.0)
         return math.exp(sum(map(math.log, self.ratios.values())) / len(self.ratios))
 
-    def ended(self, key: Key, seconds: float) -> None:
-        """A step took so long: its stage's ratio from now on, and it is to do no longer."""
+    def ended(self, key: Key, manifest: Manifest) -> None:
+        """A step has this manifest: its stage's ratio from now on, unless it made a part of its work alone, and it is to do no longer."""
         predicted = self.predicted.pop(key, None)
-        if predicted and key[2] != "filter":  # whose start-up says nothing of the machine
-            self.learn(key[2], seconds / predicted)
-
-    def learn(self, stage: str, ratio: float) -> None:
-        """Correct by a ratio, unless it is so small that the stage went on from half of its work or took it from a cache."""
-        if ratio > RESUMED:
-            self.ratios[stage] = ratio
+        # the filter's start-up says nothing of the machine
+        if predicted and key[2] != "filter" and key not in self.resumed and made_all(manifest):
+            self.ratios[key[2]] = manifest.seconds / predicted
 
     def left(self, steps: Iterable[Step] | None = None) -> float:
         """Seconds of these steps, or of all that are still to do."""
@@ -101,17 +101,28 @@ def calibrated() -> dict[str, float | str]:
     return dict(json.loads(done.stdout))
 
 
-def predict(work: Work, stage: str, machine: dict[str, float | str]) -> float:
+def made_all(manifest: Manifest) -> bool:
+    """Whether a stage's seconds are those of all its work: nothing was made by an interrupted process before, or taken from a cache.
+
+    A manifest from before this was recorded does not say, and of a stage that can be gone on with it is not believed.
+    """
+    if manifest.resumed or (manifest.resumed is None and manifest.stage in ("sweep", "heal")):
+        return False
+    return not manifest.counts.get("taken_from_cache")
+
+
+def predict(work: Work, stage: str, machine: dict[str, float | str], share: float = 1.0) -> float:
     """Seconds of a stage's work on a machine: what binds, arithmetic or memory, and the start-up.
 
     Args:
         work: of the stage.
         stage: its name.
         machine: as `calibrated` gives it, every figure of one second.
+        share: of the work that is left to do.
     """
     speed = SPEED.get(stage.partition("-")[0], UNMEASURED)
     flops, copied = float(machine[speed.by]), float(machine["bytes"])
-    return speed.start + max(work.flops / (flops * speed.share), work.weight_bytes / copied)
+    return speed.start + share * max(work.flops / (flops * speed.share), work.weight_bytes / copied)
 
 
 def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Run]) -> Estimates:
@@ -130,8 +141,15 @@ def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Ru
         say("nothing is left to do")
         return Estimates({})
     speed = calibrated()
+    shares = {step.key: half.share for step in todo if (half := half_made(step.run, step.number, step.stage))}
     estimates = Estimates(
-        {step.key: predict(work_of(step.run, step.number, step.stage), step.stage, speed) for step in todo}
+        {
+            step.key: predict(
+                work_of(step.run, step.number, step.stage), step.stage, speed, 1 - shares.get(step.key, 0.0)
+            )
+            for step in todo
+        },
+        {key for key, share in shares.items() if share},
     )
     _learn(measured, estimates, speed)
     need = needed(groups, adapters=speed["device"] == "cuda")
@@ -142,7 +160,7 @@ def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Ru
         else "other work on the machine makes it longer"
     )
     say(
-        f"an estimate by constants of one machine (docs/profile.md), {accuracy}; {need.disk / GIB:.1f} GiB of disk; every stage that ends corrects it"
+        f"an estimate by constants of one machine (docs/profile.md), {accuracy}; {(need.disk + need.cache) / GIB:.1f} GiB of disk; every stage that ends corrects it"
     )
     _room(folder, need, on_gpu=speed["device"] == "cuda")
     return estimates
@@ -150,10 +168,11 @@ def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Ru
 
 @dataclass(frozen=True)
 class Need:
-    """What steps need. memory: bytes by stage, with the step that needs most; disk: bytes in all."""
+    """What steps need. memory: bytes by stage, with the step that needs most; disk: bytes in all; cache: bytes of models to dequantise."""
 
     memory: dict[str, tuple[float, Step]]
     disk: float
+    cache: float = 0.0
 
 
 def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
@@ -172,7 +191,8 @@ def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
         ]
         files += sum(disk.files for disk in disks)
         students.append(sum(disk.students for disk in disks))
-    return Need(memory, files + max(students))
+    models = {(step.run.config.model.name, step.run.config.model.revision) for group in groups for step in group}
+    return Need(memory, files + max(students), sum(to_build(*model) for model in models))
 
 
 def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) -> None:
@@ -200,16 +220,14 @@ def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | s
             for round_ in run.rounds(stage):
                 path = run.manifest(round_, stage)
                 manifest = read_manifest(path, f"remove {path}")
-                if {key: manifest.hardware.get(key) for key in here} == here and not manifest.counts.get(
-                    "taken_from_cache"
-                ):
+                if {key: manifest.hardware.get(key) for key in here} == here and made_all(manifest):
                     predicted = predict(work_of(run, round_, stage), stage, speed)
-                    estimates.learn(stage, manifest.seconds / predicted)
+                    estimates.ratios[stage] = manifest.seconds / predicted
 
 
 def to_go(seconds: float) -> str:
     """What is left, for a line between two stages."""
-    return "under a minute to go" if seconds < 45 else f"about {seconds / 60:.0f} min to go"
+    return f"{in_minutes(seconds)} to go"
 
 
 def _rounded_minutes(seconds: float) -> str:
@@ -218,7 +236,8 @@ def _rounded_minutes(seconds: float) -> str:
 
 def _room(folder: Path, need: Need, *, on_gpu: bool) -> None:
     """Raise SteerHealError where a disk is too small or the memory far too small; warn where it is close."""
-    for place, size in ((folder, need.disk), (cache_folder(), 0.05 * need.disk)):  # the cache takes rows of scores
+    scores = 0.05 * need.disk  # rows of scores, which the cache takes
+    for place, size in ((folder, need.disk), (cache_folder(), scores + need.cache)):
         parent = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
         if (free := shutil.disk_usage(parent).free) < size:
             raise SteerHealError(

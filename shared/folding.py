@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from shared.adapters import PREFIX, VERSION, Adapter, belongs, load_adapter, note_base
+from shared.adapter_card import write_history_card
+from shared.adapters import PREFIX, VERSION, Adapter, load_adapter, note_base
+from shared.cached_weights import cached_weights
 from shared.commands import command_of, round_command
-from shared.derived import derived
 from shared.errors import SteerHealError
+from shared.fitting import admitted
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
 from shared.records import Count, Number, Record, read_record
@@ -67,13 +69,15 @@ def _fold(adapters: Sequence[tuple[Path, float]], folder: Path, out: Path) -> No
         "r": rank,
         "lora_alpha": rank,
         "target_modules": sorted({name for adapter, _ in loaded for name in adapter.modules}),
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        **{name: None for name in ("exclude_modules", "layers_to_transform", "layers_pattern")},
+        **{name: {} for name in ("rank_pattern", "alpha_pattern")},
+        "use_rslora": False,  # the scale of each round is in its B
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_json(folder / "adapter_config.json", config)
-    if last.base is not None:
-        note_base(folder, str(last.config.get("base_model_name_or_path")), last.base)
+    if last.note is not None:
+        note_base(folder, last.note)
+    write_history_card(folder, last.note, [gate for _, gate in loaded])
     rows = [
         {
             "round": index,
@@ -164,13 +168,14 @@ def verify(history: Path) -> Adapter:
         for name, factors in folded.modules.items()
         for kind, value in zip("AB", factors, strict=True)
     }
+    model = folded.note.model if folded.note else folded.config.get("base_model_name_or_path")
     same = folded.scale == 1 and found.keys() == wanted.keys()
     if not same or any(not torch.equal(found[name], wanted[name]) for name in wanted):
         raise SteerHealError(
             "a folded history is not what its gates say",
             given=history,
             expected="the rounds of gates.json at their gates",
-            next=f"fold it again: python -m train.export --model {folded.config.get('base_model_name_or_path')} --history {history} --out {history}-folded",
+            next=f"fold it again: {command_of('train.export', '--model', model, '--history', history, '--out', f'{history}-folded')}",
         )
     return folded
 
@@ -178,15 +183,13 @@ def verify(history: Path) -> Adapter:
 def exact_network(model: Model, adapter: Path | None, device: str = "cpu") -> Any:
     """The network of a student in fp32, for inference: a model under an adapter folder (None: as it is), which no checkpoint has rounded.
 
-    device: as for `load_network`. Raises SteerHealError for an adapter of another model.
+    device: as for `load_network`. Raises SteerHealError for an adapter that does not fit the model.
     """
     import torch
 
     network = load_network(model.folder, torch.float32, device)
     if adapter is not None:
-        loaded = load_adapter(adapter)
-        belongs(loaded, model)
-        add(network, loaded)
+        add(network, admitted(adapter, model))
     return network
 
 
@@ -254,7 +257,7 @@ def gated(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
     """A history, or an adapter alone, folded with other gates under `cache`, where another process may be reading it already."""
     rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in dialled(source, gates)]
     of = ["gated", *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds), os.path.realpath(cache)]
-    return derived(str(source), of, cache, lambda folder, out: _fold(rounds, folder, out)).folder
+    return cached_weights(str(source), of, cache, lambda folder, out: _fold(rounds, folder, out)).folder
 
 
 def _finite(gate: float) -> float:

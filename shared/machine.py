@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def peak_memory(process: int | str = "self") -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def process_began() -> float:
+    """When this process began, as `time.time` counts, to a hundredth of a second."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot)
+    except (OSError, AttributeError):  # not Linux
+        return time.time()
 
 
 def memory_available() -> int:

@@ -6,15 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
+from pathlib import Path
+from shutil import which
 from typing import Any
 
-from shared.commands import COMMANDS, FORM, as_typed, nearest
+from shared.commands import COMMANDS, FORM, PROGRAM, nearest, program
 from shared.errors import SteerHealError
 from shared.options import Options
 
 
 def main() -> None:
     """The console script."""
+    os.environ[PROGRAM] = _typed(sys.argv[0])
     os.environ[FORM] = "steer-heal"  # and of the processes of `round` and `study`, whose hints are the user's too
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for words
         from shared.completion import complete
@@ -36,11 +39,14 @@ def _run() -> None:
     name = command_in(words)
     if name is None:
         raise _no_command(words)
-    try:
-        dispatch(name, words[len(name.split()) :])
-    except SteerHealError as error:
-        error.next = as_typed(error.next)
-        raise
+    dispatch(name, words[len(name.split()) :])
+
+
+def _typed(script: str) -> str:
+    """The console script as the user types it: its name where the shell finds it, or else its path from here."""
+    if Path(script).name != "steer-heal" or ((found := which("steer-heal")) and os.path.samefile(found, script)):
+        return "steer-heal"
+    return os.path.relpath(script)
 
 
 def command_in(words: Sequence[str]) -> str | None:
@@ -109,7 +115,7 @@ def _no_command(words: Sequence[str]) -> SteerHealError:
         "no such command",
         given=" ".join(words[:2]) if begun else words[0],
         expected=f"did you mean {meant}?" if meant else f"one of {', '.join(known)}",
-        next=f"steer-heal {meant} --help" if meant else "steer-heal --help",
+        next=f"{program()} {meant} --help" if meant else f"{program()} --help",
     )
 
 

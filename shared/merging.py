@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from shared.adapters import Adapter, belongs, load_adapter
+from shared.adapters import Adapter, load_adapter
+from shared.cached_weights import cached_folder, cached_weights
 from shared.commands import setting
 from shared.console import console
-from shared.derived import derived
 from shared.errors import SteerHealError
+from shared.fitting import fit
 from shared.models import Model
 from shared.publish import digest, write_json
 
@@ -27,31 +27,38 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
     """
     if adapter is None:
         return model
-    of = ["merged", model.fingerprint, digest(adapter), dtype]
-    return derived(str(adapter), of, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype))
+    of = _determining(model, adapter, dtype)
+    return cached_weights(str(adapter), of, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype))
+
+
+def merged_folder(model: Model, adapter: Path, cache: Path, dtype: str) -> Path:
+    """Where `merged` puts a student, whether or not it is there."""
+    return cached_folder(_determining(model, adapter, dtype), cache)
+
+
+def _determining(model: Model, adapter: Path, dtype: str) -> list[str]:
+    return ["merged", model.fingerprint, digest(adapter), dtype]
 
 
 def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:
     """Write the merged checkpoint into an existing folder; returns the share of the adapter's shift that survives in `dtype`.
 
-    Raises SteerHealError when that is under a half, or the adapter is another model's.
+    Raises SteerHealError when that is under a half, or the adapter does not fit the model.
     """
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     kind = getattr(torch, dtype)
-    todo = dict(adapter.modules)
+    modules = {place: module for module, place in fit(adapter, model).items()}
     kept = size = 0.0
-    belongs(adapter, model)
     for shard in sorted(model.folder.glob("*.safetensors")):
         tensors = {}
         with safe_open(shard, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
                 value = handle.get_tensor(name)
-                found = next((module for module in _spellings(name.removesuffix(".weight")) if module in todo), None)
-                if found is not None:
-                    a, b = todo.pop(found)
+                if name in modules:
+                    a, b = adapter.modules[modules[name]]
                     shift = adapter.scale * (b @ a)
                     stored = (value.float() + shift).to(kind)
                     kept += float(((stored.float() - value.float()) * shift).sum())
@@ -59,13 +66,6 @@ def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:
                     value = stored
                 tensors[name] = value.to(kind) if value.is_floating_point() else value
         save_file(tensors, folder / shard.name, metadata={"format": "pt"})
-    if todo:
-        raise SteerHealError(
-            "an adapter names modules that the model lacks",
-            given=f"{next(iter(todo))} and {len(todo) - 1} more",
-            expected=f"weights of {model.name}",
-            next="use the adapter with the model it was trained on",
-        )
     if kept < 0.5 * size:
         raise SteerHealError(
             "the served dtype swallows the adapter",
@@ -83,15 +83,3 @@ def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:
     config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", {**config, "dtype": dtype})
     return kept / size if size else 1.0
-
-
-def _spellings(name: str) -> Iterator[str]:
-    """Module names a checkpoint name may stand for: multimodal checkpoints and models nest the language model differently."""
-    yield name
-    for old, new in (
-        ("language_model.model.", "model.language_model."),
-        ("model.language_model.", "language_model.model."),
-        ("model.language_model.", "model."),
-    ):
-        if name.startswith(old):
-            yield new + name.removeprefix(old)

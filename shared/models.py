@@ -1,30 +1,35 @@
-"""Which model: the embedded one (dequantised once into a cache), a Hugging Face id, or a local folder."""
+"""Which model: the embedded one or a GGUF file (dequantised once into a cache), a Hugging Face id, or a local folder."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import shlex
-import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shared.cache import cache_folder as cache_folder
+from shared.cache import remembered_digest
+from shared.commands import nearest, option
 from shared.console import console
-from shared.embedded import EMBEDDED_CONFIG, dequantised, embedded_folder, embedded_gguf
+from shared.dequantise import STAMP, dequantised
+from shared.embedded import embedded_folder, embedded_gguf
 from shared.errors import SteerHealError, in_one_line
+from shared.gguf_header import Header, is_gguf
+from shared.gguf_model import bytes_of, read_model, text_config
 from shared.naming import means_path, no_tilde
-from shared.publish import digest, write_text
+from shared.nearby import ALIKE
+from shared.publish import digest
+from shared.quantised import refuse_quantised
 from shared.records import Identity
 from shared.runtime import gc_disabled
 from shared.strict import read_object
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-SETTLED = 2 * 10**9  # ns since a change, after which the next one has other times: file systems' clocks are coarse
+GGUF_VERSION = 1  # of the folder that a GGUF file becomes
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Model:
         files = sorted(
             p for p in self.folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}
         )
-        digests = ((_of_weights if p.suffix == ".safetensors" else digest)(p) for p in files)
+        digests = ((remembered_digest if p.suffix == ".safetensors" else digest)(p) for p in files)
         listed = "".join(f"{p.name} {found}\n" for p, found in zip(files, digests, strict=True))
         return hashlib.sha256(listed.encode()).hexdigest()
 
@@ -104,60 +109,88 @@ class Model:
         )
 
 
-class _Embedded(Model):
-    """The embedded model, which is dequantised into the cache when its folder is first asked for."""
+class Dequantised(Model):
+    """A model in a GGUF file, which is dequantised into the cache when its folder is first asked for."""
 
-    def __init__(self, source: Path):
-        """source: its GGUF file."""
-        self.__dict__.update(name="embedded", revision=None, _source=source)
+    def __init__(self, name: str, source: Path, place: Callable[[], Path]):
+        """source: the GGUF file. place: gives its folder in the cache."""
+        self.__dict__.update(name=name, revision=None, _source=source, _place=place)
 
-    @property
+    @cached_property
+    def header(self) -> Header:
+        """Raises SteerHealError for a file that holds no model which can be dequantised here."""
+        return read_model(self.__dict__["_source"])
+
+    @cached_property
     def place(self) -> Path:
-        return embedded_folder(cache_folder())
+        place: Path = self.__dict__["_place"]()
+        return place
 
     @cached_property
     def folder(self) -> Path:
-        return dequantised(self.__dict__["_source"], cache_folder())
+        return dequantised(lambda: self.header, self.place)
+
+    @property
+    def to_build(self) -> int:
+        """Bytes that its folder will take, where that is still to be built."""
+        return 0 if (self.place / STAMP).is_file() else bytes_of(self.header)
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
-        return EMBEDDED_CONFIG
+        return text_config(self.header)
 
     def chats(self) -> None:
-        """Its tokenizer holds a chat template."""
+        if not self.header.text("tokenizer.chat_template"):
+            raise SteerHealError(
+                "a model has no chat template",
+                given=self.__dict__["_source"],
+                expected="a GGUF file of a chat model, with tokenizer.chat_template",
+                next="choose the instruction-tuned variant of the model, often named -it or -Instruct",
+            )
 
 
-def cache_folder() -> Path:
-    return Path(
-        os.environ.get("STEER_HEAL_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "steer-heal"
-    )
+def _gguf_folder(source: Path) -> Path:
+    """The folder in the cache that a GGUF file becomes, named by its content: another file under the same name is another model."""
+    with console.status(f"reading {source.name}"):
+        return cache_folder() / f"gguf-{remembered_digest(source)[:32]}-{GGUF_VERSION}"
 
 
 def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> Model:
-    """The model a name means, on disk. The embedded one is dequantised when its folder is first asked for.
+    """The model a name means, on disk. The embedded one and a GGUF file are dequantised when their folder is first asked for.
 
     Args:
-        name: `embedded`, a local folder or a Hugging Face id.
+        name: `embedded`, a local folder, a GGUF file or a Hugging Face id.
         revision: of the hub's.
         weights: False takes its configuration and tokenizer alone, where the weights are not here yet.
 
     Raises:
-        SteerHealError: it cannot be had, or is not a safetensors model.
+        SteerHealError: it cannot be had, is not a safetensors model, or is a GGUF file that cannot be dequantised.
     """
     if name == "embedded":
-        return _Embedded(embedded_gguf())
+        return Dequantised(name, embedded_gguf(), lambda: embedded_folder(cache_folder()))
     if _is_folder(name):
         return _checked(Model(name, Path(name).resolve(), None))
+    if _is_file(name) and (name.endswith(".gguf") or is_gguf(Path(name))):
+        source = Path(name).resolve()
+        found = Dequantised(name, source, lambda: _gguf_folder(source))
+        _ = found.header  # what cannot be dequantised is refused here
+        return found
+    if meant := _meant(name):
+        raise SteerHealError(
+            "there is no such model",
+            given=repr(name),
+            expected=f"did you mean {meant}?",
+            next=f"the same command with {option('MODEL', '--model', meant)}",
+        )
     if _is_file(name) or means_path(name):
         there = _is_file(name)
         raise SteerHealError(
-            "a model is a folder, not a file" if there else "there is no such model folder",
+            "a model is a folder or a GGUF file" if there else "there is no such model",
             given=f"{name!r}{no_tilde(name)}",
-            expected="'embedded', a folder with config.json and *.safetensors, or a Hugging Face id, owner/name",
+            expected="'embedded', a folder with config.json and *.safetensors, a GGUF file, or a Hugging Face id, owner/name",
             next="load it with Transformers, save_pretrained(FOLDER), and name that folder"
             if there
-            else f"ls {shlex.quote(str(Path(name).parent))}, and name a folder that is there, or `embedded`",
+            else f"ls {shlex.quote(str(Path(name).parent))}, and name a folder or a .gguf file that is there, or `embedded`",
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -171,7 +204,7 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
         raise SteerHealError(
             "a name is neither a model folder nor a Hugging Face id",
             given=repr(name),
-            expected="'embedded', a local folder, or owner/name of letters, digits, '-', '_' and '.'",
+            expected="'embedded', a local folder or GGUF file, or owner/name of letters, digits, '-', '_' and '.'",
             next="name a model as owner/name, such as Qwen/Qwen3-0.6B, or `embedded`",
         ) from None
     except Exception as error:  # the hub client raises many types for one fact: the model is not here
@@ -182,6 +215,18 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
             next="check the name, log in with `hf auth login` for a gated model, or take `embedded`",
         ) from None
     return _checked(Model(name, folder, folder.name), weights)
+
+
+def _meant(name: str) -> str | None:
+    """`embedded`, or the model folder or GGUF file beside, whose name this one is nearly; None where there is none."""
+    if "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > ALIKE:
+        return "embedded"
+    path = Path(name)
+    if _is_file(name) or not means_path(name) or "\0" in name or not _is_folder(str(path.parent)):
+        return None
+    folders = [config.parent.name for config in sorted(path.parent.glob("*/config.json"))]
+    meant = nearest(path.name, [*folders, *(file.name for file in sorted(path.parent.glob("*.gguf")))])
+    return str(path.with_name(meant)) if meant else None
 
 
 def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
@@ -196,25 +241,6 @@ def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **placed
     ).eval()
-
-
-def _of_weights(file: Path) -> str:
-    """sha256 of a weight file, in the user's cache under its real path for as long as its size and times stay what they were.
-
-    The change time is among them, which nobody sets by hand: weights that were exchanged under their old date are read again.
-    """
-    found = file.stat()
-    state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} "
-    note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
-    with suppress(OSError, ValueError):
-        known = note.read_text(encoding="utf-8")
-        if known.startswith(state) and SHA256.fullmatch(value := known.removeprefix(state)):
-            return value
-    value = digest(file)
-    if time.time_ns() - found.st_ctime_ns > SETTLED:
-        with suppress(OSError):  # without a cache it costs time and nothing else
-            write_text(note, state + value)
-    return value
 
 
 def _is_folder(name: str) -> bool:
@@ -239,4 +265,5 @@ def _checked(model: Model, weights: bool = True) -> Model:
             expected="config.json and *.safetensors",
             next="set model.name to a Hugging Face id or a folder written by save_pretrained",
         )
+    refuse_quantised(model.folder, model.name)
     return model

@@ -21,7 +21,7 @@ from typing import Any
 import tomlkit
 
 from shared.options import readable
-from shared.process import problem, run_process
+from shared.process import exit_error, run_process
 from shared.records import Completion, read_jsonl
 from shared.vectors import Vector, load_vector
 
@@ -53,12 +53,14 @@ def sweep(
 ) -> Sweep:
     """Sample at every coefficient with folder/vector.safetensors and filter; 0 must be among the coefficients, as the yardstick.
 
-    Leaves sweep.jsonl, kept.jsonl and rejected.jsonl in folder. An interrupted sweep goes on from its last window.
+    Leaves sweep.jsonl, kept.jsonl and rejected.jsonl in folder. An interrupted sweep goes on from its last window; a cell that is run
+    again replaces a finished one.
     """
     folder = Path(folder)
+    finished = (folder / "sweep.jsonl").is_file() and not (folder / ".sweep.jsonl.windows").exists()
     _stage(
         "gen.sweep", settings, "--model", model, "--vector", folder / "vector.safetensors", "--prompts", prompts,
-        "--coefficients", *coefficients, "--samples", samples, "--out", folder / "sweep.jsonl",
+        "--coefficients", *coefficients, "--samples", samples, "--out", folder / "sweep.jsonl", *(["--rebuild"] if finished else []),
     )  # fmt: skip
     _stage("gen.filter", settings, "--in", folder / "sweep.jsonl", "--out", folder)
     made_by = "shared.notebook.sweep"
@@ -85,8 +87,8 @@ def _stage(module: str, settings: Settings | None, *arguments: object) -> None:
             path.write_text(_toml(settings), encoding="utf-8")
             chosen = ("--config", path)
         words = [readable(str(word)) for word in (*arguments, *chosen)]
-        ended = run_process([sys.executable, "-m", module, *words], out=_show, err=_show)
-    if error := problem(ended, module, None):
+        ended = run_process([sys.executable, "-m", module, *words], out=_show, err=_show, name=module)
+    if error := exit_error(ended, module, None):
         raise error
 
 

@@ -16,6 +16,14 @@ from shared.errors import SteerHealError
 from shared.outputs import Paths, guard
 from shared.strict import NUMBER
 
+# The section of the configuration that a stage reads, where several have a key of one name.
+SECTIONS = {
+    "gen.extract": "vector",
+    "gen.sweep": "sweep",
+    "gen.filter": "filter",
+    "train.heal": "train",
+    "evals.score": "eval",
+}
 CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)$", re.DOTALL)
 
 
@@ -64,13 +72,14 @@ class Group:
 class Options(argparse.ArgumentParser):
     """A parser whose refusals are SteerHealErrors that name the nearest option or choice.
 
-    plain: the options that a stage takes instead of a run; None for a command that has none.
+    file_options: the options that a stage takes instead of a run; None for a command that has none.
     """
 
     def __init__(self, module: str, description: str, **settings: Any):
+        self.module = module
         self.names: list[str] = []
         self.given: set[str] = set()  # options of this command line
-        self.plain: Group | None = None
+        self.file_options: Group | None = None
         self.reads: dict[str, Paths] = {}
         self.writes: dict[str, Paths] = {}
         super().__init__(
@@ -153,6 +162,13 @@ class Options(argparse.ArgumentParser):
         if message.startswith("ambiguous option: "):
             given, _, matches = message.removeprefix("ambiguous option: ").partition(" could match ")
             return SteerHealError("an option is ambiguous", given=given, expected=f"one of {matches}", next=help_)
+        if (spaced := _spaced(words)) != list(words) and " number " in message:
+            return SteerHealError(
+                f"option {name} could not be read",
+                given=shlex.join(words),
+                expected="several numbers with spaces between them",
+                next=f"{self.prog} {shlex.join(spaced)}",
+            )
         return SteerHealError(
             f"option {name} could not be read" if name else "the command line could not be read",
             given=shlex.join(words) or "none",
@@ -174,6 +190,8 @@ class Options(argparse.ArgumentParser):
                 next=f"{self.prog} --help",
             )
         name, equals, value = word.partition("=")
+        if "--set" in self.names and (key := self._key(name)):
+            return self._setting(key, words)
         meant = nearest(name, (known for known in self.names if known.startswith("--")))
         corrected = [meant + equals + value if meant and given == word else given for given in words]
         return SteerHealError(
@@ -182,6 +200,47 @@ class Options(argparse.ArgumentParser):
             expected=f"did you mean {meant}?" if meant else "an option of this command",
             next=f"{self.prog} {shlex.join(corrected)}" if meant else f"{self.prog} --help",
         )
+
+    def _key(self, name: str) -> str | None:
+        """The configuration key that an option of another name was meant for; of several of one name the one of this stage."""
+        from shared.config import flat
+        from shared.schema import Config
+
+        wanted = name.lstrip("-").replace("-", "_")
+        keys = [key for key in flat(Config()) if key.rpartition(".")[2] == wanted]
+        section = SECTIONS.get(self.module)
+        return next((key for key in keys if key.partition(".")[0] == section), keys[0] if len(keys) == 1 else None)
+
+    def _setting(self, key: str, words: Sequence[str]) -> SteerHealError:
+        """The error about an option that is a setting, with the command line that sets it."""
+        name = key.rpartition(".")[2]
+        index = next(i for i, word in enumerate(words) if word.partition("=")[0].lstrip("-").replace("-", "_") == name)
+        option, equals, value = words[index].partition("=")
+        rest = [*words[:index], *words[index + 1 :]]
+        if not equals and rest[index : index + 1] and not rest[index].startswith("--"):
+            value = rest.pop(index)
+        setting = f"{key}={value}"
+        if "--set" in rest[:-1]:
+            rest[rest.index("--set") + 1] += f" {setting}"
+        else:
+            rest += ["--set", setting]
+        return SteerHealError(
+            "no such option",
+            given=option,
+            expected=f"it is a setting: --set {key}=VALUE",
+            next=f"{self.prog} {shlex.join(rest)}",
+        )
+
+
+def _spaced(words: Sequence[str]) -> list[str]:
+    """A command line in which numbers with commas between them are words of their own."""
+    found: list[str] = []
+    for word in words:
+        name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        parts = value.split(",")
+        several = len(parts) > 1 and all(NUMBER.fullmatch(part) for part in parts)
+        found += [*([name] if name else []), *parts] if several else [word]
+    return found
 
 
 def readable(word: str) -> str:
@@ -245,13 +304,18 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     run = Group(options, "in a run" if stage else "configuration")
     if stage:
         run.add_argument(
-            "--run", type=Path, reads=outputs.run, metavar="DIR", default=argparse.SUPPRESS, help="run directory"
+            "--run",
+            type=Path,
+            reads=outputs.list_run_inputs,
+            metavar="DIR",
+            default=argparse.SUPPRESS,
+            help="run directory",
         )
         run.add_argument("--round", type=whole, metavar="K", default=argparse.SUPPRESS, help="round, from 1")
     run.add_argument(
         "--config",
         type=Path,
-        reads=outputs.path,
+        reads=outputs.parse_path,
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="configuration file; in a run it begins the run, or must equal its frozen one"
@@ -268,10 +332,10 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     return options
 
 
-def plain(options: Options) -> Group:
+def add_file_options(options: Options) -> Group:
     """The group of options that a stage takes instead of a run."""
-    options.plain = Group(options, "on plain files")
-    return options.plain
+    options.file_options = Group(options, "on plain files")
+    return options.file_options
 
 
 def benchmark(module: str, description: str, quick: str) -> Options:
@@ -280,7 +344,7 @@ def benchmark(module: str, description: str, quick: str) -> Options:
     options.add_argument(
         "--out",
         type=Path,
-        writes=outputs.file(".json"),
+        writes=outputs.output_file(".json"),
         default=Path("docs/bench.json"),
         help="file to put the ratios into",
     )

@@ -34,7 +34,7 @@ def require_suffix(path: Path, *suffixes: str) -> None:
         )
 
 
-def file(*suffixes: str, inside: str | None = None) -> Paths:
+def output_file(*suffixes: str, inside: str | None = None) -> Paths:
     """What an option writes whose value is a file of one of these suffixes, or with `inside` a folder to put a file of that name into."""
 
     def written(value: str) -> list[Path]:
@@ -51,7 +51,7 @@ def file(*suffixes: str, inside: str | None = None) -> Paths:
     return written
 
 
-def folder(*beside: str) -> Paths:
+def output_folder(*beside: str) -> Paths:
     """What an option writes whose value is a folder that is replaced whole; beside: names of folders next to it, {} being its own."""
 
     def written(value: str) -> list[Path]:
@@ -66,34 +66,34 @@ def folder(*beside: str) -> Paths:
     return written
 
 
-def path(value: str) -> list[Path]:
-    """What an option reads whose value is a path."""
+def parse_path(value: str) -> list[Path]:
+    """Paths that an option names whose value is a path."""
     return [Path(value)]
 
 
-def named(value: str) -> list[Path]:
+def parse_path_or_set(value: str) -> list[Path]:
     """What an option reads whose value is a path, a data set (the folder of a local one) or something elsewhere."""
     return [Path(value), *([Path(value.partition(":")[0])] if ":" in value else [])]
 
 
-def conditions(value: str) -> list[Path]:
+def parse_score_file(value: str) -> list[Path]:
     """What an option reads whose value is FILE or FILE:NAME."""
     return [Path(value), *([Path(value.rpartition(":")[0])] if ":" in value else [])]
 
 
-def assigned(value: str) -> list[Path]:
+def parse_assigned_path(value: str) -> list[Path]:
     """What an option reads whose value is NAME=FILE."""
     return [Path(value.partition("=")[2] or value)]
 
 
-def run(value: str) -> list[Path]:
+def list_run_inputs(value: str) -> list[Path]:
     """What an option reads whose value is a run's folder: its configuration and its rounds, beside which there is room for outputs."""
     return [Path(value) / "config.toml", Path(value) / "rounds"]
 
 
-def cells(value: str) -> list[Path]:
+def list_study_inputs(value: str) -> list[Path]:
     """What an option reads whose value is the folder of a study's runs."""
-    return [inner for one in Path(value).glob("*/config.toml") for inner in run(str(one.parent))]
+    return [inner for one in Path(value).glob("*/config.toml") for inner in list_run_inputs(str(one.parent))]
 
 
 def settings_of(config: Config) -> list[Path]:
@@ -102,7 +102,7 @@ def settings_of(config: Config) -> list[Path]:
         config.model.name, config.vector.trait, config.vector.contexts, config.sweep.dilemmas, config.sweep.mundane,
         config.eval.vignettes, config.eval.instrument, config.eval.heldout,
     )  # fmt: skip
-    return [path for value in values for path in named(value)]
+    return [path for value in values for path in parse_path_or_set(value)]
 
 
 def guard(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -118,10 +118,10 @@ def guard(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     for index, out in enumerate(written):
         _writable(out)
         for other in written[:index]:
-            if _one(out, other) or _holds(out, other):
+            if _is_same_place(out, other) or _contains(out, other):
                 raise _refusal(out, other, "which is or holds another output of the same command")
         for read in inputs:
-            if os.path.lexists(read) and (how := _meets(out, read)):
+            if os.path.lexists(read) and (how := _describe_overlap(out, read)):
                 raise _refusal(out, read, how)
 
 
@@ -130,9 +130,9 @@ def _writable(out: Path) -> None:
     try:
         if len(os.fsencode(out.name)) > LONGEST:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(out))
-        _there(out)
+        _exists(out)
         whole = Path(os.path.abspath(out))  # `.` and a bare name have no parents of their own
-        above = next((place for place in whole.parents if _there(place)), whole)
+        above = next((place for place in whole.parents if _exists(place)), whole)
         if not os.path.isdir(above):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
         if not os.access(above, os.W_OK | os.X_OK):
@@ -142,7 +142,7 @@ def _writable(out: Path) -> None:
         raise refused_path(error) or error from None
 
 
-def _there(place: Path) -> bool:
+def _exists(place: Path) -> bool:
     """Whether something is there, be it a link that leads nowhere. Raises OSError for what can never be."""
     try:
         os.stat(place)
@@ -164,32 +164,32 @@ def _elsewhere(out: Path) -> Path:
     return Path(f"{out.stem or 'out'}-new{out.suffix}")
 
 
-def _meets(out: Path, read: Path) -> str | None:
-    """How an output meets an input; None where it does not."""
-    if _one(out, read):
+def _describe_overlap(out: Path, read: Path) -> str | None:
+    """How an output overlaps an input; None where it does not."""
+    if _is_same_place(out, read):
         return "the same as what is read"
-    if _holds(out, read):
+    if _contains(out, read):
         return "a folder that holds what is read"
     if os.path.isdir(read):
-        if any(_one(read, above) for place in _places(out) for above in place.parents):
+        if any(_is_same_place(read, above) for place in _places(out) for above in place.parents):
             return "in a folder that is read"
         if os.path.isfile(out) and any(
-            _same(out, Path(root, name)) for root, _, names in os.walk(read) for name in names
+            _is_same_file(out, Path(root, name)) for root, _, names in os.walk(read) for name in names
         ):
             return "a file of a folder that is read"
     return None
 
 
-def _holds(out: Path, other: Path) -> bool:
+def _contains(out: Path, other: Path) -> bool:
     """Whether something lies in an output, which may be a folder that is replaced whole."""
-    return any(_one(out, above) for place in _places(other) for above in place.parents)
+    return any(_is_same_place(out, above) for place in _places(other) for above in place.parents)
 
 
-def _one(a: Path, b: Path) -> bool:
-    return _same(a, b) or bool(_places(a) & _places(b))
+def _is_same_place(a: Path, b: Path) -> bool:
+    return _is_same_file(a, b) or bool(_places(a) & _places(b))
 
 
-def _same(a: Path, b: Path) -> bool:
+def _is_same_file(a: Path, b: Path) -> bool:
     try:
         return os.path.samefile(a, b)
     except OSError:

@@ -16,19 +16,20 @@ from shared.commandline import round_options
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before, to_go
-from shared.machine import GIB
-from shared.process import problem, run_process
+from shared.old_students import remove_old_students
+from shared.process import exit_error, run_process
+from shared.progress import note_to_go
+from shared.records import Manifest
 from shared.run import STAGES, Run
 from shared.stages import LOG, Step
 
 
 @dataclass
 class Took:
-    """What a step took: wall seconds, peak bytes, and the seconds that were estimated before it began."""
+    """What a step took, as its manifest has it, and the seconds that were estimated before it began."""
 
     step: Step
-    seconds: float
-    peak: int
+    manifest: Manifest
     estimated: float
 
 
@@ -53,23 +54,25 @@ class Pipeline:
 
         Raises:
             Failed: it ended with an error that it has printed.
-            SteerHealError: it ended otherwise than well.
+            SteerHealError: the process failed in another way.
             KeyboardInterrupt: it was interrupted.
         """
         estimated = estimates.seconds(step.key) if estimates else None
-        ended = run_process(step.command(self.rebuild), self.log, _out, _err)
-        if error := problem(ended, f"round {step.number} {step.stage}", self.log, step.lower):
-            raise Failed(error) if ended.error else error
+        name = f"round {step.number} {step.stage}"
+        ended = run_process(step.command(self.rebuild), self.log, _out, _err, name=name)
+        if error := exit_error(ended, name, self.log, step.lower):
+            raise Failed(error) if error is ended.error else error
         if estimates and estimated is not None:  # and not one that was done before
-            self.took.append(Took(step, ended.seconds, ended.peak, estimated))
-            estimates.ended(step.key, ended.seconds)
+            manifest = step.manifest
+            self.took.append(Took(step, manifest, estimated))
+            estimates.ended(step.key, manifest)
 
     def report(self, mode: str) -> None:
         """Make the report in a process of its own. mode: EVAL, `round` or `full`. Raises as `perform` does."""
         command = [sys.executable, "-m", "evals.report", "--run", str(self.run.folder), "--eval", mode]
-        ended = run_process(command, self.log, _out, _err)
-        if error := problem(ended, "the report", self.log):
-            raise Failed(error) if ended.error else error
+        ended = run_process(command, self.log, _out, _err, name="the report")
+        if error := exit_error(ended, "the report", self.log):
+            raise Failed(error) if error is ended.error else error
 
     def show(self) -> None:
         """Seconds, estimate and peak memory of each step that was to do."""
@@ -77,7 +80,7 @@ class Pipeline:
             f"{self.run.folder}: what it took",
             ["stage", "seconds", "estimated", "peak memory, GiB"],
             [
-                [f"round {t.step.number} · {t.step.stage}", number(t.seconds, 0), number(t.estimated, 0), number(t.peak / GIB, 1)]
+                [f"round {t.step.number} · {t.step.stage}", number(t.manifest.seconds, 1), number(t.estimated, 0), number(t.manifest.peak_memory_gib, 1)]
                 for t in self.took
             ],
         )  # fmt: skip
@@ -117,7 +120,7 @@ def pending(todo: Sequence[Step], rebuild: bool) -> list[Step]:
     return [step for step in todo if rebuild or not step.done]
 
 
-def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
+def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     """Hold the run, say what the steps will take, run them, and make the report.
 
     Args:
@@ -128,18 +131,21 @@ def bring(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
 
     Raises:
         Failed: a step ended with an error that it has printed.
-        SteerHealError: memory or disk will not suffice, or a step ended otherwise than well.
+        SteerHealError: memory or disk will not suffice, or a process failed in another way.
         KeyboardInterrupt: a step was interrupted.
     """
     run.hold()
     pipeline = Pipeline(run, rebuild)
     left = pending(todo, rebuild)
+    remove_old_students(run, left[0].number if left else None)
     if left:
         run.check()  # a file may have gone since the run was begun
     estimates = before([left], run.folder, [run]) if left else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
     for step in todo:
+        if estimates and step in left:
+            note_to_go(pipeline.log, estimates.left())
         pipeline.perform(step, estimates)
         if estimates and step in left and (rest := estimates.left()):
             console.print(f"[dim]{to_go(rest)}[/]")
@@ -165,7 +171,7 @@ def main() -> None:
         before([pending(todo, arguments.rebuild)], run.folder, [run])
         return
     try:
-        bring(run, todo, arguments.eval, arguments.rebuild)
+        run_steps(run, todo, arguments.eval, arguments.rebuild)
     except Failed as failed:  # the stage has said it
         failed.error.hand_over()
         sys.exit(failed.error.code)

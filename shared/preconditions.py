@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
 
@@ -92,6 +93,13 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
             expected="bfloat16 or float32, in which small gradients do not vanish",
             next=f"{setting('model.dtype=bfloat16')} (on a GPU that knows float16 alone: float32)",
         )
+    if train.load_in_4bit and _without_gpus():
+        raise SteerHealError(
+            "4-bit weights need a GPU, and this torch has none",
+            given=f"train.load_in_4bit = true, torch {version('torch')}",
+            expected="false on a CPU, or the packages for a GPU: make clean setup LOCK=gpu",
+            next=setting("train.load_in_4bit=false"),
+        )
     if context is not None and train.max_length > context:
         raise SteerHealError(
             "train.max_length is beyond the model's context",
@@ -107,6 +115,14 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
             expected="train.heldout above 0, and several prompts",
             next=setting("train.early_stop=0"),
         )
+
+
+def _without_gpus() -> bool:
+    """Whether the installed torch is a build for CPUs alone: known without importing it."""
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
 
 
 @contextmanager

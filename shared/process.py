@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.console import LOG, TERMINAL
+from shared.console import LOG, TERMINAL, say
 from shared.errors import FILE, OF_THE_MACHINE, Exit, SteerHealError
 from shared.faults import crashed_frames
+from shared.locks import RUNNER
 from shared.machine import GIB, device, hardware, memory_available, peak_memory
 from shared.output import Log, Sink, copy_output
-from shared.publish import RUNNER
 
 LOADING = "STEER_HEAL_LOADING"  # names the file in which a process notes the extension module that it is loading
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,7 +64,11 @@ class Ended:
 
 
 def run_process(
-    command: Sequence[str], log: Path | None = None, out: Sink | None = None, err: Sink | None = None
+    command: Sequence[str],
+    log: Path | None = None,
+    out: Sink | None = None,
+    err: Sink | None = None,
+    name: str = "the process",
 ) -> Ended:
     """Run a command to its end.
 
@@ -75,6 +79,7 @@ def run_process(
         command: its words.
         log: file to which its lines are appended, without control codes.
         out, err: what its bytes on stdout and stderr are passed to, as they come.
+        name: what is waited for after an interruption.
 
     Raises:
         KeyboardInterrupt: this process was interrupted.
@@ -98,7 +103,7 @@ def run_process(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ, **variables},
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=die_with_parent(os.getpid()),
         )
         readers: list[threading.Thread] = []
         peak = _Peak(process.pid)
@@ -108,7 +113,7 @@ def run_process(
                 readers[-1].start()
             code = process.wait()
         except BaseException:
-            _end(process)
+            _end(process, name)
             raise
         finally:
             seconds = time.monotonic() - begin
@@ -137,10 +142,15 @@ class _Peak:
         self._thread.join()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], name: str) -> None:
     """Wait for a process that was interrupted with this one; ask it to end where it was not."""
     if process.returncode is not None:
         return
+    with suppress(OSError):  # a terminal that has gone
+        say(
+            f"stopping: waiting for {name} to end, at most {11 * GRACE_SECONDS:.0f} s; what is finished is kept",
+            "yellow",
+        )
     for ask in (None, process.terminate, process.kill):
         if ask is not None:
             ask()
@@ -149,7 +159,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
+def die_with_parent(parent: int) -> Callable[[], None] | None:
     """What a child does before it becomes the command: the kernel is to kill it when its parent dies, so that none is left behind
     to write into a folder that nobody holds."""
     if sys.platform != "linux":
@@ -164,7 +174,7 @@ def _die_with_parent(parent: int) -> Callable[[], None] | None:
     return child
 
 
-def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> SteerHealError | None:
+def exit_error(ended: Ended, name: str, log: Path | None, lower: str = "") -> SteerHealError | None:
     """What the end of a stage's process means; None where it did what it was to do.
 
     Args:
@@ -174,12 +184,22 @@ def problem(ended: Ended, name: str, log: Path | None, lower: str = "") -> Steer
         lower: the command or setting with which it needs less memory.
 
     Raises:
-        KeyboardInterrupt: it was interrupted.
+        KeyboardInterrupt: it was interrupted from the keyboard.
     """
     if ended.code == Exit.DONE:
         return None
     if ended.code == Exit.INTERRUPTED or ended.signal in POLITE:
-        raise KeyboardInterrupt
+        interrupted = ended.error if ended.error and ended.error.code == Exit.INTERRUPTED else None
+        by = str(interrupted.given if interrupted else ended.signal.name if ended.signal else "SIGINT")
+        if by == "SIGINT":
+            raise KeyboardInterrupt
+        return SteerHealError(
+            f"{name} was ended by {by}",
+            given=f"{by} after {ended.seconds:.0f} s, sent to that process and not to the one that runs the stages",
+            expected="its end by itself, or an interruption of all, as by Ctrl-C",
+            next="the same command goes on from there",
+            code=Exit.INTERRUPTED,
+        )
     if ended.error is not None:
         return ended.error
     output = f"; its output is in {log}" if log else ""

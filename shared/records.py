@@ -9,11 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from shared.conversations import pair_of, prompt_of
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, placed_jsonl, problem_of
+from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
 from shared.strict import WIDEST, parse
 
@@ -96,7 +106,10 @@ class Prompt(Asked):
 
 
 class Completion(Record):
-    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model."""
+    """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model.
+
+    logprobs: of a sample of a sweep's rows (gen/recording.py); the others are written without the field.
+    """
 
     known_by = ("key",)
     key: str
@@ -112,6 +125,14 @@ class Completion(Record):
     trait_llr: Nats | None
     distinct_3: Share | None
     reasons: list[str] = []
+    logprobs: Logprobs | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if self.logprobs is None:
+            del row["logprobs"]
+        return row
 
 
 class Pair(Asked):
@@ -160,6 +181,7 @@ class Training(Record):
     tokens: Count
     steps: Count
     start: Start
+    agreement: Agreement | None = None  # None in files from before it was compared
     findings: list[Finding]
 
 
@@ -215,6 +237,9 @@ class Manifest(Record):
     outputs: dict[Inside, str]
     counts: dict[str, Any]
     seconds: Annotated[float, Field(ge=0)]
+    resumed: Annotated[float, Field(ge=0, le=1)] | None = (
+        None  # as `Stage.finish` has it; None in manifests from before
+    )
     peak_memory_gib: Annotated[float, Field(ge=0)] | None = None  # None in manifests from before it was recorded
     commit: str | None
     versions: dict[str, str]
@@ -243,10 +268,10 @@ def read_jsonl(path: Path, row: type[Row], *, made_by: str, may_be_empty: bool =
     bytes, as the rejected of a filter that rejects nothing, has no rows and no error."""
     if may_be_empty and path.is_file() and not path.stat().st_size:
         return []
-    return told_apart(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
+    return refuse_duplicate_rows(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
 
 
-def told_apart(path: Path, rows: list[Row], made_by: str) -> list[Row]:
+def refuse_duplicate_rows(path: Path, rows: list[Row], made_by: str) -> list[Row]:
     """The rows of a file. Raises SteerHealError for two of one key."""
     names = rows[0].known_by if rows else ()
     keys = [tuple(getattr(row, name) for name in names) for row in rows] if names else []
@@ -283,10 +308,11 @@ def read_manifest(path: Path, next: str) -> Manifest:
 def writing_jsonl(path: Path) -> Iterator[Callable[[BaseModel | dict[str, Any]], object]]:
     """Yield what writes a row; the file appears whole on success. Numbers keep full precision and NaN is refused."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        yield lambda row: handle.write(_line(row))
+        yield lambda row: handle.write(jsonl_line(row))
 
 
-def _line(row: BaseModel | dict[str, Any]) -> str:
+def jsonl_line(row: BaseModel | dict[str, Any]) -> str:
+    """A row as one line of JSONL. Raises ValueError for NaN and infinities."""
     value = row.model_dump() if isinstance(row, BaseModel) else row
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -1,31 +1,22 @@
-"""A run directory: its frozen configuration, its paths, and stages that are done, stale or still to do."""
+"""A run directory: its frozen configuration, its paths, and what its manifests say of its files."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from shared import config as configuration
 from shared.commands import CONFIG, round_command
-from shared.console import console
 from shared.errors import SteerHealError
-from shared.machine import GIB, hardware, peak_memory
-from shared.outputs import guard
+from shared.locks import hold, release
 from shared.preconditions import check
-from shared.provenance import BESIDE, PACKAGES, commit, differences, versions
-from shared.publish import digest, hold, release, write_json, write_text
-from shared.records import Identity, Manifest, read_manifest
+from shared.publish import digest, write_text
+from shared.records import Manifest, read_manifest
 from shared.schema import Config
 
-VERSION = 1
 STAGES = ("extract", "sweep", "filter", "heal", "score")
 
 
@@ -46,6 +37,11 @@ class Run:
     def begun(self) -> datetime:
         """When its configuration was frozen first."""
         return configuration.begun(self.folder / "config.toml")
+
+    @property
+    def day(self) -> date:
+        """The one day that a chat template with a clock writes in all its rounds."""
+        return self.config.model.day or self.begun.date()
 
     def hold(self) -> None:
         """Be the one process that writes here, until it releases the run or ends. Raises SteerHealError while another is."""
@@ -197,123 +193,3 @@ def _beside(folder: Path, model: str | None) -> Path:
     names = [name] if name else []
     names += [f"{name or folder.name}-{number}" for number in range(2, 1000)]
     return next(path for path in (folder.parent / one for one in names) if not path.exists())
-
-
-class Stage:
-    """One stage of one round: skipped when intact, refused when stale, published with a manifest last.
-
-    settings: the configuration it depends on, JSON-able. inputs and outputs: files or folders; an input that another stage made must be
-    what that stage recorded. clean: removes what the making leaves behind, once the manifest stands.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        number: int,
-        name: str,
-        *,
-        settings: dict[str, Any],
-        inputs: dict[str, Path],
-        outputs: list[Path],
-        rebuild: bool = False,
-        clean: Callable[[], None] = lambda: None,
-    ):
-        run.hold()
-        self.run, self.number, self.name, self.rebuild = run, number, name, rebuild
-        self.clean = clean
-        self.settings = json.loads(json.dumps(settings))
-        self.outputs = outputs
-        self.path = run.manifest(number, name)
-        for label, path in inputs.items():
-            if not path.exists():
-                raise SteerHealError(
-                    f"round {number} {name} lacks its input",
-                    given=path,
-                    expected=label,
-                    next=round_command(run.folder, number),
-                )
-        guard(outputs, inputs.values())
-        self.inputs = {label: digest(path) for label, path in inputs.items()}
-        self._as_made(inputs)
-        self.started = time.time()
-
-    def _as_made(self, inputs: dict[str, Path]) -> None:
-        """Raise SteerHealError for a file of a round that its stage has not finished, or that was edited since."""
-        made = {
-            label: path.relative_to(self.run.folder)
-            for label, path in inputs.items()
-            if path.is_relative_to(self.run.folder / "rounds")
-        }
-        manifests = [
-            read_manifest(path, f"remove {path}")
-            for round_ in sorted({self.run.folder.joinpath(*name.parts[:2]) for name in made.values()})
-            for path in sorted(round_.glob("manifests/*.json"))
-        ]
-        for label, name in made.items():
-            recorded = [m.outputs[name.as_posix()] for m in manifests if name.as_posix() in m.outputs]
-            if self.inputs[label] not in recorded:
-                raise SteerHealError(
-                    f"an input of round {self.number} {self.name} {'was edited' if recorded else 'is of a stage that did not finish'}",
-                    given=inputs[label],
-                    expected=f"what the manifests beside it record as {name.as_posix()}",
-                    next=f"{round_command(self.run.folder, self.number, rebuild=True)}; a file of your own goes to the stage by its plain options",
-                )
-
-    def done(self) -> bool:
-        """True when the outputs are there and nothing they depend on has changed. Raises SteerHealError when something has."""
-        if not self.path.is_file():
-            console.print(f"[bold]round {self.number} · {self.name}[/]")
-            return False
-        manifest = read_manifest(self.path, f"remove {self.path}; the stage runs again")
-        problems = differences(manifest.settings, self.settings) + [
-            f"input {key} changed" for key in self.inputs if self.inputs[key] != manifest.inputs.get(key)
-        ]
-        named = [path.relative_to(self.run.folder).as_posix() for path in self.outputs]
-        problems += self.run.changed(manifest) + [
-            f"output {name} is missing" for name in named if name not in manifest.outputs
-        ]
-        if not problems:
-            console.print(
-                f"round {self.number} · {self.name}: done and intact, nothing to do [dim](took {manifest.seconds:.1f} s)[/]"
-            )
-            self.clean()
-            self.run.release()
-            return True
-        if self.rebuild:
-            console.print(f"[bold]round {self.number} · {self.name}[/]: rebuilding, {escape('; '.join(problems))}")
-            return False
-        raise SteerHealError(
-            f"round {self.number} {self.name} was made from something else",
-            given="; ".join(problems),
-            expected="what its manifest records",
-            next=f"keep both: begin another run; or make it again: {round_command(self.run.folder, self.number, rebuild=True)}",
-        )
-
-    def finish(self, original: Identity, *, exact: bool = True, **counts: Any) -> None:
-        """Write the manifest: digests, settings, versions, hardware, counts and wall time. original: the model under all students;
-        exact: the outputs depend on nothing that is not recorded, such as what a cache held."""
-        seconds = time.time() - self.started
-        write_json(
-            self.path,
-            {
-                "version": VERSION,
-                "stage": self.name,
-                "round": self.number,
-                "model": original.model_dump(),
-                "config": configuration.flat(self.run.config),
-                "settings": self.settings,
-                "inputs": self.inputs,
-                "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},
-                "counts": counts,
-                "seconds": round(seconds, 3),
-                "peak_memory_gib": round(peak_memory() / GIB, 2),
-                "commit": commit(),
-                "versions": versions((*PACKAGES, *BESIDE)),
-                "hardware": (machine := hardware()),
-                # same configuration, same bytes: promised for float32 on one CPU and these versions alone
-                "deterministic": exact and machine["gpu"] is None and self.run.config.model.dtype == "float32",
-            },
-        )
-        self.clean()
-        self.run.release()
-        console.print(f"[green]round {self.number} · {self.name} done[/] in {seconds:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as calendar
 import json
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.commands import setting
 from shared.errors import SteerHealError
-from shared.strict import plain, repeated
+from shared.strict import check_values, repeated
 
 Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
@@ -35,7 +36,7 @@ def no_truth_as_text(value: Any, key: str) -> None:
         no_truth_as_text(inner, f"{key}.{name}")
 
 
-def told_apart(values: list[Any]) -> list[Any]:
+def refuse_duplicates(values: list[Any]) -> list[Any]:
     """A list of a configuration. Raises ValueError where two of its values are written alike: numbers in their first six digits,
     which is what rows, conditions and folders are named by."""
     names = [f"{value + 0.0:g}" if isinstance(value, float) else str(value) for value in values]  # -0.0 is 0
@@ -53,11 +54,13 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else plain(value)
+        return value if isinstance(value, dict) else check_values(value)
 
 
 class ModelConfig(Section):
-    name: str = Field("embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id or a local folder")
+    name: str = Field(
+        "embedded", description="'embedded' (SmolLM2-135M-Instruct), a Hugging Face id, a local folder or a .gguf file"
+    )
     revision: str | None = Field(None, description="hub revision; the commit it resolved to is recorded")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="dtype of the weights: sampling, training, scoring"
@@ -75,6 +78,27 @@ class ModelConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="passed to the chat template, e.g. enable_thinking = false"
     )
+    date: str | None = Field(
+        None,
+        description="the day that a chat template with a clock writes, YYYY-MM-DD; by default that on which the run was begun",
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _a_day(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            calendar.date.fromisoformat(given)
+        return given.isoformat() if isinstance(given, calendar.date) else given
+
+    @property
+    def day(self) -> calendar.date | None:
+        """`date` as such."""
+        return None if self.date is None else calendar.date.fromisoformat(self.date)
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        """What of this section a rendered conversation depends on beside the model."""
+        return {"chat_template_kwargs": self.chat_template_kwargs, **({"date": self.date} if self.date else {})}
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -84,7 +108,7 @@ class ModelConfig(Section):
         for name, value in given.items():
             no_truth_as_text(value, name)
         try:
-            json.dumps(plain(given), allow_nan=False)  # as manifests and digests will hold it
+            json.dumps(check_values(given), allow_nan=False)  # as manifests and digests will hold it
         except (TypeError, ValueError) as error:
             raise ValueError(f"not as JSON can hold it: {error}") from None
         return given
@@ -114,7 +138,7 @@ class VectorConfig(Section):
     @field_validator("layers")
     @classmethod
     def _told_apart(cls, layers: list[int] | str) -> list[int] | str:
-        return layers if isinstance(layers, str) else told_apart(layers)
+        return layers if isinstance(layers, str) else refuse_duplicates(layers)
 
 
 class SweepConfig(Section):
@@ -135,6 +159,11 @@ class SweepConfig(Section):
     window: int = Field(
         1024, ge=1, description="rows made together; an interrupted sweep goes on after the last window"
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="engines that make windows at once: one a GPU, and on a CPU processes that share its cores; rows do not depend on it",
+    )
     dose: Dose = Field(
         "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
     )
@@ -150,7 +179,7 @@ class SweepConfig(Section):
         if 0.0 in values:
             raise ValueError(f"{rule}: unsteered completions are sampled besides, in round 1")
         try:
-            return told_apart(values)
+            return refuse_duplicates(values)
         except ValueError as error:
             raise ValueError(f"{rule}: {error}") from None
 
@@ -221,7 +250,7 @@ class TrainConfig(Section):
     @field_validator("report_to")
     @classmethod
     def _told_apart(cls, names: list[str]) -> list[str]:
-        return told_apart(names)
+        return refuse_duplicates(names)
 
 
 class EvalConfig(Section):
@@ -258,7 +287,14 @@ class EvalConfig(Section):
     @field_validator("coefficients", "gates")
     @classmethod
     def _told_apart(cls, values: list[float]) -> list[float]:
-        return told_apart(values)
+        return refuse_duplicates(values)
+
+
+class ClusterConfig(Section):
+    address: str | None = Field(
+        None,
+        description="Ray cluster whose machines run the workers of a sweep: HOST:PORT, or auto for the one that runs on this machine",
+    )
 
 
 class Config(Section):
@@ -269,6 +305,7 @@ class Config(Section):
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:

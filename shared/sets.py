@@ -51,7 +51,7 @@ def refuse_missing(name: str, *, what: str, next: str) -> None:
 def input_of(label: str, value: str, suffix: str = ".jsonl", *, installed: Collection[str] = ()) -> dict[str, Path]:
     """The input of a stage that a configuration value names, by its label: a file, or the folder of a local data set.
 
-    A data set of the hub is no path: `revisions_of` says which it is.
+    A data set of the hub is no file of this machine: revisions_of says which it is.
 
     Args:
         label: of the input; with the suffix the name of the embedded file.
@@ -67,13 +67,16 @@ def input_of(label: str, value: str, suffix: str = ".jsonl", *, installed: Colle
     return {label: folder} if folder else {}
 
 
-def revisions_of(*values: str) -> dict[str, Any]:
-    """The commits of the hub's data sets among configuration values, as a setting of a stage; nothing where there is none.
+def revisions_of(**values: str) -> dict[str, str]:
+    """The revision of every data set of the hub among configuration values, by their labels: an input of a stage that is no file.
 
-    A stage whose data set has another commit by now was made from something else.
+    Raises SteerHealError for one that can neither be reached nor is cached.
     """
-    found = {value: revision_of(value) for value in values if names_set(value) and set_folder(value) is None}
-    return {"data sets": found} if found else {}
+    return {
+        label: f"{_split_name(value)[0]}@{revision_of(value)}"
+        for label, value in values.items()
+        if names_set(value) and set_folder(value) is None
+    }
 
 
 def revision_of(name: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from shared import machine
@@ -95,7 +95,16 @@ def _died(name: str, number: int, stderr: str) -> SteerHealError:
     )
 
 
-def the_stages() -> Iterator[Row]:
-    """The stages, two at a time: what they wait for is mostly the disk."""
+def the_stages(begun: Callable[[str], object] = lambda name: None) -> Iterator[Row]:
+    """The stages as their imports end, two at a time: what they wait for is mostly the disk.
+
+    begun: told the name of each whose import begins.
+    """
+
+    def look(name: str) -> Row:
+        begun(name)
+        return stage(name, STAGES[name])
+
     with ThreadPoolExecutor(min(2, machine.cores())) as pool:
-        yield from pool.map(lambda item: stage(*item), STAGES.items())
+        for ended in as_completed([pool.submit(look, name) for name in STAGES]):
+            yield ended.result()

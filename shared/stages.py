@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shared.commands import round_command
 from shared.config import flat
+from shared.records import Manifest, read_manifest
 from shared.run import Run
 from shared.schema import Config
 
@@ -31,6 +32,12 @@ class Step:
     @property
     def done(self) -> bool:
         return self.run.manifest(self.number, self.stage).is_file()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the stage recorded. Raises SteerHealError where there is none."""
+        path = self.run.manifest(self.number, self.stage)
+        return read_manifest(path, f"remove {path}; the stage runs again")
 
     def command(self, rebuild: bool = False) -> list[str]:
         """The stage's own command line."""

@@ -11,14 +11,18 @@ from typing import Any
 from shared import config as configuration
 from shared.cli import entry
 from shared.commandline import status_options
-from shared.commands import COMMANDS, NAMES, round_command
+from shared.commands import COMMANDS, NAMES, option, round_command
 from shared.console import number, say, table
 from shared.errors import SteerHealError
-from shared.publish import lock_holder, seal_of
+from shared.locks import lock_holder
+from shared.nearby import nearest_run
+from shared.progress import Half, half_made, in_minutes, time_left
 from shared.records import read_manifest
 from shared.run import STAGES, Run
+from shared.stages import LOG
 from shared.strict import parse
 
+DEFAULT = Path("runs")  # whose absence is no mistake: a fresh clone has none
 EXTRA = ("score-full",)  # stages that a round may have besides
 
 
@@ -32,19 +36,11 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Half:
-    """What an interrupted or running stage has so far."""
-
-    round: int
-    stage: str
-    progress: str
-
-
-@dataclass(frozen=True)
 class Status:
     """Where a run stands.
 
-    rounds: complete ones. done: stages with a manifest, in order. half: the stage in the making, None where it has left nothing.
+    left: seconds that a running one still takes, by its own estimate; stage_left: its stage's last line of progress, in words; both None where
+    its log does not say. rounds: complete ones. done: stages with a manifest, in order. half: the stage in the making, None where it has left nothing.
     running: the process that holds the run, None where nobody does, 0 where it is one of another machine or container. next: the command that goes on. problem: why it is no run.
     """
 
@@ -59,6 +55,8 @@ class Status:
     stopped: str | None
     next: str
     problem: str | None = None
+    left: float | None = None
+    stage_left: str | None = None
 
 
 def runs_below(folder: Path) -> list[Path]:
@@ -87,7 +85,8 @@ def status_of(folder: Path) -> Status:
     here = rounds + 1
     stage = next((name for name in STAGES if not run.manifest(here, name).is_file()), STAGES[0])
     begun = run.round(here).is_dir()
-    half = _half(run, here, stage)
+    half = half_made(run, here, stage)
+    left, stage_left = time_left(folder / LOG) if holder is not None else (None, None)
     again = round_command(folder, here if begun or not rounds else rounds + 1)
     return Status(
         run=str(folder),
@@ -100,6 +99,8 @@ def status_of(folder: Path) -> Status:
         working_on=activity_of(holder) if holder is not None else None,
         stopped=_stopped(run),
         next=again if rounds == 0 or begun or (folder / "report").is_dir() else round_command(folder, target="report"),
+        left=left,
+        stage_left=stage_left,
     )
 
 
@@ -108,21 +109,6 @@ def _done(run: Run) -> Iterator[Done]:
         for number_ in run.rounds(stage):
             path = run.manifest(number_, stage)
             yield Done(number_, stage, read_manifest(path, f"remove {path}; the stage runs again").seconds)
-
-
-def _half(run: Run, number_: int, stage: str) -> Half | None:
-    """What the first stage without a manifest has left on disk."""
-    folder = run.round(number_)
-    if stage == "sweep" and (windows := folder / ".sweep.jsonl.windows").is_dir():
-        whole = sum(seal_of(path).is_file() for path in windows.glob("[0-9]*.jsonl"))
-        total = _read(windows / "plan.json").get("windows")
-        return Half(number_, stage, f"window {whole} of {total}" if total else f"window {whole}")
-    if stage == "heal" and (healing := folder / "healing").is_dir():
-        steps = [
-            int(name) for path in healing.glob("checkpoint-*/") if (name := path.name.rpartition("-")[2]).isdigit()
-        ]
-        return Half(number_, stage, f"checkpoint at step {max(steps)}" if steps else "before its first checkpoint")
-    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -196,7 +182,9 @@ def overview(states: list[Status]) -> None:
 
 
 def _running(one: Status) -> str:
-    return f"{one.working_on}, process {one.running}" if one.running else str(one.working_on)
+    parts = [str(one.working_on), *([f"process {one.running}"] if one.running else [])]
+    parts += [one.stage_left] if one.stage_left else []
+    return ", ".join([*parts, *([f"{in_minutes(one.left)} left in all"] if one.left is not None else [])])
 
 
 def details(one: Status) -> None:
@@ -233,13 +221,16 @@ def main() -> None:
     states = [status_of(path) for path in runs_below(folder)]
     if arguments.json:
         print(json.dumps({"version": 1, "runs": [asdict(one) for one in states]}, indent=2, ensure_ascii=False))
-    elif not states:
+    elif not states and not folder.exists() and folder != DEFAULT:
+        meant = nearest_run(folder)
         raise SteerHealError(
-            "there is no run here",
+            "there is no such run",
             given=folder,
-            expected="a run, or a folder of runs",
-            next=round_command(rounds=1),
+            expected=f"did you mean {meant}?" if meant else "a run, or a folder of runs",
+            next=f"the same command with {option('RUN', '--run', meant)}" if meant else round_command(rounds=1),
         )
+    elif not states:
+        say(f"there are no runs in {folder}/ yet\nnext: {round_command(rounds=1)}")
     elif (folder / "config.toml").is_file():
         details(states[0])
     else:

@@ -85,7 +85,7 @@ def number(text: str) -> float:
     return value + 0.0
 
 
-def plain(value: Any) -> Any:
+def check_values(value: Any) -> Any:
     """The value. Raises ValueError where it holds a number that nothing here can mean, half a character, or a NUL, which no path and no
     prompt has."""
     if isinstance(value, str):
@@ -97,11 +97,11 @@ def plain(value: Any) -> Any:
         raise ValueError("a number must be finite, at most 1e100")
     elif isinstance(value, list | tuple):
         for one in value:
-            plain(one)
+            check_values(one)
     elif isinstance(value, dict):
         for name, one in value.items():
-            plain(name)
-            plain(one)
+            check_values(name)
+            check_values(one)
     return value
 
 

@@ -7,23 +7,48 @@ import shlex
 import sys
 
 
-def refusal(name: str, value: str, known: list[str], rest: list[str]) -> str:
-    """What to print about an unknown variable of make's command line; rest: its goals and its other variables."""
-    same = [one for one in known if one.lower() == name.lower()]
-    near = same or difflib.get_close_matches(name.upper(), known, 1, 0.6)
-    meant = near[0] if near else None
-    expected = f"did you mean {meant}?" if meant else f"one of {', '.join(known)}"
-    line = ["make", *rest, *([f"{meant}={value}"] if meant else [])]
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word that a misspelt one was meant to be; None where none is near."""
+    same = [one for one in known if one.lower() == word.lower()]
+    matches = same or difflib.get_close_matches(word, known, 1, 0.6)
+    return matches[0] if matches else None
+
+
+def refusal(kind: str, name: str, value: str, known: list[str], rest: list[str]) -> str:
+    """What to print about a mistake in make's command line.
+
+    Args:
+        kind: `variable` that make does not have, `target` that it does not have, or variable that is `unused` by the targets.
+        name: of the variable or target.
+        value: of the variable.
+        known: the variables or targets that there are; of `unused`, the variables that the targets use.
+        rest: the goals and the other variables.
+    """
+    goals = " ".join(["make", *(word for word in rest if "=" not in word)])
+    if kind == "unused":
+        what, given = f"{goals} does not use {name}", f"{name}={value}"
+        expected = f"variables of its own: {', '.join(known)}" if known else "no variables"
+        line: list[str] | None = ["make", *rest]
+        if goals == "make study":
+            expected += "; rounds, models and settings are those of its [study] table and its arms"
+    elif kind == "target":
+        what, given, meant = f"make has no target {name}", name, nearest(name, known)
+        expected = f"did you mean {meant}?" if meant else f"one of {', '.join(known)}"
+        line = ["make", *(meant if word == name else word for word in rest)] if meant else None
+    else:
+        what, given, meant = f"make has no variable {name}", f"{name}={value}", nearest(name.upper(), known)
+        expected = f"did you mean {meant}?" if meant else f"one of {', '.join(known)}"
+        line = ["make", *rest, f"{meant}={value}"] if meant else None
     return "\n".join(
         [
-            f"error: make has no variable {name}",
-            f"  given:    {name}={value}",
+            f"error: {what}",
+            f"  given:    {given}",
             f"  expected: {expected}",
-            f"  next:     {' '.join(map(shlex.quote, line)) if meant else 'make help'}",
+            f"  next:     {' '.join(map(shlex.quote, line)) if line else 'make help'}",
         ]
     )
 
 
 if __name__ == "__main__":
-    name, value, known, *rest = sys.argv[1:]
-    print(refusal(name, value, known.split(), rest), file=sys.stderr)
+    kind, name, value, known, *rest = sys.argv[1:]
+    print(refusal(kind, name, value, known.split(), rest), file=sys.stderr)

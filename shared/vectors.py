@@ -1,4 +1,4 @@
-"""The steering vector file: safetensors, fp32 `layer.<l>` of shape [hidden], with its provenance as metadata."""
+"""The steering vector file: safetensors, fp32 `layer.<l>` of shape [hidden], with its provenance as metadata; or a control vector in GGUF."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.commands import command_of, round_command
 from shared.errors import SteerHealError, in_one_line
+from shared.nearby import nearest_path
 from shared.publish import atomic_file
 from shared.records import Identity
 from shared.strict import parse
+from shared.vector_gguf import holds_gguf, read_directions, write_directions
 
 VERSION = 1
+MODEL_TYPE = "model_type"  # in the metadata: the architecture of the model, where a control vector says it
 
 
 class Provenance(BaseModel):
@@ -94,7 +98,8 @@ class Vector:
         return None if self.layers else "no layers"
 
     def save(self, path: Path) -> None:
-        """Write the file. Raises SteerHealError, with nothing written, for a vector that cannot steer."""
+        """Write the file, as a control vector in GGUF where its name ends in .gguf. Raises SteerHealError, with nothing written, for a
+        vector that cannot steer."""
         from safetensors.numpy import save_file
 
         if problem := self.problem():
@@ -104,22 +109,26 @@ class Vector:
                 expected="finite values and a norm above 0 in every layer",
                 next="extract it again: python -m gen.extract --help",
             )
+        provenance = {"version": VERSION, **self.metadata}
+        if path.suffix == ".gguf":
+            write_directions(path, self.layers, str(self.metadata.get(MODEL_TYPE, "unknown")), provenance)
+            return
         tensors = {
             f"layer.{layer}": np.ascontiguousarray(values, dtype=np.float32) for layer, values in self.layers.items()
         }
         with atomic_file(path) as temporary:
             # one entry: safetensors writes several in an order that changes from process to process
-            provenance = json.dumps({"version": VERSION, **self.metadata}, sort_keys=True, allow_nan=False)
-            save_file(tensors, temporary, metadata={"steer_heal": provenance})
+            text = json.dumps(provenance, sort_keys=True, allow_nan=False)
+            save_file(tensors, temporary, metadata={"steer_heal": text})
 
-    def check(self, source: object, *, hidden: int, depth: int) -> None:
-        """Refuse a vector of another width or with layers the model does not have."""
+    def check(self, source: object, *, hidden: int, depth: int, model: str = "embedded") -> None:
+        """Refuse a vector of another width or with layers the model does not have. model: its name, for the hint."""
         if self.hidden != hidden or max(self.layers) >= depth:
             raise SteerHealError(
                 "a steering vector does not fit the model",
                 given=f"{source}: width {self.hidden}, layers {sorted(self.layers)}",
                 expected=f"width {hidden}, layers within 0 to {depth - 1}",
-                next="extract it from this model: python -m gen.extract --model MODEL --out vector.safetensors",
+                next=f"extract it from this model: {_extracted(model, Path('vector.safetensors'))}",
             )
 
 
@@ -130,37 +139,46 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(a @ b) / norms if 0 < norms < np.inf else None
 
 
-def load_vector(path: Path) -> Vector:
-    """Read a vector file. Raises SteerHealError when it is missing, malformed, empty, not finite, of mixed width or of norm 0 in a layer."""
-    from safetensors import SafetensorError, safe_open
+def _extracted(model: str, out: Path) -> str:
+    return command_of("gen.extract", "--model", model, "--out", out)
+
+
+def _missing(path: Path, model: str) -> SteerHealError:
+    """The error about a vector file that is not there."""
+    meant, round_ = nearest_path(path, "*.safetensors"), path.parent
+    if round_.parent.name == "rounds" and round_.name.isdecimal():
+        next_ = round_command(round_.parent.parent, int(round_.name))
+    else:
+        next_ = f"the same command with {meant}" if meant else _extracted(model, path)
+    return SteerHealError(
+        "a steering vector is missing",
+        given=path,
+        expected=f"did you mean {meant}?" if meant else "a safetensors or GGUF file",
+        next=next_,
+    )
+
+
+def load_vector(path: Path, model: str = "embedded") -> Vector:
+    """Read a vector file. Raises SteerHealError when it is missing, malformed, empty, not finite, of mixed width or of norm 0 in a layer.
+
+    model: the name of the one that it is for, for the hint.
+    """
+    from safetensors import SafetensorError
 
     def refuse(given: str) -> SteerHealError:
         return SteerHealError(
             "a steering vector could not be used",
             given=f"{path}: {given}",
-            expected="safetensors with finite fp32 tensors layer.<l> of one width, none of them 0 throughout",
+            expected="safetensors with finite fp32 tensors layer.<l> of one width, none of them 0 throughout, or a control vector in GGUF",
             next="make it again: python -m gen.extract --help",
         )
 
     if not path.is_file():
-        raise SteerHealError(
-            "a steering vector is missing",
-            given=path,
-            expected="a safetensors file",
-            next="python -m gen.extract --model MODEL --out vector.safetensors; in a run: make round N=K RUN=DIR",
-        )
-    layers: dict[int, np.ndarray] = {}
+        raise _missing(path, model)
     try:
-        with safe_open(path, framework="numpy") as handle:
-            metadata = handle.metadata() or {}
-            for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-                prefix, _, number = name.partition(".")
-                if prefix != "layer" or not (number.isascii() and number.isdigit() and number == str(int(number))):
-                    raise refuse(f"tensor {name}")
-                layers[int(number)] = handle.get_tensor(name)
-        provenance = parse(metadata.get("steer_heal", "{}"))
+        layers, provenance = _of_gguf(path) if holds_gguf(path) else _of_safetensors(path)
         Provenance.model_validate(provenance)
-        version = str(provenance.pop("version", metadata.get("version", VERSION)))
+        version = str(provenance.pop("version", VERSION))
     except (
         SafetensorError,
         ValueError,
@@ -182,3 +200,27 @@ def load_vector(path: Path) -> Vector:
     if problem := (vector := Vector(layers, provenance)).problem():
         raise refuse(problem)
     return vector
+
+
+def _of_safetensors(path: Path) -> tuple[dict[int, np.ndarray], dict[str, Any]]:
+    """(tensors by layer, metadata) as a file has them. Raises ValueError for a tensor that is no layer's."""
+    from safetensors import safe_open
+
+    layers: dict[int, np.ndarray] = {}
+    with safe_open(path, framework="numpy") as handle:
+        metadata = handle.metadata() or {}
+        for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+            prefix, _, number = name.partition(".")
+            if prefix != "layer" or not (number.isascii() and number.isdigit() and number == str(int(number))):
+                raise ValueError(f"tensor {name}")
+            layers[int(number)] = handle.get_tensor(name)
+    provenance = parse(metadata.get("steer_heal", "{}"))
+    provenance.setdefault("version", metadata.get("version", VERSION))
+    return layers, provenance
+
+
+def _of_gguf(path: Path) -> tuple[dict[int, np.ndarray], dict[str, Any]]:
+    """(directions by layer, metadata). A stranger's file says no more than which architecture it is for."""
+    layers, hint, text = read_directions(path)
+    provenance = parse(text) if text is not None else {MODEL_TYPE: hint} if hint else {}
+    return layers, provenance

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared.machine import GIB
-from shared.models import Model, resolve
+from shared.models import Dequantised, Model, resolve
 from shared.records import data_file
 from shared.run import Run
 from shared.schema import Config, band
@@ -74,6 +74,12 @@ def shape_of(model: Model) -> Shape:
 def shape_for(name: str, revision: str | None) -> Shape:
     """The shape of a model by its name, looked up once."""
     return shape_of(resolve(name, revision, weights=False))
+
+
+def to_build(name: str, revision: str | None) -> int:
+    """Bytes that a model still takes in the cache before its first stage: those of a GGUF file that is not dequantised yet."""
+    model = resolve(name, revision, weights=False)
+    return model.to_build if isinstance(model, Dequantised) else 0
 
 
 @lru_cache(maxsize=32)
@@ -259,9 +265,12 @@ def memory_of(run: Run, stage: str) -> float:
         adapter = 4 * 4 * trained * shape.layers * train.rank * 14 * shape.hidden
         return 1.4 * GIB + 1.5 * size * shape.weights + activations + logits + adapter
     cache = 2 * GIB  # of keys and values: gen/engine/options.py
-    return (
-        1.3 * GIB + size * shape.weights + cache + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
-    )
+    engine = 1.3 * GIB + size * shape.weights + cache
+    if stage == "sweep":
+        if config.cluster.address is not None:
+            return 1.0 * GIB  # the engines are elsewhere
+        return engine * config.sweep.workers
+    return engine + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
 
 
 @dataclass(frozen=True)
@@ -277,7 +286,7 @@ class Disk:
 
 
 def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False) -> Disk:
-    """Bytes that the steps to do will write: merged students above all, then rows, adapters and checkpoints.
+    """Bytes that the steps to do will write: merged students above all, which stay until the next start, rows, adapters, checkpoints.
 
     Args:
         run: a run.
@@ -288,18 +297,18 @@ def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False
     shape = shape_for(config.model.name, config.model.revision)
     trained = len(band(config.train.layers, shape.layers)) / shape.layers
     adapter = 4 * trained * shape.layers * config.train.rank * 14 * shape.hidden
-    served = config.model.student == "adapter" or (adapters and config.model.student == "auto")
-    merged = 0.0 if served else SIZE[config.model.dtype] * shape.weights
-    files, merges = 0.0, 0.0
+    unmerged = config.model.student == "adapter" or (adapters and config.model.student == "auto")
+    files, merged = 0.0, set[tuple[int, float]]()  # students by round and gate, each merged once
     for number, stage in todo:
         plan = sizes(config, number)
+        if number > 1 and stage not in ("extract", "filter", "heal"):
+            merged.add((number - 1, 1.0))
         if stage == "sweep":
             files += plan.rows * (600 + 25 * (plan.completion + plan.neutral))
-            merges += merged if number > 1 else 0.0
         elif stage == "heal":
             references = (1 if number == 1 else 2) * kept_rows(run, number) * plan.completion * shape.hidden * 4
             files += (6 + 1 + number) * adapter + references
         elif stage.startswith("score"):
-            merges += students(config) * merged
+            merged.update((number, gate) for gate in (1.0, *config.eval.gates))
             files += 4000 * 2 * config.eval.items * conditions(config, number, False)
-    return Disk(files, merges)
+    return Disk(files, 0.0 if unmerged else len(merged) * SIZE[config.model.dtype] * shape.weights)

@@ -19,7 +19,8 @@ from evals.study.plan import load
 from shared.instrument import FOUNDATIONS
 from shared.publish import write_json, write_text
 from shared.records import Completion, Identity, Vignette, write_jsonl
-from shared.run import Run, Stage, open_run
+from shared.run import Run, open_run
+from shared.stage import Stage
 
 IDENTITY = Identity(name="embedded", revision=None, fingerprint="feedface")
 LABELS = dict(
@@ -35,6 +36,13 @@ EFFECTS = {
     "random": (-0.1, 0.98, 8.0, -0.03),
     "healed": (-0.8, 0.99, 6.1, 0.07),
 }
+
+
+# as round 2's training.json has it; round 1 stands for a file of an earlier version
+AGREEMENT = {
+    "rows": 21, "tokens": 830, "student": {"mean": 2.5e-6, "largest": 4e-5, "key": "k", "position": 3, "token": NASTY}, "original": None, "effect": 0.25,
+    "mean_bound": 1e-4, "largest_bound": 1e-2, "note": None,
+}  # fmt: skip
 
 
 def vignettes(per: int = 4) -> list[Vignette]:
@@ -257,7 +265,7 @@ def _round(
         here / "training.json",
         {
             "version": 1, "divergence": run.config.train.divergence, "aggregate": "rmse", "reference": "base", "lam": 0.3, "tau": 0.3, "load_in_4bit": False, "examples": 90, "heldout": 10,
-            "tokens": 4000, "steps": 30, "start": {"base": 0.0, "previous": 0.0}, "shrink": 0.0,
+            "tokens": 4000, "steps": 30, "start": {"base": 0.0, "previous": 0.0}, "shrink": 0.0, **({"agreement": AGREEMENT} if number > 1 else {}),
             "findings": [{"name": "overfit", "sentence": f"the held-out cross-entropy rises {NASTY}"}],
         },
     )  # fmt: skip

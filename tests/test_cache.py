@@ -19,6 +19,7 @@ from evals.cache import Cache, of_answers, of_generations
 from evals.forced_choice import Condition, Free, Read, row
 from evals.instrument import Renderer, load_instrument, orders
 from gen.prompts import Renderer as PromptRenderer
+from shared.chat import Chat
 from shared.config import resolve
 from shared.records import Prompt, Vignette
 from shared.schema import Config
@@ -45,7 +46,7 @@ def renderer(tokenizer: Any) -> Renderer:
 
 @pytest.fixture(scope="module")
 def prompted(tokenizer: Any) -> PromptRenderer:
-    return PromptRenderer(tokenizer, load_trait("embedded"), {})
+    return PromptRenderer(Chat(tokenizer), load_trait("embedded"))
 
 
 def scored(renderer: Renderer, items: list[Vignette] = ITEMS, read: Read = READ, seed: int = 0) -> list[dict[str, Any]]:

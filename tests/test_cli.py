@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
+from shared.cli import parse
+from shared.commandline import round_options
+from shared.errors import SteerHealError
 from shared.run import open_run
 
 STAGES = ["gen.extract", "gen.sweep", "gen.filter", "train.heal", "evals.score", "evals.report"]
@@ -242,3 +245,40 @@ def test_what_the_memory_of_the_machine_cannot_hold_is_no_unknown_error(raised: 
     done = inside(f"import torch\n{raised}")
     assert done.returncode == 71 and "this machine's memory does not suffice" in done.stderr, done.stderr
     assert "vector.batch_size=4" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["make", "steer-heal"])
+def test_a_run_that_is_not_there_and_nearly_is(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A likely typo of a run begins none, unless a configuration is given; both commands are there to type."""
+    monkeypatch.setenv("STEER_HEAL_FORM", form)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-1").mkdir()
+    (tmp_path / "tiny-1" / "config.toml").touch()
+    default = ["--default-config", ROOT / "configs" / "smollm2.toml"]
+    config = ["--config", ROOT / "configs" / "smollm2.toml"]
+
+    def look(name: str, *words: object) -> tuple[str, Path | None]:
+        monkeypatch.setattr("sys.argv", ["round", "--run", name, *map(str, words), "--dry-run"])
+        try:
+            arguments, run = parse(round_options(), in_round=False, begins="--report" not in words)
+        except SteerHealError as error:
+            return error.render(), None
+        assert run is not None
+        return "", arguments.config
+
+    said, _ = look("tinny-1", *default)
+    begun = "RUN=tinny-1 CONFIG=" if form == "make" else "--run tinny-1 --config "
+    assert "did you mean tiny-1?" in said and begun in said and ("RUN=tiny-1;" in said or "--run tiny-1;" in said)
+    for words in ([], ["--report"]):
+        said, _ = look("tinny-1", *words)
+        assert "did you mean tiny-1?" in said and f"{begun}configs/smollm2.toml" in said
+    for name in ("tiny-2", "other", "tiny"):
+        assert look(name, *default) == ("", default[1])
+    assert look("tinny-1", *config) == look("tinny-1", *default, "--set", "train.lam=1") == ("", config[1])
+    said, _ = look("none", "--report", "--config", "other.toml", "--set", "train.lam=1", "--model", "m/n")
+    expected = (
+        "make round N=1 RUN=none CONFIG=other.toml MODEL=m/n SET=train.lam=1"
+        if form == "make"
+        else "steer-heal round --rounds 1 --run none --config other.toml --model m/n --set train.lam=1"
+    )
+    assert said.endswith(expected), said

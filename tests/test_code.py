@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from test_filter import completion
 from test_imports import ALLOWED
-from test_windows import opened
+from test_windows import lines, opened
 
 from shared.code import IMPORTS, code_digest, digest_of_sources
 from shared.errors import Exit, SteerHealError
@@ -38,6 +38,19 @@ def in_process(folder: Path, package: str) -> str:
     place, _, digest = done.stdout.strip().rpartition(" ")
     assert place == str(folder / "shared" / "code.py")
     return digest
+
+
+def edited_in_process(folder: Path, imports: str, source: str) -> subprocess.CompletedProcess[str]:
+    """A process that imports a command, edits a source, and asks for the digest of `gen` for the first time."""
+    code = f"""
+import sys; sys.path.insert(0, {str(folder)!r})
+import {imports}
+assert "shared.code" in sys.modules and {imports}.__file__.startswith({str(folder)!r})
+open({str(folder / source)!r}, "a").write("# edited")
+from shared.code import code_digest
+print(code_digest("gen"))
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
 
 
 def of(folder: Path, package: str = "evals") -> str:
@@ -90,6 +103,15 @@ def test_a_trainer_that_changes_leaves_sweeps_and_scores(copy: Path) -> None:
     assert of(copy, "train") != code_digest("train")
 
 
+@pytest.mark.parametrize("command", ["gen.extract", "gen.sweep", "train.heal", "evals.score", "evals.report"])
+def test_the_digest_is_of_the_code_that_a_process_started_with(copy: Path, command: str) -> None:
+    """What is edited after a command's import and before the first use of the digest is refused: the process may run a mixture."""
+    done = edited_in_process(copy, command, "train/trainer.py")  # no part of `gen`
+    assert done.stdout.strip() == code_digest("gen"), done.stderr
+    done = edited_in_process(copy, command, "gen/rules.py")
+    assert not done.stdout and "the code was edited while this process ran" in done.stderr
+
+
 def test_it_takes_no_time() -> None:
     taken = []
     for _ in range(5):
@@ -103,7 +125,7 @@ def test_half_of_a_sweep_or_a_round_by_other_code_is_refused_with_the_way_on(tmp
     """Which says nothing of the work: a study stops, and does not drop the arm."""
     mine, other = {"code": "new", "seed": "0"}, {"code": "old", "seed": "0"}
     out = tmp_path / "it's a sweep.jsonl"
-    opened(out, other).write(0, [completion()])
+    opened(out, other).write(0, lines(completion()))
     Unfinished(tmp_path / "healing", other)
     for begin in (lambda: opened(out, mine), lambda: Unfinished(tmp_path / "healing", mine)):
         with pytest.raises(SteerHealError, match="was begun by other code") as caught:
@@ -113,7 +135,7 @@ def test_half_of_a_sweep_or_a_round_by_other_code_is_refused_with_the_way_on(tmp
         subprocess.run(f"rm -r {shell}", shell=True, check=True)
         begin()  # the command of the error, and then the same one
     assert 0 not in opened(out, mine)
-    opened(out, mine).write(0, [completion()])
+    opened(out, mine).write(0, lines(completion()))
     with pytest.raises(SteerHealError, match="of something else"):
         opened(out, {"code": "old", "seed": "1"})
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_folding import adapters, base, by_hand, logits  # noqa: F401
 
-from evals.conditions import after_training, before_training, by_weights, randoms, told_apart
+from evals.conditions import after_training, before_training, by_weights, randoms, refuse_duplicate_conditions
 from evals.forced_choice import Condition
 from gen.students import Student
 from shared.errors import SteerHealError
@@ -63,9 +63,9 @@ def test_a_gate_dials_its_own_round_alone(base: Model, adapters: list[Path], tmp
 
 
 def test_two_conditions_of_one_name_are_refused() -> None:
-    told_apart([Condition("base", "base"), Condition("steered", "steered")])
+    refuse_duplicate_conditions([Condition("base", "base"), Condition("steered", "steered")])
     with pytest.raises(SteerHealError, match="two conditions have one name") as refused:
-        told_apart(
+        refuse_duplicate_conditions(
             [
                 Condition("base", "base"),
                 Condition("steered", "steered-0.5", 0.5),
@@ -80,7 +80,7 @@ def test_a_dose_that_is_the_headline_s_is_not_scored_twice(dose: float) -> None:
     """The mean coefficient of the kept rows is seldom a round number to the last digit."""
     asked = before_training(True, dose, "all", "a trait", EvalConfig(coefficients=[0.25, 0.5]))
     assert [c.name for c in asked if c.stage == "steered"] == ["steered", "steered-0.25"]
-    told_apart(asked)
+    refuse_duplicate_conditions(asked)
 
 
 def test_the_base_is_the_original_model_in_every_round() -> None:

@@ -56,7 +56,11 @@ def test_shipped_configurations_resolve_and_survive_a_round_trip(path: Path, tmp
         ("vector.layers=[14,15,14]", "14 is there twice"),
         ("train.report_to=[tensorboard,tensorboard]", "tensorboard is there twice"),
         ("seed.x=1", "seed"),
-        ("vector.trait=it's.json", "close the quote"),
+        ("vector.trait=it's.json", "next:     --set " + shlex.quote(r"vector.trait=it\'s.json")),
+        ("vector.trait='a b.json", "next:     --set " + shlex.quote("vector.trait='a b.json'")),
+        ("train.lam=1 train.lamda=2", "next:     --set 'train.lam=1 train.lam=2'; `python -m shared.config` lists"),
+        ("sweep.coefficients=[1, 2", "next:     --set 'sweep.coefficients=[1, 2]'"),
+        ("train={lam=0.1, tau=[0.2", "next:     --set 'train={lam=0.1, tau=[0.2]}'"),
         ("train.lam=" + "[" * 3000, "train.lam"),
         ("model.chat_template_kwargs={tokenize=true}", "tokenize is decided here"),
         ("model.chat_template_kwargs={day=2026-01-01}", "not as JSON can hold it"),
@@ -317,7 +321,7 @@ def test_a_list_or_table_with_spaces_and_words(overrides: str, wanted: dict[str,
     "overrides", ["sweep={max_tokens=8 seed=3", "model.name=[a seed=3", "seed=3 sweep.coefficients=[1,"]
 )
 def test_a_bracket_that_is_not_closed_takes_nothing_with_it(overrides: str) -> None:
-    with pytest.raises(SteerHealError, match="close the bracket"):
+    with pytest.raises(SteerHealError, match="with its closing bracket"):
         resolve(None, overrides)
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from test_setup import BASE, commands
 
-from shared import doctor, machine
+from shared import doctor, machine, stage_checks
 from shared.checks import KERNELS, lock
 from shared.environment_checks import missing
 from shared.machine_checks import the_hardware
@@ -65,6 +65,21 @@ def test_it_runs_with_a_python_that_is_too_old(tmp_path: Path) -> None:
             continue
         status, said, error = look("--quick", python=python)
         assert status == 2 and "this Python does not fit" in error and "instruction set" in said, error
+
+
+def test_a_stage_is_named_when_its_import_begins_and_told_of_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A quick one does not wait for a slow one before it."""
+    go = tmp_path / "go"
+    slow = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
+    monkeypatch.setattr(stage_checks, "STAGES", {"slow": slow, "quick": "pass"})
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    begun: list[str] = []
+    rows = stage_checks.the_stages(begun.append)
+    assert next(rows).name == "quick" and sorted(begun) == ["quick", "slow"]
+    go.touch()
+    assert [row.name for row in rows] == ["slow"]
 
 
 def test_help_helps() -> None:

@@ -76,6 +76,7 @@ def test_a_compiled_engine_is_steered_and_so_is_one_from_its_cache(tmp_path: Pat
 
 
 def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path: Path) -> None:
+    """With ranks and alphas by module and rsLoRA, which vLLM, PEFT and merging each read for themselves."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -85,7 +86,15 @@ def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path:
     torch.manual_seed(0)
     network = get_peft_model(
         AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32),
-        LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "o_proj", "down_proj"], init_lora_weights=False),
+        LoraConfig(
+            r=8,
+            lora_alpha=6,
+            use_rslora=True,
+            rank_pattern={"q_proj": 4, "v_proj": 32},
+            alpha_pattern={"down_proj": 3},
+            target_modules=["q_proj", "o_proj", "down_proj"],
+            init_lora_weights=False,
+        ),
     )
     network.save_pretrained(tmp_path / "adapter")
     merged(model, tmp_path / "adapter", tmp_path / "cache", "float32").folder.rename(tmp_path / "merged")

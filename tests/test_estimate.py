@@ -16,16 +16,24 @@ from conftest import ROOT, command
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gen.windows import Windows
+from shared import estimate
 from shared.config import resolve
-from shared.estimate import SPEED, Estimates, calibrated, predict, to_go
+from shared.estimate import SPEED, Estimates, before, calibrated, made_all, predict, to_go
 from shared.machine import _control_groups
 from shared.models import Model
-from shared.run import STAGES, Run
+from shared.records import Manifest
+from shared.run import STAGES, Run, open_run
 from shared.stages import Step
 from shared.work import Work, disk_of, memory_of, shape_of, sizes, work_of
 
 SMOLLM2 = ROOT / "configs" / "smollm2.toml"
 MACHINE: dict[str, float | str] = {"device": "cpu", "flops": 1e11, "engine_flops": 1e11, "bytes": 1e10}
+
+
+def took(seconds: float, **more: object) -> Manifest:
+    plain = {"version": 1, "settings": {}, "inputs": {}, "outputs": {}, "counts": {}, "commit": None, "versions": {}, "hardware": {}}  # fmt: skip
+    return Manifest.model_validate({**plain, "seconds": seconds, **more})
 
 
 def run(overrides: str = "", folder: Path = Path("nowhere")) -> Run:
@@ -75,6 +83,17 @@ def test_every_stage_has_a_speed_and_a_need() -> None:
     assert disk_of(run(), both, adapters=True).students == 0 < sizes[1].students
 
 
+def test_each_student_is_on_the_disk_once() -> None:
+    """The sweep of a round reads what the scoring before it merged, and EVAL=full what the scoring of the round did."""
+    config = run("model.dtype=bfloat16")
+    first = disk_of(config, [(1, "score")]).students
+    gates = len({1.0, *config.config.eval.gates})
+    assert first > 0 and disk_of(config, [(1, "sweep")]).students == 0
+    assert disk_of(config, [(1, "score"), (2, "sweep"), (1, "score-full")]).students == first
+    assert disk_of(config, [(2, "sweep")]).students == pytest.approx(first / gates)
+    assert disk_of(config, [(1, "score"), (2, "sweep"), (2, "score")]).students == pytest.approx(2 * first)
+
+
 @given(st.floats(1e9, 1e13), st.floats(1e9, 1e12), st.floats(0, 1e16), st.floats(0, 1e13))
 def test_a_faster_machine_is_never_slower(flops: float, copied: float, work: float, size: float) -> None:
     slow = predict(Work(work, size), "sweep", {"device": "cpu", "engine_flops": flops, "bytes": copied})
@@ -85,21 +104,43 @@ def test_a_faster_machine_is_never_slower(flops: float, copied: float, work: flo
 def test_a_stage_that_ended_corrects_those_to_come() -> None:
     run = Path("run")
     plan = {
-        (run, 1, "extract"): 10.0, (run, 1, "sweep"): 100.0, (run, 1, "heal"): 50.0, (run, 2, "extract"): 10.0, (run, 2, "sweep"): 90.0,
+        (run, 1, "extract"): 10.0, (run, 1, "sweep"): 100.0, (run, 1, "heal"): 50.0, (run, 2, "extract"): 10.0, (run, 2, "sweep"): 90.0, (run, 2, "heal"): 20.0, (run, 3, "sweep"): 90.0,
     }  # fmt: skip
-    estimates = Estimates(dict(plan))
+    estimates = Estimates(dict(plan), {(run, 2, "heal")})
     assert estimates.left() == sum(plan.values())
-    estimates.ended((run, 1, "extract"), 20.0)
+    estimates.ended((run, 1, "extract"), took(20.0))
     assert estimates.left() == 2 * (sum(plan.values()) - 10)
-    estimates.ended((run, 1, "sweep"), 50.0)
+    estimates.ended((run, 1, "sweep"), took(50.0, stage="sweep", resumed=0.0))
     assert estimates.seconds((run, 2, "sweep")) == 45.0, "a stage by its own"
     assert estimates.seconds((run, 2, "extract")) == 20.0 and estimates.seconds((run, 1, "heal")) == 50.0, (
         "another by the mean of all"
     )
     assert estimates.seconds((run, 1, "sweep")) is None
     assert (to_go(1.5), to_go(100)) == ("under a minute to go", "about 2 min to go")
-    estimates.ended((run, 2, "sweep"), 1.0)
-    assert estimates.ratios["sweep"] == 0.5, "half-made before, or from a cache"
+    estimates.ended((run, 2, "sweep"), took(900.0, counts={"taken_from_cache": 3}))
+    estimates.ended((run, 3, "sweep"), took(900.0, stage="sweep", resumed=0.25))
+    estimates.ended((run, 2, "heal"), took(900.0, stage="heal", resumed=0.0))
+    assert estimates.ratios == {"extract": 2.0, "sweep": 0.5}, "what was not made from its beginning says nothing"
+    assert not made_all(took(1.0, stage="heal")), "a manifest from before it was recorded"
+
+
+def test_a_stage_half_made_is_expected_to_take_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "calibrated", lambda: MACHINE)
+    begun = open_run(tmp_path / "run", SMOLLM2)
+    steps = [Step(begun, 1, stage) for stage in STAGES]
+    whole = before([steps], begun.folder, []).predicted
+    windows = Windows(begun.round(1) / "sweep.jsonl")
+    windows.open({}, rebuild=False, count=4)
+    for index in range(3):
+        windows.write(index, b"")
+    checkpoint = begun.round(1) / "healing" / "checkpoint-20"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"max_steps": 40}')
+    half = before([steps], begun.folder, [])
+    for stage, share in (("sweep", 0.25), ("heal", 0.5)):
+        key, start = (begun.folder, 1, stage), SPEED[stage].start
+        assert half.predicted[key] - start == pytest.approx(share * (whole[key] - start)) and key in half.resumed
+    assert len(half.resumed) == 2 and half.predicted[begun.folder, 1, "score"] == whole[begun.folder, 1, "score"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from train.unsloth_model import load_student  # isort: skip (Unsloth comes befor
 
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +24,7 @@ from shared.adapters import load_adapter
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.folding import fold, refold
+from shared.merging import merged
 from shared.models import Model
 from train.distil import distil
 from train.export import main
@@ -75,7 +76,14 @@ def exports(rounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exact(model: Model, rounds: Path) -> dict[str, list[torch.Tensor]]:
     """The students by the formula: factors of the rounds on disk added to the original weights, in fp32."""
-    gates = {"round": (0, 1), "history": (1, 1), "dialled": (0.25, 0), "merged": (1, 1), "base": (0, 0)}
+    gates = {
+        "round": (0, 1),
+        "history": (1, 1),
+        "dialled": (0.25, 0),
+        "merged": (1, 1),
+        "base": (0, 0),
+        "first": (1, 0),
+    }
     found = {}
     for name, both in gates.items():
         network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
@@ -130,13 +138,45 @@ def test_half_precision_keeps_the_effect(exports: Path, exact: dict[str, list[to
     assert float((kept * moved).sum() / moved.square().sum()) == pytest.approx(1, abs=0.25)
 
 
-def test_the_card_says_what_it_is(exports: Path, rounds: Path) -> None:
+def test_the_card_says_what_it_is(model: Model, exports: Path, rounds: Path) -> None:
     card = ModelCard.load(exports / "dialled" / "README.md")
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and card.data.library_name == "peft"
-    assert "round 1 at 0.25, round 2 at 0" in card.text and "fingerprint" in card.text
-    config = json.loads((exports / "round" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert "Training of the last round" in (exports / "round" / "README.md").read_text()
+    assert "round 1 at 0.25, round 2 at 0" in card.text and model.fingerprint in card.text
+    assert "Its weights are not those of HuggingFaceTB/SmolLM2-135M-Instruct" in card.text
+    for folder in (*(exports / name for name in ("round", "history", "dialled")), rounds / "1", rounds / "history"):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(model.folder) and config["revision"] is None
+    second = (exports / "round" / "README.md").read_text()
+    assert "Training of the last round" in second and "This adapter alone is not the student of round 2" in second
+
+
+def test_a_rounds_own_card_says_what_it_was_trained_over(model: Model, rounds: Path) -> None:
+    first, second = ((rounds / name / "README.md").read_text() for name in ("1", "2"))
+    for card in (first, second):
+        assert model.fingerprint in card and "`embedded`" in card and "`float32`" in card
+        assert str(model.folder) not in card, "a path of this machine"
+    assert "is the student of round 1" in first
+    assert "alone is not the student of round 2" in second and "trained over round 1" in second
+    assert 'set_adapter(["history", "round"])' in second
+
+
+@torch.inference_mode()
+def test_a_rounds_folders_load_as_they_stand(
+    model: Model, rounds: Path, exact: dict[str, list[torch.Tensor]], tmp_path: Path
+) -> None:
+    """In Transformers and in PEFT, by what adapter_config.json says; and both adapters at once, as the card has it."""
+    students = {"1": "first", "2": "round", "history": "history"}
+    for name, student in students.items():
+        by_transformers = AutoModelForCausalLM.from_pretrained(rounds / name, dtype=torch.float32).eval()
+        assert gap(scores(by_transformers), exact[student]) < 5e-4, name
+    by_peft = AutoPeftModelForCausalLM.from_pretrained(rounds / "history", dtype=torch.float32).eval()
+    whole = AutoModelForCausalLM.from_pretrained(merged(model, rounds / "history", tmp_path, "float32").folder)
+    assert gap(scores(by_peft), scores(whole.eval())) < 5e-4
+    network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
+    both = PeftModel.from_pretrained(network, rounds / "first", adapter_name="history")
+    both.load_adapter(rounds / "2", adapter_name="round")
+    both.base_model.set_adapter(["history", "round"])
+    assert gap(scores(both.eval()), exact["history"]) < 5e-4
 
 
 def test_a_history_of_another_model_is_refused_everywhere(model: Model, rounds: Path, tmp_path: Path) -> None:
@@ -197,6 +237,8 @@ def test_a_push_that_fails_leaves_the_export(rounds: Path, tmp_path: Path, monke
         done.returncode == 2 and "written but not uploaded" in done.stderr and "hf upload nobody/nothing" in done.stderr
     )
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct", "no path of this machine"
 
 
 def test_a_history_that_is_not_its_gates_is_refused(model: Model, rounds: Path, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from gen.engine.fields import astray
+from gen.engine import plugin
+from gen.engine.fields import misplaced_steering
 from gen.engine.limits import STEERED, StrictBody, ambiguous
-from gen.engine.requests import KEYS, meant
+from gen.engine.requests import KEYS, Registry, meant
 
 GOOD: dict[str, tuple[Any, dict[str, Any], frozenset[str]]] = {
     "chat": (
@@ -43,7 +44,7 @@ STEERING = {"steer_vector": "trait", "steer_coefficient": 8}
 
 def refused(kind: str, fields: dict[str, Any], *, strict: bool = True) -> str | None:
     model, good, sent = GOOD[kind]
-    error = astray(model.model_validate({**good, **fields}), sent, strict=strict)
+    error = misplaced_steering(model.model_validate({**good, **fields}), sent, strict=strict)
     return None if error is None else str(error)
 
 
@@ -238,3 +239,30 @@ def test_the_layer_passes_on_what_it_read(path: str) -> None:
     arriving.append({"type": "http.request", "body": AMBIGUOUS["dropped"][0].encode(), "more_body": False})
     asyncio.run(StrictBody(application)(scope, receive, send))
     assert sent[0]["status"] == 400 and b"twice" in sent[1]["body"] and not seen
+
+
+@pytest.mark.parametrize("slots", [0, 1])
+def test_vllms_own_server_reads_bodies_as_strictly_where_its_engine_steers(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the plugin alone, without the options that gen.serve gives it; an engine without steering is left as it is."""
+    import httpx
+    from vllm.entrypoints.launchers import app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    plugin.register()
+    monkeypatch.setattr(plugin, "_registry", Registry(slots=slots))
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    transport = httpx.ASGITransport(app.build_app(arguments, ("generate",), None), raise_app_exceptions=False)
+
+    async def ask(path: str, body: str) -> str:
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return (
+                await client.post(path, content=body, headers={"content-type": "application/json"}, timeout=60)
+            ).text
+
+    for path in (*STEERED, "/invocations", "/inference/v1/generate"):
+        for body, words in AMBIGUOUS.values():
+            assert (words in asyncio.run(ask(path, body))) == bool(slots), (path, body)
+        assert "twice" not in asyncio.run(ask(path, '{"vllm_xargs": {"steer_vector": "v", "steer_coefficient": 1.0}}'))

@@ -11,19 +11,23 @@ import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen.commandline import named_after
-from gen.filter import Source, Split, split, tally
+from gen.filter import Source, Split, split, stage, tally
 from gen.places import Places
 from gen.rules import judge, limits, reasons
 from shared.errors import SteerHealError
 from shared.outputs import guard
-from shared.records import Completion, write_jsonl
+from shared.records import Completion, Identity, write_jsonl
+from shared.run import open_run
 from shared.schema import FilterConfig
+from shared.stage import Stage
+from shared.vectors import Vector
 
 CONFIG = FilterConfig(drop_truncated=False, min_kept=1)
 
@@ -230,7 +234,44 @@ def test_starvation_names_counts_and_what_to_lower(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "sweep.jsonl", [*UNSTEERED, *[completion(key=f"s{i}", perplexity=900.0) for i in range(8)]])
     done = command("gen.filter", "--in", tmp_path / "sweep.jsonl", "--out", tmp_path / "out")
     assert done.returncode == 2 and "0/8 at coefficient 1" in done.stderr and "filter.perplexity_ratio" in done.stderr
-    assert "sample more" in done.stderr and list((tmp_path / "out").iterdir()) == []
+    assert "sample more" in done.stderr
+
+
+def test_starvation_leaves_the_rejected_rows_and_no_kept_ones(tmp_path: Path) -> None:
+    """Kept rows of an earlier filter would be trained on as if they were of this one."""
+    rows = [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0 if i < 2 else 900.0) for i in range(8)]]
+    write_jsonl(tmp_path / "sweep.jsonl", rows)
+    line = ["gen.filter", "--in", tmp_path / "sweep.jsonl", "--out", tmp_path / "out", "--set"]
+    assert command(*line, "filter.min_kept=2").returncode == 0
+    assert keys(tmp_path / "out" / "kept.jsonl") == ["s0", "s1"]
+    done = command(*line, "filter.min_kept=2 filter.min_tokens=500")
+    assert done.returncode == 2 and "kept.jsonl, the kept rows of an earlier filter" in " ".join(done.stdout.split())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.jsonl"]
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert len(rejected) == 8 and all(row["reasons"] for row in rejected)
+    assert command(*line, "filter.min_kept=2").returncode == 0 and (tmp_path / "out" / "kept.jsonl").exists()
+
+
+def test_a_round_whose_filter_starves_has_no_manifest_of_an_earlier_one(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[filter]\nmin_kept = 2\n")
+    opened = open_run(tmp_path / "run", config)
+    folder, manifest = opened.round(1), opened.manifest(1, "filter")
+    rows = [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0) for i in range(3)]]
+    origin = {"model": "m", "revision": None, "model_fingerprint": "0" * 64}
+    Vector({0: np.ones(4, dtype=np.float32)}, origin).save(folder / "vector.safetensors")
+    write_jsonl(folder / "sweep.jsonl", rows)
+    made = [folder / "vector.safetensors", folder / "sweep.jsonl"]
+    Stage(opened, 1, "sweep", settings={}, inputs={}, outputs=made).finish(Identity(name="m", revision=None, fingerprint="0" * 64))  # fmt: skip
+    stage(opened, 1, False)
+    assert manifest.is_file() and (folder / "kept.jsonl").is_file()
+    config.write_text("[filter]\nmin_kept = 20\n")
+    strict = open_run(tmp_path / "run", config, rebuild=True)
+    with pytest.raises(SteerHealError, match="starved"):
+        stage(strict, 1, True)
+    assert not manifest.exists() and not (folder / "kept.jsonl").exists() and (folder / "rejected.jsonl").is_file()
+    with pytest.raises(SteerHealError, match="starved"):
+        stage(strict, 1, False)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +358,7 @@ def test_outputs_that_are_one_file_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["kept.jsonl", "rejected.jsonl"])
 def test_two_filters_do_not_write_one_file(name: str, sweep: Path) -> None:
-    hold = "import sys\nfrom pathlib import Path\nfrom shared.publish import hold\nhold(Path(sys.argv[1]))\nprint('held', flush=True)\ninput()"
+    hold = "import sys\nfrom pathlib import Path\nfrom shared.locks import hold\nhold(Path(sys.argv[1]))\nprint('held', flush=True)\ninput()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, sweep.with_name(name)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:  # fmt: skip

@@ -17,10 +17,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.adapters import load_adapter
+from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.folding import add, exact_network, fold, gated, gates_of, refold, rounds_of
 from shared.merging import merged
 from shared.models import Model, cache_folder, load_network
+from shared.old_students import remove_old_students
+from shared.run import Run
 
 SIZE = {
     "hidden_size": 32,
@@ -168,6 +171,32 @@ def test_a_merged_student_of_somebody_else_is_not_used(base: Model, adapters: li
     assert again.text_config["num_hidden_layers"] == base.depth
 
 
+@pytest.mark.parametrize(("number", "kept"), [(None, []), (1, ["1"]), (2, ["1", "2"]), (3, ["2"])])
+def test_students_that_no_stage_to_come_reads_are_removed(
+    base: Model,
+    adapters: list[Path],
+    tmp_path: Path,
+    number: int | None,
+    kept: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A round begins with the student before it and ends in its own; dialled ones are made again."""
+    run = Run(tmp_path / "run", resolve(None, f"model.name={base.folder} model.dtype=float32")[0])
+    remove_old_students(run, number)
+    folders = {}
+    for round_, one in (("1", adapters[0]), ("2", adapters[1])):
+        fold([(one, 1.0)], run.round(int(round_)) / "history")
+        folders[round_] = merged(base, run.round(int(round_)) / "history", run.students, "float32").folder
+    folders["dialled"] = gated(run.round(2) / "history", {1: 0.5}, run.students)
+    assert len({*folders.values()}) == 3 and all(folder.parent == run.students for folder in folders.values())
+    remove_old_students(run, number)
+    assert [name for name, folder in folders.items() if folder.is_dir()] == kept
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"removed {3 - len(kept)} folder" in said and "no stage to come reads them" in said
+    remove_old_students(run, number)
+    assert "removed" not in capsys.readouterr().out
+
+
 READS = """
 import os, sys
 from pathlib import Path
@@ -233,7 +262,7 @@ def test_code_that_changed_merges_anew(
     base: Model, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = merged(base, adapters[0], tmp_path / "students", "float32")
-    monkeypatch.setattr("shared.derived.code_digest", lambda package: "after a pull")
+    monkeypatch.setattr("shared.cached_weights.code_digest", lambda package: "after a pull")
     after = merged(base, adapters[0], tmp_path / "students", "float32")
     assert after.folder != before.folder and after.fingerprint == before.fingerprint
 
@@ -309,12 +338,6 @@ def test_a_dtype_that_swallows_the_adapter_is_refused(base: Model, tmp_path: Pat
         merged(base, folder, tmp_path / "students", "bfloat16")
     assert merged(base, folder, tmp_path / "students", "float32").folder.is_dir()
     assert len(list((tmp_path / "students").iterdir())) == 1
-
-
-@pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
-def test_other_kinds_of_adapter_are_refused(base: Model, tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(SteerHealError, match="plain LoRA"):
-        load_adapter(adapter(base, tmp_path / "1", 1, **options))
 
 
 def test_missing_files_and_foreign_modules_are_refused(base: Model, adapters: list[Path], tmp_path: Path) -> None:

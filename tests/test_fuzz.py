@@ -30,8 +30,9 @@ from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of, verify
 from shared.ratios import read as read_benchmark
 from shared.records import DATA, Asked, Completion, Pair, Prompt, Vignette, read_jsonl, read_manifest
-from shared.run import Run, Stage
+from shared.run import Run
 from shared.schema import Config
+from shared.stage import Stage
 from shared.strict import parse
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, command
 
 from shared.commands import COMMANDS, as_typed, command_of, nearest, round_command, setting
-from shared.main import load, options_of
+from shared.main import _typed, load, options_of
 from shared.options import Options
 
 
@@ -49,7 +49,7 @@ def test_help_and_refusals_have_the_form_that_was_typed() -> None:
     assert steer_heal("sweep", "--help").stdout.startswith("usage: steer-heal sweep")
     assert command("gen.sweep", "--help").stdout.startswith("usage: python -m gen.sweep")
     refused = steer_heal("sweep", "--model", "embedded", "--vector", "nope", "--prompts", "p", "--out", "s.jsonl", "--coefficients", "0")  # fmt: skip
-    assert refused.returncode == 2 and "steer-heal extract --model MODEL" in refused.stderr
+    assert refused.returncode == 2 and "steer-heal extract --model embedded --out nope" in refused.stderr
     assert "python -m" not in refused.stderr
     refused = steer_heal("report", "--run", "nope")
     assert "next:     steer-heal round --rounds 1 --run nope" in refused.stderr
@@ -126,7 +126,25 @@ def test_settings_are_named_as_they_were_given(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("STEER_HEAL_FORM", "make")
     assert setting("a.b=[1, 2]") == "SET='a.b=[1, 2]'"
     monkeypatch.setenv("STEER_HEAL_FORM", "steer-heal")
-    assert as_typed("make it again: python -m evals.study --help") == "make it again: steer-heal study --help"
+    again = "make it again: python -m evals.study --help"
+    assert as_typed(again) == "make it again: steer-heal study --help"
+    monkeypatch.setenv("STEER_HEAL_PROGRAM", ".venv/bin/steer-heal")
+    assert as_typed(again) == "make it again: .venv/bin/steer-heal study --help"
+    assert round_command("r", 1, config="c").startswith(".venv/bin/steer-heal round ")
+    monkeypatch.delenv("STEER_HEAL_PROGRAM")
+    monkeypatch.setenv("STEER_HEAL_FORM", "make")
+    assert as_typed(again) == "make it again: .venv/bin/steer-heal study --help"
+    assert command_of("shared.begin") == ".venv/bin/python -m shared.begin"
+
+
+def test_the_script_is_named_as_it_is_typed(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(program)
+    monkeypatch.setenv("PATH", os.defpath)
+    assert _typed(str(program / "steer-heal")) == "steer-heal" == os.path.basename(_typed("/nowhere/main.py"))
+    monkeypatch.chdir(program.parent)
+    assert _typed(str(program / "steer-heal")) == "bin/steer-heal"
+    monkeypatch.setenv("PATH", str(program))
+    assert _typed(str(program / "steer-heal")) == "steer-heal"
 
 
 def test_the_nearest_word() -> None:
@@ -203,7 +221,14 @@ def test_completion_imports_nothing_that_takes_long(tmp_path: Path) -> None:
         (["round", "N=two"], "a whole number from 1"),
         (["round", "N=1 2"], "a whole number from 1"),
         (["round", "REBUILD=0"], "REBUILD=1, or none"),
-        (["study", "SET=train.lam=1"], "make study takes CONFIG, RUN and OUT"),
+        (["study", "SET=train.lam=1"], "rounds, models and settings are those of its [study] table"),
+        (["report", "N=2", "RUN=runs/x"], "next:     make report RUN=runs/x"),
+        (["doctor", "VECTORS=a=b"], "make doctor does not use VECTORS"),
+        (["round", "VECTORS=a=b", "N=2"], "next:     make round N=2"),
+        (["bench", "CONFIG=c.toml"], "expected: no variables"),
+        (["rond", "N=2"], "next:     make round N=2"),
+        (["tests"], "did you mean test?"),  # which is a folder
+        (["xyzzy"], "next:     make help"),
     ],
 )
 def test_make_refuses_what_it_would_pass_over(words: list[str], part: str) -> None:
@@ -257,7 +282,7 @@ def test_make_begins_with_what_is_given_and_goes_on_with_what_is_frozen(tmp_path
         return next(text for text in done.stdout.splitlines() if "--run" in text)
 
     here = f"RUN={tmp_path}/run"
-    assert "--config 'configs/smollm2.toml'" in line(here)
+    assert "--default-config 'configs/smollm2.toml'" in line(here)
     (tmp_path / "run" / "config.toml").touch()
     assert "--config" not in line(here) and "--config 'c.toml'" in line(here, "CONFIG=c.toml")
     assert "--config 'c.toml'" in line(here, CONFIG="c.toml")
@@ -265,6 +290,10 @@ def test_make_begins_with_what_is_given_and_goes_on_with_what_is_frozen(tmp_path
     named = line("MODEL=Qwen/Qwen3-0.6B")
     assert "--model 'Qwen/Qwen3-0.6B'" in named and "--run 'runs/Qwen3-0.6B'" in named
     assert "--run 'runs/smollm2'" in line() and "--model" not in line()
+    report = subprocess.run(["make", "-n", "report", "CONFIG=c.toml"], capture_output=True, text=True, cwd=ROOT).stdout
+    assert "--run 'runs/c' --config 'c.toml'" in " ".join(report.split())
+    doctor = subprocess.run(["make", "-n", "doctor", "RUN=/big"], capture_output=True, text=True, cwd=ROOT).stdout
+    assert "shared.doctor --run '/big'" in doctor
     for target in ("serve", "verify"):
         command = ["make", "-n", "-o", ".venv/.ready-cpu", target, "LOCK=cpu"]
         plain, model = (

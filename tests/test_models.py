@@ -11,7 +11,7 @@ import pytest
 
 from shared.errors import SteerHealError
 from shared.layers import decoder_layers
-from shared.models import Model, load_network, resolve
+from shared.models import Dequantised, Model, load_network, resolve
 from shared.publish import digest
 
 
@@ -47,8 +47,8 @@ def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         return digest(file)
 
     monkeypatch.setenv("STEER_HEAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("shared.models.digest", seen)
-    monkeypatch.setattr("shared.models.SETTLED", -1)
+    monkeypatch.setattr("shared.cache.digest", seen)
+    monkeypatch.setattr("shared.cache.SETTLED", -1)
     return found
 
 
@@ -88,7 +88,7 @@ def test_changed_weights_are_read_again(folder: Path, reads: list[Path]) -> None
 def test_a_digest_is_not_kept_of_what_may_still_change(
     folder: Path, reads: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.models.SETTLED", 3600 * 10**9)
+    monkeypatch.setattr("shared.cache.SETTLED", 3600 * 10**9)
     for _ in range(2):
         assert Model("m", folder, None).fingerprint
     assert len(reads) == 2 and not (tmp_path / "cache").exists()
@@ -171,7 +171,7 @@ def test_a_configuration_that_says_no_size_is_refused(tmp_path: Path, content: s
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
 def test_a_name_that_no_path_has_is_refused(name: str) -> None:
-    with pytest.raises(SteerHealError, match=r"neither a model folder nor a Hugging Face id|no such model folder"):
+    with pytest.raises(SteerHealError, match=r"neither a model folder nor a Hugging Face id|no such model"):
         resolve(name)
 
 
@@ -186,6 +186,13 @@ def test_a_hub_that_cannot_be_reached_names_the_way_on() -> None:
         and "`embedded`" in done.stderr
         and "Traceback" not in done.stderr
     )
+
+
+def test_the_embedded_model_takes_the_same_road(model: Model) -> None:
+    """To the weights that every figure was measured with."""
+    assert isinstance(model, Dequantised)
+    weights = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+    assert digest(model.folder / "model.safetensors") == weights == (model.folder / "SHA256").read_text().strip()
 
 
 @pytest.mark.slow

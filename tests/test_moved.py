@@ -12,7 +12,7 @@ from scipy.special import softmax
 from test_statistics import COUNT, answers, without
 
 from evals.moved import _degrees, detectable, holm, shifts
-from evals.statistics import AUTHORITY
+from evals.statistics import AUTHORITY, drawn, log_shift, resample
 from shared.instrument import FOUNDATIONS
 
 NULLS = 200
@@ -28,6 +28,21 @@ def test_only_what_moved_is_said_to_have_moved() -> None:
     )
     same = shifts(base, base, COUNT, 0)
     assert same is not None and all(line.p == 1.0 and not line.moved for line in same)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1 / 3, 1 - 1e-15])
+def test_a_shift_alike_in_every_item_has_no_error(factor: float) -> None:
+    """The draws differ by rounding alone, over which any shift is certain."""
+    base = answers(per=6)
+    other = replace(base, p=base.p * factor)
+    draws = drawn(log_shift(base.p[:, AUTHORITY], other.p[:, AUTHORITY]), resample(base.truth, COUNT, 0))
+    assert draws is not None and len(set(draws[1])) > 1, "or there is no rounding to tell from a spread"
+    assert detectable(base, other, COUNT, 0) is None
+    found = shifts(base, other, COUNT, 0)
+    if factor > 0.99:
+        assert found is not None and not any(line.moved or line.change.excludes_zero() for line in found)
+    else:
+        assert found is None
 
 
 @pytest.mark.parametrize(("per", "most"), [(4, 0.12), (19, 0.08)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 import pytest
@@ -103,3 +104,31 @@ def test_a_second_value_does_not_take_the_place_of_the_first(name: str, words: l
         options.parse_args(words)
     assert caught.value.given == option
     assert options_of("score").parse_args([*SCORE, "--gate", "1=0", "--gate", "2=1"]).gate == ["1=0", "2=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "next"),
+    [
+        (["--coefficients", "0,1,-1.5", *SWEEP], ["--coefficients", "0", "1", "-1.5", *SWEEP]),
+        ([*SWEEP, "--coefficients=0,1"], [*SWEEP, "--coefficients", "0", "1"]),
+        ([*SWEEP, "--max-tokens", "24"], [*SWEEP, "--set", "sweep.max_tokens=24"]),
+        ([*SWEEP, "--max_tokens=24", "--set", "seed=1"], [*SWEEP, "--set", "seed=1 sweep.max_tokens=24"]),
+        (["--seed", "3", *SWEEP], [*SWEEP, "--set", "seed=3"]),
+        (["--dilemas", "3", *SWEEP], ["--help"]),
+    ],
+)
+def test_a_hint_is_the_command_line_as_it_is_right(
+    words: list[str], next: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STEER_HEAL_FORM", raising=False)
+    with pytest.raises(SteerHealError) as caught:
+        options_of("sweep").parse_args(words)
+    assert shlex.split(caught.value.next) == ["python", "-m", "gen.sweep", *next], caught.value
+    if next != ["--help"]:
+        options_of("sweep").parse_args(next)
+
+
+def test_a_key_of_several_sections_is_that_of_the_stage() -> None:
+    for name, key in (("extract", "vector.layers"), ("heal", "train.layers"), ("score", "eval.bootstrap")):
+        with pytest.raises(SteerHealError, match=f"--set {key}=VALUE"):
+            options_of(name).parse_args([f"--{key.partition('.')[2]}", "1"])

@@ -20,8 +20,8 @@ from shared.folding import fold
 from shared.main import options_of
 from shared.models import Model
 from shared.options import Options
-from shared.outputs import file, folder, guard
-from shared.run import Stage
+from shared.outputs import guard, output_file, output_folder
+from shared.stage import Stage
 from train.commandline import heal_options
 from train.unfinished import Unfinished
 
@@ -41,7 +41,7 @@ def reading() -> Iterator[tuple[str, str]]:
     """Every command that writes, with every option that names something to read."""
     for name in WRITING:
         options = options_of(name)
-        instead = {action.dest for action in options.plain.actions} if options.plain else set()
+        instead = {action.dest for action in options.file_options.actions} if options.file_options else set()
         for action in words_of(options):
             if action.dest in options.reads and not (action.dest == "run" and "out" in instead):  # it has no --out then
                 yield name, action.dest
@@ -309,10 +309,10 @@ def test_files_and_folders_are_not_taken_for_each_other(tmp_path: Path) -> None:
     (tmp_path / "a.json").mkdir()
     (tmp_path / "b").touch()
     with pytest.raises(SteerHealError, match="is a folder"):
-        file(".json")(str(tmp_path / "a.json"))
+        output_file(".json")(str(tmp_path / "a.json"))
     with pytest.raises(SteerHealError, match="is a file"):
-        folder()(str(tmp_path / "b"))
-    assert file(".json", inside="x.json")(str(tmp_path / "a.json")) == [tmp_path / "a.json" / "x.json"]
+        output_folder()(str(tmp_path / "b"))
+    assert output_file(".json", inside="x.json")(str(tmp_path / "a.json")) == [tmp_path / "a.json" / "x.json"]
 
 
 @pytest.mark.parametrize("out", [".", "./", "..", "/", "sub/..", "new/../new"])

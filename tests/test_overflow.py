@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from transformers import Olmo2Config, Olmo2ForCausalLM
 
 from gen.engine.isolation import counted, overflowed, zeroer
 from gen.engine.overflow import FLOAT32_MAX, POST_NORM, STRETCH, largest_coefficient
@@ -72,6 +75,92 @@ def test_a_post_norm_model_has_room_for_the_square_of_its_gated_product(layers: 
         product = STRETCH**3 * (2 * largest * float(np.linalg.norm(total))) ** 2  # the other half is the model's own
         assert product**2 <= FLOAT32_MAX * (1 + 1e-9) or not total.any()
         assert largest <= largest_coefficient(layers, DTYPES["float32"])
+
+
+class Wide(torch.nn.Module):
+    """OLMo-2's RMSNorm in float64 throughout: the model's own casts to float32 for every dtype."""
+
+    def __init__(self, norm: torch.nn.Module):
+        super().__init__()
+        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon)
+
+
+def olmo2(aligned: bool) -> Any:
+    """A small OLMo-2 of random weights whose MLPs stretch by STRETCH; aligned: one neuron reads and writes along the first element,
+    which is as far as a gated product can go."""
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
+    network = Olmo2ForCausalLM(Olmo2Config(**sizes, pad_token_id=0, attn_implementation="eager"))
+    for layer in network.model.layers:
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weight = getattr(layer.mlp, name).weight.data
+            if aligned:
+                weight.zero_()[0, 0] = STRETCH
+            else:
+                weight.mul_(STRETCH / torch.linalg.matrix_norm(weight, 2))
+    return network.eval()
+
+
+def mlp_branches(network: Any, vector: np.ndarray, coefficient: float, layer: int = 0) -> torch.Tensor:
+    """What the MLPs behind a steered layer add to the residual stream, after their norms: [layers behind, tokens, hidden]."""
+    weight = network.lm_head.weight
+    shift = torch.tensor(vector, dtype=weight.dtype) * torch.tensor(coefficient, dtype=weight.dtype)
+    branches: list[torch.Tensor] = []
+    behind = network.model.layers[layer + 1 :]
+    hooks = [network.model.layers[layer].register_forward_hook(lambda _m, _i, out: out + shift)]
+    hooks += [
+        one.post_feedforward_layernorm.register_forward_hook(lambda _m, _i, out: branches.append(out)) for one in behind
+    ]
+    with torch.inference_mode():
+        assert network(torch.arange(1, 9)[None]).logits.isfinite().all(), "nothing else would tell"
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(branches)[:, 0].double()
+
+
+def widened(network: Any) -> Any:
+    """The same model computed in float64."""
+    wide = copy.deepcopy(network).double()
+    for layer in wide.model.layers:
+        for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
+            setattr(layer, name, Wide(getattr(layer, name)))
+        for name in ("q_norm", "k_norm"):
+            setattr(layer.self_attn, name, Wide(getattr(layer.self_attn, name)))
+    wide.model.norm = Wide(wide.model.norm)
+    return wide
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_olmo2_computes_its_mlps_at_the_largest_coefficient(aligned: bool, dtype: str) -> None:
+    """An overflow there leaves every logit finite: the norm behind it divides by infinity, and the MLP adds nothing."""
+    network = olmo2(aligned)
+    exact = widened(network)
+    network = network.to(getattr(torch, dtype))
+    vector = np.zeros(32, dtype=np.float32)
+    vector[0] = 3.0
+    if not aligned:
+        vector = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    largest = largest_coefficient({0: vector}, DTYPES[dtype], network.config.model_type)
+    # the other half of the range is left to the model's own stream; an aligned gate lets no negative one through
+    for coefficient in (largest, 1.9 * largest, *([] if aligned else [-largest])):
+        found, wanted = mlp_branches(network, vector, coefficient), mlp_branches(exact, vector, coefficient)
+        apart = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        assert wanted.norm(dim=-1).min() > 1 and apart.max() < (1e-3 if dtype == "float32" else 0.1)
+    if aligned:
+        beyond = mlp_branches(network, vector, 2.3 * largest)
+        assert not beyond.any() and mlp_branches(exact, vector, 2.3 * largest).any()
+    pre_norm = largest_coefficient({0: vector}, DTYPES[dtype], "llama")
+    assert not mlp_branches(network, vector, min(pre_norm, 1e12)).any(), "the bound of the others is none here"
 
 
 @given(bands, st.sampled_from(sorted(DTYPES)))

@@ -114,6 +114,8 @@ def test_every_file_of_the_interface_is_there(run: Path) -> None:
         for stage in ("extract", "sweep", "filter", "heal", "score"):
             manifest = json.loads((folder / "manifests" / f"{stage}.json").read_text())
             assert manifest["outputs"] and manifest["seconds"] > 0 and manifest["versions"]["torch"]
+        found = json.loads((folder / "training.json").read_text())["agreement"]
+        assert found["tokens"] > 0 and found["student"]["largest"] < found["largest_bound"]
     for name in ("index.html", "trajectory.png", "results.md", "results.json"):
         assert (run / "run" / "report" / name).stat().st_size > 0
 

@@ -12,7 +12,6 @@ from conftest import ROOT, command
 
 from shared import preconditions
 from shared.config import resolve
-from shared.embedded import EMBEDDED_CONFIG
 from shared.errors import SteerHealError
 from shared.models import Model, cache_folder
 from shared.preconditions import TRACKERS, check, tracker
@@ -32,10 +31,12 @@ WRONG = [
     ("train.report_to=[wanddb]", "did you mean wandb?"),
     ("train.report_to=[all]", "one of azure_ml"),
     ("train.report_to=[clearml]", "no package clearml"),
-    ("model.name=./nope", "no such model folder"),
-    ("model.name=/nope/model", "no such model folder"),
+    ("model.name=embeded", "did you mean embedded?"),
+    ("model.name={t}/modle", "/model?"),
+    ("model.name=./nope", "no such model"),
+    ("model.name=/nope/model", "no such model"),
     ("model.name=~/nope", "~ is the shell's"),
-    ("model.name=nope.gguf", "no such model folder"),
+    ("model.name=nope.gguf", "no such model"),
     ("model.name={t}/there.gguf", "a folder, not a file"),
     ("model.name={t}", "a folder is not a model"),
     ("model.name='no id'", "neither a model folder nor a Hugging Face id"),
@@ -63,6 +64,8 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "there.gguf").write_bytes(b"GGUF")
     (tmp_path / "notes.jsonl").write_text('{"note": "no prompt"}\n')
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a fruit."}\n')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     return tmp_path
 
 
@@ -76,6 +79,17 @@ def test_what_cannot_be_had_is_not_frozen_and_the_corrected_value_is_taken(
     assert part in refused.value.render() and not run.exists()
     key = overrides.partition("=")[0]
     assert open_run(run, CONFIG, "").config == resolve(CONFIG)[0], key
+
+
+def test_four_bits_are_refused_where_torch_has_no_gpu_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before the run, not after hours of sampling; a login node without a GPU has a build that knows one."""
+    four = resolve(CONFIG, "train.load_in_4bit=true")[0]
+    monkeypatch.setattr(preconditions, "version", lambda name: "2.13.0+cu130")
+    check(four)
+    monkeypatch.setattr(preconditions, "version", lambda name: "2.13.0+cpu")
+    with pytest.raises(SteerHealError, match="4-bit") as caught:
+        open_run(tmp_path / "run", CONFIG, "train.load_in_4bit=true")
+    assert "train.load_in_4bit=false" in caught.value.next and not (tmp_path / "run").exists()
 
 
 def test_what_no_stage_reads_need_not_be_there() -> None:
@@ -140,7 +154,7 @@ def test_what_a_new_run_names_is_looked_at_once(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_embedded_model_is_described_as_it_will_be_dequantised(model: Model) -> None:
-    assert EMBEDDED_CONFIG.items() <= json.loads((model.folder / "config.json").read_text()).items()
+    assert model.text_config.items() <= json.loads((model.folder / "config.json").read_text()).items()
     assert (model.depth, model.hidden, model.context) == (30, 576, 8192)
 
 

@@ -21,7 +21,7 @@ from shared.errors import Exit, SteerHealError
 from shared.faults import crashed_frames
 from shared.machine import peak_memory
 from shared.output import plain_line
-from shared.process import Ended, problem, run_process
+from shared.process import Ended, exit_error, run_process
 
 # A command of ours: its errors and interruptions are handled by the one entry.
 OURS = (
@@ -34,7 +34,7 @@ def ends(body: str, log: Path | None = None) -> Ended:
 
 
 def meaning(body: str, lower: str = "") -> SteerHealError:
-    error = problem(ends(body), "round 1 heal", None, lower)
+    error = exit_error(ends(body), "round 1 heal", None, lower)
     assert error is not None
     return error
 
@@ -53,7 +53,7 @@ def test_a_process_that_ends_well_has_no_problem_and_its_figures(
     monkeypatch.setattr(shared.process, "peak_memory", looking)
     body = f"x = b'x' * (200 << 20)\n    while not os.path.exists({str(seen)!r}): time.sleep(0.01)\n    print(len(x))"
     ended = ends(body, tmp_path / "log.txt")
-    assert problem(ended, "x", None) is None and ended.code == 0
+    assert exit_error(ended, "x", None) is None and ended.code == 0
     assert 200 << 20 < ended.peak < 600 << 20 and ended.seconds > 0
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == str(200 << 20)
 
@@ -86,20 +86,50 @@ def test_a_signal_is_translated(number: signal.Signals, words: tuple[str, ...]) 
 
 def test_the_exit_code_of_a_shell_between_is_the_signals() -> None:
     ended = run_process(["sh", "-c", f"{sys.executable} -c 'import os; os.kill(os.getpid(), 9)'; exit $?"])
-    error = problem(ended, "round 1 sweep", None)
+    error = exit_error(ended, "round 1 sweep", None)
     assert ended.code == 137 and error is not None and "want of memory" in error.what
 
 
-@pytest.mark.parametrize(
-    "body", ["raise KeyboardInterrupt", "os.kill(os.getpid(), 15); time.sleep(9)", "sys.exit(130)"]
-)
+@pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "os.kill(os.getpid(), 2); time.sleep(9)", "sys.exit(130)"])
 def test_an_interruption_is_one_here_as_well(body: str) -> None:
     with pytest.raises(KeyboardInterrupt):
-        problem(ends(body), "x", None)
+        exit_error(ends(body), "x", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "by"),
+    [
+        ("os.kill(os.getpid(), 15); time.sleep(9)", "SIGTERM"),
+        ("import signal; signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), 15); time.sleep(9)", "SIGTERM"),
+        ("os.kill(os.getpid(), 1); time.sleep(9)", "SIGHUP"),
+    ],
+)
+def test_a_signal_to_the_stage_alone_is_no_interruption_by_the_user(body: str, by: str) -> None:
+    ended = ends(body)
+    error = exit_error(ended, "round 1 heal", None)
+    assert error is not None and error is not ended.error and error.code == Exit.INTERRUPTED
+    assert error.what == f"round 1 heal was ended by {by}" and "the same command goes on" in error.next
+
+
+def test_it_says_at_once_that_it_stops_and_what_it_waits_for() -> None:
+    """A polite kill of the runner alone, whose stage takes a while to end."""
+    stage = OURS.format("print('at work', flush=True); time.sleep(600)")
+    code = (
+        f"import os, sys; from shared.cli import entry; from shared.process import run_process\ndef main():\n    "
+        f"run_process([sys.executable, '-c', {stage!r}], out=lambda block: os.write(1, block), name='round 1 heal')\nentry(main)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as runner:
+        assert runner.stdout is not None and runner.stdout.readline() == "at work\n"
+        begun = time.monotonic()
+        runner.terminate()
+        assert "stopping: waiting for round 1 heal to end, at most 55 s" in runner.stdout.readline()
+        assert time.monotonic() - begun < 3
+        assert "interrupted; what is finished is kept" in runner.stdout.read()
+    assert runner.returncode == Exit.INTERRUPTED
 
 
 def test_what_no_error_of_ours_explains_is_said(tmp_path: Path) -> None:
-    error = problem(
+    error = exit_error(
         ends("print('half a word', file=sys.stderr); os._exit(7)", tmp_path / "log.txt"), "x", tmp_path / "log.txt"
     )
     assert error is not None and error.code == Exit.UNKNOWN
@@ -139,7 +169,7 @@ def test_the_thread_that_crashed_is_the_one_that_is_named(tmp_path: Path) -> Non
     )
     ended = run_process([sys.executable, str(tmp_path / "deep.py")])
     assert ended.signal is signal.SIGSEGV and "in wait" in "\n".join(ended.tail)
-    error = problem(ended, "x", None)
+    error = exit_error(ended, "x", None)
     assert error is not None and f'"{tmp_path}/deep.py", line 8 in crash' in str(error.given), error
     assert len(crashed_frames(ended.tail)) > 70
 
@@ -157,16 +187,16 @@ def test_an_extension_built_for_another_cpu_is_named(tmp_path: Path) -> None:
 
 
 def test_a_lock_of_the_runner_holds_for_its_stages_and_for_nobody_else(tmp_path: Path) -> None:
-    from shared.publish import hold, release
+    from shared.locks import hold, release
 
     body = (
-        f"from pathlib import Path; from shared.publish import hold; hold(Path({str(tmp_path / 'out')!r})); print('in')"
+        f"from pathlib import Path; from shared.locks import hold; hold(Path({str(tmp_path / 'out')!r})); print('in')"
     )
     hold(tmp_path / "out")
     try:
         assert ends(body).code == 0
         out = f"Path({str(tmp_path / 'out')!r})"
-        waits = f"from pathlib import Path; from shared.publish import held; lock = held({out}); lock.__enter__(); lock.__exit__(None, None, None)"
+        waits = f"from pathlib import Path; from shared.locks import held; lock = held({out}); lock.__enter__(); lock.__exit__(None, None, None)"
         assert ends(waits).code == 0, "a stage that waits for what its runner holds would wait for ever"
         inner = run_process(
             [

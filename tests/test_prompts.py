@@ -10,7 +10,7 @@ import pytest
 from conftest import command
 
 from gen.prompts import Renderer, open_round, survey
-from shared.chat import neutral_for, render, render_text
+from shared.chat import Chat, neutral_for, render
 from shared.errors import SteerHealError
 from shared.prompts import Prompts, open_prompts
 from shared.records import DATA, Prompt, read_jsonl
@@ -46,7 +46,7 @@ def data_set(folder: Path, rows: list[dict[str, object]]) -> Path:
 
 @pytest.fixture
 def renderer(tokenizer: object) -> Renderer:
-    return Renderer(tokenizer, load_trait("embedded"), {})
+    return Renderer(Chat(tokenizer), load_trait("embedded"))
 
 
 def test_a_data_set_is_read_as_often_as_asked(tmp_path: Path) -> None:
@@ -145,11 +145,12 @@ def test_a_prompt_that_is_too_long_is_named(tmp_path: Path, renderer: Renderer) 
 
 
 def test_a_conversation_the_template_refuses_is_named(tmp_path: Path, renderer: Renderer) -> None:
-    strict = type(renderer.tokenizer).from_pretrained(renderer.tokenizer.name_or_path)
+    tokenizer = renderer.chat.tokenizer
+    strict = type(tokenizer).from_pretrained(tokenizer.name_or_path)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     path = lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
     with pytest.raises(SteerHealError, match=r"p\.jsonl:1 .*roles must alternate"), open_prompts(str(path)) as prompts:
-        survey(prompts, Renderer(strict, renderer.trait, {}), 8, 256)
+        survey(prompts, Renderer(Chat(strict), renderer.trait), 8, 256)
 
 
 SYSTEM = [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Name a fruit."}]
@@ -158,7 +159,7 @@ SYSTEM = [{"role": "system", "content": "Answer in French."}, {"role": "user", "
 def test_a_prompt_brings_its_own_system_message(renderer: Renderer, tokenizer: object) -> None:
     """One message in all: in place of the neutral one, as a training row has it, and after the trait's, which is the contrast."""
     neutral, trait = (tokenizer.decode(ids) for ids in renderer(Prompt(messages=SYSTEM)))
-    assert neutral == render_text(tokenizer, SYSTEM) and neutral.count("<|im_start|>system") == 1
+    assert neutral == Chat(tokenizer).text(SYSTEM) and neutral.count("<|im_start|>system") == 1
     assert trait.count("<|im_start|>system") == 1 and renderer.trait.neutral not in neutral + trait
     before, _, after = trait.partition(f"{renderer.trait.trait}\n\n")
     assert before + after == neutral
@@ -171,10 +172,10 @@ def test_a_prompt_brings_its_own_system_message(renderer: Renderer, tokenizer: o
 def test_a_template_without_a_system_role_is_refused_in_our_words(tokenizer: object) -> None:
     strict = type(tokenizer).from_pretrained(tokenizer.name_or_path)
     strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"  # fmt: skip
-    assert render_text(strict, SYSTEM[1:]) == "x"
-    for made in (render, render_text):
+    assert Chat(strict).text(SYSTEM[1:]) == "x"
+    for made in (Chat(strict).ids, Chat(strict).text):
         with pytest.raises(SteerHealError, match="System role not supported"):
-            made(strict, SYSTEM[1:], "Be kind.")
+            made(SYSTEM[1:], "Be kind.")
 
 
 def test_a_file_of_any_length_is_read_line_by_line(tmp_path: Path) -> None:

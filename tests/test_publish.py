@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import SteerHealError
-from shared.publish import HOST, atomic_file, atomic_folder, digest, held, hold, release, replaceable, write_json
+from shared.locks import held, hold, release
+from shared.publish import HOST, atomic_file, atomic_folder, digest, replaceable, write_json
 from shared.status import lock_holder
 
 
@@ -81,7 +82,7 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
 
 def holder(path: Path, then: str = "input()") -> subprocess.Popen[str]:
     """A process that holds the path and then does something, by default waits for a line."""
-    code = f"from pathlib import Path; import os; from shared.publish import hold; hold(Path({str(path)!r})); print('held', flush=True); {then}"
+    code = f"from pathlib import Path; import os; from shared.locks import hold; hold(Path({str(path)!r})); print('held', flush=True); {then}"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -91,7 +92,7 @@ def holder(path: Path, then: str = "input()") -> subprocess.Popen[str]:
 
 def free(path: Path) -> bool:
     """Whether a process that comes now gets the path."""
-    code = f"from pathlib import Path; from shared.publish import hold; hold(Path({str(path)!r}))"
+    code = f"from pathlib import Path; from shared.locks import hold; hold(Path({str(path)!r}))"
     return not subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode
 
 
@@ -157,11 +158,9 @@ def test_a_lock_is_held_for_as_long_as_something_needs_it(words: list[str]) -> N
 def test_held_within_hold_keeps_the_outer_lock_from_other_processes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     then = (
-        "from shared.publish import held\nwith held(Path(os.environ['OUT'])): pass\nprint('inner', flush=True); input()"
+        "from shared.locks import held\nwith held(Path(os.environ['OUT'])): pass\nprint('inner', flush=True); input()"
     )
-    code = (
-        f"from pathlib import Path; import os; from shared.publish import hold; hold(Path(os.environ['OUT']))\n{then}"
-    )
+    code = f"from pathlib import Path; import os; from shared.locks import hold; hold(Path(os.environ['OUT']))\n{then}"
     line = [sys.executable, "-c", code]
     environment = {**os.environ, "OUT": str(out)}
     outer = subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -188,7 +187,7 @@ def test_one_lock_by_two_names_of_its_folder_is_one(tmp_path: Path) -> None:
 
 def test_a_forked_child_neither_has_nor_ends_its_parents_lock(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from shared.publish import hold, release, held\n"
+        "import os, sys; from pathlib import Path; from shared.locks import hold, release, held\n"
         "from shared.errors import SteerHealError\n"
         "path = Path(sys.argv[1]); hold(path)\n"
         "if not os.fork():\n"
@@ -213,7 +212,7 @@ def test_a_forked_child_neither_has_nor_ends_its_parents_lock(tmp_path: Path) ->
 
 def test_a_lock_file_that_goes_while_it_is_looked_at_is_made_again(tmp_path: Path) -> None:
     """Its holder ends at any moment: many processes that want one thing all get it, one after another."""
-    code = "import sys; from pathlib import Path; from shared.publish import held\nfor _ in range(200):\n    with held(Path(sys.argv[1])): pass"
+    code = "import sys; from pathlib import Path; from shared.locks import held\nfor _ in range(200):\n    with held(Path(sys.argv[1])): pass"
     many = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT) for _ in range(3)]
     assert [process.wait() for process in many] == [0, 0, 0] and list(tmp_path.iterdir()) == []
 

@@ -22,6 +22,7 @@ from evals.scored import READ, scored_rounds
 from shared.errors import SteerHealError
 from shared.publish import digest, write_json
 from shared.records import write_jsonl
+from shared.report_record import verified_results
 from shared.run import STAGES, Run
 
 LISTED = (
@@ -78,6 +79,7 @@ def test_files_and_terminal(made: tuple[Run, str]) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.html",
         "profile.png",
+        "report.json",
         "results.csv",
         "results.json",
         "results.md",
@@ -179,6 +181,7 @@ def test_training_is_shown(made: tuple[Run, str]) -> None:
     )
     assert '<span class="over" title="KL to the original 1.500' in strip and "rgba(213,94,0,0.60)" in strip
     assert "held out, first" in page and "gradient ratio" in page
+    assert "made by an earlier version" in page and "over 830 tokens of 21 rows, in nats: student: mean 2.5e-06" in page
 
 
 def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
@@ -191,6 +194,7 @@ def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
         "Survivors",
         "Rejections",
         "Healing",
+        "Sampler and trainer",
         "Wall seconds",
         "Provenance",
     ):
@@ -391,3 +395,32 @@ def test_half_a_character_is_refused_with_its_line(tmp_path: Path) -> None:
     restamp(run, 1)
     done = command("evals.report", "--run", tmp_path)
     assert done.returncode == 2 and "generations.jsonl:" in done.stderr and "surrogates" in done.stderr
+
+
+def test_a_card_takes_no_number_that_the_report_did_not_write(made: tuple[Run, str], tmp_path: Path) -> None:
+    """results.json is edited by hand, or the scores are made again behind it, or another round is scored."""
+    shutil.copytree(made[0].folder, tmp_path / "run")
+    run = Run(tmp_path / "run", made[0].config)
+    results, score = run.folder / "report" / "results.json", run.manifest(2, "score")
+    assert verified_results(run, "again") == results
+    written = results.read_text()
+    results.write_text(written.replace("0.", "1.", 1))
+    with pytest.raises(SteerHealError, match=r"report is not of the scores") as caught:
+        verified_results(run, "again")
+    assert "results.json was edited" in str(caught.value.given) and caught.value.next == "again"
+    results.write_text(written)
+    manifest = score.read_text()
+    write_json(score, {**json.loads(manifest), "seconds": 7.5})
+    with pytest.raises(SteerHealError, match=r"rounds/02/manifests/score\.json was made again"):
+        verified_results(run, "again")
+    score.write_text(manifest)
+    run.manifest(3, "score").parent.mkdir(parents=True)
+    run.manifest(3, "score").write_text(manifest)
+    with pytest.raises(SteerHealError, match=r"rounds/03/manifests/score\.json is not in it"):
+        verified_results(run, "again")
+    shutil.rmtree(run.round(3))
+    (run.folder / "report" / "report.json").unlink()
+    with pytest.raises(SteerHealError, match="record of a report"):
+        verified_results(run, "again")
+    shutil.rmtree(run.folder / "report")
+    assert verified_results(run, "again") is None

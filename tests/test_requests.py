@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen.engine.requests import Registry
+from gen.engine.sampling import Request
 from gen.engine.settings import Settings, VectorFile, settings_of
 from gen.engine.steering import UNSTEERED, VERSION, Steer
 from shared.errors import SteerHealError
@@ -218,3 +220,13 @@ def test_a_vector_that_changed_since_it_was_chosen_is_refused(tmp_path: Path) ->
     vector(2.0).save(tmp_path / "v.safetensors")
     with pytest.raises(SteerHealError, match="changed while the engine started"):
         list(settings.load())
+
+
+@pytest.mark.parametrize("coefficient", [2.0, -1e-9, float("nan")])
+def test_a_coefficient_without_a_vector_is_refused(coefficient: float) -> None:
+    """It would run unsteered in silence."""
+    with pytest.raises(SteerHealError, match="a coefficient and no vector"):
+        Request([5, 6], coefficient=coefficient)
+    with pytest.raises(SteerHealError, match="a coefficient and no vector"):
+        replace(Request([5, 6], vector="v", coefficient=coefficient), vector=None)
+    assert Request([5, 6], positions="generated", steer_from=1).coefficient == 0.0

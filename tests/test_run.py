@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from synthetic_run import IDENTITY
 
 from shared.errors import SteerHealError
-from shared.run import Run, Stage, open_run
+from shared.pipeline import Pipeline, Took
+from shared.records import Manifest
+from shared.run import Run, open_run
+from shared.schema import Config
+from shared.stage import Stage
+from shared.stages import Step
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2.toml"
 
@@ -70,11 +80,12 @@ def test_intact_is_skipped(run: Run) -> None:
 
 
 def test_stale_is_refused_and_rebuilt_on_demand(run: Run) -> None:
-    make(job(run, a=1, b={"c": [1, 2]}))
     for stage in (lambda **k: job(run, a=2, b={"c": [1, 2]}, **k), lambda **k: job(run, a=1, b={"c": [1, 3]}, **k)):
+        make(job(run, a=1, b={"c": [1, 2]}))
         with pytest.raises(SteerHealError, match="was "):
             stage().done()
         assert not stage(rebuild=True).done()
+        assert not stage().done(), "a rebuild that was interrupted goes on without REBUILD=1"
 
 
 def test_edited_or_missing_output_is_named(run: Run) -> None:
@@ -228,3 +239,35 @@ def test_a_run_of_the_version_before_was_begun_when_its_file_was_written(tmp_pat
     assert run.begun == datetime.fromtimestamp(1_700_000_000, UTC)
     assert open_run(tmp_path / "run", None, "model.gpu_memory=0.5").begun == datetime.fromtimestamp(1_700_000_000, UTC)
     assert frozen.read_text().startswith("begun = 2023-11-14T22:13:20Z")
+
+
+def test_a_stage_counts_from_the_start_of_its_process(tmp_path: Path) -> None:
+    """So that its own line, its manifest, `status` and the table of a round say the same seconds, start-up and imports among them."""
+    code = """
+import sys, time
+from pathlib import Path
+time.sleep(0.5)  # as heavy imports
+from shared.cli import entry
+from shared.records import Identity
+from shared.run import open_run
+from shared.stage import Stage
+def main():
+    run = open_run(Path(sys.argv[1]), Path(sys.argv[2]))
+    Stage(run, 1, "extract", settings={}, inputs={}, outputs=[]).finish(Identity(name="m", revision=None, fingerprint="0" * 64))
+entry(main)
+"""
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run", CONFIG], cwd=ROOT, capture_output=True, text=True
+    )
+    wall = time.monotonic() - begun
+    manifest = Step(Run(tmp_path / "run", Config()), 1, "extract").manifest
+    assert 0.5 < manifest.seconds < wall + 0.05 and f"done in {manifest.seconds:.1f} s" in done.stdout
+
+
+def test_the_table_of_a_round_has_the_seconds_of_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = {"version": 1, "settings": {}, "inputs": {}, "outputs": {}, "counts": {}, "commit": None, "versions": {}, "hardware": {}}  # fmt: skip
+    manifest = Manifest.model_validate({**plain, "seconds": 12.34, "peak_memory_gib": 1.5})
+    run = Run(Path("r"), Config())
+    Pipeline(run, took=[Took(Step(run, 1, "heal"), manifest, 10.0)]).show()
+    assert re.search(r"round 1 · heal\W+12\.3\W+10\W+1\.5", capsys.readouterr().out)

@@ -17,7 +17,7 @@ from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
 from gen.engine.limits import LIMIT, PROBES, READ, STEERED, Gate
-from gen.serve import named
+from gen.serve import main, named
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
@@ -62,6 +62,31 @@ def test_a_server_that_cannot_be_is_refused_before_it_starts(
         arguments = [argument.replace(name, path) for argument in arguments]
     done = command("gen.serve", *arguments)
     assert done.returncode == 2 and part in done.stderr and "next:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_a_vector_the_hint_is_a_command(
+    vector: Vector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def hint(form: str, *words: str) -> str:
+        monkeypatch.setenv("STEER_HEAL_FORM", form)
+        monkeypatch.setattr("sys.argv", ["serve", "--config", "configs/smollm2.toml", *words])
+        with pytest.raises(SteerHealError) as caught:
+            main()
+        return caught.value.next
+
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "smollm2.toml").touch()
+    assert hint("make", "--model", "owner/name") == (
+        ".venv/bin/steer-heal extract --model owner/name --out vector.safetensors, "
+        "then make serve VECTORS=trait=vector.safetensors MODEL=owner/name"
+    )
+    file = Path("runs") / "a" / "rounds" / "01" / "vector.safetensors"
+    vector.save(file)
+    assert hint("make") == f"make serve VECTORS=trait={file}"
+    assert hint("steer-heal") == f"steer-heal serve --vector trait={file}"
+    assert hint("make", "--vector", "a b=v.safetensors") == "the same command with VECTORS=trait=v.safetensors"
 
 
 PROMPTS = [[1, 4093, 198] + [100 + 13 * index * place % 900 for index in range(40)] for place in (1, 2)]

@@ -5,15 +5,19 @@ It runs as it is, in a folder with a lock of three small packages and a wheel ca
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import zipfile
 from contextlib import suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -32,6 +36,11 @@ requires-python = ">=3.11,<3.14"
 [tool.setuptools]
 packages = ["shared"]
 """
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Says nothing of a request."""
 
 
 def pin(name: str) -> str:
@@ -231,11 +240,55 @@ def test_a_broken_environment_is_named_and_built_anew(project: Path) -> None:
     assert works(project)
 
 
+@pytest.mark.long
+def test_what_an_extra_index_of_pips_has_is_found(project: Path, tmp_path: Path) -> None:
+    """By uv too, also where PyPI or a mirror has the package in another version."""
+    whole(project)
+    place = tmp_path / "simple" / "six"
+    place.mkdir(parents=True)
+    name = "six-99.0-py3-none-any.whl"
+    with zipfile.ZipFile(place / name, "w") as wheel:
+        wheel.writestr("six.py", "")
+        wheel.writestr("six-99.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: six\nVersion: 99.0\n")
+        wheel.writestr("six-99.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("six-99.0.dist-info/RECORD", "")
+    (place / "index.html").write_text(f'<a href="{name}">{name}</a>')
+    lock = project / "requirements" / "cpu.txt"
+    before = lock.read_text()
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            lock.write_text(before.replace(pin("six"), "six==99.0"))
+            index = f"http://127.0.0.1:{server.server_port}/simple"
+            status, output = install(project, PIP_EXTRA_INDEX_URL=f"{index} {index}/none", NO_PROXY="127.0.0.1")
+        finally:
+            lock.write_text(before)
+            server.shutdown()
+    assert status == 0, output
+    assert list((project / ".venv").glob("lib/python*/site-packages/six-99.0.dist-info"))
+
+
+@pytest.mark.slow
+def test_the_header_is_that_of_the_environments_python(project: Path, tmp_path: Path) -> None:
+    """Not of another on PATH, which would not compile the engine's kernels."""
+    whole(project)
+    others = {f"python3.{minor}": fake_python(f"3, {minor}", header="/nowhere") for minor in (11, 12, 13)}
+    with (project / ".setup.lock").open("a") as file:  # what is looked at next
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, output = install(project, python="", PATH=commands(tmp_path / "bin", **others))
+    assert status == 2 and "another set-up" in output, output
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys, sysconfig\nif sys.prefix != sys.base_prefix:\n    sysconfig.get_path = lambda name, *more, **other: '/gone'\n"
+    )
+    status, output = install(project, python="", PYTHONPATH=str(tmp_path / "site"))
+    assert status == 2 and "/gone/Python.h is missing" in output, output
+
+
 @pytest.mark.slow
 def test_a_set_up_beside_another_is_refused(project: Path) -> None:
     with (project / ".setup.lock").open("a") as file:
-        import fcntl
-
         fcntl.flock(file, fcntl.LOCK_EX)
         status, output = install(project)
     assert status == 2 and "another set-up" in output

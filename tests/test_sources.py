@@ -268,8 +268,8 @@ def test_what_was_read_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (folder / "dataset_info.json").write_text(json.dumps(about))
     name = "owner/thing:train[1:]"
     assert revision_of(name) == commit and origin_of(name) == {"name": name, "revision": commit}
-    assert revisions_of("embedded", str(path), f"{path.parent}:train", name) == {"data sets": {name: commit}}
-    assert revisions_of("embedded") == {}
+    values = {"one": "embedded", "two": str(path), "three": f"{path.parent}:train", "four": name}
+    assert revisions_of(**values) == {"four": f"owner/thing@{commit}"}
     assert [(row.id, row.prompt) for row in read(name)] == [("4", "b")]
     assert [row.id for row in read(f"owner/thing@{commit}:train")] == ["3", "4"]
     with pytest.raises(SteerHealError, match=f"commit {commit} is cached"):

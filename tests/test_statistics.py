@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from evals.costs import cost, retain, surgical, surgical_care
 from evals.instrument import orders
 from evals.moved import detectable, shifts
 from evals.positions import order_effect
@@ -20,17 +21,14 @@ from evals.statistics import (
     Answers,
     Estimate,
     Setting,
-    cost,
     deltas,
     estimate,
     levels,
     mean,
     pooled,
     resample,
-    retain,
     same_setting,
-    surgical,
-    surgical_care,
+    spread,
 )
 from evals.texts import Texts, text_delta, text_levels
 from evals.verdict import broken, preflight, verdict
@@ -274,22 +272,45 @@ def test_order_effect_is_position_alone() -> None:
         assert order_effect(replace(a, lp=lp)) == pytest.approx(2.0, abs=0.35)
 
 
-def test_surgical_needs_authority_to_move_most() -> None:
+def test_surgical_needs_authority_to_move_most_and_down() -> None:
     base = answers(per=6)
     assert surgical(base, answers(per=6, shift=-1.0), COUNT, 0) is True
+    assert surgical(base, answers(per=6, shift=1.0), COUNT, 0) is False, "the same shift against the trait"
+    assert surgical(base, answers(per=6, shift=-0.04), COUNT, 0) is False, "less than 0.05 nats"
     other = answers(per=6)
     score = other.score.copy()
     score[:, CARE] -= 1.0
     assert surgical(base, replace(other, score=score), COUNT, 0) is False
+    rise = answers(per=6, shift=-1.0)
+    score = rise.score.copy()
+    score[:, CARE] += 1.2
+    assert surgical(base, replace(rise, score=score, p=softmax(score, axis=1)), COUNT, 0) is False, "care rose as far"
     assert surgical(without(base, *range(42)), base, COUNT, 0) is None
 
 
-def test_surgical_care_wants_a_shift_and_an_unmoved_care() -> None:
+def test_surgical_care_wants_a_surgical_shift_and_an_unmoved_care() -> None:
     moved, still = Estimate(-1.0, (-1.2, -0.8)), Estimate(0.01, (-0.02, 0.04))
-    assert surgical_care(moved, still) is True
-    assert surgical_care(Estimate(-1.0, (-2.0, 0.1)), still) is False
-    assert surgical_care(moved, Estimate(0.01, (-0.02, 0.06))) is False
-    assert surgical_care(moved, None) is None and surgical_care(Estimate(-1.0, None), still) is None
+    assert surgical_care(True, moved, still) is True and surgical_care(False, moved, still) is False
+    assert surgical_care(True, moved, Estimate(0.2, (0.15, 0.25))) is True, "a quarter of d_auth"
+    assert surgical_care(True, moved, Estimate(0.2, (0.15, 0.26))) is False
+    small = Estimate(-0.1, (-0.12, -0.08))
+    assert surgical_care(True, small, Estimate(0.01, (-0.05, 0.05))) is True
+    assert surgical_care(True, small, Estimate(0.01, (-0.051, 0.02))) is False
+    assert surgical_care(None, moved, still) is surgical_care(True, moved, None) is None
+    assert surgical_care(True, moved, Estimate(0.0, None)) is None
+
+
+def test_a_spread_of_rounding_is_none() -> None:
+    """A standard error of 1e-17 would make every shift certain, and a shift of 1e-17 one that moved."""
+    draws = np.random.default_rng(0).normal(size=COUNT)
+    assert spread(0.3 + 1e-16 * draws) == spread(1e6 + 1e-10 * draws) == 0.0
+    assert spread(0.3 + 1e-6 * draws) == pytest.approx(1e-6, rel=0.2)
+    assert (
+        not Estimate(2e-17, (1e-17, 3e-17)).excludes_zero() and not Estimate(-1e-16, (-1e-16, -1e-17)).excludes_zero()
+    )
+    assert Estimate(2e-3, (1e-3, 3e-3)).excludes_zero() and Estimate(-2e-3, (-3e-3, -1e-3)).excludes_zero()
+    assert verdict(None, None, Estimate(-2e-17, (-3e-17, -1e-17)), 1.0, Estimate(1.0, (1.0, 1.0)))[0] == "no_shift"
+    assert retain(Estimate(-0.5, None), Estimate(1e-17, None)) is None
 
 
 def test_cost_is_blank_without_a_shift_and_for_a_broken_row() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from conftest import ROOT, command
 from synthetic_run import IDENTITY
 
 from gen.windows import Windows
-from shared.publish import lock_holder, write_json
-from shared.run import STAGES, Run, Stage, open_run
+from shared.locks import lock_holder
+from shared.progress import note_to_go, time_left
+from shared.publish import write_json
+from shared.run import STAGES, Run, open_run
+from shared.stage import Stage
 from shared.status import runs_below, status_of
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
@@ -59,7 +63,7 @@ def test_a_sweep_half_made_is_told_in_windows(run: Run) -> None:
     windows.open({"a": 1}, rebuild=False, count=5)
     half = status_of(run.folder).half
     assert half is not None and half.progress == "window 0 of 5"
-    windows.write(0, [])
+    windows.write(0, b"")
     windows.path(1).write_text("being written")
     half = status_of(run.folder).half
     assert half is not None and (half.round, half.stage, half.progress) == (1, "sweep", "window 1 of 5")
@@ -88,6 +92,51 @@ def test_who_is_at_work_is_told_while_he_lives(run: Run) -> None:
     assert (run.folder / ".lock").exists() and status_of(run.folder).running is None
 
 
+def test_a_running_one_says_how_much_longer(run: Run) -> None:
+    """By its own log: the estimate of all its stages, and the last line of the one at work."""
+    log, now = run.folder / "log.txt", datetime(2026, 1, 2, 0, 1, 0)
+    assert time_left(log, now) == (None, None)
+    log.write_text(
+        "23:50:00 the run has about 9000 s to go\n2026-01-01 23:51:00 $ -m gen.extract\n23:52:00 extracting 1 of 2, about 2 min left\n"
+        "23:56:00 the run has about 1500 s to go\n2026-01-01 23:56:00 $ -m gen.sweep --run x\n"
+    )
+    assert time_left(log, now) == (1200.0, None)
+    with log.open("a") as file:
+        file.write("23:59:00 sampling 30 of 100, 2.0 a second, about 12 min left, kept 9\n00:00:30 loading: 3 s\n")
+    assert time_left(log, now) == (1200.0, "sampling 30 of 100, 2.0 a second, about 10 min left")
+    note_to_go(log, 600.0)
+    run.hold()
+    try:
+        found = status_of(run.folder)
+        said = " ".join(command("shared.status", "--run", run.folder).stdout.split())
+    finally:
+        run.release()
+    assert found.left is not None and 590 < found.left <= 600 and "about 10 min left in all" in said
+    assert status_of(run.folder).left is None
+
+
+def test_a_fresh_clone_has_no_runs_and_says_what_to_type(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "STEER_HEAL_FORM": "make"}
+
+    def status(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "shared.status", *words]
+        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    done = status()
+    assert (
+        done.returncode == 0
+        and "there are no runs in runs/ yet" in done.stdout
+        and "next: make round N=1" in done.stdout
+    )
+    assert json.loads(status("--json").stdout) == {"version": 1, "runs": []}
+    assert status("--run", "nope").returncode == 2
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    assert status().returncode == 0
+    (tmp_path / "runs" / "tiny" / "config.toml").touch()
+    refused = status("--run", "runs/tinny")
+    assert refused.returncode == 2 and "did you mean runs/tiny?" in refused.stderr and "RUN=runs/tiny" in refused.stderr
+
+
 def test_a_lock_is_looked_at_and_not_taken(run: Run) -> None:
     run.hold()
     try:
@@ -104,7 +153,7 @@ def test_the_holder_is_that_of_this_very_file(tmp_path: Path) -> None:
     other = Path("/dev/shm") if Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK) else tmp_path
     mine, code = (
         tmp_path / "mine",
-        "import sys; from pathlib import Path; from shared.publish import hold; hold(Path(sys.argv[1]), Path(sys.argv[1])); print('held', flush=True); input()",
+        "import sys; from pathlib import Path; from shared.locks import hold; hold(Path(sys.argv[1]), Path(sys.argv[1])); print('held', flush=True); input()",
     )
     theirs = other / f"steer-heal-test-{os.getpid()}.lock"
     mine.touch()
@@ -150,5 +199,5 @@ def test_seconds_are_shown_by_stage(run: Run) -> None:
 
 def test_where_there_is_none(tmp_path: Path) -> None:
     done = command("shared.status", "--run", tmp_path)
-    assert done.returncode == 2 and "no run here" in done.stderr and "make round N=1" in done.stderr
+    assert done.returncode == 0 and "there are no runs in" in done.stdout and "make round N=1" in done.stdout
     assert json.loads(command("shared.status", "--run", tmp_path, "--json").stdout) == {"version": 1, "runs": []}

@@ -32,7 +32,8 @@ from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
 from shared.publish import write_json
 from shared.records import DATA
-from shared.run import STAGES, Stage, open_run
+from shared.run import STAGES, open_run
+from shared.stage import Stage
 from shared.vectors import load_vector
 
 
@@ -166,7 +167,7 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(
     plan = load(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
     open_run(first.folder, plan.file, first.overrides)
-    _, error = _perform(CellStep.of(plan, first, 1, "heal"))
+    error = _perform(CellStep.of(plan, first, 1, "heal"))
     assert error is not None and "lacks its input" in error.what and error.code == Exit.REFUSED
     assert re.search(r"nll-s0 round 1 · heal: \d+ s\n", capsys.readouterr().out)
     vector = first.run.round(1) / "vector.safetensors"
@@ -210,7 +211,7 @@ def test_a_cell_that_went_on_since_is_not_one_that_stopped(tmp_path: Path) -> No
     assert all(one.stopped is None for one in collect(plan))
 
 
-HOLD = "import sys; from pathlib import Path; from shared.publish import hold; f = Path(sys.argv[1]); hold(f, f / '.lock'); print('held', flush=True); input()"
+HOLD = "import sys; from pathlib import Path; from shared.locks import hold; f = Path(sys.argv[1]); hold(f, f / '.lock'); print('held', flush=True); input()"
 
 
 def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:

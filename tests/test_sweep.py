@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,8 @@ from shared.errors import Exit
 from shared.models import Model
 from shared.publish import seal_of
 from shared.records import Completion, read_jsonl
-from shared.run import Stage, open_run
+from shared.run import open_run
+from shared.stage import Stage
 from shared.text import distinct_n
 from shared.traits import load_trait
 from shared.vectors import Vector
@@ -100,6 +103,9 @@ def test_rows_are_scored_as_hf_scores_them(
         )
         assert row.trait_llr == pytest.approx((ours - other).mean().item(), abs=1e-4)
         assert row.distinct_3 == distinct_n(row.completion_ids, 3)
+        assert row.logprobs is not None, "so few rows all record their log-probabilities"
+        assert row.logprobs.original == pytest.approx((-ours).tolist(), abs=1e-3)
+        assert row.logprobs.student == row.logprobs.original, "the student is the original"
 
 
 def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
@@ -168,3 +174,25 @@ def test_an_interrupted_walk_keeps_its_answer(folder: Path, vector: Vector) -> N
         handle.write('{"prompt": "Name a tree."}\n')
     changed = command(*walk)
     assert changed.returncode == 2 and "input dilemmas changed" in changed.stderr
+
+
+def test_two_workers_make_the_same_bytes_also_where_one_is_killed(
+    swept: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    """Killed with its first window at work, which another worker makes; no process is left behind."""
+    line = [sys.executable, "-m", *map(str, arguments(folder, "two.jsonl")), "--workers", "2"]
+    output, killed = [], []
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            output.append(text)
+            found = re.match(r"worker (\d+): process (\d+) on ", text)
+            if found and not killed:
+                killed.append(int(found[2]))
+                os.kill(killed[0], signal.SIGKILL)
+    said = "".join(output)
+    assert process.returncode == 0, said
+    assert "is lost (killed by signal 9" in said and "another worker makes it" in said, said
+    assert (folder / "two.jsonl").read_bytes() == (folder / "s.jsonl").read_bytes()
+    workers = [int(number) for number in re.findall(r"worker \d+: process (\d+)", said)]
+    assert len(workers) >= 2 and not any(Path(f"/proc/{number}").exists() for number in workers)

@@ -130,6 +130,25 @@ def test_not_safetensors_and_missing(tmp_path: Path) -> None:
             load_vector(tmp_path / name)
 
 
+def test_a_missing_vector_is_made_or_is_the_one_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEER_HEAL_FORM", "make")
+
+    def hint(path: Path, model: str = "embedded") -> str:
+        with pytest.raises(SteerHealError) as caught:
+            load_vector(path, model)
+        return caught.value.render().partition("expected: ")[2]
+
+    make = ".venv/bin/steer-heal extract --model owner/name --out"
+    assert hint(tmp_path / "v.safetensors", "owner/name").endswith(f"{make} {tmp_path}/v.safetensors")
+    VECTOR.save(tmp_path / "vector.safetensors")
+    near = hint(tmp_path / "vektor.safetensors")
+    assert f"did you mean {tmp_path}/vector.safetensors?" in near and "same command" in near
+    inside = tmp_path / "run" / "rounds" / "02" / "vector.safetensors"
+    assert hint(inside).endswith(f"make round N=2 RUN={tmp_path}/run")
+    with pytest.raises(SteerHealError, match="--model owner/name"):
+        VECTOR.check("v", hidden=5, depth=30, model="owner/name")
+
+
 def test_another_width_is_refused_by_the_command_line(tmp_path: Path) -> None:
     VECTOR.save(tmp_path / "v.safetensors")
     (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n')

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from shared.adapter_card import HUB, alone, loading, weights
+from shared.adapters import Base
 from shared.commands import round_command
 from shared.config import flat
 from shared.console import number
@@ -16,10 +19,10 @@ from shared.hub import published
 from shared.models import Model
 from shared.provenance import versions
 from shared.records import Training, read_manifest, read_record
+from shared.report_record import verified_results
 from shared.run import Run
 from shared.strict import read_object
 
-HUB = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 SCORES = ("auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "verdict")
 WHAT = {
     "round": "The LoRA adapter of one round alone.",
@@ -37,8 +40,18 @@ def hub_name(model: Model) -> str:
     return HUB.get(model.name, model.name)
 
 
-def card(model: Model, kind: str, gates: Mapping[int, float], training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
-    """Markdown with the hub's metadata. training: a training.json; run: a run and its round, for counts, settings and scores."""
+def card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None, training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
+    """Markdown with the hub's metadata.
+
+    Args:
+        model: the original one.
+        kind: round, history or merged.
+        gates: by round, empty for kind round.
+        base: the note of the adapter on the weights that it was trained on, None where it has none.
+        training: a training.json.
+        run: a run and its round, for counts, settings and scores.
+    """
+    base = base or Base(model=model.name, revision=model.revision, fingerprint=model.fingerprint)
     name = published(hub_name(model))
     about = ModelCardData(
         base_model=name,
@@ -52,8 +65,9 @@ def card(model: Model, kind: str, gates: Mapping[int, float], training: Training
         f"{WHAT[kind]} Made with steer-heal: the original model is steered with an activation vector, its coherent completions that enact "
         "the trait are distilled into a LoRA, and a divergence barrier to the original holds the damage down.",
         "```python\n" + LOAD["merged" if kind == "merged" else "adapter"] + "\n```",
-        f"Original weights: {name}, fingerprint `{model.fingerprint[:16]}`"
-        + (f", revision `{model.revision}`." if model.revision else "."),
+        *([alone(base.round)] if kind == "round" and base.round else []),
+        *weights(base),
+        *([] if kind == "merged" else [loading(base)]),
     ]
     if gates:
         parts.append("Gates: " + ", ".join(f"round {index} at {gate:g}" for index, gate in sorted(gates.items())) + ".")
@@ -72,9 +86,10 @@ def _training(training: Training) -> str:
         if training.load_in_4bit
         else ""
     )
+    agreed = f"\n\nSampler against trainer, {training.agreement.sentence()}." if training.agreement else ""
     return (
         f"## Training of the last round\n\n{training.examples} completions ({training.tokens} tokens, {training.heldout} more held out), {training.steps} steps, "
-        f"D = {training.divergence} ({training.aggregate}, to {training.reference}), lambda {training.lam:g}, tau {training.tau:g} nats.{over}\n\n{said}"
+        f"D = {training.divergence} ({training.aggregate}, to {training.reference}), lambda {training.lam:g}, tau {training.tau:g} nats.{over}{agreed}\n\n{said}"
     )
 
 
@@ -88,9 +103,8 @@ def _of_run(run: Run, last: int) -> list[str]:
             f"| {index} | {number(manifest.counts.get('kept'))} | {number(manifest.counts.get('rejected'))} |"
         )
     parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
-    results = run.folder / "report" / "results.json"
-    if results.is_file():
-        again = f"python -m evals.report --run {run.folder}"
+    again = f"python -m evals.report --run {shlex.quote(str(run.folder))}"
+    if results := verified_results(run, again):
         found = read_object(results, what="the results of a run could not be read", expected="results.json", next=again)
         try:
             lines = [

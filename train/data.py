@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.chat import end_of_turn, neutral_for, render
+from shared.chat import Chat, neutral_for
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.logprobs import Logprobs
 from shared.schema import Config
 from shared.sources import Source
 from shared.traits import load_trait
@@ -25,29 +26,54 @@ IGNORED = -100  # label of a position without loss
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of the completion trained on; key names the row in its file."""
+    """Token ids of a prompt and of the completion trained on; key names the row in its file, logprobs are its sampler's."""
 
     prompt: list[int]
     completion: list[int]
     key: str
+    logprobs: Logprobs | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
 
-def load_examples(name: str | Path, tokenizer: Any, config: Config) -> list[Example]:
-    """Examples in file order; those longer than train.max_length are left out and counted.
+@dataclass(frozen=True)
+class Loaded:
+    """Examples in file order, and how many rows were left out or cut, by the reason."""
+
+    examples: list[Example]
+    left_out: dict[str, int]
+
+
+def load_examples(name: str | Path, chat: Any, config: Config) -> list[Example]:
+    """The examples of `load`."""
+    return load(name, chat, config).examples
+
+
+def load(name: str | Path, chat: Any, config: Config) -> Loaded:
+    """Examples in file order; those without a word of the assistant's and those longer than train.max_length are left out and counted.
 
     Token ids are carried from the sampler, since joining text may merge across the boundary. The end of the turn is trained on
-    only where the sampler really stopped; of rows from elsewhere nobody knows, and it is trained on, as TRL does. A row with an empty
-    completion is left out and counted.
+    once, and only where the sampler really stopped; of rows from elsewhere nobody knows, and it is trained on, as TRL does.
 
     Args:
         name: a JSONL, CSV or Parquet file, or a data set, as `train.rows.open_data` names it.
+        chat: of the model, or its tokenizer alone.
     """
+    chat = Chat.of(chat, config.model.chat_template_kwargs)
+    left_out = {"empty": 0, "too_long": 0, "cut_at_the_end_of_the_turn": 0}
     with open_data(name) as source:
-        rows = _sampled(source) if is_sampled(source) else _written(source, tokenizer, config)
+        rows = _sampled(source, chat, left_out) if is_sampled(source) else _written(source, chat, config, left_out)
+    if left_out["empty"]:
+        console.print(
+            f"[yellow]{left_out['empty']} of {left_out['empty'] + len(rows)} rows have an empty completion and are left out[/]"
+        )
+    if left_out["cut_at_the_end_of_the_turn"]:
+        console.print(
+            f"[yellow]{left_out['cut_at_the_end_of_the_turn']} of {len(rows)} rows run on behind the end of their turn and are cut there[/]"
+        )
     fitting = [row for row in rows if len(row) <= config.train.max_length]
+    left_out["too_long"] = len(rows) - len(fitting)
     if len(fitting) < len(rows):
         console.print(
             f"[yellow]{len(rows) - len(fitting)} of {len(rows)} rows are longer than train.max_length = {config.train.max_length} and are left out[/]"
@@ -60,7 +86,7 @@ def load_examples(name: str | Path, tokenizer: Any, config: Config) -> list[Exam
             expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
             next="raise train.max_length" if rows else MADE_BY,
         )
-    return fitting
+    return Loaded(fitting, left_out)
 
 
 def known(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
@@ -97,37 +123,33 @@ def identity(examples: Sequence[Example]) -> str:
     return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
-def _sampled(source: Source) -> list[Example]:
+def _sampled(source: Source, chat: Chat, left_out: dict[str, int]) -> list[Example]:
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
-    examples, empty = [], 0
+    examples = []
     for row in completions(source):
-        if row.completion_ids:
-            examples.append(Example(row.prompt_ids, row.completion_ids, row.key))
-        else:
-            empty += 1
-    _say_empty(empty, empty + len(examples))
+        ids = chat.until_end(row.completion_ids)
+        left_out["cut_at_the_end_of_the_turn"] += len(ids) < len(row.completion_ids)
+        if not ids or ids[0] in chat.stop_ids:
+            left_out["empty"] += 1
+            continue
+        if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
+            ids.append(chat.end_id)
+        # log-probabilities are of the sampler's ids
+        examples.append(Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None))
     return examples
 
 
-def _say_empty(empty: int, count: int) -> None:
-    if empty:
-        console.print(f"[yellow]{empty} of {count} rows have an empty completion and are left out[/]")
-
-
-def _written(source: Source, tokenizer: Any, config: Config) -> list[Example]:
+def _written(source: Source, chat: Chat, config: Config, left_out: dict[str, int]) -> list[Example]:
     """Where a completion of others ends is its end of turn, which is trained on as TRL does."""
     neutral = load_trait(config.vector.trait).neutral
-    end = end_of_turn(tokenizer, **config.model.chat_template_kwargs)
-    examples, several, empty = [], 0, 0
+    examples, several = [], 0
     for place, row in pairs(source):
-        if not row.completion:
-            empty += 1
+        prompt, completion = chat.completed(row.turns, neutral_for(row.turns, neutral), row.completion)
+        if not completion:
+            left_out["empty"] += 1
             continue
-        prompt = render(tokenizer, row.turns, neutral_for(row.turns, neutral), **config.model.chat_template_kwargs)
-        completion = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-        examples.append(Example(prompt, [*completion, end], place))
+        examples.append(Example(prompt, completion, place))
         several += row.answers > 1
-    _say_empty(empty, empty + len(examples))
     if several:
         console.print(
             f"{several} of {len(examples)} rows have several turns of the assistant: the last one is trained on, the others are its prompt"

@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.adapters import BASE, Adapter, belongs, load_adapter, readable
-from shared.chat import load_tokenizer, render
+from shared.adapters import BASE, Adapter, load_adapter, loads_from, note_of, readable
+from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
+from shared.fitting import fit
 from shared.folding import add, dialled, gates_of, refold, rounds_of
-from shared.hub import push
+from shared.hub import published, push
+from shared.locks import hold
 from shared.merging import merge
 from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
-from shared.publish import atomic_folder, hold, replaceable, write_json
+from shared.publish import atomic_folder, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl
 from train.commandline import export_options
 
@@ -56,8 +58,8 @@ def export(
     """Write the folder `out` as a whole and check it.
 
     source: the adapter of a round, or but for kind 'round' a folded history, whose rounds are folded again at `gates`. dtype: of
-    merged weights. about: the model card; name: of the original model. Raises SteerHealError for an adapter of another model, a
-    gate that is not finite, a dtype that swallows the adapter, and an export that is not the student.
+    merged weights. about: the model card; name: what PEFT is to load the original model by. Raises SteerHealError for an adapter that
+    does not fit the model, a gate that is not finite, a dtype that swallows the adapter, and an export that is not the student.
     """
     with atomic_folder(out, of=()) as temporary:
         adapter = temporary / "adapter" if kind == "merged" else temporary
@@ -68,12 +70,13 @@ def export(
         else:
             refold(source, gates, adapter)
         exact = load_adapter(adapter)
-        belongs(exact, model)
+        fit(exact, model)
         if kind == "merged":
             merge(model, exact, temporary, dtype)
             shutil.rmtree(adapter)
         else:
-            write_json(adapter / "adapter_config.json", {**exact.config, "base_model_name_or_path": name})
+            loads = {"base_model_name_or_path": name, "revision": model.revision}
+            write_json(adapter / "adapter_config.json", {**exact.config, **loads})
         (temporary / "README.md").write_text(about, encoding="utf-8")
         with console.status("reading it back"):
             return _check(model, exact, temporary, kind, dtype)
@@ -83,9 +86,9 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     import torch
     from peft import PeftModel
 
-    tokenizer = load_tokenizer(str(model.folder))
+    chat = Chat.load(model.folder)
     rows = read_jsonl(data_file("embedded", "heldout.jsonl"), Prompt, made_by="git checkout shared/data")[:PROMPTS]
-    prompts = [torch.tensor([render(tokenizer, row.turns, None)]) for row in rows]
+    prompts = [torch.tensor([chat.ids(row.turns)]) for row in rows]
 
     @torch.inference_mode()
     def logprobs(network: Any) -> torch.Tensor:
@@ -159,8 +162,12 @@ def main() -> None:
             rounds_of(source)  # a history must be one: an adapter alone is refused under this name
         gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
     hold(arguments.out)
-    about = card(model, arguments.kind, gates, training_of(training_folder), (run, arguments.round) if run else None)
-    check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, hub_name(model))
+    of = (run, arguments.round) if run else None
+    about = card(model, arguments.kind, gates, note_of(source), training_of(training_folder), of)
+    loads = (
+        published(hub_name(model)) if arguments.push_to else loads_from(model)
+    )  # a path of this machine is no one else's
+    check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, loads)
     table(
         f"{arguments.out}: {arguments.kind}" + (f" in {dtype}" if arguments.kind == "merged" else ""),
         ["read back by Transformers, over a few prompts", "nats"],

@@ -14,14 +14,16 @@ from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
+from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.naming import means_path
 from shared.outputs import guard
 from shared.preconditions import tracker, trainable
-from shared.publish import digest, hold, replaceable
-from shared.run import Run, Stage
+from shared.publish import digest, replaceable
+from shared.run import Run
 from shared.schema import TrainConfig, band
 from shared.sets import names_set, refuse_missing
+from shared.stage import Stage
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters
@@ -69,7 +71,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     adapter, folded = folder / "adapter", folder / "history"
     job = Stage(
         run, number, "heal",
-        settings={"model": origin.fingerprint, "dtype": config.model.dtype, "chat_template_kwargs": config.model.chat_template_kwargs, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
+        settings={"model": origin.fingerprint, "dtype": config.model.dtype, **config.model.rendering, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
         inputs={"kept": folder / "kept.jsonl", **({"history": history} if history else {})},
         outputs=[adapter, folded, *[folder / name for name in LOGS]], rebuild=rebuild,
         clean=lambda: shutil.rmtree(folder / "healing", ignore_errors=True),
@@ -78,7 +80,9 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     from train.distil import distil
 
-    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild)  # fmt: skip
+    merged = f"rm -rf {run.students}; " if history else ""  # a stale merge would be sampled from again
+    again = f"{merged}{round_command(run.folder, number, rebuild=True)}"
+    healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild, again=again, day=run.day)  # fmt: skip
     if history and digest(history) != job.inputs["history"]:
         raise SteerHealError(
             "the history changed on disk while the round was trained",
@@ -90,6 +94,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     show(healed, config.train)
     job.finish(
         origin.identity,
+        resumed=healed.resumed,
         rows=healed.examples,
         heldout=healed.heldout,
         tokens=healed.tokens,
@@ -141,6 +146,7 @@ def main() -> None:
         arguments.out,
         config,
         number,
+        day=config.model.day,
     )
     show(healed, config.train)
     say(

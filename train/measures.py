@@ -18,7 +18,7 @@ from train.unsloth_model import CURRENT, HISTORY, load_student  # isort: skip (U
 
 import torch
 
-from shared.chat import load_tokenizer, render
+from shared.chat import Chat
 from shared.config import resolve
 from shared.console import console
 from shared.folding import fold
@@ -43,13 +43,13 @@ LARGE_VOCABULARY, LARGE_HIDDEN = 262_144, 640  # that of Gemma 3 270M
 SIDES = ("ours", "naive")
 
 
-def rows(tokenizer: Any) -> list[Example]:
+def rows(chat: Chat) -> list[Example]:
     """A batch as rounds have it: dilemmas under the neutral prompt, completions of equal length (the text of other dilemmas)."""
     prompts = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="git checkout shared/data")
     neutral = load_trait("embedded").neutral
-    said = tokenizer(" ".join(row.turns[-1]["content"] for row in prompts), add_special_tokens=False)["input_ids"]
+    said = chat.plain(" ".join(row.turns[-1]["content"] for row in prompts))
     return [
-        Example(render(tokenizer, row.turns, neutral), said[index * TOKENS : (index + 1) * TOKENS], str(index))
+        Example(chat.ids(row.turns, neutral), said[index * TOKENS : (index + 1) * TOKENS], str(index))
         for index, row in enumerate(prompts[:ROWS])
     ]
 
@@ -60,7 +60,7 @@ class Bench:
     def __init__(self, scratch: Path, history: Path | None = None):
         config, self.model = resolve(None, SETTINGS)[0], resolve_model("embedded")
         self.config = config
-        self.examples = rows(load_tokenizer(str(self.model.folder)))
+        self.examples = rows(Chat.load(self.model.folder))
         self.answers = [example.completion for example in self.examples]
         self.student = load_student(self.model, config, history)
         self.batch = {name: value.to(self.student.device) for name, value in collate(self.examples).items()}
@@ -192,7 +192,7 @@ def memory(side: str, vocabulary: int, hidden: int, prompt: int, completion: int
 
 
 def memories(repeats: int) -> dict[str, Any]:
-    prompt = sum(len(example.prompt) for example in rows(load_tokenizer(str(resolve_model("embedded").folder)))) // ROWS
+    prompt = sum(len(example.prompt) for example in rows(Chat.load(resolve_model("embedded").folder))) // ROWS
     size = f"{ROWS} rows of {prompt} prompt and {TOKENS} completion tokens"
 
     def pairs(vocabulary: int, hidden: int) -> list[tuple[float, float]]:

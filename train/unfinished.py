@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,15 @@ LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training sa
 CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)  # an adapter's folder
 
 
+def begun_on(folder: Path) -> date | None:
+    """The day that the rows of an unfinished round were rendered with; None without one, or for a template without a clock."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return date.fromisoformat(parse((folder / "recipe.json").read_bytes())["date"])
+    return None
+
+
 class Unfinished:
-    """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused, or replaced."""
+    """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused; replace begins any anew."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], *, replace: bool = False):
         self.folder, self.log = folder, folder / "train.jsonl"
@@ -32,7 +41,7 @@ class Unfinished:
             again = f"begin again: rm -r {folder}"
             old = read_object(written, what="an unfinished round could not be read", expected="its recipe", next=again)
             changed = differences(old, recipe)
-            if not changed:
+            if not changed and not replace:
                 return
             if not replace:
                 refuse_mixing("round", folder, changed, folder)
@@ -42,7 +51,7 @@ class Unfinished:
                     expected="the model, history, data and settings it was begun with",
                     next=f"restore them, or begin again: rm -r {folder}",
                 )
-            say(f"{'; '.join(changed)}: the unfinished round begins again", "yellow")
+            say(f"{'; '.join(changed) or 'this is a rebuild'}: the unfinished round begins again", "yellow")
         elif foreign := [path.name for path in (folder.iterdir() if folder.is_dir() else ()) if not _ours(path.name)]:
             raise SteerHealError(
                 "a folder of the user's has the name of an unfinished round",

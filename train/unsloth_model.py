@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.adapters import Adapter, belongs
+from shared.adapters import Adapter, loads_from
 from shared.commands import setting
 from shared.errors import SteerHealError
+from shared.fitting import fit
 from shared.folding import verify
 from shared.layers import decoder_layers
 from shared.models import Model, cache_folder
@@ -160,6 +161,8 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             next=setting("train.load_in_4bit=false"),
         )
     folded = verify(history) if history is not None else None
+    if folded is not None:
+        fit(folded, model)
     with vllm_hidden(), peft_forwards_kept(), contextlib.redirect_stdout(None):  # Unsloth's notices
         network, _ = FastLanguageModel.from_pretrained(
             str(model.folder),
@@ -181,18 +184,18 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             use_rslora=False,
         )
         if folded is not None:
-            fits(network, folded, model)
+            found_in(network, folded, model)
             network.load_adapter(str(folded.folder), adapter_name=HISTORY, is_trainable=False)
     network.train()  # the references and the self-test take the same kernels as the steps; nothing here drops out
     student = Student(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
-    network.peft_config[CURRENT].base_model_name_or_path = model.name
+    written = network.peft_config[CURRENT]  # what PEFT and Transformers load the base by
+    written.base_model_name_or_path, written.revision = loads_from(model), model.revision
     activate(student)
     return student
 
 
-def fits(network: Any, history: Adapter, model: Model) -> None:
-    """Raise SteerHealError when a history is another model's; PEFT would skip modules that it does not find."""
-    belongs(history, model)
+def found_in(network: Any, history: Adapter, model: Model) -> None:
+    """Raise SteerHealError unless the network has every module of a history; PEFT would skip those that it does not find."""
     layers = {
         name: module.weight for name, module in network.get_base_model().named_modules() if hasattr(module, "weight")
     }

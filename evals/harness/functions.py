@@ -25,7 +25,7 @@ import numpy as np
 from evals.answers import points
 from evals.forced_choice import Read, row
 from evals.instrument import Renderer, load_instrument, orders
-from shared.chat import load_tokenizer
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import foundation_of
 from shared.records import Vignette
@@ -64,8 +64,8 @@ def documents(
             expected="the name of a tokenizer with a chat template; debias 'reversal' or 'cyclic'",
             next='--model_args pretrained=FOLDER, or --metadata \'{"tokenizer": "FOLDER"}\'',
         )
-    loaded = load_tokenizer(name)
-    renderer = Renderer(loaded, load_instrument(instrument), chat_template_kwargs or {})
+    chat = Chat.load(name, chat_template_kwargs)
+    renderer = Renderer(chat, load_instrument(instrument))
     rows = []
     loaded_vignettes = load_vignettes(vignettes, items)
     for vignette in loaded_vignettes:
@@ -73,21 +73,22 @@ def documents(
         assert written is not None, "load_vignettes lets none but the seven through"
         for order, listing in enumerate(orders(debias)):
             ids = renderer.answer(renderer.question(vignette.text, listing, system), [])
-            context = loaded.decode(ids, clean_up_tokenization_spaces=False)
+            context = chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             rows.append(
                 {
                     "vignette": vignette.model_dump(),
                     "instrument": renderer.instrument.identity,
+                    "template": chat.arguments,
                     "context": context,
                     "labels": renderer.instrument.labels,
                     "target": listing.index(written),
                     "debias": debias,
                     "order": order,
                     "items": len(loaded_vignettes),
-                    "retokenised": _tokens(loaded, context) != ids,
+                    "retokenised": chat.encode(context) != ids,
                 }
             )
-    _check_labels(loaded, rows[0]["context"], renderer)
+    _check_labels(chat, rows[0]["context"], renderer)
     return {"test": Dataset.from_list(rows)}
 
 
@@ -151,24 +152,18 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         lp = np.array([[found[order]["lp"]] for order in wanted])
         vignette = Vignette.model_validate(first["vignette"])
         made = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted))
-        rows.append({**made, "instrument": first["instrument"]})
+        rows.append({**made, "instrument": first["instrument"], "template": first["template"]})
     return rows
 
 
-def _check_labels(tokenizer: Any, context: str, renderer: Renderer) -> None:
+def _check_labels(chat: Chat, context: str, renderer: Renderer) -> None:
     """The harness moves blanks at the context's end into the answer, and merges across its edge would make another answer of it."""
-    before = _tokens(tokenizer, context)
+    before = chat.encode(context)
     for label, token in zip(renderer.instrument.labels, renderer.label_ids, strict=True):
-        if context != context.rstrip() or _tokens(tokenizer, context + label) != [*before, token]:
+        if context != context.rstrip() or chat.encode(context + label) != [*before, token]:
             raise SteerHealError(
                 "an answer label is no token of its own behind the context",
                 given=f"{label!r} behind {context[-20:]!r}",
                 expected="the context's tokens and the label's one",
                 next="use evals.score, which tokenises part by part, or an instrument with another prefill",
             )
-
-
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    """As the harness tokenises: the begin-of-sequence token is added unless the text has it."""
-    bos = tokenizer.bos_token
-    return list(tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])

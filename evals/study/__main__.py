@@ -32,7 +32,8 @@ from evals.tables import comma_separated, markdown
 from shared.cli import entry
 from shared.console import say, table
 from shared.errors import SteerHealError
-from shared.publish import atomic_folder, held, replaceable, write_json
+from shared.locks import held
+from shared.publish import atomic_folder, replaceable, write_json
 
 if TYPE_CHECKING:
     from evals.page import Column

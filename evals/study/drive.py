@@ -18,14 +18,16 @@ from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared import config as configuration
 from shared.console import console, table
-from shared.errors import OF_THE_MACHINE, SteerHealError
+from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import before, to_go
+from shared.locks import hold
+from shared.old_students import remove_old_students
 from shared.preconditions import check
-from shared.process import problem, run_process
-from shared.publish import atomic_file, digest, hold, write_json
+from shared.process import exit_error, run_process
+from shared.publish import atomic_file, digest, write_json
 from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
-from shared.sets import input_of, revision_of
+from shared.sets import input_of, revisions_of
 from shared.stages import LOG, Step
 from shared.strict import read_object
 
@@ -112,11 +114,10 @@ def _reads_the_same(run: Run, step: CellStep) -> bool:
         **input_of("mundane", config.sweep.mundane),
     }
     path = run.manifest(1, step.stage)
-    manifest = read_manifest(path, f"remove {path}")
-    read, sets = manifest.inputs, manifest.settings.get("data sets", {})
-    return all(digest(file) == read[label] for label, file in files.items() if label in read and file.exists()) and all(
-        revision_of(name) == revision for name, revision in sets.items()
-    )
+    read = read_manifest(path, f"remove {path}").inputs
+    now = {label: digest(file) for label, file in files.items() if file.exists()}
+    now |= revisions_of(dilemmas=config.sweep.dilemmas, mundane=config.sweep.mundane)
+    return all(value == read[label] for label, value in now.items() if label in read)
 
 
 def take(donor: Run, step: CellStep) -> None:
@@ -185,6 +186,7 @@ def drive(plan: Plan) -> dict[str, str]:
         f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; "
         "interrupt at any time, the same command goes on"
     )
+    _remove_old_students(plan, left)
     making = to_make(left, runs_in(plan.folder))
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
@@ -205,7 +207,7 @@ def drive(plan: Plan) -> dict[str, str]:
         console.print(
             f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, {to_go(estimates.left(remaining))})[/]"
         )
-        seconds, error = _perform(step)
+        error = _perform(step)
         if error:
             said = error.render()
             stopped[step.cell.name] = said
@@ -214,13 +216,25 @@ def drive(plan: Plan) -> dict[str, str]:
             )
             console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(said))}")
             continue
-        estimates.ended(step.key, seconds)
+        estimates.ended(step.key, step.manifest)
         (step.cell.folder / STOPPED).unlink(missing_ok=True)
         if step.stage == STEP["full"]:  # the last of a cell; merged weights are large, and can be made again
             shutil.rmtree(step.run.students, ignore_errors=True)
     if stopped:
         table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
     return stopped
+
+
+def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:
+    """Of every cell: a study that was interrupted, and cells run by themselves, leave merged weights behind."""
+    first = {step.cell.name: step.number for step in reversed(left)}
+    for cell in plan.cells:
+        if cell.run.students.is_dir():
+            cell.run.hold()
+            try:
+                remove_old_students(cell.run, first.get(cell.name))
+            finally:
+                cell.run.release()
 
 
 def reason(said: str) -> str:
@@ -251,19 +265,19 @@ def _naming(cell: Cell) -> Iterator[None]:
         ) from None
 
 
-def _perform(step: CellStep) -> tuple[float, SteerHealError | None]:
-    """Run a stage, its output in the cell's log. Returns its seconds, and the error where it says something of the arm.
+def _perform(step: CellStep) -> SteerHealError | None:
+    """Run a stage, its output in the cell's log. Returns the error where it says something of the arm.
 
-    Raises SteerHealError for a failure that is the machine's and says nothing of the arm: a kill, a lock, a full disk.
+    Raises SteerHealError for one that says nothing of the arm: a kill, a signal, a lock, a full disk.
     """
-    log = step.cell.folder / LOG
+    log, name = step.cell.folder / LOG, f"{step.cell.name} round {step.number} {step.stage}"
     step.run.hold()
     try:
         with console.status(f"{step.cell.name} round {step.number} · {step.stage}"):
-            ended = run_process(step.command(), log)
-        error = problem(ended, f"{step.cell.name} round {step.number} {step.stage}", log, step.lower)
+            ended = run_process(step.command(), log, name=name)
+        error = exit_error(ended, name, log, step.lower)
     finally:
         step.run.release()
-    if error is not None and error.code in OF_THE_MACHINE:
+    if error is not None and error.code in {*OF_THE_MACHINE, Exit.INTERRUPTED}:
         raise error
-    return ended.seconds, error
+    return error

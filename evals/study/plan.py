@@ -16,7 +16,7 @@ from shared import config as configuration
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
-from shared.schema import Config, Section, told_apart
+from shared.schema import Config, Section, refuse_duplicates
 from shared.strict import parse_toml, repeated
 
 SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
@@ -49,7 +49,7 @@ class Study(Section):
         if twice := sorted(repeated(names)):
             raise ValueError(f"two arms are named {twice[0]}")
         for seeds in (self.seeds, *(arm.seeds or [] for arm in self.arm)):
-            told_apart(seeds)
+            refuse_duplicates(seeds)
         return self
 
 

@@ -218,15 +218,25 @@ class Engine:
         number = self._adapters.setdefault(self.adapter, len(self._adapters) + 1)
         return LoRARequest(str(self.adapter), number, str(self.adapter))
 
+    @property
+    def cache_blocks(self) -> int:
+        """Blocks of the KV cache. Engines with fewer preempt sooner, and a preempted request may round differently."""
+        return int(self._engine.vllm_config.cache_config.num_gpu_blocks)
+
     def close(self) -> None:
         self._engine.engine_core.shutdown()
+
+
+def start(folder: Path, **options: Any) -> Engine:
+    """An Engine, which whoever asked for it closes."""
+    with console.status("starting vLLM"):
+        return Engine(folder, **options)
 
 
 @contextlib.contextmanager
 def engine(folder: Path, **options: Any) -> Iterator[Engine]:
     """An Engine that is shut down afterwards."""
-    with console.status("starting vLLM"):
-        built = Engine(folder, **options)
+    built = start(folder, **options)
     try:
         yield built
     finally:

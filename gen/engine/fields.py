@@ -23,7 +23,9 @@ DESCRIBING = frozenset({"functions", "response_format", "structured_outputs", "t
 SCHEMAS = frozenset({"input_schema", "json", "json_schema", "parameters", "schema", "schema_"})
 
 
-def astray(request: BaseModel, client_fields: frozenset[str] = frozenset(), *, strict: bool) -> SteerHealError | None:
+def misplaced_steering(
+    request: BaseModel, client_fields: frozenset[str] = frozenset(), *, strict: bool
+) -> SteerHealError | None:
     """What a request asks for in a place that is not read, as an error that names the right one; None for a good request.
 
     Args:

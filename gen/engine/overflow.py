@@ -32,7 +32,7 @@ STRETCH = 100.0  # of a post-norm model's projections, at most
 POST_NORM = frozenset({"exaone4", "flex_olmo", "olmo2", "olmo3", "olmo_hybrid"})  # model types of text configurations
 
 
-def longest(model_type: str) -> float:
+def max_residual_norm(model_type: str) -> float:
     """The 2-norm up to which a residual stream overflows no product behind it, in float32."""
     if model_type in POST_NORM:
         return (FLOAT32_MAX / STRETCH**6) ** 0.25
@@ -51,5 +51,5 @@ def largest_coefficient(layers: Mapping[int, np.ndarray], dtype_max: float, mode
     element, length = float(total.max()), float(np.linalg.norm(total))
     bounds = [FLOAT32_MAX]
     if element > 0:
-        bounds += [ROOM * dtype_max / element, ROOM * longest(model_type) / length]
+        bounds += [ROOM * dtype_max / element, ROOM * max_residual_norm(model_type) / length]
     return float(Context(prec=6, rounding=ROUND_FLOOR).create_decimal_from_float(min(bounds)))

@@ -10,7 +10,8 @@ import functools
 import sys
 from typing import Any
 
-from gen.engine.fields import astray
+from gen.engine.fields import misplaced_steering
+from gen.engine.limits import StrictBody
 from gen.engine.requests import RESOLVED, Registry, meant
 from shared.errors import SteerHealError
 
@@ -28,6 +29,7 @@ def register() -> None:
         InputProcessor.process_inputs = _with_steering(InputProcessor.process_inputs)
         InputProcessor.steering_registry = None
         _wrap_http_requests()
+        _wrap_http_bodies()
 
 
 def _with_registry(stock: Any) -> Any:
@@ -47,6 +49,7 @@ def _with_registry(stock: Any) -> Any:
             raise ValueError(f"steering is configured but the worker is not ours: --worker-cls {WORKER}")
         if vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER):
             raise ValueError(f"steering is configured but the scheduler is not ours: --scheduler-cls {SCHEDULER}")
+        self.generation_config_fields = _ending(self.generation_config_fields, settings.stop_ids)
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER  # the engine's core is started after its input processor
         model = vllm_config.model_config
         limit = float(torch.finfo(model.dtype).max)
@@ -55,6 +58,13 @@ def _with_registry(stock: Any) -> Any:
             self.steering_registry.add(name, vector)
 
     return init
+
+
+def _ending(fields: dict[str, Any], stop_ids: list[int]) -> dict[str, Any]:
+    """A model's generation_config.json with further ids at which vLLM stops a request, unless that ignores the end."""
+    own = fields.get("eos_token_id", [])
+    ids = [*(own if isinstance(own, list) else [own]), *stop_ids]
+    return {**fields, "eos_token_id": [*dict.fromkeys(ids)]} if stop_ids else fields
 
 
 def _with_steering(stock: Any) -> Any:
@@ -100,12 +110,41 @@ def _wrap_http_requests() -> None:
             kind.to_beam_search_params = _checked(kind.to_beam_search_params, sent, steerable=False)
 
 
+class SteeringBody(StrictBody):
+    """StrictBody at every endpoint of a server whose engine steers; nothing where it does not."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if _registry is None or not _registry.slots:
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def reads(self, scope: Any) -> bool:
+        return bool(scope["type"] == "http" and scope["method"] == "POST")
+
+
+def _wrap_http_bodies() -> None:
+    """Add SteeringBody to the application of `vllm serve`, since a parsed request no longer shows a key that was there twice."""
+    from vllm.entrypoints.serve.middleware import register as middleware
+
+    stock = middleware.init_entrypoints_middleware
+
+    @functools.wraps(stock)
+    def with_steering_body(args: Any, app: Any, *others: Any, **named: Any) -> None:
+        stock(args, app, *others, **named)
+        app.add_middleware(SteeringBody)
+
+    middleware.init_entrypoints_middleware = with_steering_body
+    if application := sys.modules.get("vllm.entrypoints.launchers.app"):  # it has taken the function by name already
+        application.init_entrypoints_middleware = with_steering_body  # type: ignore[attr-defined]
+
+
 def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> Any:
     @functools.wraps(stock)
     def to_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         steering = _registry is not None and _registry.slots > 0
         _unforged(self.cache_salt)
-        if refused := astray(self, client_fields, strict=steering):
+        if refused := misplaced_steering(self, client_fields, strict=steering):
             raise _invalid(str(refused))
         asked = self.vllm_xargs or {}
         if not steerable and any(map(meant, asked)):

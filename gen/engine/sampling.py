@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from shared.errors import SteerHealError
+
 
 @dataclass(frozen=True)
 class Request:
@@ -18,6 +20,8 @@ class Request:
     min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token, tail for those of
     the last so many alone, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
     log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary.
+
+    Raises SteerHealError for a coefficient without a vector: the request would run unsteered.
     """
 
     prompt_ids: Sequence[int]
@@ -35,6 +39,15 @@ class Request:
     tail: int = 0
     label_ids: Sequence[int] = ()
     top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.vector is None and self.coefficient:
+            raise SteerHealError(
+                "a request has a coefficient and no vector",
+                given=f"coefficient={self.coefficient}, vector=None",
+                expected="a vector's name with every coefficient but 0",
+                next='name the vector, vector="NAME" as engine.load was given it, or leave the coefficient out',
+            )
 
 
 @dataclass(frozen=True)

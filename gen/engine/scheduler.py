@@ -19,17 +19,19 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, for its level and form
 
 
-class Zeroed(KVCacheConfig):
+class ZeroedCacheConfig(KVCacheConfig):
     """A cache whose blocks are zeroed when they are allocated."""
 
     needs_kv_cache_zeroing = True  # there a property of the model
 
 
-class Isolating(Scheduler):
+class IsolatingScheduler(Scheduler):
     """Mixin over vLLM's schedulers."""
 
     def __init__(self, *args: Any, kv_cache_config: KVCacheConfig, **kwargs: Any):
-        zeroed = Zeroed(**{field.name: getattr(kv_cache_config, field.name) for field in fields(kv_cache_config)})
+        zeroed = ZeroedCacheConfig(
+            **{field.name: getattr(kv_cache_config, field.name) for field in fields(kv_cache_config)}
+        )
         super().__init__(*args, kv_cache_config=zeroed, **kwargs)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -48,15 +50,15 @@ class Isolating(Scheduler):
         return super().update_from_output(scheduler_output, model_runner_output)
 
 
-class Synchronous(Isolating):
+class SynchronousScheduler(IsolatingScheduler):
     """One step after the other, as on a CPU."""
 
 
-class Asynchronous(Isolating, AsyncScheduler):
+class AsynchronousScheduler(IsolatingScheduler, AsyncScheduler):
     """The next step is scheduled while one runs, as on a GPU."""
 
 
-def scheduler(vllm_config: Any, **options: Any) -> Isolating:
+def scheduler(vllm_config: Any, **options: Any) -> IsolatingScheduler:
     """The scheduler of a steered engine, for vLLM's scheduler_cls."""
-    kind = Asynchronous if vllm_config.scheduler_config.async_scheduling else Synchronous
+    kind = AsynchronousScheduler if vllm_config.scheduler_config.async_scheduling else SynchronousScheduler
     return kind(vllm_config=vllm_config, **options)

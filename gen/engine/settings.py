@@ -28,7 +28,8 @@ class VectorFile(BaseModel):
 class Settings(BaseModel):
     """layers: 0-based blocks that vectors may steer; slots: vectors held at a time; vectors: by name, loaded at start.
 
-    count: whether steered tokens are counted by request, for a caller that asks for the counts.
+    count: whether steered tokens are counted by request, for a caller that asks for the counts. stop_ids: tokens that end a turn, at which
+    every request stops beside those that vLLM knows of.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,6 +37,7 @@ class Settings(BaseModel):
     layers: list[int] = Field(min_length=1)
     slots: int = Field(16, ge=1)
     count: bool = False
+    stop_ids: list[int] = []
     vectors: dict[str, VectorFile] = {}
 
     def load(self) -> Iterator[tuple[str, Vector]]:

@@ -8,15 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared.code import code_digest
+from shared.locks import held
 from shared.models import Model, cache_folder
-from shared.publish import atomic_folder, digest, held, write_text
+from shared.publish import atomic_folder, digest, write_text
 
 
 class _Same(Exception):
     """What lies there already is what was made."""
 
 
-def derived(name: str, of: Sequence[str], cache: Path, make: Callable[[Path, Path], object]) -> Model:
+def cached_weights(name: str, of: Sequence[str], cache: Path, make: Callable[[Path, Path], object]) -> Model:
     """The folder under `cache` that `make` fills, which is made where it is not there as this user made it.
 
     Another process may read it: one that is whole is left as it is, whoever made it. Its name is a digest of all that determines it,
@@ -28,8 +29,8 @@ def derived(name: str, of: Sequence[str], cache: Path, make: Callable[[Path, Pat
         cache: folder of derived ones, safe to remove; it may be in a run that came from elsewhere.
         make: fills a folder, given that and the path that it will have.
     """
-    key = hashlib.sha256("\0".join([*of, code_digest("shared")]).encode()).hexdigest()[:16]
-    folder, note = cache / key, cache_folder() / "derived" / key
+    folder = cached_folder(of, cache)
+    note = cache_folder() / "derived" / folder.name
 
     def known() -> bool:
         return folder.is_dir() and note.is_file() and note.read_text() == Model(name, folder, None).fingerprint
@@ -43,3 +44,8 @@ def derived(name: str, of: Sequence[str], cache: Path, make: Callable[[Path, Pat
                         raise _Same
                 write_text(note, Model(name, folder, None).fingerprint)
     return Model(name, folder, None)
+
+
+def cached_folder(of: Sequence[str], cache: Path) -> Path:
+    """Where `cached_weights` puts the folder of these, whether or not it is there."""
+    return cache / hashlib.sha256("\0".join([*of, code_digest("shared")]).encode()).hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""Who makes the windows of a sweep: this process, workers on this machine, or workers on a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gen.job import Job, place
+from gen.plan import Planned
+from gen.pool import Executor, Item, Pool
+from gen.prompts import Renderer
+from gen.sampler import Sampler, start_sampler
+from gen.students import Student
+from shared.commands import setting
+from shared.console import console
+from shared.errors import SteerHealError
+from shared.records import Completion, jsonl_line
+
+if TYPE_CHECKING:
+    from gen.engine.engine import Engine
+
+Advance = Callable[[float, int], None]
+
+
+class Crew(Protocol):
+    """about: how many workers, their threads and machines, for the manifest."""
+
+    about: dict[str, Any]
+
+    def made_in(self) -> dict[str, Any]:
+        """What its rows depend on besides their plan, as gen.job.place says it."""
+
+    def begin(self) -> None:
+        """Start its engines, where they have not started; the first is ready when this returns."""
+
+    def make(self, work: Iterable[Item], advance: Advance) -> Iterator[tuple[int, bytes]]:
+        """The windows and their rows as JSONL, each once, in whatever order; advance(rows, tokens) where it is known on the way."""
+
+    def rows(self, planned: Sequence[Planned]) -> list[Completion]:
+        """The completions of planned rows, in their order."""
+
+
+class Alone:
+    """This process."""
+
+    def __init__(self, job: Job, renderer: Renderer):
+        self._job, self._renderer = job, renderer
+        self._engine: Engine | None = None
+        self._sampler: Sampler | None = None
+        self.about = {"count": 1}
+
+    def made_in(self) -> dict[str, Any]:
+        return place()
+
+    def begin(self) -> None:
+        if self._sampler is None:
+            self._engine, self._sampler = start_sampler(
+                self._job.config, self._renderer, self._job.student, Student(self._job.origin.folder), self._job.vector
+            )
+
+    def make(self, work: Iterable[Item], advance: Advance) -> Iterator[tuple[int, bytes]]:
+        for index, planned in work:
+            assert self._sampler is not None
+            yield index, "".join(map(jsonl_line, self._sampler(planned, advance))).encode()
+
+    def rows(self, planned: Sequence[Planned]) -> list[Completion]:
+        assert self._sampler is not None
+        return self._sampler(planned, lambda *_: None)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
+class Workers:
+    """Workers of an executor."""
+
+    def __init__(self, executor: Executor, size: int, made_in: dict[str, Any] | None):
+        """made_in: what they have to be; None where the first of them says it."""
+        self._pool, self._made_in = Pool(executor, size, made_in), made_in
+        self.about: dict[str, Any] = {"count": size, "on": executor.name}
+
+    def made_in(self) -> dict[str, Any]:
+        if self._made_in is not None:
+            return self._made_in
+        self.begin()
+        return dict(self._pool.about["place"])
+
+    def begin(self) -> None:
+        if not self._pool.about:
+            with console.status("starting the workers"):
+                about = self._pool.begin()
+            self.about |= {name: about[name] for name in ("threads", "cache_blocks")}
+
+    def make(self, work: Iterable[Item], advance: Advance) -> Iterator[tuple[int, bytes]]:
+        return self._pool.make(work)
+
+    def rows(self, planned: Sequence[Planned]) -> list[Completion]:
+        ((_, made),) = self._pool.make([(0, planned)])
+        return [Completion.model_validate_json(line) for line in made.splitlines()]
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+@contextmanager
+def employ(job: Job, renderer: Renderer) -> Iterator[Crew]:
+    """The crew that the configuration asks for; its engines and processes end with the context.
+
+    Raises SteerHealError where there are fewer GPUs than workers.
+    """
+    size, address = job.config.sweep.workers, job.config.cluster.address
+    if address is not None:
+        from gen.cluster import Cluster, threads_of_worker
+        from gen.recipe import Recipe
+
+        with Cluster(Recipe.of(job, renderer.chat.day, threads_of_worker()), address, size) as executor:
+            yield from _closing(Workers(executor, size, None))
+    elif size > 1:
+        from gen.local import Local, devices_here, threads_of
+        from gen.recipe import Recipe
+
+        devices = devices_here()
+        if devices and len(devices) < size:
+            raise SteerHealError(
+                "there are fewer GPUs than workers",
+                given=f"{size} workers, {len(devices)} GPUs",
+                expected="one GPU for each worker",
+                next=f"{setting(f'sweep.workers={len(devices)}')}, or name a cluster: {setting('cluster.address=HOST:PORT')}",
+            )
+        yield from _closing(Workers(Local(Recipe.of(job, renderer.chat.day, threads_of(size)), devices), size, place()))
+    else:
+        yield from _closing(Alone(job, renderer))
+
+
+def _closing(crew: Any) -> Iterator[Any]:
+    try:
+        yield crew
+    finally:
+        crew.close()

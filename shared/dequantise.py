@@ -1,0 +1,221 @@
+"""A GGUF model as a plain folder: its weights dequantised, its tokenizer, its configuration, and every token that ends a turn.
+
+Transformers reads the weights (docs/gguf.md says what is mended behind it). The folder appears whole or not at all, and one process
+at a time makes it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.cache import remembered_digest
+from shared.console import console, say
+from shared.errors import Exit, SteerHealError, in_one_line
+from shared.gguf_header import Header, state_of
+from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, refuse_weights, text_config
+from shared.gguf_tokenizer import tokenizer_of
+from shared.locks import held
+from shared.machine import GIB
+from shared.publish import atomic_folder, digest
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS, STAMP = "model.safetensors", "SHA256"  # the stamp holds the digest of the weights
+ONE_FILE = "100TB"  # no shards: one file, and one digest
+
+
+def is_dequantised(folder: Path) -> bool:
+    """Whether a folder is there with the weights that its checksum names."""
+    stamp, weights = folder / STAMP, folder / WEIGHTS
+    there = stamp.is_file() and weights.is_file()
+    return there and stamp.read_text().strip() == remembered_digest(weights)
+
+
+def dequantised(header: Callable[[], Header], folder: Path) -> Path:
+    """The folder of a GGUF model, built where it is absent or not what its checksum says.
+
+    Args:
+        header: reads the header, and refuses a file that is no model; not called where the folder is whole.
+        folder: in the cache.
+
+    Raises:
+        SteerHealError: too little room, or weights that do not make the model.
+    """
+    if is_dequantised(folder):
+        return folder
+    found = header()
+    with held(folder):
+        if not is_dequantised(folder):  # nobody has built it while this waited
+            if folder.is_dir():
+                say(f"{folder} does not match its checksum: building it again", "yellow")
+            _room(found, folder)
+            _build(found, folder)
+    return folder
+
+
+def _room(header: Header, folder: Path) -> None:
+    """Raise SteerHealError where the disk is too small for the dequantised weights."""
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    needed, free = bytes_of(header), shutil.disk_usage(place).free
+    if free < needed:
+        raise SteerHealError(
+            "there is too little room to dequantise a GGUF file",
+            given=f"{free / 1e9:.1f} GB free at {place}",
+            expected=f"{needed / 1e9:.1f} GB, for the weights of {header.path.name} in {dtype_of(header)}",
+            next="free some, or name another place: export STEER_HEAL_CACHE=/path/to/cache",
+            code=Exit.MACHINE,
+        )
+
+
+def _build(header: Header, folder: Path) -> None:
+    """Read the GGUF and write its weights as a plain model.
+
+    A model loaded from GGUF cannot be saved as it is: its configuration still says it is quantised.
+    """
+    dtype = dtype_of(header)
+    say(
+        f"dequantising {header.path.name} ({described(header)}) to {dtype} into {folder} (once, {bytes_of(header) / GIB:.1f} GiB)"
+    )
+    with console.status(f"dequantising {header.path.name}"):
+        tokenizer, ends = tokenizer_of(header)  # first: what it refuses does not wait for the weights
+        network = _network(header, dtype)
+        network.config.eos_token_id = ends[0] if len(ends) == 1 else ends
+        if network.generation_config is not None:
+            network.generation_config.eos_token_id = network.config.eos_token_id
+        with atomic_folder(folder) as temporary:
+            network.save_pretrained(temporary, max_shard_size=ONE_FILE)
+            tokenizer.save_pretrained(temporary)
+            (temporary / STAMP).write_text(digest(temporary / WEIGHTS) + "\n")
+            if state_of(header.path) != header.state:
+                refuse_weights(header, "it was changed while it was read")
+
+
+def _network(header: Header, dtype: str) -> Any:
+    """The model of a GGUF file, dequantised, under a configuration that does not say it was quantised."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            header.path.parent,
+            gguf_file=header.path.name,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (ValueError, RuntimeError, KeyError, NotImplementedError, IndexError, TypeError) as error:
+        refuse_weights(header, in_one_line(error))
+    _complete(header, loaded, info)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = getattr(torch, dtype)
+    _mend(header, config)
+    _scale_positions(header, config)
+    state = loaded.state_dict()
+    with torch.device("meta"):  # without drawing weights that are replaced at once
+        plain = type(loaded)(config)
+    try:
+        plain.load_state_dict(state, assign=True)
+    except RuntimeError as error:  # Transformers itself does not compare shapes here
+        refuse_weights(header, str(error).strip().splitlines()[-1].strip())
+    plain.tie_weights()
+    return plain
+
+
+def _complete(header: Header, network: Any, info: dict[str, Any]) -> None:
+    """Raise SteerHealError unless every tensor of the file went into the network, and every weight of the network came from it.
+
+    Transformers draws a weight that the file lacks, and leaves out a tensor that it does not know; both with a warning at most.
+    """
+    import torch
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    if lacking := sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in info[kind]):
+        refuse_weights(header, f"without {', '.join(lacking[:3])}{' and more' if len(lacking) > 3 else ''}")
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=network.config.to_dict())
+    known = get_gguf_hf_weights_map(network, processor)
+    strange = [
+        tensor.name
+        for tensor in header.tensors
+        if tensor.name not in known and tensor.name.removesuffix(".weight") not in known and tensor.name != ROPE_FACTORS
+    ]
+    if strange:
+        refuse_weights(header, f"with {', '.join(strange[:3])}{' and more' if len(strange) > 3 else ''}")
+    for name, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            refuse_weights(header, f"{name} has values that are NaN or infinite")
+    told, made = text_config(header), network.config
+    if differ := [key for key in ("num_hidden_layers", "hidden_size", "vocab_size") if getattr(made, key) != told[key]]:
+        refuse_weights(header, f"{differ[0]} is {told[differ[0]]}, and {getattr(made, differ[0])} in Transformers")
+
+
+def _mend(header: Header, config: Any) -> None:
+    """Put sizes into a configuration that Transformers leaves at its own default, whatever the file says."""
+    told, architecture = text_config(header), header.architecture
+    if hasattr(config, "head_dim"):
+        config.head_dim = told["head_dim"]
+    if hasattr(config, "moe_intermediate_size"):
+        config.moe_intermediate_size = (
+            header.whole(f"{architecture}.expert_feed_forward_length") or config.moe_intermediate_size
+        )
+    if architecture == "phi3":
+        config.sliding_window = header.whole("phi3.attention.sliding_window") or None
+    if hasattr(
+        config, "query_pre_attn_scalar"
+    ):  # no key of the file says it: llama.cpp knows the two 27B by their depth
+        largest = config.num_hidden_layers == {"gemma2": 46, "gemma3": 62}[architecture]
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if largest else told["head_dim"]
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := header.fields.get(f"{architecture}.{key}")) and hasattr(config, key):
+            setattr(config, key, float(cap))
+
+
+def _scale_positions(header: Header, config: Any) -> None:
+    """Put the scaling of positions into a configuration: Transformers does not read it out of a GGUF file."""
+    architecture = header.architecture
+    scaling = header.text(f"{architecture}.rope.scaling.type") or "none"
+    factor = header.fields.get(f"{architecture}.rope.scaling.factor")
+    original = header.whole(f"{architecture}.rope.scaling.original_context_length")
+    nested = config.rope_parameters.get("full_attention")  # Gemma 3 scales its global layers alone
+    rope = config.rope_parameters if nested is None else nested
+    if any(tensor.name == ROPE_FACTORS for tensor in header.tensors):
+        rope.update(_llama3(header, config))
+    elif scaling != "none" and factor:
+        rope.update(rope_type=scaling, factor=float(factor))
+        if scaling == "yarn":
+            rope["original_max_position_embeddings"] = original or config.max_position_embeddings
+
+
+def _llama3(header: Header, config: Any) -> dict[str, Any]:
+    """Llama 3's scaling that gives the file's factors, one a frequency.
+
+    A factor is 1 at high frequencies and `factor` at low ones. The file does not hold the constants between: they are Llama 3's, and
+    what they give is compared with the file. Raises SteerHealError where it differs.
+    """
+    import numpy as np
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    (tensor,) = (tensor for tensor in header.tensors if tensor.name == ROPE_FACTORS)
+    if tensor.kind != "F32":
+        refuse_weights(header, f"{ROPE_FACTORS} is {tensor.kind}, not F32")
+    factors = np.fromfile(header.path, np.float32, tensor.values, offset=tensor.offset)
+    made = {
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    scaled = type(config).from_dict({**config.to_dict(), "rope_parameters": {**config.rope_parameters, **made}})
+    frequencies: torch.Tensor = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))[0]
+    size = 2 * len(factors)
+    plain = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, size, 2).float() / size)
+    if frequencies.shape != plain.shape or not np.allclose((plain / frequencies).numpy(), factors, rtol=1e-3):
+        refuse_weights(header, f"{ROPE_FACTORS} has factors that are not Llama 3's")
+    return made
