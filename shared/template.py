@@ -64,7 +64,10 @@ class Template:
         """Raise SteerHealError for a template that takes the contents of a turn in parts alone: it leaves out what is said as text."""
 
         def heard(content: Any) -> bool:
-            return SAID in self.render([{"role": "user", "content": content}], True)
+            try:
+                return SAID in self.render([{"role": "user", "content": content}], True)
+            except (SteerHealError, TypeError):  # it refuses such a turn, or takes no parts: said where it is rendered
+                return False
 
         if not heard(SAID) and heard([{"type": "text", "text": SAID}]):
             raise SteerHealError(
