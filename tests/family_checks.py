@@ -72,7 +72,7 @@ def extraction(model: Any) -> dict[str, Any]:
     wanted = {layer: towards[layer] - away[layer] for layer in STEERED}
     norms = {layer: float(np.linalg.norm(values)) for layer, values in wanted.items()}
     return {
-        "gap": max(float(np.abs(ours.layers[layer] - wanted[layer]).max()) / norms[layer] for layer in STEERED),
+        "gap": largest([distance(ours.layers[layer], wanted[layer]) / norms[layer] for layer in STEERED]),
         "size": min(norms[layer] / float(np.linalg.norm(away[layer])) for layer in STEERED),
     }
 
@@ -138,148 +138,102 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def engine(model: Any, folder: Path) -> dict[str, Any]:
+    from family_oracle import CONDITIONS, Oracle, cases
+
+    from evals.instrument import Renderer, load_instrument
     from gen.engine.engine import Engine
     from gen.students import student
     from shared.chat import Chat
     from shared.vectors import Vector
-
-    draws = np.random.default_rng(0)
-    shift = Vector({layer: draws.standard_normal(model.hidden).astype(np.float32) * 0.4 for layer in STEERED})
-    options = {
-        "layers": STEERED,
-        "dtype": "float32",
-        "max_model_len": 2048,
-        "max_num_seqs": 16,
-        "kv_cache_memory_bytes": 256 << 20,
-    }
-    history = folder / "history"
-    found: dict[str, Any] = {"vector": tried(lambda: extraction(model))}
-    served = student(model, history, folder / "cache", "float32", "adapter") if history.exists() else None
-    try:
-        built = Engine(model.folder, students=[served] if served else [], **options)
-    except Exception as error:
-        found["adapter"] = {
-            "error": f"an engine for adapters: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        }
-        served, start = None, tried(lambda: {"engine": Engine(model.folder, **options)})
-        if "error" in start:
-            return {**found, **dict.fromkeys(("steering", "merged", "choice"), start)}
-        built = start["engine"]
-    built.load("v", shift)
-    chat = Chat.load(model.folder)
-    prompts = [chat.ids([{"role": "user", "content": text}], "Be kind.") for text in QUESTIONS]
-    labels = list(range(20, 30))
-    found["steering"] = tried(lambda: steering(built, model.folder, shift, prompts, labels))
-    found["choice"] = tried(lambda: choice(built, model.folder, shift, chat))
-    if not history.exists():
-        nothing = {"error": "no history: the rounds failed"}
-        return {**found, "merged": nothing, "adapter": nothing}
-    if served is not None:
-        built.serve(served)
-        found["adapter"] = tried(lambda: healed(built, model, history, shift, prompts, labels))
-
-    def merged() -> dict[str, Any]:
-        built.serve(student(model, history, folder / "cache", "float32", "merged"))
-        return healed(built, model, history, shift, prompts, labels)
-
-    found["merged"] = tried(merged)
-    return found
-
-
-def asked(prompts: list[list[int]], labels: list[int], length: int = 4) -> list[tuple[float, str, Any]]:
-    """Doses, positions and requests: every prompt unsteered and at two doses, from its first token and from the generation on."""
-    from gen.engine.sampling import Request
-
-    return [
-        (
-            c,
-            positions,
-            Request(
-                ids,
-                length,
-                vector="v",
-                coefficient=c,
-                positions=positions,
-                min_tokens=length,
-                score=True,
-                label_ids=labels,
-            ),
-        )
-        for ids in prompts
-        for c in (0.0, 0.5, 1.5)
-        for positions in ("all", "generated")
-    ]
-
-
-def against(engine: Any, oracle: Any, prompts: list[list[int]], labels: list[int]) -> dict[str, Any]:
-    """Largest gap over the tokens of prompts and the labels, nats; how many greedy tokens are the oracle's; the steering's own effect."""
-    cases = asked(prompts, labels)
-    outputs = engine.run([request for _, _, request in cases])
-    gap, effect, agree, plain = 0.0, 0.0, 0, {}
-    for (c, positions, request), output in zip(cases, outputs, strict=True):
-        ids = list(request.prompt_ids)
-        table = oracle.logprobs([*ids, *output.token_ids], c, 0 if positions == "all" else len(ids) - 1)
-        own = table[:-1][np.arange(len(ids) - 1), ids[1:]].numpy()
-        gap = max(gap, float(np.abs(own - output.prompt_logprobs).max()))
-        gap = max(gap, float(np.abs(table[len(ids) - 1, labels].numpy() - output.label_logprobs).max()))
-        if c == 0.0:
-            plain[tuple(ids)] = output.label_logprobs
-        effect = max(effect, float(np.abs(output.label_logprobs - plain[tuple(ids)]).max()))
-        told = table[len(ids) - 1 : -1].clone()
-        told[:, oracle.ends] = -np.inf  # min_tokens forbids them
-        agree += sum(int(a == b) for a, b in zip(told.argmax(-1).tolist(), output.token_ids, strict=True))
-    return {"gap": gap, "effect": effect, "agree": agree, "tokens": sum(len(output.token_ids) for output in outputs)}
-
-
-def hooked(folder: Path, shift: Any, adapter: Path | None = None) -> Any:
-    from hooked import Hooked
-
-    oracle = Hooked(folder, shift, adapter)
-    ends = oracle.network.generation_config.eos_token_id
-    oracle.ends = ends if isinstance(ends, list) else [ends]
-    return oracle
-
-
-def steering(engine: Any, folder: Path, shift: Any, prompts: list[list[int]], labels: list[int]) -> dict[str, Any]:
-    return against(engine, hooked(folder, shift), prompts, labels)
-
-
-def healed(
-    engine: Any, model: Any, history: Path, shift: Any, prompts: list[list[int]], labels: list[int]
-) -> dict[str, Any]:
-    """The served student against PEFT's merge of the same history, steered and not; healing: how far it is from the original, nats."""
-    base, student = hooked(model.folder, shift), hooked(model.folder, shift, history)
-    apart = max(float((base.logprobs(ids, 0.0) - student.logprobs(ids, 0.0)).abs().max()) for ids in prompts)
-    return {**against(engine, student, prompts, labels), "healing": apart}
-
-
-def choice(engine: Any, folder: Path, shift: Any, chat: Any) -> dict[str, Any]:
-    """The forced choice by our engine against generate of Transformers, unsteered and steered: largest gap of a label, nats."""
-    from evals.forced_choice import Condition, Read, forced_choice
-    from evals.huggingface import HuggingFace
-    from evals.instrument import Renderer, load_instrument
     from shared.vignettes import load_vignettes
 
-    renderer, read, items = (
-        Renderer(chat, load_instrument("embedded")),
-        Read("reversal", 3),
-        load_vignettes("embedded")[:2],
-    )
-    conditions = [Condition("base", "base"), Condition("steered", "steered", 1.0, "v")]
-    ours = forced_choice(engine, renderer, items, conditions, read, chat.tokenizer, lambda: None)
-    peer = HuggingFace(folder, "float32", len(chat.tokenizer))  # a row of the embedding that is no token
-    oracle = hooked(folder, shift)
-    peer._model = oracle.network
-    found: dict[str, Any] = {"gap": 0.0, "same_thoughts": True}
-    for condition in conditions:
-        oracle.coefficient = condition.coefficient
-        theirs = peer.forced_choice(renderer, items, read, chat.tokenizer, 1)
-        for a, b in zip(ours[condition.name], theirs, strict=True):
-            for key in ("lp", "nll_prefill"):
-                found["gap"] = max(found["gap"], float(np.abs(np.array(a[key]) - np.array(b[key])).max()))
-            found["same_thoughts"] &= a["gen_text"] == b["gen_text"]
-    found["effect"] = float(np.abs(np.array(ours["base"][0]["lp"]) - np.array(ours["steered"][0]["lp"])).max())
-    return found
+    found: dict[str, Any] = {"vector": tried(lambda: extraction(model))}
+    draws = np.random.default_rng(0)
+    shift = Vector({layer: draws.standard_normal(model.hidden).astype(np.float32) * 0.4 for layer in STEERED})
+    chat, history, items = Chat.load(model.folder), folder / "history", load_vignettes("embedded")[:2]
+    asked = cases([chat.ids([{"role": "user", "content": text}], "Be kind.") for text in QUESTIONS])
+    renderer = Renderer(chat, load_instrument("embedded"))
+    original = Oracle(model.folder, shift)
+    plain = [original.answer(case) for case in asked]
+    chosen = {one.name: original.choice(model.folder, renderer, items, one) for one in CONDITIONS}
+    healed = None
+    if history.exists():
+        changed = Oracle(model.folder, shift, history)
+        healed = [changed.answer(case) for case in asked]
+
+    options = {"layers": STEERED, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 16, "kv_cache_memory_bytes": 256 << 20}  # fmt: skip
+    served = student(model, history, folder / "cache", "float32", "adapter") if healed else None
+    start = tried(lambda: {"engine": Engine(model.folder, students=[served] if served else [], **options)})
+    if "error" in start and served:
+        found["adapter"], served = start, None
+        start = tried(lambda: {"engine": Engine(model.folder, **options)})
+    if "error" in start:
+        return {**{check: start for check in ("steering", "merged", "adapter", "choice")}, **found}
+    built = start["engine"]
+    built.load("v", shift)
+    found["steering"] = tried(lambda: against(built, asked, plain))
+    found["choice"] = tried(lambda: choice(built, renderer, items, chosen))
+
+    def as_student(kind: str) -> dict[str, Any]:
+        """The student against PEFT's merge of the same history; healing: how far that is from the original, nats."""
+        built.serve(student(model, history, folder / "cache", "float32", kind))
+        apart = largest([distance(one.prompt, other.prompt) for one, other in zip(plain, healed, strict=True)])
+        return {**against(built, asked, healed), "healing": apart}
+
+    roads = ("adapter", "merged") if served else ("merged",)
+    for road in roads:
+        found[road] = tried(lambda road=road: as_student(road)) if healed else {"error": "the rounds failed"}
+    return {"adapter": {"error": "the rounds failed"}, **found}
+
+
+def against(engine: Any, asked: list[Any], wanted: list[Any]) -> dict[str, Any]:
+    """Cases of the oracle in one batch: the largest gap over the tokens of prompts and the labels, nats; how many greedy tokens agree;
+    how much the steering itself changes a label, nats."""
+    from family_oracle import LABELS, LENGTH
+
+    from gen.engine.sampling import Request
+
+    outputs = engine.run(
+        [
+            Request(
+                case.ids, LENGTH, vector="v", coefficient=case.coefficient, positions=case.positions,
+                min_tokens=LENGTH, score=True, label_ids=LABELS,
+            )
+            for case in asked
+        ]
+    )  # fmt: skip
+    gaps, effects, agree = [], [], 0
+    unsteered = {tuple(case.ids): answer.labels for case, answer in zip(asked, wanted, strict=True) if not case.coefficient}  # fmt: skip
+    for case, answer, output in zip(asked, wanted, outputs, strict=True):
+        gaps += [distance(answer.prompt, output.prompt_logprobs), distance(answer.labels, output.label_logprobs)]
+        effects.append(distance(output.label_logprobs, unsteered[tuple(case.ids)]))
+        agree += sum(int(one == other) for one, other in zip(answer.greedy, output.token_ids, strict=True))
+    gap, effect = largest(gaps), largest(effects)
+    return {"gap": gap, "effect": effect, "agree": agree, "tokens": LENGTH * len(asked)}
+
+
+def distance(one: Any, other: Any) -> float:
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
+
+
+def largest(values: list[float]) -> float:
+    """NaN where one of them is."""
+    return float(np.max(values))
+
+
+def choice(engine: Any, renderer: Any, items: list[Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The forced choice by our engine against the oracle's, unsteered and steered: largest gap of a label or the prefill, nats."""
+    from family_oracle import CONDITIONS, READ
+
+    from evals.forced_choice import forced_choice
+
+    ours = forced_choice(engine, renderer, items, CONDITIONS, READ, renderer.chat.tokenizer, lambda: None)
+    pairs = [pair for name, rows in wanted.items() for pair in zip(ours[name], rows, strict=True)]
+    return {
+        "gap": largest([distance(one[key], other[key]) for one, other in pairs for key in ("lp", "nll_prefill")]),
+        "same_thoughts": all(one["gen_text"] == other["gen_text"] for one, other in pairs),
+        "effect": distance(ours["base"][0]["lp"], ours["steered"][0]["lp"]),
+    }
 
 
 def main() -> None:
