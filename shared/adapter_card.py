@@ -16,6 +16,10 @@ EMBEDDED = (
     f"{HUB['embedded']}, over which this adapter gives other numbers. In an installation of steer-heal "
     "`python -c \"from shared.models import resolve; print(resolve('embedded').folder)\"` makes its folder and prints the path."
 )
+DEQUANTISED = (
+    "They are a GGUF file, dequantised, and not the weights that it was quantised from. In an installation of steer-heal "
+    '`python -c "import sys; from shared.models import resolve; print(resolve(sys.argv[1]).folder)" FILE.gguf` makes their folder and prints the path.'
+)
 MOVED = (
     "Where `base_model_name_or_path` in adapter_config.json is a folder, it is that of the machine that wrote this adapter. On another one "
     "name the folder of these weights yourself, or write the adapter again there: `python -m train.export --help`."
@@ -63,7 +67,7 @@ def weights(base: Base) -> list[str]:
         "dtype of the weights in training": base.dtype or "unknown",
     }
     table = "\n".join(f"| {name} | `{value}` |" for name, value in rows.items())
-    after = [EMBEDDED] if base.model == "embedded" else []
+    after = [EMBEDDED] if base.model == "embedded" else [DEQUANTISED] if base.model.endswith(".gguf") else []
     return [f"## Trained on\n\n| | |\n|---|---|\n{table}", *after]
 
 
