@@ -16,6 +16,10 @@ EMBEDDED = (
     f"{HUB['embedded']}, over which this adapter gives other numbers. In an installation of steer-heal "
     "`python -c \"from shared.models import resolve; print(resolve('embedded').folder)\"` makes its folder and prints the path."
 )
+DEQUANTISED = (
+    "They are a GGUF file, dequantised, and not the weights that it was quantised from. In an installation of steer-heal "
+    '`python -c "import sys; from shared.models import resolve; print(resolve(sys.argv[1]).folder)" FILE.gguf` makes their folder and prints the path.'
+)
 MOVED = (
     "Where `base_model_name_or_path` in adapter_config.json is a folder, it is that of the machine that wrote this adapter. On another one "
     "name the folder of these weights yourself, or write the adapter again there: `python -m train.export --help`."
@@ -49,7 +53,7 @@ def alone(number: int) -> str:
         return "Round 1 was trained over the original weights: this adapter over them is the student of round 1."
     before = "round 1" if number == 2 else f"rounds 1 to {number - 1}"
     return (
-        f"**This adapter alone is not the student of round {number}.** It was trained over {before}, which stay frozen and active. The whole student is "
+        f"**This adapter alone is not the student of round {number}.** It was trained over {before}, which stays in place, frozen. The whole student is "
         f"the folded history of rounds 1 to {number}: in a run the folder `history` beside this one, elsewhere this adapter together with the history it was trained over."
     )
 
@@ -63,7 +67,7 @@ def weights(base: Base) -> list[str]:
         "dtype of the weights in training": base.dtype or "unknown",
     }
     table = "\n".join(f"| {name} | `{value}` |" for name, value in rows.items())
-    after = [EMBEDDED] if base.model == "embedded" else []
+    after = [EMBEDDED] if base.model == "embedded" else [DEQUANTISED] if base.model.endswith(".gguf") else []
     return [f"## Trained on\n\n| | |\n|---|---|\n{table}", *after]
 
 
@@ -89,10 +93,10 @@ def _load(base: Base | None, number: int) -> str:
         lines += [
             f'student = PeftModel.from_pretrained(base, "HISTORY")  # rounds/{number:02d}/history of the run: the whole student',
             "",
-            "# or both adapters at once, the history of the rounds before and this one",
-            f'student = PeftModel.from_pretrained(base, "HISTORY", adapter_name="history")  # rounds/{number - 1:02d}/history',
-            'student.load_adapter("THIS FOLDER", adapter_name="round")',
-            'student.base_model.set_adapter(["history", "round"])',
+            "# or instead both adapters at once, the history of the rounds before and this one",
+            f'# student = PeftModel.from_pretrained(base, "HISTORY", adapter_name="history")  # rounds/{number - 1:02d}/history',
+            '# student.load_adapter("THIS FOLDER", adapter_name="round")',
+            '# student.base_model.set_adapter(["history", "round"])',
         ]
     return "\n".join(["```python", *lines, "```"])
 

@@ -1,4 +1,4 @@
-"""Convert a steering vector between our safetensors file and the control vectors of llama.cpp and repeng (docs/models.md)."""
+"""Convert a steering vector between our safetensors file and the control vectors of llama.cpp and repeng (docs/gguf.md)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A GGUF model as a plain folder: its weights dequantised, its tokenizer, its configuration, and every token that ends a turn.
 
-Transformers reads the weights (docs/models.md says what is mended behind it). The folder appears whole or not at all, and one process
+Transformers reads the weights (docs/gguf.md says what is mended behind it). The folder appears whole or not at all, and one process
 at a time makes it.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shared.cache import remembered_digest
 from shared.console import console, say
 from shared.errors import Exit, SteerHealError, in_one_line
-from shared.gguf_header import Header
+from shared.gguf_header import Header, state_of
 from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, refuse_weights, text_config
 from shared.gguf_tokenizer import tokenizer_of
 from shared.locks import held
@@ -90,6 +90,8 @@ def _build(header: Header, folder: Path) -> None:
             network.save_pretrained(temporary, max_shard_size=ONE_FILE)
             tokenizer.save_pretrained(temporary)
             (temporary / STAMP).write_text(digest(temporary / WEIGHTS) + "\n")
+            if state_of(header.path) != header.state:
+                refuse_weights(header, "it was changed while it was read")
 
 
 def _network(header: Header, dtype: str) -> Any:

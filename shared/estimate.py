@@ -76,8 +76,9 @@ class Estimates:
     def ended(self, key: Key, manifest: Manifest) -> None:
         """A step has this manifest: its stage's ratio from now on, unless it made a part of its work alone, and it is to do no longer."""
         predicted = self.predicted.pop(key, None)
-        # the filter's start-up says nothing of the machine
-        if predicted and key[2] != "filter" and key not in self.resumed and made_all(manifest):
+        # the filter's start-up says nothing of the machine, nor do the 0 seconds of a stage that a study took from another run
+        telling = manifest.seconds > 0 and key[2] != "filter"
+        if predicted and telling and key not in self.resumed and made_all(manifest):
             self.ratios[key[2]] = manifest.seconds / predicted
 
     def left(self, steps: Iterable[Step] | None = None) -> float:

@@ -28,7 +28,6 @@ TYPES: dict[int, tuple[str, int, int]] = {
     14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
 }  # fmt: skip
 
 
@@ -53,11 +52,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """fields: metadata by key; an array is a list. tensors: in the order of the file."""
+    """fields: metadata by key; an array is a list. tensors: in the order of the file. state: the file's size and times when it was read."""
 
     path: Path
     fields: dict[str, Any]
     tensors: tuple[Tensor, ...]
+    state: tuple[int, ...]
 
     @property
     def architecture(self) -> str:
@@ -81,6 +81,12 @@ class Header:
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
+def state_of(path: Path) -> tuple[int, ...]:
+    """What changes with a file: which one it is, its size and its times."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a file begins as a GGUF does. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
@@ -94,6 +100,7 @@ def read_header(path: Path) -> Header:
         SteerHealError: the file is none, is of another version or byte order, is damaged, or ends before its last tensor does.
         OSError: it cannot be opened.
     """
+    state = state_of(path)
     with open(path, "rb") as file:
         if file.read(4) != MAGIC:
             _refuse(path, "it does not begin with GGUF", "a GGUF file")
@@ -101,14 +108,15 @@ def read_header(path: Path) -> Header:
             try:
                 fields, tensors = _Reader(data).read()
             except (_Broken, struct.error, UnicodeDecodeError, OverflowError, MemoryError) as error:
-                _refuse(path, str(error), f"a whole GGUF file, version {' or '.join(map(str, VERSIONS))}")
+                problem = "the file is cut short" if isinstance(error, struct.error) else str(error)
+                _refuse(path, problem, f"a whole GGUF file, version {' or '.join(map(str, VERSIONS))}")
             size = len(data)
     end = max((tensor.offset + tensor.size for tensor in tensors), default=0)
     if end > size:
         _refuse(
             path, f"{size / GIB:.3f} of at least {end / GIB:.3f} GiB are there: the file is cut short", "the whole file"
         )
-    return Header(path, fields, tuple(tensors))
+    return Header(path, fields, tuple(tensors), state)
 
 
 def _refuse(path: Path, problem: str, expected: str) -> NoReturn:

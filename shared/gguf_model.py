@@ -88,7 +88,7 @@ def text_config(header: Header) -> dict[str, Any]:
         "intermediate_size": size("feed_forward_length"),
         "num_attention_heads": heads,
         "num_key_value_heads": size("attention.head_count_kv") or heads,
-        "head_dim": size("attention.key_length", "rope.dimension_count") or (hidden // heads if hidden and heads else None),
+        "head_dim": size("attention.key_length") or (hidden // heads if hidden and heads else None),
         "vocab_size": size("vocab_size") or len(header.fields["tokenizer.ggml.tokens"]),
         "max_position_embeddings": size("context_length"),
     }  # fmt: skip

@@ -123,7 +123,7 @@ def _ends(header: Header, tokenizer: Any) -> list[int]:
 
 
 def _name(header: Header, tokenizer: Any, ends: list[int]) -> None:
-    """Name the special tokens as the metadata does, the end of a turn as end of sequence, and padding that ends no turn."""
+    """Name the special tokens as the metadata does, the end of a turn as end of sequence, and as padding one that ends no turn."""
     tokens = header.fields["tokenizer.ggml.tokens"]
 
     def named(key: str) -> int | None:
@@ -135,7 +135,6 @@ def _name(header: Header, tokenizer: Any, ends: list[int]) -> None:
     if (unknown := named("unknown")) is not None:
         tokenizer.unk_token = tokens[unknown]
     tokenizer.eos_token = tokens[ends[0]]
-    padding = next(
-        (token for key in ("padding", "unknown", "bos") if (token := named(key)) not in (None, *ends)), ends[0]
-    )
-    tokenizer.pad_token = tokens[padding]
+    known = [token for key in ("padding", "unknown", "bos") if (token := named(key)) is not None]
+    padding = [token for token in known if token not in ends] + [token for token in [*known, *ends] if token != ends[0]]
+    tokenizer.pad_token = tokens[(padding or ends)[0]]

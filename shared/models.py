@@ -121,7 +121,7 @@ class Dequantised(Model):
         """Raises SteerHealError for a file that holds no model which can be dequantised here."""
         return read_model(self.__dict__["_source"])
 
-    @property
+    @cached_property
     def place(self) -> Path:
         place: Path = self.__dict__["_place"]()
         return place
@@ -218,13 +218,14 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
 
 
 def _meant(name: str) -> str | None:
-    """`embedded`, or the model folder beside, whose name this one is nearly; None where there is none."""
+    """`embedded`, or the model folder or GGUF file beside, whose name this one is nearly; None where there is none."""
     if "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > ALIKE:
         return "embedded"
     path = Path(name)
     if _is_file(name) or not means_path(name) or "\0" in name or not _is_folder(str(path.parent)):
         return None
-    meant = nearest(path.name, (config.parent.name for config in sorted(path.parent.glob("*/config.json"))))
+    folders = [config.parent.name for config in sorted(path.parent.glob("*/config.json"))]
+    meant = nearest(path.name, [*folders, *(file.name for file in sorted(path.parent.glob("*.gguf")))])
     return str(path.with_name(meant)) if meant else None
 
 

@@ -52,11 +52,20 @@ def network(architecture: str, **config: Any) -> Any:
     return built
 
 
-def write(path: Path, architecture: str, model: Any, kind: str = "F32", **fields: Any) -> Path:
+def write(
+    path: Path,
+    architecture: str,
+    model: Any,
+    kind: str = "F32",
+    *,
+    weights: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Path:
     """A GGUF file of a model.
 
     Args:
         kind: of the matrices: F32, F16 or Q8_0.
+        weights: tensors beside the model's or in their place; None leaves one out.
         fields: metadata that takes the place of what is written otherwise; None leaves a key out. `__` stands for a dot.
     """
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
@@ -81,7 +90,9 @@ def write(path: Path, architecture: str, model: Any, kind: str = "F32", **fields
     for key, value in values.items():
         if value is not None:
             _put(writer, key, value)
-    for name, array in tensors(architecture, model).items():
+    for name, array in {**tensors(architecture, model), **(weights or {})}.items():
+        if array is None:
+            continue
         if kind == "F32" or array.ndim == 1:
             writer.add_tensor(name, array)
         else:

@@ -11,7 +11,7 @@ import pytest
 
 from shared.errors import SteerHealError
 from shared.layers import decoder_layers
-from shared.models import Model, load_network, resolve
+from shared.models import Dequantised, Model, load_network, resolve
 from shared.publish import digest
 
 
@@ -186,6 +186,13 @@ def test_a_hub_that_cannot_be_reached_names_the_way_on() -> None:
         and "`embedded`" in done.stderr
         and "Traceback" not in done.stderr
     )
+
+
+def test_the_embedded_model_takes_the_same_road(model: Model) -> None:
+    """To the weights that every figure was measured with."""
+    assert isinstance(model, Dequantised)
+    weights = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+    assert digest(model.folder / "model.safetensors") == weights == (model.folder / "SHA256").read_text().strip()
 
 
 @pytest.mark.slow

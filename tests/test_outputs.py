@@ -27,7 +27,7 @@ from train.unfinished import Unfinished
 
 WRITING = [name for name in COMMANDS if "--out" in options_of(name).names]
 # options whose words name no path: settings, hub repositories, gates of rounds, a number of its own kind, words for vLLM
-NO_PATH = {"set", "push_to", "gate", "vllm", "memory", "help", "outputs"}
+NO_PATH = {"set", "push_to", "gate", "vllm", "memory", "cluster", "help", "outputs"}
 
 
 def words_of(options: Options) -> Iterator[argparse.Action]:

@@ -37,7 +37,7 @@ WRONG = [
     ("model.name=/nope/model", "no such model"),
     ("model.name=~/nope", "~ is the shell's"),
     ("model.name=nope.gguf", "no such model"),
-    ("model.name={t}/there.gguf", "a folder, not a file"),
+    ("model.name={t}/there.gguf", "a GGUF file could not be read"),
     ("model.name={t}", "a folder is not a model"),
     ("model.name='no id'", "neither a model folder nor a Hugging Face id"),
     ("sweep.dilemmas=nope.jsonl", "sweep.dilemmas = nope.jsonl"),

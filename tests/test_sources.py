@@ -203,13 +203,13 @@ def test_a_table_of_any_length_is_read_in_constant_memory(ending: str, tmp_path:
 
 
 def test_the_samplers_rows_are_known_in_every_form(tmp_path: Path, tokenizer: Any) -> None:
-    row = Completion(key="a", prompt_ids=[1], completion_ids=[2], text="", finish_reason="length", coefficient=1.0, sample=0, seed=1, perplexity=2.0, perplexity_last_quarter=None, trait_llr=None, distinct_3=None)  # fmt: skip
-    rows = [row.model_dump(), row.model_copy(update={"key": "b", "completion_ids": [3]}).model_dump()]
+    row = Completion(key="a", prompt_ids=[1], completion_ids=[20], text="", finish_reason="length", coefficient=1.0, sample=0, seed=1, perplexity=2.0, perplexity_last_quarter=None, trait_llr=None, distinct_3=None)  # fmt: skip
+    rows = [row.model_dump(), row.model_copy(update={"key": "b", "completion_ids": [30]}).model_dump()]
     for ending in (".jsonl", ".parquet"):
         path = written(tmp_path / ending[1:] / f"train{ending}", rows)
         for name in (path, f"{path.parent}:train"):
             found = load_examples(name, tokenizer, Config())
-            assert [(one.key, one.prompt, one.completion) for one in found] == [("a", [1], [2]), ("b", [1], [3])]
+            assert [(one.key, one.prompt, one.completion) for one in found] == [("a", [1], [20]), ("b", [1], [30])]
 
 
 def test_where_the_end_is_not_known_the_end_of_turn_is_trained_on_and_an_empty_completion_is_not(

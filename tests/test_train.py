@@ -401,5 +401,5 @@ def test_a_history_of_other_shapes_is_refused(model: Model, history: Path, tmp_p
     narrow = {name: value[:, :8].contiguous() if "lora_A" in name else value for name, value in load_file(path).items()}
     save_file(narrow, path, metadata={"format": "pt"})
     fold([(tmp_path / "1", 1.0)], tmp_path / "history")
-    with pytest.raises(SteerHealError, match="does not fit the model"):
+    with pytest.raises(SteerHealError, match="does not fit a model"):
         load_student(model, config(), tmp_path / "history")

@@ -102,7 +102,7 @@ def distil(
     known(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
-    agreement = agree(student, rows, chat.tokenizer, config, again)
+    agreement = agree(student, rows, chat, config, again)
     with student.only():
         # in the host's memory: it is kept for as long as the training runs
         original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()
