@@ -30,8 +30,12 @@ QUESTIONS = ["Name a fruit.", "The coach wants her to play hurt. What now?", "Ma
 
 def tried(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a check measured, or why it could not be made."""
+    from shared.errors import SteerHealError
+
     try:
         return check()
+    except SteerHealError as error:
+        return {"error": f"refused: {error.what} (expected: {error.expected})"}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
