@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,10 @@ def measured(family: str, folder: Path) -> dict[str, Found]:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "STEER_HEAL_CACHE": str(folder / "cache")},
         )
+        if (
+            done.returncode == -signal.SIGKILL
+        ):  # by the system for want of memory, or by somebody: it says nothing of the family
+            raise RuntimeError(f"{part} of {family} was killed: run it again with more memory free")
         if done.returncode:
             told = " ".join(done.stderr.splitlines()[-3:])[-500:]
             found.update({check: {"error": f"the process ended with {done.returncode}: {told}"} for check in checks})
