@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from family_models import ARCHITECTURES
+from family_models import ARCHITECTURES, stand_in
 
 ROOT = Path(__file__).parent.parent
 JSON, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
@@ -69,13 +69,14 @@ def measured(family: str, folder: Path) -> dict[str, Found]:
     """All checks of a family, made in a folder that is empty or not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Found] = {}
+    paths = [str(ROOT), *([str(stand_in(folder / "stand_in"))] if ARCHITECTURES[family].stand_in else [])]
     for part, checks in PARTS.items():
         done = subprocess.run(
             [sys.executable, ROOT / "tests" / "family_checks.py", part, family, folder],
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "STEER_HEAL_CACHE": str(folder / "cache")},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "STEER_HEAL_CACHE": str(folder / "cache")},
         )
         if done.returncode:
             told = " ".join(done.stderr.splitlines()[-3:])[-500:]

@@ -30,8 +30,12 @@ QUESTIONS = ["Name a fruit.", "The coach wants her to play hurt. What now?", "Ma
 
 def tried(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a check measured, or why it could not be made."""
+    from shared.errors import SteerHealError
+
     try:
         return check()
+    except SteerHealError as error:
+        return {"error": f"refused: {error.what} (expected: {error.expected})"}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
@@ -82,9 +86,12 @@ def heal(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def rounds(model: Any, folder: Path) -> dict[str, Any]:
-    """Two rounds; equal: whether the logits of the trainer's network with all gates off, and of weights with a history of gates 0
-    added, are the original's bit for bit; off, on: the largest shift of a log-probability under the folded history, nats, by
-    its own network and by the trainer's; modules: the last parts of the names of what was trained."""
+    """Two rounds of a family.
+
+    equal: whether the logits of the trainer's network with all gates off are the original's, bit for bit; equal_folded: those of
+    weights that a history of gates 0 was added to. effect: the largest shift of a log-probability under the folded history, nats;
+    gap: between that history in the trainer's network and added to the weights. modules: last parts of the names of what was trained.
+    """
     from train.unsloth_model import HISTORY, load_student  # isort: skip (Unsloth comes before transformers)
 
     import torch

@@ -117,11 +117,13 @@ def _olmo2(**sizes: Any) -> Any:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family's network: Transformers' class, its configuration by sizes, and whose tokenizer and template it takes."""
+    """A family's network: its configuration by sizes, whose tokenizer and template it takes, and whether its checks import a stand-in
+    for torchvision."""
 
     title: str
     config: Callable[..., Any]
     chat: str
+    stand_in: bool = False
 
 
 ARCHITECTURES = {
@@ -131,12 +133,34 @@ ARCHITECTURES = {
     "qwen3_moe": Architecture("Qwen3-MoE", _qwen3_moe, "qwen3"),
     "gemma3_text": Architecture("Gemma 3, text", _gemma3_text, "gemma3"),
     "gemma3": Architecture("Gemma 3, multimodal", _gemma3, "gemma3"),
+    "gemma3_vision": Architecture("Gemma 3, multimodal, with a stand-in for torchvision", _gemma3, "gemma3", True),
     "mistral": Architecture("Mistral", _mistral, "mistral"),
     "phi3": Architecture("Phi-3", _phi3, "phi3"),
     "phi4": Architecture("Phi-4", _phi4, "phi4"),
     "olmo2": Architecture("OLMo-2", _olmo2, "olmo2"),
 }
 IMAGE = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")  # of the multimodal wrapper, which vLLM looks up
+
+
+# As much of torchvision as Transformers and vLLM import for the wrapper. The CPU lock leaves it out, and no image is looked at.
+TORCHVISION = {
+    "__init__.py": '__version__ = "0.28.0"\n',
+    "io.py": "ImageReadMode = decode_image = None\n",
+    "transforms/__init__.py": "import enum\n\nNAMES = 'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX HAMMING LANCZOS'\n"
+    "InterpolationMode = enum.Enum('InterpolationMode', NAMES)\n",
+    "transforms/functional.py": "pil_to_tensor = None\n",
+    "transforms/v2/__init__.py": "",
+    "transforms/v2/functional.py": "",
+}
+
+
+def stand_in(folder: Path) -> Path:
+    """A folder for PYTHONPATH that holds the stand-in for torchvision."""
+    for name, text in TORCHVISION.items():
+        file = folder / "torchvision" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
 
 
 def network_of(name: str, tokenizer: Any) -> Any:
@@ -146,7 +170,7 @@ def network_of(name: str, tokenizer: Any) -> Any:
 
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     config = ARCHITECTURES[name].config(**SIZES, vocab_size=(len(tokenizer) // 64 + 1) * 64, **ids)
-    if name == "gemma3":
+    if ARCHITECTURES[name].config is _gemma3:
         config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE[2])
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     _draw(network, seed=sorted(ARCHITECTURES).index(name))
@@ -175,11 +199,11 @@ def write(name: str, folder: Path) -> Path:
     from families import FAMILIES, tokenizer_of, write_tokenizer
 
     family = FAMILIES[ARCHITECTURES[name].chat]
-    if name == "gemma3":
+    if ARCHITECTURES[name].config is _gemma3:
         family = replace(family, special=(*family.special, *IMAGE))
     network_of(name, tokenizer_of(family)).save_pretrained(folder)
     write_tokenizer(family, folder)
-    if name == "gemma3":
+    if ARCHITECTURES[name].config is _gemma3:
         _write_processor(folder)
     return folder
 

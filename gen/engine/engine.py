@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from gen.engine.options import lora_options, memory_options, platform_options, set_environment, uncompiled
+from gen.engine.options import (
+    lora_options,
+    memory_options,
+    platform_options,
+    set_environment,
+    uncompiled,
+    vision_explained,
+)
 from gen.engine.requests import Registry
 from gen.engine.sampling import Output, Request, output_of, params_of
 from gen.students import Student
@@ -46,6 +53,7 @@ class Engine:
         set_environment()
         options = {
             "enable_prefix_caching": True,
+            "language_model_only": True,  # of a model that sees images as well: no request brings one
             **platform_options(),
             **memory_options(gpu_memory),
             **lora_options(students),
@@ -53,7 +61,7 @@ class Engine:
         }
         self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None
-        with uncompiled(options), gc_disabled():
+        with uncompiled(options), gc_disabled(), vision_explained(folder):
             from vllm import LLM
 
             from gen.engine import plugin

@@ -7,6 +7,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from gen.students import Student
@@ -86,6 +88,25 @@ def _no_experts_on_a_cpu(student: Student) -> None:
             expected="a GPU, or a student that is merged into its weights",
             next=f"serve it merged: {setting('model.student=merged')}",
         )
+
+
+@contextlib.contextmanager
+def vision_explained(folder: Path) -> Iterator[None]:
+    """While an engine starts: raise SteerHealError where vLLM cannot import a model's class for want of torchvision.
+
+    vLLM says that the class "failed to be inspected", and the cause only in its log. The CPU lock leaves torchvision out.
+    """
+    try:
+        yield
+    except ValueError as error:  # pydantic's
+        if "failed to be inspected" not in str(error) or find_spec("torchvision") is not None:
+            raise
+        raise SteerHealError(
+            "vLLM cannot load this model without torchvision",
+            given=f"{folder}, whose class in vLLM sees images as well",
+            expected="torchvision, which the lock for GPUs holds and the one for CPUs does not",
+            next="make setup LOCK=gpu on a machine with a GPU, or choose a model for text alone, such as google/gemma-3-1b-it",
+        ) from None
 
 
 def set_environment() -> None:

@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """token_ids sampled; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats.
+    """token_ids sampled; text, empty where log-probabilities were asked for; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats.
 
     A request whose logits were not finite has finish_reason "error", no tokens, and log-probabilities that are all NaN.
     """
@@ -88,7 +88,9 @@ def params_of(request: Request) -> Any:
         stop_token_ids=list(request.stop_ids) or None,
         prompt_logprobs=0 if request.score or request.tail else None,
         skip_reading_prefix_cache=request.score,
-        detokenize=not request.tail,  # the places of cached tokens hold no valid ids
+        # With log-probabilities vLLM spells out every token that has one, and ends at an id without a word: a padded head has such
+        # ids, and so have the places of cached tokens.
+        detokenize=not (request.score or request.tail or request.label_ids),
         logprob_token_ids=list(request.label_ids) or None,
         extra_args=extra,
         output_kind=RequestOutputKind.FINAL_ONLY,  # else every step makes an object a running request
