@@ -90,14 +90,15 @@ def page(results: dict[str, Any]) -> str:
     """docs/models.md, out of docs/models.json."""
     rows, notes = [], []
     for family, found in results["families"].items():
+        title, failing = ARCHITECTURES[family].title, dict[str, list[str]]()
         cells = []
-        for check in CHECKS:
+        for check, (column, _) in CHECKS.items():
             why = reason(check, found[check])
             cells.append(_cell(check, found[check]) if why is None else "**fails**")
             if why is not None:
-                notes.append(f"- {ARCHITECTURES[family].title}, {CHECKS[check][0]}: {why}")
-        modules = ", ".join(found["heal"].get("modules", ["—"]))
-        rows.append(f"| {ARCHITECTURES[family].title} | {' | '.join(cells)} | {modules} |")
+                failing.setdefault(why, []).append(column)
+        notes += [f"- **{title}**: {'; '.join(columns)}: {why}" for why, columns in failing.items()]
+        rows.append(f"| {title} | {' | '.join(cells)} | {', '.join(found['heal'].get('modules', ['—']))} |")
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return TEXT.format(
         rows="\n".join(rows),
@@ -124,8 +125,8 @@ Made by `python tests/families_table.py`, on {machine}, fp32, with {versions}.
 - **vector**: `gen.extract` against one forward a prompt with hooks on the blocks: largest difference, as a share of the vector's norm
   (at most 1e-5).
 - **steered log-probabilities**: our vLLM engine against Transformers with hooks that add `c * v` to the blocks' outputs, over the
-  tokens of three prompts and ten tokens behind them, unsteered and at two coefficients, at all positions and from the generation on:
-  largest difference, nats (at most 1e-4); every greedy token is the same.
+  tokens of three prompts and ten candidates for the next, unsteered and at two coefficients, at all positions and from the generation
+  on: largest difference, nats (at most 1e-4); the four greedy tokens behind each prompt are the same.
 - **heal, fold, gates off**: two rounds of two steps each, folded. With all gates off the trainer's network, and weights with a
   history of gates 0 added, give the original's logits bit for bit; the number is the largest difference between the folded history
   in the trainer's network and added to the weights, nats (at most 1e-4).
@@ -133,7 +134,9 @@ Made by `python tests/families_table.py`, on {machine}, fp32, with {versions}.
   not, against PEFT's merge in Transformers: as for steered log-probabilities.
 - **forced choice**: `evals.score`'s read through the engine against `generate` of Transformers, two vignettes in both orders,
   unsteered and steered: largest difference of a label's log-probability, nats (at most 1e-4); the thoughts are the same.
-- **trained modules**: the linear modules inside a block that a round's adapter changes.
+- **trained modules**: the linear modules inside a block that a round's adapter changes. Transformers keeps the experts of Qwen3-MoE and
+  their router in tensors that are no linear modules: a round changes the attention alone.
+- The stand-in for torchvision is as much of it as Transformers and vLLM import (`tests/family_models.py`). No image is looked at.
 
 ## What fails
 
