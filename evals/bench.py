@@ -22,7 +22,7 @@ from shared.chat import Chat
 from shared.cli import entry
 from shared.errors import SteerHealError
 from shared.models import resolve
-from shared.ratios import Side, all_cores, closing, file, interleave, ratio
+from shared.ratios import Side, all_cores, closing, file, interleave, ratio, refuse_foreign
 from shared.records import Vignette
 from shared.vignettes import load_vignettes
 
@@ -89,6 +89,7 @@ def check(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> N
 def main() -> None:
     options = bench_options()
     arguments = options.parse_args()
+    refuse_foreign(arguments.out)
     all_cores()
     begin = time.monotonic()
     rounds, items = (1, 7) if arguments.quick else (2 * PARTS, 10**9)

@@ -59,14 +59,14 @@ def load(given: str) -> Answers:
 
 def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Any]:
     """The deltas of other against base, as they stand in results.json."""
-    found = deltas(base, other, count, seed)
+    change = deltas(base, other, count, seed)
     moved = shifts(base, other, count, seed)
     level, unscorable = levels(other, 1, seed), int((~other.scorable).sum())  # whether defined, no interval
     undefined = [name for name in ("auth_nats", "p_ans_any") if level[name] is None]
-    problem = broken(undefined, unscorable, len(other.truth), found["coherence"])
-    coh_cost, slope = cost(found["d_coh"], found["d_auth"], problem is not None)
+    problem = broken(undefined, unscorable, len(other.truth), change["coherence"])
+    coh_cost, slope = cost(change["d_coh"], change["d_auth"], problem is not None)
     is_surgical = surgical(base, other, count, seed)
-    rows = [pair(key, f"{key}_ci", value) for key, value in found.items() if key != "d_care_90"]
+    rows = [pair(key, f"{key}_ci", value) for key, value in change.items() if key != "d_care_90"]
     return {
         **{name: value for row in rows for name, value in row.items()},
         "unscorable": unscorable,
@@ -74,10 +74,10 @@ def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, A
         "coh_cost": coh_cost,
         "coh_slope": slope,
         "surgical": is_surgical,
-        "surgical_care": surgical_care(is_surgical, found["d_auth"], found["d_care_90"]),
+        "surgical_care": surgical_care(is_surgical, change["d_auth"], change["d_care_90"]),
         "moved": None if moved is None else {line.foundation: [line.change.value, line.p_holm] for line in moved},
         "detectable": detectable(base, other, count, seed),
-        "shown": {key: show(value) if value else None for key, value in found.items()},
+        "shown": {key: show(value) if value else None for key, value in change.items()},
     }
 
 
@@ -113,12 +113,12 @@ def main() -> None:
         console.print(
             "[yellow]one side's rows are from before the chat template's arguments were written into them: taken as the other side's[/]"
         )
-    found = [compare(base, other, arguments.bootstrap, arguments.seed) for base, other in sides]
+    seeds = [compare(base, other, arguments.bootstrap, arguments.seed) for base, other in sides]
     names = [Path(given).stem if Path(given).exists() else given.rpartition(":")[2] for given in arguments.other]
     keys = ("d_auth", "d_care", "d_coh", "coherence")
-    lines: list[list[Any]] = [[key, *[seed["shown"][key] for seed in found]] for key in keys]
+    lines: list[list[Any]] = [[key, *[seed["shown"][key] for seed in seeds]] for key in keys]
     lines += [
-        [key, *[seed[key] for seed in found]]
+        [key, *[seed[key] for seed in seeds]]
         for key in ("unscorable", "broken", "coh_cost", "coh_slope", "surgical", "surgical_care", "detectable")
     ]
     lines.append(
@@ -128,21 +128,21 @@ def main() -> None:
                 None
                 if seed["moved"] is None
                 else ", ".join(name for name, (_, p) in seed["moved"].items() if p < LEVEL) or "none"
-                for seed in found
+                for seed in seeds
             ],
         ]
     )
     table("against base, paired over the items, nats", ["", *names], lines)
-    if len(found) > 1:
-        points = [seed["d_auth"] for seed in found if seed["d_auth"] is not None]
+    if len(seeds) > 1:
+        points = [seed["d_auth"] for seed in seeds if seed["d_auth"] is not None]
         console.print(
             f"d_auth over {len(points)} seeds: mean {np.mean(points):+.3f}, from {min(points):+.3f} to {max(points):+.3f}"
         )
-    if any(seed["d_auth"] is not None and seed["d_auth_ci"] is None for seed in found):
+    if any(seed["d_auth"] is not None and seed["d_auth_ci"] is None for seed in seeds):
         console.print("no intervals: no foundation has two items scorable in both; score more, as with --items 28")
     if arguments.out:
         write_json(
-            arguments.out, {"version": 1, "seeds": [{k: v for k, v in seed.items() if k != "shown"} for seed in found]}
+            arguments.out, {"version": 1, "seeds": [{k: v for k, v in seed.items() if k != "shown"} for seed in seeds]}
         )
 
 

@@ -78,7 +78,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     scores, config = rounds[0].scores, run.config
     title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}, {len(scores.items)} items, {scores.debias}"
     tables = tables_of(run, rounds, found, mode)
-    said = reading(rows, extra, rounds)
+    sentences = reading(rows, extra, rounds)
     last, first = rounds[-1], rounds[0]
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
     chosen = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
@@ -93,16 +93,16 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():
             (out / f"{name}.png").write_bytes(png)
-        (out / "results.md").write_text(as_markdown(title, tables, said), encoding="utf-8")
+        (out / "results.md").write_text(as_markdown(title, tables, sentences), encoding="utf-8")
         (out / "index.html").write_text(
-            page(title, tables, said, figures, rounds, rows, extra, frozen), encoding="utf-8"
+            page(title, tables, sentences, figures, rounds, rows, extra, frozen), encoding="utf-8"
         )
         write_report_record(run, manifests, out)
     return folder / "index.html"
 
 
-def as_markdown(title: str, tables: Sequence[Table], said: Sequence[str]) -> str:
-    bullets = "\n".join(f"- {html(line, quote=False)}" for line in said)
+def as_markdown(title: str, tables: Sequence[Table], sentences: Sequence[str]) -> str:
+    bullets = "\n".join(f"- {html(line, quote=False)}" for line in sentences)
     return (
         f"# {html(title, quote=False)}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
         + "\n".join(markdown(table) for table in tables)

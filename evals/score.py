@@ -172,9 +172,9 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             scored.update(
                 answered(model, renderer, vignettes, group, read, chat.tokenizer, free, answers if cached else None)
             )
-            said = of_generations(weights, judge, prompted, heldout, config, vectors, fresh=rebuild)
-            texts.sample(group.label, group.conditions, said if cached else None)
-            taken += answers.taken + said.taken
+            written = of_generations(weights, judge, prompted, heldout, config, vectors, fresh=rebuild)
+            texts.sample(group.label, group.conditions, written if cached else None)
+            taken += answers.taken + written.taken
         model.serve(Student(origin.folder))
         judged = texts.judged()
     with atomic_folder(out) as temporary:

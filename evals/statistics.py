@@ -142,8 +142,8 @@ def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray]
 
 def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
     """A statistic with its percentile interval."""
-    found = drawn(statistic, weights)
-    return None if found is None else summarised(*found, level=level)
+    both = drawn(statistic, weights)
+    return None if both is None else summarised(*both, level=level)
 
 
 def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate:
@@ -246,14 +246,17 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
     return statistic
 
 
-def pair(name: str, interval: str, found: Estimate | None) -> dict[str, Any]:
+def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
     """An estimate as two fields of a row; None where it or its interval is undefined."""
-    return {name: found.value if found else None, interval: list(found.interval) if found and found.interval else None}
+    return {
+        name: result.value if result else None,
+        interval: list(result.interval) if result and result.interval else None,
+    }
 
 
-def show(found: Estimate, digits: int = 3) -> str:
-    interval = f" [{found.interval[0]:.{digits}f}, {found.interval[1]:.{digits}f}]" if found.interval else ""
-    return f"{found.value:.{digits}f}{interval}"
+def show(result: Estimate, digits: int = 3) -> str:
+    interval = f" [{result.interval[0]:.{digits}f}, {result.interval[1]:.{digits}f}]" if result.interval else ""
+    return f"{result.value:.{digits}f}{interval}"
 
 
 def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

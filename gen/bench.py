@@ -29,7 +29,7 @@ from shared.console import console
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.ratios import Side, all_cores, closing, file, interleave, ratio, warm
+from shared.ratios import Side, all_cores, closing, file, interleave, ratio, refuse_foreign, warm
 from shared.records import Prompt, data_file, read_jsonl
 from shared.traits import load_trait
 from shared.vectors import Vector
@@ -259,6 +259,7 @@ def part(name: str, out: Path, quick: bool) -> None:
 def main() -> None:
     options = bench_options()
     arguments = options.parse_args()
+    refuse_foreign(arguments.out)
     if arguments.part:
         part(arguments.part, arguments.out, arguments.quick)
         return

@@ -53,7 +53,7 @@ def alone(number: int) -> str:
         return "Round 1 was trained over the original weights: this adapter over them is the student of round 1."
     before = "round 1" if number == 2 else f"rounds 1 to {number - 1}"
     return (
-        f"**This adapter alone is not the student of round {number}.** It was trained over {before}, which stay frozen and active. The whole student is "
+        f"**This adapter alone is not the student of round {number}.** It was trained over {before}, which stays in place, frozen. The whole student is "
         f"the folded history of rounds 1 to {number}: in a run the folder `history` beside this one, elsewhere this adapter together with the history it was trained over."
     )
 
@@ -93,10 +93,10 @@ def _load(base: Base | None, number: int) -> str:
         lines += [
             f'student = PeftModel.from_pretrained(base, "HISTORY")  # rounds/{number:02d}/history of the run: the whole student',
             "",
-            "# or both adapters at once, the history of the rounds before and this one",
-            f'student = PeftModel.from_pretrained(base, "HISTORY", adapter_name="history")  # rounds/{number - 1:02d}/history',
-            'student.load_adapter("THIS FOLDER", adapter_name="round")',
-            'student.base_model.set_adapter(["history", "round"])',
+            "# or instead both adapters at once, the history of the rounds before and this one",
+            f'# student = PeftModel.from_pretrained(base, "HISTORY", adapter_name="history")  # rounds/{number - 1:02d}/history',
+            '# student.load_adapter("THIS FOLDER", adapter_name="round")',
+            '# student.base_model.set_adapter(["history", "round"])',
         ]
     return "\n".join(["```python", *lines, "```"])
 

@@ -27,6 +27,9 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 EXPECTED = "plain LoRA: every other field of adapter_config.json as PEFT has it by default"
 
+AGAIN = "train it again: python -m train.heal --help"
+ELSEWHERE = "merge it with PEFT, merge_and_unload() and save_pretrained(FOLDER), and name that folder in model.name"
+
 
 class Base(Record):
     """base.json: the weights that an adapter was trained on.
@@ -83,12 +86,12 @@ def load_adapter(folder: Path) -> Adapter:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    def refuse(given: str, expected: str) -> SteerHealError:
+    def refuse(given: str, expected: str, next: str = AGAIN) -> SteerHealError:
         return SteerHealError(
             "an adapter could not be used",
             given=f"{folder}: {given}",
             expected=expected,
-            next="train it again: python -m train.heal --help",
+            next=next,
         )
 
     files = "adapter_config.json and adapter_model.safetensors, as PEFT saves them"
@@ -96,7 +99,7 @@ def load_adapter(folder: Path) -> Adapter:
         config = parse((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
         if field := lora.not_plain(config):
-            raise refuse(field, EXPECTED)
+            raise refuse(field, EXPECTED, ELSEWHERE)
         scaling, covers = lora.scaling(config), lora.covers(config)
         names = sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
         sizes = {name: scaling(name) for name in names}

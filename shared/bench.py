@@ -20,7 +20,7 @@ from typing import Any
 from shared.commandline import bench_options
 from shared.console import say
 from shared.errors import SteerHealError
-from shared.ratios import closing, file, record
+from shared.ratios import closing, file, record, refuse_foreign
 from shared.stage_checks import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +85,7 @@ def theirs() -> tuple[float, float]:
 
 def main() -> None:
     arguments = bench_options().parse_args()
+    refuse_foreign(arguments.out)
     begin = time.monotonic()
     pairs = []
     for turn in range(1 if arguments.quick else arguments.pairs):

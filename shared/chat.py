@@ -48,9 +48,10 @@ class Chat:
 
     @classmethod
     def load(cls, folder: str | Path, template: dict[str, Any] | None = None, day: date | None = None) -> Chat:
-        """The chat of a model folder. Raises SteerHealError for one without a tokenizer or a chat template."""
-        tokenizer = load_tokenizer(str(folder))
-        return cls(tokenizer, template, ends_of(Path(folder)), day)
+        """The chat of a model folder. Raises SteerHealError without a tokenizer, or a chat template that renders what is asked."""
+        chat = cls(load_tokenizer(str(folder)), template, ends_of(Path(folder)), day)
+        chat._template.check()
+        return chat
 
     @classmethod
     def of(cls, chat: Any, template: dict[str, Any] | None = None) -> Chat:

@@ -51,12 +51,12 @@ def placed_jsonl(
                 raise refused_row(path, index, line, error, row, made_by) from None
             yield index, place, value
     if not found:
-        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
+        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
 
 
 def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) -> BinaryIO:
     """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice."""
-    expected = f"a {kind} file of {row.__name__} rows"
+    expected = f"a {kind} file of rows{needed(row)}"
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
             raise OSError(errno.ESPIPE, "a pipe or a device, which cannot be read twice", str(path))
@@ -69,10 +69,10 @@ def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) ->
             next=f"name a file in it, or a data set such as {path}:train; or make the file: {made_by}",
         ) from None
     except FileNotFoundError:
-        raise SteerHealError("a stage file is missing", given=path, expected=expected, next=made_by) from None
+        raise SteerHealError("a file is missing", given=path, expected=expected, next=made_by) from None
     except (OSError, ValueError) as error:  # no permission, a name too long or with a NUL
         raise SteerHealError(
-            "a stage file could not be read",
+            "a file could not be read",
             given=f"{str(path)[:200]!r}: {in_one_line(error)}",
             expected=expected,
             next=f"cat {shlex.quote(str(path))} > rows.jsonl, and name that"
@@ -92,7 +92,7 @@ def refused_row(
     return SteerHealError(
         f"line {index} of a JSONL file could not be read",
         given=f"{path}:{index}: {problem}",
-        expected=f"a {row.__name__} row, version {row.model_fields['version'].default}{needed(row)}",
+        expected=f"a row of version {row.model_fields['version'].default}{needed(row)}",
         next=f"{command or 'mend or remove the line'}, or make the file again: {made_by}",
     )
 

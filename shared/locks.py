@@ -200,12 +200,12 @@ def _opened(file: Path) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        found = "a link"
+        kind = "a link"
     else:
         if stat.S_ISREG(os.fstat(handle).st_mode):
             return handle
         os.close(handle)
-        found = "no plain file"
+        kind = "no plain file"
     raise SteerHealError(
-        "a lock is not ours", given=f"{file}, {found}", expected="a file of our own, or none", next=f"look at it, then rm {file}"
+        "a lock is not ours", given=f"{file}, {kind}", expected="a file of our own, or none", next=f"look at it, then rm {file}"
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -339,23 +338,13 @@ def add_file_options(options: Options) -> Group:
     return options.file_options
 
 
-def _ratios(value: str) -> Sequence[Path]:
-    """What a benchmark writes: one that is there is read before anything is measured, as ratios are put into it."""
-    found = outputs.output_file(".json")(value)
-    if os.path.exists(found[0]):
-        from shared.ratios import read
-
-        read(found[0])
-    return found
-
-
 def benchmark(module: str, description: str, quick: str) -> Options:
     """The options that every benchmark has; quick says what --quick leaves out."""
     options = Options(module, description)
     options.add_argument(
         "--out",
         type=Path,
-        writes=_ratios,
+        writes=outputs.output_file(".json"),
         default=Path("docs/bench.json"),
         help="file to put the ratios into",
     )

@@ -193,6 +193,12 @@ def closing(out: Path, begin: float) -> None:
     say(f"wrote {out} in {(time.monotonic() - begin) / 60:.1f} min")
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise SteerHealError for a file that ratios cannot be put into, before anything is measured."""
+    if out.exists():
+        read(out)
+
+
 def read(out: Path) -> dict[str, Any]:
     """A benchmark file. Raises SteerHealError when it is none."""
     try:

@@ -268,10 +268,10 @@ def read_jsonl(path: Path, row: type[Row], *, made_by: str, may_be_empty: bool =
     bytes, as the rejected of a filter that rejects nothing, has no rows and no error."""
     if may_be_empty and path.is_file() and not path.stat().st_size:
         return []
-    return told_apart(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
+    return refuse_duplicate_rows(path, list(iterate_jsonl(path, row, made_by=made_by)), made_by)
 
 
-def told_apart(path: Path, rows: list[Row], made_by: str) -> list[Row]:
+def refuse_duplicate_rows(path: Path, rows: list[Row], made_by: str) -> list[Row]:
     """The rows of a file. Raises SteerHealError for two of one key."""
     names = rows[0].known_by if rows else ()
     keys = [tuple(getattr(row, name) for name in names) for row in rows] if names else []

@@ -115,12 +115,12 @@ def _of_table(name: str, table: Any, kind: type[Row], made_by: str) -> Iterator[
             raise SteerHealError(
                 f"a row of a data set is no {kind.__name__.lower()}",
                 given=f"{name} row {number}: {problem_of(error)}",
-                expected=f"a {kind.__name__} row{needed(kind)}; the columns are {', '.join(table.column_names)}",
+                expected=f"a row{needed(kind)}; the columns are {', '.join(table.column_names)}",
                 next=f"write its rows to {lines} (Dataset.to_json), and then: {command}" if command else made_by,
             ) from None
 
 
 def _no_rows(name: str, kind: type[Record], made_by: str) -> SteerHealError:
     return SteerHealError(
-        "a data set has no rows", given=f"{name}: no rows", expected=f"{kind.__name__} rows", next=made_by
+        "a data set has no rows", given=f"{name}: no rows", expected=f"rows{needed(kind)}", next=made_by
     )

@@ -18,7 +18,7 @@ from shared.conversations import COLUMNS
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, needed, open_rows_file, placed_jsonl, problem_of
 from shared.publish import atomic_file
-from shared.records import Record, told_apart
+from shared.records import Record, refuse_duplicate_rows
 from shared.strict import BOM, Convertible, not_utf8, parse, refuse_other_kinds, repeated
 
 CELL = 2**24  # characters of a CSV's cell: one whose quote is never closed ends here, not with the memory
@@ -133,7 +133,7 @@ def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) 
         except (ValueError, csv.Error) as error:
             raise _refused(path, number, error, row, made_by) from None
     if not found:
-        raise SteerHealError("a CSV file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by)
+        raise SteerHealError("a CSV file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
 
 
 def _header(names: list[str]) -> list[str]:
@@ -181,9 +181,7 @@ def _parquet(path: Path, row: type[Row], made_by: str, begin: int, end: int | No
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise _refused(path, number, error, row, made_by) from None
         if not table.metadata.num_rows:
-            raise SteerHealError(
-                "a Parquet file has no rows", given=path, expected=f"{row.__name__} rows", next=made_by
-            )
+            raise SteerHealError("a Parquet file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
 
 
 def present(values: dict[str, Any], row: type[Record]) -> dict[str, Any]:
@@ -206,7 +204,7 @@ def _refused(path: Path, number: int, error: Exception, row: type[Record], made_
     return SteerHealError(
         f"{unit(path)} {number} of a {kind} file could not be read",
         given=f"{located(path, number)}: {(problem_of(error).splitlines() or [type(error).__name__])[0]}",
-        expected=f"a {row.__name__} row, version {row.model_fields['version'].default}{needed(row)}",
+        expected=f"a row of version {row.model_fields['version'].default}{needed(row)}",
         next=f"{command}, or make the file again: {made_by}",
     )
 
@@ -233,10 +231,10 @@ def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
         raise SteerHealError(
             "a Parquet file could not be used",
             given=f"{path}: {problem_of(error)}",
-            expected=f"{row.__name__} rows",
+            expected=f"rows{needed(row)}",
             next=made_by,
         ) from None
-    return told_apart(path, rows, made_by)
+    return refuse_duplicate_rows(path, rows, made_by)
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from shared.commands import setting
 from shared.errors import SteerHealError, in_one_line
 from shared.strict import read_object
 
-Turns = Sequence[dict[str, str]]
+Turns = Sequence[dict[str, Any]]
 SAID = "\u2042answer\u2042"  # stands for the words of an assistant where a template is looked at
 
 
@@ -59,6 +59,20 @@ class Template:
                 expected="turns that the model's template takes, after a system prompt",
                 next="choose a chat model whose template takes them",
             ) from None
+
+    def check(self) -> None:
+        """Raise SteerHealError for a template that takes the contents of a turn in parts alone: it leaves out what is said as text."""
+
+        def heard(content: Any) -> bool:
+            return SAID in self.render([{"role": "user", "content": content}], True)
+
+        if not heard(SAID) and heard([{"type": "text", "text": SAID}]):
+            raise SteerHealError(
+                "a chat template leaves out what the user says",
+                given=f"a user turn is rendered as {self.render([{'role': 'user', 'content': 'x'}], True)!r}",
+                expected="a template that takes the contents of a turn as text, and not in parts alone",
+                next="choose a chat model of text alone, or mend its chat_template.jinja",
+            )
 
     def _clock(self, form: str) -> str:
         """What a template takes for the time: the day at midnight."""

@@ -23,7 +23,7 @@ class Hooked:
             self.network = PeftModel.from_pretrained(self.network, str(adapter)).merge_and_unload()
         self.coefficient, self.start = 0.0, 0
         for layer, values in vector.layers.items():
-            self.network.model.layers[layer].register_forward_hook(self._add(torch.from_numpy(values)))
+            self.network.get_decoder().layers[layer].register_forward_hook(self._add(torch.from_numpy(values)))
 
     def _add(self, values: torch.Tensor) -> object:
         def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:

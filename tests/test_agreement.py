@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from train.unsloth_model import CURRENT, HISTORY, Student  # isort: skip (Unsloth comes before transformers)
 
@@ -254,3 +256,19 @@ def test_four_bits_are_reported_without_a_bound(student: Student, tokenizer: Any
     config = resolve(None, "model.dtype=float32 train.load_in_4bit=true")[0]
     found = agree(student, sampled(student, examples(), gate=0.5), tokenizer, config, None)
     assert found.mean_bound is None and "4 bits" in str(found.note) and found.student is not None
+
+
+def test_the_page_names_places_that_are_there() -> None:
+    """Every file of the list of causes, and every function or class behind it."""
+    lines = (ROOT / "docs" / "agreement.md").read_text(encoding="utf-8").splitlines()
+    found = 0
+    for place in [line.split("|")[2] for line in lines if line.count("|") == 4]:
+        path = None
+        for word in re.findall(r"`([^`]+)`", place):
+            if word.endswith(".py"):
+                path, found = ROOT / word, found + 1
+                assert path.is_file(), word
+            elif path is not None:
+                name = re.escape(word.rpartition(".")[2])
+                assert re.search(rf"^\s*(?:(?:def|class) {name}\b|{name}\b.*=)", path.read_text(encoding="utf-8"), re.M), word  # fmt: skip
+    assert found > 40

@@ -16,8 +16,8 @@ from gen import baselines
 from shared.chat import end_of_turn, render
 from shared.errors import SteerHealError
 from shared.models import Model
-from shared.options import benchmark
 from shared.ratios import Side, interleave, interval, merge, met, ratio, read, show
+from shared.records import DATA
 from shared.vectors import Vector
 
 MACHINE, VERSIONS = {"cores": 2, "instruction_set": "avx2"}, {"python": "3.11"}
@@ -175,10 +175,11 @@ def test_baselines_steer_as_the_oracle_does(model: Model, tokenizer: object, vec
     assert (peer - plain).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("content", ["{}", '{"ratios": []}', "no"])
-def test_a_file_that_is_no_benchmark_is_refused_before_anything_is_measured(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("module", ["shared.bench", "gen.bench", "train.bench", "evals.bench"])
+def test_a_file_that_is_no_benchmark_is_refused_before_anything_is_measured(tmp_path: Path, module: str) -> None:
     out = tmp_path / "theirs.json"
-    out.write_text(content)
-    with pytest.raises(SteerHealError, match="a benchmark file could not be read"):
-        benchmark("train.bench", "Measure.", "little").parse_args(["--out", str(out)])
-    assert out.read_text() == content
+    out.write_text('{"ratios": []}')
+    needs = ["--vignettes", DATA / "vignettes.jsonl"] if module == "evals.bench" else []
+    done = command(module, *needs, "--out", out)
+    assert done.returncode == 2 and "a benchmark file could not be read" in done.stderr, done.stderr
+    assert out.read_text() == '{"ratios": []}'

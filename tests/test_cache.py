@@ -56,7 +56,8 @@ def scored(renderer: Renderer, items: list[Vignette] = ITEMS, read: Read = READ,
     for item in items:
         lp = np.log(draws.dirichlet(np.ones(8), (len(orders(read.debias)), read.samples)))[..., :7]
         texts = ["a thought\u2028\r over lines\n"] * len(orders(read.debias)) * read.samples
-        rows.append({**row(item, lp, read, 1.0, texts), "instrument": renderer.instrument.identity})
+        asked = {"instrument": renderer.instrument.identity, "template": renderer.chat.arguments}
+        rows.append({**row(item, lp, read, 1.0, texts), **asked})
     return rows
 
 

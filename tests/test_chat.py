@@ -312,5 +312,15 @@ def test_what_a_template_refuses_is_said() -> None:
         CHATS["gemma3"].ids([TURNS[1], TURNS[0]])
 
 
+def test_a_template_that_takes_contents_in_parts_alone_is_refused(tmp_path: Path) -> None:
+    """Text is a sequence of characters to it, none of which is a part: every question would be empty."""
+    parts = "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{{ part.text }}{% endfor %}\n{% endfor %}"
+    folder = write_tokenizer(FAMILIES["qwen2"], tmp_path)
+    (folder / "chat_template.jinja").write_text(parts)
+    with pytest.raises(SteerHealError, match="leaves out what the user says") as refused:
+        Chat.load(folder)
+    assert "rendered as 'user: " in str(refused.value.given)
+
+
 def test_every_family_is_tried() -> None:
     assert {*GOLDEN} == {*NAMES} and all(isinstance(family, Family) for family in FAMILIES.values())

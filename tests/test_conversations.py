@@ -279,12 +279,12 @@ def test_any_conversation(messages: list[dict[str, Any]], field: str, tmp_path: 
 
 def test_the_sampler_is_known_by_its_first_row(tmp_path: Path, tokenizer: Any) -> None:
     """Whatever stands before it."""
-    row = {"key": "a", "prompt_ids": [1], "completion_ids": [2], "text": "", "finish_reason": "stop", "coefficient": 1.0, "sample": 0, "seed": 1, "perplexity": None, "perplexity_last_quarter": None, "trait_llr": None, "distinct_3": None}  # fmt: skip
+    row = {"key": "a", "prompt_ids": [1], "completion_ids": [5, 2], "text": "", "finish_reason": "stop", "coefficient": 1.0, "sample": 0, "seed": 1, "perplexity": None, "perplexity_last_quarter": None, "trait_llr": None, "distinct_3": None}  # fmt: skip
     pair = json.dumps({"prompt": 'It says "completion_ids".', "completion": "b"})
     path = tmp_path / "rows.jsonl"
     for before in ("", "\n", "  \n\n", "\ufeff", "\ufeff\n"):
         path.write_text(before + json.dumps(row) + "\n")
-        assert [example.completion for example in load_examples(path, tokenizer, Config())] == [[2]]
+        assert [example.completion for example in load_examples(path, tokenizer, Config())] == [[5, 2]]
         path.write_text(before + pair + "\n")
         assert len(load_examples(path, tokenizer, Config())) == 1
     for broken, part in ((json.dumps(row)[:-1], "completion_ids"), (pair[:-1], "prompt (or messages), completion")):

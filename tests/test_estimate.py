@@ -132,7 +132,7 @@ def test_a_stage_half_made_is_expected_to_take_the_rest(tmp_path: Path, monkeypa
     windows = Windows(begun.round(1) / "sweep.jsonl")
     windows.open({}, rebuild=False, count=4)
     for index in range(3):
-        windows.write(index, [])
+        windows.write(index, b"")
     checkpoint = begun.round(1) / "healing" / "checkpoint-20"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text('{"max_steps": 40}')

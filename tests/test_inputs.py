@@ -101,7 +101,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_scores_of_a_data_set_of_the_hub_at_another_revision_are_stale(hub: Path, model: Model, tmp_path: Path) -> None:
     name = "somebody/something:train"
     run = built(tmp_path / "run", heldout=name)
-    with pytest.raises(SteerHealError, match="the revision of a data set could not be read"):
+    with pytest.raises(SteerHealError, match="a data set could not be found"):
         job_of(run, 1, "round", model)
     cached_set(hub, "a" * 40, [{"prompt": "x"}])
     job = job_of(run, 1, "round", model)

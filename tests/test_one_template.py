@@ -13,7 +13,11 @@ WORDS = {
     "added_tokens_decoder", "added_tokens_encoder", "get_added_vocab", "all_special_ids", "all_special_tokens",
 }  # fmt: skip
 READERS = {"chat.py", "template.py", "control.py", "thinking.py"}  # of shared
-MAKERS = {"embedded.py", "gguf.py"}  # they write the tokenizer of a folder that the chat then reads
+MAKERS = {
+    "embedded.py",
+    "dequantise.py",
+    "gguf_tokenizer.py",
+}  # they write the tokenizer of a folder that the chat then reads
 
 
 def read(source: str) -> set[str]:

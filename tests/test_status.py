@@ -63,7 +63,7 @@ def test_a_sweep_half_made_is_told_in_windows(run: Run) -> None:
     windows.open({"a": 1}, rebuild=False, count=5)
     half = status_of(run.folder).half
     assert half is not None and half.progress == "window 0 of 5"
-    windows.write(0, [])
+    windows.write(0, b"")
     windows.path(1).write_text("being written")
     half = status_of(run.folder).half
     assert half is not None and (half.round, half.stage, half.progress) == (1, "sweep", "window 1 of 5")

@@ -134,6 +134,20 @@ def test_op_equals_its_reference_in_plain_torch(dtype: torch.dtype) -> None:
     assert buffers.ran.tolist() == [0, 1], "runs with a steered row are counted"
 
 
+def test_a_batch_of_one_is_steered_as_its_tokens_are() -> None:
+    """Families without a model of vLLM's own run Transformers' modules, which return [1, tokens, hidden]."""
+    buffers = steering.Buffers.allocate([0], 1, 16, 8, torch.device("cpu"))
+    buffers.bank[0, 1], buffers.slot[:3], buffers.coefficient[:3] = torch.randn(8), 1, 0.5
+    steering.activate(buffers)
+    flat = torch.randn(3, 8)
+    batch = flat.clone()[None]
+    torch.ops.steer_heal.steer(flat, 0)
+    torch.ops.steer_heal.steer(batch, 0)
+    assert torch.equal(batch[0], flat)
+    with pytest.raises(RuntimeError, match=r"returns \[2, 3, 8\]"):
+        torch.ops.steer_heal.steer(batch.expand(2, 3, 8).clone(), 0)
+
+
 def test_a_report_compares_steps_with_runs_of_the_op() -> None:
     buffers = fresh()
     buffers.fill(["a"], [steering.Steer(1, 1.0, 0)], np.array([4]), np.array([0]))

@@ -13,6 +13,7 @@ from gen.windows import Windows
 from shared.errors import Exit, SteerHealError
 from shared.records import Completion, jsonl_line
 from shared.vectors import Vector
+from train.unfinished import Unfinished
 
 PLAN = {"prompts": "abc", "coefficients": [0.0, 1.0], "seed": "0", "versions": {"torch": "2"}}
 
@@ -89,6 +90,17 @@ def test_a_rebuild_begins_an_equal_plan_anew(tmp_path: Path) -> None:
     assert 0 not in rebuilt and not rebuilt.notes and not rebuilt.path(0).exists()
     rebuilt.write(0, lines(completion()))
     assert 0 in opened(out), "interrupted, it goes on without --rebuild"
+
+
+def test_a_rebuild_begins_an_unfinished_round_of_an_equal_recipe_anew(tmp_path: Path) -> None:
+    recipe = {"data": "abc"}
+    states = Unfinished(tmp_path / "healing", recipe).states("base")
+    states.touch()
+    assert Unfinished(tmp_path / "healing", recipe).states("base").exists()
+    assert not Unfinished(tmp_path / "healing", recipe, replace=True).states("base").exists()
+    states.touch()
+    Unfinished(tmp_path / "healing", recipe)
+    assert states.exists(), "interrupted, it goes on without --rebuild"
 
 
 def test_windows_of_another_kind_of_machine_are_not_gone_on_with(tmp_path: Path) -> None:

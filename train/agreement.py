@@ -8,13 +8,14 @@ where in the code, is listed in docs/agreement.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from shared.chat import Chat
 from shared.commands import command_of
 from shared.console import say
 from shared.errors import SteerHealError
@@ -62,40 +63,39 @@ class Compared:
         return Series(self.sampler.student - self.sampler.original, self.trainer.student - self.trainer.original)
 
 
-def agree(
-    student: Student, examples: Sequence[Example], tokenizer: Any, config: Config, again: str | None
-) -> Agreement:
+def agree(student: Student, examples: Sequence[Example], chat: Any, config: Config, again: str | None) -> Agreement:
     """Compare, say what was found, and return it.
 
     Args:
         student: before its first step, so that this round's adapter adds nothing.
         examples: all rows of the round, held out or not.
+        chat: of the model, or its tokenizer alone.
         again: the command that makes the rows again; None names the stage's help.
 
     Raises SteerHealError, naming the row, the token and the likely cause, where a row no longer has the token ids that were scored,
     where a difference is beyond the bound of the dtype, or where it is most of what the history does.
     """
-    again = again or command_of("gen.sweep", "--help")
+    chat, again = Chat.of(chat), again or command_of("gen.sweep", "--help")
     rows = [row for row in examples if row.logprobs is not None]
     if not rows:
         found = Agreement(rows=0, tokens=0, note="no row holds the sampler's log-probabilities: they are not a sweep's, or an earlier version's")  # fmt: skip
         say(f"sampler and trainer: {found.sentence()}")
         return found
-    _unchanged(rows, tokenizer, again)
+    _unchanged(rows, chat, again)
     compared = compare(student, rows, config)
     bound = None if config.train.load_in_4bit else _bound(student, config.model.dtype)
     found = Agreement(
         rows=len(rows),
         tokens=len(compared.sampler.student),
-        student=_difference(compared.sampler.student, compared.trainer.student, rows, tokenizer),
-        original=_difference(compared.sampler.original, compared.trainer.original, rows, tokenizer),
+        student=_difference(compared.sampler.student, compared.trainer.student, rows, chat.tokenizer),
+        original=_difference(compared.sampler.original, compared.trainer.original, rows, chat.tokenizer),
         effect=float(np.abs(compared.effect.original).mean()),
         mean_bound=bound and bound.mean,
         largest_bound=bound and bound.largest,
         note=None if bound else "no bound: the trainer's base is in 4 bits, the sampler's is not",
     )
     if bound:
-        _refuse(found, compared, bound, student, tokenizer, config, again)
+        _refuse(found, compared, bound, student, config, again)
     say(f"sampler and trainer agree, {found.sentence()}" if bound else f"sampler and trainer, {found.sentence()}")
     return found
 
@@ -137,20 +137,20 @@ def _difference(sampler: np.ndarray, trainer: np.ndarray, rows: Sequence[Example
     return Difference(mean=float(apart.mean()), largest=float(apart.max()), key=row.key, position=place, token=tokenizer.decode([row.completion[place]]))  # fmt: skip
 
 
-def _unchanged(rows: Sequence[Example], tokenizer: Any, again: str) -> None:
+def _unchanged(rows: Sequence[Example], chat: Chat, again: str) -> None:
     """Raise SteerHealError for a row whose token ids are not those that the sampler scored."""
     for row in rows:
         recorded = row.logprobs
         assert recorded is not None
         if recorded.ids == digest_of(row.prompt, row.completion) and len(recorded.student) == len(row.completion):
             continue
-        if (cause := _tokens(row, recorded.ids, tokenizer)) is not None:
+        if (cause := _tokens(row, recorded.ids, chat)) is not None:
             position, words = cause
             token = row.prompt[position] if position < len(row.prompt) else row.completion[0]
-            where = f"token {position} of its prompt, {tokenizer.decode([token])!r}"
+            where = f"token {position} of its prompt, {chat.tokenizer.decode([token])!r}"
         else:
             where, words = "a token of its prompt or completion", "the prompt was rendered again, with another template, system prompt or template arguments, or the row was edited"  # fmt: skip
-            if date := DATE.search(tokenizer.decode(row.prompt)):
+            if date := DATE.search(chat.tokenizer.decode(row.prompt)):
                 words = f"the prompt was rendered again by a template that prints the date (it says {date[0]}), or the row was edited"  # fmt: skip
         raise SteerHealError(
             "a row does not hold the tokens that the sampler scored",
@@ -160,24 +160,24 @@ def _unchanged(rows: Sequence[Example], tokenizer: Any, again: str) -> None:
         )
 
 
-def _tokens(row: Example, ids: str, tokenizer: Any) -> tuple[int, str] | None:
+def _tokens(row: Example, ids: str, chat: Chat) -> tuple[int, str] | None:
     """A cause that turns the row's token ids into the scored ones, with the place in the prompt; None where none does."""
-    bos = tokenizer.bos_token_id
     if digest_of(row.prompt[1:], row.completion) == ids:
         return 0, "one token too many at the start of the prompt: a double BOS"
-    if bos is not None and digest_of([bos, *row.prompt], row.completion) == ids:
+    before = {row.prompt[0]} if chat.bos_id is None else {row.prompt[0], chat.bos_id}
+    if any(digest_of([bos, *row.prompt], row.completion) == ids for bos in before):
         return 0, "the BOS before it is missing"
     return None
 
 
-def _refuse(found: Agreement, compared: Compared, bound: Bound, student: Student, tokenizer: Any, config: Config, again: str) -> None:  # fmt: skip
+def _refuse(found: Agreement, compared: Compared, bound: Bound, student: Student, config: Config, again: str) -> None:  # fmt: skip
     """Raise SteerHealError where a difference is too large."""
     assert found.student is not None and found.original is not None
     original = found.original
     limit = f"a mean difference of at most {bound.mean:g} and none above {bound.largest:g} nats in {config.model.dtype}"
     effect = max(float(np.abs(part).mean()) for part in compared.effect)
     if original.mean > bound.mean or original.largest > bound.largest:
-        name, worst, causes = "original", original, _original(compared, bound, student, tokenizer, config, again)
+        name, worst, causes = "original", original, _original(compared, bound, student, config, again)
         pair = compared.sampler.original, compared.trainer.original
     elif (
         found.student.mean > bound.mean
@@ -219,17 +219,18 @@ def _adapter(compared: Compared, again: str, history: bool) -> tuple[str, str]:
     return f"the sampler's student has {share:.0%} of the history's effect: a stale merge, of another history or other gates, or a merge rounded to its dtype", again  # fmt: skip
 
 
-def _original(compared: Compared, bound: Bound, student: Student, tokenizer: Any, config: Config, again: str) -> tuple[str, str]:  # fmt: skip
+def _original(compared: Compared, bound: Bound, student: Student, config: Config, again: str) -> tuple[str, str]:  # fmt: skip
     """Why originals differ, and the command that mends it: a supposed BOS too many or too few is tried on a few rows."""
     rows = compared.rows[:TRIED]
     wanted = compared.sampler.original[: sum(len(row.completion) for row in rows)]
-    tried: dict[str, tuple[list[int], int]] = {
-        "the sampler scored the prompt without its first token: it has no BOS, or the trainer a double BOS": ([], 1)
+    tried: dict[str, Callable[[list[int]], list[int]]] = {
+        "the sampler scored the prompt without its first token: it has no BOS, or the trainer a double BOS": lambda ids: (
+            ids[1:]
+        ),
+        "the sampler scored the prompt behind a second BOS: a double BOS": lambda ids: [ids[0], *ids],
     }
-    if (bos := tokenizer.bos_token_id) is not None:
-        tried["the sampler scored the prompt behind a second BOS: a double BOS"] = ([bos], 0)
-    for words, (before, skip) in tried.items():
-        changed = [Example([*before, *row.prompt[skip:]], row.completion, row.key) for row in rows]
+    for words, change in tried.items():
+        changed = [Example(change(row.prompt), row.completion, row.key) for row in rows]
         with student.only():
             apart = np.abs(logprobs(student, changed, config) - wanted)
         if apart.mean() <= bound.mean and apart.max() <= bound.largest:

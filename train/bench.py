@@ -6,13 +6,14 @@ import json
 import time
 
 from shared.cli import entry
-from shared.ratios import all_cores, closing, file
+from shared.ratios import all_cores, closing, file, refuse_foreign
 from train.commandline import bench_options
 
 
 def main() -> None:
     options = bench_options()
     arguments = options.parse_args()
+    refuse_foreign(arguments.out)
     from train.measures import loss, losses, memories, peak, step_times
 
     all_cores()

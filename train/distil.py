@@ -30,6 +30,7 @@ from shared.records import write_jsonl
 from shared.schema import Config, TrainConfig
 from shared.sources import origin_of
 from train.agreement import agree
+from train.arguments import reporters
 from train.data import Example, collate, held_out, identity, known, load
 from train.diagnosis import Finding, diagnose
 from train.live import Live
@@ -37,7 +38,7 @@ from train.objective import aggregate
 from train.reference import States, divergence, reference_states
 from train.selftest import self_test
 from train.tokens import token_rows
-from train.trainer import HealTrainer, reporters
+from train.trainer import HealTrainer
 from train.unfinished import CONTENT, LOGS, Unfinished, begun_on
 
 VERSION = 1
@@ -101,7 +102,7 @@ def distil(
     known(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
-    agreement = agree(student, rows, chat.tokenizer, config, again)
+    agreement = agree(student, rows, chat, config, again)
     with student.only():
         # in the host's memory: it is kept for as long as the training runs
         original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()

@@ -143,20 +143,20 @@ def ambiguous(body: bytes) -> str | None:
     twice: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for name, value in pairs:
-            if name in found:
+            if name in fields:
                 twice.append(name)
-            found[name] = value
-        return found
+            fields[name] = value
+        return fields
 
     try:
-        found = json.loads(body, object_pairs_hook=once)
+        request = json.loads(body, object_pairs_hook=once)
     except (ValueError, RecursionError):
         return None
     if twice:
         return f"the body has the key {twice[0]!r} twice in one object, and all but the last would be dropped: leave one out"
-    asked = found.get("vllm_xargs") if isinstance(found, dict) else None
+    asked = request.get("vllm_xargs") if isinstance(request, dict) else None
     for name, value in asked.items() if isinstance(asked, dict) else ():
         if isinstance(value, bool):
             return f"vllm_xargs.{name} is {str(value).lower()}, which is no number and no text"

@@ -12,6 +12,7 @@ from typing import Any
 from gen.students import Student
 from shared.commands import setting
 from shared.errors import SteerHealError
+from shared.models import Model
 
 # Compiling is no faster here and takes minutes. 32 is the smallest block of vLLM's CPU attention, and the prompts are short. Steps
 # of at most 512 tokens keep their activations in the processor's caches: 5 % less time a sweep than prefilling all of it at once.
@@ -22,6 +23,7 @@ CPU: dict[str, Any] = {
     "max_num_batched_tokens": 512,
     "max_num_seqs": 128,
 }
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # keys of configurations of mixtures of experts
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks vLLM has kernels for
 
 
@@ -58,6 +60,8 @@ def lora_options(students: Sequence[Student]) -> dict[str, Any]:
             expected=f"at most {LORA_RANKS[-1]}",
             next=f"serve it merged: {setting('model.student=merged')}",
         )
+    for student in students:
+        _no_experts_on_a_cpu(student)
     return {
         "enable_lora": True,
         "max_lora_rank": found,
@@ -66,6 +70,22 @@ def lora_options(students: Sequence[Student]) -> dict[str, Any]:
         # Left to itself vLLM wraps the head as well, whose adapter code cannot score prompts.
         "lora_target_modules": sorted({module for student in students for module in student.modules}),
     }
+
+
+def _no_experts_on_a_cpu(student: Student) -> None:
+    """Raise SteerHealError for an adapter over a mixture of experts where there is no GPU: vLLM has Triton kernels alone for it,
+    whichever modules the adapter changes."""
+    import torch
+
+    config = Model(str(student.folder), student.folder, None).text_config
+    experts = next((key for key in EXPERTS if config.get(key)), None)
+    if student.adapter is not None and experts is not None and not torch.cuda.is_available():
+        raise SteerHealError(
+            "vLLM serves no adapter over a mixture of experts on a CPU",
+            given=f"{student.adapter} over {student.folder}, {experts} = {config[experts]}",
+            expected="a GPU, or a student that is merged into its weights",
+            next=f"serve it merged: {setting('model.student=merged')}",
+        )
 
 
 def set_environment() -> None:

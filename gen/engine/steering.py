@@ -160,6 +160,8 @@ def reference(hidden: torch.Tensor, bank: torch.Tensor, slot: torch.Tensor, coef
 def _steer(hidden: torch.Tensor, row: int) -> None:
     buffers = _active
     assert buffers is not None, "steering buffers are not allocated"
+    if hidden.dim() == 3 and hidden.shape[0] == 1:  # vLLM runs Transformers' own modules (OLMo-2) over a batch of one
+        hidden = hidden[0]
     if hidden.dim() != 2 or hidden.shape[1] != buffers.bank.shape[2]:
         raise RuntimeError(f"a steered layer returns {list(hidden.shape)}, not [tokens, {buffers.bank.shape[2]}]")
     slot = buffers.slot[: hidden.shape[0]]

@@ -84,6 +84,19 @@ class Steering(WorkerBase):
         self.steering.forget()
         return times
 
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """vLLM's own, but that experts on the CPU are packed for their kernel again.
+
+        vLLM packs them when it sets the kernel up, which it leaves out at a reload: the kernel would read the new weights, which
+        are not packed, as packed ones, and answer nonsense without an error.
+        """
+        if self.model_runner.device.type == "cpu":
+            for module in self.model_runner.get_model().modules():
+                method: Any = getattr(module, "quant_method", None)
+                if getattr(method, "moe_kernel", None) is not None:
+                    method.moe_kernel = None
+        super().reload_weights(*args, **kwargs)
+
     def steer_patch(self, on: bool) -> list[str]:
         """Put the patch on, or take it off: stock layer classes and stock runner methods. Returns the names of its layers."""
         if on == self.patch_on:
