@@ -76,10 +76,14 @@ class Estimates:
     def ended(self, key: Key, manifest: Manifest) -> None:
         """A step has this manifest: its stage's ratio from now on, unless it made a part of its work alone, and it is to do no longer."""
         predicted = self.predicted.pop(key, None)
-        # the filter's start-up says nothing of the machine, nor do the 0 seconds of a stage that a study took from another run
-        telling = manifest.seconds > 0 and key[2] != "filter"
-        if predicted and telling and key not in self.resumed and made_all(manifest):
-            self.ratios[key[2]] = manifest.seconds / predicted
+        # the filter's start-up says nothing of the machine
+        if predicted and key[2] != "filter" and key not in self.resumed and made_all(manifest):
+            self.learn(key[2], manifest, predicted)
+
+    def learn(self, stage: str, manifest: Manifest, predicted: float) -> None:
+        """Correct by what a stage took, unless that is nothing: a manifest that was made by hand, or with a clock that was set back."""
+        if manifest.seconds > 0:
+            self.ratios[stage] = manifest.seconds / predicted
 
     def left(self, steps: Iterable[Step] | None = None) -> float:
         """Seconds of these steps, or of all that are still to do."""
@@ -222,8 +226,7 @@ def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | s
                 path = run.manifest(round_, stage)
                 manifest = read_manifest(path, f"remove {path}")
                 if {key: manifest.hardware.get(key) for key in here} == here and made_all(manifest):
-                    predicted = predict(work_of(run, round_, stage), stage, speed)
-                    estimates.ratios[stage] = manifest.seconds / predicted
+                    estimates.learn(stage, manifest, predict(work_of(run, round_, stage), stage, speed))
 
 
 def to_go(seconds: float) -> str:
