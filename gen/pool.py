@@ -140,26 +140,21 @@ class Pool:
                     break
                 ended = False  # a window came back behind the last one
                 continue
-            for worker, message in self._step():
-                at = self._at.pop(worker)
-                assert at.item is not None
-                index = at.item[0]
+            for worker, item, message in self._step():
+                index = item[0]
                 if isinstance(message, Made):
-                    self._took.append(self.clock() - at.since)
-                    self._idle.append(worker)
                     yield index, message.rows
-                elif isinstance(message, Lost):
-                    losses[index] += 1
-                    reasons[index] = message.reason
-                    aside = losses[index] >= TRIES
-                    say(
-                        f"window {index + 1}: worker {worker} is lost ({message.reason}); "
-                        + ("set aside" if aside else "another worker makes it")
-                    )
-                    if not aside:
-                        again.append(at.item)
-                        ended = False
-                    self._start()
+                    continue
+                losses[index] += 1
+                reasons[index] = message.reason
+                aside = losses[index] >= TRIES
+                say(
+                    f"window {index + 1}: worker {worker} is lost ({message.reason}); "
+                    + ("set aside" if aside else "another worker makes it")
+                )
+                if not aside:
+                    again.append(item)
+                    ended = False
         if hopeless := sorted(index for index, count in losses.items() if count >= TRIES):
             raise SteerHealError(
                 "a window of the sweep loses every worker that makes it",
@@ -179,26 +174,38 @@ class Pool:
     def _start(self) -> None:
         self._at[self.executor.start()] = _At(self.clock())
 
-    def _step(self) -> list[tuple[int, Made | Lost]]:
-        """Wait a moment; what became of windows at work. Workers that start, fail to, or hang are seen to here."""
-        news: list[tuple[int, Made | Lost]] = []
-        told: dict[int, Message] = {}
-        for worker, message in [*self.executor.wait(1.0), *self._overdue()]:
-            told.setdefault(worker, message)  # one that answered late has answered
-        for worker, message in told.items():
-            if worker not in self._at:
-                continue
-            if isinstance(message, Refused):
-                raise message.error
-            if self._at[worker].item is not None:
-                assert not isinstance(message, Ready)
-                news.append((worker, message))
-            elif isinstance(message, Ready):
-                self._admit(worker, message.about)
-            else:
-                assert isinstance(message, Lost)
-                self._not_started(worker, message.reason)
-        return news
+    def _step(self) -> list[tuple[int, Item, Made | Lost]]:
+        """Wait a moment; what became of windows at work. Workers that start, fail to, or die while idle are seen to here."""
+        heard = [(worker, self._heard(worker, message)) for worker, message in self.executor.wait(1.0)]
+        # behind the answers: a worker that answered late has answered
+        heard += [(worker, self._heard(worker, message)) for worker, message in self._overdue()]
+        return [(worker, *end) for worker, end in heard if end is not None]
+
+    def _heard(self, worker: int, message: Message) -> tuple[Item, Made | Lost] | None:
+        """Take note of a message; the window that it ends, with itself, or None."""
+        if worker in self._idle and isinstance(message, Lost):
+            self._idle.remove(worker)
+            self._start()
+            return None
+        at = self._at.get(worker)
+        if at is None:
+            return None
+        if isinstance(message, Refused):
+            raise message.error
+        if isinstance(message, Ready):
+            self._admit(worker, message.about)
+            return None
+        del self._at[worker]
+        if at.item is None:
+            assert isinstance(message, Lost)
+            self._not_started(worker, message.reason)
+            return None
+        if isinstance(message, Made):
+            self._took.append(self.clock() - at.since)
+            self._idle.append(worker)
+        else:
+            self._start()
+        return at.item, message
 
     def _overdue(self) -> list[tuple[int, Message]]:
         limit = (
@@ -233,7 +240,6 @@ class Pool:
         say(f"worker {worker}: process {about['process']} on {about['host']}, ready in {about['start_seconds']:.0f} s")
 
     def _not_started(self, worker: int, reason: str) -> None:
-        del self._at[worker]
         self._died_early += 1
         say(f"worker {worker} did not start: {reason}")
         if self._died_early < 2 * self.size + 1:

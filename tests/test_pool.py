@@ -109,6 +109,24 @@ def test_a_window_that_kills_its_workers_is_set_aside_and_named() -> None:
     assert not executor.alive
 
 
+def test_a_worker_that_dies_behind_its_window_is_replaced() -> None:
+    """Both messages may come at once, and the window counts as made."""
+
+    class Short(Simulated):
+        def wait(self, seconds: float) -> list[tuple[int, Message]]:
+            news = super().wait(seconds)
+            ends = [(worker, Lost("killed by signal 9")) for worker, message in news if isinstance(message, Made)]
+            self.alive -= {worker for worker, _ in ends}
+            return [*news, *ends]
+
+    executor = Short()
+    crew = pool(executor, 2)
+    crew.begin()
+    assert sorted(index for index, _ in crew.make((index, window(index)) for index in range(6))) == list(range(6))
+    crew.close()
+    assert not executor.alive
+
+
 def test_workers_that_differ_are_refused_by_name() -> None:
     executor = Simulated()
     other = Ready(executor.about(2, host="cousin", place={**PLACE, "code": "other"}))
