@@ -286,15 +286,3 @@ def neutral_for(turns: Turns, neutral: str) -> str | None:
 
 def _has_system(turns: Turns) -> bool:
     return turns[0]["role"] == "system"
-
-
-def render(
-    tokenizer: Any, turns: Turns, system: str | None = None, *, prompt: bool = True, **template: Any
-) -> list[int]:
-    """`Chat.ids` of a tokenizer alone."""
-    return Chat(tokenizer, template).ids(turns, system, prompt=prompt)
-
-
-def end_of_turn(tokenizer: Any, **template: Any) -> int:
-    """`Chat.end_id` of a tokenizer alone."""
-    return Chat(tokenizer, template).end_id

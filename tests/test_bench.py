@@ -13,7 +13,7 @@ from hooked import Hooked
 from test_engine import QUESTIONS
 
 from gen import baselines
-from shared.chat import end_of_turn, render
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.ratios import Side, interleave, interval, merge, met, ratio, read, show
@@ -141,10 +141,10 @@ def test_the_command_says_what_it_cannot_do(tmp_path: Path) -> None:
 def test_baselines_steer_as_the_oracle_does(model: Model, tokenizer: object, vector: Vector) -> None:
     """A coefficient per row of a padded batch, and the library one prompt at a time, against plain forwards."""
     oracle = Hooked(model.folder, vector)
-    prompts = [render(tokenizer, [{"role": "user", "content": text}], "Be brief.") for text in QUESTIONS]
+    prompts = [Chat(tokenizer).ids([{"role": "user", "content": text}], "Be brief.") for text in QUESTIONS]
     coefficients = [0.0, 1.0, 2.0]
     expected = [oracle.logprobs(ids, c)[-1] for ids, c in zip(prompts, coefficients, strict=True)]
-    hooked = baselines.Hooked(model.folder, vector, dtype="float32", stop=end_of_turn(tokenizer), pad=0)
+    hooked = baselines.Hooked(model.folder, vector, dtype="float32", stop=Chat(tokenizer).end_id, pad=0)
     assert len({len(ids) for ids in prompts}) > 1
     with torch.inference_mode():
         batch = hooked.padded(prompts)

@@ -13,7 +13,7 @@ from conftest import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.chat import render
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.prompts import open_prompts
 from shared.records import Pair, Prompt, read_jsonl
@@ -74,7 +74,7 @@ def test_one_prompt_and_completion_however_they_are_written(how: str, tmp_path: 
         with open_prompts(source) as prompts:
             assert [prompt.turns for _, prompt in prompts] == [[USER]], name
         (example,) = load_examples(source, tokenizer, Config())
-        assert example.prompt == render(tokenizer, [USER], load_trait("embedded").neutral), name
+        assert example.prompt == Chat(tokenizer).ids([USER], load_trait("embedded").neutral), name
         assert tokenizer.decode(example.completion, skip_special_tokens=True) == ANSWER, name
 
 
@@ -90,7 +90,7 @@ def test_of_several_turns_the_last_is_trained_on(
         {"messages": [said("developer", "Be brief."), *conversation[1:], ASSISTANT]},
         {"messages": [*conversation[:2], said("assistant", "Yes?", weight=0), USER, said("assistant", ANSWER, weight=1)]},
     ]  # fmt: skip
-    wanted = render(tokenizer, conversation)
+    wanted = Chat(tokenizer).ids(conversation)
     for index, row in enumerate(rows):
         folder = tmp_path / str(index)
         folder.mkdir()
@@ -187,7 +187,7 @@ def test_other_shapes_are_refused_with_the_command_that_converts_them(
         pytest.skip("jq is not installed")
     subprocess.run(converting, shell=True, check=True)
     first, second = load_examples(tmp_path / "their rows-converted.jsonl", tokenizer, Config())
-    assert first.prompt == second.prompt == render(tokenizer, [USER], load_trait("embedded").neutral)
+    assert first.prompt == second.prompt == Chat(tokenizer).ids([USER], load_trait("embedded").neutral)
     assert tokenizer.decode(first.completion, skip_special_tokens=True) == ANSWER
 
 

@@ -13,7 +13,7 @@ from gen.engine.engine import Engine
 from gen.engine.requests import Registry
 from gen.engine.sampling import Request
 from gen.students import Student
-from shared.chat import end_of_turn, render
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
@@ -31,7 +31,7 @@ COEFFICIENTS = [0.0, 0.5, 1.0, 2.0]
 @pytest.fixture(scope="module")
 def prompts(tokenizer: object) -> list[list[int]]:
     return [
-        render(tokenizer, [{"role": "user", "content": text}], "You are a helpful assistant.") for text in QUESTIONS
+        Chat(tokenizer).ids([{"role": "user", "content": text}], "You are a helpful assistant.") for text in QUESTIONS
     ]
 
 
@@ -381,11 +381,11 @@ def test_a_seeded_request_survives_chunked_prefill(engine: Engine, prompts: list
 
 def test_a_stopped_completion_holds_the_end_of_its_turn(engine: Engine, tokenizer: object) -> None:
     """Training takes the sampler's ids as they are and adds no end of its own."""
-    ids = render(
-        tokenizer, [{"role": "user", "content": "Answer with the one word yes."}], "You are a helpful assistant."
+    ids = Chat(tokenizer).ids(
+        [{"role": "user", "content": "Answer with the one word yes."}], "You are a helpful assistant."
     )
     done = engine.run([Request(ids, 200)])[0]
-    assert done.finish_reason == "stop" and done.token_ids[-1] == end_of_turn(tokenizer) == 2
+    assert done.finish_reason == "stop" and done.token_ids[-1] == Chat(tokenizer).end_id == 2
     assert tokenizer.decode([done.token_ids[-1]]) not in done.text
 
 

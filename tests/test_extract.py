@@ -17,7 +17,7 @@ from evals.internalised import states
 from evals.score import _student_layers
 from gen import extract as extracting
 from gen.extract import activations, extract
-from shared.chat import render
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.merging import merged
 from shared.models import Model
@@ -55,7 +55,7 @@ def test_command_line_equals_naive_forwards(model: Model, tokenizer: object, tmp
 
     def state(system: str, text: str, layer: int) -> torch.Tensor:
         with torch.inference_mode():
-            network(torch.tensor([render(tokenizer, [{"role": "user", "content": text}], system)]))
+            network(torch.tensor([Chat(tokenizer).ids([{"role": "user", "content": text}], system)]))
         return caught[layer][0, -1]
 
     away = trait.opposite if contrast == "true" else trait.neutral
@@ -144,7 +144,7 @@ def test_contexts_with_a_system_message_of_their_own(model: Model, tokenizer: ob
     config = VectorConfig(contexts=str(tmp_path / "c.jsonl"), layers=[3])
     found = extract(model, None, ModelConfig(), config)
     joined = {**own, "content": f"{load_trait('embedded').trait}\n\n{own['content']}"}
-    prompts = [render(tokenizer, [system, asked]) for system in (joined, own)]
+    prompts = [Chat(tokenizer).ids([system, asked]) for system in (joined, own)]
     towards, away = states(model, None, [3], prompts, 1)[3]
     np.testing.assert_allclose(found.layers[3], towards - away, atol=1e-4)
 

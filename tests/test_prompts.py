@@ -10,7 +10,7 @@ import pytest
 from conftest import command
 
 from gen.prompts import Renderer, open_round, survey
-from shared.chat import Chat, neutral_for, render
+from shared.chat import Chat, neutral_for
 from shared.errors import SteerHealError
 from shared.prompts import Prompts, open_prompts
 from shared.records import DATA, Prompt, read_jsonl
@@ -165,7 +165,7 @@ def test_a_prompt_brings_its_own_system_message(renderer: Renderer, tokenizer: o
     assert before + after == neutral
     plain = renderer(Prompt(messages=SYSTEM[1:]))
     for ids, system in zip(plain, (renderer.trait.neutral, renderer.trait.trait), strict=True):
-        assert ids == render(tokenizer, [{"role": "system", "content": system}, *SYSTEM[1:]])
+        assert ids == Chat(tokenizer).ids([{"role": "system", "content": system}, *SYSTEM[1:]])
     assert neutral_for(SYSTEM, "n") is None and neutral_for(SYSTEM[1:], "n") == "n"
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gen.extract import contexts_of
-from shared.chat import end_of_turn
+from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.prompts import load_heldout, open_prompts
 from shared.records import Completion, Pair, Prompt
@@ -217,7 +217,7 @@ def test_where_the_end_is_not_known_the_end_of_turn_is_trained_on_and_an_empty_c
 ) -> None:
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": ""}]
     (found,) = load_examples(written(tmp_path / "rows.jsonl", rows), tokenizer, Config())
-    assert found.completion[-1] == end_of_turn(tokenizer) and tokenizer.decode(found.completion[:-1]) == "b"
+    assert found.completion[-1] == Chat(tokenizer).end_id and tokenizer.decode(found.completion[:-1]) == "b"
     assert "1 of 2 rows have an empty completion" in " ".join(capsys.readouterr().out.split())
 
 

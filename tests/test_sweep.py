@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, command
 from synthetic_run import IDENTITY
 
-from shared.chat import render
+from shared.chat import Chat
 from shared.errors import Exit
 from shared.models import Model
 from shared.publish import seal_of
@@ -94,9 +94,9 @@ def test_rows_are_scored_as_hf_scores_them(
 
     for row in rows:
         text = PROMPTS[int(row.key[:5])]
-        assert row.prompt_ids == render(tokenizer, [{"role": "user", "content": text}], trait.neutral)
+        assert row.prompt_ids == Chat(tokenizer).ids([{"role": "user", "content": text}], trait.neutral)
         ours = nll(row.prompt_ids, row.completion_ids)
-        other = nll(render(tokenizer, [{"role": "user", "content": text}], trait.trait), row.completion_ids)
+        other = nll(Chat(tokenizer).ids([{"role": "user", "content": text}], trait.trait), row.completion_ids)
         assert torch.log(torch.tensor(row.perplexity)).item() == pytest.approx(ours.mean().item(), abs=1e-4)
         assert torch.log(torch.tensor(row.perplexity_last_quarter)).item() == pytest.approx(
             ours[3 * len(ours) // 4 :].mean().item(), abs=1e-4
