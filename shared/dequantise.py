@@ -6,7 +6,6 @@ at a time makes it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from shared.gguf_header import Header, state_of
 from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, refuse_weights, text_config
 from shared.gguf_tokenizer import tokenizer_of
 from shared.locks import held
-from shared.machine import GIB
+from shared.machine import GIB, free_disk
 from shared.publish import atomic_folder, digest
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ def dequantised(header: Callable[[], Header], folder: Path) -> Path:
 
 def _room(header: Header, folder: Path) -> None:
     """Raise SteerHealError where the disk is too small for the dequantised weights."""
-    place = next(parent for parent in folder.absolute().parents if parent.exists())
-    needed, free = bytes_of(header), shutil.disk_usage(place).free
+    needed, (free, place) = bytes_of(header), free_disk(folder)
     if free < needed:
         raise SteerHealError(
             "there is too little room to dequantise a GGUF file",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence, Set
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from shared.console import console, number, say, table
 from shared.errors import Exit, SteerHealError
-from shared.machine import GIB, hardware, memory_available
+from shared.machine import GIB, free_disk, hardware, memory_available
 from shared.models import cache_folder
 from shared.progress import half_made, in_minutes
 from shared.records import Manifest, read_manifest
@@ -242,8 +241,8 @@ def _room(folder: Path, need: Need, *, on_gpu: bool) -> None:
     """Raise SteerHealError where a disk is too small or the memory far too small; warn where it is close."""
     scores = 0.05 * need.disk  # rows of scores, which the cache takes
     for place, size in ((folder, need.disk), (cache_folder(), scores + need.cache)):
-        parent = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
-        if (free := shutil.disk_usage(parent).free) < size:
+        free, parent = free_disk(place)
+        if free < size:
             raise SteerHealError(
                 "there is too little room on a disk",
                 given=f"{free / GIB:.1f} GiB free at {parent}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -147,3 +148,9 @@ def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
             except (OSError, ValueError):  # no limit: there is no such file, or it says max
                 continue
     return left
+
+
+def free_disk(path: Path) -> tuple[int, Path]:
+    """Bytes that are free for a file or folder that need not be there yet, and the nearest folder above it that is."""
+    place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(place).free, place

@@ -17,7 +17,6 @@ import torch
 from conftest import ROOT, command
 
 from shared import config as configuration
-from shared import dequantise
 from shared.chat import Chat
 from shared.errors import Exit, SteerHealError
 from shared.estimate import needed
@@ -222,7 +221,7 @@ def test_a_file_that_changes_meanwhile_is_refused(llama: Any, tmp_path: Path, ca
 
 def test_room_is_looked_for_before(llama: Any, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = gguf_files.write(tmp_path / "m.gguf", "llama", llama)
-    monkeypatch.setattr(dequantise.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(SteerHealError, match="too little room") as refused:
         _ = resolve(str(path)).folder
     assert refused.value.code is Exit.MACHINE and "0.0 GB free" in str(refused.value.given)
