@@ -16,7 +16,6 @@ from shared.machine import cores
 
 # settings of the driver that a worker needs as well; Ray's workers have the environment of `ray start`
 PASSED = ("STEER_HEAL_", "VLLM_", "HF_", "TRANSFORMERS_", "GOMP_")
-CONNECT_SECONDS = 60
 
 
 def threads_of_worker() -> int:

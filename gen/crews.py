@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gen.job import Job, place
@@ -15,7 +15,7 @@ from gen.students import Student
 from shared.commands import setting
 from shared.console import console
 from shared.errors import SteerHealError
-from shared.records import Completion, jsonl_line
+from shared.records import Completion, as_jsonl
 
 if TYPE_CHECKING:
     from gen.engine.engine import Engine
@@ -62,7 +62,7 @@ class Alone:
     def make(self, work: Iterable[Item], advance: Advance) -> Iterator[tuple[int, bytes]]:
         for index, planned in work:
             assert self._sampler is not None
-            yield index, "".join(map(jsonl_line, self._sampler(planned, advance))).encode()
+            yield index, as_jsonl(self._sampler(planned, advance))
 
     def rows(self, planned: Sequence[Planned]) -> list[Completion]:
         assert self._sampler is not None
@@ -115,8 +115,9 @@ def employ(job: Job, renderer: Renderer) -> Iterator[Crew]:
         from gen.cluster import Cluster, threads_of_worker
         from gen.recipe import Recipe
 
-        with Cluster(Recipe.of(job, renderer.chat.day, threads_of_worker()), address, size) as executor:
-            yield from _closing(Workers(executor, size, None))
+        recipe = Recipe.of(job, renderer.chat.day, threads_of_worker())
+        with Cluster(recipe, address, size) as cluster, closing(Workers(cluster, size, None)) as crew:
+            yield crew
     elif size > 1:
         from gen.local import Local, devices_here, threads_of
         from gen.recipe import Recipe
@@ -129,13 +130,9 @@ def employ(job: Job, renderer: Renderer) -> Iterator[Crew]:
                 expected="one GPU for each worker",
                 next=f"{setting(f'sweep.workers={len(devices)}')}, or name a cluster: {setting('cluster.address=HOST:PORT')}",
             )
-        yield from _closing(Workers(Local(Recipe.of(job, renderer.chat.day, threads_of(size)), devices), size, place()))
+        local = Local(Recipe.of(job, renderer.chat.day, threads_of(size)), devices)
+        with closing(Workers(local, size, place())) as crew:
+            yield crew
     else:
-        yield from _closing(Alone(job, renderer))
-
-
-def _closing(crew: Any) -> Iterator[Any]:
-    try:
-        yield crew
-    finally:
-        crew.close()
+        with closing(Alone(job, renderer)) as alone:
+            yield alone

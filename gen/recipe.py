@@ -23,7 +23,7 @@ from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.machine import cores, peak_memory
 from shared.models import Model, resolve
-from shared.records import Prompt, jsonl_line
+from shared.records import Prompt, as_jsonl
 from shared.schema import Config
 from shared.traits import Trait, load_trait
 from shared.vectors import Vector, load_vector
@@ -115,7 +115,7 @@ class Maker:
 
     def make(self, rows: Sequence[Planned]) -> bytes:
         """The completions of planned rows, in their order, as lines of JSONL."""
-        return "".join(map(jsonl_line, self._sampler(rows, lambda *_: None))).encode()
+        return as_jsonl(self._sampler(rows, lambda *_: None))
 
 
 def as_plain(rows: Sequence[Planned]) -> list[dict[str, Any]]:

@@ -48,7 +48,6 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     config, samples = job.config, job.config.sweep.samples
     check_coefficients(job.coefficients)
     trait = load_trait(config.vector.trait)
-    next(iter(job.prompts), None)  # prompts that cannot be read are refused before the tokenizer's imports
     done = Windows(job.out)
     day = job.day or (None if rebuild else done.day())
     renderer = Renderer(Chat.load(job.origin.folder, config.model.chat_template_kwargs, day), trait)
@@ -228,9 +227,8 @@ def main() -> None:
 
     load_trait(config.vector.trait)
     with open_prompts(arguments.prompts) as prompts:
-        for (
-            _
-        ) in prompts:  # a bad row is refused before a lock makes the output's folder, and before a tokenizer is loaded
+        # a bad row is refused before a lock makes the output's folder, and before a tokenizer is loaded
+        for _ in prompts:
             pass
         hold(out)
         sweep(

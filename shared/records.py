@@ -317,6 +317,11 @@ def jsonl_line(row: BaseModel | dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def as_jsonl(rows: Iterable[BaseModel | dict[str, Any]]) -> bytes:
+    """Rows as `write_jsonl` writes them."""
+    return "".join(map(jsonl_line, rows)).encode()
+
+
 def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
     """Write rows as `writing_jsonl` does."""
     with writing_jsonl(path) as write:
