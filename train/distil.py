@@ -132,7 +132,9 @@ def distil(
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
         raise _changed("the frozen history", "its factors are not those of before the training")
     findings = diagnose(trainer.rows, start, train)
-    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, agreement, findings, unfinished, loaded.left_out, before / trainer.state.global_step)  # fmt: skip
+    # a training that had stopped early before it was interrupted takes no further step: its count stays 0
+    steps = trainer.state.global_step or before
+    distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, agreement, findings, unfinished, loaded.left_out, before / steps)  # fmt: skip
     write_json(unfinished.folder / "training.json", {**_summary(distilled, config, trainer.lam), "data": origin})
     shown = token_rows(
         student, examples[:PROBE], references, chat.tokenizer, train.divergence, train.batch_size, train.chunk
