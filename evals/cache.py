@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evals.answers import answers
-from evals.forced_choice import Condition, Free, Read
-from evals.instrument import Renderer, orders
+from evals.measures.forced_choice.answers import answers
+from evals.measures.forced_choice.ask import Condition, Free, Read
+from evals.measures.forced_choice.instrument import Renderer, orders
 from evals.rows import Generation, ScoreRow
 from gen.prompts import Renderer as PromptRenderer
 from shared.code import code_digest

@@ -10,8 +10,8 @@ from typing import Any
 from rich.markup import escape
 
 from evals.cache import Cache
-from evals.forced_choice import Condition, Free, Read, forced_choice, reads
-from evals.instrument import Renderer
+from evals.measures.forced_choice.ask import Condition, Free, Read, forced_choice, reads
+from evals.measures.forced_choice.instrument import Renderer
 from evals.rows import ONCE
 from gen.students import Student
 from shared.console import console, counting

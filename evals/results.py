@@ -12,12 +12,12 @@ import numpy as np
 from evals.coherence import LOOPS, Measures, parts
 from evals.coherence import verdict as coherence_verdict
 from evals.costs import SMALLEST_SHIFT, cost, retain, surgical, surgical_care
-from evals.moved import Shift, detectable, shifts
-from evals.positions import left_by_reversal, order_effect, position_effect, reliability
+from evals.measures.forced_choice.moved import Shift, detectable, shifts
+from evals.measures.forced_choice.positions import left_by_reversal, order_effect, position_effect, reliability
+from evals.measures.free_text.texts import Texts, text_delta, text_levels
 from evals.rows import ONCE, ConditionLine, Generation
 from evals.scored import Round, texts_of
 from evals.statistics import Answers, Estimate, deltas, levels, pair
-from evals.texts import Texts, text_delta, text_levels
 from evals.verdict import broken, preflight, verdict
 from shared.commands import round_command
 from shared.errors import SteerHealError

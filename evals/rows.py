@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from evals.instrument import orders
-from evals.labels import answer_of
+from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.labels import answer_of
 from shared.records import (
     ROUNDED,
     Cosine,
@@ -83,7 +83,7 @@ class SweepLine(Record):
 
 
 class StudentLayer(Record):
-    """A layer of the student's own shift; see evals.internalised."""
+    """A layer of the student's own shift; see evals.measures.activations."""
 
     layer: Count
     norm_ratio: Annotated[Number, Field(ge=0)]
@@ -122,7 +122,7 @@ class Scores(Record):
 
 
 class ScoreRow(Record):
-    """A row of evals.score; setting and numbers as evals.forced_choice.row gives them, model the fingerprint of the original."""
+    """A row of evals.score; setting and numbers as evals.measures.forced_choice.ask.row gives them, model the fingerprint of the original."""
 
     known_by = ("name", "id")
     id: str

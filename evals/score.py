@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from evals.cache import of_answers, of_generations
-from evals.checks import fits
 from evals.commandline import score_options
 from evals.conditions import (
     after_training,
@@ -21,11 +20,12 @@ from evals.conditions import (
     randoms,
     refuse_duplicate_conditions,
 )
-from evals.forced_choice import Read
-from evals.generations import Generations
-from evals.instrument import Renderer, load_instrument
-from evals.internalised import states, student_vector
-from evals.moralmaps import installed_revision
+from evals.measures.activations import states, student_vector
+from evals.measures.forced_choice.ask import Read
+from evals.measures.forced_choice.checks import fits
+from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.moralmaps import installed_revision
+from evals.measures.free_text.generations import Generations
 from gen.extract import contexts_of
 from gen.filter import by_coefficient
 from gen.prompts import Renderer as PromptRenderer

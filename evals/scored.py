@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from evals.agree import counted, one_thing, recorded
-from evals.answers import answers as answers_of
-from evals.answers import refuse
+from evals.measures.forced_choice.answers import answers as answers_of
+from evals.measures.forced_choice.answers import refuse
+from evals.measures.free_text.texts import Texts
 from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, TokenRow, TrainingStep
 from evals.statistics import Answers
-from evals.texts import Texts
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from evals import cache as caching
 from evals.cache import Cache, of_answers, of_generations
-from evals.forced_choice import Condition, Free, Read, row
-from evals.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.ask import Condition, Free, Read, row
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from gen.prompts import Renderer as PromptRenderer
 from shared.chat import Chat
 from shared.config import resolve

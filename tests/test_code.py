@@ -83,7 +83,9 @@ def test_another_checkout_has_the_same_digest(copy: Path) -> None:
 
 def test_every_source_counts(copy: Path) -> None:
     """Those that render a prompt and that seed a sample among them, which no list of modules had."""
-    assert {Path("gen/prompts.py"), Path("shared/seeds.py"), Path("evals/instrument.py")} <= {*SOURCES}
+    assert {Path("gen/prompts.py"), Path("shared/seeds.py"), Path("evals/measures/forced_choice/instrument.py")} <= {
+        *SOURCES
+    }
     before = of(copy)
     for name in SOURCES:
         content = (copy / name).read_bytes()
@@ -103,7 +105,7 @@ def test_a_trainer_that_changes_leaves_sweeps_and_scores(copy: Path) -> None:
     assert of(copy, "train") != code_digest("train")
 
 
-@pytest.mark.parametrize("command", ["gen.extract", "gen.sweep", "train.heal", "evals.score", "evals.report"])
+@pytest.mark.parametrize("command", ["gen.extract", "gen.sweep", "train.heal", "evals.score", "evals.report.__main__"])
 def test_the_digest_is_of_the_code_that_a_process_started_with(copy: Path, command: str) -> None:
     """What is edited after a command's import and before the first use of the digest is refused: the process may run a mixture."""
     done = edited_in_process(copy, command, "train/trainer.py")  # no part of `gen`

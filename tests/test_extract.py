@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, command
 from safetensors.torch import save_file
 
-from evals.internalised import states
+from evals.measures.activations import states
 from evals.score import _student_layers
 from gen import extract as extracting
 from gen.extract import activations, extract

@@ -56,7 +56,7 @@ def test_shared_loads_no_torch(module: str) -> None:
         "gen.verify",
         "train.heal",
         "evals.score",
-        "evals.report",
+        "evals.report.__main__",
     ],
 )
 def test_stages_decide_before_they_load_anything_heavy(module: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from evals.report.tables import dose, ranged
 from evals.scored import Round
-from evals.tables import dose, ranged
 
 Row = dict[str, Any]
 

@@ -1,17 +1,17 @@
 """Functions of the lm-evaluation-harness task steer_heal_forced_choice: the forced choice without a thought, read at the answer slot.
 
-    lm_eval --model hf --model_args pretrained=FOLDER --tasks steer_heal_forced_choice --include_path evals/harness
+    lm_eval --model hf --model_args pretrained=FOLDER --tasks steer_heal_forced_choice --include_path evals/bridges/harness
 
 Every document is one vignette in one option order; the metrics pool the orders of an item before they average over items, as
-evals.forced_choice does. Options go into --metadata as JSON: vignettes, instrument, debias, items (a stratified number of them),
+evals.measures.forced_choice.ask does. Options go into --metadata as JSON: vignettes, instrument, debias, items (a stratified number of them),
 system, chat_template_kwargs, and tokenizer where --model_args names none. Number the items by `items`, never by --limit, which
 cuts an item's orders apart and is refused.
 
-How exact: the context is the text of the very tokens that evals.forced_choice reads, chat template included, so that
---apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.instrument.Renderer
+How exact: the context is the text of the very tokens that evals.measures.forced_choice.ask reads, chat template included, so that
+--apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.measures.forced_choice.instrument.Renderer
 tokenises part by part. On the embedded model both give the same tokens, and so the same log-probabilities; the metric `retokenised`
 is the share of contexts in which they differ, 0 where the read is exact. That a label is one token of its own behind the context is
-checked, and refused if not. With the thought, use evals.score or evals.inspect_task: multiple choice has no room for one.
+checked, and refused if not. With the thought, use evals.score or evals.bridges.inspect_task: multiple choice has no room for one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.answers import points
-from evals.forced_choice import Read, row
-from evals.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import foundation_of
@@ -122,12 +122,12 @@ def unscorable(reads: Sequence[dict[str, Any]]) -> float:
 
 
 def retokenised(reads: Sequence[dict[str, Any]]) -> float:
-    """Share of the contexts whose text, tokenised in one go, is not the tokens of evals.forced_choice."""
+    """Share of the contexts whose text, tokenised in one go, is not the tokens of evals.measures.forced_choice.ask."""
     return float(np.mean([read["retokenised"] for read in reads]))
 
 
 def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row of evals.forced_choice for every item. Raises SteerHealError where an item lacks an order."""
+    """A row of evals.measures.forced_choice.ask for every item. Raises SteerHealError where an item lacks an order."""
     by_id: dict[str, dict[int, dict[str, Any]]] = {}
     for read in reads:
         by_id.setdefault(read["vignette"]["id"], {})[read["order"]] = read

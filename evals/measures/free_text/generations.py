@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evals.forced_choice import Condition
+from evals.measures.forced_choice.ask import Condition
 from gen.prompts import Renderer
 from gen.scoring import score
 from shared.chat import Chat

@@ -13,7 +13,7 @@ from shared.records import data_file
 def load_instrument(name: str) -> Instrument:
     """'embedded', 'moralmaps' (the published one, of an installed moralmaps), or a JSON file."""
     if name == "moralmaps":
-        from evals.moralmaps import published
+        from evals.measures.forced_choice.moralmaps import published
 
         return published()
     return read_instrument(data_file(name, "instrument.json"))

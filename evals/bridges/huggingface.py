@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.forced_choice import Read, row
-from evals.instrument import Renderer, orders
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import Renderer, orders
 from shared.models import load_network
 from shared.records import Vignette
 
@@ -37,7 +37,7 @@ class HuggingFace:
         batch_size: int,
         advance: Callable[[], None] = lambda: None,
     ) -> list[dict[str, Any]]:
-        """A row per vignette, as evals.forced_choice gives them."""
+        """A row per vignette, as evals.measures.forced_choice.ask gives them."""
         import torch
 
         torch.manual_seed(read.seed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from evals.report.tables import Table, label, ranged
 from evals.scored import Round
-from evals.tables import Table, label, ranged
 from shared.console import number
 from shared.instrument import FOUNDATIONS
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from evals.instrument import orders
+from evals.measures.forced_choice.instrument import orders
+from evals.report.tables import Table
 from evals.rows import Scores
 from evals.scored import Round
-from evals.tables import Table
 from shared import config as configuration
 from shared.console import number
 from shared.errors import SteerHealError

@@ -1,4 +1,4 @@
-"""What is put to a model of Inspect, and read back: token ids, their text, or turns of a chat; evals.inspect_task says which is exact."""
+"""What is put to a model of Inspect, and read back: token ids, their text, or turns of a chat; evals.bridges.inspect_task says which is exact."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from inspect_ai.model import (
     ModelName,
 )
 
-from evals.forced_choice import Read, ended
-from evals.instrument import Renderer
+from evals.measures.forced_choice.ask import Read, ended
+from evals.measures.forced_choice.instrument import Renderer
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import Instrument

@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from evals.figure import LOOKS
-from evals.tables import label, ranged
+from evals.report.figure import LOOKS
+from evals.report.tables import label, ranged
 from shared.console import number
 
 Row = dict[str, Any]

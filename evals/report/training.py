@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evals.figure import png, styled
+from evals.report.figure import png, styled
 from evals.rows import TokenRow
 from evals.scored import Round
 from shared.records import Training

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from evals.instrument import orders
+from evals.measures.forced_choice.instrument import orders
 from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, clr, estimate, mean, resample
 
 

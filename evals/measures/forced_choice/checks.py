@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evals.forced_choice import Free, Read
-from evals.instrument import Renderer, orders
+from evals.measures.forced_choice.ask import Free, Read
+from evals.measures.forced_choice.instrument import Renderer, orders
 from shared.errors import SteerHealError
 from shared.records import Vignette
 from shared.schema import COLDEST

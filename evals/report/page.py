@@ -11,12 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evals.borderline import hairs
-from evals.charts import panels
+from evals.report.borderline import hairs
+from evals.report.charts import panels
+from evals.report.tables import Table
+from evals.report.training import strips
 from evals.rows import Generation
 from evals.scored import Round
-from evals.tables import Table
-from evals.training import strips
 from shared.console import number
 from shared.records import Completion
 

@@ -1,13 +1,13 @@
-"""The forced choice as a task of Inspect: the two-phase read of evals.forced_choice on any model that gives log-probabilities.
+"""The forced choice as a task of Inspect: the two-phase read of evals.measures.forced_choice.ask on any model that gives log-probabilities.
 
     export STEERED_BASE_URL=http://127.0.0.1:8000/v1 STEERED_API_KEY=-       # where `make serve` listens
     inspect eval steer_heal/forced_choice --model openai-api-completions/steered/embedded \\
             -T tokenizer=embedded -T vector=trait -T coefficient=1.5
 
-What is read depends on what a provider of Inspect can be told. The row of evals.forced_choice is in the metadata of every score,
+What is read depends on what a provider of Inspect can be told. The row of evals.measures.forced_choice.ask is in the metadata of every score,
 with `route`, which of these it was, and `retokenised`, how many prompts became other tokens than the exact ones (null: not known).
 
-openai-api-completions, vllm-completions   exact, against vLLM. They are sent the token ids of evals.instrument.Renderer and asked
+openai-api-completions, vllm-completions   exact, against vLLM. They are sent the token ids of evals.measures.forced_choice.instrument.Renderer and asked
     for the labels by id, so that none falls out of top_logprobs. They need tokenizer.
 hf   exact where retokenised is 0: the text of the same tokens, past the chat template, which Hugging Face tokenises in one go. It
     cannot forbid the end of a thought: one that ends early is an error, unless stop is set. It needs tokenizer, and model arguments
@@ -36,10 +36,10 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, registry_info
 
-from evals.answers import points
-from evals.forced_choice import Read, row
-from evals.inspect_prompts import EXACT, Form, form_of
-from evals.instrument import load_instrument, orders
+from evals.bridges.inspect_prompts import EXACT, Form, form_of
+from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import load_instrument, orders
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
@@ -69,7 +69,7 @@ def forced_choice(
 ) -> Task:
     """One sample per vignette, asked in every order.
 
-    vignettes, instrument, debias, think and stop as in evals.forced_choice; items: a stratified number of them. tokenizer:
+    vignettes, instrument, debias, think and stop as in evals.measures.forced_choice.ask; items: a stratified number of them. tokenizer:
     'embedded', a folder, a GGUF file or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
     steering asked of a server of gen.serve.
     """

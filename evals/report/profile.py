@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from evals.figure import LOOKS, png, styled
+from evals.report.figure import LOOKS, png, styled
 from evals.statistics import Answers, Estimate, estimate, mean, resample
 from shared.instrument import FOUNDATIONS
 

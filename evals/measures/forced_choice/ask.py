@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.free_answer import key_of, valid
-from evals.instrument import Renderer, orders
-from evals.labels import answer_of
+from evals.measures.forced_choice.free_answer import key_of, valid
+from evals.measures.forced_choice.instrument import Renderer, orders
+from evals.measures.forced_choice.labels import answer_of
 from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
 from shared.seeds import seed_of
@@ -222,7 +222,7 @@ def row(
 ) -> dict[str, Any]:
     """A score row from lp [orders, samples, 7], canonical order, nats; texts and thought_tokens are [orders * samples].
 
-    score, p and pmass_allowed, the answer mass, as in evals.labels. Not finite means unscorable: nulls, never imputed.
+    score, p and pmass_allowed, the answer mass, as in evals.measures.forced_choice.labels. Not finite means unscorable: nulls, never imputed.
     label is the human distribution, where the vignette has one.
     """
     scorable = bool(np.isfinite(lp).all())

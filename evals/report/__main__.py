@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from evals.commandline import report_options
-from evals.lineage import difference, provenance, stages
-from evals.quality import coherence, foundations, measure, student
-from evals.reading import reading
-from evals.results import results_of
-from evals.scored import STEP, Round, scored_rounds
-from evals.tables import (
+from evals.report.lineage import difference, provenance, stages
+from evals.report.quality import coherence, foundations, measure, student
+from evals.report.reading import reading
+from evals.report.tables import (
     Table,
     agreement,
     comma_separated,
@@ -27,6 +25,8 @@ from evals.tables import (
     sweep,
     times,
 )
+from evals.results import results_of
+from evals.scored import STEP, Round, scored_rounds
 from shared.cli import entry, parse
 from shared.console import say
 from shared.console import table as show
@@ -68,10 +68,10 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
 
 def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
-    from evals.figure import trajectory  # matplotlib takes seconds to import, which a refusal does not wait for
-    from evals.page import page
-    from evals.profile import bars, profiles
-    from evals.training import curves
+    from evals.report.figure import trajectory  # matplotlib takes seconds to import, which a refusal does not wait for
+    from evals.report.page import page
+    from evals.report.profile import bars, profiles
+    from evals.report.training import curves
 
     folder = run.folder / "report"
     rows, extra = found["rows"], found["extra"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.instrument import orders
+from evals.measures.forced_choice.instrument import orders
 from evals.rows import ScoreRow
 from evals.statistics import Answers, Setting, levels
 from shared.errors import SteerHealError
@@ -78,7 +78,7 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
 
 
 def points(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
-    """auth_nats, care_nats, answer_mass and informedness of rows as evals.forced_choice gives them, without intervals, NaN where
+    """auth_nats, care_nats, answer_mass and informedness of rows as evals.measures.forced_choice.ask gives them, without intervals, NaN where
     undefined; and how many are unscorable."""
     a = answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
     found = levels(a, 1, 0)
