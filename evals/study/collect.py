@@ -8,7 +8,8 @@ from typing import Any
 
 from evals.report.tables import dose
 from evals.results import results_of
-from evals.scored import STEP, Round, read_round, scored_rounds
+from evals.round import Round
+from evals.scored import STEP, read_round, scored_rounds
 from evals.study.drive import STOPPED, Stopped
 from evals.study.matched import Axis, Student
 from evals.study.plan import Cell, Plan

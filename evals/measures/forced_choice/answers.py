@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evals.measures.forced_choice.instrument import orders
-from evals.rows import ScoreRow
+from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, Setting, levels
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, foundation_of
