@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.conditions import Condition
-from shared.code import code_digest
+from shared.code import code_of
 from shared.console import say
 from shared.lines import problem_of
 from shared.machine import device
@@ -41,6 +41,7 @@ class Cache:
         asked: what the rows depend on beside it and the condition.
         prompts: token ids that a condition puts to the model.
         check: raises ValueError for rows that are no answer to what a condition asks.
+        module: that makes the rows; what it imports is the code that they depend on.
         vectors: by the names that conditions know them under.
         folder: of the cache; None is the user's.
         fresh: take nothing from it, and write what is made in its place.
@@ -52,6 +53,7 @@ class Cache:
         asked: Mapping[str, Any],
         prompts: Callable[[Condition], Any],
         check: Callable[[Sequence[Row]], None],
+        module: str,
         vectors: Mapping[str, Vector],
         folder: Path | None = None,
         fresh: bool = False,
@@ -64,7 +66,7 @@ class Cache:
             **asked,
             "versions": versions(),
             "device": device(),
-            "code": code_digest("evals"),
+            "code": code_of(module),
         }
 
     def _path(self, condition: Condition) -> Path:

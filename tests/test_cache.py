@@ -143,7 +143,7 @@ def test_an_entry_is_named_by_all_that_its_rows_depend_on(
         assert answers().get(condition) is None, condition
     assert answers(vectors={"v": Vector({3: np.full(4, 2, dtype=np.float32)})}).get(STEERED) is None
     assert answers().get(replace(STEERED, name="steered-0.5", headline=False)) is not None, "a name is no part of it"
-    monkeypatch.setattr(caching, "code_digest", lambda package: "after a pull")
+    monkeypatch.setattr(caching, "code_of", lambda module: "after a pull")
     assert answers().get(BASE) is None
 
 

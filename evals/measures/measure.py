@@ -113,7 +113,8 @@ class ByCondition(Session):
         if scoring.cached:
             asked = {"kind": self.measure.name, **self.depends()}
             weights = scoring.weights(group)
-            cache = Cache(weights, asked, self.prompts, self.check, scoring.vectors, fresh=scoring.fresh)
+            module = type(self).__module__
+            cache = Cache(weights, asked, self.prompts, self.check, module, scoring.vectors, fresh=scoring.fresh)
         made = from_cache_or_made(self.measure.name, group, cache, lambda missing: self.make(engine, group, missing))
         self.rows.update(made)
         self.taken += cache.taken if cache else 0

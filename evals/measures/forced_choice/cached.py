@@ -80,6 +80,7 @@ def of_answers(
         content,
         prompts,
         lambda rows: _check_answers(rows, renderer, items, read, free),
+        __name__,
         vectors,
         folder,
         fresh,

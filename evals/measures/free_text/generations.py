@@ -192,6 +192,7 @@ def of_generations(
         content,
         lambda condition: bool(condition.system),
         lambda rows: _check_generations(rows, prompts, config),
+        __name__,
         vectors,
         folder,
         fresh,
