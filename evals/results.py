@@ -69,7 +69,7 @@ class Case:
 
 
 def _case(round_: Round, line: ConditionLine) -> Case:
-    data = {m.name: round_.data[m.name][line.name] for m in round_.measures if m.columns and m.asks(line)}
+    data = {m.name: round_.data[m.name][line.name] for m in round_.measures if m.columns and m.asks(line.stage)}
     return Case(0 if line.stage in ONCE else round_.number, line, data)
 
 

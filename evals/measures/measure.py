@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from evals.cache import Cache, Row
 from evals.conditions import Condition, Weights
-from evals.rows import ConditionLine, Scores
+from evals.rows import Scores
 from evals.statistics import Estimate
 from evals.table import Table
 from shared.chat import Chat
@@ -108,11 +108,20 @@ class ByCondition(Session):
         for row in rows:
             self.measure.row.model_validate({"name": "", **row})
 
+    def weights(self, group: Weights) -> tuple[str, str]:
+        """What the cache knows the weights of a group by."""
+        return self.scoring.weights(group)
+
     def ask(self, engine: Any, group: Weights) -> None:
+        self.collect(engine, group)
+
+    def collect(self, engine: Any, group: Weights) -> None:
+        """Take or make the rows of a group's conditions."""
         scoring, cache = self.scoring, None
+        group = replace(group, conditions=[c for c in group.conditions if self.measure.asks(c.stage)])
         if scoring.cached:
             asked = {"kind": self.measure.name, **self.depends()}
-            weights = scoring.weights(group)
+            weights = self.weights(group)
             module = type(self).__module__
             cache = Cache(weights, asked, self.prompts, self.check, module, scoring.vectors, fresh=scoring.fresh)
         made = from_cache_or_made(self.measure.name, group, cache, lambda missing: self.make(engine, group, missing))
@@ -193,8 +202,8 @@ class Measure(ABC):
     def begin(self, scoring: Scoring) -> Session:
         """A session. Raises SteerHealError for what cannot be asked, before any model is loaded."""
 
-    def asks(self, line: ConditionLine) -> bool:
-        """Whether a condition has rows of this measure."""
+    def asks(self, stage: str) -> bool:
+        """Whether the conditions of a stage, such as `prompted`, have rows of this measure."""
         return True
 
     def read(self, folder: Path, scores: Scores, again: str) -> Any:
@@ -205,7 +214,7 @@ class Measure(ABC):
             again: the command that makes them again.
         """
         path = folder / self.file
-        rows: dict[str, list[Any]] = {line.name: [] for line in scores.conditions if self.asks(line)}
+        rows: dict[str, list[Any]] = {line.name: [] for line in scores.conditions if self.asks(line.stage)}
         for row in read_jsonl(path, self.row, made_by=again):
             name = getattr(row, "name", None)
             if name not in rows:
