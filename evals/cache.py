@@ -20,7 +20,7 @@ from typing import Any
 
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Condition, Free, Read
-from evals.measures.forced_choice.instrument import Renderer, orders
+from evals.measures.forced_choice.instrument import Renderer, orders, rotations_of
 from evals.rows import Generation, ScoreRow
 from gen.prompts import Renderer as PromptRenderer
 from shared.code import code_digest
@@ -137,9 +137,10 @@ def of_answers(
     questions: dict[str | None, str] = {}  # digests of the token ids, by system prompt
 
     def prompts(condition: Condition) -> str:
-        system, listings = condition.system, orders(read.debias)
+        system = condition.system
         if system not in questions:
-            ids = [[renderer.question(item.text, listing, system) for listing in listings] for item in items]
+            turned = zip(items, rotations_of(read.debias, items), strict=True)
+            ids = [[renderer.question(item.text, listing, system) for listing in orders(read.debias, rotation)] for item, rotation in turned]  # fmt: skip
             questions[system] = _digest(json.dumps(ids))
         return questions[system]
 
@@ -174,6 +175,7 @@ def _check_answers(
         "items": tuple(item.id for item in items),
         "texts": tuple(hashlib.sha256(item.text.encode()).hexdigest()[:12] for item in items),
         "debias": read.debias,
+        "rotations": tuple(rotations_of(read.debias, items)),
         "think": read.think,
         "stop": read.stop,
         "samples": read.samples,

@@ -42,7 +42,7 @@ def score_options() -> Options:
     files.add_argument(
         "--items", type=positive, metavar="N", help="so many vignettes, stratified by foundation (default: all)"
     )
-    files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders: two as published, or seven, which take the position out")  # fmt: skip
+    files.add_argument("--debias", choices=["reversal", "rotating", "cyclic"], default="rotating", help="option orders: forward and reversed as published; two an item that turn from item to item, which balance the position over items; or all seven")  # fmt: skip
     files.add_argument("--think", type=whole, default=16, metavar="T", help="think tokens before the answer")
     files.add_argument("--stop", action="store_true", help="T is a ceiling: the model may end its thought")
     files.add_argument("--samples", type=positive, default=1, metavar="N", help="thoughts per item and order")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.instrument import ORDERS
 from evals.measures.forced_choice.labels import answer_of
 from shared.records import (
     ROUNDED,
@@ -25,6 +25,7 @@ from shared.records import (
     Share,
     Token,
 )
+from shared.schema import Debias
 from shared.text import distinct_n, loop_share
 
 Seven = Field(min_length=7, max_length=7)  # foundations, in canonical order
@@ -98,7 +99,7 @@ class Scores(Record):
     round: Annotated[Count, Field(ge=1)]
     instrument: str
     vignettes: str
-    debias: Literal["reversal", "cyclic"]
+    debias: Debias
     think: Count
     items: list[str]
     foundations: list[str]
@@ -134,7 +135,8 @@ class ScoreRow(Record):
     label: Distribution | None
     nll_prefill: Positive | None
     text: str
-    debias: Literal["reversal", "cyclic"]
+    debias: Debias
+    rotation: Annotated[Count, Field(lt=7)] | None = None
     think_tokens: Count
     stop: bool
     temperature: Annotated[Number, Field(ge=0)]
@@ -156,6 +158,13 @@ class ScoreRow(Record):
         return self
 
     @model_validator(mode="after")
+    def _rotated_or_not(self) -> Self:
+        """Without its rotation nobody knows where the options of a row stood."""
+        if (self.rotation is not None) != (self.debias == "rotating"):
+            raise ValueError("a rotation is there under rotating orders, and only there")
+        return self
+
+    @model_validator(mode="after")
     def _scorable_or_not(self) -> Self:
         """One log-probability that is missing leaves the item without a score."""
         whole = all(value is not None for order in self.lp for sample in order for value in sample)
@@ -167,7 +176,7 @@ class ScoreRow(Record):
     def _of_its_lp(self) -> Self:
         """What lp comes to stands beside it, and is what the measures take: it may not say something else."""
         widths = {(len(order), len(sample)) for order in self.lp for sample in order}
-        if self.p is None or len(self.lp) != len(orders(self.debias)) or widths != {(len(self.lp[0]), len(self.p))}:
+        if self.p is None or len(self.lp) != ORDERS[self.debias] or widths != {(len(self.lp[0]), len(self.p))}:
             return self  # lp of another shape is refused with its file
         made = answer_of(np.array(self.lp, dtype=float))
         self._is("score", self.score, made.score)

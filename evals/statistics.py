@@ -22,7 +22,7 @@ ROUNDING = 1e-12  # of float64: nats, shares and ratios below it are 0, and so i
 @dataclass(frozen=True)
 class Setting:
     """What must agree before two conditions may be compared. texts are digests of the vignettes, foundations what each was written for and
-    labels what its raters said, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts;
+    labels what its raters said and rotations how its options were listed, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts;
     template is the chat template's arguments, None in rows from before they were written, which are compared with rows under any."""
 
     items: tuple[str, ...]
@@ -40,6 +40,7 @@ class Setting:
     foundations: tuple[str, ...] = ()
     labels: tuple[tuple[float, ...] | None, ...] = ()
     template: str | None = None
+    rotations: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,14 @@ def same_setting(first: Setting, second: Setting) -> None:
         if field.name == "items":
             extra, lacking = sorted({*new} - {*old}), sorted({*old} - {*new})
             given = f"items: {len(new)} against {len(old)}; only in one: {', '.join([*extra, *lacking][:4]) or 'none, but in another sequence'}"
-        elif field.name in (of_items := {"texts": "text", "foundations": "foundation", "labels": "raters' label"}):
+        elif field.name in (
+            of_items := {
+                "texts": "text",
+                "foundations": "foundation",
+                "labels": "raters' label",
+                "rotations": "rotation",
+            }
+        ):
             differ = [item for item, mine, theirs in zip(first.items, old, new, strict=True) if mine != theirs]
             given = f"the {of_items[field.name]} of {len(differ)} items, the first {differ[0]}"
         else:

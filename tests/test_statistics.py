@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from evals.costs import cost, retain, surgical, surgical_care
-from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.instrument import ORDERS, orders, rotations
 from evals.measures.forced_choice.moved import detectable, shifts
 from evals.measures.forced_choice.positions import order_effect
 from evals.measures.free_text.texts import Texts, text_delta, text_levels
@@ -43,12 +43,13 @@ def answers(
     """Invented answers; the same seed is the same noise. shift: of the authority score, nats; signal: towards the item's own foundation."""
     draws = np.random.default_rng(seed)
     truth = np.repeat(np.arange(7), per)
-    lp = draws.normal(0, 0.5, (7 * per, len(orders(debias)), 1, 7))
+    lp = draws.normal(0, 0.5, (7 * per, ORDERS[debias], 1, 7))
     lp[np.arange(7 * per), :, :, truth] += signal
     lp[..., AUTHORITY] += shift
     score = lp[:, :, 0].mean(1)
     names = tuple(f"i{k}" for k in range(7 * per))
-    setting = Setting(names, names, debias, len(orders(debias)), 4, False, 1, 0.0, "embedded@0")
+    turned = tuple(rotations(debias, truth.tolist()))
+    setting = Setting(names, names, debias, ORDERS[debias], 4, False, 1, 0.0, "embedded@0", rotations=turned)
     none = np.full(7 * per, np.nan)
     return Answers(
         setting,

@@ -70,9 +70,13 @@ def _measure(base: Row, rows: Sequence[Row], debias: str) -> list[str]:
         lines.append(
             "Nobody has rated these vignettes: informedness is against what they were written for, and the profile has no human reference."
         )
+    if debias == "rotating":
+        lines.append(
+            "Two orders an item turn from item to item: a position effect averages out over the items of a mean, but stays in each item."
+        )
     if debias == "reversal":
         lines.append(
-            "Authority stands in the middle of both orders, so reversal leaves its position bias in auth_nats; EVAL=full, with cyclic orders, removes it."
+            "Authority stands in the middle of both orders, so reversal leaves its position bias in auth_nats; rotating and cyclic orders (EVAL=full) remove it."
         )
     if unscorable := [
         f"{row['unscorable']} of {row['n_items']} in {row['stage']} of round {row['round']}"
