@@ -92,6 +92,14 @@ def compare_options() -> Options:
         required=True,
         help="as many score files",
     )
+    more = {
+        "steered": "the steered conditions, one per --other: with them a verdict is given on each --other as its healed student",
+        "random": "the steered conditions with random directions of equal norm, among which the steered shift is ranked",
+        "doses": "plain steering of the base at several coefficients, with which a healed student's price is compared",
+        "before": "the students of the round before, one per --other: the steered shift must go beyond theirs",
+    }
+    for name, says in more.items():
+        options.add_argument(f"--{name}", nargs="+", reads=outputs.parse_score_file, metavar="FILE[:NAME]", help=says)
     options.add_argument("--bootstrap", type=positive, default=2000, help="resamples of an interval")
     options.add_argument("--seed", type=whole, default=0, help="of the resamples")
     options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the figures as JSON")

@@ -27,6 +27,7 @@ from shared.records import (
 )
 from shared.schema import Debias
 from shared.text import distinct_n, loop_share
+from shared.traits import ReadFor
 
 Seven = Field(min_length=7, max_length=7)  # foundations, in canonical order
 NEAR = 1e-5  # of what is computed again from what stands beside it: single precision
@@ -40,6 +41,7 @@ def _whole(shares: list[float]) -> list[float]:
 
 
 Distribution = Annotated[list[Share], Seven, AfterValidator(_whole)]
+AUTHORITY_FALLS = ReadFor(foundation="authority", sign=-1)  # what scores from before this was written are read for
 ONCE = ("base", "prompted")  # stages of the original model, rows of round 0
 
 
@@ -106,6 +108,7 @@ class Scores(Record):
     conditions: list[ConditionLine]
     sweep: list[SweepLine]
     student: list[StudentLayer]
+    read_for: ReadFor | None = AUTHORITY_FALLS
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -147,6 +150,7 @@ class ScoreRow(Record):
     template: str | None = None  # the chat template's arguments, JSON; None in rows from before they were written
     free_valid: bool | None = None
     name: str | None = None
+    coefficient: Number | None = None
 
     @model_validator(mode="after")
     def _masses(self) -> Self:

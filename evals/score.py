@@ -197,6 +197,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
                 "conditions": [described(condition) for group in groups for condition in group.conditions],
                 "sweep": by_coefficient(run, number, vector),
                 "student": student_layers,
+                "read_for": trait.read_for.model_dump(exclude={"version"}) if trait.read_for else None,
             },
         )
     job.finish(

@@ -48,17 +48,17 @@ def test_cyclic_orders_show_the_position_effect_and_take_it_out() -> None:
 
 
 def test_what_reversal_leaves_in_authority_is_the_effect_of_the_middle() -> None:
-    assert value(left_by_reversal(placed("cyclic"), COUNT, 0)) == pytest.approx(EFFECT[3])
+    assert value(left_by_reversal(placed("cyclic"))) == pytest.approx(EFFECT[3])
     reversal = placed("reversal")
     assert clr(reversal.score)[:, AUTHORITY] == pytest.approx(EFFECT[3] - (EFFECT + EFFECT[::-1]).mean() / 2)
-    assert position_effect(reversal) is None and left_by_reversal(reversal, COUNT, 0) is None
+    assert position_effect(reversal) is None and left_by_reversal(reversal) is None
 
 
 def test_rotating_orders_show_mirrored_positions_and_leave_a_mean_alone() -> None:
     """Within an item a foundation stands at two mirrored places, whose difference is position alone, whatever the item says."""
     a = placed("rotating", signal=1.0)
     assert order_effect(a) == pytest.approx(np.abs(EFFECT - EFFECT[::-1]).max())
-    assert position_effect(a) is None and left_by_reversal(a, COUNT, 0) is None
+    assert position_effect(a) is None and left_by_reversal(a) is None
     left = [np.abs(clr(placed(debias).score).mean(0)).max() for debias in ("rotating", "reversal")]
     assert left[0] < 0.05 < 0.4 < left[1], "eight items a foundation: one rotation occurs twice"
 
@@ -93,7 +93,7 @@ def test_renaming_the_orders_changes_nothing(debias: str, data: st.DataObject) -
     renamed = replace(a, lp=a.lp[:, sequence])
 
     def said(of: Answers) -> list[float]:
-        left = left_by_reversal(of, 100, 0)
+        left = left_by_reversal(of)
         return [
             order_effect(of),
             value(reliability(of, 100, 0)),

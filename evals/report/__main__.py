@@ -25,6 +25,7 @@ from evals.report.tables import (
     sweep,
     times,
 )
+from evals.report.verdicts import verdicts
 from evals.results import results_of
 from evals.scored import STEP, Round, scored_rounds
 from shared.cli import entry, parse
@@ -43,6 +44,7 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
     """Every table of the report, in its order."""
     rows, extra = found["rows"], found["extra"]
     return [
+        verdicts(rows),
         levels(rows),
         shifts(rows),
         foundations(rows),
@@ -87,7 +89,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         figures = {
             "trajectory": trajectory(rows, extra),
             "training": curves(rounds),
-            "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
+            "profile": bars(profiles(chosen)),
         }
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
@@ -119,7 +121,7 @@ def main() -> None:
     rounds = scored_rounds(run, arguments.eval, getattr(arguments, "round", None))
     found = results_of(run, rounds)
     path = publish(run, rounds, found, arguments.eval)
-    for table in (overview(found["rows"]), times(rounds, arguments.eval)):
+    for table in (overview(found["rows"]), verdicts(found["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, table.rows)
     say(f"report {path}")
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from evals.costs import SMALLEST_SHIFT
+from evals.ladder import DRAWS
 from evals.report.tables import dose, ranged
 from evals.scored import Round
 
@@ -52,7 +54,11 @@ def _measure(base: Row, rows: Sequence[Row], debias: str) -> list[str]:
         lines.append(f"Base informedness is {informed}, below 0: the answers run against the vignettes' foundations.")
     else:
         lines.append(f"Base informedness is {informed}, above guessing: the answers follow the vignettes.")
-    if base["verdict_reason"] is not None and ends and ends[0] > 0:
+    if base["authority_contrast"] is not None:
+        lines.append(
+            f'The base\'s contrast on authority is {ranged(base, "authority_contrast", "authority_contrast_ci", 2, signed=True)} nats: by so much its log odds against "not morally wrong" are higher on vignettes of authority than on the others.'
+        )
+    if base["verdict_reason"] is not None:
         lines.append(f"The base fails the preflight ({base['verdict']}): {base['verdict_reason']}.")
     if base["order_effect"] is not None:
         lines.append(
@@ -102,8 +108,34 @@ def _forced_choice(mine: dict[str, Row]) -> list[str]:
             lines.append(
                 f"the steered shift of auth_nats lies {side} that of a random direction of equal norm, {both} ({gap})."
             )
-    lines.append(f"the verdict on the healed student is {healed['verdict']}: {healed['verdict_reason']}.")
+    for stage in ("steered", "healed"):
+        lines += _not_wrong(stage, mine[stage])
+    if steered["random_rank_p"] is not None:
+        few = "" if steered["random_draws"] >= DRAWS else f", too few to count (needs {DRAWS})"
+        lines.append(
+            f"among {steered['random_draws']} random directions of equal norm{few}, the steered shift has rank p {steered['random_rank_p']:.2f}."
+        )
+    if healed["increment"] is not None:
+        lines.append(
+            f"over the student of the round before, the healed student moves auth_nats by {ranged(healed, 'increment', 'increment_ci', 3, signed=True)}."
+        )
+    said = healed["verdict"] or "not given"
+    lines.append(f"the verdict on the healed student is {said}: {healed['verdict_reason']}.")
+    if healed["text_verdict"] is not None:
+        lines.append(f"the verdict on its free text is {healed['text_verdict']}: {healed['text_verdict_reason']}.")
     return lines
+
+
+def _not_wrong(stage: str, row: Row) -> list[str]:
+    """A shift of "nothing is morally wrong here", which moves every foundation without any of them being meant."""
+    found = row["shifts"][-1] if row["shifts"] else None
+    if found is None or not found["moved"] or abs(found["change"]) < SMALLEST_SHIFT:
+        return []
+    ends = ranged(found, "change", "ci", 2, signed=True)
+    away = f" Apart from it, authority's share of what is called wrong moves by {ranged(row, 'd_auth_moral', 'd_auth_moral_ci', 2, signed=True)} nats."
+    return [
+        f'the {stage} model says "not morally wrong" {"more" if found["change"] > 0 else "less"} often, by {ends} nats (p {row["p_not_wrong"]:.3f}).{away}'
+    ]
 
 
 def _draws(mine: dict[str, Row], draws: Sequence[Row]) -> list[str]:

@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from evals.intervals import estimate_of, mean_of
 from evals.measures.forced_choice.instrument import orders
 from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, clr, estimate, mean, resample
 
@@ -58,7 +59,7 @@ def position_effect(a: Answers) -> list[float] | None:
     return [float(value) for value in by_position(a).mean(axis=(0, 1))]
 
 
-def left_by_reversal(a: Answers, count: int, seed: int) -> Estimate | None:
+def left_by_reversal(a: Answers) -> Estimate | None:
     """The position effect that reversal would have left in authority's clr, nats; cyclic orders remove it.
 
     Reversal puts foundation f at positions f and 6 - f, so half the sum of their effects stays: for authority, option 3 in
@@ -68,7 +69,7 @@ def left_by_reversal(a: Answers, count: int, seed: int) -> Estimate | None:
         return None
     places = by_position(a).mean(axis=1)
     mine = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
-    return estimate(lambda w: mean(w, mine), resample(a.truth[a.scorable], count, seed))
+    return estimate_of(mean_of(mine), a.truth[a.scorable])
 
 
 def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
