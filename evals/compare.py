@@ -160,7 +160,7 @@ def sides_of(arguments: Any) -> list[Sides]:
         if files and len(files) != len(arguments.base):
             raise SteerHealError(
                 "the two sides have different numbers of files",
-                given=f"{len(arguments.base)} of --base against {len(files)} of --{name}",
+                given=f"{len(arguments.base)} against {len(files)}: --base and --{name}",
                 expected=f"a file of --{name} for each of --base",
                 next="name the seeds of both sides in the same order",
             )
