@@ -138,7 +138,7 @@ def build(
     folder: Path,
     rounds: int = 2,
     *,
-    debias: str = "reversal",
+    debias: str = "rotating",
     signal: float = 2.5,
     full: bool = False,
     mass: dict[str, float] | None = None,

@@ -106,8 +106,8 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
 def as_markdown(title: str, tables: Sequence[Table], sentences: Sequence[str]) -> str:
     bullets = "\n".join(f"- {html(line, quote=False)}" for line in sentences)
     return (
-        f"# {html(title, quote=False)}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
-        + "\n".join(markdown(table) for table in tables)
+        f"# {html(title, quote=False)}\n\n![trajectory](trajectory.png)\n\n{markdown(tables[0])}\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
+        + "\n".join(markdown(table) for table in tables[1:])
     )
 
 
