@@ -16,7 +16,8 @@ import numpy as np
 
 from evals.bridges.huggingface import HuggingFace
 from evals.commandline import bench_options
-from evals.measures.forced_choice.ask import Condition, Read, forced_choice
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Read, forced_choice
 from evals.measures.forced_choice.instrument import Renderer, load_instrument
 from shared.chat import Chat
 from shared.cli import entry

@@ -18,8 +18,8 @@ from evals.ladder import Price, judge
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.figures import Figures
 from evals.measures.forced_choice.moved import LEVEL, detectable, shifts
+from evals.measures.forced_choice.rows import ScoreRow
 from evals.routes import by_item, less_steering
-from evals.rows import ScoreRow
 from evals.statistics import Answers, pair, same_setting, show
 from shared.cli import entry
 from shared.console import console, table
@@ -125,7 +125,8 @@ def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
         )  # fmt: skip
     shown = {**figures.delta, "specific_shift": figures.specific}
     return {
-        **figures.columns(problem),
+        **figures.columns,
+        **figures.costs(problem),
         **dict.fromkeys(OF_TEXTS),
         "informedness": figures.level["informedness"].value if figures.level["informedness"] else None,
         "broken": problem,

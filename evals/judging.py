@@ -2,53 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from evals.coherence import LOOPS, Measures, Part, parts
+from evals.coherence import Measures, Part, parts
 from evals.costs import SMALLEST_SHIFT, retain
 from evals.evidence import AUTHORITY_FALLS, NO_FOUNDATION, Target, of_answers, of_texts, rank_among, shift
 from evals.ladder import Price, judge
-from evals.measures.forced_choice.figures import Figures
-from evals.measures.free_text.texts import Texts, text_levels
+from evals.measures.free_text.measure import looping, mean_of_known
+from evals.measures.free_text.rows import Generation
+from evals.measures.free_text.texts import Texts, texts_of
+from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
+from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
-from evals.rows import ConditionLine, Generation
-from evals.scored import texts_of
-from evals.statistics import Answers, Estimate
-from evals.verdict import preflight
+from evals.rows import ConditionLine
+from evals.statistics import Answers, Estimate, show
+from evals.verdict import broken, preflight
 
 ANSWER_MASS = "answer mass / base's"  # the part of coherence that the ladder judges by its own limit
 
 
 @dataclass(frozen=True)
 class Case:
-    """One condition of a round with all that its row needs."""
+    """One condition of a round with all that its row needs.
+
+    data: as each measure reads it, by the measure's name. columns, estimates: what the measures say of it against the base.
+    """
 
     number: int
     line: ConditionLine
-    answers: Answers
-    generations: Sequence[Generation]
+    data: Mapping[str, Any]
+    columns: Mapping[str, Any]
+    estimates: Mapping[str, Estimate | None]
+
+    @property
+    def answers(self) -> Answers:
+        return self.data["forced_choice"]  # type: ignore[no-any-return]
+
+    @property
+    def generations(self) -> Sequence[Generation]:
+        return self.data["free_text"]  # type: ignore[no-any-return]
 
     @cached_property
     def texts(self) -> Texts:
         return texts_of(self.generations)
 
     @cached_property
-    def measures(self) -> Measures:
+    def coherence(self) -> Measures:
         """What the coherence verdict compares: point estimates over the texts with tokens."""
-        keep, texts = self.answers.scorable, self.texts
+        texts = self.texts
         tokens, nll = float(texts.tokens.sum()), float(texts.nll.sum())
         return Measures(
             perplexity=float(np.exp(nll / tokens)) if tokens and np.isfinite(nll) else None,
             distinct_3=mean_of_known(texts.distinct_3),
-            looping=_looping(texts),
+            looping=looping(texts),
             valid=mean_of_known(self.answers.valid),
             empty=float((texts.tokens == 0).mean()) if len(texts.tokens) else None,
-            unscorable=float((~keep).mean()),
+            unscorable=float((~self.answers.scorable).mean()),
         )
+
+    @property
+    def broken(self) -> str | None:
+        """Why the condition no longer answers, or None: by the forced choice, and texts without a perplexity."""
+        must = ["auth_nats", "p_ans_any", *(["perplexity"] if self.generations else [])]
+        undefined = [name for name in must if self.estimates[name] is None]
+        unscorable = int((~self.answers.scorable).sum())
+        return broken(undefined, unscorable, len(self.answers.truth), self.estimates["coherence"])
 
 
 @dataclass(frozen=True)
@@ -84,19 +107,8 @@ class Judging:
     count: int
     seed: int
 
-    def figures(self, case: Case) -> Figures:
-        return Figures(self.base.answers, case.answers, self.count, self.seed)
-
-    def text(self, case: Case) -> dict[str, Estimate | None]:
-        return text_levels(case.texts, self.count, self.seed)
-
-    def broken(self, case: Case) -> str | None:
-        """Why a condition no longer answers, or None: by the forced choice, and texts without a perplexity."""
-        lost = ["perplexity"] if case.generations and self.text(case)["perplexity"] is None else []
-        return self.figures(case).broken(lost)
-
     def parts(self, case: Case) -> list[Part]:
-        return parts(self.base.measures, case.measures, self.figures(case).delta["coherence"])
+        return parts(self.base.coherence, case.coherence, case.estimates["coherence"])
 
     @cached_property
     def retained(self) -> Estimate | None:
@@ -126,7 +138,7 @@ class Judging:
 
     def verdicts(self, case: Case) -> Verdicts:
         """Of a row: both ladders on a healed student; of the base whether there is an axis; of others whether they are broken."""
-        problem = self.broken(case)
+        problem = case.broken
         if case.line.stage == "base":
             refused = preflight(case.answers, (self.target or AUTHORITY_FALLS).foundation)
             if problem is not None:
@@ -139,7 +151,9 @@ class Judging:
             state: "; ".join(str(part) for part in found if part.state == state and part.name != ANSWER_MASS)
             for state in ("broken", "degraded")
         }
-        lost, worse = problem or states["broken"] or None, [states["degraded"]] if states["degraded"] else []
+        gone, less = _retention(case.estimates.get("ret_kl"))
+        lost = problem or states["broken"] or gone
+        worse = [why for why in (states["degraded"], less) if why]
         text, reason = self._text(case, lost, worse)
         if self.target is None:
             return Verdicts(None, NO_FOUNDATION, text, reason)
@@ -151,7 +165,7 @@ class Judging:
             before=self.before.answers if self.before else None,
             broken=lost,
             degraded=worse,
-            coherence=self.figures(case).delta["coherence"],
+            coherence=case.estimates["coherence"],
             price=self._price(case, "authority"),
             target=self.target,
         )
@@ -180,7 +194,7 @@ class Judging:
         )
         alive: list[Case] = []
         for dose in doses:
-            if self.broken(dose) or any(part.state == "broken" for part in self.parts(dose)):
+            if dose.broken or any(part.state == "broken" for part in self.parts(dose)):
                 break  # beyond it a route would be drawn through a model that no longer answers
             alive.append(dose)
         at: list[Point] = [(BASE, one.answers, one.texts) for one in (self.base, *alive, case)]
@@ -197,12 +211,12 @@ class Judging:
         return None if less is None else Price(name, less)
 
 
-def mean_of_known(values: np.ndarray) -> float | None:
-    """The mean of what is finite, None where nothing is."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
-
-
-def _looping(texts: Texts) -> float | None:
-    known = texts.loop_share[np.isfinite(texts.loop_share)]
-    return float((known > LOOPS).mean()) if len(known) else None
+def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
+    """Why a condition is broken, or degraded, by its distance from the base on frozen neutral text; None where that was not taken."""
+    if ret_kl is None:
+        return None, None
+    low, high = ret_kl.interval or (ret_kl.value, ret_kl.value)
+    said = f"KL from the base on neutral text is {show(ret_kl)} nats per token"
+    if low > RETENTION_BROKEN:
+        return f"{said}, above {RETENTION_BROKEN}", None
+    return None, f"{said}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None

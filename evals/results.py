@@ -2,63 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from evals.coherence import verdict as coherence_verdict
 from evals.evidence import target_of
-from evals.judging import Case, Judging, mean_of_known
-from evals.measures.forced_choice.moved import Shift, detectable, shifts
-from evals.measures.forced_choice.positions import left_by_reversal, order_effect, position_effect, reliability
-from evals.measures.free_text.texts import text_delta
-from evals.rows import ONCE
-from evals.scored import Round
-from evals.statistics import pair
+from evals.judging import Case, Judging
+from evals.measures.forced_choice.figures import Figures
+from evals.measures.registry import MEASURES
+from evals.round import Round
+from evals.rows import ONCE, ConditionLine
+from evals.statistics import Estimate, pair
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.run import Run
 
 VERSION = 1
+# The places that columns have had since version 1; those of other measures follow.
+ORDER = (
+    "arm", "seed", "round", "stage", "name", "draw", "gate", "coefficient", "auth_nats", "auth_ci", "care_nats", "care_ci", "p_ans_any", "p_ans_any_ci",
+    "coherence", "coherence_ci", "perplexity", "perplexity_ci", "distinct_1", "distinct_2", "distinct_3", "looping", "trait_llr", "trait_llr_ci",
+    "d_trait_llr", "d_trait_llr_ci", "n_items", "n_paired", "unscorable", "n_generations", "n_empty", "informedness", "informedness_ci",
+    "informedness_against", "order_effect", "position_effect", "left_by_reversal", "left_by_reversal_ci", "reliability", "reliability_ci", "nll_prefill",
+    "nll_prefill_ci", "json_valid", "json_valid_ci", "coherence_verdict", "coherence_reason", "coherence_parts", "shifts", "detectable", "d_auth", "d_auth_ci",
+    "d_care", "d_care_ci", "d_auth_moral", "d_auth_moral_ci", "specific_shift", "specific_shift_ci", "d_coh", "d_coh_ci", "coh_cost", "coh_slope", "retain",
+    "retain_ci", "surgical", "surgical_care", "verdict", "verdict_reason",
+    "text_verdict", "text_verdict_reason",
+)  # fmt: skip
+
+
+def _case(round_: Round, line: ConditionLine, base: Mapping[str, Any] | None, count: int, seed: int) -> Case:
+    """base: the base's data by measure, None for the base itself."""
+    data = {m.name: round_.data[m.name][line.name] for m in round_.measures if m.columns and m.asks(line.stage)}
+    reference = data if base is None or line.stage == "base" else base
+    columns: dict[str, Any] = {}
+    estimates: dict[str, Estimate | None] = {}
+    for measure in round_.measures:
+        if measure.name in data and measure.name in reference:
+            found = measure.compare(reference[measure.name], data[measure.name], count, seed)
+            columns.update(found.columns)
+            estimates.update(found.estimates)
+    return Case(0 if line.stage in ONCE else round_.number, line, data, columns, estimates)
 
 
 def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
     """The rows and extra of results.json, of the rounds that are given."""
+    count, seed = run.config.eval.bootstrap, run.config.seed
     base = _base(run, rounds[0])
     found: dict[str, list[dict[str, Any]]] = {"rows": [], "extra": []}
     before: Case | None = None
+    prompted: Case | None = None
+    doses: list[Case] = []
     for round_ in rounds:
-        cases = [
-            Case(
-                0 if line.stage in ONCE else round_.number,
-                line,
-                round_.answers[line.name],
-                round_.generations[line.name],
-            )
-            for line in round_.scores.conditions
-        ]
-        steered = _one(run, cases, "steered", round_.number)
-        healed = _one(run, cases, "healed", round_.number)
+        cases = [_case(round_, line, base.data, count, seed) for line in round_.scores.conditions]
         if round_ is rounds[0]:
             prompted = next((case for case in cases if case.line.stage == "prompted"), None)
             # doses on the original's weights; where round 1 is not among the rounds there are none
             doses = [case for case in cases if case.line.stage == "steered"] if round_.number == 1 else []
         judging = Judging(
             base,
-            steered,
-            healed,
+            _one(run, cases, "steered", round_.number),
+            _one(run, cases, "healed", round_.number),
             draws=[case for case in cases if case.line.stage == "random"],
             before=before,
             prompted=prompted,
             doses=doses,
             target=target_of(round_.scores.read_for),
-            count=run.config.eval.bootstrap,
-            seed=run.config.seed,
+            count=count,
+            seed=seed,
         )
         for case in cases:
-            row = _row(run, case, judging)
-            found["rows" if case.line.headline else "extra"].append(row)
-        before = healed
+            found["rows" if case.line.headline else "extra"].append(_row(run, case, judging))
+        before = judging.healed
     keys = [(row["round"], row["stage"]) for row in found["rows"]]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise _refuse(run, f"two headline rows of round {twice[0][0]}, {twice[0][1]}", "one per round and stage")
@@ -69,7 +85,7 @@ def _base(run: Run, first: Round) -> Case:
     lines = [line for line in first.scores.conditions if line.stage == "base"]
     if len(lines) != 1:
         raise _refuse(run, f"{len(lines)} base conditions in round 1", "one")
-    return Case(0, lines[0], first.answers[lines[0].name], first.generations[lines[0].name])
+    return _case(first, lines[0], None, run.config.eval.bootstrap, run.config.seed)
 
 
 def _one(run: Run, cases: Sequence[Case], stage: str, number: int) -> Case:
@@ -80,71 +96,45 @@ def _one(run: Run, cases: Sequence[Case], stage: str, number: int) -> Case:
 
 
 def _row(run: Run, case: Case, judging: Judging) -> dict[str, Any]:
-    stage, base, texts = case.line.stage, judging.base, case.texts
-    figures = judging.figures(case)
-    text = judging.text(case)
-    problem = judging.broken(case)
-    found = judging.parts(case)
-    state, why = coherence_verdict(found)
-    compared = stage != "base"
-    judged = judging.verdicts(case)
-    kept = judging.retained if stage == "healed" else None
-    moved = shifts(base.answers, case.answers) if compared else None
-    seed, count = run.config.seed, run.config.eval.bootstrap
-    return {
+    """A row of results.json: which condition it is, the columns of each measure, and what is judged over all of them."""
+    row: dict[str, Any] = {
         "arm": run.config.train.divergence,
-        "seed": seed,
+        "seed": run.config.seed,
         "round": case.number,
-        "stage": stage,
+        "stage": case.line.stage,
         "name": case.line.name,
         "draw": case.line.draw,
         "gate": case.line.gate,
-        "coefficient": case.line.coefficient if stage in ("steered", "random") else 0.0,
-        **figures.columns(problem, is_base=not compared),
-        **pair("perplexity", "perplexity_ci", text["perplexity"]),
-        "distinct_1": mean_of_known(texts.distinct_1),
-        "distinct_2": mean_of_known(texts.distinct_2),
-        "distinct_3": case.measures.distinct_3,
-        "looping": case.measures.looping,
-        **pair("trait_llr", "trait_llr_ci", text["trait_llr"]),
-        **pair("d_trait_llr", "d_trait_llr_ci", text_delta(base.texts, texts) if case.generations else None),
-        "n_generations": len(texts.prompt),
-        "n_empty": int((texts.tokens == 0).sum()),
-        **pair("informedness", "informedness_ci", figures.level["informedness"]),
-        "informedness_against": "raters" if case.answers.rated else "foundations",
-        "order_effect": order_effect(case.answers),
-        "position_effect": position_effect(case.answers),
-        **pair("left_by_reversal", "left_by_reversal_ci", left_by_reversal(case.answers)),
-        **pair("reliability", "reliability_ci", reliability(case.answers, count, seed)),
-        **pair("nll_prefill", "nll_prefill_ci", figures.level["nll_prefill"]),
-        **pair("json_valid", "json_valid_ci", figures.level["valid"]),
+        "coefficient": case.line.coefficient if case.line.stage in ("steered", "random") else 0.0,
+        **dict.fromkeys(column for measure in MEASURES for column in measure.columns),
+        **case.columns,
+        **_judged(case, judging),
+    }
+    return {key: row[key] for key in (*(key for key in ORDER if key in row), *(key for key in row if key not in ORDER))}
+
+
+def _judged(case: Case, judging: Judging) -> dict[str, Any]:
+    """What is said over several measures and conditions: costs, ranks, increments, both verdicts."""
+    compared, is_steered = case.line.stage != "base", case is judging.steered
+    costs = Figures(judging.base.answers, case.answers, judging.count, judging.seed).costs(case.broken)
+    judged, found = judging.verdicts(case), judging.parts(case)
+    state, why = coherence_verdict(found)
+    return {
+        **(costs if compared else dict.fromkeys(costs)),
         "coherence_verdict": state,
         "coherence_reason": why,
         "coherence_parts": [asdict(part) for part in found],
-        "shifts": None if moved is None else [_shift(line) for line in moved],
-        "detectable": detectable(base.answers, case.answers) if compared else None,
-        **pair("over_random", "over_random_ci", judging.over_random if case is judging.steered else None),
-        "random_rank_p": judging.rank if case is judging.steered else None,
+        **pair("over_random", "over_random_ci", judging.over_random if is_steered else None),
+        "random_rank_p": judging.rank if is_steered else None,
         "random_draws": len(judging.draws),
         **pair("increment", "increment_ci", judging.increment(case)),
-        # over a steered shift of nothing, as of an unsteered control, the share is noise
-        **pair("retain", "retain_ci", kept),
-        **pair("price_less_steering", "price_less_steering_ci", judged.price.less if judged.price else None),
+        **pair("retain", "retain_ci", judging.retained if case is judging.healed else None),
         "price": judged.price.name if judged.price else None,
+        **pair("price_less_steering", "price_less_steering_ci", judged.price.less if judged.price else None),
         "verdict": judged.verdict,
         "verdict_reason": judged.reason,
         "text_verdict": judged.text_verdict,
         "text_verdict_reason": judged.text_reason,
-    }
-
-
-def _shift(line: Shift) -> dict[str, Any]:
-    return {
-        "foundation": line.foundation,
-        **pair("change", "ci", line.change),
-        "p": line.p,
-        "p_holm": line.p_holm,
-        "moved": line.moved,
     }
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from evals.evidence import AUTHORITY_FALLS, Target
-from evals.measures.free_text.texts import Texts, by_prompt
-from evals.scored import Round, texts_of
+from evals.measures.free_text.texts import Texts, by_prompt, texts_of
+from evals.round import Round
 from evals.statistics import Answers, Estimate, mean, resample, same_setting
 
 Axis = Literal["authority", "trait_llr"]

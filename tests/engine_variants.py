@@ -310,7 +310,8 @@ def avx2(folder: Path) -> dict[str, Any]:
     from hooked import Hooked
 
     from evals.bridges.huggingface import HuggingFace
-    from evals.measures.forced_choice.ask import Condition, Read, forced_choice
+    from evals.conditions import Condition
+    from evals.measures.forced_choice.ask import Read, forced_choice
     from evals.measures.forced_choice.instrument import Renderer, load_instrument
     from shared.chat import load_tokenizer
     from shared.vignettes import load_vignettes

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from hooked import Hooked
 
-from evals.measures.forced_choice.ask import Condition, Read
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Read
 from shared.vectors import Vector
 
 LENGTH = 4  # greedy tokens behind a prompt

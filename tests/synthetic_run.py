@@ -13,7 +13,7 @@ from conftest import command
 
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, rotations_of
-from evals.score import signed
+from evals.measures.measure import signed
 from evals.study.drive import STOPPED
 from evals.study.plan import load
 from shared.instrument import FOUNDATIONS

@@ -16,7 +16,7 @@ from test_report import restamp, results
 
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.labels import answer_of
-from evals.score import signed
+from evals.measures.measure import signed
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.prompts import load_heldout

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from evals.measures.forced_choice.ask import Condition, Read, forced_choice
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Read, forced_choice
 from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from shared.errors import SteerHealError
 from shared.models import Model

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from evals.alone import conditions_of
-from evals.measures.forced_choice.ask import Condition, Free, Read, ended, forced_choice, reads
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Free, Read, ended, forced_choice, reads
 from evals.measures.forced_choice.checks import checked, fits, reaches, steering
 from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from shared.config import resolve

@@ -12,8 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from gen.extract import activations, in_fp32
+from evals.conditions import Weights
+from evals.measures.measure import Columns, Measure, Scoring, Session
+from evals.rows import Scores, StudentLayer
+from evals.table import Table
+from gen.extract import activations, contexts_of, in_fp32
+from shared.chat import neutral_for
+from shared.console import number as shown
 from shared.models import Model
+from shared.run import Run
+from shared.schema import Config
+from shared.sets import input_of, revisions_of
 from shared.vectors import Vector, cosine
 
 
@@ -60,3 +69,85 @@ def student_vector(
             }
         )
     return rows
+
+
+def student_layers(
+    run: Run, number: int, origin: Model, prompts: Sequence[Sequence[int]], vector: Vector, first: Vector
+) -> list[dict[str, Any]]:
+    """The student's own shift over contexts under the neutral prompt, by the layers of the vector."""
+    config = run.config
+
+    def at(history: Path | None) -> dict[int, np.ndarray]:
+        return states(origin, history, sorted(vector.layers), prompts, config.vector.batch_size)
+
+    base = at(None)
+    before = base if number == 1 else at(run.history(number - 1))
+    return student_vector(base, before, at(run.history(number)), vector, first)
+
+
+class ActivationsSession(Session):
+    """Plain forwards alone; the layers stand in scores.json."""
+
+    def __init__(self, scoring: Scoring):
+        super().__init__()
+        self.scoring = scoring
+        self.layers: list[dict[str, Any]] = []
+
+    def before_engine(self, groups: Sequence[Weights]) -> None:
+        scoring, config = self.scoring, self.scoring.config
+        prompts = [
+            scoring.chat.ids(context.turns, neutral_for(context.turns, scoring.trait.neutral))
+            for context in contexts_of(config.vector, config.eval.contexts)
+        ]
+        if prompts:
+            self.layers = student_layers(
+                scoring.run, scoring.number, scoring.origin, prompts, scoring.vectors["trait"], scoring.first
+            )
+
+    def write(self, folder: Path) -> Mapping[str, Any]:
+        return {"student": self.layers}
+
+
+class Activations(Measure):
+    name = "activations"
+    row = StudentLayer
+
+    @property
+    def file(self) -> str:
+        return "scores.json"
+
+    def inputs(self, run: Run, number: int, config: Config) -> Mapping[str, Path]:
+        return input_of("contexts", config.vector.contexts)
+
+    def revisions(self, config: Config) -> Mapping[str, str]:
+        return revisions_of(contexts=config.vector.contexts)
+
+    def begin(self, scoring: Scoring) -> ActivationsSession:
+        return ActivationsSession(scoring)
+
+    def read(self, folder: Path, scores: Scores, again: str) -> list[StudentLayer]:
+        return scores.student
+
+    def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
+        return [student(read)]
+
+
+def student(read: Sequence[tuple[int, Sequence[StudentLayer]]]) -> Table:
+    """The layers of each round, by its number."""
+    return Table(
+        "The student's own shift",
+        ["round, layer", "‖v_student‖ / ‖v‖", "cos to the round's vector", "cos to round 1's, from base", "split-half cosine"],
+        [
+            [
+                f"{number}, {line.layer}",
+                shown(line.norm_ratio),
+                shown(line.cos_teacher, 3, signed=True),
+                shown(line.cos_round_1, 3, signed=True),
+                shown(line.split_half, 3, signed=True),
+            ]
+            for number, layers in read
+            for line in layers
+        ],
+        "v_student: mean change of the residual stream at the last prompt token, under the neutral prompt, from the student before to this one; from base: from the "
+        "original model to this one.",
+    )  # fmt: skip

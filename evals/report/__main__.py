@@ -9,15 +9,13 @@ from typing import Any
 
 from evals.commandline import report_options
 from evals.report.lineage import difference, provenance, stages
-from evals.report.quality import coherence, foundations, measure, student
+from evals.report.quality import coherence
 from evals.report.reading import reading
 from evals.report.tables import (
-    Table,
     agreement,
     comma_separated,
     healing,
     levels,
-    markdown,
     overview,
     rejections,
     shifts,
@@ -27,7 +25,9 @@ from evals.report.tables import (
 )
 from evals.report.verdicts import verdicts
 from evals.results import results_of
-from evals.scored import STEP, Round, scored_rounds
+from evals.round import Round
+from evals.scored import STEP, scored_rounds
+from evals.table import Table, markdown
 from shared.cli import entry, parse
 from shared.console import say
 from shared.console import table as show
@@ -47,15 +47,17 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
         verdicts(rows),
         levels(rows),
         shifts(rows),
-        foundations(rows),
         coherence(rows),
-        measure(rows),
+        *[
+            table
+            for measure in rounds[0].measures
+            for table in measure.tables(rows, [(r.number, r.data[measure.name]) for r in rounds])
+        ],
         *(
             [levels(extra, "Other doses, draws and gates"), shifts(extra, "Other doses, draws and gates, against base")]
             if extra
             else []
         ),
-        student(rounds),
         sweep(rounds),
         survivors(rounds),
         rejections(rounds),

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from evals.report.figure import LOOKS
-from evals.report.tables import label, ranged
+from evals.table import label, ranged
 from shared.console import number
 
 Row = dict[str, Any]

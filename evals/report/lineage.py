@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from evals.measures.forced_choice.instrument import ORDERS
-from evals.report.tables import Table
+from evals.round import Round
 from evals.rows import Scores
-from evals.scored import Round
+from evals.table import Table
 from shared import config as configuration
 from shared.console import number
 from shared.errors import SteerHealError

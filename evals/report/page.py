@@ -11,12 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evals.measures.free_text.rows import Generation
 from evals.report.borderline import hairs
 from evals.report.charts import panels
-from evals.report.tables import Table
 from evals.report.training import strips
-from evals.rows import Generation
-from evals.scored import Round
+from evals.round import Round
+from evals.table import Table
 from shared.console import number
 from shared.records import Completion
 

@@ -7,44 +7,17 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from evals.round import Round
 from evals.rows import SweepLine, TrainingStep
-from evals.scored import STEP, Round
+from evals.scored import STEP
+from evals.table import Table, label, ranged, yes_no
 from shared.console import number
 from shared.quarters import last_quarter
 from shared.run import STAGES
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows of text; the first column is a label, the others are figures, or words where prose is set."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    prose: bool = False
-
-
-def label(row: dict[str, Any]) -> str:
-    draw = f", draw {row['draw']}" if row["stage"] == "random" else ""
-    dose = (
-        f" at {row['coefficient']:.2f}"
-        if row["stage"] in ("steered", "random") and row["coefficient"] is not None
-        else ""
-    )
-    gate = f" at gate {row['gate']:g}" if row["gate"] not in (None, 1.0) else ""
-    return f"{row['round']} {row['stage']}{dose}{draw}{gate}"
-
-
-def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
-    low_high = row[interval]
-    shown = number(row[name], digits, signed)
-    return shown if low_high is None else f"{shown} [{', '.join(number(end, digits, signed) for end in low_high)}]"
 
 
 def overview(rows: Sequence[dict[str, Any]]) -> Table:
@@ -141,10 +114,6 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
         ],
         f"Paired with base on the same items or prompts. coh_cost is |d_coh| / |d_auth|; {number(None)} is undefined.",
     )
-
-
-def yes_no(value: bool | None) -> str:
-    return number(None) if value is None else "yes" if value else "no"
 
 
 def sweep(rounds: Sequence[Round]) -> Table:
@@ -263,18 +232,6 @@ def times(rounds: Sequence[Round], mode: str) -> Table:
             ]
         )
     return Table("Wall seconds", ["round", *stages, "total"], rows)
-
-
-def markdown(table: Table) -> str:
-    lines = [table.columns, ["---", *["---" if table.prose else "---:"] * (len(table.columns) - 1)], *table.rows]
-    body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-    return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
-
-
-def _cell(text: str) -> str:
-    """Text of a Markdown table: one line, no column of its own, no markup."""
-    one = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return one.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def comma_separated(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]) -> str:

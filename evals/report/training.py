@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from evals.report.figure import png, styled
+from evals.round import Round
 from evals.rows import TokenRow
-from evals.scored import Round
 from shared.records import Training
 
 BLACK, BLUE, ORANGE, GREEN, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#808080"  # Okabe and Ito's, and grey

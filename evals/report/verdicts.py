@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evals.report.tables import Table
+from evals.table import Table
 from shared.console import number
 
 

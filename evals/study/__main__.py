@@ -12,7 +12,7 @@ import numpy as np
 
 from evals.commandline import study_options
 from evals.report.lineage import stages
-from evals.report.tables import comma_separated, markdown
+from evals.report.tables import comma_separated
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
 from evals.study.collect import Outcome, Row, collect, document
@@ -30,6 +30,7 @@ from evals.study.tables import (
     provenance,
     stopped,
 )
+from evals.table import markdown
 from shared.cli import entry
 from shared.console import say, table
 from shared.errors import SteerHealError

@@ -8,8 +8,9 @@ from typing import Any
 
 from evals.report.tables import dose
 from evals.results import results_of
+from evals.round import Round
 from evals.routes import Axis, Student
-from evals.scored import STEP, Round, read_round, scored_rounds
+from evals.scored import STEP, read_round, scored_rounds
 from evals.study.drive import STOPPED, Stopped
 from evals.study.plan import Cell, Plan
 from shared.console import console

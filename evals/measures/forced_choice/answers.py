@@ -10,7 +10,7 @@ import numpy as np
 
 from evals.measures.forced_choice.instrument import ORDERS
 from evals.measures.forced_choice.levels import levels
-from evals.rows import ScoreRow
+from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, Setting
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, foundation_of

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.conditions import Condition
 from evals.measures.forced_choice.free_answer import key_of, valid
 from evals.measures.forced_choice.instrument import ORDERS, Renderer, orders, rotations_of
 from evals.measures.forced_choice.labels import answer_of
@@ -23,25 +24,6 @@ from shared.vignettes import human
 if TYPE_CHECKING:
     from gen.engine.engine import Engine
     from gen.engine.sampling import Output, Request
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is done to the model while it answers.
-
-    stage, name and gate (of the round that its weights were dialled to) as in scores.json; vector names one that the engine has loaded, None for unsteered; system is a system
-    prompt for the question. headline conditions are rows of the results, the others go to its extra.
-    """
-
-    stage: str
-    name: str
-    coefficient: float = 0.0
-    vector: str | None = None
-    positions: str = "all"
-    system: str | None = None
-    draw: int | None = None
-    headline: bool = True
-    gate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +149,7 @@ class _Asking:
             seed=seed_of(read.seed, cell.vignette.id, cell.order, cell.sample),
             min_tokens=0 if read.stop else read.think,
             stop_ids=self._renderer.stop_ids,
-            **self._steering(cell),
+            **cell.condition.steering(len(cell.question) - 1),
         )
 
     def then(self, index: int, done: Sequence[Output]) -> Request | None:
@@ -180,7 +162,12 @@ class _Asking:
             return self._answer(cell, self.thoughts[index])
         if self._free and cell.order == cell.sample == 0 and len(done) == read.thoughts + 1:
             prompt = self._renderer.free_answer(cell.question, self.thoughts[index], read.stop)
-            return Request(prompt, self._free.tokens, stop_ids=self._renderer.chat.stop_ids, **self._steering(cell))
+            return Request(
+                prompt,
+                self._free.tokens,
+                stop_ids=self._renderer.chat.stop_ids,
+                **cell.condition.steering(len(cell.question) - 1),
+            )
         return None
 
     def _answer(self, cell: Cell, thought: Sequence[int]) -> Request:
@@ -190,18 +177,8 @@ class _Asking:
             self._renderer.answer(cell.question, thought, self._read.stop),
             label_ids=self._renderer.label_ids,
             tail=len(self._renderer.prefill) if self._read.nll_prefill else 0,
-            **self._steering(cell),
+            **cell.condition.steering(len(cell.question) - 1),
         )
-
-    @staticmethod
-    def _steering(cell: Cell) -> dict[str, Any]:
-        condition = cell.condition
-        return {
-            "vector": condition.vector,
-            "coefficient": condition.coefficient,
-            "positions": condition.positions,
-            "steer_from": len(cell.question) - 1 if condition.positions == "generated" else None,
-        }
 
 
 def ended(ids: Sequence[int], renderer: Renderer, tokenizer: Any) -> list[int]:

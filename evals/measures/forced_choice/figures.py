@@ -44,11 +44,10 @@ class Figures:
         undefined = [name for name in ("auth_nats", "p_ans_any") if self.level[name] is None]
         return broken([*undefined, *also], self.unscorable, len(self.other.truth), self.delta["coherence"])
 
-    def columns(self, problem: str | None, is_base: bool = False) -> dict[str, Any]:
-        """By name. problem: what `broken` gave, with which a cost is blank; of the base itself, what compares with it is null or 0."""
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Levels and shifts by name; of the base itself what compares with it is 0."""
         level, delta = self.level, self.delta
-        coh_cost, coh_slope = cost(delta["d_coh"], delta["d_auth"], problem is not None)
-        is_surgical = None if is_base else surgical(delta["d_auth"], self.specific)
         not_wrong = level["p_not_wrong"]
         return {
             **pair("auth_nats", "auth_ci", level["auth_nats"]),
@@ -64,8 +63,16 @@ class Figures:
             **pair("d_auth", "d_auth_ci", delta["d_auth"]),
             **pair("d_care", "d_care_ci", delta["d_care"]),
             **pair("d_auth_moral", "d_auth_moral_ci", delta["d_auth_moral"]),
-            **pair("specific_shift", "specific_shift_ci", None if is_base else self.specific),
+            **pair("specific_shift", "specific_shift_ci", self.specific),
             **pair("d_coh", "d_coh_ci", delta["d_coh"]),
+        }
+
+    def costs(self, problem: str | None) -> dict[str, Any]:
+        """What the shift cost and how specific it is. problem: what `broken` gave, with which a cost is blank."""
+        delta = self.delta
+        coh_cost, coh_slope = cost(delta["d_coh"], delta["d_auth"], problem is not None)
+        is_surgical = surgical(delta["d_auth"], self.specific)
+        return {
             "coh_cost": coh_cost,
             "coh_slope": coh_slope,
             "surgical": is_surgical,

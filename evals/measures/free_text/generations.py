@@ -6,10 +6,13 @@ thought, scored behind prompt and thought. A thought that does not end leaves an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.measures.forced_choice.ask import Condition
+from evals.cache import Cache, Row, WeightsKey
+from evals.conditions import Condition
+from evals.measures.free_text.rows import Generation
 from gen.prompts import Renderer
 from gen.scoring import score
 from shared.chat import Chat
@@ -18,9 +21,9 @@ from shared.records import Prompt
 from shared.schema import Config
 from shared.seeds import seed_of
 from shared.text import distinct_n, loop_share
+from shared.vectors import Vector
 
 if TYPE_CHECKING:
-    from evals.cache import Cache
     from gen.engine.engine import Engine
 
 
@@ -159,3 +162,51 @@ def judge(
 
 def distinct(tokens: Sequence[int], n: int) -> float | None:
     return distinct_n(tokens, n) if tokens else None
+
+
+def of_generations(
+    weights: WeightsKey,
+    judge: WeightsKey,
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    config: Config,
+    vectors: Mapping[str, Vector],
+    folder: Path | None = None,
+    *,
+    fresh: bool = False,
+) -> Cache:
+    """Free generations, judged under the original model."""
+    samples = config.eval.generation_samples
+    rendered = [renderer(prompt) for prompt in prompts]
+    content = {
+        "kind": "generations",
+        "judge": judge,
+        "rendered": rendered,  # both ways: judged by both, whatever a condition is asked under
+        "asked": [[prompt.id, prompt.turns] for prompt in prompts],
+        "sampling": [config.sweep.temperature, config.sweep.top_p, samples, config.eval.generation_tokens],
+        "stop_ids": list(renderer.chat.stop_ids),
+        "seeds": [seed_of(config.seed, prompt.id, sample) for prompt in prompts for sample in range(samples)],
+    }
+    return Cache(
+        weights,
+        content,
+        lambda condition: bool(condition.system),
+        lambda rows: _check_generations(rows, prompts, config),
+        __name__,
+        vectors,
+        folder,
+        fresh,
+    )
+
+
+def _check_generations(rows: Sequence[Row], prompts: Sequence[Prompt], config: Config) -> None:
+    made = [Generation.model_validate(row) for row in rows]
+    wanted = [
+        (prompt.id, prompt.turns[-1]["content"], sample)
+        for prompt in prompts
+        for sample in range(config.eval.generation_samples)
+    ]
+    if [(row.prompt_id, row.prompt, row.sample) for row in made] != wanted:
+        raise ValueError(f"other prompts or samples than the {len(wanted)} asked")
+    if any(len(row["completion_ids"]) != one.tokens for row, one in zip(rows, made, strict=True)):
+        raise ValueError("completion_ids of other lengths than their tokens")

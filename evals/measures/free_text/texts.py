@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.intervals import Smooth, estimate_of, quotient
+from evals.measures.free_text.rows import Generation
 from evals.statistics import Estimate, estimate, resample
 from shared.errors import SteerHealError
 
@@ -25,6 +26,21 @@ class Texts:
     distinct_2: np.ndarray
     distinct_3: np.ndarray
     loop_share: np.ndarray
+
+
+def texts_of(rows: Sequence[Generation]) -> Texts:
+    """Arrays of the rows of one condition."""
+
+    def values(name: str) -> np.ndarray:
+        return np.array([np.nan if (value := getattr(row, name)) is None else value for row in rows], dtype=float)
+
+    return Texts(
+        [row.prompt_id for row in rows],
+        *[
+            values(name)
+            for name in ("nll", "tokens", "trait_llr", "distinct_1", "distinct_2", "distinct_3", "loop_share")
+        ],
+    )
 
 
 def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | None]:
