@@ -12,7 +12,7 @@ from synthetic_run import vignettes
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import orders, rotations_of
-from evals.rows import ScoreRow
+from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import AUTHORITY, Answers
 
 SOCIAL = 6

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders, rotations
-from evals.rows import ScoreRow
+from evals.measures.forced_choice.rows import ScoreRow
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 from shared.records import DATA, Vignette
