@@ -88,7 +88,7 @@ def test_columns_are_paired_by_item_and_kept_apart_by_kind() -> None:
     found = measure.compare(base, other, 200, 0).columns
     assert set(found) == set(measure.columns)
     assert found["d_probe"] == pytest.approx(-1) and found["probe"] == pytest.approx(0.5), "the third has no answer"
-    assert found["d_probe_keep"] == 0 and found["d_probe_keep_ci"] == (0, 0) and found["d_probe_unrelated"] is None
+    assert found["d_probe_keep"] == 0 and found["d_probe_keep_ci"] == [0, 0] and found["d_probe_unrelated"] is None
 
 
 @pytest.mark.slow

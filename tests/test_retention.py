@@ -70,8 +70,8 @@ def test_columns_are_weighted_by_tokens() -> None:
     assert measure.compare(base, base, 200, 0).columns["ret_kl"] == 0
     dead = rows_of("healed", [110, None], [2, None], [100, 300])
     assert measure.compare(base, dead, 200, 0).columns["ret_kl"] is None
-    with pytest.raises(SteerHealError, match="different texts"):
-        measure.compare(base, other[:1], 200, 0)
+    with pytest.raises(SteerHealError, match="different things"):
+        measure.refuse_unpaired(base, other[:1])
 
 
 @pytest.fixture
