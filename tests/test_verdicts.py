@@ -115,7 +115,7 @@ SLOT = np.where(np.arange(7) == 3, -0.6, 0.0)
         pytest.param(made(shifted(BASE, 0.0)), "no_shift", "not below", id="noise"),
         pytest.param(made(BASE, slots=SLOT), "no_shift", "not below", id="slot 3, rotating orders"),
         pytest.param(made(BASE, "cyclic", slots=SLOT), "no_shift", "not below", id="slot 3, cyclic orders"),
-        pytest.param(made(BASE, "reversal", slots=SLOT), "unspecific", "reversed orders", id="slot 3, reversed orders"),
+        pytest.param(made(BASE, "reversal", slots=SLOT), "kept", "looks the same; score with --debias rotating", id="slot 3, reversed orders"),
         pytest.param(made(shifted(BASE, -1.0), mass=0.6), "broken", "lies below 0.85", id="a quarter of the answer mass gone"),
         pytest.param(made(shifted(BASE, -1.0), mass=np.tile([0.8, 0.62], 14)), "degraded", "may be under 0.9", id="a tenth gone"),
         pytest.param(made(shifted(BASE, -1.0), mass=0.99), "kept", "no doses", id="more answer mass than the base's"),
@@ -127,8 +127,8 @@ def test_what_is_said_of_a_shift(other: Rows, state: str, said: str, ask: Asking
     base = made(BASE, other[0]["debias"])
     found = ask(base=base, other=other, steered=other)
     assert found["verdict"] == state and said in found["verdict_reason"], found["verdict_reason"]
-    assert (found["surgical"], found["surgical_care"] in (True, False)) == (state not in ("unspecific", "no_shift") or "reversed" in said, True)  # fmt: skip
-    if state == "unspecific" and "reversed" not in said:
+    assert (found["surgical"], found["surgical_care"] in (True, False)) == (state not in ("unspecific", "no_shift"), True)  # fmt: skip
+    if state == "unspecific":
         assert found["d_auth_ci"][1] < -0.05 and found["p_not_wrong"] > 0.3
 
 

@@ -59,7 +59,7 @@ def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
         f"Every arm, round by round, seed {seed}",
         columns,
         lines,
-        "Brackets are 95 % bootstrap intervals within the seed; d_: against the base. Dose: mean relative dose of the kept rows beside that of the sweep.",
+        "Brackets are 95 % intervals within the seed; d_: against the base. Dose: mean relative dose of the kept rows beside that of the sweep.",
     )
 
 
