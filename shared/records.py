@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from shared.conversations import pair_of, prompt_of
+from shared.divergences import DivergenceName
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, placed_jsonl, problem_of
 from shared.logprobs import Agreement, Logprobs
@@ -170,7 +171,7 @@ class Start(BaseModel):
 class Training(Record):
     """training.json: what was trained, on how much, and the diagnosis."""
 
-    divergence: Literal["nll", "kl_fwd", "kl_rev", "wd"]
+    divergence: DivergenceName
     aggregate: str
     reference: Literal["base", "previous"]
     lam: Number

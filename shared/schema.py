@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.commands import setting
+from shared.divergences import DIVERGENCES, DivergenceName
 from shared.errors import SteerHealError
 from shared.strict import check_values, repeated
 
-Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
 Debias = Literal["reversal", "cyclic"]
@@ -206,9 +206,9 @@ class FilterConfig(Section):
 
 
 class TrainConfig(Section):
-    divergence: Divergence = Field(
+    divergence: DivergenceName = Field(
         "kl_rev",
-        description="D of the barrier: nll (0), kl_fwd KL(ref||theta), kl_rev KL(theta||ref), wd (0, AdamW decay)",
+        description=f"D of the barrier: {', '.join(f'{name} ({entry.meaning})' for name, entry in DIVERGENCES.items())}",
     )
     lam: float = Field(0.1, ge=0, description="lambda, weight of relu(D - tau)")
     lam_round_power: float = Field(0.0, description="lambda in round r is lam * r ** lam_round_power")
