@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gen.tally import Tally
+from gen.rules import Tally
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.provenance import differences
@@ -28,7 +28,14 @@ FILES = {
     "filter": ("kept.jsonl", "rejected.jsonl"),
     "heal": ("train.jsonl", "training.json", "kl_tokens.jsonl"),
 }
-OF_A_ROUND = ("vector", "sweep", "kept", "history", "history before")  # inputs that every round has of its own
+OF_A_ROUND = (
+    "vector",
+    "sweep",
+    "filter",
+    "kept",
+    "history",
+    "history before",
+)  # inputs that every round has of its own
 FULL = ("items", "full_items", "debias")  # of eval, which EVAL=full sets in its own way
 CLOSE = 1e-9  # of sums in another order
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from evals.instrument import orders
 from evals.labels import answer_of
+from shared.filter_record import SweepLine
 from shared.records import (
     ROUNDED,
     Cosine,
@@ -63,22 +64,6 @@ class ConditionLine(Record):
             raise ValueError(f"{self.name} is not {self.stage} at {what or 'something else'} {value}")
         if self.coefficient is None:
             raise ValueError(f"{self.name} has a coefficient")
-        return self
-
-
-class SweepLine(Record):
-    coefficient: Number
-    n: Count
-    kept: Count
-    perplexity: Perplexity | None
-    distinct_3: Share | None
-    trait_llr: Nats | None
-    relative_dose: Annotated[Number, Field(ge=0)] | None
-
-    @model_validator(mode="after")
-    def _kept_of_n(self) -> Self:
-        if self.kept > self.n:
-            raise ValueError(f"{self.kept} kept of {self.n}")
         return self
 
 

@@ -27,13 +27,14 @@ from evals.instrument import Renderer, load_instrument
 from evals.internalised import states, student_vector
 from evals.moralmaps import installed_revision
 from gen.extract import contexts_of
-from gen.filter import by_coefficient
 from gen.prompts import Renderer as PromptRenderer
 from gen.students import Student
 from gen.students import student as student_of
 from shared.chat import Chat, neutral_for
 from shared.cli import entry, need, parse
 from shared.commands import round_command
+from shared.filter_record import NAME as FILTER_RECORD
+from shared.filter_record import read_filter_record
 from shared.instrument import FOUNDATIONS
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -63,10 +64,9 @@ def inputs_of(run: Run, number: int, settings: EvalConfig) -> dict[str, Path]:
     return {
         "vector": folder / "vector.safetensors",
         "first vector": run.round(1) / "vector.safetensors",
-        "sweep": folder / "sweep.jsonl",
+        "filter": folder / FILTER_RECORD,
         "kept": folder / "kept.jsonl",
         "history": after,
-        "unsteered": run.round(1) / "sweep.jsonl",
         "trait": data_file(vector.trait, "trait.json"),
         **input_of("contexts", vector.contexts),
         **({"history before": before} if before else {}),
@@ -120,6 +120,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=round_command(run.folder, number))
+    judged_sweep = read_filter_record(folder / FILTER_RECORD, round_command(run.folder, number, rebuild=True))
     dose = float(np.mean([row.coefficient for row in kept]))
     vignettes = load_vignettes(settings.vignettes, settings.items)
     heldout = load_heldout(settings.heldout)
@@ -195,7 +196,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
                 "items": [vignette.id for vignette in vignettes],
                 "foundations": list(FOUNDATIONS),
                 "conditions": [described(condition) for group in groups for condition in group.conditions],
-                "sweep": by_coefficient(run, number, vector),
+                "sweep": judged_sweep.by_coefficient,
                 "student": student_layers,
             },
         )

@@ -19,6 +19,7 @@ from evals.statistics import Answers
 from evals.texts import Texts
 from shared.commands import round_command
 from shared.errors import SteerHealError
+from shared.filter_record import NAME, read_filter_record
 from shared.instrument import FOUNDATIONS
 from shared.lines import problem_of
 from shared.records import Completion, Manifest, Record, Training, read_jsonl, read_record
@@ -35,7 +36,7 @@ READ = {
     **{
         step: {
             "vector": ("extract", "vector.safetensors"),
-            "sweep": ("sweep", "sweep.jsonl"),
+            "filter": ("filter", NAME),
             "kept": ("filter", "kept.jsonl"),
             "history": ("heal", "history"),
         }
@@ -59,6 +60,7 @@ class Round:
     training: Training
     tokens: list[TokenRow]
     manifests: dict[str, Manifest]
+    limits: dict[str, float]  # of filter.json; empty for a run of an earlier version, which has none
 
     @property
     def healed(self) -> str:
@@ -145,9 +147,17 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         _of(run.round(number) / "training.json", Training, again),
         read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
         manifests,
+        _limits(run, number, manifests["filter"], again),
     )
     counted(run, found, STEP[mode])
     return found
+
+
+def _limits(run: Run, number: int, manifest: Manifest, again: str) -> dict[str, float]:
+    path = run.round(number) / NAME
+    if path.relative_to(run.folder).as_posix() not in manifest.outputs:
+        return {}
+    return read_filter_record(path, again).limits
 
 
 def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str) -> None:
@@ -156,6 +166,8 @@ def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str)
         manifest = manifests[stage]
         for label, (maker, name) in READ.get(stage, {}).items():
             made = manifests[maker].outputs.get((run.round(number) / name).relative_to(run.folder).as_posix())
+            if made is None and label == "filter" and label not in manifest.inputs:
+                continue  # the filter and the scores of an earlier version
             if made is None or manifest.inputs.get(label) != made:
                 raise SteerHealError(
                     f"round {number} {stage} was made from another {name}",

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from evals.rows import SweepLine, TrainingStep
+from evals.rows import TrainingStep
 from evals.scored import STEP, Round
 from shared.console import number
+from shared.filter_record import SweepLine
 from shared.quarters import last_quarter
 from shared.run import STAGES
 
@@ -186,9 +187,7 @@ def survivors(rounds: Sequence[Round]) -> Table:
 
 
 def rejections(rounds: Sequence[Round]) -> Table:
-    counts = {
-        r.number: Counter(reason.partition(":")[0] for row in r.rejected for reason in row.reasons) for r in rounds
-    }
+    counts = {r.number: Counter(reason.rule for row in r.rejected for reason in row.reasons) for r in rounds}
     rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
     rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
     return Table(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gen.filter import Tally
-from gen.rules import Yardstick, judge
+from gen.rules import Tally, Yardstick, judge
 from shared.console import console
 from shared.records import Completion
 from shared.schema import Config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 from shared import outputs
 from shared.options import Options, add_file_options, benchmark, number, parser, positive, share
@@ -78,7 +79,7 @@ def filter_options() -> Options:
         "--out",
         type=Path,
         writes=lambda value: named_after(Path(value)),
-        help="folder for kept.jsonl and rejected.jsonl, or NAME.jsonl for the kept rows and NAME.rejected.jsonl for the rejected",
+        help="folder for kept.jsonl, rejected.jsonl and filter.json, or NAME.jsonl for the kept rows, beside NAME.rejected.jsonl and NAME.filter.json",
     )
     files.add_argument(
         "--unsteered",
@@ -166,8 +167,17 @@ def swept(value: str) -> list[Path]:
     return [out, out.with_name(f".{out.name}.windows")]
 
 
-def named_after(out: Path) -> tuple[Path, Path]:
-    """The files of the kept and of the rejected rows: kept.jsonl and rejected.jsonl of a folder, or a file and one named after it."""
+class Outputs(NamedTuple):
+    """The files that a filter writes: kept rows, rejected rows, and filter.json."""
+
+    kept: Path
+    rejected: Path
+    record: Path
+
+
+def named_after(out: Path) -> Outputs:
+    """kept.jsonl, rejected.jsonl and filter.json of a folder, or a file of kept rows and two named after it."""
     kept = out if out.suffix and not out.is_dir() else out / "kept.jsonl"
     outputs.require_suffix(kept, ".jsonl")
-    return kept, kept.with_name("rejected.jsonl" if kept.name == "kept.jsonl" else f"{kept.stem}.rejected.jsonl")
+    stem = "" if kept.name == "kept.jsonl" else f"{kept.stem}."
+    return Outputs(kept, kept.with_name(f"{stem}rejected.jsonl"), kept.with_name(f"{stem}filter.json"))

@@ -95,7 +95,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         made = iterate_jsonl(job.out, Completion, made_by="the same command")
         limit = yardstick.limits(config.filter)
         judged = keep.tally(made, unsteered, limit, config.filter, config.vector.trait)
-        keep.show(judged, limit, config.filter, job.vector)
+        keep.print_sweep(judged, limit, config.filter, job.vector)
     else:
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"

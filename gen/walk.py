@@ -12,9 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gen.filter import Tally
 from gen.plan import Planned, rows_of
-from gen.rules import Yardstick, judge
+from gen.rules import Tally, Yardstick, judge
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.records import Completion, Prompt

@@ -26,6 +26,7 @@ from shared.errors import SteerHealError
 from shared.lines import conversion_of, placed_jsonl, problem_of
 from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
+from shared.reasons import Reason
 from shared.strict import WIDEST, parse
 
 VERSION = 1
@@ -125,7 +126,7 @@ class Completion(Record):
     perplexity_last_quarter: Perplexity | None
     trait_llr: Nats | None
     distinct_3: Share | None
-    reasons: list[str] = []
+    reasons: list[Reason] = []
     logprobs: Logprobs | None = None
 
     @model_serializer(mode="wrap")

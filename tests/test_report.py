@@ -387,6 +387,28 @@ def test_nothing_rejected(tmp_path: Path) -> None:
     assert "None." in page and NASTY not in page
 
 
+def test_a_run_of_an_earlier_version_has_its_report(tmp_path: Path) -> None:
+    """Its filter wrote no filter.json, and sentences for reasons; its scores name the sweep among their inputs."""
+    run = build(tmp_path, rounds=1)
+    path = run.round(1) / "rejected.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_jsonl(
+        path, [{**row, "reasons": ["perplexity: 40.00, at most 19.50", "loop: 0.50 of the tokens"]} for row in rows]
+    )
+    (run.round(1) / "filter.json").unlink()
+    for stage, part, label in (("filter", "outputs", "rounds/01/filter.json"), ("score", "inputs", "filter")):
+        manifest = json.loads(run.manifest(1, stage).read_text())
+        del manifest[part][label]
+        write_json(run.manifest(1, stage), manifest)
+    (digests := json.loads(run.manifest(1, "filter").read_text()))["outputs"]["rounds/01/rejected.jsonl"] = digest(path)
+    write_json(run.manifest(1, "filter"), digests)
+    done = command("evals.report", "--run", tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "perplexity: 40.00, at most 19.50; loop: 0.50 of the tokens" in page
+    assert f"| perplexity | {len(rows)} |" in (tmp_path / "report" / "results.md").read_text()
+
+
 def test_half_a_character_is_refused_with_its_line(tmp_path: Path) -> None:
     """No tokenizer writes one, and no file of ours can hold it."""
     run = build(tmp_path, rounds=1)

@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from test_fuzz import ROWS
 
-from evals.rows import ConditionLine, Generation, Heldout, ScoreRow, StudentLayer, SweepLine, TrainingStep
+from evals.rows import ConditionLine, Generation, Heldout, ScoreRow, StudentLayer, TrainingStep
 from shared.config import resolve
 from shared.errors import SteerHealError
+from shared.filter_record import FilterRecord, SweepLine
 from shared.folding import Gate
 from shared.records import (
     Completion,
@@ -44,6 +45,7 @@ VALID: dict[type[Record], dict[str, Any]] = {
     ScoreRow: {"id": "a", "foundation": "Care", "lp": [[[-2.0] * 7]], "p": SEVENTH, "score": [0.0] * 7, "pmass_allowed": 0.9, "label": SEVENTH, "nll_prefill": 0.5, "text": "a", "debias": "reversal", "think_tokens": 4, "stop": False, "temperature": 0.0, "instrument": "a", "top_k": 3, "name": "base"},
     Generation: {"name": "base", "prompt_id": "a", "prompt": "a", "sample": 0, "text": "a", "finish_reason": "stop", "nll": 3.0, "tokens": 3, "perplexity": 2.718281828459045, "trait_llr": 0.1, "distinct_1": 0.5, "distinct_2": 0.5, "distinct_3": 0.5, "loop_share": 0.0},
     SweepLine: {"coefficient": 1.0, "n": 3, "kept": 2, "perplexity": 2.0, "distinct_3": 0.5, "trait_llr": 0.1, "relative_dose": 0.2},
+    FilterRecord: {"limits": {"loop": 0.3}, "lines": [], "causes": {"loop": 1}, "kept": 2, "rejected": 1},
     StudentLayer: {"layer": 3, "norm_ratio": 0.5, "cos_teacher": 0.5, "cos_round_1": -0.5, "split_half": 0.9},
     ConditionLine: {"stage": "steered", "name": "steered", "coefficient": 1.0, "draw": 0, "headline": True},
     Heldout: {"step": 1, "epoch": 1.0, "heldout_ce": 2.0},

@@ -31,7 +31,11 @@ from shared.sets import input_of, revisions_of
 from shared.stages import LOG, Step
 from shared.strict import read_object
 
-FILES = {"extract": ("vector.safetensors",), "sweep": ("sweep.jsonl",), "filter": ("kept.jsonl", "rejected.jsonl")}
+FILES = {
+    "extract": ("vector.safetensors",),
+    "sweep": ("sweep.jsonl",),
+    "filter": ("kept.jsonl", "rejected.jsonl", "filter.json"),
+}
 STOPPED = "stopped.json"
 
 
@@ -97,6 +101,7 @@ def donor(runs: Sequence[Run], step: CellStep) -> Run | None:
             if run.folder != step.cell.folder
             and run.manifest(1, step.stage).is_file()
             and depends(run.config, step.stage) == wanted
+            and all((run.round(1) / name).is_file() for name in FILES[step.stage])  # earlier versions wrote fewer
             and all(same(name, run) for name in earlier)
             and _reads_the_same(run, step)
         ),
