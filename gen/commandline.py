@@ -69,6 +69,18 @@ def sweep_options() -> Options:
     return options
 
 
+def settings_of_sweep(arguments: argparse.Namespace) -> list[str]:
+    """The options of a sweep that stand for configuration keys, as SET would have them."""
+    given = {
+        "sweep.samples": arguments.samples,
+        "sweep.dose": arguments.dose,
+        "sweep.survival": arguments.survival,
+        "sweep.workers": arguments.workers,
+        "cluster.address": arguments.cluster,
+    }
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
 def filter_options() -> Options:
     options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
     files = add_file_options(options)
