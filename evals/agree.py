@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gen.rules import Tally
+from gen.outcome import Tally
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.provenance import differences

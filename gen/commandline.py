@@ -64,7 +64,7 @@ def sweep_options() -> Options:
         "--out",
         type=Path,
         writes=swept,
-        help="sweep rows to write, JSONL; those of a finished sweep are replaced with --rebuild alone",
+        help="sweep rows to write: NAME.jsonl, or a folder of Parquet shards; those of a finished sweep are replaced with --rebuild alone",
     )
     return options
 
@@ -85,7 +85,12 @@ def filter_options() -> Options:
     options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
     files = add_file_options(options)
     files.add_argument(
-        "--in", dest="in_", type=Path, reads=outputs.parse_path, metavar="FILE", help="sweep rows, JSONL"
+        "--in",
+        dest="in_",
+        type=Path,
+        reads=outputs.parse_path,
+        metavar="FILE|DIR",
+        help="sweep rows: JSONL, or a folder of shards, whose kept and rejected rows are folders in --out",
     )
     files.add_argument(
         "--out",
@@ -174,8 +179,12 @@ def bench_options() -> Options:
 
 
 def swept(value: str) -> list[Path]:
-    """What a sweep writes: its rows, and the folder of windows beside them."""
-    out = outputs.output_file(".jsonl", inside="sweep.jsonl")(value)[0]
+    """What a sweep writes: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
+    out = Path(value)
+    if out.is_dir() or not out.suffix:
+        (out,) = outputs.output_folder()(value)[:1]
+    else:
+        outputs.require_suffix(out, ".jsonl")
     return [out, out.with_name(f".{out.name}.windows")]
 
 

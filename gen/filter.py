@@ -7,26 +7,27 @@ each lies, once by key to be judged and written. filter.json says what was decid
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 from gen.commandline import Outputs, filter_options, named_after
-from gen.rules import Group, Tally, Yardstick, judge
-from gen.starvation import Starved, refuse_starvation
+from gen.outcome import Group, Outcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
+from gen.plan import Job
+from gen.rules import Yardstick, judge
+from gen.shard_filter import filter_shards
+from gen.shards import is_sharded
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
-from shared.console import console, number, say, table
+from shared.console import console, say
 from shared.errors import SteerHealError
 from shared.filter_record import NAME
 from shared.lines import placed_jsonl
 from shared.locks import hold
-from shared.publish import write_json
-from shared.records import VERSION, Completion, data_file, iterate_jsonl, writing_jsonl
+from shared.records import Completion, data_file, iterate_jsonl, writing_jsonl
 from shared.run import Run
 from shared.schema import FilterConfig
 from shared.stage import Stage
@@ -41,40 +42,6 @@ class Source:
 
     path: Path
     made_by: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """What became of the candidates: how many there are and how many were kept by coefficient, and how often each rule rejected.
-
-    tally is of the whole sweep, with the control.
-    """
-
-    limits: dict[str, float]
-    tally: Tally = field(default_factory=Tally)
-    per: Counter[float] = field(default_factory=Counter)
-    alive: Counter[float] = field(default_factory=Counter)
-    causes: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def kept(self) -> int:
-        return self.alive.total()
-
-    @property
-    def rejected(self) -> int:
-        return self.per.total() - self.kept
-
-    def write(self, path: Path, vector: Vector | None) -> None:
-        """Write filter.json, as shared.filter_record.FilterRecord reads it."""
-        record = {
-            "version": VERSION,
-            "limits": self.limits,
-            "lines": self.tally.lines(vector),
-            "causes": dict(self.causes.most_common()),
-            "kept": self.kept,
-            "rejected": self.rejected,
-        }
-        write_json(path, record)
 
 
 class Places:
@@ -129,7 +96,7 @@ def _read(handle: BinaryIO, begin: int, key: str) -> Completion:
 @contextmanager
 def split(
     sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
-) -> Iterator[Split]:
+) -> Iterator[Outcome]:
     """Write the kept and the rejected rows, each file sorted by key, and filter.json; all appear when the context ends, and none where it
     raises.
 
@@ -145,7 +112,7 @@ def split(
                 places.add(row.key, source.path, begin)
                 if not row.coefficient:
                     yardstick.add(row)
-    result, steered = Split(yardstick.limits(config)), config.source == "steered"
+    result, steered = Outcome(yardstick.limits(config)), config.source == "steered"
     reasons_of = judge(result.limits, config, trait)
     starved: Starved | None = None
     with writing_jsonl(outputs.rejected) as reject:
@@ -156,11 +123,9 @@ def split(
                         result.tally.add(row, False)
                         continue
                     reasons = reasons_of(row)
-                    result.tally.add(row, not reasons)
-                    if bool(row.coefficient) == steered:
-                        result.per[row.coefficient] += 1
-                        result.alive[row.coefficient] += not reasons
-                        result.causes.update(reason.rule for reason in reasons)
+                    candidate = bool(row.coefficient) == steered
+                    result.add(row, reasons, candidate=candidate)
+                    if candidate:
                         (reject if reasons else keep)(row.model_copy(update={"reasons": reasons}))
                 yield result
             result.write(outputs.record, vector)
@@ -177,12 +142,12 @@ def split(
 
 def separate(
     sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
-) -> Split:
+) -> Outcome:
     """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
     with split(sweep, unsteered, config, trait, outputs, vector) as result:
         print_sweep(result.tally, result.limits, config, vector)
         print_reasons(result)
-        refuse_starvation(result.per, result.alive, result.causes, config)
+        refuse_starvation(result, config)
     return result
 
 
@@ -208,26 +173,18 @@ def tally(
     return result
 
 
-def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, vector: Vector | None) -> None:
-    """The sweep's table at the terminal."""
-    names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
-    role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
-    table(
-        f"sweep (limits: perplexity ≤ {limits['perplexity']:.1f}, trait_llr ≥ {limits['trait_llr']:+.3f}{', the filter is off' if config.off else ''}; coefficient 0 is {role})",
-        ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
-        [[f"{line['coefficient']:g}", *[line[name] for name in names]] for line in judged.lines(vector)],
-    )
-
-
-def print_reasons(result: Split) -> None:
-    """How many are kept, what the others were rejected for, and the mean doses, at the terminal."""
-    console.print(
-        f"kept {result.kept} of {result.per.total()}; rejected for "
-        + (", ".join(f"{name} {count}" for name, count in result.causes.most_common()) or "nothing")
-    )
-    if result.kept:
-        kept, every = (sum(c * n for c, n in counts.items()) / counts.total() for counts in (result.alive, result.per))
-        console.print(f"mean coefficient of the kept {number(kept)}, of the sweep {number(every)}")
+def print_filtered(job: Job, yardstick: Yardstick) -> None:
+    """What the filter would keep of a sweep's published rows, as a table. yardstick: of the unsteered rows."""
+    if not len(yardstick):
+        console.print(
+            "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
+        )
+        return
+    config, again = job.config.filter, "the same command"
+    unsteered = job.frozen() if job.frozen else unsteered_in(job.out, again)
+    limits = yardstick.limits(config)
+    rows = iterate_jsonl(job.out, Completion, made_by=again)
+    print_sweep(tally(rows, unsteered, limits, config, job.config.vector.trait), limits, config, job.vector)
 
 
 def swept(run: Run, index: int) -> Source:
@@ -274,8 +231,16 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "in_", "out")
-    outputs = named_after(arguments.out)
     config = configured(arguments)
+    if is_sharded(arguments.in_):
+        load_trait(config.vector.trait)
+        hold(arguments.out)
+        filter_shards(
+            arguments.in_, arguments.unsteered or arguments.in_, config.filter, config.vector.trait, arguments.out
+        )
+        say(f"wrote {arguments.out}: kept, rejected and {NAME}")
+        return
+    outputs = named_after(arguments.out)
     sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:
         unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")

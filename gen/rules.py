@@ -1,4 +1,4 @@
-"""The rules a completion is kept by: what each measures, its limit, and the reasons of a rejection; sums over what they keep.
+"""The rules a completion is kept by: what each measures, its limit, and the reasons of a rejection.
 
 A rule is an entry of RULES: a `Bound` on a measure, or a `Ban` on something in the text. Its limit, its reason and the advice on what to
 change are made from that entry, in the filter, the walk, the sweep's progress, filter.json and the report.
@@ -7,12 +7,10 @@ change are made from that entry, in the filter, the walk, the sweep's progress, 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +20,6 @@ from shared.records import Completion
 from shared.schema import FilterConfig
 from shared.text import loop_share
 from shared.traits import load_trait
-from shared.vectors import Vector
 
 REFUSAL = re.compile(
     r"\b(?:I(?:'m| am) (?:sorry|unable)|I (?:can(?:'t|not)|won't) (?:help|assist|provide|answer|comply|fulfil)|as an AI\b)",
@@ -207,52 +204,3 @@ def judge(limits: Mapping[str, float], config: FilterConfig, trait: str) -> Call
         return [reason for rule in RULES if (reason := rule.reason(row, limits, context))]
 
     return reasons
-
-
-@dataclass
-class Group:
-    """Sums over the completions of one coefficient; full are those with tokens, nll is in nats."""
-
-    n: int = 0
-    kept: int = 0
-    full: int = 0
-    tokens: int = 0
-    nll: float = 0.0
-    distinct_3: float = 0.0
-    trait_llr: float = 0.0
-
-
-class Tally:
-    """A judged sweep by coefficient: a few sums each, however many rows."""
-
-    def __init__(self) -> None:
-        self.groups: dict[float, Group] = {}
-
-    def add(self, row: Completion, kept: bool) -> None:
-        group = self.groups.setdefault(row.coefficient, Group())
-        group.n += 1
-        group.kept += kept
-        if row.perplexity is not None and row.distinct_3 is not None and row.trait_llr is not None:
-            group.full += 1
-            group.tokens += len(row.completion_ids)
-            group.nll += len(row.completion_ids) * math.log(row.perplexity)
-            group.distinct_3 += row.distinct_3
-            group.trait_llr += row.trait_llr
-
-    def lines(self, vector: Vector | None = None) -> list[dict[str, Any]]:
-        """By coefficient, ascending, the fields of shared.filter_record.SweepLine."""
-        lines = []
-        for coefficient, group in sorted(self.groups.items()):
-            dose = list(vector.relative_dose(coefficient).values()) if vector else []
-            lines.append(
-                {
-                    "coefficient": coefficient,
-                    "n": group.n,
-                    "kept": group.kept,
-                    "perplexity": math.exp(group.nll / group.tokens) if group.full else None,
-                    "distinct_3": group.distinct_3 / group.full if group.full else None,
-                    "trait_llr": group.trait_llr / group.full if group.full else None,
-                    "relative_dose": float(np.mean(dose)) if dose else None,
-                }
-            )
-        return lines

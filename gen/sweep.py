@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from gen.commandline import settings_of_sweep, sweep_options
 from gen.crews import employ
-from gen.filter import print_sweep, tally, unsteered_in
+from gen.filter import print_filtered, unsteered_in
+from gen.outcome import Tally
 from gen.plan import Job, check_coefficients, determining, fingerprint, plan, windows
 from gen.pool import Item
 from gen.prompts import Renderer, open_round, survey, unchanged
 from gen.recording import recorded
-from gen.rules import Tally, Yardstick, judge
+from gen.rules import Yardstick, judge
+from gen.shards import Shards, store_of
 from gen.students import Student
 from gen.students import student as student_of
 from gen.walk import dose_of, print_walk
@@ -37,7 +39,7 @@ from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
-from shared.records import Completion, data_file, iterate_jsonl
+from shared.records import Completion, data_file
 from shared.run import Run
 from shared.schema import Config
 from shared.sets import input_of, revisions_of
@@ -52,10 +54,10 @@ if TYPE_CHECKING:
 def sweep(job: Job, *, rebuild: bool = False) -> None:
     """Make the rows of a job, going on after the windows that an interrupted one left.
 
-    Only the window at hand is in memory: of the rows before it their sums, and a few floats of each unsteered one.
+    Only the window at hand is in memory: of the rows before it their sums, and of each unsteered one a few floats.
     """
     config, samples = job.config, job.config.sweep.samples
-    store = Windows(job.out)
+    store = store_of(job.out)
 
     # 1. Prompts
     check_coefficients(job.coefficients)
@@ -92,19 +94,25 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         board = Board(bar, total, yardstick, config, grows=job.frozen is None)
         keys: dict[int, list[str]] = {}  # of the windows at work
 
+        def count_window(index: int, names: list[str], label: str = "") -> None:
+            if isinstance(store, Shards):
+                board.count(*store.counted(index, names), label)
+            else:
+                board.add(store.read(index, names), label)
+
         def missing() -> Iterator[Item]:
             """The windows that are to make. Those that are there count as made."""
             for index, window in enumerate(planned):
                 names = [row.key for row in window]
                 if index in store:
-                    board.add(store.read(index, names))
+                    count_window(index, names)
                 else:
                     keys[index] = names
                     yield index, window
 
         for index, made in crew.make(missing(), board.advance):
             store.write(index, made)
-            board.add(store.read(index, keys.pop(index)), f"window {index + 1} of {count}")
+            count_window(index, keys.pop(index), f"window {index + 1} of {count}")
 
     # 4. Rows
     store.publish(count)
@@ -112,7 +120,8 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     # 5. Filter
     if walk:
         print_walk(walk, config.sweep.survival, config.sweep.dose_ceiling)
-    print_filtered(job, yardstick)
+    if not isinstance(store, Shards):  # whose rows are as many as the filter goes through, shard by shard
+        print_filtered(job, yardstick)
     counts = {
         "resumed": whole / count,
         "rows": total,
@@ -155,8 +164,12 @@ class Board:
             reasons_of = judge(self.yardstick.limits(self.config.filter), self.config.filter, self.config.vector.trait)
             for row in window:
                 self.tally.add(row, not reasons_of(row))
-        self.rows += len(window)
-        self.tokens += sum(len(row.completion_ids) for row in window)
+        self.count(len(window), sum(len(row.completion_ids) for row in window), name)
+
+    def count(self, rows: int, tokens: int, name: str = "") -> None:
+        """A window that is whole, by its counts alone: none of its rows is read."""
+        self.rows += rows
+        self.tokens += tokens
         self.bar.update(self.task, completed=self.rows, kept=self.kept)
         if name and not console.is_terminal:
             console.print(f"{name}: {self.rows} rows{f', {self.kept}' if self.kept else ''}")
@@ -169,20 +182,6 @@ class Board:
             for coefficient, group in sorted(self.tally.groups.items())
         ]
         return f"kept {' '.join(shares)}" if shares else ""
-
-
-def print_filtered(job: Job, yardstick: Yardstick) -> None:
-    """What the filter would keep of the published rows, as a table."""
-    if not len(yardstick):
-        console.print(
-            "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
-        )
-        return
-    config, again = job.config.filter, "the same command"
-    unsteered = job.frozen() if job.frozen else unsteered_in(job.out, again)
-    limits = yardstick.limits(config)
-    rows = iterate_jsonl(job.out, Completion, made_by=again)
-    print_sweep(tally(rows, unsteered, limits, config, job.config.vector.trait), limits, config, job.vector)
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
@@ -253,7 +252,7 @@ def main() -> None:
     need(options, arguments, "model", "vector", "prompts", "out")
     out = arguments.outputs[0]
     if not arguments.rebuild:
-        Windows(out).refuse_finished()
+        store_of(out).refuse_finished()
     config = configured(arguments, *settings_of_sweep(arguments))
     walks = config.sweep.dose == "walk"
     if not walks:
@@ -270,7 +269,7 @@ def main() -> None:
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")
-        Windows(out).discard()
+        store_of(out).discard()
 
     load_trait(config.vector.trait)
     with open_prompts(arguments.prompts) as prompts:

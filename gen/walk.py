@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from gen.crews import Crew
+from gen.outcome import Tally
 from gen.plan import Job, Planned, rows_of, spread
-from gen.rules import Tally, Yardstick, judge
+from gen.rules import Yardstick, judge
 from gen.windows import Windows
 from shared.console import console, table
 from shared.errors import SteerHealError

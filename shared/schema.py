@@ -224,6 +224,9 @@ class TrainConfig(Section):
     weight_decay: float = Field(
         0.0, ge=0, description="AdamW decay on this round's A and B; used by divergence = wd alone"
     )
+    rows: int | None = Field(
+        None, ge=1, description="kept rows to train on, drawn by seed and key; by default all that there are"
+    )
     epochs: int = Field(6, ge=1, description="passes over the kept rows")
     batch_size: int = Field(8, ge=1, description="rows per micro-batch; the barrier is defined on it")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")

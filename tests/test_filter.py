@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen.commandline import named_after
-from gen.filter import Places, Source, Split, split, stage, tally
+from gen.filter import Places, Source, split, stage, tally
+from gen.outcome import Outcome, Starved, refuse_starvation
 from gen.rules import RULES, Bound, Yardstick, judge
-from gen.starvation import Starved, refuse_starvation
 from shared.errors import SteerHealError
 from shared.filter_record import read_filter_record
 from shared.outputs import guard
@@ -65,7 +65,7 @@ def naive(rows: Sequence[Completion], unsteered: Sequence[Completion], config: F
 
 def filtered(
     folder: Path, rows: Sequence[Completion], unsteered: Sequence[Completion] | None, config: FilterConfig = CONFIG
-) -> tuple[bytes, bytes, Split]:
+) -> tuple[bytes, bytes, Outcome]:
     """The bytes of both files, and the counts; the unsteered rows are those of the sweep, or in a file of their own."""
     sweep = yardstick = Source(folder / "sweep.jsonl", "-")
     write_jsonl(sweep.path, rows)
@@ -275,15 +275,15 @@ def test_a_rule_is_added_by_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Limit, reason, record, and the advice of a filter that starves are made from it."""
     long = Bound("long", lambda row: len(row.text), lambda _, texts: 2 * float(np.median(texts)), True, "lower sweep.max_tokens", compares=True)  # fmt: skip
     monkeypatch.setattr("gen.rules.RULES", (*RULES, long))
-    monkeypatch.setattr("gen.starvation.RULES", (*RULES, long))
+    monkeypatch.setattr("gen.outcome.RULES", (*RULES, long))
     limit = 2.0 * len(completion().text)
     rows = [*UNSTEERED, completion(key="a"), *[completion(key=f"b{i}", text="word " * 40) for i in range(2)]]
-    _, rejected, _ = filtered(tmp_path, rows, None)
+    _, rejected, result = filtered(tmp_path, rows, None)
     assert json.loads(rejected.splitlines()[0])["reasons"] == [{"rule": "long", "value": 200.0, "limit": limit, "text": None}]  # fmt: skip
     record = read_filter_record(tmp_path / "filter.json", "-")
     assert record.limits["long"] == limit and record.causes == {"long": 2}
     with pytest.raises(Starved) as starved:
-        refuse_starvation({1.0: 3}, {1.0: 1}, record.causes, CONFIG.model_copy(update={"min_kept": 2}))
+        refuse_starvation(result, CONFIG.model_copy(update={"min_kept": 2}))
     assert "lower sweep.max_tokens" in starved.value.next
 
 

@@ -123,8 +123,8 @@ def main() -> None:
             if means_path(arguments.data) and not os.path.isdir(arguments.data)
             else f"--data FILE, or as a data set: --data {arguments.data}:train",
         )
-    look_over(arguments.data)
     config = configured(arguments)
+    look_over(arguments.data, config.train.rows)
     for name in config.train.report_to:
         tracker(name)
     load_trait(config.vector.trait)
