@@ -181,10 +181,8 @@ def bench_options() -> Options:
 def swept(value: str) -> list[Path]:
     """What a sweep writes: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
     out = Path(value)
-    if out.is_dir() or not out.suffix:
-        (out,) = outputs.output_folder()(value)[:1]
-    else:
-        outputs.require_suffix(out, ".jsonl")
+    folder = out.suffix != ".jsonl" and (out.is_dir() or not out.suffix)
+    (outputs.output_folder() if folder else outputs.output_file(".jsonl"))(value)
     return [out, out.with_name(f".{out.name}.windows")]
 
 
