@@ -51,26 +51,20 @@ def schema() -> pyarrow.Schema:
     """The columns of a completion, as shared.records.Completion has them."""
     import pyarrow as pa
 
-    ids = pa.list_(pa.int32())
-    reason = pa.struct([("rule", pa.string()), ("value", pa.float64()), ("limit", pa.float64()), ("text", pa.string())])
-    series = pa.list_(pa.float64())
-    names = ("perplexity", "perplexity_last_quarter", "trait_llr", "distinct_3")
-    return pa.schema(
-        [
-            ("version", pa.int64()),
-            ("key", pa.string()),
-            ("prompt_ids", ids),
-            ("completion_ids", ids),
-            ("text", pa.string()),
-            ("finish_reason", pa.string()),
-            ("coefficient", pa.float64()),
-            ("sample", pa.int64()),
-            ("seed", pa.int64()),
-            *[(name, pa.float64()) for name in names],
-            ("reasons", pa.list_(reason)),
-            ("logprobs", pa.struct([("ids", pa.string()), ("student", series), ("original", series)])),
-        ]
+    text, number, count, ids, series = (
+        pa.string(),
+        pa.float64(),
+        pa.int64(),
+        pa.list_(pa.int32()),
+        pa.list_(pa.float64()),
     )
+    reason = pa.struct({"rule": text, "value": number, "limit": number, "text": text})
+    measures = dict.fromkeys(("perplexity", "perplexity_last_quarter", "trait_llr", "distinct_3"), number)
+    columns = {
+        "version": count, "key": text, "prompt_ids": ids, "completion_ids": ids, "text": text, "finish_reason": text, "coefficient": number, "sample": count, "seed": count,
+        **measures, "reasons": pa.list_(reason), "logprobs": pa.struct({"ids": text, "student": series, "original": series}),
+    }  # fmt: skip
+    return pa.schema(columns)
 
 
 def table_of(rows: bytes) -> pyarrow.Table:
@@ -127,8 +121,8 @@ def write_manifest(folder: Path, shards: Sequence[Shard]) -> None:
 class Shards(Windows):
     """The windows of a sweep whose output is a folder of shards.
 
-    A shard is written once its windows are whole, and they are removed. One index, which is only appended to, says what is whole: a line
-    a window and a line a shard. So the number of files stays bounded, and nothing is read again but the shard at hand.
+    A window is kept as Arrow's own file. A shard is written once its windows are whole, and they are removed. One index, which is only
+    appended to, says what is whole: a line a window and a line a shard. So the number of files stays bounded, and no row is parsed twice.
     """
 
     def __init__(self, out: Path):
@@ -161,6 +155,12 @@ class Shards(Windows):
                 next=f"the same command with --out {self.out.with_name(f'{self.out.name}-2')}; or with --rebuild, which replaces them",
             )
 
+    def path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.arrow"
+
+    def has_work(self) -> bool:
+        return self.index.is_file() and self.index.stat().st_size > 0
+
     def __contains__(self, index: int) -> bool:
         """Whether a window is whole. Raises SteerHealError for one that was edited."""
         if index in self._whole or index // self.each in self._shards:
@@ -179,16 +179,18 @@ class Shards(Windows):
         return True
 
     def write(self, index: int, rows: bytes) -> None:
-        """Keep a window: its rows as lines of JSONL. The last of a shard's windows makes the shard."""
+        """Keep a window, given as lines of JSONL. The last of a shard's windows makes the shard."""
+        import pyarrow
+
         table = table_of(rows)
-        with atomic_file(self.path(index)) as temporary:
-            temporary.write_bytes(rows)
+        with atomic_file(self.path(index)) as temporary, pyarrow.ipc.new_file(temporary, table.schema) as writer:
+            writer.write_table(table)
         line = {
             "window": index,
             "rows": len(table),
             "tokens": _tokens(table),
             "keys": digest_of_keys(table.column("key").to_pylist()),
-            "sha256": hashlib.sha256(rows).hexdigest(),
+            "sha256": digest(self.path(index)),
         }
         self._append(line)
         self._lines[index] = line
@@ -224,7 +226,8 @@ class Shards(Windows):
             pyarrow.parquet.ParquetWriter(temporary, schema(), compression="zstd") as writer,
         ):
             for index in self._of_shard(number):
-                table = table_of(self.path(index).read_bytes())
+                with pyarrow.OSFile(str(self.path(index))) as source, pyarrow.ipc.open_file(source) as window:
+                    table = window.read_all()
                 rows += len(table)
                 writer.write_table(table)
         line = {"shard": number, "name": path.name, "rows": rows, "sha256": digest(path)}

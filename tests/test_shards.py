@@ -152,7 +152,7 @@ def test_an_interrupted_sweep_goes_on_after_its_windows_to_the_same_bytes(
         index = tmp_path / ".again.windows" / "index.jsonl"
         if index.is_file():  # as a crash in the middle of a line leaves it
             index.write_bytes(index.read_bytes() + b'{"window": 99, "ro')
-            assert len(list(index.parent.glob("*.jsonl"))) < 9, "windows of a shard that is written are removed"
+            assert len(list(index.parent.glob("*.arrow"))) < 9, "windows of a shard that is written are removed"
     assert sorted(made) == list(range(14)), "no window is made twice"
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -167,6 +167,9 @@ def test_what_was_edited_is_refused(make: Callable[..., Stub], small_shards: Non
     with pytest.raises(SteerHealError, match="edited or removed"):
         make(out, Stub())
     first.write_bytes(before)
+    other = Shards(out)
+    with pytest.raises(SteerHealError, match="of something else"):
+        other.open({"window": WINDOW}, rebuild=False, count=14)
     make(out, Stub())
     first.write_bytes(before[:-1])
     with pytest.raises(SteerHealError, match="not what was written"):
