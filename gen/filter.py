@@ -240,6 +240,13 @@ def main() -> None:
         )
         say(f"wrote {arguments.out}: kept, rejected and {NAME}")
         return
+    if arguments.in_.is_dir():
+        raise SteerHealError(
+            "a folder of shards is not whole",
+            given=f"{arguments.in_} without manifest.json",
+            expected="the folder of a sweep that has ended, or a file of rows",
+            next="the command of the sweep again, which goes on",
+        )
     outputs = named_after(arguments.out)
     sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:

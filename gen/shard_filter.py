@@ -46,6 +46,13 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
     Raises:
         Starved: too few rows are kept. The rejected ones appear, to be read, and no kept ones.
     """
+    if unsteered != sweep and config.source == "unsteered":
+        raise SteerHealError(
+            "the rows to keep are in another file than the sweep",
+            given=f"filter.source = unsteered, --unsteered {unsteered}",
+            expected="candidates among the rows of --in",
+            next=f"--in {unsteered} without --unsteered",
+        )
     yardstick = Yardstick(unsteered_rows(unsteered))
     result, steered = Outcome(yardstick.limits(config)), config.source == "steered"
     reasons_of = judge(result.limits, config, trait)

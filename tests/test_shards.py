@@ -29,7 +29,7 @@ from shared.errors import SteerHealError
 from shared.filter_record import read_filter_record
 from shared.models import Model
 from shared.prompts import open_prompts
-from shared.records import Completion, as_jsonl, read_jsonl
+from shared.records import Completion, as_jsonl, read_jsonl, write_jsonl
 from shared.vectors import Vector, load_vector
 from train.data import load
 from train.rows import draw
@@ -202,6 +202,21 @@ def test_the_filter_of_shards_is_that_of_the_file(
     for line, other in zip(ours.lines, theirs.lines, strict=True):
         wanted = {k: v if v is None else pytest.approx(v, rel=1e-9) for k, v in other.model_dump().items()}
         assert line.model_dump() == wanted
+
+
+def test_unsteered_rows_may_be_elsewhere(make: Callable[..., Stub], small_shards: None, tmp_path: Path) -> None:
+    make(tmp_path / "s", Stub())
+    config = resolve(None, SETTINGS)[0].filter
+    write_jsonl(tmp_path / "u.jsonl", [row for row in rows_in(tmp_path / "s") if not row.coefficient])
+    for unsteered, out in ((tmp_path / "s", "own"), (tmp_path / "u.jsonl", "other")):
+        filter_shards(tmp_path / "s", unsteered, config, "embedded", tmp_path / out)
+    assert contents(tmp_path / "own" / "kept") == contents(tmp_path / "other" / "kept")
+    assert (tmp_path / "own" / "filter.json").read_bytes() == (tmp_path / "other" / "filter.json").read_bytes()
+    with pytest.raises(SteerHealError, match="another file than the sweep"):
+        filter_shards(tmp_path / "s", tmp_path / "u.jsonl", config.model_copy(update={"source": "unsteered"}), "embedded", tmp_path / "x")  # fmt: skip
+    (tmp_path / "s" / "manifest.json").unlink()
+    done = command("gen.filter", "--in", tmp_path / "s", "--out", tmp_path / "x")
+    assert done.returncode == 2 and "a folder of shards is not whole" in done.stderr, done.stderr
 
 
 def test_a_filter_of_shards_that_starves_leaves_the_rejected(
