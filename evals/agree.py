@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from evals.round import Round
 from gen.outcome import Tally
 from shared.commands import round_command
 from shared.errors import SteerHealError
@@ -19,9 +20,6 @@ from shared.provenance import differences
 from shared.records import Manifest
 from shared.run import STAGES, Run
 from shared.schema import Config
-
-if TYPE_CHECKING:
-    from evals.scored import Round
 
 # What a report reads of each stage, beyond the scores.
 FILES = {

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from evals.answers import answers
-from evals.cache import of_answers
-from evals.checks import checked, fits, reaches, steering
-from evals.conditions import Weights, answered, free_of, randoms, refuse_duplicate_conditions
-from evals.forced_choice import Condition, Read
-from evals.instrument import Renderer, load_instrument
-from evals.positions import left_by_reversal, order_effect, reliability
-from evals.rows import ScoreRow
+from evals.conditions import Condition, Weights, randoms, refuse_duplicate_conditions
+from evals.measures.forced_choice.answers import answers
+from evals.measures.forced_choice.ask import Read
+from evals.measures.forced_choice.cached import answered, free_of, of_answers
+from evals.measures.forced_choice.checks import checked, fits, reaches, steering
+from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.positions import left_by_reversal, order_effect, reliability
+from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, Estimate, levels, show
 from evals.verdict import preflight
 from gen.students import student as student_of

@@ -1,6 +1,6 @@
 """The scorer's benchmark: the engine's read against Hugging Face's generate on one machine, into docs/bench.json.
 
-The published evaluator is no dependency of this package; its stand-in is evals/huggingface.py, the same two-phase read written as
+The published evaluator is no dependency of this package; its stand-in is evals/bridges/huggingface.py, the same two-phase read written as
 that evaluator works, in batches of 8.
 """
 
@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from evals.bridges.huggingface import HuggingFace
 from evals.commandline import bench_options
-from evals.forced_choice import Condition, Read, forced_choice
-from evals.huggingface import HuggingFace
-from evals.instrument import Renderer, load_instrument
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Read, forced_choice
+from evals.measures.forced_choice.instrument import Renderer, load_instrument
 from shared.chat import Chat
 from shared.cli import entry
 from shared.errors import SteerHealError

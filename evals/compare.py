@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from evals.answers import answers
 from evals.commandline import compare_options
 from evals.costs import cost, surgical, surgical_care
-from evals.moved import LEVEL, detectable, shifts
-from evals.rows import ScoreRow
+from evals.measures.forced_choice.answers import answers
+from evals.measures.forced_choice.moved import LEVEL, detectable, shifts
+from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, deltas, levels, pair, same_setting, show
 from evals.verdict import broken
 from shared.cli import entry

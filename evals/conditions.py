@@ -7,14 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
-from evals.cache import Cache
-from evals.forced_choice import Condition, Free, Read, forced_choice, reads
-from evals.instrument import Renderer
 from evals.rows import ONCE
 from gen.students import Student
-from shared.console import console, counting
 from shared.errors import SteerHealError
 from shared.folding import gated
 from shared.schema import EvalConfig
@@ -23,12 +17,44 @@ from shared.vectors import Vector
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What is done to the model while it answers.
+
+    stage, name and gate (of the round that its weights were dialled to) as in scores.json; vector names one that the engine has loaded, None for unsteered; system is a system
+    prompt for the question. headline conditions are rows of the results, the others go to its extra.
+    """
+
+    stage: str
+    name: str
+    coefficient: float = 0.0
+    vector: str | None = None
+    positions: str = "all"
+    system: str | None = None
+    draw: int | None = None
+    headline: bool = True
+    gate: float | None = None
+
+    def steering(self, start: int) -> dict[str, Any]:
+        """Arguments of an engine's Request. start: the position from which `positions = generated` steers."""
+        return {
+            "vector": self.vector,
+            "coefficient": self.coefficient,
+            "positions": self.positions,
+            "steer_from": start if self.positions == "generated" else None,
+        }
+
+
+@dataclass(frozen=True)
 class Weights:
-    """A student and what is asked of it."""
+    """A student and what is asked of it.
+
+    history: the folded rounds that make the student of the original model; None for the original itself.
+    """
 
     label: str
     student: Student
     conditions: list[Condition]
+    history: Path | None = None
 
 
 def before_training(first: bool, dose: float, positions: str, trait: str, config: EvalConfig) -> list[Condition]:
@@ -62,14 +88,19 @@ def refuse_duplicate_conditions(conditions: Iterable[Condition]) -> None:
         )
 
 
-def by_weights(asked: Sequence[Condition], original: Student, start: Student) -> list[Weights]:
+def by_weights(
+    asked: Sequence[Condition], original: Student, start: Student, before: Path | None = None
+) -> list[Weights]:
     """What `before_training` asks, by whose it is: the base and the prompted base are the original model's, whatever the round; the rest
-    is the student's before it. One batch where these are the same."""
+    is the student's before it, start, made by the rounds of the history before. One batch where these are the same."""
     if start.fingerprint == original.fingerprint:
-        return [Weights("teacher", start, list(asked))]
+        return [Weights("teacher", start, list(asked), before)]
     of_original = [condition for condition in asked if condition.stage in ONCE]
     rest = [condition for condition in asked if condition.stage not in ONCE]
-    return [*([Weights("original", original, of_original)] if of_original else []), Weights("teacher", start, rest)]
+    return [
+        *([Weights("original", original, of_original)] if of_original else []),
+        Weights("teacher", start, rest, before),
+    ]
 
 
 def randoms(vector: Vector, draws: int, seed: int) -> dict[str, Vector]:
@@ -84,13 +115,14 @@ def after_training(
 
     folder takes the folded histories at those gates, which can be made again and are safe to remove.
     """
-    found = [Weights("student", student(history), [Condition("healed", "healed", gate=1.0)])]
+    found = [Weights("student", student(history), [Condition("healed", "healed", gate=1.0)], history)]
     for gate in gates:
         if f"{gate:g}" == "1":
             continue
         out = gated(history, {number: gate}, folder)
         name = f"healed-{gate:g}"
-        found.append(Weights(f"gate {gate:g}", student(out), [Condition("healed", name, headline=False, gate=gate)]))
+        condition = Condition("healed", name, headline=False, gate=gate)
+        found.append(Weights(f"gate {gate:g}", student(out), [condition], out))
     return found
 
 
@@ -98,34 +130,3 @@ def described(condition: Condition) -> dict[str, Any]:
     """A condition as a line of scores.json."""
     fields = asdict(condition)
     return {key: fields[key] for key in ("stage", "name", "coefficient", "draw", "headline", "gate")}
-
-
-def free_of(tokens: int) -> Free | None:
-    return Free(tokens) if tokens else None
-
-
-def answered(
-    model: Any,
-    renderer: Renderer,
-    vignettes: Sequence[Any],
-    group: Weights,
-    read: Read,
-    tokenizer: Any,
-    free: Free | None,
-    cache: Cache | None,
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch."""
-    known = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
-    missing: list[Condition] = [c for c in group.conditions if c.name not in known]
-    if cache is not None and known:
-        console.print(
-            f"forced choice, {group.label}: {', '.join(known)} from the cache [dim]({escape(str(cache.folder))})[/]"
-        )
-    if missing:
-        with counting(f"forced choice, {group.label}", reads(len(vignettes), len(missing), read, free)) as advance:
-            found = forced_choice(model, renderer, vignettes, missing, read, tokenizer, advance, free)
-        if cache is not None:
-            for condition in missing:
-                cache.put(condition, found[condition.name])
-        known.update(found)
-    return {condition.name: known[condition.name] for condition in group.conditions}

@@ -1,54 +1,40 @@
-"""Score the forced choice and the free generations of every condition of a round, or conditions of one model on plain files."""
+"""Score every condition of a round by the measures of its configuration, or conditions of one model on plain files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from evals.cache import of_answers, of_generations
-from evals.checks import fits
 from evals.commandline import score_options
 from evals.conditions import (
+    Weights,
     after_training,
-    answered,
     before_training,
     by_weights,
     described,
-    free_of,
     randoms,
     refuse_duplicate_conditions,
 )
-from evals.forced_choice import Read
-from evals.generations import Generations
-from evals.instrument import Renderer, load_instrument
-from evals.internalised import states, student_vector
-from evals.moralmaps import installed_revision
-from gen.extract import contexts_of
-from gen.prompts import Renderer as PromptRenderer
+from evals.measures.measure import Scoring, Session
+from evals.measures.registry import measures_of
 from gen.students import Student
 from gen.students import student as student_of
-from shared.chat import Chat, neutral_for
+from shared.chat import Chat
 from shared.cli import entry, need, parse
 from shared.commands import round_command
 from shared.filter_record import NAME as FILTER_RECORD
 from shared.filter_record import read_filter_record
-from shared.instrument import FOUNDATIONS
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.prompts import load_heldout
 from shared.publish import atomic_folder, write_json
-from shared.records import Completion, data_file, read_jsonl, write_jsonl
+from shared.records import Completion, data_file, read_jsonl
 from shared.run import Run
-from shared.schema import EvalConfig
-from shared.sets import input_of, revisions_of
+from shared.schema import Config, EvalConfig
 from shared.stage import Stage
-from shared.tables import write_parquet
 from shared.traits import load_trait
-from shared.vectors import Vector, load_vector
-from shared.vignettes import load_vignettes
+from shared.vectors import load_vector
 
 
 def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
@@ -57,9 +43,9 @@ def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
     return config if mode == "round" else config.model_copy(update={"items": every, "debias": "cyclic"})
 
 
-def inputs_of(run: Run, number: int, settings: EvalConfig) -> dict[str, Path]:
+def inputs_of(run: Run, number: int, config: Config) -> dict[str, Path]:
     """The files and folders that a round's scores are made from, by label."""
-    folder, before, after, vector = run.round(number), run.history(number - 1), run.history(number), run.config.vector
+    folder, before, after, vector = run.round(number), run.history(number - 1), run.history(number), config.vector
     assert after is not None
     return {
         "vector": folder / "vector.safetensors",
@@ -68,18 +54,16 @@ def inputs_of(run: Run, number: int, settings: EvalConfig) -> dict[str, Path]:
         "kept": folder / "kept.jsonl",
         "history": after,
         "trait": data_file(vector.trait, "trait.json"),
-        **input_of("contexts", vector.contexts),
         **({"history before": before} if before else {}),
-        **input_of("vignettes", settings.vignettes),
-        **input_of("instrument", settings.instrument, ".json", installed=("moralmaps",)),
-        **input_of("heldout", settings.heldout),
+        **{label: path for m in measures_of(config.eval) for label, path in m.inputs(run, number, config).items()},
     }
 
 
 def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = False) -> Stage:
     """The scoring of a round as a stage: its settings, inputs and output."""
-    config, settings = run.config, of_mode(run.config.eval, mode)
+    config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
     name, folder = ("score", "scores") if mode == "round" else ("score-full", "scores-full")
+    revisions = [measure.revisions(config) for measure in measures_of(config.eval)]
     return Stage(
         run,
         number,
@@ -89,145 +73,119 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
             "dtype": config.model.dtype,
             "student": config.model.student,
             **config.model.rendering,
-            "eval": settings.model_dump(),
+            "eval": config.eval.model_dump(),
             "sampling": [config.sweep.temperature, config.sweep.top_p],
             "seed": config.seed,
         },
-        inputs=inputs_of(run, number, settings),
-        revisions={
-            **revisions_of(vignettes=settings.vignettes, heldout=settings.heldout, contexts=config.vector.contexts),
-            **({"instrument": installed_revision()} if settings.instrument == "moralmaps" else {}),
-        },
+        inputs=inputs_of(run, number, config),
+        revisions={label: revision for found in revisions for label, revision in found.items()},
         outputs=[run.round(number) / folder],
         rebuild=rebuild,
     )
 
 
 def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None:
-    config, folder = run.config, run.round(number)
-    settings = of_mode(config.eval, mode)
-    origin = resolve_model(config.model.name, config.model.revision)
+    """Score every condition of a round by every measure of the configuration."""
+    origin = resolve_model(run.config.model.name, run.config.model.revision)
     job = job_of(run, number, mode, origin, rebuild)
     (out,) = job.outputs
-    before_path, after_path = run.history(number - 1), run.history(number)
-    assert after_path is not None
     if job.done():
         return
-    from gen.engine.engine import engine
-
-    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, run.day)
-    trait = load_trait(config.vector.trait)
-    vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
-    vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
-    kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=round_command(run.folder, number))
-    judged_sweep = read_filter_record(folder / FILTER_RECORD, round_command(run.folder, number, rebuild=True))
-    dose = float(np.mean([row.coefficient for row in kept]))
-    vignettes = load_vignettes(settings.vignettes, settings.items)
-    heldout = load_heldout(settings.heldout)
-    read, free = (
-        Read(settings.debias, settings.think, seed=config.seed, stop=settings.stop),
-        free_of(settings.free_tokens),
-    )
-    renderer = Renderer(chat, load_instrument(settings.instrument))
-    fits(renderer, vignettes, read, free, config.model.max_model_len, [None, trait.trait])
-
-    def served(history: Path | None) -> Student:
-        return student_of(origin, history, run.students, config.model.dtype, config.model.student)
-
-    neutral = [
-        chat.ids(context.turns, neutral_for(context.turns, trait.neutral))
-        for context in contexts_of(config.vector, settings.contexts)
-    ]
-    student_layers = _student_layers(run, number, origin, neutral, vector, first) if neutral else []
-    start = served(before_path)
-    asked = before_training(
-        number == 1 or mode == "full", dose, vector.metadata.get("positions", "all"), trait.trait, settings
-    )
-    groups = [
-        *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), start),
-        *after_training(number, after_path, settings.gates, run.students, served),
-    ]
-    refuse_duplicate_conditions(condition for group in groups for condition in group.conditions)
-    vectors = {"trait": vector, **randoms(vector, settings.random_draws, config.seed + number)}
-    scored: dict[str, list[dict[str, Any]]] = {}
-    taken = 0
-    judge = (origin.fingerprint, config.model.dtype)
-    with engine(
-        groups[0].student.folder,
-        layers=sorted(vector.layers),
-        dtype=config.model.dtype,
-        max_model_len=config.model.max_model_len,
-        gpu_memory=config.model.gpu_memory,
-        slots=len(vectors),
-        seed=config.seed,
-        students=[group.student for group in groups],
-    ) as model:
-        for label, loaded in vectors.items():
-            model.load(label, loaded)
-        prompted = PromptRenderer(chat, trait)
-        texts = Generations(model, prompted, heldout, config)
-        for group in groups:
-            model.serve(group.student)
-            weights = (group.student.fingerprint, config.model.dtype)
-            answers = of_answers(weights, renderer, vignettes, read, free, vectors, fresh=rebuild)
-            scored.update(
-                answered(model, renderer, vignettes, group, read, chat.tokenizer, free, answers if cached else None)
-            )
-            written = of_generations(weights, judge, prompted, heldout, config, vectors, fresh=rebuild)
-            texts.sample(group.label, group.conditions, written if cached else None)
-            taken += answers.taken + written.taken
-        model.serve(Student(origin.folder))
-        judged = texts.judged()
+    scoring = scoring_of(run, number, mode, origin, rebuild, cached)
+    sessions = [measure.begin(scoring) for measure in measures_of(scoring.config.eval)]
+    groups = groups_of(scoring, mode)
+    for session in sessions:
+        session.before_engine(groups)
+    ask(scoring, sessions, groups)
+    conditions = [condition for group in groups for condition in group.conditions]
     with atomic_folder(out) as temporary:
-        scored = signed(scored, model=origin.fingerprint, dtype=config.model.dtype)
-        for condition, rows in scored.items():
-            write_jsonl(temporary / f"{condition}.jsonl", rows)
-        write_parquet(temporary / "samples.parquet", [row for rows in scored.values() for row in rows])
-        write_jsonl(temporary / "generations.jsonl", judged)
+        fields = [session.write(temporary) for session in sessions]
         write_json(
             temporary / "scores.json",
             {
                 "version": 1,
                 "round": number,
-                "instrument": settings.instrument,
-                "vignettes": settings.vignettes,
-                "debias": settings.debias,
-                "think": settings.think,
-                "items": [vignette.id for vignette in vignettes],
-                "foundations": list(FOUNDATIONS),
-                "conditions": [described(condition) for group in groups for condition in group.conditions],
-                "sweep": judged_sweep.by_coefficient,
-                "student": student_layers,
+                "conditions": [described(condition) for condition in conditions],
+                "sweep": read_filter_record(
+                    run.round(number) / FILTER_RECORD, round_command(run.folder, number, rebuild=True)
+                ).by_coefficient,
+                **{name: value for of_one in fields for name, value in of_one.items()},
             },
         )
+    taken = sum(session.taken for session in sessions)
     job.finish(
         origin.identity,
-        items=len(vignettes),
-        conditions=len(scored),
-        generations=len(judged),
-        tokens=texts.tokens,
+        conditions=len(conditions),
+        **{name: count for session in sessions for name, count in session.counts.items()},
         taken_from_cache=taken,
         exact=not taken,
     )
 
 
-def signed(scored: dict[str, list[dict[str, Any]]], **made: str) -> dict[str, list[dict[str, Any]]]:
-    """Rows by condition, each with its condition's name and what it was made with, so that no file can stand for another."""
-    return {name: [{"name": name, **row, **made} for row in rows] for name, rows in scored.items()}
+def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cached: bool) -> Scoring:
+    """What the measures of a round's scoring have in common."""
+    config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
+    vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
+    vector.check(run.round(number) / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
+    return Scoring(
+        run,
+        config,
+        number,
+        origin,
+        Chat.load(origin.folder, config.model.chat_template_kwargs, run.day),
+        load_trait(config.vector.trait),
+        {"trait": vector, **randoms(vector, config.eval.random_draws, config.seed + number)},
+        first,
+        cached,
+        fresh,
+    )
 
 
-def _student_layers(
-    run: Run, number: int, origin: Model, prompts: Sequence[Sequence[int]], vector: Vector, first: Vector
-) -> list[dict[str, Any]]:
-    """The student's own shift over contexts under the neutral prompt, by the layers of the vector."""
-    config = run.config
+def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
+    """The conditions of a round, by the weights that they share."""
+    run, number, origin, config = scoring.run, scoring.number, scoring.origin, scoring.config
+    kept = read_jsonl(run.round(number) / "kept.jsonl", Completion, made_by=round_command(run.folder, number))
+    dose = float(np.mean([row.coefficient for row in kept]))
+    before, after = run.history(number - 1), run.history(number)
+    assert after is not None
 
-    def at(history: Path | None) -> dict[int, np.ndarray]:
-        return states(origin, history, sorted(vector.layers), prompts, config.vector.batch_size)
+    def served(history: Path | None) -> Student:
+        return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
-    base = at(None)
-    before = base if number == 1 else at(run.history(number - 1))
-    return student_vector(base, before, at(run.history(number)), vector, first)
+    positions = scoring.vectors["trait"].metadata.get("positions", "all")
+    asked = before_training(number == 1 or mode == "full", dose, positions, scoring.trait.trait, config.eval)
+    groups = [
+        *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
+        *after_training(number, after, config.eval.gates, run.students, served),
+    ]
+    refuse_duplicate_conditions(condition for group in groups for condition in group.conditions)
+    return groups
+
+
+def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]) -> None:
+    """Start an engine, put every session's requests to it group by group, and last those to the original model."""
+    from gen.engine.engine import engine
+
+    config = scoring.config
+    with engine(
+        groups[0].student.folder,
+        layers=sorted(scoring.vectors["trait"].layers),
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_model_len,
+        gpu_memory=config.model.gpu_memory,
+        slots=len(scoring.vectors),
+        seed=config.seed,
+        students=[group.student for group in groups],
+    ) as model:
+        for label, vector in scoring.vectors.items():
+            model.load(label, vector)
+        for group in groups:
+            model.serve(group.student)
+            for session in sessions:
+                session.ask(model, group)
+        model.serve(Student(scoring.origin.folder))
+        for session in sessions:
+            session.judge(model)
 
 
 def main() -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from pydantic import ValidationError
 
 from evals.agree import counted, one_thing, recorded
-from evals.answers import answers as answers_of
-from evals.answers import refuse
-from evals.rows import ONCE, Generation, Heldout, LogRow, ScoreRow, Scores, TokenRow, TrainingStep
-from evals.statistics import Answers
-from evals.texts import Texts
+from evals.measures.forced_choice.answers import refuse
+from evals.measures.registry import measures_of
+from evals.round import Round
+from evals.rows import ONCE, Heldout, LogRow, Scores, TokenRow, TrainingStep
 from shared.commands import round_command
 from shared.errors import SteerHealError
 from shared.filter_record import NAME, read_filter_record
-from shared.instrument import FOUNDATIONS
 from shared.lines import problem_of
 from shared.records import Completion, Manifest, Record, Training, read_jsonl, read_record
 from shared.run import STAGES, Run
@@ -43,29 +39,6 @@ READ = {
         for step in STEP.values()
     },
 }
-
-
-@dataclass(frozen=True)
-class Round:
-    """A scored round. answers and generations by condition name; manifests by stage, those there are."""
-
-    number: int
-    scores: Scores
-    answers: dict[str, Answers]
-    generations: dict[str, list[Generation]]
-    kept: list[Completion]
-    rejected: list[Completion]
-    steps: list[TrainingStep]
-    heldout: list[Heldout]
-    training: Training
-    tokens: list[TokenRow]
-    manifests: dict[str, Manifest]
-    limits: dict[str, float]  # of filter.json; empty for a run of an earlier version, which has none
-
-    @property
-    def healed(self) -> str:
-        """The condition of the whole student, at no dialled gate."""
-        return next(line.name for line in self.scores.conditions if line.stage == "healed" and line.headline)
 
 
 def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
@@ -128,19 +101,13 @@ def read_round(run: Run, number: int, mode: str) -> Round:
             next=again,
         )
     scores = _of(folder / "scores.json", Scores, again)
-    answers = {line.name: _answers(scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
-    generations: dict[str, list[Generation]] = {line.name: [] for line in scores.conditions}
-    for row in read_jsonl(folder / "generations.jsonl", Generation, made_by=again):
-        if row.name not in generations:
-            raise refuse(
-                folder / "generations.jsonl", f"condition {row.name}", f"one of {', '.join(generations)}", again
-            )
-        generations[row.name].append(row)
+    measures = measures_of(run.config.eval)
+    data = {measure.name: measure.read(folder, scores, again) for measure in measures}
     found = Round(
         number,
         scores,
-        answers,
-        generations,
+        measures,
+        data,
         read_jsonl(run.round(number) / "kept.jsonl", Completion, made_by=again, may_be_empty=True),
         read_jsonl(run.round(number) / "rejected.jsonl", Completion, made_by=again, may_be_empty=True),
         *_log(run.round(number) / "train.jsonl", again),
@@ -185,32 +152,6 @@ def _log(path: Path, again: str) -> tuple[list[TrainingStep], list[Heldout]]:
         return steps, [Heldout.model_validate(row.model_dump()) for row in rows if row.heldout_ce is not None]
     except ValidationError as error:
         raise refuse(path, problem_of(error), "the log of a training", again) from None
-
-
-def _answers(scores: Scores, path: Path, again: str) -> Answers:
-    rows = read_jsonl(path, ScoreRow, made_by=again)
-    if [row.id for row in rows] != scores.items or tuple(scores.foundations) != FOUNDATIONS:
-        raise refuse(path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again)
-    if strange := next((row.name for row in rows if row.name not in (None, path.stem)), None):
-        raise refuse(path, f"rows of {strange}", f"those of {path.stem}", again)
-    found = answers_of(rows, path, again)
-    if (found.setting.debias, found.setting.think) != (scores.debias, scores.think):
-        said = f"{found.setting.debias}, {found.setting.think} think tokens"
-        raise refuse(path, said, f"{scores.debias}, {scores.think} as scores.json says", again)
-    return found
-
-
-def texts_of(rows: Sequence[Generation]) -> Texts:
-    def values(name: str) -> np.ndarray:
-        return np.array([np.nan if (value := getattr(row, name)) is None else value for row in rows], dtype=float)
-
-    return Texts(
-        [row.prompt_id for row in rows],
-        *[
-            values(name)
-            for name in ("nll", "tokens", "trait_llr", "distinct_1", "distinct_2", "distinct_3", "loop_share")
-        ],
-    )
 
 
 def _of(path: Path, kind: type[Row], again: str) -> Row:

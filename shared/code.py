@@ -5,9 +5,10 @@ The digest is taken when this module is imported, at the start of every command:
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,6 +47,53 @@ def code_digest(package: str) -> str:
                 code=Exit.MACHINE,
             )
     return _joined({name: str(_AT_START[name]) for name in IMPORTS[package]})
+
+
+def code_of(module: str) -> str:
+    """sha256 of the sources that a module's results depend on: its own, those of its package that it imports and that these import,
+    with the `__init__` of every package on the way, and all of the other packages that its package imports.
+
+    An import counts wherever it stands, so that none can be forgotten: rows of a measure are made again when the code that made them
+    has changed, and not when a figure of the report has.
+
+    Args:
+        module: such as `evals.measures.probe`.
+
+    Raises SteerHealError as code_digest does.
+    """
+    package = module.partition(".")[0]
+    code_digest(package)  # refuses sources that were edited since the process started
+    root = _folder(package).parent
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or (path := _source(root, name)) is None:
+            continue
+        text = path.read_bytes().replace(b"\r\n", b"\n")
+        found[name] = hashlib.sha256(text).hexdigest()
+        waiting += [other for other in _imported(text) if other.partition(".")[0] == package]
+    others = {name: str(_AT_START[name]) for name in IMPORTS[package] if name != package}
+    return _joined({**found, **others})
+
+
+def _source(root: Path, module: str) -> Path | None:
+    """The file of a module or package; None for a name that is neither, such as a function of a module."""
+    path = root.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imported(text: bytes) -> Iterator[str]:
+    """The names that a source imports, with the packages that they are in."""
+    for node in ast.walk(ast.parse(text)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def digest_of_sources(folders: Sequence[Path]) -> str:

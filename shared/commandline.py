@@ -52,6 +52,15 @@ def convert_options() -> Options:
     return options
 
 
+def prepare_options() -> Options:
+    options = Options(
+        "shared.prepare", "Dequantise a model's GGUF file into the cache; of any other model, see that it can be had."
+    )
+    options.add_argument("--model", required=True, reads=outputs.parse_path, help="'embedded', a GGUF file, a local folder or a Hugging Face id")  # fmt: skip
+    options.add_argument("--revision", help="commit of a Hugging Face model")
+    return options
+
+
 def doctor_options() -> Options:
     options = Options(
         "shared.doctor",

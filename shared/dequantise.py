@@ -6,7 +6,9 @@ at a time makes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +80,7 @@ def _build(header: Header, folder: Path) -> None:
     say(
         f"dequantising {header.path.name} ({described(header)}) to {dtype} into {folder} (once, {bytes_of(header) / GIB:.1f} GiB)"
     )
-    with console.status(f"dequantising {header.path.name}"):
+    with console.status(f"dequantising {header.path.name}"), _parsed_once():
         tokenizer, ends = tokenizer_of(header)  # first: what it refuses does not wait for the weights
         network = _network(header, dtype)
         network.config.eos_token_id = ends[0] if len(ends) == 1 else ends
@@ -90,6 +92,25 @@ def _build(header: Header, folder: Path) -> None:
             (temporary / STAMP).write_text(digest(temporary / WEIGHTS) + "\n")
             if state_of(header.path) != header.state:
                 refuse_weights(header, "it was changed while it was read")
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let Transformers parse the file once, and build its map of tensor names once.
+
+    It parses the file for the tokenizer, the configuration and the weights, and builds the map for every module of the network: most
+    of the time that a small model takes.
+    """
+    import gguf
+
+    repeated = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in repeated.items():
+        setattr(gguf, name, lru_cache(maxsize=None)(function))
+    try:
+        yield
+    finally:
+        for name, function in repeated.items():
+            setattr(gguf, name, function)
 
 
 def _network(header: Header, dtype: str) -> Any:

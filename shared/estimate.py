@@ -48,6 +48,10 @@ SPEED = {
     "score": Speed(22.0, 0.75, by="engine_flops"),
 }
 UNMEASURED = Speed(5.0, 0.5)
+DEQUANTISE_START, DEQUANTISE_BYTES = (
+    10.0,
+    35e6,
+)  # seconds, and bytes a second after that, of models with 0.1 and 0.5 billion weights
 
 
 @dataclass
@@ -178,6 +182,11 @@ class Need:
     disk: float
     cache: float = 0.0
 
+    @property
+    def dequantising(self) -> float:
+        """Seconds that the models take to be dequantised."""
+        return DEQUANTISE_START + self.cache / DEQUANTISE_BYTES if self.cache else 0.0
+
 
 def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
     """Memory and disk of steps. groups: as for `before`; adapters: as for `disk_of`."""
@@ -209,7 +218,8 @@ def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) 
                 [stage, _rounded_minutes(estimates.left(step for step in todo if step.stage == stage)), number(memory / GIB, 1)]
                 for stage, (memory, _) in need.memory.items()
             ],
-            ["in all", _rounded_minutes(estimates.left()), number(max(memory for memory, _ in need.memory.values()) / GIB, 1)],
+            *([["dequantise the model, once", _rounded_minutes(need.dequantising), ""]] if need.cache else []),
+            ["in all", _rounded_minutes(estimates.left() + need.dequantising), number(max(memory for memory, _ in need.memory.values()) / GIB, 1)],
         ],
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shared import prepare as preparation
 from shared.cli import entry, parse
 from shared.commandline import round_options
 from shared.console import console, number, say, table
@@ -69,9 +70,18 @@ class Pipeline:
 
     def report(self, mode: str) -> None:
         """Make the report in a process of its own. mode: EVAL, `round` or `full`. Raises as `perform` does."""
-        command = [sys.executable, "-m", "evals.report", "--run", str(self.run.folder), "--eval", mode]
-        ended = run_process(command, self.log, _out, _err, name="the report")
-        if error := exit_error(ended, "the report", self.log):
+        self._process(
+            [sys.executable, "-m", "evals.report", "--run", str(self.run.folder), "--eval", mode], "the report"
+        )
+
+    def prepare(self) -> None:
+        """Dequantise the run's model where it is not in the cache yet. Raises as `perform` does."""
+        for command in preparation.commands([self.run]):
+            self._process(command, f"dequantising {self.run.config.model.name}")
+
+    def _process(self, command: Sequence[str], name: str) -> None:
+        ended = run_process(command, self.log, _out, _err, name=name)
+        if error := exit_error(ended, name, self.log):
             raise Failed(error) if error is ended.error else error
 
     def show(self) -> None:
@@ -143,6 +153,8 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     estimates = before([left], run.folder, [run]) if left else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
+    if left:
+        pipeline.prepare()
     for step in todo:
         if estimates and step in left:
             note_to_go(pipeline.log, estimates.left())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
@@ -61,6 +62,7 @@ def check(config: Config) -> None:
         _instrument(judged.instrument)
     with _key("eval.vignettes", judged.vignettes):
         load_vignettes(judged.vignettes)
+    import_module("evals.measures.registry").check(judged)  # by name: the ground floor imports no floor above it
     with _key("sweep.dilemmas", sweep.dilemmas):
         _prompts(sweep.dilemmas, "dilemmas.jsonl")
     if sweep.n_mundane:

@@ -285,7 +285,16 @@ class EvalConfig(Section):
     )
     generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
+    measures: list[str] = Field(
+        [],
+        description="measures beside the forced choice, the free text and the activations, each NAME or NAME=SOURCE, as in ['retention', 'probe=items.jsonl']",
+    )
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
+
+    @field_validator("measures")
+    @classmethod
+    def _measures_told_apart(cls, names: list[str]) -> list[str]:
+        return refuse_duplicates(names)
 
     @field_validator("coefficients", "gates")
     @classmethod

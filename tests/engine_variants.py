@@ -309,9 +309,10 @@ def avx2(folder: Path) -> dict[str, Any]:
     torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
     from hooked import Hooked
 
-    from evals.forced_choice import Condition, Read, forced_choice
-    from evals.huggingface import HuggingFace
-    from evals.instrument import Renderer, load_instrument
+    from evals.bridges.huggingface import HuggingFace
+    from evals.conditions import Condition
+    from evals.measures.forced_choice.ask import Read, forced_choice
+    from evals.measures.forced_choice.instrument import Renderer, load_instrument
     from shared.chat import load_tokenizer
     from shared.vignettes import load_vignettes
 

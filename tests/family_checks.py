@@ -147,7 +147,7 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
 def engine(model: Any, folder: Path) -> dict[str, Any]:
     from family_oracle import CONDITIONS, Oracle, cases
 
-    from evals.instrument import Renderer, load_instrument
+    from evals.measures.forced_choice.instrument import Renderer, load_instrument
     from gen.engine.engine import Engine
     from gen.students import student
     from shared.chat import Chat
@@ -232,7 +232,7 @@ def choice(engine: Any, renderer: Any, items: list[Any], wanted: dict[str, Any])
     """The forced choice by our engine against the oracle's, unsteered and steered: largest gap of a label or the prefill, nats."""
     from family_oracle import CONDITIONS, READ
 
-    from evals.forced_choice import forced_choice
+    from evals.measures.forced_choice.ask import forced_choice
 
     ours = forced_choice(engine, renderer, items, CONDITIONS, READ, renderer.chat.tokenizer, lambda: None)
     pairs = [pair for name, rows in wanted.items() for pair in zip(ours[name], rows, strict=True)]

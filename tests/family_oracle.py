@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from hooked import Hooked
 
-from evals.forced_choice import Condition, Read
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Read
 from shared.vectors import Vector
 
 LENGTH = 4  # greedy tokens behind a prompt
@@ -65,7 +66,7 @@ class Oracle:
 
     def choice(self, folder: Path, renderer: Any, items: list[Any], condition: Condition) -> list[dict[str, Any]]:
         """Rows of the forced choice by generate, steered at every position."""
-        from evals.huggingface import HuggingFace
+        from evals.bridges.huggingface import HuggingFace
 
         tokenizer = renderer.chat.tokenizer
         peer = HuggingFace(folder, "float32", len(tokenizer))  # a row of the embedding that is no token

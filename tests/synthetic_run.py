@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from conftest import command
 
-from evals.forced_choice import Read, row
-from evals.instrument import orders
-from evals.score import signed
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import orders
+from evals.measures.measure import signed
 from evals.study.drive import STOPPED
 from evals.study.plan import load
 from shared.filter_record import NAME

@@ -14,9 +14,9 @@ from conftest import command
 from synthetic_run import build
 from test_report import restamp, results
 
-from evals.forced_choice import Read, row
-from evals.labels import answer_of
-from evals.score import signed
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.labels import answer_of
+from evals.measures.measure import signed
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.prompts import load_heldout

@@ -15,9 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evals import cache as caching
-from evals.cache import Cache, of_answers, of_generations
-from evals.forced_choice import Condition, Free, Read, row
-from evals.instrument import Renderer, load_instrument, orders
+from evals.cache import Cache
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Free, Read, row
+from evals.measures.forced_choice.cached import of_answers
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
+from evals.measures.free_text.generations import of_generations
 from gen.prompts import Renderer as PromptRenderer
 from shared.chat import Chat
 from shared.config import resolve
@@ -140,7 +143,7 @@ def test_an_entry_is_named_by_all_that_its_rows_depend_on(
         assert answers().get(condition) is None, condition
     assert answers(vectors={"v": Vector({3: np.full(4, 2, dtype=np.float32)})}).get(STEERED) is None
     assert answers().get(replace(STEERED, name="steered-0.5", headline=False)) is not None, "a name is no part of it"
-    monkeypatch.setattr(caching, "code_digest", lambda package: "after a pull")
+    monkeypatch.setattr(caching, "code_of", lambda module: "after a pull")
     assert answers().get(BASE) is None
 
 
@@ -285,7 +288,8 @@ def test_rebuild_takes_nothing_and_leaves_what_it_made(answers: Make, generation
 
 def test_what_is_scored_again_is_what_was_kept(answers: Make, renderer: Renderer, tokenizer: Any, engine: Any) -> None:
     """Through the scorer: from the cache, past an entry that another run poisoned, and around it."""
-    from evals.conditions import Weights, answered
+    from evals.conditions import Weights
+    from evals.measures.forced_choice.cached import answered
 
     group = Weights("student", SimpleNamespace(), [BASE, replace(BASE, name="prompted", system="Be kind.")])  # type: ignore[arg-type]
 

@@ -86,7 +86,9 @@ def test_another_checkout_has_the_same_digest(copy: Path) -> None:
 
 def test_every_source_counts(copy: Path) -> None:
     """Those that render a prompt and that seed a sample among them, which no list of modules had."""
-    assert {Path("gen/prompts.py"), Path("shared/seeds.py"), Path("evals/instrument.py")} <= {*SOURCES}
+    assert {Path("gen/prompts.py"), Path("shared/seeds.py"), Path("evals/measures/forced_choice/instrument.py")} <= {
+        *SOURCES
+    }
     before = of(copy)
     for name in SOURCES:
         content = (copy / name).read_bytes()
@@ -106,7 +108,38 @@ def test_a_trainer_that_changes_leaves_sweeps_and_scores(copy: Path) -> None:
     assert of(copy, "train") != code_digest("train")
 
 
-@pytest.mark.parametrize("command", ["gen.extract", "gen.sweep", "train.heal", "evals.score", "evals.report"])
+def code_of_copy(folder: Path, module: str) -> str:
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from shared.code import code_of; print(code_of({module!r}))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True).stdout
+
+
+def test_rows_of_a_measure_are_keyed_by_the_code_that_makes_them(copy: Path) -> None:
+    """The report, the study and other measures are no part of it; what its module imports at any remove is."""
+    modules = ("evals.measures.forced_choice.cached", "evals.measures.free_text.generations")
+    before = [code_of_copy(copy, module) for module in modules]
+    assert before[0] != before[1]
+    for name in ("report/page.py", "study/plan.py", "bridges/huggingface.py", "measures/activations.py", "results.py"):
+        (copy / "evals" / name).write_text("# edited\n")
+    assert [code_of_copy(copy, module) for module in modules] == before
+    edits = {
+        "evals/measures/forced_choice/labels.py": (True, False),
+        "evals/conditions.py": (True, True),
+        "evals/measures/free_text/__init__.py": (False, True),
+        "gen/prompts.py": (True, True),
+        "shared/seeds.py": (True, True),
+    }
+    for name, changed in edits.items():
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content + b"# edited\n")
+        assert (
+            tuple(code_of_copy(copy, module) != was for module, was in zip(modules, before, strict=True)) == changed
+        ), name
+        (copy / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("command", ["gen.extract", "gen.sweep", "train.heal", "evals.score", "evals.report.__main__"])
 def test_the_digest_is_of_the_code_that_a_process_started_with(copy: Path, command: str) -> None:
     """What is edited after a command's import and before the first use of the digest is refused: the process may run a mixture."""
     done = edited_in_process(copy, command, "train/trainer.py")  # no part of `gen`

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.coherence import Measures, parts, verdict
-from evals.free_answer import key_of, valid
-from evals.instrument import load_instrument
+from evals.measures.forced_choice.free_answer import key_of, valid
+from evals.measures.forced_choice.instrument import load_instrument
 from evals.statistics import Estimate
 from shared.errors import SteerHealError
 

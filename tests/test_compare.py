@@ -12,7 +12,7 @@ from conftest import command
 from synthetic_run import answers
 
 from evals.compare import main
-from evals.forced_choice import Read
+from evals.measures.forced_choice.ask import Read
 from shared.errors import SteerHealError
 from shared.records import write_jsonl
 from shared.tables import write_parquet

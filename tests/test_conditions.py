@@ -11,8 +11,14 @@ import pytest
 import torch
 from test_folding import adapters, base, by_hand, logits  # noqa: F401
 
-from evals.conditions import after_training, before_training, by_weights, randoms, refuse_duplicate_conditions
-from evals.forced_choice import Condition
+from evals.conditions import (
+    Condition,
+    after_training,
+    before_training,
+    by_weights,
+    randoms,
+    refuse_duplicate_conditions,
+)
 from gen.students import Student
 from shared.errors import SteerHealError
 from shared.folding import fold

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from evals.report.tables import late
 from evals.rows import TrainingStep
-from evals.tables import late
 from shared.quarters import first_quarter, last_quarter
 from shared.schema import TrainConfig
 from train.diagnosis import diagnose, quarters

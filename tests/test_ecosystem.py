@@ -1,4 +1,4 @@
-"""The forced choice in Inspect and in lm-evaluation-harness: the numbers of evals.forced_choice where a route is exact."""
+"""The forced choice in Inspect and in lm-evaluation-harness: the numbers of evals.measures.forced_choice.ask where a route is exact."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from evals.forced_choice import Condition, Read, forced_choice
-from evals.instrument import Renderer, load_instrument, orders
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Read, forced_choice
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.records import Vignette
@@ -45,7 +46,7 @@ def levels_of(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
 def inspected(folder: Path, model: Any, **options: Any) -> Any:
     import inspect_ai
 
-    from evals.inspect_task import forced_choice as task
+    from evals.bridges.inspect_task import forced_choice as task
 
     return inspect_ai.eval(task(**options), model=model, display="none", log_dir=str(folder), log_level="error")[0]
 
@@ -78,7 +79,7 @@ def test_the_harness_reads_the_same_slot(engine: Any, tokenizer: Any, model: Mod
 
     name, options = "steer_heal_forced_choice", {"pretrained": str(model.folder), "dtype": "float32"}
     manager = TaskManager(
-        include_path=ROOT / "evals" / "harness",
+        include_path=ROOT / "evals" / "bridges" / "harness",
         include_defaults=False,
         metadata={**options, "items": ITEMS, "debias": "reversal"},
     )
@@ -105,7 +106,7 @@ def test_the_harness_reads_the_same_slot(engine: Any, tokenizer: Any, model: Mod
 def test_inspect_reads_the_same_slot(engine: Any, tokenizer: Any, model: Model, tmp_path: Path) -> None:
     import inspect_ai.model
 
-    from evals.inspect_prompts import PASSED_THROUGH
+    from evals.bridges.inspect_prompts import PASSED_THROUGH
 
     local = inspect_ai.model.get_model(f"hf/{model.folder}", device="cpu", dtype="float32", **PASSED_THROUGH)
     asked = {"items": FEW, "debias": "reversal", "tokenizer": "embedded"}
@@ -247,7 +248,7 @@ def test_a_label_without_a_log_probability_makes_its_item_unscorable(tmp_path: P
 
 
 def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
-    from evals.inspect_task import forced_choice as task
+    from evals.bridges.inspect_task import forced_choice as task
 
     for wrong in ({"debias": "random"}, {"think": -1}, {"vector": "trait"}, {"coefficient": 1.0}):
         with pytest.raises(SteerHealError, match="cannot be asked"):
@@ -264,13 +265,13 @@ def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
 def test_inspect_knows_the_task_by_its_name() -> None:
     from inspect_ai.util import registry_info
 
-    from evals.inspect_task import forced_choice as task
+    from evals.bridges.inspect_task import forced_choice as task
 
     assert registry_info(task).name == "steer_heal/forced_choice"
 
 
 def test_the_harness_refuses_an_item_without_all_its_orders(tokenizer: Any, model: Model) -> None:
-    from evals.harness.functions import auth_nats, documents, process_results
+    from evals.bridges.harness.functions import auth_nats, documents, process_results
 
     documented = documents(pretrained=str(model.folder), items=1)["test"]
     assert len(documented) == 7 and not any(documented["retokenised"])

@@ -13,8 +13,7 @@ import torch
 from conftest import ROOT, command
 from safetensors.torch import save_file
 
-from evals.internalised import states
-from evals.score import _student_layers
+from evals.measures.activations import states, student_layers
 from gen import extract as extracting
 from gen.extract import activations, extract
 from shared.chat import Chat
@@ -130,7 +129,7 @@ def test_a_run_in_half_precision_leaves_no_checkpoint(
     extracting.stage(run, 2, False)
     vector = load_vector(run.round(2) / "vector.safetensors")
     prompts = [[5, 6, 7], [8, 9]]
-    rows = _student_layers(run, 1, model, prompts, vector, vector)
+    rows = student_layers(run, 1, model, prompts, vector, vector)
     assert [row["layer"] for row in rows] == [3, 4] and all(row["norm_ratio"] > 0 for row in rows)
     shift = states(model, history, [3], prompts, 2)[3] - states(model, None, [3], prompts, 2)[3]
     assert np.linalg.norm(shift.mean(0)) / vector.norm(3) == pytest.approx(rows[0]["norm_ratio"], rel=1e-3)

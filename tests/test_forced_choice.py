@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from evals.alone import conditions_of
-from evals.checks import checked, fits, reaches, steering
-from evals.forced_choice import Condition, Free, Read, ended, forced_choice, reads
-from evals.instrument import Renderer, load_instrument, orders
+from evals.conditions import Condition
+from evals.measures.forced_choice.ask import Free, Read, ended, forced_choice, reads
+from evals.measures.forced_choice.checks import checked, fits, reaches, steering
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -40,7 +41,7 @@ def renderer(tokenizer: Any) -> Renderer:
 def test_it_equals_huggingface_at_another_budget_and_in_seven_orders(
     engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], model: Model
 ) -> None:
-    from evals.huggingface import HuggingFace
+    from evals.bridges.huggingface import HuggingFace
 
     read, some, calls = Read("cyclic", 6), vignettes[:2], []
     ours = forced_choice(engine, renderer, some, [BASE], read, tokenizer, lambda: calls.append(1), Free(4))["base"]
@@ -57,7 +58,7 @@ def test_it_equals_huggingface_at_another_budget_and_in_seven_orders(
 def test_the_published_question_about_oneself_equals_huggingface(
     engine: Any, tokenizer: Any, model: Model, tinymfv: Path
 ) -> None:
-    from evals.huggingface import HuggingFace
+    from evals.bridges.huggingface import HuggingFace
 
     renderer = Renderer(tokenizer, load_instrument(str(tinymfv / "instrument.json")), {})
     items = stratified(load_vignettes(str(tinymfv / "vignettes_classic_self_violate.jsonl")), 3, "foundation_coarse")

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from synthetic_run import IDENTITY, build
 from test_report import restamp
 
-from evals.instrument import load_instrument
-from evals.page import page
-from evals.reading import reading
-from evals.report import tables_of
+from evals.measures.forced_choice.instrument import load_instrument
+from evals.measures.forced_choice.rows import ScoreRow
+from evals.measures.free_text.rows import Generation
+from evals.report.__main__ import tables_of
+from evals.report.page import page
+from evals.report.reading import reading
 from evals.results import results_of
-from evals.rows import Generation, LogRow, ScoreRow, TokenRow
+from evals.rows import LogRow, TokenRow
 from evals.scored import scored_rounds
 from evals.study.plan import load as load_study
 from gen.windows import Windows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ import torch
 from conftest import ROOT, command
 
 from shared import config as configuration
+from shared import prepare as preparation
 from shared.chat import Chat
+from shared.dequantise import is_dequantised
 from shared.errors import Exit, SteerHealError
 from shared.estimate import needed
 from shared.gguf_model import ARCHITECTURES
@@ -236,7 +239,10 @@ def test_the_estimate_counts_what_is_to_be_dequantised(llama: Any, tmp_path: Pat
     before = needed(groups, adapters=False)
     found = resolve(str(path))
     assert isinstance(found, Dequantised) and before.cache == found.to_build > 10**6
-    assert found.folder and needed(groups, adapters=False).cache == 0
+    (command,) = preparation.commands([run, run])
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    assert needed(groups, adapters=False).cache == 0 and not preparation.commands([run])
+    assert is_dequantised(found.place), "before the first stage, by a process of its own"
 
 
 def test_a_name_that_is_nearly_a_file_s_is_told(llama: Any, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_shared_loads_no_torch(module: str) -> None:
         "gen.verify",
         "train.heal",
         "evals.score",
-        "evals.report",
+        "evals.report.__main__",
     ],
 )
 def test_stages_decide_before_they_load_anything_heavy(module: str) -> None:
@@ -83,3 +83,34 @@ def importers(name: str) -> set[str]:
 def test_vllm_in_one_folder_and_unsloth_in_one_file() -> None:
     assert all(module.startswith("gen.engine.") for module in importers("vllm"))
     assert len(importers("unsloth") | importers("unsloth_zoo")) == 1
+
+
+def evals_graph() -> dict[str, set[str]]:
+    """Module of evals -> those of evals that it imports, anywhere in its text; a package stands for its __init__."""
+    paths = {
+        ".".join((path.parent if path.stem == "__init__" else path.with_suffix("")).relative_to(ROOT).parts): path
+        for path in (ROOT / "evals").rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    for name, path in paths.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                named = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for one in named:
+                parts = one.split(".")
+                graph[name] |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)} & (paths.keys() - {name})
+    return graph
+
+
+def test_evals_has_no_import_circle() -> None:
+    """Nor one in an import that waits for a call or for a type checker."""
+    graph = evals_graph()
+    assert {"evals.score", "evals.measures.registry", "evals.report.__main__"} <= graph.keys()
+    while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph

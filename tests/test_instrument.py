@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from evals.forced_choice import Read, row
-from evals.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 from shared.records import DATA, Vignette

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evals.internalised import student_vector
+from evals.measures.activations import student_vector
 from shared.vectors import Vector
 
 CONTEXTS, HIDDEN = 6, 8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from evals.lineage import before, difference
+from evals.report.lineage import before, difference
 from shared.run import open_run
 
 CONFIG = ROOT / "configs" / "smollm2.toml"

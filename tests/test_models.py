@@ -127,8 +127,8 @@ def test_the_stand_in_computes_on_its_device(model: Model, monkeypatch: pytest.M
     import torch
 
     from evals import bench
-    from evals.forced_choice import Read
-    from evals.huggingface import HuggingFace
+    from evals.bridges.huggingface import HuggingFace
+    from evals.measures.forced_choice.ask import Read
 
     class Asked(Exception):
         pass

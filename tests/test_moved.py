@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from test_statistics import COUNT, answers, without
 
-from evals.moved import _degrees, detectable, holm, shifts
+from evals.measures.forced_choice.moved import _degrees, detectable, holm, shifts
 from evals.statistics import AUTHORITY, drawn, log_shift, resample
 from shared.instrument import FOUNDATIONS
 

@@ -11,9 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_statistics import COUNT, answers, interval, value
 
-from evals.forced_choice import Read, row
-from evals.instrument import orders
-from evals.positions import left_by_reversal, order_effect, position_effect, reliability, single_orders
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.positions import (
+    left_by_reversal,
+    order_effect,
+    position_effect,
+    reliability,
+    single_orders,
+)
 from evals.statistics import AUTHORITY, Answers, clr
 from shared.records import Vignette
 
@@ -64,7 +70,7 @@ def test_renaming_the_orders_changes_nothing(debias: str, data: st.DataObject) -
         ]
 
     before = said(a)
-    with mock.patch("evals.positions.orders", lambda _: [listings[k] for k in sequence]):
+    with mock.patch("evals.measures.forced_choice.positions.orders", lambda _: [listings[k] for k in sequence]):
         assert said(renamed) == pytest.approx(before)
     rows = [row(VIGNETTE, lp, Read(debias, 4), None, [""] * len(listings)) for lp in (a.lp[0], renamed.lp[0])]
     for key in ("p", "score", "pmass_allowed", "margin"):

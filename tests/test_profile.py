@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_statistics import COUNT, answers, without
 
-from evals.profile import HUMAN, bars, profiles
+from evals.report.profile import HUMAN, bars, profiles
 from evals.statistics import levels
 
 RATED = replace(answers(), label=np.random.default_rng(5).dirichlet(np.ones(7), 28))

@@ -157,7 +157,7 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
     assert not tags.open
     names = {tag for tag, _ in tags.seen}
     assert not names & {"link", "iframe"} and [tag for tag, _ in tags.seen].count("script") == 1
-    assert hashlib.sha256((ROOT / "evals" / "page.js").read_bytes()).digest() in {
+    assert hashlib.sha256((ROOT / "evals" / "report" / "page.js").read_bytes()).digest() in {
         base64.b64decode(found) for found in re.findall(r"script-src 'sha256-([^']+)'", page)
     }
     assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags.seen if tag == "img")

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from evals.costs import cost, retain, surgical, surgical_care
-from evals.instrument import orders
-from evals.moved import detectable, shifts
-from evals.positions import order_effect
+from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.moved import detectable, shifts
+from evals.measures.forced_choice.positions import order_effect
+from evals.measures.free_text.texts import Texts, text_delta, text_levels
 from evals.statistics import (
     AUTHORITY,
     CARE,
@@ -30,7 +31,6 @@ from evals.statistics import (
     same_setting,
     spread,
 )
-from evals.texts import Texts, text_delta, text_levels
 from evals.verdict import broken, preflight, verdict
 from shared.errors import SteerHealError
 

@@ -19,7 +19,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from test_fuzz import ROWS
 
-from evals.rows import ConditionLine, Generation, Heldout, ScoreRow, StudentLayer, TrainingStep
+from evals.measures.forced_choice.rows import ScoreRow
+from evals.measures.free_text.rows import Generation
+from evals.rows import ConditionLine, Heldout, StudentLayer, TrainingStep
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.filter_record import FilterRecord, SweepLine

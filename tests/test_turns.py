@@ -13,11 +13,12 @@ import pytest
 from families import FAMILIES, tokenizer_of
 from test_filter import completion
 
-from evals.answers import answers
-from evals.forced_choice import Condition, Free, Read, forced_choice
-from evals.generations import Generations, said
-from evals.instrument import Renderer, load_instrument
-from evals.rows import ScoreRow
+from evals.conditions import Condition
+from evals.measures.forced_choice.answers import answers
+from evals.measures.forced_choice.ask import Free, Read, forced_choice
+from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.rows import ScoreRow
+from evals.measures.free_text.generations import Generations, said
 from evals.statistics import same_setting
 from gen.engine.plugin import _ending
 from gen.engine.sampling import Output, Request

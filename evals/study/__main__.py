@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals.commandline import study_options
-from evals.lineage import stages
+from evals.report.lineage import stages
+from evals.report.tables import comma_separated
 from evals.study import FORMATS
 from evals.study.collect import Outcome, Row, collect, document
 from evals.study.drive import drive, reason
@@ -28,7 +29,7 @@ from evals.study.tables import (
     provenance,
     stopped,
 )
-from evals.tables import comma_separated, markdown
+from evals.table import markdown
 from shared.cli import entry
 from shared.console import say, table
 from shared.errors import SteerHealError
@@ -36,7 +37,7 @@ from shared.locks import held
 from shared.publish import atomic_folder, replaceable, write_json
 
 if TYPE_CHECKING:
-    from evals.page import Column
+    from evals.report.page import Column
 
 CONTENT = (
     *("results.json", "results.csv", "results.md", "tables.tex", "index.html"),
@@ -87,8 +88,8 @@ def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
 
 def publish(plan: Plan, out: Path) -> None:
     """Tables, figures and results into out, as one whole."""
-    from evals.charts import panels  # matplotlib takes seconds to import, which a refusal does not wait for
-    from evals.page import grid, image, side_by_side, verbatim, whole
+    from evals.report.charts import panels  # matplotlib takes seconds to import, which a refusal does not wait for
+    from evals.report.page import grid, image, side_by_side, verbatim, whole
     from evals.study.curves import doses, training
     from evals.study.figure import trajectories
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evals.report.tables import dose
 from evals.results import results_of
-from evals.scored import STEP, Round, read_round, scored_rounds
+from evals.round import Round
+from evals.scored import STEP, read_round, scored_rounds
 from evals.study.drive import STOPPED, Stopped
 from evals.study.matched import Axis, Student
 from evals.study.plan import Cell, Plan
-from evals.tables import dose
 from shared.console import console
 from shared.records import Manifest, read_record
 

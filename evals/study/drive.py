@@ -17,6 +17,7 @@ from rich.markup import escape
 from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared import config as configuration
+from shared import prepare as preparation
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import before, to_go
@@ -196,6 +197,10 @@ def drive(plan: Plan) -> dict[str, str]:
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
     estimates = before(groups, plan.folder, [cell.run for cell in plan.cells])
+    for command in preparation.commands(step.cell.run for step in making):
+        name = f"dequantising {command[command.index('--model') + 1]}"
+        if error := exit_error(run_process(command, plan.folder / LOG, name=name), name, plan.folder / LOG):
+            raise error
     stopped: dict[str, str] = {}
     begun = time.monotonic()
     for index, step in enumerate(left):

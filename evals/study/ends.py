@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evals.scored import texts_of
+from evals.measures.free_text.texts import texts_of
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome
 from evals.study.matched import PRICE, SHIFT, TAIL, Axis, Point, shift_and_price
-from evals.tables import Table
+from evals.table import Table
 from shared.console import number
 
 LEVELS = (("d_auth", 3), ("d_care", 3), ("coherence", 2), ("perplexity", 2), ("d_trait_llr", 3), ("coh_cost", 2), ("retain", 2))  # fmt: skip

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from evals.figure import LOOKS, styled
+from evals.report.figure import LOOKS, styled
 from evals.study.collect import Outcome, Row, why_broken
 from evals.study.curves import saved
 from evals.study.matched import Axis

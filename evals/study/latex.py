@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evals.tables import Table
+from evals.table import Table
 
 ESCAPES = str.maketrans(
     {

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evals.scored import Round, texts_of
+from evals.measures.free_text.texts import Texts, by_prompt, texts_of
+from evals.round import Round
 from evals.statistics import AUTHORITY, Answers, Estimate, mean, resample, same_setting
-from evals.texts import Texts, by_prompt
 
 Axis = Literal["authority", "trait_llr"]
 SHIFT = {"authority": "-d_auth", "trait_llr": "d_trait_llr"}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evals.lineage import computed, distinct, identified
-from evals.rows import Generation
-from evals.scored import texts_of
+from evals.measures.free_text.rows import Generation
+from evals.measures.free_text.texts import text_delta, texts_of
+from evals.report.lineage import computed, distinct, identified
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
 from evals.study.matched import PRICE, TAIL, Axis, Comparison
-from evals.tables import Table, label, ranged, yes_no
-from evals.texts import text_delta
+from evals.table import Table, label, ranged, yes_no
 from shared.console import number
 
 

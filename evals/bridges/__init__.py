@@ -1,0 +1,1 @@
+"""The forced choice in other harnesses: Inspect, lm-evaluation-harness, Hugging Face."""

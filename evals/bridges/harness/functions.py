@@ -1,0 +1,169 @@
+"""Functions of the lm-evaluation-harness task steer_heal_forced_choice: the forced choice without a thought, read at the answer slot.
+
+    lm_eval --model hf --model_args pretrained=FOLDER --tasks steer_heal_forced_choice --include_path evals/bridges/harness
+
+Every document is one vignette in one option order; the metrics pool the orders of an item before they average over items, as
+evals.measures.forced_choice.ask does. Options go into --metadata as JSON: vignettes, instrument, debias, items (a stratified number of them),
+system, chat_template_kwargs, and tokenizer where --model_args names none. Number the items by `items`, never by --limit, which
+cuts an item's orders apart and is refused.
+
+How exact: the context is the text of the very tokens that evals.measures.forced_choice.ask reads, chat template included, so that
+--apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.measures.forced_choice.instrument.Renderer
+tokenises part by part. On the embedded model both give the same tokens, and so the same log-probabilities; the metric `retokenised`
+is the share of contexts in which they differ, 0 where the read is exact. That a label is one token of its own behind the context is
+checked, and refused if not. With the thought, use evals.score or evals.bridges.inspect_task: multiple choice has no room for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
+from shared.chat import Chat
+from shared.errors import SteerHealError
+from shared.instrument import foundation_of
+from shared.records import Vignette
+from shared.vignettes import load_vignettes
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SOURCE = Path("the harness's documents")
+
+
+def documents(
+    tokenizer: str | None = None,
+    pretrained: str | None = None,
+    model: str | None = None,
+    vignettes: str = "embedded",
+    instrument: str = "embedded",
+    debias: str = "cyclic",
+    items: int | None = None,
+    system: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    **_: Any,
+) -> dict[str, Dataset]:
+    """The split `test`: a row per vignette and order, the orders of a vignette next to each other.
+
+    The harness passes its --model_args and --metadata together; what is not named here is the model's. Raises SteerHealError
+    without the name of a tokenizer, for unknown orders, and where a label does not follow the context as one token of its own.
+    """
+    from datasets import Dataset
+
+    name = tokenizer or pretrained or model
+    if not isinstance(name, str) or debias not in ("reversal", "cyclic"):
+        raise SteerHealError(
+            "the harness task cannot render its questions",
+            given=f"tokenizer {name}, debias {debias}",
+            expected="the name of a tokenizer with a chat template; debias 'reversal' or 'cyclic'",
+            next='--model_args pretrained=FOLDER, or --metadata \'{"tokenizer": "FOLDER"}\'',
+        )
+    chat = Chat.load(name, chat_template_kwargs)
+    renderer = Renderer(chat, load_instrument(instrument))
+    rows = []
+    loaded_vignettes = load_vignettes(vignettes, items)
+    for vignette in loaded_vignettes:
+        written = foundation_of(vignette.foundation_coarse)
+        assert written is not None, "load_vignettes lets none but the seven through"
+        for order, listing in enumerate(orders(debias)):
+            ids = renderer.answer(renderer.question(vignette.text, listing, system), [])
+            context = chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            rows.append(
+                {
+                    "vignette": vignette.model_dump(),
+                    "instrument": renderer.instrument.identity,
+                    "template": chat.arguments,
+                    "context": context,
+                    "labels": renderer.instrument.labels,
+                    "target": listing.index(written),
+                    "debias": debias,
+                    "order": order,
+                    "items": len(loaded_vignettes),
+                    "retokenised": chat.encode(context) != ids,
+                }
+            )
+    _check_labels(chat, rows[0]["context"], renderer)
+    return {"test": Dataset.from_list(rows)}
+
+
+def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Every metric gets the document's labels' log-probabilities, nats, in canonical order: metrics are functions of whole items."""
+    listing = orders(doc["debias"])[doc["order"]]
+    found = [float(logprob) for logprob, _ in results]
+    read = {key: value for key, value in doc.items() if key not in ("context", "labels", "target")}
+    read["lp"] = [found[place] for place in np.argsort(listing)]
+    return dict.fromkeys(("auth_nats", "care_nats", "answer_mass", "informedness", "unscorable", "retokenised"), read)
+
+
+def auth_nats(reads: Sequence[dict[str, Any]]) -> float:
+    return points(_items(reads), SOURCE)["auth_nats"]
+
+
+def care_nats(reads: Sequence[dict[str, Any]]) -> float:
+    return points(_items(reads), SOURCE)["care_nats"]
+
+
+def answer_mass(reads: Sequence[dict[str, Any]]) -> float:
+    return points(_items(reads), SOURCE)["answer_mass"]
+
+
+def informedness(reads: Sequence[dict[str, Any]]) -> float:
+    return points(_items(reads), SOURCE)["informedness"]
+
+
+def unscorable(reads: Sequence[dict[str, Any]]) -> float:
+    return points(_items(reads), SOURCE)["unscorable"]
+
+
+def retokenised(reads: Sequence[dict[str, Any]]) -> float:
+    """Share of the contexts whose text, tokenised in one go, is not the tokens of evals.measures.forced_choice.ask."""
+    return float(np.mean([read["retokenised"] for read in reads]))
+
+
+def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row of evals.measures.forced_choice.ask for every item. Raises SteerHealError where an item lacks an order."""
+    by_id: dict[str, dict[int, dict[str, Any]]] = {}
+    for read in reads:
+        by_id.setdefault(read["vignette"]["id"], {})[read["order"]] = read
+    if by_id and len(by_id) != (wanted_items := reads[0]["items"]):
+        raise SteerHealError(
+            "not all items were asked",
+            given=f"{len(by_id)} of {wanted_items} items, the first in the file and so of one foundation",
+            expected=f"all {wanted_items}",
+            next="leave --limit out and set the number of items, which are then stratified: --metadata '{\"items\": 28}'",
+        )
+    rows = []
+    for name, found in by_id.items():
+        first = next(iter(found.values()))
+        wanted = range(len(orders(first["debias"])))
+        if lacking := [order for order in wanted if order not in found]:
+            raise SteerHealError(
+                "an item was not asked in every order",
+                given=f"{name}: orders {', '.join(map(str, lacking))} are missing",
+                expected=f"all {len(wanted)} orders of {first['debias']}",
+                next="leave --limit out and set the number of items: --metadata '{\"items\": 28}'",
+            )
+        lp = np.array([[found[order]["lp"]] for order in wanted])
+        vignette = Vignette.model_validate(first["vignette"])
+        made = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted))
+        rows.append({**made, "instrument": first["instrument"], "template": first["template"]})
+    return rows
+
+
+def _check_labels(chat: Chat, context: str, renderer: Renderer) -> None:
+    """The harness moves blanks at the context's end into the answer, and merges across its edge would make another answer of it."""
+    before = chat.encode(context)
+    for label, token in zip(renderer.instrument.labels, renderer.label_ids, strict=True):
+        if context != context.rstrip() or chat.encode(context + label) != [*before, token]:
+            raise SteerHealError(
+                "an answer label is no token of its own behind the context",
+                given=f"{label!r} behind {context[-20:]!r}",
+                expected="the context's tokens and the label's one",
+                next="use evals.score, which tokenises part by part, or an instrument with another prefill",
+            )

@@ -1,0 +1,283 @@
+"""The forced choice as a task of Inspect: the two-phase read of evals.measures.forced_choice.ask on any model that gives log-probabilities.
+
+    export STEERED_BASE_URL=http://127.0.0.1:8000/v1 STEERED_API_KEY=-       # where `make serve` listens
+    inspect eval steer_heal/forced_choice --model openai-api-completions/steered/embedded \\
+            -T tokenizer=embedded -T vector=trait -T coefficient=1.5
+
+What is read depends on what a provider of Inspect can be told. The row of evals.measures.forced_choice.ask is in the metadata of every score,
+with `route`, which of these it was, and `retokenised`, how many prompts became other tokens than the exact ones (null: not known).
+
+openai-api-completions, vllm-completions   exact, against vLLM. They are sent the token ids of evals.measures.forced_choice.instrument.Renderer and asked
+    for the labels by id, so that none falls out of top_logprobs. They need tokenizer.
+hf   exact where retokenised is 0: the text of the same tokens, past the chat template, which Hugging Face tokenises in one go. It
+    cannot forbid the end of a thought: one that ends early is an error, unless stop is set. It needs tokenizer, and model arguments
+    that an error spells out.
+openai-api, vllm, sglang   approximate: turns of a chat, the last one continued (continue_final_message). The template sees them all
+    at once, so that it writes its default system turn once (the exact read has it before the nudge too: SmolLM2, Qwen2.5), and may
+    drop the thought of an earlier turn (Qwen3, DeepSeek) or trim blanks (Gemma). Labels are those among top_logprobs.
+any other   unknown: the same turns, but whether the service continues the last one or opens another is up to it. Before any other
+    number, compare the answer mass with that of an exact read.
+
+nll_prefill is never read. A label without a log-probability makes its item unscorable: counted, and in no other metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import GenerateConfig, Logprob, Model, ModelOutput, get_model
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+from inspect_ai.util import collect, registry_info
+
+from evals.bridges.inspect_prompts import EXACT, Form, form_of
+from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.ask import Read, row
+from evals.measures.forced_choice.instrument import load_instrument, orders
+from shared.chat import Chat
+from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS
+from shared.models import resolve
+from shared.records import Vignette
+from shared.vignettes import human, load_vignettes
+
+NAME = "steer_heal/forced_choice"
+NOTHING = -9999.0  # how vLLM and OpenAI write a log-probability of minus infinity
+
+
+@task(name=NAME)
+def forced_choice(
+    vignettes: str = "embedded",
+    instrument: str = "embedded",
+    debias: str = "cyclic",
+    think: int = 16,
+    top_logprobs: int = 20,
+    stop: bool = False,
+    items: int | None = None,
+    tokenizer: str | None = None,
+    system: str | None = None,
+    vector: str | None = None,
+    coefficient: float | None = None,
+    positions: str = "all",
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> Task:
+    """One sample per vignette, asked in every order.
+
+    vignettes, instrument, debias, think and stop as in evals.measures.forced_choice.ask; items: a stratified number of them. tokenizer:
+    'embedded', a folder, a GGUF file or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
+    steering asked of a server of gen.serve.
+    """
+    if debias not in ("reversal", "cyclic") or think < 0 or (vector is None) != (coefficient is None):
+        raise SteerHealError(
+            "the forced choice cannot be asked like this",
+            given=f"debias {debias}, think {think}, vector {vector}, coefficient {coefficient}",
+            expected="debias 'reversal' or 'cyclic', think from 0, a vector with a coefficient or neither",
+            next="-T debias=cyclic -T think=16 -T vector=trait -T coefficient=1.5",
+        )
+    steering: dict[str, Any] = {}
+    if vector is not None and coefficient is not None:
+        steering = {"steer_vector": vector, "steer_coefficient": float(coefficient), "steer_positions": positions}
+    samples = [
+        Sample(
+            id=vignette.id,
+            input=vignette.text,
+            target=vignette.foundation_coarse,
+            metadata={"vignette": vignette.model_dump(), "human": human(vignette)},
+        )
+        for vignette in load_vignettes(vignettes, items)
+    ]
+    return Task(
+        dataset=MemoryDataset(samples, name=vignettes),
+        solver=ask(instrument, debias, think, stop, top_logprobs, tokenizer, system, steering, chat_template_kwargs or {}),
+        scorer=foundations(instrument, debias, think, stop),
+    )  # fmt: skip
+
+
+if (
+    registry_info(forced_choice).name != NAME
+):  # not an editable install: Inspect puts the import package, evals, before the name
+    from inspect_ai._util.registry import registry_add
+
+    registry_add(forced_choice, registry_info(forced_choice).model_copy(update={"name": NAME}))
+
+
+@solver
+def ask(
+    instrument: str,
+    debias: str,
+    think: int,
+    stop: bool,
+    top_logprobs: int,
+    tokenizer: str | None,
+    system: str | None,
+    steering: dict[str, Any],
+    chat_template_kwargs: dict[str, Any],
+) -> Solver:
+    """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
+    put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+    folder = (
+        str(resolve(tokenizer).folder)
+        if tokenizer and (tokenizer == "embedded" or tokenizer.endswith(".gguf"))
+        else tokenizer
+    )
+    chat = Chat.load(folder, chat_template_kwargs) if folder is not None else None
+    one_at_a_time, steered = anyio.Lock(), not steering
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        nonlocal steered
+        model = get_model()
+        form = form_of(model, put, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs)
+        vignette, listings = Vignette.model_validate(state.metadata["vignette"]), orders(debias)
+        async with one_at_a_time:
+            if not steered:
+                await _refuses_half_a_steering(model, form, form.question(vignette.text, listings[0]))
+                steered = True
+        asked = await collect(*[_ask(model, form, read, top_logprobs, vignette.text, listing) for listing in listings])
+        state.messages, state.output = asked[0].pop("messages"), asked[0].pop("output")
+        for other in asked[1:]:
+            del other["messages"], other["output"]
+        state.store.set("asked", asked)
+        state.store.set("route", form.route)
+        state.store.set("template", form.template)
+        return state
+
+    return solve
+
+
+async def _ask(model: Model, form: Form, read: Read, top: int, vignette: str, listing: Sequence[int]) -> dict[str, Any]:
+    """One order: the thought, then the labels."""
+    question, others = form.question(vignette, listing), []
+    thought: list[Any] = []
+    text, tokens = "", 0 if not read.think else None
+    if read.think:
+        messages, other = form.prompt(question, None)
+        others.append(other)
+        config = GenerateConfig(
+            temperature=0.0, max_tokens=read.think, logprobs=True, extra_body=form.body(question, False)
+        )
+        output = await model.generate(messages, config=config)
+        thought, text, tokens = form.thought(_logprobs(model, output), output.completion)
+    messages, other = form.prompt(question, thought)
+    others.append(other)
+    config = GenerateConfig(
+        temperature=0.0, max_tokens=1, logprobs=True, top_logprobs=top, extra_body=form.body(question, True)
+    )
+    output = await model.generate(messages, config=config)
+    found = {entry.token: entry.logprob for entry in reversed(_logprobs(model, output)[0].top_logprobs or [])}
+    by_place = [found.get(label) for label in form.labels]
+    lp = [by_place[place] for place in np.argsort(listing)]
+    return {
+        "lp": [None if value is None or value <= NOTHING else value for value in lp],
+        "text": text,
+        "tokens": tokens,
+        "retokenised": others,
+        "messages": [*messages, output.message],
+        "output": output,
+    }
+
+
+def _logprobs(model: Model, output: ModelOutput) -> list[Logprob]:
+    """The tokens of an answer. Raises SteerHealError where the model gives no log-probabilities."""
+    found = output.choices[0].logprobs if output.choices else None
+    if found is None or not found.content:
+        raise SteerHealError(
+            "a model gives no log-probabilities",
+            given=str(model),
+            expected="log-probabilities of the tokens it answers with",
+            next=EXACT,
+        )
+    return found.content
+
+
+async def _refuses_half_a_steering(model: Model, form: Form, question: Any) -> None:
+    """A server without the patch takes steering fields and leaves them out: one that reads them refuses a vector without a coefficient."""
+    body = form.body(question, True) or {}
+    half = {"steer_vector": body["vllm_xargs"]["steer_vector"]}
+    config = GenerateConfig(max_tokens=1, logprobs=True, extra_body={**body, "vllm_xargs": half})
+    try:
+        await model.generate(form.prompt(question, None)[0], config=config)
+    except Exception as error:  # each provider has its own type for a refusal
+        if getattr(error, "status_code", None) == 400:
+            return
+        raise
+    raise SteerHealError(
+        "a server does not read steering: its answers would be unsteered",
+        given=f"{model} took {half}, without a coefficient",
+        expected="HTTP 400, as from gen.serve",
+        next="make serve VECTORS=NAME=FILE, and its address as the base url",
+    )
+
+
+def _level(name: str) -> Metric:
+    def over(scores: list[SampleScore]) -> float:  # Inspect reads this annotation
+        return points([one.score.metadata or {} for one in scores], Path(NAME))[name]
+
+    return over
+
+
+@metric
+def auth_nats() -> Metric:
+    """ln of the mean probability of authority over the scorable items, nats."""
+    return _level("auth_nats")
+
+
+@metric
+def care_nats() -> Metric:
+    """ln of the mean probability of care over the scorable items, nats."""
+    return _level("care_nats")
+
+
+@metric
+def answer_mass() -> Metric:
+    """Mean over the scorable items of the probability that the answer is one of the labels."""
+    return _level("answer_mass")
+
+
+@metric
+def informedness() -> Metric:
+    """Agreement of the likeliest foundation with the raters', or with the item's where nobody rated: 0 is guessing, 1 is agreement."""
+    return _level("informedness")
+
+
+@metric
+def unscorable() -> Metric:
+    """How many items are in no other metric."""
+    return _level("unscorable")
+
+
+@scorer(metrics=[auth_nats(), care_nats(), answer_mass(), informedness(), unscorable()])
+def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
+    """p of the seven foundations and answer_mass; NaN for an unscorable item. The whole row is in the metadata."""
+    put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+
+    async def score(state: TaskState, target: Target) -> Score:
+        asked = state.store.get("asked")
+        tokens, others = [one["tokens"] for one in asked], [other for one in asked for other in one["retokenised"]]
+        made = row(
+            Vignette.model_validate(state.metadata["vignette"]),
+            np.array([[one["lp"]] for one in asked], dtype=float),
+            read,
+            None,
+            [one["text"] for one in asked],
+            None if None in tokens else tokens,
+        )
+        made["instrument"], made["template"] = put.identity, state.store.get("template")
+        made["route"], made["retokenised"] = state.store.get("route"), None if None in others else sum(others)
+        p, mass = made["p"] or [float("nan")] * len(FOUNDATIONS), made["pmass_allowed"]
+        return Score(
+            value={**dict(zip(FOUNDATIONS, p, strict=True)), "answer_mass": float("nan") if mass is None else mass},
+            answer=made["top1"],
+            reason=None if made["p"] else "scoring_failed",
+            explanation=None
+            if made["p"]
+            else "a label has no log-probability: not among top_logprobs, or minus infinity",
+            metadata=made,
+        )
+
+    return score

@@ -1,0 +1,1 @@
+"""Measures: what is asked of a model under every condition of a round."""

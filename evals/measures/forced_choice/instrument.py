@@ -1,0 +1,63 @@
+"""The forced choice as token ids: an instrument rendered for one tokenizer, and the orders of its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shared.chat import Chat
+from shared.instrument import FOUNDATIONS, Instrument, read_instrument
+from shared.records import data_file
+
+
+def load_instrument(name: str) -> Instrument:
+    """'embedded', 'moralmaps' (the published one, of an installed moralmaps), or a JSON file."""
+    if name == "moralmaps":
+        from evals.measures.forced_choice.moralmaps import published
+
+        return published()
+    return read_instrument(data_file(name, "instrument.json"))
+
+
+def orders(debias: str) -> list[list[int]]:
+    """Option orders: forward and reversed, or the seven rotations, in which each option stands once at each position."""
+    size = len(FOUNDATIONS)
+    if debias == "reversal":
+        return [list(range(size)), list(reversed(range(size)))]
+    return [[(start + k) % size for k in range(size)] for start in range(size)]
+
+
+class Renderer:
+    """Token ids of an instrument for one chat.
+
+    Every part is tokenised on its own, as the published evaluator does. BOS stands once, at the front.
+
+    Args:
+        chat: of the model; or its tokenizer alone, with the template's arguments.
+        instrument: the wording.
+        template: arguments of the template, where there is no chat yet.
+    """
+
+    def __init__(self, chat: Any, instrument: Instrument, template: dict[str, Any] | None = None):
+        self.chat, self.instrument = Chat.of(chat, template), instrument
+        self.prefill = self.chat.plain(instrument.prefill)
+        self.suffix = self.chat.next_turn(instrument.think_close, instrument.nudge)
+        self.label_ids = self.chat.label_ids(instrument.labels, instrument.prefill or instrument.nudge)
+        close = self.chat.plain(instrument.think_close)
+        # a turn may end with another token than a text does, and vLLM stops at both
+        self.stop_ids = [*dict.fromkeys((*self.chat.stop_ids, *(close if len(close) == 1 else [])))]
+
+    def question(self, vignette: str, order: Sequence[int], system: str | None = None) -> list[int]:
+        """Prompt of the first phase: the question up to and with the opened think block, which is one whatever the template's
+        arguments close."""
+        it = self.instrument
+        turns = [{"role": "user", "content": it.question(vignette, order)}]
+        return self.chat.opened(turns, system, it.think_open, it.think_close)
+
+    def answer(self, question: Sequence[int], thought: Sequence[int], whole: bool = False) -> list[int]:
+        """Prompt of the second phase, up to the answer slot. The reference never feeds the last think token to the model; nor do we, unless whole."""
+        return [*self.free_answer(question, thought, whole), *self.prefill]
+
+    def free_answer(self, question: Sequence[int], thought: Sequence[int], whole: bool = False) -> list[int]:
+        """The same up to the assistant's turn, without the forced prefill: the model answers in its own words."""
+        return [*question, *(thought if whole else thought[:-1]), *self.suffix]

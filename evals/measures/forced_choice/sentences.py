@@ -1,0 +1,77 @@
+"""What the report says of the forced choice, by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evals.measures.measure import Columns
+from evals.table import ranged
+
+
+def about(base: Columns, rows: Sequence[Columns], debias: str) -> list[str]:
+    lines = []
+    informed, ends = ranged(base, "informedness", "informedness_ci", 3, signed=True), base["informedness_ci"]
+    if ends is None or ends[0] <= 0 <= ends[1]:
+        lines.append(
+            f"Base informedness is {informed}, which does not exclude 0: auth_nats carries no moral signal for this model, however narrow its interval."
+        )
+    elif ends[1] < 0:
+        lines.append(f"Base informedness is {informed}, below 0: the answers run against the vignettes' foundations.")
+    else:
+        lines.append(f"Base informedness is {informed}, above guessing: the answers follow the vignettes.")
+    if base["verdict_reason"] is not None and ends and ends[0] > 0:
+        lines.append(f"The base fails the preflight ({base['verdict']}): {base['verdict_reason']}.")
+    if base["order_effect"] is not None:
+        lines.append(
+            f"In single orders of the options, position alone moves the base's mean clr by up to {base['order_effect']:.2f} nats."
+        )
+    if base["reliability"] is not None:
+        lines.append(
+            f"The items' split-half reliability on authority is {ranged(base, 'reliability', 'reliability_ci', 2)}: near 0 their differences are noise, near 1 they are not."
+        )
+    if base["left_by_reversal"] is not None:
+        lines.append(
+            f"Cyclic orders take {ranged(base, 'left_by_reversal', 'left_by_reversal_ci', 2, signed=True)} nats of position out of authority, which reversal would have left in."
+        )
+    if base["informedness_against"] == "foundations":
+        lines.append(
+            "Nobody has rated these vignettes: informedness is against what they were written for, and the profile has no human reference."
+        )
+    if debias == "reversal":
+        lines.append(
+            "Authority stands in the middle of both orders, so reversal leaves its position bias in auth_nats; EVAL=full, with cyclic orders, removes it."
+        )
+    if unscorable := [
+        f"{row['unscorable']} of {row['n_items']} in {row['stage']} of round {row['round']}"
+        for row in rows
+        if row["unscorable"]
+    ]:
+        lines.append(f"Items without a finite answer were left out, not imputed: {', '.join(unscorable)}.")
+    return lines
+
+
+def over_random(mine: Mapping[str, Columns]) -> list[str]:
+    lines = []
+    steered = mine["steered"]
+    if "random" in mine and (ends := steered["over_random_ci"]):
+        both = f"{ranged(steered, 'd_auth', 'd_auth_ci', 3, signed=True)} against {ranged(mine['random'], 'd_auth', 'd_auth_ci', 3, signed=True)}"
+        gap = f"paired difference {ranged(steered, 'over_random', 'over_random_ci', 3, signed=True)}"
+        if ends[0] <= 0 <= ends[1]:
+            lines.append(
+                f"the steered shift of auth_nats is not distinguishable from that of a random direction of equal norm, {both} ({gap})."
+            )
+        else:
+            side = "below" if ends[1] < 0 else "above"
+            lines.append(
+                f"the steered shift of auth_nats lies {side} that of a random direction of equal norm, {both} ({gap})."
+            )
+    return lines
+
+
+def among_draws(mine: Mapping[str, Columns], draws: Sequence[Columns]) -> list[str]:
+    found = [row["d_auth"] for row in [mine.get("random"), *draws] if row is not None and row["d_auth"] is not None]
+    if len(found) < 2 or mine["steered"]["d_auth"] is None:
+        return []
+    far = sum(abs(value) >= abs(mine["steered"]["d_auth"]) for value in found)
+    spread = f"{min(found):+.3f} to {max(found):+.3f}"
+    return [f"of {len(found)} random directions {far} move auth_nats at least as far as the steering does ({spread})."]

@@ -1,0 +1,1 @@
+"""Free generations on held-out prompts, scored under the original model."""

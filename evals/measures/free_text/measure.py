@@ -1,0 +1,155 @@
+"""Free text as a measure: completions of the held-out prompts, scored under the original model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.coherence import LOOPS
+from evals.conditions import Weights
+from evals.measures.free_text.generations import Generations, of_generations
+from evals.measures.free_text.rows import Generation
+from evals.measures.free_text.texts import Texts, text_delta, text_levels, texts_of
+from evals.measures.measure import Columns, Compared, Measure, Scoring, Session
+from evals.statistics import pair
+from evals.table import ranged
+from gen.prompts import Renderer
+from shared.prompts import load_heldout
+from shared.records import write_jsonl
+from shared.run import Run
+from shared.schema import Config
+from shared.sets import input_of, revisions_of
+
+
+class FreeTextSession(Session):
+    """Texts are sampled group by group, and scored together once the engine serves the original model."""
+
+    def __init__(self, scoring: Scoring):
+        super().__init__()
+        self.scoring = scoring
+        self.prompted = Renderer(scoring.chat, scoring.trait)
+        self.heldout = load_heldout(scoring.config.eval.heldout)
+        self.texts: Generations | None = None
+        self.judged: list[dict[str, Any]] = []
+
+    def ask(self, engine: Any, group: Weights) -> None:
+        scoring, config = self.scoring, self.scoring.config
+        self.texts = self.texts or Generations(engine, self.prompted, self.heldout, config)
+        cache = None
+        if scoring.cached:
+            judge = (scoring.origin.fingerprint, config.model.dtype)
+            weights = scoring.weights(group)
+            cache = of_generations(
+                weights, judge, self.prompted, self.heldout, config, scoring.vectors, fresh=scoring.fresh
+            )
+        self.texts.sample(group.label, group.conditions, cache)
+        self.taken += cache.taken if cache else 0
+
+    def judge(self, engine: Any) -> None:
+        assert self.texts is not None  # a scoring has at least one group
+        self.judged = self.texts.judged()
+        self.counts = {"generations": len(self.judged), "tokens": self.texts.tokens}
+
+    def write(self, folder: Path) -> Mapping[str, Any]:
+        write_jsonl(folder / "generations.jsonl", self.judged)
+        return {}
+
+
+class FreeText(Measure):
+    name = "free_text"
+    row = Generation
+    columns = (
+        "perplexity", "perplexity_ci", "distinct_1", "distinct_2", "distinct_3", "looping", "trait_llr", "trait_llr_ci", "d_trait_llr", "d_trait_llr_ci",
+        "n_generations", "n_empty",
+    )  # fmt: skip
+
+    @property
+    def file(self) -> str:
+        return "generations.jsonl"
+
+    def inputs(self, run: Run, number: int, config: Config) -> Mapping[str, Path]:
+        return input_of("heldout", config.eval.heldout)
+
+    def revisions(self, config: Config) -> Mapping[str, str]:
+        return revisions_of(heldout=config.eval.heldout)
+
+    def begin(self, scoring: Scoring) -> FreeTextSession:
+        return FreeTextSession(scoring)
+
+    def compare(self, base: Sequence[Generation], other: Sequence[Generation], resamples: int, seed: int) -> Compared:
+        texts = texts_of(other)
+        level = text_levels(texts, resamples, seed)
+        delta = text_delta(texts_of(base), texts, resamples, seed) if other else None
+        columns = {
+            **pair("perplexity", "perplexity_ci", level["perplexity"]),
+            "distinct_1": mean_of_known(texts.distinct_1),
+            "distinct_2": mean_of_known(texts.distinct_2),
+            "distinct_3": mean_of_known(texts.distinct_3),
+            "looping": looping(texts),
+            **pair("trait_llr", "trait_llr_ci", level["trait_llr"]),
+            **pair("d_trait_llr", "d_trait_llr_ci", delta),
+            "n_generations": len(texts.prompt),
+            "n_empty": int((texts.tokens == 0).sum()),
+        }
+        return Compared(columns, {**level, "d_trait_llr": delta})
+
+    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+        return _text(base, mine)
+
+
+def mean_of_known(values: np.ndarray) -> float | None:
+    """The mean of the finite values; None where there is none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def looping(texts: Texts) -> float | None:
+    """Share of the texts with tokens that loop."""
+    known = texts.loop_share[np.isfinite(texts.loop_share)]
+    return float((known > LOOPS).mean()) if len(known) else None
+
+
+def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
+    lines = []
+    steered, healed = mine["steered"], mine["healed"]
+    if healed["d_trait_llr"] is not None and healed["perplexity"] is not None:
+        ends = healed["d_trait_llr_ci"]
+        sure = (
+            "more trait than base"
+            if ends and ends[0] > 0
+            else "less trait than base"
+            if ends and ends[1] < 0
+            else "no trait that its interval can tell from base's"
+        )
+        against = [
+            f"{name} {row['perplexity']:.2f}"
+            for name, row in (("steered", steered), ("base", base))
+            if row["perplexity"] is not None
+        ]
+        shift = ranged(healed, "d_trait_llr", "d_trait_llr_ci", 3, signed=True)
+        lines.append(
+            f"the healed student's free text shows {sure} (d_trait_llr {shift}), at perplexity {healed['perplexity']:.2f} ({', '.join(against)})."
+        )
+    if healed["perplexity"] is not None and base["perplexity"] is not None and healed["coherence"] is not None:
+        ratio = healed["perplexity"] / base["perplexity"]
+        if healed["coherence"] >= 0.95 and ratio > 2:
+            lines.append(
+                f"coherence is {healed['coherence']:.2f} while the free text's perplexity is {ratio:.1f} times base's: the forced prefill flatters, trust the perplexity."
+            )
+    for stage, row in mine.items():
+        if (
+            row["distinct_3"] is not None
+            and base["distinct_3"] is not None
+            and row["distinct_3"] < 0.9 * base["distinct_3"]
+        ):
+            lines.append(
+                f"{stage} text repeats itself: distinct-3 {row['distinct_3']:.2f} against base's {base['distinct_3']:.2f}; a loop has a low perplexity."
+            )
+        if row["n_empty"]:
+            lines.append(
+                f"{row['n_empty']} of {row['n_generations']} {stage} generations are empty and have no perplexity."
+            )
+    return lines

@@ -1,0 +1,57 @@
+"""A row of the free text: one completion of one held-out prompt under one condition."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+from pydantic import model_validator
+
+from evals.rows import NEAR
+from shared.records import Count, Nats, Perplexity, Positive, Record, Share, Token
+from shared.text import distinct_n, loop_share
+
+
+class Generation(Record):
+    """A free generation; nll is its total nats under the original model, null where one is not finite."""
+
+    known_by = ("name", "prompt_id", "sample")
+    name: str
+    prompt_id: str
+    prompt: str
+    sample: Count
+    text: str
+    finish_reason: str
+    nll: Positive | None
+    tokens: Count
+    perplexity: Perplexity | None
+    trait_llr: Nats | None
+    distinct_1: Share | None
+    distinct_2: Share | None
+    distinct_3: Share | None
+    loop_share: Share | None
+    completion_ids: list[Token] | None = None  # None in rows from elsewhere
+
+    @model_validator(mode="after")
+    def _of_its_tokens(self) -> Self:
+        """What is computed of the tokens is what they come to, and is there where there are any; nll is their total, in nats."""
+        if not self.tokens and (self.nll, self.perplexity, self.trait_llr) not in (
+            (0.0, None, None),
+            (None, None, None),
+        ):
+            raise ValueError("a text without tokens has no perplexity and no trait_llr, and an nll of 0")
+        ids = self.completion_ids
+        if ids is not None and len(ids) != self.tokens:
+            raise ValueError(f"{self.tokens} tokens, and {len(ids)} completion_ids")
+        if self.tokens and self.nll is not None and self.perplexity is not None:
+            self._is("the logarithm of perplexity", math.log(self.perplexity), self.nll / self.tokens)
+        if ids:
+            for n, given in enumerate((self.distinct_1, self.distinct_2, self.distinct_3), start=1):
+                self._is(f"distinct_{n}", given, distinct_n(ids, n))
+            self._is("loop_share", self.loop_share, loop_share(ids))
+        return self
+
+    @staticmethod
+    def _is(name: str, given: float | None, made: float) -> None:
+        if given is None or not math.isclose(given, made, rel_tol=NEAR, abs_tol=NEAR):
+            raise ValueError(f"{name} is {given}, where nll, tokens and completion_ids come to {made:g}")

@@ -1,0 +1,55 @@
+"""The measures there are, and those that a configuration asks for."""
+
+from __future__ import annotations
+
+from evals.measures.activations import Activations
+from evals.measures.forced_choice.measure import ForcedChoice
+from evals.measures.free_text.measure import FreeText
+from evals.measures.measure import Measure
+from evals.measures.probe.measure import Probe
+from evals.measures.retention.measure import Retention
+from evals.measures.survey import Survey
+from shared.commands import nearest, setting
+from shared.errors import SteerHealError
+from shared.schema import EvalConfig
+
+MEASURES: tuple[type[Measure], ...] = (
+    ForcedChoice,
+    FreeText,
+    Activations,
+    Retention,
+    Probe,
+    Survey,
+)
+
+
+ALWAYS = ("forced_choice", "free_text", "activations")  # what verdicts and the report are made of
+
+
+def measures_of(config: EvalConfig) -> list[Measure]:
+    """The measures of a scoring, in the order of MEASURES: those of every round, and those that eval.measures names.
+
+    Raises SteerHealError for a name that no measure has, or that is there twice.
+    """
+    named = [entry.partition("=") for entry in config.measures]
+    others = [measure.name for measure in MEASURES if measure.name not in ALWAYS]
+    names = [name for name, _, _ in named]
+    for name in names:
+        if name not in others or names.count(name) > 1:
+            meant = nearest(name, others)
+            raise SteerHealError(
+                "eval.measures names no further measure",
+                given=f"{name}{' twice' if names.count(name) > 1 else ', which every round has' if name in ALWAYS else ''}",
+                expected=f"did you mean {meant}?"
+                if meant and name not in others
+                else f"some of {', '.join(others)}, each once",
+                next=setting(f"eval.measures=[{','.join(dict.fromkeys(n for n in names if n in others))}]"),
+            )
+    sources = {name: source for name, equals, source in named if equals}
+    return [measure(sources.get(measure.name, "embedded")) for measure in MEASURES if measure.name in (*ALWAYS, *names)]
+
+
+def check(config: EvalConfig) -> None:
+    """Raise SteerHealError for a measure that there is not, or whose source cannot be had."""
+    for measure in measures_of(config):
+        measure.check()

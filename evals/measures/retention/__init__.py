@@ -1,0 +1,1 @@
+"""Retention: how far a condition is from the base on frozen neutral text."""

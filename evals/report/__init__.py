@@ -1,0 +1,1 @@
+"""The report of a run: page, figures, tables and the sentences that read them."""

@@ -1,0 +1,79 @@
+"""What the results say in plain words, produced by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from evals.report.tables import dose
+from evals.round import Round
+from evals.table import ranged
+
+Row = dict[str, Any]
+
+
+def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
+    """Sentences, the general ones first, then round by round."""
+    at = {(row["round"], row["stage"]): row for row in rows}
+    base = at[0, "base"]
+    scores, measures = rounds[0].scores, rounds[0].measures
+    lines = [sentence for measure in measures for sentence in measure.about(base, rows, scores)]
+    if (0, "prompted") in at:
+        prompted = at[0, "prompted"]
+        shift, llr = (
+            ranged(prompted, "d_auth", "d_auth_ci", 3, signed=True),
+            ranged(prompted, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
+        )
+        lines.append(
+            f"The trait prompt alone, without steering or training, moves auth_nats by {shift} and trait_llr by {llr}."
+        )
+    for r in rounds:
+        mine = {stage: at[r.number, stage] for stage in ("steered", "random", "healed") if (r.number, stage) in at}
+        others = [row for row in extra if row["round"] == r.number]
+        said = [
+            *_verdict(mine),
+            *_coherent(mine),
+            *[sentence for measure in measures for sentence in measure.sentences(base, mine, others)],
+            *_survivors(r),
+            *_training(r),
+        ]
+        lines += [f"Round {r.number}: {sentence}" for sentence in said]
+    return [*lines, *_starvation(rounds)]
+
+
+def _verdict(mine: dict[str, Row]) -> list[str]:
+    healed = mine["healed"]
+    return [f"the verdict on the healed student is {healed['verdict']}: {healed['verdict_reason']}."]
+
+
+def _coherent(mine: dict[str, Row]) -> list[str]:
+    healed = mine["healed"]
+    return [f"the healed student is {healed['coherence_verdict']}: {healed['coherence_reason']}."]
+
+
+def _survivors(r: Round) -> list[str]:
+    kept, offered = dose(r.scores.sweep, "coefficient", True), dose(r.scores.sweep, "coefficient", False)
+    if kept is None or offered is None:
+        return []
+    if abs(kept) < 0.8 * abs(offered):
+        return [
+            f"mostly low doses survive the filter: mean coefficient {kept:.2f} of the kept, {offered:.2f} of the sweep."
+        ]
+    return [f"the kept completions' mean coefficient is {kept:.2f}, the sweep's {offered:.2f}."]
+
+
+def _training(r: Round) -> list[str]:
+    return [f"training, {finding.name}: {finding.sentence}" for finding in r.training.findings]
+
+
+def _starvation(rounds: Sequence[Round]) -> list[str]:
+    kept = [sum(line.kept for line in r.scores.sweep if line.coefficient != 0) for r in rounds]
+    falling = kept[-1] < 0.75 * kept[0] and all(after < before for before, after in pairwise(kept))
+    return (
+        [
+            f"Kept completions fall round by round ({', '.join(map(str, kept))}): the filter will starve; lower the doses."
+        ]
+        if falling
+        else []
+    )

@@ -1,0 +1,247 @@
+"""The report's tables as text cells, rendered alike at the terminal, in results.md and on the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from evals.round import Round
+from evals.rows import TrainingStep
+from evals.scored import STEP
+from evals.table import Table, label, ranged, yes_no
+from shared.console import number
+from shared.filter_record import SweepLine
+from shared.quarters import last_quarter
+from shared.run import STAGES
+
+
+def overview(rows: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        "results",
+        ["round, stage", "auth_nats [95 %]", "care_nats", "coherence", "perplexity", "trait_llr", "verdict"],
+        [
+            [
+                label(row),
+                ranged(row, "auth_nats", "auth_ci"),
+                number(row["care_nats"]),
+                number(row["coherence"]),
+                number(row["perplexity"], 2),
+                number(row["trait_llr"], 3, signed=True),
+                number(row["verdict"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
+    return Table(
+        title,
+        [
+            "round, stage",
+            "auth_nats",
+            "care_nats",
+            "p_ans_any",
+            "coherence",
+            "perplexity",
+            "distinct-3",
+            "trait_llr",
+            "items",
+            "unscorable",
+        ],
+        [
+            [
+                label(row),
+                ranged(row, "auth_nats", "auth_ci"),
+                ranged(row, "care_nats", "care_ci"),
+                number(row["p_ans_any"], 4),
+                ranged(row, "coherence", "coherence_ci"),
+                ranged(row, "perplexity", "perplexity_ci", 2),
+                number(row["distinct_3"]),
+                ranged(row, "trait_llr", "trait_llr_ci", 3, signed=True),
+                str(row["n_items"]),
+                str(row["unscorable"]),
+            ]
+            for row in rows
+        ],
+        "Brackets are 95 % bootstrap intervals, over items within foundations or over prompts. auth_nats, care_nats and trait_llr are in nats.",
+    )
+
+
+def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table:
+    return Table(
+        title,
+        [
+            "round, stage",
+            "d_auth",
+            "d_care",
+            "d_coh",
+            "d_trait_llr",
+            "coh_cost",
+            "coh_slope",
+            "retain",
+            "surgical",
+            "surgical_care",
+            "verdict",
+        ],
+        [
+            [
+                label(row),
+                ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
+                ranged(row, "d_care", "d_care_ci", 3, signed=True),
+                ranged(row, "d_coh", "d_coh_ci", 4, signed=True),
+                ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
+                number(row["coh_cost"]),
+                number(row["coh_slope"], 3, signed=True),
+                number(row["retain"], 2),
+                yes_no(row["surgical"]),
+                yes_no(row["surgical_care"]),
+                number(row["verdict"]),
+            ]
+            for row in rows
+            if row["stage"] != "base"
+        ],
+        f"Paired with base on the same items or prompts. coh_cost is |d_coh| / |d_auth|; {number(None)} is undefined.",
+    )
+
+
+def sweep(rounds: Sequence[Round]) -> Table:
+    return Table(
+        "Sweep",
+        ["round, coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
+        [
+            [
+                f"{r.number} at {line.coefficient:g}",
+                str(line.n),
+                str(line.kept),
+                number(line.perplexity, 2),
+                number(line.distinct_3),
+                number(line.trait_llr, 3, signed=True),
+                number(line.relative_dose),
+            ]
+            for r in rounds
+            for line in r.scores.sweep
+        ],
+        "Coefficient 0 is the original model's: what the filter would keep of it is a control, never trained on. Relative dose: |c| ‖v‖ / mean ‖h‖, averaged over the band.",
+    )
+
+
+def dose(lines: Iterable[SweepLine], field: str, kept: bool) -> float | None:
+    """Mean coefficient or relative_dose of the steered completions, or of those kept."""
+    steered = [line for line in lines if line.coefficient != 0 and getattr(line, field) is not None]
+    weights = [line.kept if kept else line.n for line in steered]
+    return float(np.average([getattr(line, field) for line in steered], weights=weights)) if sum(weights) else None
+
+
+def survivors(rounds: Sequence[Round]) -> Table:
+    rows = []
+    for r in rounds:
+        steered = [line for line in r.scores.sweep if line.coefficient != 0]
+        kept, total = sum(line.kept for line in steered), sum(line.n for line in steered)
+        doses = [
+            number(dose(steered, field, kept_only))
+            for field in ("coefficient", "relative_dose")
+            for kept_only in (True, False)
+        ]
+        rows.append([str(r.number), f"{kept} of {total}", *doses])
+    return Table(
+        "Survivors", ["round", "kept", "mean coefficient, kept", "sweep's", "mean relative dose, kept", "sweep's"], rows
+    )
+
+
+def rejections(rounds: Sequence[Round]) -> Table:
+    counts = {r.number: Counter(reason.rule for row in r.rejected for reason in row.reasons) for r in rounds}
+    rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
+    rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
+    return Table(
+        "Rejections",
+        ["reason", *[f"round {r.number}" for r in rounds]],
+        [*rows, ["completions rejected", *[str(len(r.rejected)) for r in rounds]]],
+        "A completion can have several reasons.",
+    )
+
+
+def late(steps: Sequence[TrainingStep], field: str) -> float | None:
+    """Mean of a field over the last quarter of the steps."""
+    values = [value for step in steps[last_quarter(len(steps))] if (value := getattr(step, field)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def healing(rounds: Sequence[Round]) -> Table:
+    kinds = ("mean", "rmse", "p95", "max")
+
+    def divergences(r: Round) -> list[str]:
+        return [number(late(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
+
+    def held_out(r: Round) -> list[str]:
+        return [number(r.heldout[0].heldout_ce), number(r.heldout[-1].heldout_ce)] if r.heldout else [number(None)] * 2
+
+    columns = ["round", "rows", "steps", "first ce", "ce", "held out, first", "held out, last", *[f"KL {kind}" for kind in kinds], "D to base at the start", "fired", "gradient ratio"]  # fmt: skip
+    rows = [
+        [
+            str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(late(r.steps, "ce")), *held_out(r), *divergences(r),
+            number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(late(r.steps, "gradient_ratio"), 2),
+        ]
+        for r in rounds
+    ]  # fmt: skip
+    return Table(
+        "Healing",
+        columns,
+        rows,
+        "Means over the last quarter of the optimiser steps, nats; KL to the barrier's reference; fired: share of all steps at which the barrier was on; gradient ratio: norm of the barrier's gradient over the cross-entropy's, at the final hidden states.",
+    )
+
+
+def agreement(rounds: Sequence[Round]) -> Table:
+    def line(r: Round) -> str:
+        found = r.training.agreement
+        return found.sentence() if found else "nothing was compared: made by an earlier version"
+
+    return Table(
+        "Sampler and trainer",
+        ["round", "log-probabilities of the rows kept, before the first step"],
+        [[str(r.number), line(r)] for r in rounds],
+        "Absolute differences between the weights that sampled, in vLLM, and those that were trained. docs/agreement.md lists what can make them differ.",
+        prose=True,
+    )
+
+
+def times(rounds: Sequence[Round], mode: str) -> Table:
+    stages = [*STAGES, *([STEP[mode]] if STEP[mode] not in STAGES else [])]
+    rows = []
+    for r in rounds:
+        seconds = [r.manifests[stage].seconds if stage in r.manifests else None for stage in stages]
+        rows.append(
+            [
+                str(r.number),
+                *[number(value, 1) for value in seconds],
+                number(float(sum(value for value in seconds if value is not None)), 1),
+            ]
+        )
+    return Table("Wall seconds", ["round", *stages, "total"], rows)
+
+
+def comma_separated(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]) -> str:
+    """results.csv: an interval takes two columns, an undefined number is empty, a list is JSON; headline is 1 for rows, 0 for extra."""
+    handle = io.StringIO()
+    writer: Any = None
+    for headline, row in [*((1, row) for row in rows), *((0, row) for row in extra)]:
+        flat: dict[str, Any] = {"headline": headline}
+        for key, value in row.items():
+            if key.endswith("_ci"):
+                flat[f"{key}_low"], flat[f"{key}_high"] = value or (None, None)
+            elif isinstance(value, list):
+                flat[key] = json.dumps(value)
+            else:
+                flat[key] = value
+        if writer is None:
+            writer = csv.DictWriter(handle, list(flat), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(flat)
+    return handle.getvalue()

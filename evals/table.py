@@ -1,0 +1,53 @@
+"""A table of text cells, and how a row of results.json is named and shown in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.console import number
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of text; the first column is a label, the others are figures, or words where prose is set."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    prose: bool = False
+
+
+def label(row: dict[str, Any]) -> str:
+    draw = f", draw {row['draw']}" if row["stage"] == "random" else ""
+    dose = (
+        f" at {row['coefficient']:.2f}"
+        if row["stage"] in ("steered", "random") and row["coefficient"] is not None
+        else ""
+    )
+    gate = f" at gate {row['gate']:g}" if row["gate"] not in (None, 1.0) else ""
+    return f"{row['round']} {row['stage']}{dose}{draw}{gate}"
+
+
+def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
+    low_high = row[interval]
+    shown = number(row[name], digits, signed)
+    return shown if low_high is None else f"{shown} [{', '.join(number(end, digits, signed) for end in low_high)}]"
+
+
+def yes_no(value: bool | None) -> str:
+    return number(None) if value is None else "yes" if value else "no"
+
+
+def markdown(table: Table) -> str:
+    lines = [table.columns, ["---", *["---" if table.prose else "---:"] * (len(table.columns) - 1)], *table.rows]
+    body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
+
+
+def _cell(text: str) -> str:
+    """Text of a Markdown table: one line, no column of its own, no markup."""
+    one = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return one.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
