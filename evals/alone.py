@@ -13,10 +13,12 @@ from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
 from evals.measures.forced_choice.cached import answered, free_of, of_answers
 from evals.measures.forced_choice.checks import checked, fits, reaches, steering
+from evals.measures.forced_choice.contrast import contrast
 from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.levels import levels
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.statistics import Answers, Estimate, levels, show
+from evals.statistics import Answers, Estimate, show
 from evals.verdict import preflight
 from gen.students import student as student_of
 from shared.adapters import readable
@@ -146,13 +148,14 @@ def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, se
         [f"mass on {foundation}", *[_mean(a, f) for a in columns.values()]] for f, foundation in enumerate(FOUNDATIONS)
     ]
     level = [levels(a, count, seed) for a in columns.values()]
-    for key in ("auth_nats", "care_nats", "p_ans_any", "nll_prefill", "informedness"):
+    for key in ("auth_nats", "care_nats", "auth_moral", "p_not_wrong", "p_ans_any", "nll_prefill", "informedness"):
         lines.append([key, *_shown([values[key] for values in level])])
+    lines.append(["authority contrast", *_shown([contrast(a) for a in columns.values()])])
     if any(np.isfinite(a.valid).any() for a in columns.values()):
         lines.append(["valid JSON", *_shown([values["valid"] for values in level])])
     lines.append(["order effect", *[order_effect(a) for a in columns.values()]])
     if any(a.setting.debias == "cyclic" for a in columns.values()):
-        removed = [left_by_reversal(a, count, seed) for a in columns.values()]
+        removed = [left_by_reversal(a) for a in columns.values()]
         lines.append(["position, left by reversal", *_shown(removed)])
     halves = [reliability(a, count, seed) for a in columns.values()]
     lines.append(["split-half reliability", *_shown(halves)])
@@ -165,8 +168,8 @@ def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, se
         f"informedness is against {'the raters' if first.rated else 'the foundations that the vignettes were written for; nobody has rated them'}; "
         "order effect and position are nats of clr"
     )
-    problem, name = preflight(first, level[0]["informedness"]), next(iter(columns))
-    verdict = f"no axis to move: {problem}" if problem else "there is an axis to move"
+    problem, name = preflight(first), next(iter(columns))
+    verdict = f"{problem.state}: {problem.reason}" if problem else "there is an axis to move"
     console.print(f"{'[yellow]' if problem else '[default]'}preflight, of {name}: {verdict}[/]")
     if name != "base":
         way = "score it without --adapter" if name == "healed" else "add --base"

@@ -42,7 +42,7 @@ def score_options() -> Options:
     files.add_argument(
         "--items", type=positive, metavar="N", help="so many vignettes, stratified by foundation (default: all)"
     )
-    files.add_argument("--debias", choices=["reversal", "cyclic"], default="reversal", help="option orders: two as published, or seven, which take the position out")  # fmt: skip
+    files.add_argument("--debias", choices=["reversal", "rotating", "cyclic"], default="rotating", help="option orders: forward and reversed as published; two an item that turn from item to item, which balance the position over items; or all seven")  # fmt: skip
     files.add_argument("--think", type=whole, default=16, metavar="T", help="think tokens before the answer")
     files.add_argument("--stop", action="store_true", help="T is a ceiling: the model may end its thought")
     files.add_argument("--samples", type=positive, default=1, metavar="N", help="thoughts per item and order")
@@ -92,6 +92,14 @@ def compare_options() -> Options:
         required=True,
         help="as many score files",
     )
+    more = {
+        "steered": "the steered conditions, one per --other: with them a verdict is given on each --other as its healed student",
+        "random": "the steered conditions with random directions of equal norm, among which the steered shift is ranked",
+        "doses": "plain steering of the base at several coefficients, with which a healed student's price is compared",
+        "before": "the students of the round before, one per --other: the steered shift must go beyond theirs",
+    }
+    for name, says in more.items():
+        options.add_argument(f"--{name}", nargs="+", reads=outputs.parse_score_file, metavar="FILE[:NAME]", help=says)
     options.add_argument("--bootstrap", type=positive, default=2000, help="resamples of an interval")
     options.add_argument("--seed", type=whole, default=0, help="of the resamples")
     options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the figures as JSON")

@@ -1,20 +1,26 @@
-"""Two conditions on plain files: what moved from one score file to another, with intervals; several files a side are seeds."""
+"""Conditions on plain files: what moved from one score file to another, with intervals and a verdict; several files a side are seeds."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evals.commandline import compare_options
-from evals.costs import cost, surgical, surgical_care
+from evals.costs import SMALLEST_SHIFT, retain
+from evals.evidence import AUTHORITY_FALLS, of_answers, rank_among, shift
+from evals.intervals import crossed
+from evals.ladder import Price, judge
 from evals.measures.forced_choice.answers import answers
+from evals.measures.forced_choice.figures import Figures
 from evals.measures.forced_choice.moved import LEVEL, detectable, shifts
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.statistics import Answers, deltas, levels, pair, same_setting, show
-from evals.verdict import broken
+from evals.routes import by_item, less_steering
+from evals.statistics import Answers, pair, same_setting, show
 from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
@@ -23,6 +29,25 @@ from shared.records import read_jsonl
 from shared.tables import read_parquet
 
 MADE_BY = "python -m evals.score --help"
+# columns of results.json that answers alone do not fill
+OF_TEXTS = ("perplexity", "perplexity_ci", "distinct_3", "trait_llr", "trait_llr_ci", "ret_nll", "ret_kl", "ret_kl_ci", "entropy", "kl_on_policy", "llr_opposite", "llr_opposite_ci", "share_of_prompted", "relevance", "text_verdict")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The score files of one seed. doses: of plain steering, by coefficient; with a steered side alone there is a verdict."""
+
+    base: Answers
+    other: Answers
+    steered: Answers | None = None
+    draws: Sequence[Answers] = ()
+    before: Answers | None = None
+    doses: Sequence[tuple[float, Answers]] = ()
+
+    @property
+    def all(self) -> list[Answers]:
+        named = [self.base, self.other, self.steered, self.before, *self.draws, *[dose for _, dose in self.doses]]
+        return [one for one in named if one is not None]
 
 
 def split(given: str) -> tuple[Path, str]:
@@ -33,7 +58,7 @@ def split(given: str) -> tuple[Path, str]:
     return path, ""
 
 
-def load(given: str) -> Answers:
+def rows_of(given: str) -> tuple[Path, list[ScoreRow]]:
     """The rows of one condition: FILE, or FILE:NAME where a file holds several. Raises SteerHealError unless it is one."""
     path, name = split(given)
     rows = (read_parquet if path.suffix == ".parquet" else read_jsonl)(path, ScoreRow, made_by=MADE_BY)
@@ -54,51 +79,126 @@ def load(given: str) -> Answers:
             expected=f"one of {', '.join(names) or 'none, its rows have no names'}",
             next=f"--other {path}{f':{names[-1]}' if names else ''}",
         )
+    return path, rows
+
+
+def load(given: str) -> Answers:
+    """The answers of one condition, as `rows_of` names it."""
+    path, rows = rows_of(given)
     return answers(rows, path, MADE_BY)
 
 
-def compare(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Any]:
-    """The deltas of other against base, as they stand in results.json."""
-    change = deltas(base, other, count, seed)
-    moved = shifts(base, other, count, seed)
-    level, unscorable = levels(other, 1, seed), int((~other.scorable).sum())  # whether defined, no interval
-    undefined = [name for name in ("auth_nats", "p_ans_any") if level[name] is None]
-    problem = broken(undefined, unscorable, len(other.truth), change["coherence"])
-    coh_cost, slope = cost(change["d_coh"], change["d_auth"], problem is not None)
-    is_surgical = surgical(base, other, count, seed)
-    rows = [pair(key, f"{key}_ci", value) for key, value in change.items() if key != "d_care_90"]
+def load_dose(given: str) -> tuple[float, Answers]:
+    """A dose of plain steering: its coefficient, which its rows must have, and its answers."""
+    path, rows = rows_of(given)
+    found = {row.coefficient for row in rows}
+    coefficient = found.pop() if len(found) == 1 else None
+    if coefficient is None or coefficient <= 0:
+        raise SteerHealError(
+            "a dose of plain steering has no coefficient above 0",
+            given=given,
+            expected="rows of one coefficient, as evals.score --vector writes them",
+            next="python -m evals.score --model MODEL --vector FILE --coefficient 0.5 0.75 1 --out doses.jsonl",
+        )
+    return coefficient, answers(rows, path, MADE_BY)
+
+
+def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
+    """The columns of results.json that answers fill, of other against base; the verdict where there is a steered side."""
+    base, other = sides.base, sides.other
+    for one in sides.all:
+        same_setting(base.setting, one.setting)
+    figures = Figures(base, other, count, seed)
+    problem = figures.broken()
+    moved = shifts(base, other)
+    kept = None
+    if sides.steered is not None and (steered := shift(base, sides.steered)) and abs(steered.value) >= SMALLEST_SHIFT:
+        kept = retain(base, sides.steered, other)
+    price = _price(sides, count, seed)
+    verdict: tuple[str | None, str | None] = (None, None)
+    if sides.steered is not None:
+        verdict = judge(
+            of_answers(
+                base, sides.steered, other, draws=sides.draws, before=sides.before, broken=problem,
+                coherence=figures.delta["coherence"], price=price,
+            )
+        )  # fmt: skip
+    shown = {**figures.delta, "specific_shift": figures.specific}
     return {
-        **{name: value for row in rows for name, value in row.items()},
-        "unscorable": unscorable,
+        **figures.columns,
+        **figures.costs(problem),
+        **dict.fromkeys(OF_TEXTS),
+        "informedness": figures.level["informedness"].value if figures.level["informedness"] else None,
         "broken": problem,
-        "coh_cost": coh_cost,
-        "coh_slope": slope,
-        "surgical": is_surgical,
-        "surgical_care": surgical_care(is_surgical, change["d_auth"], change["d_care_90"]),
+        "random_rank_p": rank_among(base, sides.steered or other, sides.draws, AUTHORITY_FALLS),
+        **pair("increment", "increment_ci", shift(sides.before, other) if sides.before else None),
+        **pair("retain", "retain_ci", kept),
+        **pair("price_less_steering", "price_less_steering_ci", price.less if price else None),
         "moved": None if moved is None else {line.foundation: [line.change.value, line.p_holm] for line in moved},
-        "detectable": detectable(base, other, count, seed),
-        "shown": {key: show(value) if value else None for key, value in change.items()},
+        "detectable": detectable(base, other),
+        "verdict": verdict[0],
+        "verdict_reason": verdict[1],
+        "shown": {key: show(value) if value else None for key, value in shown.items()},
     }
+
+
+def _price(sides: Sides, count: int, seed: int) -> Price | None:
+    """The answer mass that other lost less what plain steering loses at the same shift."""
+    if not sides.doses:
+        return None
+    doses = sorted(sides.doses, key=lambda dose: dose[0])
+    at = [sides.base, *[dose for _, dose in doses], sides.other]
+    keep = np.logical_and.reduce([one.scorable for one in at])
+    moved, paid = by_item(at, count, seed, keep, AUTHORITY_FALLS)
+    less = less_steering([coefficient for coefficient, _ in doses], moved, paid)
+    return None if less is None else Price("answer mass lost", less)
+
+
+def sides_of(arguments: Any) -> list[Sides]:
+    """The files of the command line, by seed. Raises SteerHealError where they do not go together."""
+    one_each = {"other": arguments.other, "steered": arguments.steered, "before": arguments.before}
+    for name, files in one_each.items():
+        if files and len(files) != len(arguments.base):
+            raise SteerHealError(
+                "the two sides have different numbers of files",
+                given=f"{len(arguments.base)} against {len(files)}: --base and --{name}",
+                expected=f"a file of --{name} for each of --base",
+                next="name the seeds of both sides in the same order",
+            )
+        named = [f"{os.path.realpath(path)}:{condition}" for path, condition in map(split, files or [])]
+        if twice := [given for given, one in zip(files or [], named, strict=True) if named.count(one) > 1]:
+            raise SteerHealError(
+                "one condition stands for two seeds",
+                given=f"--{name} {twice[0]} twice",
+                expected="a file of its own, or a name of its own in a file, for every seed",
+                next="leave it out on both sides",
+            )
+    if (arguments.doses or arguments.random) and len(arguments.base) > 1:
+        raise SteerHealError(
+            "random directions and doses belong to one seed",
+            given=f"{len(arguments.base)} files of --base",
+            expected="one, with its own --random and --doses",
+            next="compare each seed by itself",
+        )
+    draws, doses = (
+        [load(given) for given in arguments.random or []],
+        [load_dose(given) for given in arguments.doses or []],
+    )
+    if len({coefficient for coefficient, _ in doses}) < len(doses):
+        raise SteerHealError("a dose is there twice", given=", ".join(arguments.doses), expected="each coefficient once", next="leave one of them out")  # fmt: skip
+    nothing = [None] * len(arguments.base)
+    lists = (arguments.base, arguments.other, arguments.steered or nothing, arguments.before or nothing)
+    return [
+        Sides(
+            load(base), load(other), load(steered) if steered else None, draws, load(before) if before else None, doses
+        )
+        for base, other, steered, before in zip(*lists, strict=True)
+    ]
 
 
 def main() -> None:
     options = compare_options()
     arguments = options.parse_args()
-    if len(arguments.base) != len(arguments.other):
-        raise SteerHealError(
-            "the two sides have different numbers of files",
-            given=f"{len(arguments.base)} against {len(arguments.other)}",
-            expected="a file of --other for each of --base",
-            next="name the seeds of both sides in the same order",
-        )
-    others = [f"{os.path.realpath(path)}:{name}" for path, name in map(split, arguments.other)]
-    if twice := [given for given, other in zip(arguments.other, others, strict=True) if others.count(other) > 1]:
-        raise SteerHealError(
-            "one condition stands for two seeds",
-            given=f"--other {twice[0]} twice",
-            expected="a file of its own, or a name of its own in a file, for every seed",
-            next="leave it out on both sides",
-        )
     if arguments.bootstrap < 100:
         raise SteerHealError(
             "too few resamples for an interval",
@@ -106,21 +206,34 @@ def main() -> None:
             expected="at least 100",
             next="--bootstrap 2000",
         )
-    sides = [(load(base), load(other)) for base, other in zip(arguments.base, arguments.other, strict=True)]
-    for base, _ in sides[1:]:
-        same_setting(sides[0][0].setting, base.setting)  # seeds are points of one thing
-    if any((base.setting.template is None) != (other.setting.template is None) for base, other in sides):
+    found = sides_of(arguments)
+    for one in found[1:]:
+        same_setting(found[0].base.setting, one.base.setting)  # seeds are points of one thing
+    if any(
+        (one.setting.template is None) != (side.base.setting.template is None) for side in found for one in side.all
+    ):
         console.print(
             "[yellow]one side's rows are from before the chat template's arguments were written into them: taken as the other side's[/]"
         )
-    seeds = [compare(base, other, arguments.bootstrap, arguments.seed) for base, other in sides]
+    seeds = [compare(one, arguments.bootstrap, arguments.seed) for one in found]
     names = [Path(given).stem if Path(given).exists() else given.rpartition(":")[2] for given in arguments.other]
-    keys = ("d_auth", "d_care", "d_coh", "coherence")
-    lines: list[list[Any]] = [[key, *[seed["shown"][key] for seed in seeds]] for key in keys]
-    lines += [
-        [key, *[seed[key] for seed in seeds]]
-        for key in ("unscorable", "broken", "coh_cost", "coh_slope", "surgical", "surgical_care", "detectable")
-    ]
+    _show(seeds, names)
+    if len(seeds) > 1:
+        _over_seeds(found, seeds)
+    if any(seed["d_auth"] is not None and seed["d_auth_ci"] is None for seed in seeds):
+        console.print("no intervals: no foundation has two items scorable in both; score more, as with --items 28")
+    if arguments.out:
+        write_json(
+            arguments.out, {"version": 1, "seeds": [{k: v for k, v in seed.items() if k != "shown"} for seed in seeds]}
+        )
+
+
+def _show(seeds: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    lines: list[list[Any]] = [[key, *[seed["shown"][key] for seed in seeds]] for key in seeds[0]["shown"]]
+    keys = ["p_not_wrong", "authority_contrast", "unscorable", "broken", "coh_cost", "coh_slope", "surgical", "surgical_care", "detectable"]  # fmt: skip
+    if any(seed["verdict"] for seed in seeds):
+        keys += ["random_rank_p", "retain", "verdict"]
+    lines += [[key, *[seed[key] for seed in seeds]] for key in keys]
     lines.append(
         [
             "moved (Holm)",
@@ -133,17 +246,31 @@ def main() -> None:
         ]
     )
     table("against base, paired over the items, nats", ["", *names], lines)
-    if len(seeds) > 1:
-        points = [seed["d_auth"] for seed in seeds if seed["d_auth"] is not None]
-        console.print(
-            f"d_auth over {len(points)} seeds: mean {np.mean(points):+.3f}, from {min(points):+.3f} to {max(points):+.3f}"
-        )
-    if any(seed["d_auth"] is not None and seed["d_auth_ci"] is None for seed in seeds):
-        console.print("no intervals: no foundation has two items scorable in both; score more, as with --items 28")
-    if arguments.out:
-        write_json(
-            arguments.out, {"version": 1, "seeds": [{k: v for k, v in seed.items() if k != "shown"} for seed in seeds]}
-        )
+    for name, seed in zip(names, seeds, strict=True):
+        if seed["verdict"]:
+            console.print(f"{name}: {seed['verdict']}: {seed['verdict_reason']}", markup=False)
+
+
+def _over_seeds(found: Sequence[Sides], seeds: Sequence[dict[str, Any]]) -> None:
+    """Each seed is a point; the interval is for a new seed and new items."""
+    points = [seed["d_auth"] for seed in seeds if seed["d_auth"] is not None]
+    if not points:
+        return
+    console.print(
+        f"d_auth over {len(points)} seeds: mean {np.mean(points):+.3f}, from {min(points):+.3f} to {max(points):+.3f}"
+    )
+    keep = np.logical_and.reduce([one.base.scorable & one.other.scorable for one in found])
+    if keep.any():
+        shifts_ = [by_influence(one, keep) for one in found]
+        if over := crossed(np.array(shifts_)):
+            console.print(f"for a new seed and new items: {show(over)}, n_seeds {len(found)}")
+
+
+def by_influence(one: Sides, keep: np.ndarray) -> np.ndarray:
+    """What each item adds to d_auth, whose mean over the items is the shift."""
+    p, q = (side.p[keep, AUTHORITY_FALLS.foundation] for side in (one.base, one.other))
+    value = float(np.log(q.mean() / p.mean()))
+    return np.asarray(value + q / q.mean() - p / p.mean())
 
 
 if __name__ == "__main__":

@@ -2,59 +2,33 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from evals.statistics import (
-    AUTHORITY,
-    ROUNDING,
-    Answers,
-    Estimate,
-    Statistic,
-    clr,
-    estimate,
-    log_shift,
-    mean,
-    resample,
-    same_setting,
-)
-from shared.instrument import FOUNDATIONS
+from evals.intervals import log_ratio, quotient
+from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, same_setting
 
 SMALLEST_SHIFT = 0.05  # nats of d_auth under which a cost ratio is noise over noise
 CARE_MARGIN = 0.05  # nats within which d_care counts as unmoved
 CARE_SHARE = 0.25  # of |d_auth|, within which it does as well
+# of a shift, at least so much must be authority's own: where all six foundations move alike, as of a model that finds nothing wrong, items that
+# differ leave up to a fifth of the shift, with an interval that excludes 0 (simulated, 28 to 132 items)
+SPECIFIC = 1 / 3
 
 
-def surgical(base: Answers, other: Answers, count: int, seed: int) -> bool | None:
-    """Whether authority alone moved, and in the trait's direction, which is down; None where there are no intervals.
-
-    True when d_auth's upper end is below -0.05 nats, and authority fell on clr (score minus its mean over the seven) by more than any
-    other foundation moved either way, each by a paired bootstrap at 95 %.
-    """
-    same_setting(base.setting, other.setting)
-    keep = base.scorable & other.scorable
-    if not keep.any():
+def surgical(d_auth: Estimate | None, specific: Estimate | None) -> bool | None:
+    """Whether authority moved down, and by more than the other moral foundations: d_auth's upper end is below -0.05 nats,
+    specific_shift's below 0, and specific_shift is at least a third of d_auth. None where one of both has no interval."""
+    if d_auth is None or d_auth.interval is None or specific is None or specific.interval is None:
         return None
-    change = clr(other.score[keep]) - clr(base.score[keep])
-    weights = resample(base.truth[keep], count, seed)
-
-    def margin(f: int) -> Statistic:
-        return lambda w: -mean(w, change[:, AUTHORITY]) - np.abs(mean(w, change[:, f]))
-
-    d_auth = estimate(log_shift(base.p[keep, AUTHORITY], other.p[keep, AUTHORITY]), weights)
-    margins = [estimate(margin(f), weights) for f in range(len(FOUNDATIONS)) if f != AUTHORITY]
-    intervals = [margin.interval for margin in margins if margin is not None]
-    if d_auth is None or d_auth.interval is None or len(intervals) < len(margins) or None in intervals:
-        return None
-    return d_auth.interval[1] < -SMALLEST_SHIFT and all(ends is not None and ends[0] > ROUNDING for ends in intervals)
+    down = d_auth.interval[1] < -SMALLEST_SHIFT and specific.interval[1] < -ROUNDING
+    return down and specific.value <= SPECIFIC * d_auth.value
 
 
-def surgical_care(is_surgical: bool | None, d_auth: Estimate | None, d_care_90: Estimate | None) -> bool | None:
-    """Whether a surgical shift left care alone: d_care's 90 % interval lies within 0.05 nats of 0, or within a quarter of |d_auth| where
-    that is more (two one-sided tests at 5 %). None where one of the three is undefined."""
-    if is_surgical is None or d_auth is None or d_care_90 is None or d_care_90.interval is None:
+def surgical_care(is_surgical: bool | None, d_auth: Estimate | None, d_care: Estimate | None) -> bool | None:
+    """Whether a surgical shift left care alone: d_care's interval lies within 0.05 nats of 0, or within a quarter of |d_auth| where
+    that is more. None where one of the three is undefined."""
+    if is_surgical is None or d_auth is None or d_care is None or d_care.interval is None:
         return None
     margin = max(CARE_MARGIN, CARE_SHARE * abs(d_auth.value))
-    return is_surgical and -margin <= d_care_90.interval[0] and d_care_90.interval[1] <= margin
+    return is_surgical and -margin <= d_care.interval[0] and d_care.interval[1] <= margin
 
 
 def cost(d_coh: Estimate | None, d_auth: Estimate | None, is_broken: bool) -> tuple[float | None, float | None]:
@@ -65,6 +39,16 @@ def cost(d_coh: Estimate | None, d_auth: Estimate | None, is_broken: bool) -> tu
     return abs(slope), slope
 
 
-def retain(healed: Estimate | None, steered: Estimate | None) -> float | None:
-    """d_auth of healed over that of steered, signed."""
-    return None if healed is None or steered is None or abs(steered.value) <= ROUNDING else healed.value / steered.value
+def retain(base: Answers, steered: Answers, healed: Answers, foundation: int = AUTHORITY) -> Estimate | None:
+    """The healed student's shift over the steered one's, signed, with Fieller's interval over the items scorable in all three.
+
+    None where the steered shift is 0; without an interval where it does not differ from 0.
+    """
+    same_setting(base.setting, steered.setting)
+    same_setting(base.setting, healed.setting)
+    keep = base.scorable & steered.scorable & healed.scorable
+    if not keep.any():
+        return None
+    old = base.p[keep, foundation]
+    top, bottom = (log_ratio(old, other.p[keep, foundation]) for other in (healed, steered))
+    return quotient(top, bottom, base.truth[keep])

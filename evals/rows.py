@@ -17,8 +17,11 @@ from shared.records import (
     Record,
     Share,
 )
+from shared.schema import Debias
+from shared.traits import ReadFor
 
 NEAR = 1e-5  # of what is computed again from what stands beside it: single precision
+AUTHORITY_FALLS = ReadFor(foundation="authority", sign=-1)  # what scores from before this was written are read for
 ONCE = ("base", "prompted")  # stages of the original model, rows of round 0
 
 
@@ -62,13 +65,14 @@ class Scores(Record):
     round: Annotated[Count, Field(ge=1)]
     instrument: str
     vignettes: str
-    debias: Literal["reversal", "cyclic"]
+    debias: Debias
     think: Count
     items: list[str]
     foundations: list[str]
     conditions: list[ConditionLine]
     sweep: list[SweepLine]
     student: list[StudentLayer]
+    read_for: ReadFor | None = AUTHORITY_FALLS
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

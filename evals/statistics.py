@@ -1,6 +1,7 @@
-"""Statistics of scored conditions: profiles and paired bootstrap intervals. numpy and scipy only.
+"""Scored conditions as arrays, when two may be compared, and the paired bootstrap. numpy and scipy only.
 
-Nats are natural-log units. An undefined number is None, never NaN and never zero. Intervals are percentile bootstrap intervals.
+Nats are natural-log units. An undefined number is None, never NaN and never zero. The bootstrap is for what is no smooth function of
+means over items, or whose units differ in weight: perplexity, matched shifts, informedness. Means: evals.intervals.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ROUNDING = 1e-12  # of float64: nats, shares and ratios below it are 0, and so i
 @dataclass(frozen=True)
 class Setting:
     """What must agree before two conditions may be compared. texts are digests of the vignettes, foundations what each was written for and
-    labels what its raters said, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts;
+    labels what its raters said and rotations how its options were listed, in the order of items; model is the original's fingerprint; top_k is None for greedy thoughts;
     template is the chat template's arguments, None in rows from before they were written, which are compared with rows under any."""
 
     items: tuple[str, ...]
@@ -40,6 +41,7 @@ class Setting:
     foundations: tuple[str, ...] = ()
     labels: tuple[tuple[float, ...] | None, ...] = ()
     template: str | None = None
+    rotations: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,14 @@ def same_setting(first: Setting, second: Setting) -> None:
         if field.name == "items":
             extra, lacking = sorted({*new} - {*old}), sorted({*old} - {*new})
             given = f"items: {len(new)} against {len(old)}; only in one: {', '.join([*extra, *lacking][:4]) or 'none, but in another sequence'}"
-        elif field.name in (of_items := {"texts": "text", "foundations": "foundation", "labels": "raters' label"}):
+        elif field.name in (
+            of_items := {
+                "texts": "text",
+                "foundations": "foundation",
+                "labels": "raters' label",
+                "rotations": "rotation",
+            }
+        ):
             differ = [item for item, mine, theirs in zip(first.items, old, new, strict=True) if mine != theirs]
             given = f"the {of_items[field.name]} of {len(differ)} items, the first {differ[0]}"
         else:
@@ -183,43 +192,6 @@ def same_setting(first: Setting, second: Setting) -> None:
             expected="the same items, orders, think tokens and instrument",
             next=f"score both in the same way; in a run: {round_command('DIR', mode='full', target='report')}",
         )
-
-
-def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
-    """auth_nats and care_nats, ln of the mean probability; p_ans_any, mean answer mass; informedness; nll_prefill, nats per token; valid,
-    the share of free answers that are valid JSON. Over the scorable items; informedness is resampled within what a right answer is."""
-    keep = a.scorable
-    p, mass, weights, target = a.p[keep], a.mass[keep], resample(a.truth[keep], count, seed), a.target[keep]
-    return {
-        "auth_nats": estimate(lambda w: np.log(mean(w, p[:, AUTHORITY])), weights),
-        "care_nats": estimate(lambda w: np.log(mean(w, p[:, CARE])), weights),
-        "p_ans_any": estimate(lambda w: mean(w, mass), weights),
-        "informedness": estimate(informedness(p, target), resample(target, count, seed)),
-        "nll_prefill": estimate(lambda w: mean(w, a.nll_prefill[keep]), weights),
-        "valid": estimate(lambda w: mean(w, a.valid[keep]), weights),
-    }
-
-
-def log_shift(p: np.ndarray, q: np.ndarray) -> Statistic:
-    """Change of ln of the mean from p [n] to q [n]."""
-    return lambda w: np.log(mean(w, q) / mean(w, p))
-
-
-def deltas(base: Answers, other: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
-    """other minus base over the items scorable in both: d_auth, d_care (d_care_90 at 90 %), d_coh in answer mass, coherence as its ratio."""
-    same_setting(base.setting, other.setting)
-    keep = base.scorable & other.scorable
-    p, q, mass, new = base.p[keep], other.p[keep], base.mass[keep], other.mass[keep]
-    weights = resample(base.truth[keep], count, seed)
-
-    auth, care = (log_shift(p[:, f], q[:, f]) for f in (AUTHORITY, CARE))
-    return {
-        "d_auth": estimate(auth, weights),
-        "d_care": estimate(care, weights),
-        "d_care_90": estimate(care, weights, 0.90),
-        "d_coh": estimate(lambda w: mean(w, new - mass), weights),
-        "coherence": estimate(lambda w: mean(w, new) / mean(w, mass), weights),
-    }
 
 
 def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:

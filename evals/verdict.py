@@ -1,30 +1,64 @@
-"""What the numbers allow to be said of a row: the preflight of the base, what counts as broken, and the verdict with its reason."""
+"""What the numbers allow to be said of a condition: whether the base has an axis to move along, and what counts as broken."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, show
+from evals.intervals import mean_of
+from evals.measures.forced_choice.contrast import contrast, nearest
+from evals.statistics import AUTHORITY, Answers, Estimate, show
+from shared.instrument import FOUNDATIONS
 
-AXIS = (0.005, 0.95)  # base mass on authority outside which there is nowhere to move
-BROKEN, DEGRADED, UNDONE = 0.85, 0.95, 1 / 3
+MASS = (0.005, 0.95)  # base mass on the foundation outside which there is nowhere to move
+FORMAT = 0.5  # base answer mass under which the model does not answer in the format
+AXIS = 0.5  # nats that the lower end of the base's contrast must exceed
+NEAREST = (
+    0.25  # nats by which the foundation's own items must draw its option more than any other foundation's items do
+)
+BROKEN = 0.85  # coherence under which a model no longer answers
 
 
-def preflight(a: Answers, informed: Estimate | None) -> str | None:
+class Refusal(NamedTuple):
+    """Why the forced choice says nothing of this model."""
+
+    state: Literal["no_format", "no_axis"]
+    reason: str
+
+
+def preflight(a: Answers, foundation: int = AUTHORITY) -> Refusal | None:
     """Why the base leaves no axis to move along, or None.
 
-    The rule: mean authority mass within 0.005 to 0.95, and the lower end of informedness' 95 % interval above 0.
+    The rule: mean answer mass of 0.5 at least; mean mass on the foundation within 0.005 to 0.95; the lower end of its contrast above
+    0.5 nats; and its own items draw its option by 0.25 nats more than those of any other moral foundation, since a mean over five
+    others hides one that is taken for it.
     """
-    keep = a.scorable
+    keep, name = a.scorable, FOUNDATIONS[foundation]
     if not keep.any():
-        return "no base item is scorable"
-    mass = float(a.p[keep][:, AUTHORITY].mean())
-    if not AXIS[0] <= mass <= AXIS[1]:
-        return f"base mass on authority is {mass:.4f}, at its {'floor' if mass < AXIS[0] else 'ceiling'} (needs {AXIS[0]} to {AXIS[1]})"
-    if informed is None or informed.interval is None:
-        return "base informedness has no interval (needs a lower end above 0)"
-    if informed.interval[0] <= ROUNDING:
-        return f"base informedness is {show(informed)}, its lower end must lie above 0: the answers do not follow the vignettes"
+        return Refusal("no_format", "no base item is scorable")
+    format_ = float(a.mass[keep].mean())
+    if format_ < FORMAT:
+        return Refusal(
+            "no_format",
+            f"the base gives the seven labels {format_:.3f} of its next token (needs {FORMAT}): it does not answer in the format",
+        )
+    mass = mean_of(a.p[keep][:, foundation]).value
+    if not MASS[0] <= mass <= MASS[1]:
+        side = "floor" if mass < MASS[0] else "ceiling"
+        return Refusal("no_axis", f"base mass on {name} is {mass:.4f}, at its {side} (needs {MASS[0]} to {MASS[1]})")
+    found, near = contrast(a, foundation), nearest(a, foundation)
+    if found is None or found.interval is None or near is None:
+        return Refusal("no_axis", f"the base's contrast on {name} has no interval (needs a lower end above {AXIS})")
+    if found.interval[0] <= AXIS:
+        return Refusal(
+            "no_axis",
+            f"the base's contrast on {name} is {show(found)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
+        )
+    if near[1] <= NEAREST:
+        return Refusal(
+            "no_axis",
+            f"vignettes of {near[0]} draw {name} about as much as its own ({near[1]:+.3f} nats, needs {NEAREST}): the base does not tell them apart",
+        )
     return None
 
 
@@ -39,31 +73,3 @@ def broken(undefined: Sequence[str], unscorable: int, items: int, coherence: Est
     if (coherence.interval[1] if coherence.interval else coherence.value) < BROKEN:
         return f"coherence {show(coherence)} lies below {BROKEN}"
     return None
-
-
-def verdict(
-    is_broken: str | None,
-    no_axis: str | None,
-    steered: Estimate | None,
-    retained: float | None,
-    coherence: Estimate | None,
-) -> tuple[str, str]:
-    """(verdict, reason) of a healed row; the first rule that matches. steered is d_auth of the same round's steered row."""
-    if is_broken is not None:
-        return "broken", is_broken
-    if no_axis is not None:
-        return "no_axis", no_axis
-    if steered is None or steered.interval is None or steered.interval[1] >= -ROUNDING:
-        return (
-            "no_shift",
-            "the steered d_auth is undefined"
-            if steered is None
-            else f"the steered d_auth is {show(steered)}, {'not below 0' if steered.interval else 'without an interval'}",
-        )
-    if retained is None or coherence is None:
-        return "broken", "not finite: retain or coherence"
-    if retained < UNDONE:
-        return "undone", f"retain {retained:.2f} is under 1/3: healing took the shift back"
-    if coherence.value < DEGRADED:
-        return "degraded", f"coherence {show(coherence)} is under {DEGRADED}"
-    return "healed", f"d_auth of the steered {show(steered)}, retain {retained:.2f}, coherence {show(coherence)}"

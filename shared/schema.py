@@ -15,7 +15,7 @@ from shared.strict import check_values, repeated
 
 Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
-Debias = Literal["reversal", "cyclic"]
+Debias = Literal["reversal", "rotating", "cyclic"]
 Dose = Literal["grid", "walk"]
 COLDEST = 0.01  # vLLM samples at this temperature where a lower one above 0 is asked for
 
@@ -263,7 +263,7 @@ class EvalConfig(Section):
         28, ge=7, description="vignettes of a round's scoring, stratified by foundation; EVAL=full takes all"
     )
     full_items: int | None = Field(None, ge=7, description="vignettes of EVAL=full, likewise; without it, all")
-    debias: Debias = Field("reversal", description="orders of a round's scoring; EVAL=full is cyclic")
+    debias: Debias = Field("rotating", description="orders of a round's scoring; EVAL=full is cyclic")
     think: int = Field(16, ge=0, description="think tokens before the answer")
     stop: bool = Field(
         False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"

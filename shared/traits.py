@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -12,14 +13,23 @@ from shared.records import Record, data_file
 from shared.strict import parse
 
 
+class ReadFor(Record):
+    """What the forced choice is read for: a foundation, and the sign of a shift of its mass that is more trait."""
+
+    foundation: Literal["care", "fairness", "loyalty", "authority", "sanctity", "liberty"]
+    sign: Literal[-1, 1]
+
+
 class Trait(Record):
-    """trait, opposite and neutral are system prompts; narration holds regular expressions of first-person declarations."""
+    """trait, opposite and neutral are system prompts; narration holds regular expressions of first-person declarations; read_for is
+    None for a trait that is about none of the forced choice's foundations."""
 
     name: str
     trait: str
     opposite: str
     neutral: str
     narration: list[str] = Field([], description="regular expressions")
+    read_for: ReadFor | None = None
 
     @field_validator("narration")
     @classmethod

@@ -83,6 +83,14 @@ def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
         raise SteerHealError(
             "a vignette has no text", given=f"{source}: {empty[0]}", expected="text in every row", next=f"mend {source}"
         )
+    rated = [vignette.id for vignette in vignettes if human(vignette) is not None]
+    if rated and (unrated := [vignette.id for vignette in vignettes if human(vignette) is None]):
+        raise SteerHealError(
+            "some vignettes are rated and some are not: no answer of all of them can be compared with people's",
+            given=f"{source}: {len(rated)} rated, {len(unrated)} not, the first {unrated[0]}",
+            expected="human_* of every vignette, or of none",
+            next=f"leave the unrated ones out of {source}, or their ratings",
+        )
     names = [vignette.foundation_coarse for vignette in vignettes]
     if strange := [name for name in names if foundation_of(name) is None]:
         raise SteerHealError(

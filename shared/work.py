@@ -232,7 +232,7 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     settings = config.eval
     available, characters = _characters(data_file(settings.vignettes, "vignettes.jsonl"), "text")
     items = min(settings.full_items or available, available) if full else min(settings.items, available)
-    orders = 7 if full or settings.debias == "cyclic" else 2
+    orders = 7 if full or settings.debias == "cyclic" else 2  # reversal and rotating alike
     instrument = data_file(settings.instrument, "instrument.json")
     question = (instrument.stat().st_size * OPTION_TOKENS if instrument.is_file() else 140) + characters / CHARACTERS
     asked = items * orders * conditions(config, number, full)

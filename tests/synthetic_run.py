@@ -13,7 +13,7 @@ import numpy as np
 from conftest import command
 
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.instrument import ORDERS, rotations_of
 from evals.measures.measure import signed
 from evals.study.drive import STOPPED
 from evals.study.plan import load
@@ -70,8 +70,8 @@ def answers(
     shift, factor, _, _ = EFFECTS[stage]
     draws = np.random.default_rng(7)
     rows = []
-    for vignette in vignettes():
-        logits = draws.normal(0, 0.6, (len(orders(read.debias)), 1, 7))
+    for vignette, rotation in zip(vignettes(), rotations_of(read.debias, vignettes()), strict=True):
+        logits = draws.normal(0, 0.6, (ORDERS[read.debias], 1, 7))
         logits[..., [label == vignette.foundation for label in LABELS.values()]] += signal
         logits[..., FOUNDATIONS.index("authority")] += shift * grow + draws.normal(0, 0.05)
         lp = (
@@ -80,7 +80,13 @@ def answers(
             + np.log(draws.uniform(0.5, 0.6) * (factor if mass is None else mass))
         )
         made = row(
-            vignette, np.full_like(lp, np.nan) if dead else lp, read, 3.0, ["thought"] * len(orders(read.debias))
+            vignette,
+            np.full_like(lp, np.nan) if dead else lp,
+            read,
+            3.0,
+            ["thought"] * ORDERS[read.debias],
+            None,
+            rotation,
         )
         rows.append({**made, "instrument": "embedded@0", "free_text": "{", "free_valid": False})
     return rows
@@ -139,7 +145,7 @@ def build(
     folder: Path,
     rounds: int = 2,
     *,
-    debias: str = "reversal",
+    debias: str = "rotating",
     signal: float = 2.5,
     full: bool = False,
     mass: dict[str, float] | None = None,

@@ -38,12 +38,13 @@ def renderer(tokenizer: Any) -> Renderer:
     return Renderer(tokenizer, load_instrument("embedded"), {})
 
 
-def test_it_equals_huggingface_at_another_budget_and_in_seven_orders(
-    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], model: Model
+@pytest.mark.parametrize("debias", ["cyclic", "rotating"])
+def test_it_equals_huggingface_at_another_budget_and_in_other_orders(
+    debias: str, engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], model: Model
 ) -> None:
     from evals.bridges.huggingface import HuggingFace
 
-    read, some, calls = Read("cyclic", 6), vignettes[:2], []
+    read, some, calls = Read(debias, 6), vignettes[:2], []
     ours = forced_choice(engine, renderer, some, [BASE], read, tokenizer, lambda: calls.append(1), Free(4))["base"]
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     theirs = HuggingFace(model.folder, "float32", pad).forced_choice(renderer, some, read, tokenizer, 1)
@@ -52,6 +53,7 @@ def test_it_equals_huggingface_at_another_budget_and_in_seven_orders(
         np.testing.assert_allclose(mine["p"], other["p"], atol=1e-4)
         assert mine["nll_prefill"] == pytest.approx(other["nll_prefill"], abs=1e-3)
         assert mine["gen_text"] == other["gen_text"] and isinstance(mine["free_valid"], bool)
+        assert mine["rotation"] == other["rotation"]
     assert len(calls) == reads(2, 1, read, Free(4))
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy.special import logsumexp
 
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders, rotations
+from evals.measures.forced_choice.rows import ScoreRow
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 from shared.records import DATA, Vignette
@@ -24,6 +26,27 @@ VIGNETTE = Vignette(id="x", foundation="Care", foundation_coarse="Care", text='Y
 def test_cyclic_orders_are_a_latin_square() -> None:
     square = np.array(orders("cyclic"))
     assert all(sorted(line) == list(range(7)) for line in [*square, *square.T])
+
+
+def test_rotating_orders_turn_from_item_to_item_and_balance_the_positions() -> None:
+    """Two orders an item; over seven items of a foundation each option stands twice at each position."""
+    assert rotations("rotating", [0, 0, 3, 0, 3]) == [0, 1, 3, 2, 4] and rotations("cyclic", [0, 1]) == [None, None]
+    forward, backward = orders("rotating", 2)
+    assert forward == orders("cyclic")[2] and backward == forward[::-1]
+    found = [orders("rotating", rotation) for rotation in rotations("rotating", [3] * 7)]
+    listed = np.array(found).reshape(14, 7)
+    assert all(np.bincount(listed[:, place]).tolist() == [2] * 7 for place in range(7))
+
+
+def test_a_row_of_rotating_orders_needs_its_rotation() -> None:
+    made = {
+        **row(VIGNETTE, np.full((2, 1, 7), -3.0), Read("rotating", 4), None, ["", ""], None, 3),
+        "instrument": "i@0",
+    }
+    assert ScoreRow.model_validate(made).rotation == 3
+    for changed in ({"rotation": None}, {"debias": "reversal"}):
+        with pytest.raises(ValidationError, match="rotation"):
+            ScoreRow.model_validate({**made, **changed})
 
 
 def test_reversal_leaves_authority_in_the_middle() -> None:

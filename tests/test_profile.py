@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from test_statistics import COUNT, answers, without
 
+from evals.measures.forced_choice.levels import levels
 from evals.report.profile import HUMAN, bars, profiles
-from evals.statistics import levels
 
 RATED = replace(answers(), label=np.random.default_rng(5).dirichlet(np.ones(7), 28))
 
 
 def test_raters_and_conditions_are_means_over_the_same_items() -> None:
     healed = without(replace(answers(shift=-1.0), label=RATED.label), 3, 17)
-    found = profiles({"base": RATED, "healed": healed}, COUNT, 0)
+    found = profiles({"base": RATED, "healed": healed})
     assert list(found) == [HUMAN[0], "base", "healed"]
     kept = np.setdiff1d(np.arange(28), [3, 17])
     for name, values in ((HUMAN[0], RATED.label), ("base", RATED.p), ("healed", healed.p)):
@@ -30,7 +30,7 @@ def test_raters_and_conditions_are_means_over_the_same_items() -> None:
 def test_one_item_without_a_rating_leaves_no_human_profile() -> None:
     label = RATED.label.copy()
     label[4] = np.nan
-    assert list(profiles({"base": replace(RATED, label=label)}, COUNT, 0)) == ["base"]
+    assert list(profiles({"base": replace(RATED, label=label)})) == ["base"]
 
 
 def test_informedness_is_against_the_raters_where_there_are_some() -> None:

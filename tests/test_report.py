@@ -27,7 +27,9 @@ from shared.run import STAGES, Run
 
 LISTED = (
     "arm seed round stage coefficient auth_nats auth_ci care_nats care_ci p_ans_any coherence perplexity perplexity_ci distinct_3 trait_llr trait_llr_ci n_items "
-    "d_auth d_auth_ci d_care d_care_ci d_coh d_coh_ci coh_cost retain surgical surgical_care verdict verdict_reason informedness unscorable"
+    "d_auth d_auth_ci d_care d_care_ci d_coh d_coh_ci coh_cost retain surgical surgical_care verdict verdict_reason informedness unscorable "
+    "auth_moral auth_moral_ci d_auth_moral d_auth_moral_ci p_not_wrong specific_shift specific_shift_ci authority_contrast authority_contrast_ci random_rank_p increment "
+    "increment_ci retain_ci text_verdict text_verdict_reason price price_less_steering price_less_steering_ci"
 )
 
 
@@ -187,6 +189,7 @@ def test_training_is_shown(made: tuple[Run, str]) -> None:
 def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
     text = (made[0].folder / "report" / "results.md").read_text()
     for heading in (
+        "Verdicts",
         "Reading",
         "Levels",
         "Against base",
@@ -200,7 +203,7 @@ def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:
     ):
         assert f"## {heading}\n" in text
     assert "| perplexity | 53 | 53 |" in text and "| 1 | 119 of 224 | 1.021 | 1.312 |" in text
-    assert "feedface" in text and "EVAL=full" in text and "mostly low doses survive" in text
+    assert "feedface" in text and "turn from item to item" in text and "mostly low doses survive" in text
     assert "lies below that of a random direction" in text and "<script" not in text
 
 
@@ -235,7 +238,7 @@ def test_no_moral_signal_is_said(tmp_path: Path) -> None:
     rows = rows_of(run)
     assert (
         rows[0, "base"]["verdict"] == rows[1, "healed"]["verdict"] == "no_axis"
-        and "informedness" in rows[1, "healed"]["verdict_reason"]
+        and "contrast on authority" in rows[1, "healed"]["verdict_reason"]
     )
     assert command("evals.report", "--run", tmp_path).returncode == 0
     assert "carries no moral signal" in (tmp_path / "report" / "results.md").read_text()

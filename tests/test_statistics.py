@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from evals.costs import cost, retain, surgical, surgical_care
-from evals.measures.forced_choice.instrument import orders
+from evals.costs import cost, surgical, surgical_care
+from evals.measures.forced_choice.contrast import specific_shift
+from evals.measures.forced_choice.instrument import ORDERS, orders, rotations
+from evals.measures.forced_choice.levels import deltas, levels
 from evals.measures.forced_choice.moved import detectable, shifts
 from evals.measures.forced_choice.positions import order_effect
 from evals.measures.free_text.texts import Texts, text_delta, text_levels
@@ -22,33 +24,32 @@ from evals.statistics import (
     Answers,
     Estimate,
     Setting,
-    deltas,
     estimate,
-    levels,
     mean,
     pooled,
     resample,
     same_setting,
     spread,
 )
-from evals.verdict import broken, preflight, verdict
+from evals.verdict import broken, preflight
 from shared.errors import SteerHealError
 
 COUNT = 400
 
 
 def answers(
-    seed: int = 0, per: int = 4, shift: float = 0.0, signal: float = 2.0, mass: float = 0.5, debias: str = "reversal"
+    seed: int = 0, per: int = 4, shift: float = 0.0, signal: float = 2.0, mass: float = 0.6, debias: str = "reversal"
 ) -> Answers:
     """Invented answers; the same seed is the same noise. shift: of the authority score, nats; signal: towards the item's own foundation."""
     draws = np.random.default_rng(seed)
     truth = np.repeat(np.arange(7), per)
-    lp = draws.normal(0, 0.5, (7 * per, len(orders(debias)), 1, 7))
+    lp = draws.normal(0, 0.5, (7 * per, ORDERS[debias], 1, 7))
     lp[np.arange(7 * per), :, :, truth] += signal
     lp[..., AUTHORITY] += shift
     score = lp[:, :, 0].mean(1)
     names = tuple(f"i{k}" for k in range(7 * per))
-    setting = Setting(names, names, debias, len(orders(debias)), 4, False, 1, 0.0, "embedded@0")
+    turned = tuple(rotations(debias, truth.tolist()))
+    setting = Setting(names, names, debias, ORDERS[debias], 4, False, 1, 0.0, "embedded@0", rotations=turned)
     none = np.full(7 * per, np.nan)
     return Answers(
         setting,
@@ -105,7 +106,7 @@ def test_always_the_same_answer_carries_no_information() -> None:
 def test_deltas_are_paired_over_items_scorable_in_both() -> None:
     base, other = without(answers(), 3), without(answers(shift=-1.0), 12)
     both = [i for i in range(28) if i not in (3, 12)]
-    found = deltas(base, other, COUNT, 0)
+    found = deltas(base, other)
     assert value(found["d_auth"]) == pytest.approx(
         np.log(other.p[both, AUTHORITY].mean() / base.p[both, AUTHORITY].mean())
     )
@@ -187,19 +188,19 @@ def test_no_interval_of_a_lone_item_has_no_width(labels: list[int], seed: int) -
         mass = draws.uniform(0.1, 0.9, len(truth))
         rated = np.eye(7)[truth]
         pair.append(Answers(setting, truth, softmax(score, axis=1), score, mass, lp, rated, nothing, nothing))
-    found = {**deltas(*pair, 300, seed), **{k: v for k, v in levels(pair[0], 300, seed).items() if k != "informedness"}}
+    found = {**deltas(*pair), **{k: v for k, v in levels(pair[0], 300, seed).items() if k != "informedness"}}
     for name, one_ in found.items():
         if one_ is not None and one_.interval is not None:
             assert one_.interval[0] < one_.interval[1], name
     if pooled(truth) is None:
         assert all(one_ is None or one_.interval is None for one_ in found.values())
-        assert surgical(*pair, 300, seed) is shifts(*pair, 300, seed) is detectable(*pair, 300, seed) is None
+        assert moved(*pair) is shifts(*pair) is detectable(*pair) is None
 
 
 def test_one_prompt_that_wrote_something_has_no_interval() -> None:
     t = texts(4)
     alone = replace(t, tokens=np.where(np.array(t.prompt) == "p1", t.tokens, 0))
-    for found in [*text_levels(alone, COUNT, 0).values(), text_delta(t, alone, COUNT, 0)]:
+    for found in [*text_levels(alone, COUNT, 0).values(), text_delta(t, alone)]:
         assert found is not None and found.interval is None
     one = texts(1)
     assert all(found == Estimate(value(found), None) for found in text_levels(one, COUNT, 0).values())
@@ -211,11 +212,11 @@ def test_one_unit_has_no_interval() -> None:
 
 def test_one_item_a_foundation_has_figures_and_no_interval() -> None:
     base, other = answers(per=1), answers(per=1, shift=-1.0)
-    found = {**deltas(base, other, COUNT, 0), **levels(base, COUNT, 0)}
+    found = {**deltas(base, other), **levels(base, COUNT, 0)}
     known = [name for name, one in found.items() if one is not None]
     assert {"d_auth", "coherence", "auth_nats", "informedness"} <= {*known}
     assert all(one.interval is None for one in found.values() if one is not None)
-    assert surgical(base, other, COUNT, 0) is shifts(base, other, COUNT, 0) is detectable(base, other, COUNT, 0) is None
+    assert moved(base, other) is shifts(base, other) is detectable(base, other) is None
 
 
 @given(st.integers(0, 50), st.permutations(range(28)))
@@ -226,8 +227,8 @@ def test_the_sequence_of_items_does_not_matter(seed: int, places: list[int]) -> 
         replace(x, truth=x.truth[places], p=x.p[places], score=x.score[places], mass=x.mass[places], lp=x.lp[places])
         for x in (a, b)
     )
-    for name, found in deltas(a, b, 100, 0).items():
-        assert value(deltas(moved_a, moved_b, 100, 0)[name]) == pytest.approx(value(found))
+    for name, found in deltas(a, b).items():
+        assert value(deltas(moved_a, moved_b)[name]) == pytest.approx(value(found))
 
 
 @given(st.integers(0, 50), st.permutations([0, 1, 2, 4, 5, 6]))
@@ -245,21 +246,20 @@ def test_naming_the_other_foundations_differently_leaves_authority_alone(seed: i
 @settings(max_examples=20, deadline=None)
 def test_a_condition_against_itself_has_not_moved(seed: int, per: int) -> None:
     a = answers(seed, per)
-    for name, found in deltas(a, a, 100, seed).items():
+    for name, found in deltas(a, a).items():
         still = 1.0 if name == "coherence" else 0.0
         assert found == Estimate(still, (still, still))
-    assert surgical(a, a, 100, seed) is False
+    assert moved(a, a) is False
 
 
-@pytest.mark.parametrize(("per", "raters_move"), [(2, 1), (4, 3), (19, 15)])
-def test_a_model_that_is_always_right_passes_the_preflight(per: int, raters_move: int) -> None:
-    """Whatever falls out of a resample: single items of a foundation, or foundations that the raters hardly ever chose."""
+@pytest.mark.parametrize("per", [2, 4, 19])
+def test_a_model_that_is_always_right_passes_the_preflight(per: int) -> None:
+    """Whatever it favours: a constant on an option moves every argmax and no contrast."""
     a = answers(per=per, signal=9.0)
-    target = a.truth.copy()
-    target[np.flatnonzero(a.truth == 4)[:raters_move]] = CARE
-    a = replace(a, label=np.eye(7)[target], p=0.9 * np.eye(7)[target] + 0.1 / 7)
-    informed = levels(a, 2000, 0)["informedness"]
-    assert informed == Estimate(1.0, (1.0, 1.0)) and preflight(a, informed) is None
+    assert preflight(a) is None
+    for option in range(7):
+        score = a.score + 6.0 * np.eye(7)[option]
+        assert preflight(replace(a, score=score, p=softmax(score, axis=1))) is None, option
 
 
 def test_order_effect_is_position_alone() -> None:
@@ -272,27 +272,28 @@ def test_order_effect_is_position_alone() -> None:
         assert order_effect(replace(a, lp=lp)) == pytest.approx(2.0, abs=0.35)
 
 
+def moved(base: Answers, other: Answers) -> bool | None:
+    return surgical(deltas(base, other)["d_auth"], specific_shift(base, other))
+
+
 def test_surgical_needs_authority_to_move_most_and_down() -> None:
     base = answers(per=6)
-    assert surgical(base, answers(per=6, shift=-1.0), COUNT, 0) is True
-    assert surgical(base, answers(per=6, shift=1.0), COUNT, 0) is False, "the same shift against the trait"
-    assert surgical(base, answers(per=6, shift=-0.04), COUNT, 0) is False, "less than 0.05 nats"
-    other = answers(per=6)
-    score = other.score.copy()
-    score[:, CARE] -= 1.0
-    assert surgical(base, replace(other, score=score), COUNT, 0) is False
-    rise = answers(per=6, shift=-1.0)
-    score = rise.score.copy()
-    score[:, CARE] += 1.2
-    assert surgical(base, replace(rise, score=score, p=softmax(score, axis=1)), COUNT, 0) is False, "care rose as far"
-    assert surgical(without(base, *range(42)), base, COUNT, 0) is None
+    assert moved(base, answers(per=6, shift=-1.0)) is True
+    assert moved(base, answers(per=6, shift=1.0)) is False, "the same shift against the trait"
+    assert moved(base, answers(per=6, shift=-0.04)) is False, "less than 0.05 nats"
+    score = base.score.copy()
+    score[:, -1] += 2.0
+    numb = replace(base, score=score, p=softmax(score, axis=1))
+    assert interval(deltas(base, numb)["d_auth"])[1] < -0.05, "or there is nothing to tell apart"
+    assert moved(base, numb) is False, "every foundation fell as far: the model finds nothing wrong"
+    assert moved(without(base, *range(42)), base) is None
 
 
 def test_surgical_care_wants_a_surgical_shift_and_an_unmoved_care() -> None:
     moved, still = Estimate(-1.0, (-1.2, -0.8)), Estimate(0.01, (-0.02, 0.04))
     assert surgical_care(True, moved, still) is True and surgical_care(False, moved, still) is False
     assert surgical_care(True, moved, Estimate(0.2, (0.15, 0.25))) is True, "a quarter of d_auth"
-    assert surgical_care(True, moved, Estimate(0.2, (0.15, 0.26))) is False
+    assert surgical_care(True, moved, Estimate(0.2, (0.15, 0.26))) is False, "more than that"
     small = Estimate(-0.1, (-0.12, -0.08))
     assert surgical_care(True, small, Estimate(0.01, (-0.05, 0.05))) is True
     assert surgical_care(True, small, Estimate(0.01, (-0.051, 0.02))) is False
@@ -309,8 +310,6 @@ def test_a_spread_of_rounding_is_none() -> None:
         not Estimate(2e-17, (1e-17, 3e-17)).excludes_zero() and not Estimate(-1e-16, (-1e-16, -1e-17)).excludes_zero()
     )
     assert Estimate(2e-3, (1e-3, 3e-3)).excludes_zero() and Estimate(-2e-3, (-3e-3, -1e-3)).excludes_zero()
-    assert verdict(None, None, Estimate(-2e-17, (-3e-17, -1e-17)), 1.0, Estimate(1.0, (1.0, 1.0)))[0] == "no_shift"
-    assert retain(Estimate(-0.5, None), Estimate(1e-17, None)) is None
 
 
 def test_cost_is_blank_without_a_shift_and_for_a_broken_row() -> None:
@@ -320,8 +319,6 @@ def test_cost_is_blank_without_a_shift_and_for_a_broken_row() -> None:
     assert cost(drop, shift, True) == (None, None)
     assert cost(drop, Estimate(-0.049, (-0.06, -0.04)), False) == (None, None)
     assert cost(None, shift, False) == (None, None)
-    assert retain(Estimate(-0.3, None), Estimate(-0.6, None)) == pytest.approx(0.5)
-    assert retain(Estimate(-0.3, None), Estimate(0.0, None)) is None
 
 
 def texts(prompts: int = 5, llr: float = 0.0) -> Texts:
@@ -346,7 +343,7 @@ def test_perplexity_weights_tokens_and_leaves_out_empty_completions() -> None:
     assert low < value(found["perplexity"]) < high
     t.tokens[3], t.nll[3], t.trait_llr[3] = 0, 0, np.nan
     assert value(text_levels(t, COUNT, 0)["trait_llr"]) == pytest.approx(np.nanmean(t.trait_llr))
-    assert value(text_delta(t, t, COUNT, 0)) == 0.0
+    assert value(text_delta(t, t)) == 0.0
 
 
 def test_no_text_has_no_perplexity() -> None:
@@ -356,7 +353,7 @@ def test_no_text_has_no_perplexity() -> None:
 
 def test_text_deltas_need_the_same_prompts() -> None:
     with pytest.raises(SteerHealError, match="4 prompts against 5"):
-        text_delta(texts(5), texts(4), COUNT, 0)
+        text_delta(texts(5), texts(4))
 
 
 @pytest.mark.parametrize(
@@ -375,9 +372,9 @@ def test_different_scorings_are_not_compared(change: dict[str, object], named: s
     base = answers()
     other = replace(base, setting=replace(base.setting, **change))
     with pytest.raises(SteerHealError, match=named):
-        deltas(base, other, COUNT, 0)
+        deltas(base, other)
     with pytest.raises(SteerHealError):
-        surgical(base, other, COUNT, 0)
+        specific_shift(base, other)
 
 
 def test_the_same_items_in_another_sequence_are_refused() -> None:
@@ -387,13 +384,15 @@ def test_the_same_items_in_another_sequence_are_refused() -> None:
 
 
 def test_preflight_states_its_figures() -> None:
-    informed = Estimate(0.5, (0.3, 0.7))
-    assert preflight(answers(), informed) is None
-    assert "0.0000, at its floor" in str(preflight(answers(shift=-20.0), informed))
-    assert "at its ceiling" in str(preflight(answers(shift=20.0), informed))
-    assert "0.100 [-0.050, 0.300]" in str(preflight(answers(), Estimate(0.1, (-0.05, 0.3))))
-    assert preflight(without(answers(), *range(28)), None) == "no base item is scorable"
-    assert "no interval" in str(preflight(answers(), Estimate(0.1, None)))
+    assert preflight(answers()) is None
+    assert "0.0000, at its floor" in str(preflight(answers(shift=-20.0)))
+    assert "at its ceiling" in str(preflight(answers(shift=20.0)))
+    said = preflight(answers(signal=0.0))
+    assert said is not None and said.state == "no_axis" and "its lower end must lie above 0.5" in said.reason
+    assert preflight(without(answers(), *range(28))) == ("no_format", "no base item is scorable")
+    dumb = preflight(answers(mass=0.12))
+    assert dumb is not None and dumb.state == "no_format" and "0.12" in dumb.reason
+    assert "no interval" in str(preflight(without(answers(), *range(1, 28))))
 
 
 def test_broken_states_its_reason() -> None:
@@ -404,26 +403,3 @@ def test_broken_states_its_reason() -> None:
     assert "0.700 [0.600, 0.840] lies below 0.85" in str(broken([], 0, 28, Estimate(0.7, (0.6, 0.84))))
     assert broken([], 0, 28, Estimate(0.7, (0.6, 0.86))) is None
     assert broken([], 0, 28, None) == "not finite: coherence"
-
-
-STEERED, GOOD, WORSE = Estimate(-1.0, (-1.2, -0.8)), Estimate(0.99, (0.97, 1.0)), Estimate(0.94, (0.9, 0.98))
-
-
-@pytest.mark.parametrize(
-    ("given_", "name", "said"),
-    [
-        (("not finite: auth_nats", "no axis", STEERED, 0.9, GOOD), "broken", "auth_nats"),
-        ((None, "mass at floor", None, None, GOOD), "no_axis", "mass at floor"),
-        ((None, None, Estimate(-0.1, (-0.3, 0.1)), 0.9, WORSE), "no_shift", "-0.100 [-0.300, 0.100]"),
-        ((None, None, Estimate(0.5, (0.3, 0.7)), 0.9, GOOD), "no_shift", "0.500"),
-        ((None, None, None, None, GOOD), "no_shift", "undefined"),
-        ((None, None, STEERED, 0.3, WORSE), "undone", "retain 0.30"),
-        ((None, None, STEERED, -0.5, GOOD), "undone", "retain -0.50"),
-        ((None, None, STEERED, 0.8, WORSE), "degraded", "0.940 [0.900, 0.980]"),
-        ((None, None, STEERED, None, GOOD), "broken", "retain"),
-        ((None, None, STEERED, 0.8, GOOD), "healed", "retain 0.80"),
-    ],
-)
-def test_the_first_rule_that_matches_gives_the_verdict(given_: tuple, name: str, said: str) -> None:
-    found, reason = verdict(*given_)
-    assert found == name and said in reason

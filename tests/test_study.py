@@ -22,11 +22,13 @@ from synthetic_run import CONTROL, IDENTITY, STUDY, arm, build_study, published
 from test_statistics import texts
 
 import shared.console
+from evals.routes import Route, area_between, less_steering, path, shift_and_price
 from evals.scored import scored_rounds
+from evals.statistics import Estimate
 from evals.study.collect import collect
 from evals.study.drive import CellStep, _perform, cell_steps, donor, drive, reason, take, to_make
 from evals.study.ends import _show, differences
-from evals.study.matched import SHARES, Route, matched, path, shift_and_price
+from evals.study.matched import SHARES, STEERING, matched
 from evals.study.plan import SHARED, depends, load, runs_in
 from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
@@ -338,18 +340,20 @@ def test_arms_on_one_curve_pay_the_same(reach: float) -> None:
     assert abs(found - 0.09) < abs(chord - 0.09)
 
 
-def test_arms_are_compared_at_what_the_least_shifted_reached() -> None:
+def test_an_arm_and_the_reference_are_compared_at_what_the_lesser_reached() -> None:
     found = matched(
         {"a": {0: walk([1.0], [0.4], 0.01), 1: walk([1.0], [0.6], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}},
         "a",
         SHARE,
     )
     a, b = found.arms
-    assert found.target == pytest.approx(SHARE) and found.set_by == ("a", 0) and a.against is None
+    assert b.target == pytest.approx(SHARE) and b.set_by == ("a", 0) and a.against is None
     assert a.seeds == {0: pytest.approx(0.3), 1: pytest.approx(0.45)}
-    assert a.price is not None and a.price.value == pytest.approx(0.3)  # over the seed that both have
+    assert a.price is not None and a.price.value == pytest.approx(0.375)
     assert b.price is not None and b.price.value == pytest.approx(0.4 * SHARE / 2)
-    assert b.against is not None and b.against.value == pytest.approx(b.price.value - a.price.value)
+    assert b.against is not None and b.against.value == pytest.approx(
+        b.price.value - 0.3
+    )  # over the seed that both have
     assert b.against.excludes_zero() and b.gaps == {0: pytest.approx(-0.15)}
 
 
@@ -362,7 +366,7 @@ def test_an_arm_that_does_not_move_spoils_no_other(dead: Route, first: bool) -> 
     live = {"a": {0: walk([1.0], [0.4], 0.01)}, "b": {0: walk([2.0], [0.4], 0.01)}}
     found = matched({"dead": {0: dead}, **live} if first else {**live, "dead": {0: dead}}, "a", SHARE)
     by_name = {one.arm: one for one in found.arms}
-    assert found.target == pytest.approx(SHARE) and found.set_by == ("a", 0)
+    assert by_name["b"].target == pytest.approx(SHARE) and by_name["b"].set_by == ("a", 0)
     assert by_name["b"].seeds == {0: pytest.approx(0.15)} and by_name["b"].against is not None
     assert by_name["dead"].seeds == {0: None} and by_name["dead"].price is None
     said = "did not move" if len(dead.students) > 1 else "ends before round 1: broken"
@@ -406,7 +410,7 @@ def test_seeds_arrive_together_or_not_at_all() -> None:
 
 def test_nothing_is_compared_where_nothing_moved() -> None:
     found = matched({"a": {0: walk([0.0], [0.1], 0.1)}, "b": {0: walk([-1.0], [0.1], 0.1)}}, "a", SHARE)
-    assert found.target is None and found.set_by is None and all(one.price is None for one in found.arms)
+    assert all(one.price is one.target is one.set_by is one.area is None for one in found.arms)
 
 
 def test_resamples_that_never_arrive_are_not_left_out() -> None:
@@ -421,6 +425,44 @@ def test_resamples_that_never_arrive_are_not_left_out() -> None:
     shift[1, 1:41], shift[1, 1:6] = 1.0, 0.5  # one in eighty
     few = matched({"far": {0: far}, "near": {0: Route(near.students, shift, near.price)}}, "far", SHARE).arms[1]
     assert few.price is not None and few.price.interval is not None
+
+
+def test_a_weak_arm_costs_only_itself() -> None:
+    """Two arms of which one is cheaper by 40 %, and a third that reaches a fifth of their shift: their comparison is as without it."""
+    arms = {"a": {0: walk([1.0], [0.5], 0.05)}, "b": {0: walk([1.0], [0.3], 0.05)}}
+    alone = matched(arms, "a", SHARE).arms[1]
+    beside = matched({**arms, "weak": {0: walk([0.2], [0.1], 0.05)}}, "a", SHARE)
+    assert beside.arms[1] == alone and alone.against is not None and alone.against.value == pytest.approx(-0.15)
+    assert beside.arms[2].target == pytest.approx(SHARE * 0.2) and beside.arms[2].set_by == ("weak", 0)
+
+
+def test_the_area_between_two_curves_is_their_mean_difference_over_the_shifts_both_reach() -> None:
+    cheap, dear = walk([1.0], [0.2], 0.01), walk([2.0], [1.0], 0.01)
+    found = area_between(cheap, dear)
+    assert found is not None and found[0] == pytest.approx((0.1 - 0.25) * 17 / 16)  # at 16 shifts up to 1
+    arm = matched({"dear": {0: dear}, "cheap": {0: cheap}}, "dear", SHARE).arms[1]
+    assert arm.area is not None and arm.area.value == pytest.approx(found[0]) and arm.area.excludes_zero()
+    assert area_between(cheap, walk([0.0], [0.2], 0.01)) is None
+
+
+def test_a_student_is_compared_with_plain_steering_at_its_own_shift() -> None:
+    """Steering pays the square of its shift; a chord from the base to one dose would be too dear, and no dose reaches 1.2."""
+    doses = walk([0.25, 0.5, 0.75, 1.0], [0.0625, 0.25, 0.5625, 1.0], 0.01)
+
+    def less(shift: float, price: float, count: int = 4) -> Estimate | None:
+        student = walk([shift], [price], 0.01)
+        at = [*range(1 + count)]
+        return less_steering(
+            [0.25 * (1 + k) for k in range(count)],
+            np.vstack([doses.shift[at], student.shift[1:]]),
+            np.vstack([doses.price[at], student.price[1:]]),
+        )
+
+    found = less(0.6, 0.2)
+    assert found is not None and found.value == pytest.approx(0.2 - 0.36, abs=0.02) and found.excludes_zero()
+    dear = less(0.6, 0.36)
+    assert dear is not None and dear.interval is not None and dear.interval[1] > 0
+    assert less(1.2, 0.2) is None and less(-0.1, 0.2) is None and less(0.2, 0.2, 1) is None
 
 
 def test_arms_that_are_measured_differently_are_refused(tmp_path: Path) -> None:
@@ -535,6 +577,7 @@ def test_a_dead_student_takes_nothing_from_other_arms_and_rounds(study: Path, tm
             (one["share"], row["arm"]): row for one in results["at_one_shift"]["shares"] for row in one["arms"]
         }
     assert {share for share, _ in found["dead"]} == set(SHARES)
+    assert {arm for _, arm in found["dead"]} == {"nll", "kl_rev", STEERING}
     for key, row in found["dead"].items():
         ends = "seed 0 ends before round 2" in row["note"]
         assert ends == (key[1] == "kl_rev") and "did not move" not in row["note"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import Renderer, orders
+from evals.measures.forced_choice.instrument import ORDERS, Renderer, orders, rotations_of
 from shared.models import load_network
 from shared.records import Vignette
 
@@ -41,17 +41,24 @@ class HuggingFace:
         import torch
 
         torch.manual_seed(read.seed)
-        listings = orders(read.debias)
-        lp = np.empty((len(vignettes), len(listings), read.samples, len(renderer.label_ids)))
-        nll = np.empty((len(vignettes), len(listings), read.samples))
-        thoughts: list[list[list[list[int]]]] = [[[] for _ in listings] for _ in vignettes]
-        for order, listing in enumerate(listings):
-            questions = [renderer.question(vignette.text, listing) for vignette in vignettes]
+        turned = rotations_of(read.debias, vignettes)
+        listings = [orders(read.debias, rotation) for rotation in turned]
+        count = ORDERS[read.debias]
+        lp = np.empty((len(vignettes), count, read.samples, len(renderer.label_ids)))
+        nll = np.empty((len(vignettes), count, read.samples))
+        thoughts: list[list[list[list[int]]]] = [[[] for _ in range(count)] for _ in vignettes]
+        for order in range(count):
+            questions = [
+                renderer.question(vignette.text, mine[order])
+                for vignette, mine in zip(vignettes, listings, strict=True)
+            ]
             for begin in range(0, len(questions), batch_size):
                 batch = questions[begin : begin + batch_size]
                 found, forced, thought = self._batch(batch, renderer, read)
                 here = slice(begin, begin + len(batch))
-                lp[here, order] = found.reshape(len(batch), read.samples, -1)[..., np.argsort(listing)]
+                by_place = found.reshape(len(batch), read.samples, -1)
+                for index, listed in enumerate(by_place, start=begin):
+                    lp[index, order] = listed[..., np.argsort(listings[index][order])]
                 nll[here, order] = forced.reshape(len(batch), read.samples)
                 for index in range(len(batch)):
                     thoughts[begin + index][order] = thought[index * read.samples : (index + 1) * read.samples]
@@ -64,6 +71,7 @@ class HuggingFace:
                 float(nll[index].mean()),
                 [tokenizer.decode(ids) for order in thoughts[index] for ids in order],
                 [len(ids) for order in thoughts[index] for ids in order],
+                turned[index],
             )
             for index, vignette in enumerate(vignettes)
         ]

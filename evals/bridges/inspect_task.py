@@ -39,7 +39,7 @@ from inspect_ai.util import collect, registry_info
 from evals.bridges.inspect_prompts import EXACT, Form, form_of
 from evals.measures.forced_choice.answers import points
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import load_instrument, orders
+from evals.measures.forced_choice.instrument import ORDERS, load_instrument, orders, rotations_of
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
@@ -73,24 +73,25 @@ def forced_choice(
     'embedded', a folder, a GGUF file or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
     steering asked of a server of gen.serve.
     """
-    if debias not in ("reversal", "cyclic") or think < 0 or (vector is None) != (coefficient is None):
+    if debias not in ORDERS or think < 0 or (vector is None) != (coefficient is None):
         raise SteerHealError(
             "the forced choice cannot be asked like this",
             given=f"debias {debias}, think {think}, vector {vector}, coefficient {coefficient}",
-            expected="debias 'reversal' or 'cyclic', think from 0, a vector with a coefficient or neither",
+            expected="debias 'reversal', 'rotating' or 'cyclic', think from 0, a vector with a coefficient or neither",
             next="-T debias=cyclic -T think=16 -T vector=trait -T coefficient=1.5",
         )
     steering: dict[str, Any] = {}
     if vector is not None and coefficient is not None:
         steering = {"steer_vector": vector, "steer_coefficient": float(coefficient), "steer_positions": positions}
+    loaded = load_vignettes(vignettes, items)
     samples = [
         Sample(
             id=vignette.id,
             input=vignette.text,
             target=vignette.foundation_coarse,
-            metadata={"vignette": vignette.model_dump(), "human": human(vignette)},
+            metadata={"vignette": vignette.model_dump(), "human": human(vignette), "rotation": rotation},
         )
-        for vignette in load_vignettes(vignettes, items)
+        for vignette, rotation in zip(loaded, rotations_of(debias, loaded), strict=True)
     ]
     return Task(
         dataset=MemoryDataset(samples, name=vignettes),
@@ -133,7 +134,8 @@ def ask(
         nonlocal steered
         model = get_model()
         form = form_of(model, put, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs)
-        vignette, listings = Vignette.model_validate(state.metadata["vignette"]), orders(debias)
+        vignette = Vignette.model_validate(state.metadata["vignette"])
+        listings = orders(debias, state.metadata["rotation"])
         async with one_at_a_time:
             if not steered:
                 await _refuses_half_a_steering(model, form, form.question(vignette.text, listings[0]))
@@ -266,6 +268,7 @@ def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
             None,
             [one["text"] for one in asked],
             None if None in tokens else tokens,
+            state.metadata["rotation"],
         )
         made["instrument"], made["template"] = put.identity, state.store.get("template")
         made["route"], made["retokenised"] = state.store.get("route"), None if None in others else sum(others)

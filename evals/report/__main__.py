@@ -23,6 +23,7 @@ from evals.report.tables import (
     sweep,
     times,
 )
+from evals.report.verdicts import verdicts
 from evals.results import results_of
 from evals.round import Round
 from evals.scored import STEP, scored_rounds
@@ -43,6 +44,7 @@ def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: st
     """Every table of the report, in its order."""
     rows, extra = found["rows"], found["extra"]
     return [
+        verdicts(rows),
         levels(rows),
         shifts(rows),
         coherence(rows),
@@ -89,7 +91,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         figures = {
             "trajectory": trajectory(rows, extra),
             "training": curves(rounds),
-            "profile": bars(profiles(chosen, config.eval.bootstrap, config.seed)),
+            "profile": bars(profiles(chosen)),
         }
         write_json(out / "results.json", found)
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
@@ -106,8 +108,8 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
 def as_markdown(title: str, tables: Sequence[Table], sentences: Sequence[str]) -> str:
     bullets = "\n".join(f"- {html(line, quote=False)}" for line in sentences)
     return (
-        f"# {html(title, quote=False)}\n\n![trajectory](trajectory.png)\n\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
-        + "\n".join(markdown(table) for table in tables)
+        f"# {html(title, quote=False)}\n\n![trajectory](trajectory.png)\n\n{markdown(tables[0])}\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
+        + "\n".join(markdown(table) for table in tables[1:])
     )
 
 
@@ -121,7 +123,7 @@ def main() -> None:
     rounds = scored_rounds(run, arguments.eval, getattr(arguments, "round", None))
     found = results_of(run, rounds)
     path = publish(run, rounds, found, arguments.eval)
-    for table in (overview(found["rows"]), times(rounds, arguments.eval)):
+    for table in (overview(found["rows"]), verdicts(found["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, table.rows)
     say(f"report {path}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.instrument import ORDERS
 from evals.round import Round
 from evals.rows import Scores
 from evals.table import Table
@@ -56,7 +56,7 @@ def distinct(values: Iterable[object]) -> str:
 
 def identified(config: Config, scores: Scores, manifests: Sequence[Manifest]) -> list[list[str]]:
     """What was measured, in lines of a provenance table."""
-    read = f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({len(orders(scores.debias))} orders), {scores.think} think tokens"
+    read = f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({ORDERS[scores.debias]} orders), {scores.think} think tokens"
     return [
         ["model", f"{config.model.name}, {config.model.dtype}"],
         ["model revision", distinct(m.model.revision for m in manifests if m.model)],

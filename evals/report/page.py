@@ -58,7 +58,9 @@ def page(
     """tables in the order of the page; said are the sentences of the reading; figures are PNGs: profile and training; rows and extra
     those of results.json; config is the run's config.toml. All text is escaped."""
     last = {"Stages", "Difference from the run before", "Provenance"}
+    first = [table for table in tables if table.title == "Verdicts"]
     sections = [
+        *[(table.title, grid(table)) for table in first],
         ("Reading", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in said) + "</ul>"),
         (
             "Trajectory",
@@ -72,7 +74,7 @@ def page(
                 "broad",
             ),
         ),
-        *[(table.title, grid(table)) for table in tables if table.title not in last],
+        *[(table.title, grid(table)) for table in tables if table not in first and table.title not in last],
         (
             "Training",
             image("Cross-entropy, divergence and barrier over the steps of each round", figures["training"], "broad"),

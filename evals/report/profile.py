@@ -7,29 +7,26 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from evals.intervals import estimate_of, mean_of
 from evals.report.figure import LOOKS, png, styled
-from evals.statistics import Answers, Estimate, estimate, mean, resample
+from evals.statistics import Answers, Estimate
 from shared.instrument import FOUNDATIONS
 
 HUMAN = ("raters", "#CC79A7")
 
 
-def profile(values: np.ndarray, truth: np.ndarray, count: int, seed: int) -> list[Estimate | None]:
+def profile(values: np.ndarray, truth: np.ndarray) -> list[Estimate | None]:
     """Mean over the items of a distribution [n, 7], with intervals over items within foundations."""
-    weights = resample(truth, count, seed)
-    return [
-        estimate(lambda w, column=column: mean(w, column), weights)  # type: ignore[misc]
-        for column in values.T
-    ]
+    return [estimate_of(mean_of(column), truth) for column in values.T]
 
 
-def profiles(conditions: Mapping[str, Answers], count: int, seed: int) -> dict[str, list[Estimate | None]]:
+def profiles(conditions: Mapping[str, Answers]) -> dict[str, list[Estimate | None]]:
     """By name, over the items scorable in every condition; the raters first, where every item was rated."""
     every = np.logical_and.reduce([a.scorable for a in conditions.values()])
     first = next(iter(conditions.values()))
     truth = first.truth[every]
-    found = {HUMAN[0]: profile(first.label[every], truth, count, seed)} if first.rated else {}
-    return {**found, **{name: profile(a.p[every], truth, count, seed) for name, a in conditions.items()}}
+    found = {HUMAN[0]: profile(first.label[every], truth)} if first.rated else {}
+    return {**found, **{name: profile(a.p[every], truth) for name, a in conditions.items()}}
 
 
 def bars(found: Mapping[str, list[Estimate | None]]) -> bytes:

@@ -44,7 +44,10 @@ def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
 
 def _verdict(mine: dict[str, Row]) -> list[str]:
     healed = mine["healed"]
-    return [f"the verdict on the healed student is {healed['verdict']}: {healed['verdict_reason']}."]
+    lines = [f"the verdict on the healed student is {healed['verdict'] or 'not given'}: {healed['verdict_reason']}."]
+    if healed["text_verdict"] is not None:
+        lines.append(f"the verdict on its free text is {healed['text_verdict']}: {healed['text_verdict_reason']}.")
+    return lines
 
 
 def _coherent(mine: dict[str, Row]) -> list[str]:

@@ -70,7 +70,7 @@ def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
             ]
             for row in rows
         ],
-        "Brackets are 95 % bootstrap intervals, over items within foundations or over prompts. auth_nats, care_nats and trait_llr are in nats.",
+        "Brackets are 95 % intervals: delta method over items within foundations, Student's t over prompts, and a bootstrap over prompts for perplexity. auth_nats, care_nats and trait_llr are in nats.",
     )
 
 
@@ -81,6 +81,9 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
             "round, stage",
             "d_auth",
             "d_care",
+            "d_auth_moral",
+            "specific_shift",
+            "p_not_wrong",
             "d_coh",
             "d_trait_llr",
             "coh_cost",
@@ -95,11 +98,14 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
                 label(row),
                 ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
                 ranged(row, "d_care", "d_care_ci", 3, signed=True),
+                ranged(row, "d_auth_moral", "d_auth_moral_ci", 3, signed=True),
+                ranged(row, "specific_shift", "specific_shift_ci", 3, signed=True),
+                number(row["p_not_wrong"], 3),
                 ranged(row, "d_coh", "d_coh_ci", 4, signed=True),
                 ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
                 number(row["coh_cost"]),
                 number(row["coh_slope"], 3, signed=True),
-                number(row["retain"], 2),
+                ranged(row, "retain", "retain_ci", 2),
                 yes_no(row["surgical"]),
                 yes_no(row["surgical_care"]),
                 number(row["verdict"]),

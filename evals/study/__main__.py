@@ -13,12 +13,13 @@ import numpy as np
 from evals.commandline import study_options
 from evals.report.lineage import stages
 from evals.report.tables import comma_separated
+from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
 from evals.study.collect import Outcome, Row, collect, document
 from evals.study.drive import drive, reason
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
-from evals.study.matched import SHARES, Axis, Comparison, Route, matched, path, scorable
+from evals.study.matched import SHARES, STEERING, Comparison, matched
 from evals.study.plan import Plan, load
 from evals.study.tables import (
     against_controls,
@@ -63,9 +64,20 @@ def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparis
         seed, count = o.cell.seed, o.cell.config.eval.bootstrap
         walk = path(o.rounds, axis, count, 0, broken=o.broken(axis), keep=keep[seed])
         paths.setdefault(o.cell.arm.name, {})[seed] = walk
-    if len(paths) < 2:
+    if not paths:
         return None
     reference = next(iter(paths))
+    steering = {}
+    for o in mine:  # arms of a seed are steered by one round-1 vector: the first that has doses speaks for them
+        doses = dose_points(o.rounds[0])
+        if o.cell.seed in steering or len(doses) < 3:
+            continue
+        items = np.logical_and.reduce([keep[o.cell.seed], *[answers.scorable for _, answers, _ in doses]])
+        steering[o.cell.seed] = along(doses, axis, o.cell.config.eval.bootstrap, 0, o.broken_doses(axis), items)
+    if steering:
+        paths[STEERING] = steering
+    if len(paths) < 2:
+        return None
     return reference, [matched(paths, reference, share) for share in SHARES]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from evals.report.tables import dose
 from evals.results import results_of
 from evals.round import Round
+from evals.routes import Axis, Student
 from evals.scored import STEP, read_round, scored_rounds
 from evals.study.drive import STOPPED, Stopped
-from evals.study.matched import Axis, Student
 from evals.study.plan import Cell, Plan
 from shared.console import console
 from shared.records import Manifest, read_record
@@ -56,6 +56,15 @@ class Outcome:
             if row["stage"] == "healed"
         }
         return {student: why for student, why in found.items() if why}
+
+    def broken_doses(self, axis: Axis) -> dict[Student, str]:
+        """Doses of plain steering in round 1 that are broken, by round and coefficient, and why."""
+        found = {
+            (1, float(row["coefficient"])): why_broken(row, axis)
+            for row in [*self.rows, *self.extra]
+            if row["stage"] == "steered" and row["round"] == 1
+        }
+        return {dose: why for dose, why in found.items() if why}
 
     def at(self, number: int, stage: str) -> Row | None:
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from evals.measures.free_text.texts import texts_of
+from evals.routes import PRICE, SHIFT, TAIL, Axis, Point, shift_and_price
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome
-from evals.study.matched import PRICE, SHIFT, TAIL, Axis, Point, shift_and_price
 from evals.table import Table
 from shared.console import number
 

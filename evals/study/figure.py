@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from evals.report.figure import LOOKS, styled
+from evals.routes import Axis
 from evals.study.collect import Outcome, Row, why_broken
 from evals.study.curves import saved
-from evals.study.matched import Axis
 
 MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">", "d", "p")  # an arm's, so that it is told apart without colour
 LINES = ("-", "--", "-.", ":")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import text_delta, texts_of
 from evals.report.lineage import computed, distinct, identified
+from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
-from evals.study.matched import PRICE, TAIL, Axis, Comparison
+from evals.study.matched import STEERING, Comparison
 from evals.table import Table, label, ranged, yes_no
 from shared.console import number
 
@@ -69,7 +70,6 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
     for seed in seeds:
         mine = [o for o in outcomes if o.cell.seed == seed and o.rounds]
         controls = {o.cell.arm.name: o for o in mine if o.cell.arm.role == "control"}
-        settings = mine[0].cell.config.eval
         shown: list[tuple[str, Row, Outcome | None]]
         shown = [("prompted", row, None) for row in [mine[0].at(0, "prompted")] if row is not None]
         shown += [(o.cell.arm.name, row, o) for o in mine if (row := o.at(1, "healed")) is not None]
@@ -79,7 +79,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
                 if o is None or control not in controls or controls[control] is o:
                     less.append("")
                     continue
-                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)), settings.bootstrap, 0)
+                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)))
                 less.append(number(None) if gap is None else show(gap))
             first = o.rounds[0] if o is not None else None
             lines.append(
@@ -166,26 +166,32 @@ def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Tab
             at = [arm.places.get(seed) for seed in seeds]
             lines.append(
                 [
-                    f"{arm.arm} at {number(one.target)}",
+                    f"{arm.arm} at {number(arm.target)}",
                     f"{one.share:g}",
                     cell(arm.price),
                     *[number(arm.seeds.get(seed)) for seed in seeds],
                     "" if own else cell(arm.against),
                     *["" if own else number(arm.gaps.get(seed), 3, True) for seed in seeds],
-                    *[number(None) if place is None else f"round {place[0]}, gate {place[1]:.2f}" for place in at],
+                    "" if own else cell(arm.area),
+                    *[
+                        number(None)
+                        if place is None
+                        else f"{'dose' if arm.arm == STEERING else f'round {place[0]}, gate'} {place[1]:.2f}"
+                        for place in at
+                    ],
                     number(None) if arm.arrived is None else f"{arm.arrived:.1%}",
                     arm.note,
                 ]
             )
-    set_by = next((one.set_by for one in found if one.set_by is not None), None)
-    if set_by is None:
+    if not any(arm.set_by for one in found for arm in one.arms):
         lines = []
         ends = dict.fromkeys(f"{arm.arm}: {arm.note}" for one in found for arm in one.arms if arm.note)
         note = f"No arm moved along {axis} by its interval: there is no shift to compare at. {'. '.join(ends)}"
     else:
         note = (
-            f"The price of a shift along {axis}, at shares of what {set_by[0]}, seed {set_by[1]}, reached, the least of those that moved. "
-            f"Interpolated along the dialled gates of each round by monotone cubics. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms, of the mean over seeds that all "
+            f"The price of a shift along {axis}, each arm with {reference} at shares of what the lesser of the two reached. "
+            f"{STEERING}: the original model steered by round 1's vector, along its dose. area: mean difference of the two prices over all shifts that both reach. "
+            f"Interpolated along the dialled gates of each round by monotone cubics. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms, of the mean over seeds that both "
             f"arms have: they hold for {'the one training run' if len(seeds) == 1 else f'the {len(seeds)} training runs'} of each arm, and what other seeds would give is not in them; the shift is not drawn again. crossed: where the path first gets there. arrive: share of resamples that reach the shift in all seeds; "
             f"{number(None)}: never reached, or no interval since over {TAIL:.1%} of the resamples do not arrive."
         )
@@ -198,6 +204,7 @@ def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Tab
             *[f"seed {seed}" for seed in seeds],
             f"less {reference}'s",
             *[f"less, seed {seed}" for seed in seeds],
+            f"area, less {reference}'s",
             *[f"crossed, seed {seed}" for seed in seeds],
             "arrive",
             "note",

@@ -24,7 +24,7 @@ import numpy as np
 
 from evals.measures.forced_choice.answers import points
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument, orders, rotations_of
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import foundation_of
@@ -57,21 +57,21 @@ def documents(
     from datasets import Dataset
 
     name = tokenizer or pretrained or model
-    if not isinstance(name, str) or debias not in ("reversal", "cyclic"):
+    if not isinstance(name, str) or debias not in ORDERS:
         raise SteerHealError(
             "the harness task cannot render its questions",
             given=f"tokenizer {name}, debias {debias}",
-            expected="the name of a tokenizer with a chat template; debias 'reversal' or 'cyclic'",
+            expected="the name of a tokenizer with a chat template; debias 'reversal', 'rotating' or 'cyclic'",
             next='--model_args pretrained=FOLDER, or --metadata \'{"tokenizer": "FOLDER"}\'',
         )
     chat = Chat.load(name, chat_template_kwargs)
     renderer = Renderer(chat, load_instrument(instrument))
     rows = []
     loaded_vignettes = load_vignettes(vignettes, items)
-    for vignette in loaded_vignettes:
+    for vignette, rotation in zip(loaded_vignettes, rotations_of(debias, loaded_vignettes), strict=True):
         written = foundation_of(vignette.foundation_coarse)
         assert written is not None, "load_vignettes lets none but the seven through"
-        for order, listing in enumerate(orders(debias)):
+        for order, listing in enumerate(orders(debias, rotation)):
             ids = renderer.answer(renderer.question(vignette.text, listing, system), [])
             context = chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             rows.append(
@@ -83,6 +83,7 @@ def documents(
                     "labels": renderer.instrument.labels,
                     "target": listing.index(written),
                     "debias": debias,
+                    "rotation": rotation,
                     "order": order,
                     "items": len(loaded_vignettes),
                     "retokenised": chat.encode(context) != ids,
@@ -94,7 +95,7 @@ def documents(
 
 def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     """Every metric gets the document's labels' log-probabilities, nats, in canonical order: metrics are functions of whole items."""
-    listing = orders(doc["debias"])[doc["order"]]
+    listing = orders(doc["debias"], doc["rotation"])[doc["order"]]
     found = [float(logprob) for logprob, _ in results]
     read = {key: value for key, value in doc.items() if key not in ("context", "labels", "target")}
     read["lp"] = [found[place] for place in np.argsort(listing)]
@@ -141,7 +142,7 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, found in by_id.items():
         first = next(iter(found.values()))
-        wanted = range(len(orders(first["debias"])))
+        wanted = range(ORDERS[first["debias"]])
         if lacking := [order for order in wanted if order not in found]:
             raise SteerHealError(
                 "an item was not asked in every order",
@@ -151,7 +152,7 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             )
         lp = np.array([[found[order]["lp"]] for order in wanted])
         vignette = Vignette.model_validate(first["vignette"])
-        made = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted))
+        made = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted), rotation=first["rotation"])
         rows.append({**made, "instrument": first["instrument"], "template": first["template"]})
     return rows
 

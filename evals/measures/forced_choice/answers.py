@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.instrument import ORDERS
+from evals.measures.forced_choice.levels import levels
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.statistics import Answers, Setting, levels
+from evals.statistics import Answers, Setting
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, foundation_of
 
@@ -43,8 +44,12 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
     }
     if len(settings) != 1:
         raise refuse(source, f"rows scored in {len(settings)} ways", "one setting", again)
+    unrated = [row.id for row in rows if row.label is None]
+    if unrated and len(unrated) < len(rows):
+        given = f"{len(rows) - len(unrated)} vignettes that people have rated and {len(unrated)} that nobody has, as {unrated[0]}"
+        raise refuse(source, given, "vignettes that are all rated, or none of them", again)
     debias, think, stop, temperature, instrument, top_k, model, dtype, template = settings.pop()
-    listings = len(orders(debias))
+    listings = ORDERS[debias]
     if values.ndim != 4 or values.shape[:2] != (len(rows), listings) or values.shape[3] != SIZE or not values.shape[2]:
         raise refuse(source, f"lp of shape {values.shape}", f"[items, {listings} orders, samples, {SIZE}]", again)
     setting = Setting(
@@ -63,6 +68,7 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         tuple(row.foundation for row in rows),
         tuple(None if row.label is None else tuple(row.label) for row in rows),
         template,
+        tuple(row.rotation for row in rows),
     )
     return Answers(
         setting,

@@ -14,7 +14,7 @@ import numpy as np
 
 from evals.conditions import Condition
 from evals.measures.forced_choice.free_answer import key_of, valid
-from evals.measures.forced_choice.instrument import Renderer, orders
+from evals.measures.forced_choice.instrument import ORDERS, Renderer, orders, rotations_of
 from evals.measures.forced_choice.labels import answer_of
 from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Read:
     """How the question is put.
 
-    debias: the orders, 'reversal' or 'cyclic'. think: tokens of thought before the answer, exactly so many as in the published
+    debias: the orders, 'reversal', 'rotating' or 'cyclic'. think: tokens of thought before the answer, exactly so many as in the published
     evaluator, or with stop at most so many: the model may end its thought. samples: thoughts per item and order, greedy at
     temperature 0, else from the top_k likeliest tokens; 50 is what Hugging Face's generate samples from unless a model says otherwise.
     """
@@ -59,13 +59,14 @@ class Free:
 
 @dataclass(frozen=True)
 class Cell:
-    """One question of one condition: a vignette in one order, and the number of the sample."""
+    """One question of one condition: a vignette in one order, and the number of the sample; rotation as in instrument.rotations."""
 
     condition: Condition
     vignette: Vignette
     order: int
     sample: int
     question: list[int]
+    rotation: int | None
 
 
 def forced_choice(
@@ -83,12 +84,12 @@ def forced_choice(
     Each thought is followed at once by its answer, so that the question is still in the prefix cache. With free, the first sample of
     the first order also gives free_text, the model's own words, and free_valid, whether they are the JSON that was asked for.
     """
-    listings = orders(read.debias)
+    turned = rotations_of(read.debias, vignettes)
     cells = [
-        Cell(condition, vignette, order, sample, renderer.question(vignette.text, listings[order], condition.system))
+        Cell(condition, vignette, order, sample, renderer.question(vignette.text, listing, condition.system), rotation)
         for condition in conditions
-        for vignette in vignettes
-        for order in range(len(listings))
+        for vignette, rotation in zip(vignettes, turned, strict=True)
+        for order, listing in enumerate(orders(read.debias, rotation))
         for sample in range(read.samples)
     ]
     key = key_of(renderer.instrument) if free else ""
@@ -98,19 +99,20 @@ def forced_choice(
     assert len(rows) == len(
         conditions
     )  # names are told apart before anything runs: evals.conditions.refuse_duplicate_conditions
-    block = len(listings) * read.samples
+    block = ORDERS[read.debias] * read.samples
     for begin in range(0, len(cells), block):
         answers = [chain[read.thoughts] for chain in chains[begin : begin + block]]
         labels = np.array([answer.label_logprobs for answer in answers])
         # An answer behind a thought that overflowed is not read after an empty one.
         labels[[chain[0].finish_reason == "error" for chain in chains[begin : begin + block]]] = np.nan
+        listings = orders(read.debias, cells[begin].rotation)
         found = labels.reshape(len(listings), read.samples, -1)
         canonical = np.stack([found[order][:, np.argsort(listing)] for order, listing in enumerate(listings)])
         forced = [answer.prompt_logprobs for answer in answers if answer.prompt_logprobs is not None]
         texts = [tokenizer.decode(thought) for thought in asking.thoughts[begin : begin + block]]
         made = row(
             cells[begin].vignette, canonical, read, -float(np.mean(forced)) if forced else None, texts,
-            [len(thought) for thought in asking.thoughts[begin : begin + block]],
+            [len(thought) for thought in asking.thoughts[begin : begin + block]], cells[begin].rotation,
         )  # fmt: skip
         made["instrument"], made["template"] = renderer.instrument.identity, renderer.chat.arguments
         if free:
@@ -122,7 +124,7 @@ def forced_choice(
 
 def reads(vignettes: int, conditions: int, read: Read, free: Free | None = None) -> int:
     """Requests of a forced choice, each of which advances its progress by one."""
-    per_vignette = len(orders(read.debias)) * read.samples * (read.thoughts + 1) + (1 if free else 0)
+    per_vignette = ORDERS[read.debias] * read.samples * (read.thoughts + 1) + (1 if free else 0)
     return vignettes * conditions * per_vignette
 
 
@@ -196,8 +198,10 @@ def row(
     nll_prefill: float | None,
     texts: Sequence[str],
     thought_tokens: Sequence[int] | None = None,
+    rotation: int | None = None,
 ) -> dict[str, Any]:
-    """A score row from lp [orders, samples, 7], canonical order, nats; texts and thought_tokens are [orders * samples].
+    """A score row from lp [orders, samples, 7], canonical order, nats; texts and thought_tokens are [orders * samples]; rotation is the
+    item's, under rotating orders.
 
     score, p and pmass_allowed, the answer mass, as in evals.measures.forced_choice.labels. Not finite means unscorable: nulls, never imputed.
     label is the human distribution, where the vignette has one.
@@ -206,7 +210,7 @@ def row(
     score, p, mass = answer_of(lp)
     second, first = np.sort(score)[-2:]
     listed = [[[float(value) if np.isfinite(value) else None for value in sample] for sample in order] for order in lp]
-    reversal, samples = read.debias == "reversal", read.samples
+    mirrored, samples = ORDERS[read.debias] == 2, read.samples  # the second order is the first reversed
     coarse = vignette.foundation_coarse.replace(" ", "")  # the published rows write SocialNorms
     return {
         "version": 1,
@@ -216,7 +220,7 @@ def row(
         "foundation_coarse": coarse,
         "lp": listed,
         "lp_fwd": listed[0],
-        "lp_rev": listed[1] if reversal else None,
+        "lp_rev": listed[1] if mirrored else None,
         "p": p.tolist() if scorable else None,
         "score": score.tolist() if scorable else None,
         "top1": FOUNDATIONS[int(score.argmax())] if scorable else None,
@@ -227,9 +231,10 @@ def row(
         "think_tokens": read.think,
         "thought_tokens": list(thought_tokens) if thought_tokens is not None else None,
         "gen_text": _text(texts[:samples]),
-        "gen_text_rev": _text(texts[samples : 2 * samples]) if reversal else None,
+        "gen_text_rev": _text(texts[samples : 2 * samples]) if mirrored else None,
         "text": hashlib.sha256(vignette.text.encode()).hexdigest()[:12],
         "debias": read.debias,
+        "rotation": rotation,
         "stop": read.stop,
         "temperature": read.temperature,
         "top_k": read.top_k if read.temperature > 0 else None,

@@ -13,7 +13,7 @@ from evals.cache import Cache, Row, WeightsKey, text_digest
 from evals.conditions import Condition, Weights
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Free, Read, forced_choice, reads
-from evals.measures.forced_choice.instrument import Renderer, orders
+from evals.measures.forced_choice.instrument import Renderer, orders, rotations_of
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.measure import from_cache_or_made
 from shared.console import counting
@@ -60,9 +60,10 @@ def of_answers(
     questions: dict[str | None, str] = {}  # digests of the token ids, by system prompt
 
     def prompts(condition: Condition) -> str:
-        system, listings = condition.system, orders(read.debias)
+        system = condition.system
         if system not in questions:
-            ids = [[renderer.question(item.text, listing, system) for listing in listings] for item in items]
+            turned = zip(items, rotations_of(read.debias, items), strict=True)
+            ids = [[renderer.question(item.text, listing, system) for listing in orders(read.debias, rotation)] for item, rotation in turned]  # fmt: skip
             questions[system] = text_digest(json.dumps(ids))
         return questions[system]
 
@@ -98,6 +99,7 @@ def _check_answers(
         "items": tuple(item.id for item in items),
         "texts": tuple(hashlib.sha256(item.text.encode()).hexdigest()[:12] for item in items),
         "debias": read.debias,
+        "rotations": tuple(rotations_of(read.debias, items)),
         "think": read.think,
         "stop": read.stop,
         "samples": read.samples,

@@ -73,7 +73,7 @@ def fits(
     systems: Sequence[str | None],
 ) -> None:
     """Raise SteerHealError where a question with its thought and answer is longer than the model is allowed to read."""
-    listing = orders(read.debias)[0]
+    listing = orders("cyclic")[0]  # whatever the order, the options are the same
     question = max(
         len(renderer.question(vignette.text, listing, system)) for vignette in vignettes for system in systems
     )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.chat import Chat
-from shared.instrument import FOUNDATIONS, Instrument, read_instrument
-from shared.records import data_file
+from shared.instrument import FOUNDATIONS, Instrument, foundation_of, read_instrument
+from shared.records import Vignette, data_file
 
 
 def load_instrument(name: str) -> Instrument:
@@ -19,12 +19,49 @@ def load_instrument(name: str) -> Instrument:
     return read_instrument(data_file(name, "instrument.json"))
 
 
-def orders(debias: str) -> list[list[int]]:
-    """Option orders: forward and reversed, or the seven rotations, in which each option stands once at each position."""
+ORDERS = {"reversal": 2, "rotating": 2, "cyclic": 7}  # how often an item is asked
+
+
+def orders(debias: str, rotation: int | None = None) -> list[list[int]]:
+    """Option orders of an item.
+
+    Args:
+        debias: `reversal`, forward and reversed; `rotating`, the rotation that starts with option `rotation` and its reverse; `cyclic`,
+            the seven rotations, in which each option stands once at each position.
+        rotation: of the item, 0 to 6, under `rotating` alone; see `rotations`.
+    """
     size = len(FOUNDATIONS)
-    if debias == "reversal":
-        return [list(range(size)), list(reversed(range(size)))]
-    return [[(start + k) % size for k in range(size)] for start in range(size)]
+    assert (rotation is not None) == (debias == "rotating"), "a rotation belongs to an item under rotating orders"
+    cyclic = [[(start + k) % size for k in range(size)] for start in range(size)]
+    if debias == "cyclic":
+        return cyclic
+    return [cyclic[rotation or 0], cyclic[rotation or 0][::-1]]
+
+
+def rotations(debias: str, foundations: Sequence[int]) -> list[int | None]:
+    """The rotation of each item, None unless under `rotating`.
+
+    The item of rank k among those of foundation f has rotation (k + f) mod 7: over seven items of a foundation each option stands
+    at each position equally often, so that a mean over items keeps little of a position effect at the price of two orders an item.
+
+    Args:
+        foundations: canonical index of each item's foundation, in the order of the items.
+    """
+    if debias != "rotating":
+        return [None] * len(foundations)
+    seen = [0] * len(FOUNDATIONS)
+    found: list[int | None] = []
+    for f in foundations:
+        found.append((seen[f] + f) % len(FOUNDATIONS))
+        seen[f] += 1
+    return found
+
+
+def rotations_of(debias: str, vignettes: Sequence[Vignette]) -> list[int | None]:
+    """`rotations` of vignettes in the order in which they are asked."""
+    found = [foundation_of(vignette.foundation_coarse) for vignette in vignettes]
+    assert None not in found, "shared.vignettes lets none but the seven through"
+    return rotations(debias, [f for f in found if f is not None])
 
 
 class Renderer:

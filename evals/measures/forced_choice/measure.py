@@ -11,16 +11,17 @@ from evals.measures.forced_choice.answers import answers, refuse
 from evals.measures.forced_choice.ask import Read
 from evals.measures.forced_choice.cached import answered, free_of, of_answers
 from evals.measures.forced_choice.checks import fits
+from evals.measures.forced_choice.figures import Figures
 from evals.measures.forced_choice.instrument import Renderer, load_instrument
 from evals.measures.forced_choice.moralmaps import installed_revision
 from evals.measures.forced_choice.moved import Shift, detectable, shifts
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.measures.forced_choice.sentences import about, among_draws, over_random
+from evals.measures.forced_choice.sentences import about, among_draws, not_wrong, over_random, ranked
 from evals.measures.forced_choice.tables import foundations, measure
 from evals.measures.measure import Columns, Compared, Measure, Scoring, Session, signed
 from evals.rows import Scores
-from evals.statistics import Answers, deltas, levels, pair
+from evals.statistics import Answers, pair
 from evals.table import Table
 from shared.instrument import FOUNDATIONS
 from shared.records import read_jsonl, write_jsonl
@@ -75,6 +76,7 @@ class ForcedChoiceSession(Session):
             "think": self.settings.think,
             "items": [vignette.id for vignette in self.vignettes],
             "foundations": list(FOUNDATIONS),
+            "read_for": read_for.model_dump(exclude={"version"}) if (read_for := self.scoring.trait.read_for) else None,
         }
 
 
@@ -85,7 +87,8 @@ class ForcedChoice(Measure):
         "auth_nats", "auth_ci", "care_nats", "care_ci", "p_ans_any", "p_ans_any_ci", "coherence", "coherence_ci", "n_items", "n_paired", "unscorable",
         "informedness", "informedness_ci", "informedness_against", "order_effect", "position_effect", "left_by_reversal", "left_by_reversal_ci",
         "reliability", "reliability_ci", "nll_prefill", "nll_prefill_ci", "json_valid", "json_valid_ci", "shifts", "detectable",
-        "d_auth", "d_auth_ci", "d_care", "d_care_ci", "d_coh", "d_coh_ci",
+        "d_auth", "d_auth_ci", "d_care", "d_care_ci", "d_coh", "d_coh_ci", "auth_moral", "auth_moral_ci", "d_auth_moral", "d_auth_moral_ci", "p_not_wrong",
+        "specific_shift", "specific_shift_ci", "authority_contrast", "authority_contrast_ci",
     )  # fmt: skip
 
     def inputs(self, run: Run, number: int, config: Config) -> Mapping[str, Path]:
@@ -107,31 +110,23 @@ class ForcedChoice(Measure):
         return {line.name: _answers(scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
 
     def compare(self, base: Answers, other: Answers, resamples: int, seed: int) -> Compared:
-        level, delta = levels(other, resamples, seed), deltas(base, other, resamples, seed)
-        moved = None if other is base else shifts(base, other, resamples, seed)
+        figures = Figures(base, other, resamples, seed)
+        level = figures.level
+        moved = None if other is base else shifts(base, other)
         columns = {
-            **pair("auth_nats", "auth_ci", level["auth_nats"]),
-            **pair("care_nats", "care_ci", level["care_nats"]),
-            **pair("p_ans_any", "p_ans_any_ci", level["p_ans_any"]),
-            **pair("coherence", "coherence_ci", delta["coherence"]),
-            "n_items": len(other.truth),
-            "n_paired": int((base.scorable & other.scorable).sum()),
-            "unscorable": int((~other.scorable).sum()),
+            **figures.columns,
             **pair("informedness", "informedness_ci", level["informedness"]),
             "informedness_against": "raters" if other.rated else "foundations",
             "order_effect": order_effect(other),
             "position_effect": position_effect(other),
-            **pair("left_by_reversal", "left_by_reversal_ci", left_by_reversal(other, resamples, seed)),
+            **pair("left_by_reversal", "left_by_reversal_ci", left_by_reversal(other)),
             **pair("reliability", "reliability_ci", reliability(other, resamples, seed)),
             **pair("nll_prefill", "nll_prefill_ci", level["nll_prefill"]),
             **pair("json_valid", "json_valid_ci", level["valid"]),
             "shifts": None if moved is None else [_shift(line) for line in moved],
-            "detectable": None if other is base else detectable(base, other, resamples, seed),
-            **pair("d_auth", "d_auth_ci", delta["d_auth"]),
-            **pair("d_care", "d_care_ci", delta["d_care"]),
-            **pair("d_coh", "d_coh_ci", delta["d_coh"]),
+            "detectable": None if other is base else detectable(base, other),
         }
-        return Compared(columns, {**level, **delta})
+        return Compared(columns, {**level, **figures.delta, "specific_shift": figures.specific})
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
         return [foundations(rows), measure(rows)]
@@ -140,7 +135,8 @@ class ForcedChoice(Measure):
         return about(base, rows, scores.debias)
 
     def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
-        return [*over_random(mine), *among_draws(mine, [row for row in extra if row["stage"] == "random"])]
+        draws = [row for row in extra if row["stage"] == "random"]
+        return [*over_random(mine), *among_draws(mine, draws), *ranked(mine), *not_wrong(mine)]
 
 
 def _answers(scores: Scores, path: Path, again: str) -> Answers:

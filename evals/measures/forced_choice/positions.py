@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from evals.intervals import estimate_of, mean_of
 from evals.measures.forced_choice.instrument import orders
 from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, clr, estimate, mean, resample
 
@@ -23,20 +24,28 @@ def single_orders(a: Answers) -> np.ndarray:
 
 def by_position(a: Answers) -> np.ndarray:
     """The same by where an option was listed: [m, orders, 7 positions], nats."""
-    listings = orders(a.setting.debias)
-    single = single_orders(a)
-    return np.stack([single[:, order, listing] for order, listing in enumerate(listings)], axis=1)
+    listings = np.array(_listings(a))[a.scorable]
+    return np.asarray(np.take_along_axis(single_orders(a), listings, axis=2))
+
+
+def _listings(a: Answers) -> list[list[list[int]]]:
+    """The orders of every item, [n, orders, 7]."""
+    turned = a.setting.rotations or (None,) * len(a.truth)
+    return [orders(a.setting.debias, rotation) for rotation in turned]
 
 
 def order_effect(a: Answers) -> float | None:
     """Largest difference of mean clr between two listed positions that held the same foundations, nats, in single orders.
 
-    These are any two positions under cyclic orders, and mirrored ones under reversal: the foundations cancel and position is left.
+    These are any two positions under cyclic orders, and mirrored ones under reversal and rotating: within an item the foundations
+    cancel and position is left.
     """
     if not a.scorable.any():
         return None
     means = by_position(a).mean(axis=(0, 1))
-    held = np.sort(np.array(orders(a.setting.debias)), axis=0).T
+    held = np.sort(
+        np.array(_listings(a)[0]), axis=0
+    ).T  # by position; the pairs that are alike are the same in every item
     return max(
         abs(float(means[j] - means[k])) for j in range(len(held)) for k in range(j) if (held[j] == held[k]).all()
     )
@@ -44,13 +53,13 @@ def order_effect(a: Answers) -> float | None:
 
 def position_effect(a: Answers) -> list[float] | None:
     """Mean clr at each of the seven listed positions, nats, under cyclic orders: every position held every foundation once, so
-    position alone is left, and the mean over the orders takes it out. None under reversal, where it cannot be told from the foundations."""
+    position alone is left, and the mean over the orders takes it out. None under two orders an item, where it cannot be told from the foundations."""
     if a.setting.debias != "cyclic" or not a.scorable.any():
         return None
     return [float(value) for value in by_position(a).mean(axis=(0, 1))]
 
 
-def left_by_reversal(a: Answers, count: int, seed: int) -> Estimate | None:
+def left_by_reversal(a: Answers) -> Estimate | None:
     """The position effect that reversal would have left in authority's clr, nats; cyclic orders remove it.
 
     Reversal puts foundation f at positions f and 6 - f, so half the sum of their effects stays: for authority, option 3 in
@@ -60,7 +69,7 @@ def left_by_reversal(a: Answers, count: int, seed: int) -> Estimate | None:
         return None
     places = by_position(a).mean(axis=1)
     mine = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
-    return estimate(lambda w: mean(w, mine), resample(a.truth[a.scorable], count, seed))
+    return estimate_of(mean_of(mine), a.truth[a.scorable])
 
 
 def reliability(a: Answers, count: int, seed: int) -> Estimate | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from evals.measures.forced_choice.instrument import orders
+from evals.measures.forced_choice.instrument import ORDERS
 from evals.measures.forced_choice.labels import answer_of
 from evals.rows import NEAR
 from shared.records import ROUNDED, Count, LogProbability, Mass, Nats, Number, Positive, Record, Share
+from shared.schema import Debias
 
 Seven = Field(min_length=7, max_length=7)  # foundations, in canonical order
 EXACT = 1e-6  # of a sum of shares: float64, and what a reader of single precision leaves of it
@@ -39,7 +40,8 @@ class ScoreRow(Record):
     label: Distribution | None
     nll_prefill: Positive | None
     text: str
-    debias: Literal["reversal", "cyclic"]
+    debias: Debias
+    rotation: Annotated[Count, Field(lt=7)] | None = None
     think_tokens: Count
     stop: bool
     temperature: Annotated[Number, Field(ge=0)]
@@ -50,6 +52,7 @@ class ScoreRow(Record):
     template: str | None = None  # the chat template's arguments, JSON; None in rows from before they were written
     free_valid: bool | None = None
     name: str | None = None
+    coefficient: Number | None = None
 
     @model_validator(mode="after")
     def _masses(self) -> Self:
@@ -58,6 +61,13 @@ class ScoreRow(Record):
             mass = sum(math.exp(value) for value in sample if value is not None)
             if mass > 1 + 2 * ROUNDED:
                 raise ValueError(f"lp are log-probabilities of one next token, and their mass is {mass:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _rotated_or_not(self) -> Self:
+        """Without its rotation nobody knows where the options of a row stood."""
+        if (self.rotation is not None) != (self.debias == "rotating"):
+            raise ValueError("a rotation is there under rotating orders, and only there")
         return self
 
     @model_validator(mode="after")
@@ -72,7 +82,7 @@ class ScoreRow(Record):
     def _of_its_lp(self) -> Self:
         """What lp comes to stands beside it, and is what the measures take: it may not say something else."""
         widths = {(len(order), len(sample)) for order in self.lp for sample in order}
-        if self.p is None or len(self.lp) != len(orders(self.debias)) or widths != {(len(self.lp[0]), len(self.p))}:
+        if self.p is None or len(self.lp) != ORDERS[self.debias] or widths != {(len(self.lp[0]), len(self.p))}:
             return self  # lp of another shape is refused with its file
         made = answer_of(np.array(self.lp, dtype=float))
         self._is("score", self.score, made.score)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from evals.costs import SMALLEST_SHIFT
+from evals.ladder import DRAWS
 from evals.measures.measure import Columns
 from evals.table import ranged
 
@@ -19,7 +21,11 @@ def about(base: Columns, rows: Sequence[Columns], debias: str) -> list[str]:
         lines.append(f"Base informedness is {informed}, below 0: the answers run against the vignettes' foundations.")
     else:
         lines.append(f"Base informedness is {informed}, above guessing: the answers follow the vignettes.")
-    if base["verdict_reason"] is not None and ends and ends[0] > 0:
+    if base["authority_contrast"] is not None:
+        lines.append(
+            f'The base\'s contrast on authority is {ranged(base, "authority_contrast", "authority_contrast_ci", 2, signed=True)} nats: by so much its log odds against "not morally wrong" are higher on vignettes of authority than on the others.'
+        )
+    if base["verdict_reason"] is not None:
         lines.append(f"The base fails the preflight ({base['verdict']}): {base['verdict_reason']}.")
     if base["order_effect"] is not None:
         lines.append(
@@ -37,9 +43,13 @@ def about(base: Columns, rows: Sequence[Columns], debias: str) -> list[str]:
         lines.append(
             "Nobody has rated these vignettes: informedness is against what they were written for, and the profile has no human reference."
         )
+    if debias == "rotating":
+        lines.append(
+            "Two orders an item turn from item to item: a position effect averages out over the items of a mean, but stays in each item."
+        )
     if debias == "reversal":
         lines.append(
-            "Authority stands in the middle of both orders, so reversal leaves its position bias in auth_nats; EVAL=full, with cyclic orders, removes it."
+            "Authority stands in the middle of both orders, so reversal leaves its position bias in auth_nats; rotating and cyclic orders (EVAL=full) remove it."
         )
     if unscorable := [
         f"{row['unscorable']} of {row['n_items']} in {row['stage']} of round {row['round']}"
@@ -75,3 +85,34 @@ def among_draws(mine: Mapping[str, Columns], draws: Sequence[Columns]) -> list[s
     far = sum(abs(value) >= abs(mine["steered"]["d_auth"]) for value in found)
     spread = f"{min(found):+.3f} to {max(found):+.3f}"
     return [f"of {len(found)} random directions {far} move auth_nats at least as far as the steering does ({spread})."]
+
+
+def ranked(mine: Mapping[str, Columns]) -> list[str]:
+    """The steered shift among those of random directions, and what this round's student adds to the one before."""
+    steered, healed, lines = mine["steered"], mine["healed"], []
+    if steered["random_rank_p"] is not None:
+        few = "" if steered["random_draws"] >= DRAWS else f", too few to count (needs {DRAWS})"
+        lines.append(
+            f"among {steered['random_draws']} random directions of equal norm{few}, the steered shift has rank p {steered['random_rank_p']:.2f}."
+        )
+    if healed["increment"] is not None:
+        lines.append(
+            f"over the student of the round before, the healed student moves auth_nats by {ranged(healed, 'increment', 'increment_ci', 3, signed=True)}."
+        )
+    return lines
+
+
+def not_wrong(mine: Mapping[str, Columns]) -> list[str]:
+    """A shift of "nothing is morally wrong here", which moves every foundation without any of them being meant."""
+    lines = []
+    for stage in ("steered", "healed"):
+        row = mine[stage]
+        found = row["shifts"][-1] if row["shifts"] else None
+        if found is None or not found["moved"] or abs(found["change"]) < SMALLEST_SHIFT:
+            continue
+        ends = ranged(found, "change", "ci", 2, signed=True)
+        away = ranged(row, "d_auth_moral", "d_auth_moral_ci", 2, signed=True)
+        lines.append(
+            f'the {stage} model says "not morally wrong" {"more" if found["change"] > 0 else "less"} often, by {ends} nats (p {row["p_not_wrong"]:.3f}). Apart from it, authority\'s share of what is called wrong moves by {away} nats.'
+        )
+    return lines

@@ -82,7 +82,7 @@ class FreeText(Measure):
     def compare(self, base: Sequence[Generation], other: Sequence[Generation], resamples: int, seed: int) -> Compared:
         texts = texts_of(other)
         level = text_levels(texts, resamples, seed)
-        delta = text_delta(texts_of(base), texts, resamples, seed) if other else None
+        delta = text_delta(texts_of(base), texts) if other else None
         columns = {
             **pair("perplexity", "perplexity_ci", level["perplexity"]),
             "distinct_1": mean_of_known(texts.distinct_1),

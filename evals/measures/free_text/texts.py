@@ -1,4 +1,4 @@
-"""Statistics of free generations: perplexity and trait_llr with paired bootstrap intervals, whose units are the prompts."""
+"""Statistics of free generations, whose units are the prompts: perplexity with a bootstrap, trait_llr with Student's t."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evals.intervals import Smooth, estimate_of, quotient
 from evals.measures.free_text.rows import Generation
 from evals.statistics import Estimate, estimate, resample
 from shared.errors import SteerHealError
@@ -43,17 +44,37 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
 
 
 def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | None]:
-    """perplexity, exp of the token-weighted mean nll, and the mean trait_llr; prompts are the units of the bootstrap."""
+    """perplexity, exp of the token-weighted mean nll, and the mean trait_llr; over prompts."""
     names = sorted(set(texts.prompt))
     (nll, tokens, llr, full), weights = by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
     return {
         "perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights),
-        "trait_llr": estimate(lambda w: (w @ llr) / (w @ full), weights),
+        "trait_llr": estimate_of(_mean(llr, full), np.zeros(len(names))),
     }
 
 
-def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | None:
+def _mean(sums: np.ndarray, counts: np.ndarray) -> Smooth:
+    """The mean over all completions of sums [prompts] over counts [prompts] of them; prompts are the units."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(sums.sum() / counts.sum())
+        if (counts > 0).sum() < 2:  # one prompt alone says nothing of how far prompts lie apart
+            return Smooth(value, np.full(len(sums), np.nan))
+        return Smooth(value, (sums - value * counts) / counts.sum())
+
+
+def text_delta(base: Texts, other: Texts) -> Estimate | None:
     """other's mean trait_llr minus base's, nats per token, paired over the prompts."""
+    found = _shift(base, other)
+    return estimate_of(found, np.zeros(len(found.influence)))
+
+
+def text_retain(base: Texts, steered: Texts, healed: Texts) -> Estimate | None:
+    """The healed student's shift of trait_llr over the steered one's, signed, with Fieller's interval over the prompts."""
+    top, bottom = _shift(base, healed), _shift(base, steered)
+    return quotient(top, bottom, np.zeros(len(top.influence)))
+
+
+def _shift(base: Texts, other: Texts) -> Smooth:
     names = sorted(set(base.prompt))
     if names != sorted(set(other.prompt)):
         raise SteerHealError(
@@ -63,9 +84,7 @@ def text_delta(base: Texts, other: Texts, count: int, seed: int) -> Estimate | N
             next="score every round of the run with the same eval.heldout",
         )
     (_, _, was, had), (_, _, now, has) = by_prompt(base, names), by_prompt(other, names)
-    return estimate(
-        lambda w: (w @ now) / (w @ has) - (w @ was) / (w @ had), resample(np.zeros(len(names)), count, seed)
-    )
+    return _mean(now, has) - _mean(was, had)
 
 
 def by_prompt(texts: Texts, names: Sequence[str]) -> tuple[np.ndarray, ...]:

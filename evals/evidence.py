@@ -1,0 +1,161 @@
+"""The evidence of both verdicts, gathered from scored conditions: answers of the forced choice, and free text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evals.costs import retain
+from evals.intervals import estimate_of, log_ratio
+from evals.ladder import Evidence, Price
+from evals.measures.forced_choice.contrast import rank_p, specific_shift
+from evals.measures.forced_choice.levels import moral_share
+from evals.measures.free_text.texts import Texts, text_delta, text_levels, text_retain
+from evals.statistics import AUTHORITY, Answers, Estimate, same_setting, show
+from evals.verdict import preflight
+from shared.instrument import FOUNDATIONS
+from shared.traits import ReadFor
+
+TRAIT = "trait_llr"
+NO_FOUNDATION = (
+    "the trait file names no foundation: the forced choice says nothing of this trait, its verdict is that on free text"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a trait is read for in the forced choice: a foundation, and the sign of the shift that is more trait."""
+
+    foundation: int = AUTHORITY
+    sign: int = -1
+
+    @property
+    def measure(self) -> str:
+        return "d_auth" if self.foundation == AUTHORITY else f"d_{FOUNDATIONS[self.foundation]}"
+
+
+AUTHORITY_FALLS = Target()
+
+
+def target_of(read_for: ReadFor | None) -> Target | None:
+    """What scores.json says the forced choice is read for."""
+    return None if read_for is None else Target(FOUNDATIONS.index(read_for.foundation), read_for.sign)
+
+
+def shift(base: Answers, other: Answers, foundation: int = AUTHORITY) -> Estimate | None:
+    """Change of ln of a foundation's mean probability over the items scorable in both, nats."""
+    same_setting(base.setting, other.setting)
+    keep = base.scorable & other.scorable
+    if not keep.any():
+        return None
+    return estimate_of(log_ratio(base.p[keep, foundation], other.p[keep, foundation]), base.truth[keep])
+
+
+def rank_among(base: Answers, steered: Answers, draws: Sequence[Answers], target: Target) -> float | None:
+    """`rank_p` of the steered shift among those of random directions, over the items scorable in all of them."""
+    keep = np.logical_and.reduce([a.scorable for a in (base, steered, *draws)])
+    if not keep.any() or not draws:
+        return None
+    f = target.foundation
+    mine, *others = (log_ratio(base.p[keep, f], a.p[keep, f]).value for a in (steered, *draws))
+    return rank_p(mine, others, target.sign)
+
+
+def of_answers(
+    base: Answers,
+    steered: Answers,
+    healed: Answers,
+    *,
+    draws: Sequence[Answers] = (),
+    before: Answers | None = None,
+    broken: str | None = None,
+    degraded: Sequence[str] = (),
+    coherence: Estimate | None = None,
+    price: Price | None = None,
+    target: Target = AUTHORITY_FALLS,
+) -> Evidence:
+    """The forced choice's evidence on a healed student.
+
+    Args:
+        draws: the steered weights with random directions of the vector's norm.
+        before: the student of the round before, None in the first round or where it was not scored likewise.
+        broken, degraded: what free text and retention say against the student; coherence: its answer mass over the base's.
+        price: the student's against plain steering at the same shift.
+    """
+    for other in (*draws, *([before] if before else [])):
+        same_setting(base.setting, other.setting)
+    f, keep = target.foundation, base.scorable & healed.scorable
+    refused = preflight(base, f)
+    moral = None
+    if keep.any():
+        gap = moral_share(healed.p[keep], f) - moral_share(base.p[keep], f)
+        moral = estimate_of(gap, base.truth[keep])
+    name = FOUNDATIONS[f]
+    return Evidence(
+        measure=target.measure,
+        sign=target.sign,
+        broken=broken,
+        no_format=refused.reason if refused and refused.state == "no_format" else None,
+        no_axis=refused.reason if refused and refused.state == "no_axis" else None,
+        steered=shift(base, steered, f),
+        healed=shift(base, healed, f),
+        retained=retain(base, steered, healed, f),
+        rank=rank_among(base, steered, draws, target),
+        draws=len(draws),
+        later=before is not None,
+        increment=shift(before, steered, f) if before is not None else None,
+        specific={"specific_shift": specific_shift(base, healed, f), f"{target.measure}_moral": moral},
+        confounded=f"the options were asked in reversed orders alone, where {name} keeps its place or its mirror: a preference for the place looks the same; score with --debias rotating"
+        if base.setting.debias == "reversal"
+        else None,
+        coherence=coherence,
+        degraded=degraded,
+        price=price,
+    )
+
+
+def of_texts(
+    base: Texts,
+    steered: Texts,
+    healed: Texts,
+    *,
+    prompted: Texts | None,
+    draws: Sequence[Texts] = (),
+    before: Texts | None = None,
+    broken: str | None = None,
+    degraded: Sequence[str] = (),
+    price: Price | None = None,
+) -> Evidence:
+    """Free text's evidence on a healed student, of trait_llr, nats per token: more is more trait.
+
+    Args:
+        prompted: the original model under the trait prompt, where it was scored: what it does not raise, the measure does not see.
+        others: as in `of_answers`.
+    """
+    asked = text_delta(base, prompted) if prompted is not None else None
+    no_axis = None
+    if asked is not None and (asked.interval is None or asked.interval[0] <= 0):
+        no_axis = (
+            f"the trait prompt itself moves {TRAIT} by {show(asked)}, not above 0: the measure does not see the trait"
+        )
+    moved = text_delta(base, steered)
+    found = [found.value for draw in draws if (found := text_delta(base, draw)) is not None]
+    return Evidence(
+        measure=f"d_{TRAIT}",
+        sign=1,
+        smallest=0.0,
+        broken=broken,
+        no_format="the base's free text has no perplexity" if text_levels(base, 1, 0)["perplexity"] is None else None,
+        no_axis=no_axis,
+        steered=moved,
+        healed=text_delta(base, healed),
+        retained=text_retain(base, steered, healed),
+        rank=rank_p(moved.value, found, 1) if moved is not None else None,
+        draws=len(found),
+        later=before is not None,
+        increment=text_delta(before, steered) if before is not None else None,
+        degraded=degraded,
+        price=price,
+    )

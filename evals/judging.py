@@ -1,0 +1,222 @@
+"""The conditions of a round judged against the base: what is broken, what each verdict says of the healed student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from evals.coherence import Measures, Part, parts
+from evals.costs import SMALLEST_SHIFT, retain
+from evals.evidence import AUTHORITY_FALLS, NO_FOUNDATION, Target, of_answers, of_texts, rank_among, shift
+from evals.ladder import Price, judge
+from evals.measures.free_text.measure import looping, mean_of_known
+from evals.measures.free_text.rows import Generation
+from evals.measures.free_text.texts import Texts, texts_of
+from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
+from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
+from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
+from evals.rows import ConditionLine
+from evals.statistics import Answers, Estimate, show
+from evals.verdict import broken, preflight
+
+ANSWER_MASS = "answer mass / base's"  # the part of coherence that the ladder judges by its own limit
+
+
+@dataclass(frozen=True)
+class Case:
+    """One condition of a round with all that its row needs.
+
+    data: as each measure reads it, by the measure's name. columns, estimates: what the measures say of it against the base.
+    """
+
+    number: int
+    line: ConditionLine
+    data: Mapping[str, Any]
+    columns: Mapping[str, Any]
+    estimates: Mapping[str, Estimate | None]
+
+    @property
+    def answers(self) -> Answers:
+        return self.data["forced_choice"]  # type: ignore[no-any-return]
+
+    @property
+    def generations(self) -> Sequence[Generation]:
+        return self.data["free_text"]  # type: ignore[no-any-return]
+
+    @cached_property
+    def texts(self) -> Texts:
+        return texts_of(self.generations)
+
+    @cached_property
+    def coherence(self) -> Measures:
+        """What the coherence verdict compares: point estimates over the texts with tokens."""
+        texts = self.texts
+        tokens, nll = float(texts.tokens.sum()), float(texts.nll.sum())
+        return Measures(
+            perplexity=float(np.exp(nll / tokens)) if tokens and np.isfinite(nll) else None,
+            distinct_3=mean_of_known(texts.distinct_3),
+            looping=looping(texts),
+            valid=mean_of_known(self.answers.valid),
+            empty=float((texts.tokens == 0).mean()) if len(texts.tokens) else None,
+            unscorable=float((~self.answers.scorable).mean()),
+        )
+
+    @property
+    def broken(self) -> str | None:
+        """Why the condition no longer answers, or None: by the forced choice, and texts without a perplexity."""
+        must = ["auth_nats", "p_ans_any", *(["perplexity"] if self.generations else [])]
+        undefined = [name for name in must if self.estimates[name] is None]
+        unscorable = int((~self.answers.scorable).sum())
+        return broken(undefined, unscorable, len(self.answers.truth), self.estimates["coherence"])
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of one row; None where there is nothing to say. price: of the healed student against plain steering."""
+
+    verdict: str | None = None
+    reason: str | None = None
+    text_verdict: str | None = None
+    text_reason: str | None = None
+    price: Price | None = None
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The conditions of a round by their parts in the verdict.
+
+    Args:
+        draws: the round's steered weights with random directions. before: the student of the round before, where it was scored.
+        prompted: the original model under the trait prompt. doses: the original model steered by round 1's vector.
+        target: what the forced choice is read for, None for a trait that is about no foundation.
+        count, seed: of the bootstrap's resamples.
+    """
+
+    base: Case
+    steered: Case
+    healed: Case
+    draws: Sequence[Case]
+    before: Case | None
+    prompted: Case | None
+    doses: Sequence[Case]
+    target: Target | None
+    count: int
+    seed: int
+
+    def parts(self, case: Case) -> list[Part]:
+        return parts(self.base.coherence, case.coherence, case.estimates["coherence"])
+
+    @cached_property
+    def retained(self) -> Estimate | None:
+        """The share of the steered shift of auth_nats that the student keeps; None under 0.05 nats of it, where it is noise."""
+        steered = shift(self.base.answers, self.steered.answers)
+        if steered is None or abs(steered.value) < SMALLEST_SHIFT:
+            return None
+        return retain(self.base.answers, self.steered.answers, self.healed.answers)
+
+    @cached_property
+    def rank(self) -> float | None:
+        """Rank p of the steered shift among the random draws."""
+        draws = [case.answers for case in self.draws]
+        return rank_among(self.base.answers, self.steered.answers, draws, self.target or AUTHORITY_FALLS)
+
+    @cached_property
+    def over_random(self) -> Estimate | None:
+        """The steered shift less that of the headline draw, paired."""
+        first = next((case for case in self.draws if case.line.headline), None)
+        return None if first is None else shift(first.answers, self.steered.answers)
+
+    def increment(self, case: Case) -> Estimate | None:
+        """Shift of auth_nats of the steered and the healed headline over the student before; None in the first round."""
+        if self.before is None or case not in (self.steered, self.healed):
+            return None
+        return shift(self.before.answers, case.answers)
+
+    def verdicts(self, case: Case) -> Verdicts:
+        """Of a row: both ladders on a healed student; of the base whether there is an axis; of others whether they are broken."""
+        problem = case.broken
+        if case.line.stage == "base":
+            refused = preflight(case.answers, (self.target or AUTHORITY_FALLS).foundation)
+            if problem is not None:
+                return Verdicts("broken", problem)
+            return Verdicts(refused.state, refused.reason) if refused and self.target else Verdicts()
+        if case.line.stage != "healed":
+            return Verdicts("broken", problem) if problem is not None else Verdicts()
+        found = self.parts(case)
+        states = {
+            state: "; ".join(str(part) for part in found if part.state == state and part.name != ANSWER_MASS)
+            for state in ("broken", "degraded")
+        }
+        gone, less = _retention(case.estimates.get("ret_kl"))
+        lost = problem or states["broken"] or gone
+        worse = [why for why in (states["degraded"], less) if why]
+        text, reason = self._text(case, lost, worse)
+        if self.target is None:
+            return Verdicts(None, NO_FOUNDATION, text, reason)
+        evidence = of_answers(
+            self.base.answers,
+            self.steered.answers,
+            case.answers,
+            draws=[draw.answers for draw in self.draws],
+            before=self.before.answers if self.before else None,
+            broken=lost,
+            degraded=worse,
+            coherence=case.estimates["coherence"],
+            price=self._price(case, "authority"),
+            target=self.target,
+        )
+        return Verdicts(*judge(evidence), text, reason, evidence.price)
+
+    def _text(self, case: Case, lost: str | None, worse: Sequence[str]) -> tuple[str | None, str | None]:
+        if not case.generations:
+            return None, None
+        evidence = of_texts(
+            self.base.texts,
+            self.steered.texts,
+            case.texts,
+            prompted=self.prompted.texts if self.prompted else None,
+            draws=[draw.texts for draw in self.draws],
+            before=self.before.texts if self.before else None,
+            broken=lost,
+            degraded=worse,
+            price=self._price(case, "trait_llr"),
+        )
+        return judge(evidence)
+
+    def _price(self, case: Case, axis: Axis) -> Price | None:
+        """Against plain steering at the same shift: ln of perplexity where there are texts, else the answer mass lost."""
+        doses = sorted(
+            (dose for dose in self.doses if dose.line.coefficient), key=lambda dose: dose.line.coefficient or 0
+        )
+        alive: list[Case] = []
+        for dose in doses:
+            if dose.broken or any(part.state == "broken" for part in self.parts(dose)):
+                break  # beyond it a route would be drawn through a model that no longer answers
+            alive.append(dose)
+        at: list[Point] = [(BASE, one.answers, one.texts) for one in (self.base, *alive, case)]
+        coefficients = [float(dose.line.coefficient or 0) for dose in alive]
+        if len(set(coefficients)) < len(coefficients) or min(coefficients, default=0) <= 0:
+            return None
+        keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
+        moved, paid = shift_and_price(at, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
+        name = "answer mass lost"
+        if case.generations:
+            _, paid = shift_and_price(at, "trait_llr", self.count, self.seed, keep)
+            name = "ln of perplexity over the base's"
+        less = less_steering(coefficients, moved, paid)
+        return None if less is None else Price(name, less)
+
+
+def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
+    """Why a condition is broken, or degraded, by its distance from the base on frozen neutral text; None where that was not taken."""
+    if ret_kl is None:
+        return None, None
+    low, high = ret_kl.interval or (ret_kl.value, ret_kl.value)
+    said = f"KL from the base on neutral text is {show(ret_kl)} nats per token"
+    if low > RETENTION_BROKEN:
+        return f"{said}, above {RETENTION_BROKEN}", None
+    return None, f"{said}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None

@@ -1,0 +1,240 @@
+"""Routes: how far a condition has moved and what it has paid, from the base on, over the students of an arm or the doses of a vector.
+
+A student's route is dialled by the gate of its own round from the student before it; plain steering's by its coefficient. Within a round
+shift and price are monotone cubics of the dial through the scored points (Fritsch and Carlson 1980), since both bend along a dial and a
+chord would favour what moves little. The route ends where a condition is broken, or a figure undefined.
+
+authority   shift -d_auth, nats; price the answer mass lost, at least 0; units are items, drawn within foundations
+trait_llr   shift d_trait_llr, nats per token; price ln of perplexity over the base's; units are prompts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from evals.evidence import AUTHORITY_FALLS, Target
+from evals.measures.free_text.texts import Texts, by_prompt, texts_of
+from evals.round import Round
+from evals.statistics import Answers, Estimate, mean, resample, same_setting
+
+Axis = Literal["authority", "trait_llr"]
+SHIFT = {"authority": "-d_auth", "trait_llr": "d_trait_llr"}
+PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
+Student = tuple[int, float]  # a round and the gate of its adapter over the student before
+BASE: Student = (0, 1.0)
+TAIL = 0.025  # share of resamples beyond either end of an interval
+AREA = 16  # shifts at which two price curves are compared for the area between them
+STEPS = 64  # of a dial, between which shift and price are taken as straight
+
+
+@dataclass(frozen=True)
+class Route:
+    """Shift and price [points, 1 + draws] of one arm and seed, the base first; column 0 is the data, the others resamples.
+
+    students: of each point; none, not even the base, where the base's own figures are undefined. ended: why the path ends before the
+    arm's last student, empty where it does not.
+    """
+
+    students: Sequence[Student]
+    shift: np.ndarray
+    price: np.ndarray
+    ended: str = ""
+
+    @property
+    def reach(self) -> float:
+        return float(self.shift[:, 0].max(initial=0.0))
+
+    @property
+    def moved(self) -> bool:
+        """Whether some student's shift is above 0 by its interval."""
+        return bool((np.quantile(self.shift[1:, 1:], TAIL, axis=1) > 0).any()) if len(self.shift) > 1 else False
+
+    def at(self, target: float | np.ndarray) -> np.ndarray:
+        """Price [1 + draws] where the shift first reaches the target, one or [1 + draws]; infinite where it never does."""
+        found = np.full(self.shift.shape[1], np.inf)
+        targets = np.broadcast_to(target, found.shape)
+        for _, _, shift, price in self._dials():
+            for low in range(len(shift) - 1):
+                here = np.isinf(found) & (shift[low] < targets) & (shift[low + 1] >= targets)
+                share = _share(shift[low][here], shift[low + 1][here], targets[here])
+                found[here] = price[low][here] + share * (price[low + 1][here] - price[low][here])
+        return found
+
+    def where(self, target: float) -> Student | None:
+        """The round and the gate at which the data's own shift first reaches the target, None where it never does."""
+        for number, gates, shift, _ in self._dials():
+            for low in range(len(gates) - 1):
+                x0, x1 = shift[low : low + 2, 0]
+                if x0 < target <= x1:
+                    return number, float(gates[low] + _share(x0, x1, target) * (gates[low + 1] - gates[low]))
+        return None
+
+    def _dials(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """(round, gates [STEPS + 1], shift and price [STEPS + 1, 1 + draws]) along the gate of each round."""
+        from scipy.interpolate import PchipInterpolator
+
+        before = 0
+        for number in sorted({number for number, _ in self.students} - {0}):
+            mine = [index for index, (its, _) in enumerate(self.students) if its == number]
+            points, gates = [before, *mine], [0.0, *(self.students[index][1] for index in mine)]
+            along = np.linspace(0.0, gates[-1], STEPS + 1)
+            shift, price = (PchipInterpolator(gates, values[points])(along) for values in (self.shift, self.price))
+            yield number, along, shift, price
+            before = mine[-1]
+
+
+def _share(low: Any, high: Any, target: Any) -> Any:
+    return (target - low) / (high - low)
+
+
+Point = tuple[Student, Answers, Texts]
+
+
+def points(rounds: Sequence[Round]) -> list[Point]:
+    """The base and then, round by round, the dialled and the whole students by their gates.
+
+    Gate 0 is the student before; what lies outside 0 to 1 is on no way from a student to the next.
+    """
+    first = rounds[0]
+    found = [(BASE, first.answers["base"], texts_of(first.generations["base"]))]
+    for r in rounds:
+        lines = [
+            (1.0 if line.gate is None else line.gate, line) for line in r.scores.conditions if line.stage == "healed"
+        ]
+        for gate, line in sorted(lines, key=lambda pair: pair[0]):
+            if 0.0 < gate <= 1.0:
+                found.append(((r.number, gate), r.answers[line.name], texts_of(r.generations[line.name])))
+    return found
+
+
+def dose_points(first: Round) -> list[Point]:
+    """The base and round 1's steered conditions by their coefficient, each of which was sampled and scored."""
+    found = [(BASE, first.answers["base"], texts_of(first.generations["base"]))]
+    lines = [line for line in first.scores.conditions if line.stage == "steered" and (line.coefficient or 0) > 0]
+    for line in sorted(lines, key=lambda line: line.coefficient or 0):
+        student = (first.number, float(line.coefficient or 0))
+        if student != found[-1][0]:  # the mean of the kept rows may be one of the doses
+            found.append((student, first.answers[line.name], texts_of(first.generations[line.name])))
+    return found
+
+
+def scorable(rounds: Sequence[Round], broken: Mapping[Student, str]) -> np.ndarray:
+    """Items [items] that the base and every student of a path answered, up to where it ends: what a dead student did not answer is
+    taken from nobody."""
+    found = points(rounds)
+    dead = (i for i, (student, answers, _) in enumerate(found) if student in broken or not answers.scorable.any())
+    return np.logical_and.reduce([answers.scorable for _, answers, _ in found[: max(next(dead, len(found)), 1)]])
+
+
+def shift_and_price(
+    at: Sequence[Point], axis: Axis, count: int, seed: int, keep: np.ndarray, target: Target = AUTHORITY_FALLS
+) -> tuple[np.ndarray, np.ndarray]:
+    """[points, 1 + count] each, against the first point, of the same resamples; column 0 is the data, NaN where undefined.
+
+    keep: items [items] counted on the axis of authority; target: what that is read for, the trait's way up.
+    """
+    if axis == "trait_llr":
+        return _by_prompt([texts for _, _, texts in at], count, seed)
+    return by_item([answers for _, answers, _ in at], count, seed, keep, target)
+
+
+def path(
+    rounds: Sequence[Round],
+    axis: Axis,
+    count: int,
+    seed: int,
+    *,
+    broken: Mapping[Student, str] = {},
+    keep: np.ndarray | None = None,
+) -> Route:
+    """The same seed and units give the same resamples, which pairs arms. broken: students at which the path ends, and why.
+
+    keep: items counted on the axis of authority, those scorable in every arm that is compared.
+    """
+    return along(points(rounds), axis, count, seed, broken, scorable(rounds, broken) if keep is None else keep)
+
+
+def along(
+    at: Sequence[Point], axis: Axis, count: int, seed: int, broken: Mapping[Student, str], keep: np.ndarray
+) -> Route:
+    """The route through points in their order, the base first."""
+    shift, price = shift_and_price(at, axis, count, seed, keep)
+    students = [student for student, _, _ in at]
+    defined = np.isfinite(shift).all(1) & np.isfinite(price).all(1)
+    for index, student in enumerate(students):
+        why = broken.get(student) or ("" if defined[index] else "its figures are undefined")
+        if why:
+            said = f"round {student[0]}{'' if student[1] == 1 else f' at {student[1]:g}'}: {why}"
+            return Route(students[:index], shift[:index], price[:index], said if index else "the base is undefined")
+    return Route(students, shift, price)
+
+
+def _by_prompt(texts: Sequence[Texts], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    names = sorted(set(texts[0].prompt))
+    weights = np.vstack([np.ones(len(names)), resample(np.zeros(len(names)), count, seed)])
+    sums = [by_prompt(one, names) for one in texts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = np.array([(weights @ llr) / (weights @ full) for _, _, llr, full in sums])
+        nll = np.array([(weights @ total) / (weights @ tokens) for total, tokens, _, _ in sums])
+    return level - level[0], nll - nll[0]
+
+
+def by_item(
+    answers: Sequence[Answers], count: int, seed: int, keep: np.ndarray, target: Target
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shift and price [conditions, 1 + count] of answers against the first, as `shift_and_price` gives them."""
+    base = answers[0]
+    for other in answers:
+        same_setting(base.setting, other.setting)
+    if not keep.any():
+        nothing = np.full((len(answers), 1 + count), np.nan)
+        return nothing, nothing
+    weights = np.vstack([np.ones(int(keep.sum())), resample(base.truth[keep], count, seed)])
+    level = np.array([np.log(mean(weights, a.p[keep][:, target.foundation])) for a in answers])
+    mass = np.array([mean(weights, a.mass[keep]) for a in answers])
+    # more answer mass than the base has is no gain in coherence
+    return target.sign * (level - level[0]), np.maximum(mass[0] - mass, 0.0)
+
+
+def less_steering(doses: Sequence[float], shift: np.ndarray, price: np.ndarray) -> Estimate | None:
+    """What a student paid less what plain steering pays at the student's own shift, paired over the resamples.
+
+    Steering's route runs through the base and its doses. A resample in which it does not get as far takes the price of its last dose,
+    which is rather too low. None with fewer than two doses, since a chord from the base overstates a price that bends; where a figure
+    is undefined; and where the doses do not reach the student's shift.
+
+    Args:
+        doses: coefficients, ascending, above 0.
+        shift, price: [base, doses..., the student; 1 + draws], column 0 the data.
+    """
+    if len(doses) < 2 or not np.isfinite(shift).all() or not np.isfinite(price).all():
+        return None
+    route = Route([BASE, *((1, dose) for dose in doses)], shift[:-1], price[:-1])
+    if not 0.0 < shift[-1, 0] <= route.reach:
+        return None
+    steering = route.at(shift[-1])
+    steering = np.where(np.isinf(steering), np.where(shift[-1] > 0, price[-2], 0.0), steering)
+    gap = price[-1] - steering
+    low, high = np.quantile(gap[1:], [TAIL, 1 - TAIL])
+    return Estimate(float(gap[0]), (float(low), float(high)))
+
+
+def area_between(first: Route, second: Route) -> np.ndarray | None:
+    """Mean [1 + draws] of first's price less second's over the shifts that both reach, from 0 to the lesser reach.
+
+    The lesser reach is the data's; a resample of a route that does not get so far ends at its own last price. None where one did not
+    move.
+    """
+    if not first.moved or not second.moved:
+        return None
+    targets = np.linspace(0.0, min(first.reach, second.reach), AREA + 1)[1:]
+    return np.asarray(np.mean([_held(first, target) - _held(second, target) for target in targets], axis=0))
+
+
+def _held(route: Route, target: float) -> np.ndarray:
+    found = route.at(target)
+    return np.where(np.isinf(found), route.price[-1], found)
