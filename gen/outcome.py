@@ -52,6 +52,13 @@ class Tally:
             group.distinct_3 += row.distinct_3
             group.trait_llr += row.trait_llr
 
+    def merge(self, other: Tally) -> None:
+        """Add the sums over other rows."""
+        for coefficient, sums in other.groups.items():
+            group = self.groups.setdefault(coefficient, Group())
+            for name, value in vars(sums).items():
+                setattr(group, name, getattr(group, name) + value)
+
     def lines(self, vector: Vector | None = None) -> list[dict[str, Any]]:
         """By coefficient, ascending, the fields of shared.filter_record.SweepLine."""
         lines = []
@@ -99,6 +106,13 @@ class Outcome:
     @property
     def rejected(self) -> int:
         return self.per.total() - self.kept
+
+    def merge(self, other: Outcome) -> None:
+        """Add the counts of other rows under the same limits."""
+        self.tally.merge(other.tally)
+        self.per.update(other.per)
+        self.alive.update(other.alive)
+        self.causes.update(other.causes)
 
     def write(self, path: Path, vector: Vector | None) -> None:
         """Write filter.json, as shared.filter_record.FilterRecord reads it."""

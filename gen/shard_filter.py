@@ -1,4 +1,4 @@
-"""The filter over a folder of shards, in memory bounded by a row group and by the measures of the unsteered completions.
+"""The filter over a folder of shards, on all cores, in memory bounded by a row group each and by the measures of the unsteered completions.
 
 Kept and rejected rows are folders of shards again, in the order of the sweep. Rows are judged from what Python reads of them, and written
 as Arrow has them: no row is serialised again.
@@ -6,17 +6,25 @@ as Arrow has them: no row is serialised again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gen.outcome import Outcome, Starved, print_reasons, print_sweep, refuse_starvation
 from gen.rules import Yardstick, judge
-from gen.shards import Shard, is_sharded, schema, verified, write_manifest
+from gen.shards import Shard, is_sharded, read_manifest_of, schema, verified, write_manifest
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.filter_record import NAME
 from shared.lines import problem_of
+from shared.machine import cores
+from shared.process import die_with_parent
 from shared.publish import atomic_folder, digest
 from shared.reasons import Reason
 from shared.records import Completion, iterate_jsonl
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 MADE_BY = "python -m gen.sweep --help"
 KEPT, REJECTED = "kept", "rejected"
 BATCH = 256  # rows that Python holds
+MANY = 50_000  # rows from which on processes are worth their start
 
 
 def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str, out: Path) -> Outcome:
@@ -53,36 +62,31 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
             expected="candidates among the rows of --in",
             next=f"--in {unsteered} without --unsteered",
         )
-    yardstick = Yardstick(unsteered_rows(unsteered))
-    result, steered = Outcome(yardstick.limits(config)), config.source == "steered"
-    reasons_of = judge(result.limits, config, trait)
+    result = Outcome(Yardstick(unsteered_rows(unsteered)).limits(config))
     if unsteered != sweep:  # a control of their own file
+        reasons_of = judge(result.limits, config, trait)
         for row in unsteered_rows(unsteered):
             result.add(row, reasons_of(row), candidate=False)
     starved: Starved | None = None
     refuse_other_files(out)
-    with atomic_folder(out) as folder:
+    own = unsteered == sweep  # then its shards are verified by now
+    manifest = read_manifest_of(sweep, MADE_BY)
+    paths = [sweep / shard.name for shard in manifest.shards] if own else list(verified(sweep, MADE_BY))
+    with atomic_folder(out) as folder, ExitStack() as stack:
         shards: dict[str, list[Shard]] = {KEPT: [], REJECTED: []}
         for name in shards:
             (folder / name).mkdir()
-        for path in verified(sweep, MADE_BY):
-            writers = {name: Writer(folder / name / path.name) for name in shards}
-            for table in row_groups(path):
-                reasons: list[list[Reason] | None] = []  # of candidates; None for another row
-                for row in rows_of(table, path):
-                    candidate = bool(row.coefficient) == steered
-                    if row.coefficient and not steered:
-                        result.tally.add(row, False)
-                    elif row.coefficient or unsteered == sweep:
-                        why = reasons_of(row)
-                        result.add(row, why, candidate=candidate)
-                        reasons.append(why if candidate else None)
-                        continue
-                    reasons.append(None)
-                writers[KEPT].write(table, [why == [] for why in reasons], reasons)
-                writers[REJECTED].write(table, [bool(why) for why in reasons], reasons)
-            for name, writer in writers.items():
-                shards[name] += writer.close()
+        task = Task(folder, result.limits, config, trait, own)
+        each: Callable[[Task, list[Path]], Iterable[tuple[Outcome, dict[str, list[Shard]]]]] = map
+        if (processes := min(cores(), len(paths))) > 1 and manifest.rows >= MANY:
+            spawned = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(processes, spawned, end_with, (os.getpid(),))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            each = pool.map
+        for part, written in each(task, paths):  # in their order, so that sums do not depend on the processes
+            result.merge(part)
+            for name, shard in written.items():
+                shards[name] += shard
         print_sweep(result.tally, result.limits, config, None)
         print_reasons(result)
         for name, written in shards.items():
@@ -99,6 +103,51 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
         say(f"wrote {out / REJECTED}: every rejected row with its reasons")
         raise starved
     return result
+
+
+def end_with(parent: int) -> None:
+    """In a process of the pool: it ends with the command that started it, which a Ctrl-C reaches as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if bind := die_with_parent(parent):
+        bind()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Filters one shard, in any process.
+
+    Args:
+        folder: holds the folders of kept and of rejected rows.
+        limits, config, trait: what rows are judged by.
+        own: whether the shard's rows at coefficient 0 are the control; they are passed over where another file has these.
+    """
+
+    folder: Path
+    limits: dict[str, float]
+    config: FilterConfig
+    trait: str
+    own: bool
+
+    def __call__(self, path: Path) -> tuple[Outcome, dict[str, list[Shard]]]:
+        """The counts of a shard, and the shards of its kept and its rejected rows."""
+        result, steered = Outcome(self.limits), self.config.source == "steered"
+        reasons_of = judge(self.limits, self.config, self.trait)
+        writers = {name: Writer(self.folder / name / path.name) for name in (KEPT, REJECTED)}
+        for table in row_groups(path):
+            reasons: list[list[Reason] | None] = []  # of candidates; None for another row
+            for row in rows_of(table, path):
+                candidate = bool(row.coefficient) == steered
+                if row.coefficient and not steered:
+                    result.tally.add(row, False)
+                elif row.coefficient or self.own:
+                    why = reasons_of(row)
+                    result.add(row, why, candidate=candidate)
+                    reasons.append(why if candidate else None)
+                    continue
+                reasons.append(None)
+            writers[KEPT].write(table, [why == [] for why in reasons], reasons)
+            writers[REJECTED].write(table, [bool(why) for why in reasons], reasons)
+        return result, {name: writer.close() for name, writer in writers.items()}
 
 
 def unsteered_rows(path: Path) -> Iterator[Completion]:

@@ -18,6 +18,7 @@ from conftest import ROOT, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gen.card import card
 from gen.commandline import named_after
 from gen.filter import Places, Source, split, stage, tally
 from gen.outcome import Outcome, Starved, refuse_starvation
@@ -25,6 +26,7 @@ from gen.rules import RULES, Bound, Yardstick, judge
 from shared.errors import SteerHealError
 from shared.filter_record import read_filter_record
 from shared.outputs import guard
+from shared.publish import digest
 from shared.reasons import Reason
 from shared.records import Completion, Identity, read_jsonl, write_jsonl
 from shared.run import Run, open_run
@@ -234,6 +236,22 @@ def test_the_record_says_what_the_filter_decided(tmp_path: Path) -> None:
     assert [line.relative_dose for line in record.lines] == [None] * 3  # the vector of this test has no norms
     recorded = json.loads(opened.manifest(1, "filter").read_text())["outputs"]
     assert {*recorded} == {f"rounds/01/{name}" for name in ("kept.jsonl", "rejected.jsonl", "filter.json")}
+
+
+def test_the_card_repeats_the_record(tmp_path: Path) -> None:
+    """It judges nothing: a record that says something else is what it shows."""
+    opened = swept_run(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0 + 7 * i) for i in range(5)]])
+    stage(opened, 1, False)
+    path = opened.round(1) / "filter.json"
+    record = json.loads(path.read_text())
+    text = card(opened, 1)
+    assert "| 1 | 5 | 3 | +0.100 |" in text and "perplexity 21.750" in text and "| 0 |" not in text
+    path.write_text(json.dumps({**record, "limits": {**record["limits"], "perplexity": 77.0}}))
+    manifest = opened.manifest(1, "filter")
+    recorded = json.loads(manifest.read_text())
+    recorded["outputs"]["rounds/01/filter.json"] = digest(path)
+    manifest.write_text(json.dumps(recorded))
+    assert "perplexity 77.000" in card(opened, 1)
 
 
 def test_a_reason_is_told_in_words() -> None:

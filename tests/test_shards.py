@@ -29,6 +29,7 @@ from shared.errors import SteerHealError
 from shared.filter_record import read_filter_record
 from shared.models import Model
 from shared.prompts import open_prompts
+from shared.publish import digest
 from shared.records import Completion, as_jsonl, read_jsonl, write_jsonl
 from shared.vectors import Vector, load_vector
 from train.data import load
@@ -217,6 +218,30 @@ def test_unsteered_rows_may_be_elsewhere(make: Callable[..., Stub], small_shards
     (tmp_path / "s" / "manifest.json").unlink()
     done = command("gen.filter", "--in", tmp_path / "s", "--out", tmp_path / "x")
     assert done.returncode == 2 and "a folder of shards is not whole" in done.stderr, done.stderr
+
+
+def test_shards_are_filtered_by_several_processes_to_the_same_bytes(
+    make: Callable[..., Stub], small_shards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an error of one of them is ours, as it would be in this one."""
+    make(tmp_path / "s", Stub())
+    config = resolve(None, SETTINGS)[0].filter
+    monkeypatch.setattr("gen.shard_filter.cores", lambda: 2)
+    for many in (10**9, 1):
+        monkeypatch.setattr("gen.shard_filter.MANY", many)
+        filter_shards(tmp_path / "s", tmp_path / "s", config, "embedded", tmp_path / f"f{many}")
+    for name in ("kept", "rejected"):
+        assert contents(tmp_path / "f1" / name) == contents(tmp_path / f"f{10**9}" / name)
+    assert (tmp_path / "f1" / "filter.json").read_bytes() == (tmp_path / f"f{10**9}" / "filter.json").read_bytes()
+    last = tmp_path / "s" / "00006.parquet"
+    table = pyarrow.parquet.read_table(last)
+    place = table.schema.get_field_index("perplexity")
+    steered = pyarrow.array([0.5] * len(table), pyarrow.float64())  # no perplexity is below 1
+    pyarrow.parquet.write_table(table.set_column(place, "perplexity", steered), last)
+    shards.write_manifest(tmp_path / "s", [shard.model_copy(update={"sha256": digest(tmp_path / "s" / shard.name)}) for shard in read_manifest_of(tmp_path / "s", "-").shards])  # fmt: skip
+    with pytest.raises(SteerHealError, match="a row of a shard is no completion") as refused:
+        filter_shards(tmp_path / "s", tmp_path / "s", config, "embedded", tmp_path / "x")
+    assert "00006.parquet, key" in str(refused.value.given) and not (tmp_path / "x").exists()
 
 
 def test_a_filter_of_shards_that_starves_leaves_the_rejected(

@@ -80,7 +80,7 @@ def _strip(row: TokenRow, training: Training) -> str:
     spans = []
     for token, ce, base, previous in zip(row.tokens, row.ce, row.kl_base, row.kl_previous, strict=True):
         kl = max(base if training.reference == "base" else previous, 0.0)
-        title = f"KL to the original {base:.3f}, to the previous student {previous:.3f}, cross-entropy {ce:.3f}"
+        title = f"{DIVERGENCES[training.divergence].symbol} to the original {base:.3f}, to the previous student {previous:.3f}, cross-entropy {ce:.3f}"
         kind = ' class="over"' if has_barrier(training.divergence) and kl > training.tau else ""
         text = escape(token.encode("utf-8", "replace").decode("utf-8")).replace("\n", "&#8629;<br>")
         spans.append(f'<span{kind} title="{title}" style="background:rgba(213,94,0,{kl / (kl + 1):.2f})">{text}</span>')
