@@ -30,7 +30,7 @@ from shared.tables import read_parquet
 
 MADE_BY = "python -m evals.score --help"
 # columns of results.json that answers alone do not fill
-OF_TEXTS = ("perplexity", "perplexity_ci", "distinct_3", "trait_llr", "trait_llr_ci", "ret_nll", "ret_kl", "ret_kl_ci", "entropy", "kl_on_policy", "llr_opposite", "llr_opposite_ci", "share_of_prompted", "relevance", "text_verdict")  # fmt: skip
+OTHER_COLUMNS = ("arm", "seed", "round", "stage", "coefficient", "perplexity", "perplexity_ci", "distinct_3", "trait_llr", "trait_llr_ci", "ret_nll", "ret_kl", "ret_kl_ci", "entropy", "kl_on_policy", "llr_opposite", "llr_opposite_ci", "share_of_prompted", "relevance", "text_verdict")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
     return {
         **figures.columns,
         **figures.costs(problem),
-        **dict.fromkeys(OF_TEXTS),
+        **dict.fromkeys(OTHER_COLUMNS),
         "informedness": figures.level["informedness"].value if figures.level["informedness"] else None,
         "broken": problem,
         "random_rank_p": rank_among(base, sides.steered or other, sides.draws, AUTHORITY_FALLS),

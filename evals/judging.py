@@ -41,11 +41,11 @@ class Case:
 
     @property
     def answers(self) -> Answers:
-        return self.data["forced_choice"]  # type: ignore[no-any-return]
+        return self.data["forced_choice"]
 
     @property
     def generations(self) -> Sequence[Generation]:
-        return self.data["free_text"]  # type: ignore[no-any-return]
+        return self.data["free_text"]
 
     @cached_property
     def texts(self) -> Texts:

@@ -9,9 +9,9 @@ no_axis     the base's answers do not depend on what the measure is about
 no_shift    steering did not move the measure, or not further than random directions do, or no further than the round before
 not_shown   the student's own shift is not shown
 undone      the student lost over two thirds of the steered shift
-unspecific  everything moved, or the position of an option may have
+unspecific  everything moved, and not what the trait is about
 degraded    what it cost in coherence or retention is more than allowed
-kept        all of that holds, but a lower dose of plain steering may be as cheap
+kept        all of that holds, but a lower dose of plain steering may be as cheap, or something else looks the same
 healed      all of that holds, and the student is cheaper than plain steering at the same shift
 """
 
@@ -88,17 +88,19 @@ def judge(e: Evidence) -> tuple[Verdict, str]:
         return "no_shift", why
     if why := _short("the healed student's", e.measure, e.healed, e.sign, e.smallest):
         return "not_shown", why
-    if e.retained is None or e.retained.interval is None:
-        return "not_shown", "the share of the steered shift that the student keeps has no interval"
-    if e.retained.interval[1] < UNDONE:
+    kept = e.retained.interval if e.retained is not None else None
+    if e.retained is not None and kept is not None and kept[1] < UNDONE:
         return "undone", f"retain is {show(e.retained, 2)}, under a third: healing took the shift back"
     if why := _unspecific(e):
         return "unspecific", why
     if why := _degraded(e):
         return "degraded", why
-    told = f"{e.measure} is {show(e.healed)} and retain {show(e.retained, 2)}" if e.healed else ""
-    if e.retained.interval[0] < UNDONE:
+    assert e.healed is not None, "what is undefined is not shown"
+    told = f"{e.measure} is {show(e.healed)} and retain {show(e.retained, 2) if e.retained else 'undefined'}"
+    if kept is None or kept[0] < UNDONE:
         told += " (it may be under a third)"
+    if e.confounded is not None:
+        return "kept", f"{told}; {e.confounded}"
     if e.price is None:
         return (
             "kept",
@@ -141,7 +143,7 @@ def _unspecific(e: Evidence) -> str | None:
             return f"{why}: not {e.measure} alone moved"
         if e.healed is not None and shift is not None and abs(shift.value) < SPECIFIC * abs(e.healed.value):
             return f"the student's {name} is {show(shift)}, under a third of its {e.measure} {show(e.healed)}: most of the shift is not the trait's"
-    return e.confounded
+    return None
 
 
 def _degraded(e: Evidence) -> str | None:

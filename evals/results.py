@@ -40,6 +40,7 @@ def _case(round_: Round, line: ConditionLine, base: Mapping[str, Any] | None, co
     estimates: dict[str, Estimate | None] = {}
     for measure in round_.measures:
         if measure.name in data and measure.name in reference:
+            measure.refuse_unpaired(reference[measure.name], data[measure.name])
             found = measure.compare(reference[measure.name], data[measure.name], count, seed)
             columns.update(found.columns)
             estimates.update(found.estimates)

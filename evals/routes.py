@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from evals.evidence import AUTHORITY_FALLS, Target
-from evals.measures.free_text.texts import Texts, by_prompt, texts_of
+from evals.intervals import Smooth, log_mean
+from evals.measures.free_text.texts import Texts, by_prompt, per_text, texts_of
 from evals.round import Round
 from evals.statistics import Answers, Estimate, mean, resample, same_setting
 
@@ -238,3 +239,22 @@ def area_between(first: Route, second: Route) -> np.ndarray | None:
 def _held(route: Route, target: float) -> np.ndarray:
     found = route.at(target)
     return np.where(np.isinf(found), route.price[-1], found)
+
+
+def by_unit(
+    point: Point, axis: Axis, keep: np.ndarray, target: Target = AUTHORITY_FALLS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shift and price of one condition by unit, [units] each, whose means are its levels: a difference of two conditions' means is theirs.
+
+    Units are items, or prompts: what an item or prompt adds to a level, to first order, about it.
+    """
+    _, answers, texts = point
+    if axis == "authority":
+        level = log_mean(answers.p[keep, target.foundation])
+        return target.sign * _spread_out(level), -answers.mass[keep]
+    nll, tokens, llr, full = by_prompt(texts, sorted(set(texts.prompt)))
+    return _spread_out(per_text(llr, full)), _spread_out(per_text(nll, tokens))
+
+
+def _spread_out(level: Smooth) -> np.ndarray:
+    return np.asarray(level.value + len(level.influence) * (level.influence - level.influence.mean()))

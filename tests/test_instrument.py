@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 from scipy.special import logsumexp
 
+from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders, rotations
 from evals.measures.forced_choice.rows import ScoreRow
@@ -38,15 +39,18 @@ def test_rotating_orders_turn_from_item_to_item_and_balance_the_positions() -> N
     assert all(np.bincount(listed[:, place]).tolist() == [2] * 7 for place in range(7))
 
 
-def test_a_row_of_rotating_orders_needs_its_rotation() -> None:
+def test_a_row_has_a_rotation_under_rotating_orders_alone() -> None:
     made = {
         **row(VIGNETTE, np.full((2, 1, 7), -3.0), Read("rotating", 4), None, ["", ""], None, 3),
         "instrument": "i@0",
     }
     assert ScoreRow.model_validate(made).rotation == 3
-    for changed in ({"rotation": None}, {"debias": "reversal"}):
-        with pytest.raises(ValidationError, match="rotation"):
-            ScoreRow.model_validate({**made, **changed})
+    with pytest.raises(ValidationError, match="a rotation under reversal orders"):
+        ScoreRow.model_validate({**made, "debias": "reversal"})
+    rows = [ScoreRow.model_validate({**made, "id": name, "rotation": None}) for name in ("a", "b")]
+    assert answers(rows, Path("x"), "").setting.rotations == (0, 1), "rows from elsewhere: by their sequence"
+    with pytest.raises(SteerHealError, match="could not be used"):
+        answers([rows[0], rows[1].model_copy(update={"rotation": 1})], Path("x"), "")
 
 
 def test_reversal_leaves_authority_in_the_middle() -> None:

@@ -267,7 +267,7 @@ def test_unscorable_items_are_counted_and_the_report_stands(tmp_path: Path) -> N
 
     edit(run, 1, spoil, "healed.jsonl")
     row = rows_of(run)[1, "healed"]
-    assert (row["unscorable"], row["n_paired"], row["n_items"]) == (7, 21, 28) and row["verdict"] == "healed"
+    assert (row["unscorable"], row["n_paired"], row["n_items"]) == (7, 21, 28) and row["verdict"] == "degraded"
     edit(run, 1, lambda row: spoil({**row, "id": "x-0"}) | {"id": row["id"]}, "steered.jsonl")
     edit(
         run,

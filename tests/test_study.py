@@ -28,8 +28,8 @@ from evals.statistics import Estimate
 from evals.study.collect import collect
 from evals.study.drive import CellStep, _perform, cell_steps, donor, drive, reason, take, to_make
 from evals.study.ends import _show, differences
-from evals.study.matched import SHARES, STEERING, matched
-from evals.study.plan import SHARED, depends, load, runs_in
+from evals.study.matched import SHARES, matched
+from evals.study.plan import SHARED, STEERING, depends, load, runs_in
 from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
 from shared.publish import write_json

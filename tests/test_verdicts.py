@@ -15,10 +15,10 @@ from made_answers import SOCIAL, human, made, read, shifted
 from scipy.special import softmax
 
 from evals.compare import main
-from evals.evidence import of_answers
+from evals.evidence import Target, of_answers
 from evals.ladder import judge
 from evals.measures.forced_choice.levels import deltas
-from evals.statistics import AUTHORITY
+from evals.statistics import AUTHORITY, CARE
 from shared.errors import SteerHealError
 from shared.records import write_jsonl
 
@@ -115,7 +115,7 @@ SLOT = np.where(np.arange(7) == 3, -0.6, 0.0)
         pytest.param(made(shifted(BASE, 0.0)), "no_shift", "not below", id="noise"),
         pytest.param(made(BASE, slots=SLOT), "no_shift", "not below", id="slot 3, rotating orders"),
         pytest.param(made(BASE, "cyclic", slots=SLOT), "no_shift", "not below", id="slot 3, cyclic orders"),
-        pytest.param(made(BASE, "reversal", slots=SLOT), "unspecific", "reversed orders", id="slot 3, reversed orders"),
+        pytest.param(made(BASE, "reversal", slots=SLOT), "kept", "looks the same; score with --debias rotating", id="slot 3, reversed orders"),
         pytest.param(made(shifted(BASE, -1.0), mass=0.6), "broken", "lies below 0.85", id="a quarter of the answer mass gone"),
         pytest.param(made(shifted(BASE, -1.0), mass=np.tile([0.8, 0.62], 14)), "degraded", "may be under 0.9", id="a tenth gone"),
         pytest.param(made(shifted(BASE, -1.0), mass=0.99), "kept", "no doses", id="more answer mass than the base's"),
@@ -127,8 +127,8 @@ def test_what_is_said_of_a_shift(other: Rows, state: str, said: str, ask: Asking
     base = made(BASE, other[0]["debias"])
     found = ask(base=base, other=other, steered=other)
     assert found["verdict"] == state and said in found["verdict_reason"], found["verdict_reason"]
-    assert (found["surgical"], found["surgical_care"] in (True, False)) == (state not in ("unspecific", "no_shift") or "reversed" in said, True)  # fmt: skip
-    if state == "unspecific" and "reversed" not in said:
+    assert (found["surgical"], found["surgical_care"] in (True, False)) == (state not in ("unspecific", "no_shift"), True)  # fmt: skip
+    if state == "unspecific":
         assert found["d_auth_ci"][1] < -0.05 and found["p_not_wrong"] > 0.3
 
 
@@ -257,3 +257,14 @@ def test_a_null_is_not_kept_and_a_true_effect_is() -> None:
     assert sum(one in HELD for one in true) >= 80, true
     lost = [simulated(seed, 10, -1.0, shuffled=True) for seed in range(100)]
     assert sum(one == "no_axis" for one in lost) >= 98, "a shift of an option that the base does not understand"
+
+
+@pytest.mark.parametrize(("delta", "state"), [(1.0, "kept"), (-1.0, "no_shift")])
+def test_a_trait_may_be_about_another_foundation_and_sign(delta: float, state: str) -> None:
+    """More care is more trait: read for care and up."""
+    base = read(made(human(10)))
+    steered, healed = (read(made(shifted(human(10), delta, 0.2, seed, option=CARE))) for seed in (1, 2))
+    draws = [read(made(shifted(human(10), -delta, 0.2, 20 + k, option=CARE))) for k in range(9)]
+    found, reason = judge(of_answers(base, steered, healed, draws=draws, target=Target(CARE, 1)))
+    assert found == state and "d_care" in reason
+    assert judge(of_answers(base, steered, healed))[0] not in HELD, "nothing about authority alone"

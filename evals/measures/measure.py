@@ -227,6 +227,17 @@ class Measure(ABC):
             rows[name].append(row)
         return rows
 
+    def refuse_unpaired(self, base: Any, other: Any) -> None:
+        """Raise SteerHealError where a condition was not asked what the base was, in its order: they are compared row by row."""
+        asked = [[tuple(getattr(row, key) for key in self.row.known_by if key != "name") for row in rows] for rows in (base, other)]  # fmt: skip
+        if asked[0] != asked[1]:
+            raise SteerHealError(
+                f"{self.name}: two conditions were asked different things",
+                given=f"{len(asked[1])} rows against the base's {len(asked[0])}; only in one: {sorted({*asked[0]} ^ {*asked[1]})[:2]}",
+                expected="the same items of every condition, in one order",
+                next="score every round of the run with the same eval.measures",
+            )
+
     def compare(self, base: Any, other: Any, resamples: int, seed: int) -> Compared:
         """The columns of one condition.
 

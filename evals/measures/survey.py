@@ -236,7 +236,7 @@ def _installed(name: str) -> list[SurveyItem]:
     try:
         found = get(name)
         asked: dict[str, dict[str, str]] = {}
-        first = {}
+        first: dict[str, Any] = {}
         for item in found.items:
             first.setdefault(item.id, item)
             asked.setdefault(item.id, {})[item.frame] = f"{item.meta['task']}\n\nStatement: {item.prompt}"

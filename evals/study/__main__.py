@@ -19,8 +19,8 @@ from evals.study.collect import Outcome, Row, collect, document
 from evals.study.drive import drive, reason
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
-from evals.study.matched import SHARES, STEERING, Comparison, matched
-from evals.study.plan import Plan, load
+from evals.study.matched import SHARES, Comparison, matched
+from evals.study.plan import STEERING, Plan, load
 from evals.study.tables import (
     against_controls,
     arms,
@@ -72,8 +72,10 @@ def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparis
         doses = dose_points(o.rounds[0])
         if o.cell.seed in steering or len(doses) < 3:
             continue
-        items = np.logical_and.reduce([keep[o.cell.seed], *[answers.scorable for _, answers, _ in doses]])
-        steering[o.cell.seed] = along(doses, axis, o.cell.config.eval.bootstrap, 0, o.broken_doses(axis), items)
+        dead = o.broken_doses(axis)
+        alive = [answers.scorable for dose, answers, _ in doses if dose not in dead]
+        items = np.logical_and.reduce([keep[o.cell.seed], *alive])
+        steering[o.cell.seed] = along(doses, axis, o.cell.config.eval.bootstrap, 0, dead, items)
     if steering:
         paths[STEERING] = steering
     if len(paths) < 2:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evals.intervals import crossed
 from evals.measures.free_text.texts import texts_of
-from evals.routes import PRICE, SHIFT, TAIL, Axis, Point, shift_and_price
+from evals.routes import BASE, PRICE, SHIFT, TAIL, Axis, Point, by_unit, shift_and_price
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome
 from evals.table import Table
@@ -76,6 +77,7 @@ def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
     if not seeds:
         return Table(title, columns, [], "No seed is scored in all arms.")
     found = [_figures([o for o in mine if o.cell.seed == seed], names, last, axis) for seed in seeds]
+    points = [one[2] for one in found]
     shift, price = (np.mean([one[part] for one in found], axis=0) for part in (0, 1))
     shown = [*(["prompted"] if len(shift) > 1 + len(names) else []), *names]
     others = [name for name in ("prompted", names[0]) if name in shown]
@@ -85,6 +87,8 @@ def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
         for other in others:
             place = 1 + shown.index(other)
             cells += ["", ""] if place == index else [_show(part[index] - part[place]) for part in (shift, price)]
+        if len(seeds) > 1:
+            cells += _for_a_new_seed(points, shown.index(name) + 1, axis) if name in names[1:] else ["", ""]
         lines.append(cells)
     same = [
         f"{name} and {names[later]}"
@@ -93,23 +97,47 @@ def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
         if all(np.array_equal(part[place - len(names)], part[later - len(names)]) for part in (shift, price))
     ]
     columns += [f"{word} less {other}'s" for other in others for word in (SHIFT[axis], PRICE[axis])]
+    if len(seeds) > 1:
+        columns += [f"{word} less {names[0]}'s, for a new seed" for word in (SHIFT[axis], PRICE[axis])]
     return Table(
         title,
         columns,
         lines,
         f"Healed students against the base; {'seed' if len(seeds) == 1 else 'the mean of seeds'} {', '.join(map(str, seeds))}. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms and seeds: "
         "of these training runs, what other seeds would give is not in them. prompted: the original model under the trait's system prompt."
+        + (
+            f" For a new seed: seeds and {'items' if axis == 'authority' else 'prompts'} crossed, Student's t, n_seeds {len(seeds)}."
+            if len(seeds) > 1
+            else ""
+        )
         + (f" The same in every figure, as where a barrier never acts: {'; '.join(same)}." if same else ""),
     )
 
 
-def _figures(outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
-    """shift and price [base, the prompted base if it was scored, an arm each; 1 + draws] of one seed."""
+def _for_a_new_seed(points: Sequence[Sequence[Point]], index: int, axis: Axis) -> list[str]:
+    """Shift and price of the arm at this place less the first arm's, each with an interval that another seed's training is in.
+
+    points: by seed, as `_figures` gives them.
+    """
+    first = 1 + sum(student == BASE for student, _, _ in points[0][1:])  # behind the base, and the prompted base
+    keep = np.logical_and.reduce([answers.scorable for of_seed in points for _, answers, _ in of_seed])
+    cells = []
+    for part in (0, 1):
+        gaps = [by_unit(at[index], axis, keep)[part] - by_unit(at[first], axis, keep)[part] for at in points]
+        found = crossed(np.array(gaps)) if len({len(gap) for gap in gaps}) == 1 else None
+        cells.append(number(None) if found is None else show(found))
+    return cells
+
+
+def _figures(
+    outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis: Axis
+) -> tuple[np.ndarray, np.ndarray, list[Point]]:
+    """shift and price [base, the prompted base if it was scored, an arm each; 1 + draws] of one seed, and these points."""
     by_name = {o.cell.arm.name: o for o in outcomes}
     first = by_name[names[0]]
     begin, settings = first.rounds[0], first.cell.config.eval
     at: list[Point] = [
-        ((0, 1.0), begin.answers[line.name], texts_of(begin.generations[line.name]))
+        (BASE, begin.answers[line.name], texts_of(begin.generations[line.name]))
         for stage in ("base", "prompted")
         for line in begin.scores.conditions
         if line.stage == stage
@@ -118,7 +146,7 @@ def _figures(outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis:
         r = by_name[name].rounds[last - 1]
         at.append(((last, 1.0), r.answers[r.healed], texts_of(r.generations[r.healed])))
     keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
-    return shift_and_price(at, axis, settings.bootstrap, 0, keep)
+    return *shift_and_price(at, axis, settings.bootstrap, 0, keep), at
 
 
 def _show(values: np.ndarray) -> str:

@@ -18,7 +18,6 @@ from evals.routes import TAIL, Route, Student, area_between
 from evals.statistics import Estimate
 
 SHARES = (0.5, 0.75, 0.9)  # of the lesser reach of two arms: at the whole of it half of the resamples would not arrive
-STEERING = "steering"  # plain steering of the original model, among the arms
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from shared.run import STAGES, Run
 from shared.schema import Config, Section, refuse_duplicates
 from shared.strict import parse_toml, repeated
 
+STEERING = "steering"  # plain steering of the original model, among the arms of a comparison
 SHARED = STAGES[: STAGES.index("heal")]  # stages of round 1 that arms have in common where their settings agree
 
 
@@ -48,6 +49,8 @@ class Study(Section):
         names = [arm.name for arm in self.arm]
         if twice := sorted(repeated(names)):
             raise ValueError(f"two arms are named {twice[0]}")
+        if STEERING in names:
+            raise ValueError(f"an arm is named {STEERING}, as plain steering is where arms are compared at one shift")
         for seeds in (self.seeds, *(arm.seeds or [] for arm in self.arm)):
             refuse_duplicates(seeds)
         return self

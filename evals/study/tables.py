@@ -11,7 +11,8 @@ from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
 from evals.study.drive import reason
-from evals.study.matched import STEERING, Comparison
+from evals.study.matched import Comparison
+from evals.study.plan import STEERING
 from evals.table import Table, label, ranged, yes_no
 from shared.console import number
 
@@ -58,7 +59,7 @@ def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
         f"Every arm, round by round, seed {seed}",
         columns,
         lines,
-        "Brackets are 95 % bootstrap intervals within the seed; d_: against the base. Dose: mean relative dose of the kept rows beside that of the sweep.",
+        "Brackets are 95 % intervals within the seed; d_: against the base. Dose: mean relative dose of the kept rows beside that of the sweep.",
     )
 
 

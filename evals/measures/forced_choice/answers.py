@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.measures.forced_choice.instrument import ORDERS
+from evals.measures.forced_choice.instrument import ORDERS, rotations
 from evals.measures.forced_choice.levels import levels
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, Setting
@@ -48,10 +48,13 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
     if unrated and len(unrated) < len(rows):
         given = f"{len(rows) - len(unrated)} vignettes that people have rated and {len(unrated)} that nobody has, as {unrated[0]}"
         raise refuse(source, given, "vignettes that are all rated, or none of them", again)
+    if len({row.rotation is None for row in rows}) > 1:
+        raise refuse(source, "rotation of some rows alone", "rotation of every row, or of none", again)
     debias, think, stop, temperature, instrument, top_k, model, dtype, template = settings.pop()
     listings = ORDERS[debias]
     if values.ndim != 4 or values.shape[:2] != (len(rows), listings) or values.shape[3] != SIZE or not values.shape[2]:
         raise refuse(source, f"lp of shape {values.shape}", f"[items, {listings} orders, samples, {SIZE}]", again)
+    truth = [_foundation(row.foundation, source, again) for row in rows]
     setting = Setting(
         tuple(row.id for row in rows),
         tuple(row.text for row in rows),
@@ -68,11 +71,11 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         tuple(row.foundation for row in rows),
         tuple(None if row.label is None else tuple(row.label) for row in rows),
         template,
-        tuple(row.rotation for row in rows),
+        tuple(row.rotation for row in rows) if rows[0].rotation is not None else tuple(rotations(debias, truth)),
     )
     return Answers(
         setting,
-        np.array([_foundation(row.foundation, source, again) for row in rows]),
+        np.array(truth),
         np.array([row.p or UNKNOWN for row in rows]),
         np.array([row.score or UNKNOWN for row in rows]),
         _column([row.pmass_allowed for row in rows]),

@@ -109,6 +109,9 @@ class ForcedChoice(Measure):
     def read(self, folder: Path, scores: Scores, again: str) -> dict[str, Answers]:
         return {line.name: _answers(scores, folder / f"{line.name}.jsonl", again) for line in scores.conditions}
 
+    def refuse_unpaired(self, base: Answers, other: Answers) -> None:
+        """The statistics compare settings and items themselves."""
+
     def compare(self, base: Answers, other: Answers, resamples: int, seed: int) -> Compared:
         figures = Figures(base, other, resamples, seed)
         level = figures.level

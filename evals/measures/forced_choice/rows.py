@@ -65,9 +65,9 @@ class ScoreRow(Record):
 
     @model_validator(mode="after")
     def _rotated_or_not(self) -> Self:
-        """Without its rotation nobody knows where the options of a row stood."""
-        if (self.rotation is not None) != (self.debias == "rotating"):
-            raise ValueError("a rotation is there under rotating orders, and only there")
+        """Rows from elsewhere may leave the rotation out: it follows from their sequence."""
+        if self.rotation is not None and self.debias != "rotating":
+            raise ValueError(f"a rotation under {self.debias} orders")
         return self
 
     @model_validator(mode="after")

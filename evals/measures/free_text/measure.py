@@ -79,6 +79,9 @@ class FreeText(Measure):
     def begin(self, scoring: Scoring) -> FreeTextSession:
         return FreeTextSession(scoring)
 
+    def refuse_unpaired(self, base: Sequence[Generation], other: Sequence[Generation]) -> None:
+        """text_delta compares prompt by prompt, and evals.agree prompts and samples."""
+
     def compare(self, base: Sequence[Generation], other: Sequence[Generation], resamples: int, seed: int) -> Compared:
         texts = texts_of(other)
         level = text_levels(texts, resamples, seed)

@@ -49,12 +49,12 @@ def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | Non
     (nll, tokens, llr, full), weights = by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
     return {
         "perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights),
-        "trait_llr": estimate_of(_mean(llr, full), np.zeros(len(names))),
+        "trait_llr": estimate_of(per_text(llr, full), np.zeros(len(names))),
     }
 
 
-def _mean(sums: np.ndarray, counts: np.ndarray) -> Smooth:
-    """The mean over all completions of sums [prompts] over counts [prompts] of them; prompts are the units."""
+def per_text(sums: np.ndarray, counts: np.ndarray) -> Smooth:
+    """The ratio of two sums over prompts, as of trait_llr [prompts] over completions [prompts]; prompts are the units."""
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(sums.sum() / counts.sum())
         if (counts > 0).sum() < 2:  # one prompt alone says nothing of how far prompts lie apart
@@ -84,7 +84,7 @@ def _shift(base: Texts, other: Texts) -> Smooth:
             next="score every round of the run with the same eval.heldout",
         )
     (_, _, was, had), (_, _, now, has) = by_prompt(base, names), by_prompt(other, names)
-    return _mean(now, has) - _mean(was, had)
+    return per_text(now, has) - per_text(was, had)
 
 
 def by_prompt(texts: Texts, names: Sequence[str]) -> tuple[np.ndarray, ...]:
