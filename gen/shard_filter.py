@@ -83,9 +83,9 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
             pool = ProcessPoolExecutor(processes, spawned, end_with, (os.getpid(),))
             stack.callback(pool.shutdown, cancel_futures=True)
             each = pool.map
-        for part, written in each(task, paths):  # in their order, so that sums do not depend on the processes
+        for part, made in each(task, paths):  # in their order, so that sums do not depend on the processes
             result.merge(part)
-            for name, shard in written.items():
+            for name, shard in made.items():
                 shards[name] += shard
         print_sweep(result.tally, result.limits, config, None)
         print_reasons(result)
