@@ -10,6 +10,7 @@ from typing import Any
 
 from gen import filter as keep
 from gen import walk as walking
+from gen.ahead import look_ahead, refuse_overflow
 from gen.board import Board
 from gen.commandline import sweep_options
 from gen.crews import Crew, employ
@@ -175,6 +176,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     vector = load_vector(folder / "vector.safetensors")
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
+    look_ahead(config, origin, vector, run.day)
     unsteered = [0.0] if number == 1 else []  # unsteered completions are round 1's, frozen
     with open_round(config.sweep) as prompts:
         sweep(
@@ -222,6 +224,10 @@ def main() -> None:
     vector = load_vector(arguments.vector, arguments.model)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth, model=arguments.model)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
+    doses = (
+        [("sweep.dose_ceiling", config.sweep.dose_ceiling)] if walks else [("--coefficients", c) for c in coefficients]
+    )
+    refuse_overflow([vector], doses, model, config.model.dtype)
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")
