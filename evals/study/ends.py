@@ -78,7 +78,7 @@ def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
         return Table(title, columns, [], "No seed is scored in all arms.")
     found = [_figures([o for o in mine if o.cell.seed == seed], names, last, axis) for seed in seeds]
     points = [one[2] for one in found]
-    shift, price = (np.mean([one[part] for one in found], axis=0) for part in (0, 1))
+    shift, price = np.mean([one[0] for one in found], axis=0), np.mean([one[1] for one in found], axis=0)
     shown = [*(["prompted"] if len(shift) > 1 + len(names) else []), *names]
     others = [name for name in ("prompted", names[0]) if name in shown]
     lines = []
