@@ -286,10 +286,11 @@ def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = No
     """
 
     def sourced(key: str, value: Any) -> Any:
-        item: Any = tomlkit.item(value)
+        item = tomlkit.item(value)
         if isinstance(item, Table) and value:
+            entries: Any = item.value
             for name in value:
-                item.value.item(name).comment(sources.get(f"{key}.{name}", sources[key]))
+                entries.item(name).comment(sources.get(f"{key}.{name}", sources[key]))
         else:
             item.comment(sources[key])
         return item
