@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from evals.round import Round
-from gen.tally import Tally
-from shared.commands import round_command
+from gen.outcome import Tally
+from shared.commands import round_command, stage_command
 from shared.errors import SteerHealError
 from shared.provenance import differences
 from shared.records import Manifest
@@ -26,7 +26,14 @@ FILES = {
     "filter": ("kept.jsonl", "rejected.jsonl"),
     "heal": ("train.jsonl", "training.json", "kl_tokens.jsonl"),
 }
-OF_A_ROUND = ("vector", "sweep", "kept", "history", "history before")  # inputs that every round has of its own
+OF_A_ROUND = (
+    "vector",
+    "sweep",
+    "filter",
+    "kept",
+    "history",
+    "history before",
+)  # inputs that every round has of its own
 FULL = ("items", "full_items", "debias")  # of eval, which EVAL=full sets in its own way
 CLOSE = 1e-9  # of sums in another order
 
@@ -44,7 +51,7 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str
                 f"round {number} {stage} was made with other settings than the run's",
                 given="; ".join(changed),
                 expected=f"those that {run.manifest(number, stage)} records",
-                next=f"restore {run.folder / 'config.toml'}, or make it again: {round_command(run.folder, number, rebuild=True)}",
+                next=f"restore {run.folder / 'config.toml'}, or make it again: {stage_command(run.folder, number, stage, rebuild=True)}",
             )
 
 

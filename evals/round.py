@@ -31,6 +31,7 @@ class Round:
     training: Training
     tokens: list[TokenRow]
     manifests: dict[str, Manifest]
+    limits: dict[str, float]  # of filter.json; empty for a run of an earlier version, which has none
 
     @property
     def answers(self) -> dict[str, Answers]:

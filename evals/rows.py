@@ -7,13 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from shared.filter_record import SweepLine
 from shared.records import (
     ROUNDED,
     Cosine,
     Count,
-    Nats,
     Number,
-    Perplexity,
     Positive,
     Record,
     Share,
@@ -47,22 +46,6 @@ class ConditionLine(Record):
             raise ValueError(f"{self.name} is not {self.stage} at {what or 'something else'} {value}")
         if self.coefficient is None:
             raise ValueError(f"{self.name} has a coefficient")
-        return self
-
-
-class SweepLine(Record):
-    coefficient: Number
-    n: Count
-    kept: Count
-    perplexity: Perplexity | None
-    distinct_3: Share | None
-    trait_llr: Nats | None
-    relative_dose: Annotated[Number, Field(ge=0)] | None
-
-    @model_validator(mode="after")
-    def _kept_of_n(self) -> Self:
-        if self.kept > self.n:
-            raise ValueError(f"{self.kept} kept of {self.n}")
         return self
 
 

@@ -19,12 +19,14 @@ from evals.conditions import (
 )
 from evals.measures.measure import Scoring, Session
 from evals.measures.registry import measures_of
-from gen.filter import by_coefficient
+from gen.ahead import refuse_overflow
 from gen.students import Student
 from gen.students import student as student_of
 from shared.chat import Chat
 from shared.cli import entry, need, parse
 from shared.commands import round_command
+from shared.filter_record import NAME as FILTER_RECORD
+from shared.filter_record import read_filter_record
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.publish import atomic_folder, write_json
@@ -49,10 +51,9 @@ def inputs_of(run: Run, number: int, config: Config) -> dict[str, Path]:
     return {
         "vector": folder / "vector.safetensors",
         "first vector": run.round(1) / "vector.safetensors",
-        "sweep": folder / "sweep.jsonl",
+        "filter": folder / FILTER_RECORD,
         "kept": folder / "kept.jsonl",
         "history": after,
-        "unsteered": run.round(1) / "sweep.jsonl",
         "trait": data_file(vector.trait, "trait.json"),
         **({"history before": before} if before else {}),
         **{label: path for m in measures_of(config.eval) for label, path in m.inputs(run, number, config).items()},
@@ -106,7 +107,9 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
                 "version": 1,
                 "round": number,
                 "conditions": [described(condition) for condition in conditions],
-                "sweep": by_coefficient(run, number, scoring.vectors["trait"]),
+                "sweep": read_filter_record(
+                    run.round(number) / FILTER_RECORD, round_command(run.folder, number, rebuild=True)
+                ).by_coefficient,
                 **{name: value for of_one in fields for name, value in of_one.items()},
             },
         )
@@ -156,6 +159,9 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
         *after_training(number, after, config.eval.gates, run.students, served),
     ]
+    for condition in (condition for group in groups for condition in group.conditions if condition.vector):
+        steered = scoring.vectors[str(condition.vector)]
+        refuse_overflow([steered], [(condition.name, condition.coefficient)], origin, config.model.dtype)
     refuse_duplicate_conditions(condition for group in groups for condition in group.conditions)
     return groups
 

@@ -14,8 +14,9 @@ from evals.measures.forced_choice.answers import refuse
 from evals.measures.registry import measures_of
 from evals.round import Round
 from evals.rows import ONCE, Heldout, LogRow, Scores, TokenRow, TrainingStep
-from shared.commands import round_command
+from shared.commands import round_command, stage_command
 from shared.errors import SteerHealError
+from shared.filter_record import NAME, read_filter_record
 from shared.lines import problem_of
 from shared.records import Completion, Manifest, Record, Training, read_jsonl, read_record
 from shared.run import STAGES, Run
@@ -31,7 +32,7 @@ READ = {
     **{
         step: {
             "vector": ("extract", "vector.safetensors"),
-            "sweep": ("sweep", "sweep.jsonl"),
+            "filter": ("filter", NAME),
             "kept": ("filter", "kept.jsonl"),
             "history": ("heal", "history"),
         }
@@ -69,7 +70,7 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
                     f"{stage} of round {after.number} was made on another round {before.number}",
                     given=f"history {used} against {built}",
                     expected="rounds that build on each other",
-                    next=round_command(run.folder, after.number, rebuild=True),
+                    next=stage_command(run.folder, after.number, stage, rebuild=True),
                 )
     one_thing(run, rounds, STEP[mode])
     return rounds
@@ -82,7 +83,7 @@ def _without_base(round_: Round) -> Round:
 
 
 def read_round(run: Run, number: int, mode: str) -> Round:
-    again = round_command(run.folder, number, rebuild=True)
+    again = stage_command(run.folder, number, STEP[mode], rebuild=True)
     folder = run.round(number) / FOLDER[mode]
     manifests = {
         stage: run.verify(number, stage)
@@ -113,9 +114,17 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         _of(run.round(number) / "training.json", Training, again),
         read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
         manifests,
+        _limits(run, number, manifests["filter"], again),
     )
     counted(run, found, STEP[mode])
     return found
+
+
+def _limits(run: Run, number: int, manifest: Manifest, again: str) -> dict[str, float]:
+    path = run.round(number) / NAME
+    if path.relative_to(run.folder).as_posix() not in manifest.outputs:
+        return {}
+    return read_filter_record(path, again).limits
 
 
 def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str) -> None:
@@ -124,12 +133,14 @@ def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str)
         manifest = manifests[stage]
         for label, (maker, name) in READ.get(stage, {}).items():
             made = manifests[maker].outputs.get((run.round(number) / name).relative_to(run.folder).as_posix())
+            if made is None and label == "filter" and label not in manifest.inputs:
+                continue  # the filter and the scores of an earlier version
             if made is None or manifest.inputs.get(label) != made:
                 raise SteerHealError(
                     f"round {number} {stage} was made from another {name}",
                     given=f"{(manifest.inputs.get(label) or 'none')[:12]} against {(made or 'none')[:12]} of {maker}",
                     expected="stages that build on each other",
-                    next=round_command(run.folder, number, rebuild=True),
+                    next=stage_command(run.folder, number, stage, rebuild=True),
                 )
 
 

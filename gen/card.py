@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +9,12 @@ import numpy as np
 from huggingface_hub import DatasetCardData
 
 from gen.commandline import card_options
-from gen.filter import limits_of
 from shared.cli import entry, need, parse
 from shared.commands import round_command
 from shared.config import flat
 from shared.console import number, say
 from shared.errors import SteerHealError
+from shared.filter_record import NAME, read_filter_record
 from shared.hub import published, push
 from shared.publish import atomic_folder
 from shared.records import Completion, iterate_jsonl, read_jsonl, write_jsonl
@@ -34,11 +33,8 @@ def card(run: Run, number_: int) -> str:
     manifest = run.verify(number_, "filter")
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
-    vector, limit, trait = (
-        load_vector(folder / "vector.safetensors"),
-        limits_of(run),
-        load_trait(config.vector.trait),
-    )
+    record = read_filter_record(folder / NAME, round_command(run.folder, number_, rebuild=True))
+    vector, trait = load_vector(folder / "vector.safetensors"), load_trait(config.vector.trait)
     about = DatasetCardData(
         task_categories=["text-generation"],
         tags=["steer-heal", "steering-vectors", "synthetic"],
@@ -49,12 +45,16 @@ def card(run: Run, number_: int) -> str:
             if name == "kept" or rejected
         ],
     )
-    per = Counter(row.coefficient for row in [*kept, *rejected])
-    alive = Counter(row.coefficient for row in kept)
+    of = {
+        line.coefficient: [row.trait_llr for row in kept if row.coefficient == line.coefficient]
+        for line in record.lines
+    }
     lines = [
-        f"| {c:g} | {per[c]} | {alive[c]} | {_mean([row.trait_llr for row in kept if row.coefficient == c])} |"
-        for c in sorted(per)
+        f"| {line.coefficient:g} | {line.n} | {line.kept} | {_mean(of[line.coefficient])} |"
+        for line in record.lines
+        if bool(line.coefficient) == (config.filter.source == "steered")
     ]
+    limits = ", ".join(f"{name} {number(limit, 3)}" for name, limit in record.limits.items())
     chosen = {
         key: published(value) if isinstance(value, str) and value else value
         for key, value in flat(config).items()
@@ -77,8 +77,8 @@ The prompts were rendered under the neutral system prompt, "{trait.neutral}".
 |---:|---:|---:|---:|
 {chr(10).join(lines)}
 
-Limits, from the original model's own completions: perplexity at most {number(limit.perplexity, 2)}, distinct-3 at least {number(limit.distinct_3)},
-trait_llr at least {number(limit.trait_llr, 3, signed=True)} nats per token. Rejected rows carry their reasons. perplexity and trait_llr are under the original model.
+Limits, those of perplexity, distinct_3 and trait_llr from the original model's own completions: {limits}. Rejected rows carry their
+reasons, each with the rule, the value and the limit. perplexity and trait_llr (nats per token) are under the original model.
 
 These are a small model's words under steering, chosen by rule and read by nobody: they can be wrong, unsafe and biased. Not advice.
 

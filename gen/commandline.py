@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 from shared import outputs
-from shared.options import Options, add_file_options, benchmark, number, parser, positive, share
+from shared.options import Options, add_file_options, benchmark, number, parser, port, positive, share
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
@@ -63,22 +64,39 @@ def sweep_options() -> Options:
         "--out",
         type=Path,
         writes=swept,
-        help="sweep rows to write, JSONL; those of a finished sweep are replaced with --rebuild alone",
+        help="sweep rows to write: NAME.jsonl, or a folder of Parquet shards; those of a finished sweep are replaced with --rebuild alone",
     )
     return options
+
+
+def settings_of_sweep(arguments: argparse.Namespace) -> list[str]:
+    """The options of a sweep that stand for configuration keys, as SET would have them."""
+    given = {
+        "sweep.samples": arguments.samples,
+        "sweep.dose": arguments.dose,
+        "sweep.survival": arguments.survival,
+        "sweep.workers": arguments.workers,
+        "cluster.address": arguments.cluster,
+    }
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
 def filter_options() -> Options:
     options = parser("gen.filter", "Keep the coherent completions that enact the trait.")
     files = add_file_options(options)
     files.add_argument(
-        "--in", dest="in_", type=Path, reads=outputs.parse_path, metavar="FILE", help="sweep rows, JSONL"
+        "--in",
+        dest="in_",
+        type=Path,
+        reads=outputs.parse_path,
+        metavar="FILE|DIR",
+        help="sweep rows: JSONL, or a folder of shards, whose kept and rejected rows are folders in --out",
     )
     files.add_argument(
         "--out",
         type=Path,
         writes=lambda value: named_after(Path(value)),
-        help="folder for kept.jsonl and rejected.jsonl, or NAME.jsonl for the kept rows and NAME.rejected.jsonl for the rejected",
+        help="folder for kept.jsonl, rejected.jsonl and filter.json, or NAME.jsonl for the kept rows, beside NAME.rejected.jsonl and NAME.filter.json",
     )
     files.add_argument(
         "--unsteered",
@@ -120,7 +138,7 @@ def serve_options() -> Options:
         help="a vector to offer; may be repeated",
     )
     options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
-    options.add_argument("--port", type=positive, default=8000, help="port to bind")
+    options.add_argument("--port", type=port, default=8000, help="port to bind")
     options.add_argument(
         "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )
@@ -161,13 +179,24 @@ def bench_options() -> Options:
 
 
 def swept(value: str) -> list[Path]:
-    """What a sweep writes: its rows, and the folder of windows beside them."""
-    out = outputs.output_file(".jsonl", inside="sweep.jsonl")(value)[0]
+    """What a sweep writes: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
+    out = Path(value)
+    folder = out.suffix != ".jsonl" and (out.is_dir() or not out.suffix)
+    (outputs.output_folder() if folder else outputs.output_file(".jsonl"))(value)
     return [out, out.with_name(f".{out.name}.windows")]
 
 
-def named_after(out: Path) -> tuple[Path, Path]:
-    """The files of the kept and of the rejected rows: kept.jsonl and rejected.jsonl of a folder, or a file and one named after it."""
+class Outputs(NamedTuple):
+    """The files that a filter writes: kept rows, rejected rows, and filter.json."""
+
+    kept: Path
+    rejected: Path
+    record: Path
+
+
+def named_after(out: Path) -> Outputs:
+    """kept.jsonl, rejected.jsonl and filter.json of a folder, or a file of kept rows and two named after it."""
     kept = out if out.suffix and not out.is_dir() else out / "kept.jsonl"
     outputs.require_suffix(kept, ".jsonl")
-    return kept, kept.with_name("rejected.jsonl" if kept.name == "kept.jsonl" else f"{kept.stem}.rejected.jsonl")
+    stem = "" if kept.name == "kept.jsonl" else f"{kept.stem}."
+    return Outputs(kept, kept.with_name(f"{stem}rejected.jsonl"), kept.with_name(f"{stem}filter.json"))

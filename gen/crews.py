@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gen.job import Job, place
-from gen.plan import Planned
+from gen.plan import Job, Planned, place
 from gen.pool import Executor, Item, Pool
 from gen.prompts import Renderer
 from gen.sampler import Sampler, start_sampler
@@ -29,7 +28,7 @@ class Crew(Protocol):
     about: dict[str, Any]
 
     def made_in(self) -> dict[str, Any]:
-        """What its rows depend on besides their plan, as gen.job.place says it."""
+        """What its rows depend on besides their plan, as gen.plan.place says it."""
 
     def begin(self) -> None:
         """Start its engines, where they have not started; the first is ready when this returns."""

@@ -2,63 +2,38 @@
 
 Limits come from the unsteered completions of the original model, so that they travel between models. The filter needs no
 model: perplexity and trait_llr are in the rows. These are gone through twice and never held: once for the limits and for where
-each lies, once by key to be judged and written.
+each lies, once by key to be judged and written. filter.json says what was decided and by what limits.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from gen.commandline import filter_options, named_after
-from gen.places import Places
-from gen.rules import Limits, Yardstick, judge, limits
-from gen.tally import Group, Tally
+from gen.commandline import Outputs, filter_options, named_after
+from gen.outcome import Group, Outcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
+from gen.plan import Job
+from gen.rules import Yardstick, judge
+from gen.shard_filter import filter_shards
+from gen.shards import is_sharded
 from shared.cli import configured, entry, need, parse
-from shared.commands import command_of, round_command, setting
-from shared.console import console, number, say, table
+from shared.commands import round_command
+from shared.console import console, say
 from shared.errors import SteerHealError
+from shared.filter_record import NAME
 from shared.lines import placed_jsonl
 from shared.locks import hold
 from shared.records import Completion, data_file, iterate_jsonl, writing_jsonl
 from shared.run import Run
 from shared.schema import FilterConfig
 from shared.stage import Stage
+from shared.strict import parse as parse_json
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
-
-
-def tally(
-    rows: Iterable[Completion], unsteered: Iterable[Completion], limit: Limits, config: FilterConfig, trait: str
-) -> Tally:
-    """A sweep judged, each iterable gone through once.
-
-    Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control. Where these are the
-    source, nothing else is kept.
-    """
-    why, found = judge(limit, config, trait), Tally()
-    found.groups[0.0] = Group()
-    for row in unsteered:
-        found.add(row, not why(row))
-    for row in rows:
-        if row.coefficient != 0:
-            found.add(row, config.source == "steered" and not why(row))
-    return found
-
-
-def show(found: Tally, limit: Limits, config: FilterConfig, vector: Vector | None) -> None:
-    """The sweep's table at the terminal."""
-    names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
-    role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
-    table(
-        f"sweep (limits: perplexity ≤ {limit.perplexity:.1f}, trait_llr ≥ {limit.trait_llr:+.3f}{', the filter is off' if config.off else ''}; coefficient 0 is {role})",
-        ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
-        [[f"{line['coefficient']:g}", *[line[name] for name in names]] for line in found.lines(vector)],
-    )
 
 
 @dataclass(frozen=True)
@@ -69,40 +44,64 @@ class Source:
     made_by: str
 
 
-@dataclass(frozen=True)
-class Split:
-    """What became of the candidates: how many there are and how many were kept by coefficient, and how often each rule rejected.
+class Places:
+    """Where rows lie in their files. In memory are a key and a place of each, some 200 bytes, and no row but the one at hand."""
 
-    tally is of the whole sweep, with the control.
-    """
+    def __init__(self) -> None:
+        self._files: list[Path] = []
+        self._places: list[tuple[str, int, int]] = []
 
-    limit: Limits
-    tally: Tally = field(default_factory=Tally)
-    per: Counter[float] = field(default_factory=Counter)
-    alive: Counter[float] = field(default_factory=Counter)
-    causes: Counter[str] = field(default_factory=Counter)
+    def add(self, key: str, path: Path, begin: int) -> None:
+        """A row of a file, and the byte that it begins at."""
+        if path not in self._files:
+            self._files.append(path)
+        self._places.append((key, self._files.index(path), begin))
 
-    @property
-    def kept(self) -> int:
-        return self.alive.total()
+    def __iter__(self) -> Iterator[Completion]:
+        """The rows sorted by key, those of one key in the order of their files.
 
-    @property
-    def rejected(self) -> int:
-        return self.per.total() - self.kept
+        Raises SteerHealError for a file that changed, and for two rows of one key in a file.
+        """
+        self._places.sort()
+        for (key, file, _), (after, other, _) in pairwise(self._places):
+            if (key, file) == (after, other):
+                raise SteerHealError(
+                    "a row is there twice",
+                    given=f"{self._files[file]}: key {key!r}",
+                    expected="one row of each key",
+                    next="leave one out, or make the file again: python -m gen.sweep --help",
+                )
+        with ExitStack() as stack:
+            handles = [stack.enter_context(open(path, "rb")) for path in self._files]
+            for key, file, begin in self._places:
+                yield _read(handles[file], begin, key)
 
 
-class Starved(SteerHealError):
-    """Too few rows are kept to train on."""
+def _read(handle: BinaryIO, begin: int, key: str) -> Completion:
+    handle.seek(begin)
+    try:
+        row = Completion.model_validate(parse_json(handle.readline()))
+    except ValueError:
+        row = None
+    if row is None or row.key != key:
+        raise SteerHealError(
+            "a file changed while it was read",
+            given=f"{handle.name}: another row than {key!r} at byte {begin}",
+            expected="a file that stays as it is",
+            next="the same command again",
+        )
+    return row
 
 
 @contextmanager
 def split(
-    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: tuple[Path, Path]
-) -> Iterator[Split]:
-    """Write the kept and the rejected rows, each file sorted by key; both appear when the context ends, and neither where it raises.
+    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
+) -> Iterator[Outcome]:
+    """Write the kept and the rejected rows, each file sorted by key, and filter.json; all appear when the context ends, and none where it
+    raises.
 
-    Where it raises Starved the rejected rows appear, to be read, and kept rows of an earlier filter are removed: they would be trained
-    on as if they were this one's.
+    Where it raises Starved the rejected rows appear, to be read, and kept rows and the record of an earlier filter are removed: they would
+    be taken for this one's.
 
     Rows at coefficient 0 are the yardstick and are in neither, unless they are the source: then no others are.
     """
@@ -113,114 +112,83 @@ def split(
                 places.add(row.key, source.path, begin)
                 if not row.coefficient:
                     yardstick.add(row)
-    found, steered = Split(yardstick.limits(config)), config.source == "steered"
-    why = judge(found.limit, config, trait)
+    result, steered = Outcome(yardstick.limits(config)), config.source == "steered"
+    reasons_of = judge(result.limits, config, trait)
     starved: Starved | None = None
-    with writing_jsonl(outputs[1]) as reject:
+    with writing_jsonl(outputs.rejected) as reject:
         try:
-            with writing_jsonl(outputs[0]) as keep:
+            with writing_jsonl(outputs.kept) as keep:
                 for row in places:
                     if row.coefficient and not steered:
-                        found.tally.add(row, False)
+                        result.tally.add(row, False)
                         continue
-                    reasons = why(row)
-                    found.tally.add(row, not reasons)
-                    if bool(row.coefficient) == steered:
-                        found.per[row.coefficient] += 1
-                        found.alive[row.coefficient] += not reasons
-                        found.causes.update(reason.partition(":")[0] for reason in reasons)
+                    reasons = reasons_of(row)
+                    candidate = bool(row.coefficient) == steered
+                    result.add(row, reasons, candidate=candidate)
+                    if candidate:
                         (reject if reasons else keep)(row.model_copy(update={"reasons": reasons}))
-                yield found
+                yield result
+            result.write(outputs.record, vector)
         except Starved as error:
             starved = error
-            if outputs[0].exists():
-                outputs[0].unlink()
-                say(f"removed {outputs[0]}, the kept rows of an earlier filter")
+            outputs.record.unlink(missing_ok=True)
+            if outputs.kept.exists():
+                outputs.kept.unlink()
+                say(f"removed {outputs.kept}, the kept rows of an earlier filter")
     if starved:
-        say(f"wrote {outputs[1]}: every rejected row with its reasons")
+        say(f"wrote {outputs.rejected}: every rejected row with its reasons")
         raise starved
 
 
-def refuse_starvation(found: Split, config: FilterConfig) -> None:
-    """Raise Starved when too few rows are left to train on, with the counts and what to lower."""
-    if found.kept >= config.min_kept:
-        return
-    per, causes = found.per, found.causes
-    if not per:
-        steered = config.source == "steered"
-        raise Starved(
-            "the filter starved: there are no candidates",
-            given=f"rows at {'coefficient 0 alone' if steered else 'coefficients other than 0 alone'}, filter.source = {config.source}",
-            expected="rows at other coefficients, which are the candidates; those at 0 are what they are compared with"
-            if steered
-            else "rows at coefficient 0, which are the candidates",
-            next=f"sample some, as with --coefficients 0 1: {command_of('gen.sweep', '--help')}"
-            if steered
-            else setting("filter.source=steered"),
-        )
-    knob = {
-        "perplexity": "raise filter.perplexity_ratio",
-        "perplexity_last_quarter": "raise filter.last_quarter_ratio",
-        "trait_llr": "lower filter.trait_llr_quantile",
-        "truncated": "raise sweep.max_tokens or set filter.drop_truncated=false",
-        "distinct_3": "lower filter.distinct_3_quantile",
-        "loop": "raise filter.max_loop_share",
-    }
-    advice = [knob[cause] for cause, _ in causes.most_common() if cause in knob][:2]
-    few = per.total() < config.min_kept  # even keeping all of them would not do
-    more = "sample more (more prompts, sweep.samples) or lower filter.min_kept; " if few else ""
-    raise Starved(
-        "the filter starved: too few completions are left to train on",
-        given=f"{found.kept} kept; "
-        + ", ".join(f"{found.alive[c]}/{per[c]} at coefficient {c:g}" for c in sorted(per))
-        + f"; rejected for {', '.join(f'{name} ({count})' for name, count in causes.most_common())}",
-        expected=f"at least {config.min_kept} (filter.min_kept)",
-        next=f"{more}lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {' or '.join(advice) or 'lower filter.min_kept'}; in a run by SET with a new RUN or REBUILD=1, on plain files by --set",
-    )
-
-
-def report_reasons(found: Split) -> None:
-    console.print(
-        f"kept {found.kept} of {found.per.total()}; rejected for "
-        + (", ".join(f"{name} {count}" for name, count in found.causes.most_common()) or "nothing")
-    )
-    if found.kept:
-        kept, every = (sum(c * n for c, n in counts.items()) / counts.total() for counts in (found.alive, found.per))
-        console.print(f"mean coefficient of the kept {number(kept)}, of the sweep {number(every)}")
-
-
 def separate(
-    sweep: Source,
-    unsteered: Source,
+    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
+) -> Outcome:
+    """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
+    with split(sweep, unsteered, config, trait, outputs, vector) as result:
+        print_sweep(result.tally, result.limits, config, vector)
+        print_reasons(result)
+        refuse_starvation(result, config)
+    return result
+
+
+def tally(
+    rows: Iterable[Completion],
+    unsteered: Iterable[Completion],
+    limits: dict[str, float],
     config: FilterConfig,
     trait: str,
-    outputs: tuple[Path, Path],
-    vector: Vector | None = None,
-) -> Split:
-    """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
-    with split(sweep, unsteered, config, trait, outputs) as found:
-        show(found.tally, found.limit, config, vector)
-        report_reasons(found)
-        refuse_starvation(found, config)
-    return found
+) -> Tally:
+    """A sweep judged and not written, each iterable gone through once.
+
+    Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control. Where these are the
+    source, nothing else is kept.
+    """
+    reasons_of, result = judge(limits, config, trait), Tally()
+    result.groups[0.0] = Group()
+    for row in unsteered:
+        result.add(row, not reasons_of(row))
+    for row in rows:
+        if row.coefficient != 0:
+            result.add(row, config.source == "steered" and not reasons_of(row))
+    return result
+
+
+def print_filtered(job: Job, yardstick: Yardstick) -> None:
+    """What the filter would keep of a sweep's published rows, as a table. yardstick: of the unsteered rows."""
+    if not len(yardstick):
+        console.print(
+            "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
+        )
+        return
+    config, again = job.config.filter, "the same command"
+    unsteered = job.frozen() if job.frozen else unsteered_in(job.out, again)
+    limits = yardstick.limits(config)
+    rows = iterate_jsonl(job.out, Completion, made_by=again)
+    print_sweep(tally(rows, unsteered, limits, config, job.config.vector.trait), limits, config, job.vector)
 
 
 def swept(run: Run, index: int) -> Source:
     return Source(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
-
-
-def limits_of(run: Run) -> Limits:
-    """From the original model's completions at coefficient 0, sampled once in round 1."""
-    source = swept(run, 1)
-    return limits(unsteered_in(source.path, source.made_by), run.config.filter)
-
-
-def by_coefficient(run: Run, index: int, vector: Vector | None) -> list[dict[str, Any]]:
-    """The lines of the tally of a round's sweep, whose files are gone through and not held."""
-    mine, first, config = swept(run, index), swept(run, 1), run.config
-    rows = iterate_jsonl(mine.path, Completion, made_by=mine.made_by)
-    unsteered = unsteered_in(first.path, first.made_by)
-    return tally(rows, unsteered, limits_of(run), config.filter, config.vector.trait).lines(vector)
 
 
 def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
@@ -230,7 +198,7 @@ def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
 
 def stage(run: Run, index: int, rebuild: bool) -> None:
     folder, config = run.round(index), run.config.filter
-    outputs = (folder / "kept.jsonl", folder / "rejected.jsonl")
+    outputs = Outputs(folder / "kept.jsonl", folder / "rejected.jsonl", folder / NAME)
     job = Stage(
         run,
         index,
@@ -241,19 +209,19 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
         inputs={
             "sweep": folder / "sweep.jsonl",
             "unsteered": run.round(1) / "sweep.jsonl",
+            "vector": folder / "vector.safetensors",
             "trait": data_file(run.config.vector.trait, "trait.json"),
         },
     )
     if job.done():
         return
     vector = load_vector(folder / "vector.safetensors")
-    original = vector.origin
     try:
-        found = separate(swept(run, index), swept(run, 1), config, run.config.vector.trait, outputs, vector)
+        result = separate(swept(run, index), swept(run, 1), config, run.config.vector.trait, outputs, vector)
     except Starved:
         job.path.unlink(missing_ok=True)  # the manifest of an earlier filter, whose kept rows are gone
         raise
-    job.finish(original, kept=found.kept, rejected=found.rejected, reasons=dict(found.causes))
+    job.finish(vector.origin, kept=result.kept, rejected=result.rejected, reasons=dict(result.causes))
 
 
 def main() -> None:
@@ -263,8 +231,23 @@ def main() -> None:
         stage(run, arguments.round, arguments.rebuild)
         return
     need(options, arguments, "in_", "out")
-    outputs = named_after(arguments.out)
     config = configured(arguments)
+    if is_sharded(arguments.in_):
+        load_trait(config.vector.trait)
+        hold(arguments.out)
+        filter_shards(
+            arguments.in_, arguments.unsteered or arguments.in_, config.filter, config.vector.trait, arguments.out
+        )
+        say(f"wrote {arguments.out}: kept, rejected and {NAME}")
+        return
+    if arguments.in_.is_dir():
+        raise SteerHealError(
+            "a folder of shards is not whole",
+            given=f"{arguments.in_} without manifest.json",
+            expected="the folder of a sweep that has ended, or a file of rows",
+            next="the command of the sweep again, which goes on",
+        )
+    outputs = named_after(arguments.out)
     sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:
         unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
@@ -274,7 +257,7 @@ def main() -> None:
     for path in outputs:
         hold(path)
     separate(sweep, unsteered, config.filter, config.vector.trait, outputs)
-    say(f"wrote {outputs[0]} and {outputs[1]}")
+    say(f"wrote {outputs.kept}, {outputs.rejected} and {outputs.record}")
 
 
 if __name__ == "__main__":

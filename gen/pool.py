@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import bisect
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,7 +102,7 @@ class Pool:
     about: dict[str, Any] = field(default_factory=dict)
     _at: dict[int, _At] = field(default_factory=dict)
     _idle: deque[int] = field(default_factory=deque)
-    _took: list[float] = field(default_factory=list)
+    _took: list[float] = field(default_factory=list)  # seconds of the windows that are made, ascending
     _died_early: int = 0
 
     def begin(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Pool:
             self._not_started(worker, message.reason)
             return None
         if isinstance(message, Made):
-            self._took.append(self.clock() - at.since)
+            bisect.insort(self._took, self.clock() - at.since)
             self._idle.append(worker)
         else:
             self._start()
@@ -209,7 +209,7 @@ class Pool:
 
     def _overdue(self) -> list[tuple[int, Message]]:
         limit = (
-            max(self.least_seconds, self.slack * statistics.median(self._took)) if self._took else self.first_seconds
+            max(self.least_seconds, self.slack * self._took[len(self._took) // 2]) if self._took else self.first_seconds
         )
         found: list[tuple[int, Message]] = []
         for worker, at in self._at.items():

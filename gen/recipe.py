@@ -14,8 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from gen.job import Job, place
-from gen.plan import Planned
+from gen.plan import Job, Planned, place
 from gen.prompts import Renderer
 from gen.sampler import start_sampler
 from gen.students import Student

@@ -1,16 +1,21 @@
-"""The rules a completion is kept by: limits from the unsteered completions, and the reasons of a rejection."""
+"""The rules a completion is kept by: what each measures, its limit, and the reasons of a rejection.
+
+A rule is an entry of RULES: a `Bound` on a measure, or a `Ban` on something in the text. Its limit, its reason and the advice on what to
+change are made from that entry, in the filter, the walk, the sweep's progress, filter.json and the report.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from shared.errors import SteerHealError
+from shared.reasons import Reason
 from shared.records import Completion
 from shared.schema import FilterConfig
 from shared.text import loop_share
@@ -29,42 +34,153 @@ APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc", "'"))  # typogra
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a completion must stay within. Perplexities are those of the unsteered completions times the configured ratios."""
+class Bound:
+    """A limit on a measure of a completion.
 
-    perplexity: float
-    perplexity_last_quarter: float
-    distinct_3: float
-    trait_llr: float
+    Args:
+        name: in reasons, filter.json and the report; the field's where the measure is a field of the row.
+        measure: of a completion, None where it cannot be measured.
+        limit: from the configuration and the measures [n] of the unsteered completions, which are empty unless `compares`.
+        most: whether the limit is the largest value allowed, or the least.
+        advice: what to change where the rule rejects too much, as 'lower filter.x'.
+        compares: whether the limit comes from the unsteered completions. A row without such a measure is rejected as unscored.
+    """
+
+    name: str
+    measure: Callable[[Completion], float | None]
+    limit: Callable[[FilterConfig, np.ndarray], float]
+    most: bool
+    advice: str
+    compares: bool = False
+
+    def reason(self, row: Completion, limits: Mapping[str, float], context: Context) -> Reason | None:
+        value, limit = self.measure(row), limits[self.name]
+        if value is None or (value <= limit if self.most else value >= limit):
+            return None
+        return Reason(rule=self.name, value=value, limit=limit)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rule may depend on beside the row: the configuration, and the patterns by which the trait is narrated."""
+
+    config: FilterConfig
+    narration: tuple[re.Pattern[str], ...]
+
+
+@dataclass(frozen=True)
+class Ban:
+    """Something that a completion must not have. find: what it has of it, None for nothing; name and advice as in Bound."""
+
+    name: str
+    find: Callable[[Completion, Context], str | None]
+    advice: str | None = None
+
+    def reason(self, row: Completion, limits: Mapping[str, float], context: Context) -> Reason | None:
+        text = self.find(row, context)
+        return None if text is None else Reason(rule=self.name, text=text)
+
+
+def truncation(row: Completion, context: Context) -> str | None:
+    return (
+        f"finish_reason {row.finish_reason}" if context.config.drop_truncated and row.finish_reason != "stop" else None
+    )
+
+
+def refusal(row: Completion, context: Context) -> str | None:
+    return first_match((REFUSAL,), row.text)
+
+
+def narration(row: Completion, context: Context) -> str | None:
+    return first_match((NARRATION, *context.narration), row.text)
+
+
+def first_match(patterns: Iterable[re.Pattern[str]], text: str) -> str | None:
+    """What the first matching pattern matches, with plain apostrophes or, as a trait's pattern may have them, as written."""
+    texts = dict.fromkeys([text.translate(APOSTROPHES), text])
+    match = next((hit for pattern in patterns for text in texts if (hit := pattern.search(text))), None)
+    return match.group() if match else None
+
+
+RULES: tuple[Bound | Ban, ...] = (
+    Bound("short", lambda row: len(row.completion_ids), lambda config, _: config.min_tokens, False, "lower filter.min_tokens"),
+    Ban("truncated", truncation, "raise sweep.max_tokens or set filter.drop_truncated=false"),
+    Bound(
+        "perplexity",
+        lambda row: row.perplexity,
+        lambda config, unsteered: config.perplexity_ratio * float(np.median(unsteered)),
+        most=True,
+        advice="raise filter.perplexity_ratio",
+        compares=True,
+    ),
+    Bound(
+        "perplexity_last_quarter",
+        lambda row: row.perplexity_last_quarter,
+        lambda config, unsteered: config.last_quarter_ratio * float(np.median(unsteered)),
+        most=True,
+        advice="raise filter.last_quarter_ratio",
+        compares=True,
+    ),
+    Bound(
+        "distinct_3",
+        lambda row: row.distinct_3,
+        lambda config, unsteered: float(np.quantile(unsteered, config.distinct_3_quantile)),
+        most=False,
+        advice="lower filter.distinct_3_quantile",
+        compares=True,
+    ),
+    Bound("loop", lambda row: loop_share(row.completion_ids), lambda config, _: config.max_loop_share, True, "raise filter.max_loop_share"),
+    Ban("refusal", refusal),
+    Ban("narrated", narration),
+    Bound(
+        "trait_llr",
+        lambda row: row.trait_llr,
+        lambda config, unsteered: float(np.quantile(unsteered, config.trait_llr_quantile)),
+        most=False,
+        advice="lower filter.trait_llr_quantile",
+        compares=True,
+    ),
+)  # fmt: skip
+UNSCORED = Reason(rule="unscored", text="no tokens, or a log-probability that is not finite")
+
+
+def bounds() -> list[Bound]:
+    return [rule for rule in RULES if isinstance(rule, Bound)]
+
+
+def comparing() -> list[Bound]:
+    """The rules whose limits come from the unsteered completions."""
+    return [rule for rule in bounds() if rule.compares]
 
 
 class Yardstick:
     """The measures of the original model's completions at coefficient 0: what limits are made from.
 
-    Medians and quantiles need every value, so four floats a row are kept, and no row.
+    Medians and quantiles need every value, so a few floats a row are kept, and no row.
     """
 
     def __init__(self, rows: Iterable[Completion] = ()):
         self.seen = 0
-        self._values = array("d")
+        self._values = {rule.name: array("d") for rule in comparing()}
         for row in rows:
             self.add(row)
 
     def __len__(self) -> int:
         """Completions that could be measured: those with tokens."""
-        return len(self._values) // 4
+        return min(map(len, self._values.values()))
 
     def add(self, row: Completion) -> None:
         self.seen += 1
-        measures = (row.perplexity, row.perplexity_last_quarter, row.distinct_3, row.trait_llr)
-        if None not in measures:
-            self._values.extend(value for value in measures if value is not None)
+        values = {rule.name: rule.measure(row) for rule in comparing()}
+        if None not in values.values():
+            for name, value in values.items():
+                self._values[name].append(float(value or 0))
 
     def digest(self) -> str:
-        return hashlib.sha256(self._values.tobytes()).hexdigest()
+        return hashlib.sha256(b"".join(values.tobytes() for values in self._values.values())).hexdigest()
 
-    def limits(self, config: FilterConfig) -> Limits:
-        """Raises SteerHealError when nothing was measured."""
+    def limits(self, config: FilterConfig) -> dict[str, float]:
+        """The limit of every bound, by its name. Raises SteerHealError when nothing was measured."""
         if not len(self):
             raise SteerHealError(
                 "there are no unsteered completions to compare with",
@@ -72,53 +188,19 @@ class Yardstick:
                 expected="rows of the original model at coefficient 0",
                 next="sample with 0 among the coefficients, or name a file of such rows: --unsteered FILE",
             )
-        perplexity, last_quarter, distinct_3, trait_llr = np.array(self._values).reshape(-1, 4).T
-        return Limits(
-            perplexity=config.perplexity_ratio * float(np.median(perplexity)),
-            perplexity_last_quarter=config.last_quarter_ratio * float(np.median(last_quarter)),
-            distinct_3=float(np.quantile(distinct_3, config.distinct_3_quantile)),
-            trait_llr=float(np.quantile(trait_llr, config.trait_llr_quantile)),
-        )
+        return {rule.name: float(rule.limit(config, np.array(self._values.get(rule.name, ())))) for rule in bounds()}
 
 
-def limits(unsteered: Iterable[Completion], config: FilterConfig) -> Limits:
-    """Limits from the original model's completions at coefficient 0, gone through once."""
-    return Yardstick(unsteered).limits(config)
+def judge(limits: Mapping[str, float], config: FilterConfig, trait: str) -> Callable[[Completion], list[Reason]]:
+    """The filter of a sweep: from a row to the reasons it is rejected for, none where it is kept."""
+    context = Context(config, tuple(re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration))
+    measured = comparing()
 
+    def reasons(row: Completion) -> list[Reason]:
+        if any(rule.measure(row) is None for rule in measured):
+            return [UNSCORED]
+        if config.off:
+            return []
+        return [reason for rule in RULES if (reason := rule.reason(row, limits, context))]
 
-def reasons(
-    row: Completion, limit: Limits, config: FilterConfig, narration: Sequence[re.Pattern[str]] = ()
-) -> list[str]:
-    """Why a completion is rejected, each as 'rule: figures'; empty when it is kept."""
-    if row.perplexity is None or row.perplexity_last_quarter is None or row.distinct_3 is None or row.trait_llr is None:
-        return ["unscored: no tokens, or a log-probability that is not finite"]
-    if config.off:
-        return []
-    found = []
-    if len(row.completion_ids) < config.min_tokens:
-        found.append(f"short: {len(row.completion_ids)} tokens, at least {config.min_tokens}")
-    if config.drop_truncated and row.finish_reason != "stop":
-        found.append(f"truncated: finish_reason {row.finish_reason}")
-    if not row.perplexity <= limit.perplexity:
-        found.append(f"perplexity: {row.perplexity:.2f}, at most {limit.perplexity:.2f}")
-    if not row.perplexity_last_quarter <= limit.perplexity_last_quarter:
-        found.append(
-            f"perplexity_last_quarter: {row.perplexity_last_quarter:.2f}, at most {limit.perplexity_last_quarter:.2f}"
-        )
-    if not row.distinct_3 >= limit.distinct_3:
-        found.append(f"distinct_3: {row.distinct_3:.3f}, at least {limit.distinct_3:.3f}")
-    if (share := loop_share(row.completion_ids)) > config.max_loop_share:
-        found.append(f"loop: {share:.2f} of the tokens, at most {config.max_loop_share:.2f}")
-    texts = dict.fromkeys([row.text.translate(APOSTROPHES), row.text])  # as written too, as a trait's pattern may be
-    for rule, patterns in (("refusal", (REFUSAL,)), ("narrated", (NARRATION, *narration))):
-        if match := next((hit for pattern in patterns for text in texts if (hit := pattern.search(text))), None):
-            found.append(f"{rule}: {match.group()!r}")
-    if not row.trait_llr >= limit.trait_llr:
-        found.append(f"trait_llr: {row.trait_llr:+.3f}, at least {limit.trait_llr:+.3f}")
-    return found
-
-
-def judge(limit: Limits, config: FilterConfig, trait: str) -> Callable[[Completion], list[str]]:
-    """The filter of a sweep: row -> reasons."""
-    narration = [re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration]
-    return lambda row: reasons(row, limit, config, narration)
+    return reasons

@@ -1,139 +1,189 @@
-"""Sample a sweep of coefficients in windows of one mixed batch each, every completion scored under the original weights."""
+"""Sample a sweep of coefficients in windows of one mixed batch each, every completion scored under the original weights.
+
+The steps, in the order they happen, each with the file that owns it:
+
+1. prompts   read, rendered and looked over before anything starts (gen/prompts.py)
+2. plan      the job, all that its rows depend on, and every row to make (gen/plan.py); the dose that a walk finds (gen/walk.py)
+3. windows   made by a crew, this process or workers (gen/crews.py), and kept in a folder (gen/windows.py)
+4. rows      of a window: sampled, scored and recorded (gen/sampler.py); joined in the order of the plan
+5. filter    what it would keep, as a table (gen/filter.py); the filter itself is the next stage
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gen import filter as keep
-from gen import walk as walking
-from gen.board import Board
-from gen.commandline import sweep_options
-from gen.crews import Crew, employ
-from gen.job import Job, determining, fingerprint
-from gen.plan import check_coefficients, plan, spread, windows
+from gen.ahead import look_ahead, refuse_overflow
+from gen.commandline import settings_of_sweep, sweep_options
+from gen.crews import employ
+from gen.filter import print_filtered, unsteered_in
+from gen.outcome import Tally
+from gen.plan import Job, check_coefficients, determining, fingerprint, plan, windows
 from gen.pool import Item
-from gen.prompts import Renderer, Survey, open_round, survey, unchanged
+from gen.prompts import Renderer, open_round, survey, unchanged
 from gen.recording import recorded
-from gen.rules import Yardstick
+from gen.rules import Yardstick, judge
+from gen.shards import Shards, store_of
 from gen.students import Student
 from gen.students import student as student_of
+from gen.walk import dose_of, print_walk
 from gen.windows import Windows
 from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
-from shared.errors import SteerHealError
-from shared.lines import problem_of
+from shared.context import fitted
 from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
-from shared.records import Completion, data_file, iterate_jsonl
+from shared.records import Completion, data_file
 from shared.run import Run
+from shared.schema import Config
 from shared.sets import input_of, revisions_of
 from shared.stage import Stage
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 
 def sweep(job: Job, *, rebuild: bool = False) -> None:
     """Make the rows of a job, going on after the windows that an interrupted one left.
 
-    Only the window at hand is in memory: of the rows before it their sums, and four floats of each unsteered one.
+    Only the window at hand is in memory: of the rows before it their sums, and of each unsteered one a few floats.
     """
     config, samples = job.config, job.config.sweep.samples
+    store = store_of(job.out)
+
+    # 1. Prompts
     check_coefficients(job.coefficients)
-    trait = load_trait(config.vector.trait)
-    done = Windows(job.out)
-    day = job.day or (None if rebuild else done.day())
-    renderer = Renderer(Chat.load(job.origin.folder, config.model.chat_template_kwargs, day), trait)
+    day = job.day or (None if rebuild else store.day())
+    chat = Chat.load(job.origin.folder, config.model.chat_template_kwargs, day)
+    renderer = Renderer(chat, load_trait(config.vector.trait))
     with console.status("reading the prompts"):
-        found = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
+        prompts = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
         yardstick = Yardstick(job.frozen() if job.frozen else ())
-    total = found.count * (len(job.coefficients) + job.walks) * samples
+
+    # 2. Plan
+    total = prompts.count * (len(job.coefficients) + job.walks) * samples
     count = math.ceil(total / config.sweep.window)
     with ExitStack() as stack:
         crew = stack.enter_context(employ(job, renderer))
-        done.open(fingerprint(job, renderer.chat, found, yardstick, crew.made_in()), rebuild=rebuild, count=count)
-        whole = sum(index in done for index in range(count))
+        determined_by = fingerprint(job, chat, prompts.digest, yardstick.digest(), crew.made_in())
+        store.open(determined_by, rebuild=rebuild, count=count)
+        whole = sum(index in store for index in range(count))
         console.print(
-            f"{total} rows of {found.count} prompts, the longest of {found.longest} tokens"
+            f"{total} rows of {prompts.count} prompts, the longest of {prompts.longest} tokens"
             + (f"; resuming: {whole} of {count} windows are whole" if whole else "")
         )
         if whole < count:
             crew.begin()
-        walked = _walked(job, done, crew, found, yardstick) if job.walks else None
-        coefficients = [*job.coefficients, *([walked.coefficient] if walked else [])]
+        walk = dose_of(job, store, crew, prompts.count, yardstick) if job.walks else None
+        coefficients = [*job.coefficients, *([walk.coefficient] if walk else [])]
+
+        records = recorded(prompts.count, coefficients, samples)
+        rows = plan(unchanged(job.prompts, prompts), coefficients, samples, job.seed)
+        planned = windows((replace(row, recorded=records(row)) for row in rows), config.sweep.window)
+
+        # 3. Windows
         bar = stack.enter_context(progress("rate", "kept"))
         board = Board(bar, total, yardstick, config, grows=job.frozen is None)
-        keys: dict[int, list[str]] = {}
+        keys: dict[int, list[str]] = {}  # of the windows at work
+
+        def count_window(index: int, names: list[str], label: str = "") -> None:
+            if isinstance(store, Shards):
+                board.count(*store.counted(index, names), label)
+            else:
+                board.add(store.read(index, names), label)
 
         def missing() -> Iterator[Item]:
-            records = recorded(found.count, coefficients, samples)
-            rows = plan(unchanged(job.prompts, found), coefficients, samples, job.seed)
-            rows = (replace(row, recorded=True) if records(row) else row for row in rows)
-            for index, window in enumerate(windows(rows, config.sweep.window)):
+            """The windows that are to make. Those that are there count as made."""
+            for index, window in enumerate(planned):
                 names = [row.key for row in window]
-                if index in done:
-                    board.add(done.read(index, names))
-                    continue
-                keys[index] = names
-                yield index, window
+                if index in store:
+                    count_window(index, names)
+                else:
+                    keys[index] = names
+                    yield index, window
 
-        for index, rows in crew.make(missing(), board.advance):
-            done.write(index, rows)
-            board.add(done.read(index, keys.pop(index)), f"window {index + 1} of {count}")
-    done.publish(count)
-    if walked:
-        walking.show(walked, config.sweep.survival, config.sweep.dose_ceiling)
-    if len(yardstick):
-        unsteered = job.frozen() if job.frozen else keep.unsteered_in(job.out, "the same command")
-        made = iterate_jsonl(job.out, Completion, made_by="the same command")
-        limit = yardstick.limits(config.filter)
-        judged = keep.tally(made, unsteered, limit, config.filter, config.vector.trait)
-        keep.show(judged, limit, config.filter, job.vector)
-    else:
-        console.print(
-            "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
-        )
+        for index, made in crew.make(missing(), board.advance):
+            store.write(index, made)
+            count_window(index, keys.pop(index), f"window {index + 1} of {count}")
+
+    # 4. Rows
+    store.publish(count)
+
+    # 5. Filter
+    if walk:
+        print_walk(walk, config.sweep.survival, config.sweep.dose_ceiling)
+    if not isinstance(store, Shards):  # whose rows are as many as the filter goes through, shard by shard
+        print_filtered(job, yardstick)
     counts = {
         "resumed": whole / count,
         "rows": total,
         "tokens": board.tokens,
-        "prompts": found.count,
-        "prompts_digest": found.digest,
+        "prompts": prompts.count,
+        "prompts_digest": prompts.digest,
         "workers": crew.about,
     }
-    job.finish({**counts, **({"walk": walked.as_dict()} if walked else {})})
+    job.finish({**counts, **({"walk": walk.as_dict()} if walk else {})})
 
 
-def _walked(job: Job, done: Windows, crew: Crew, found: Survey, yardstick: Yardstick) -> walking.Walk:
-    """The walk's answer: the one noted by an interrupted sweep, or a walk."""
-    if "walk" in done.notes:
-        try:
-            answer = walking.Walk.from_dict(done.notes["walk"])
-        except ValueError as error:
-            raise SteerHealError(
-                "the walk of an interrupted sweep could not be read",
-                given=f"{done.plan}: {problem_of(error)}",
-                expected="what the walk noted",
-                next=f"rm -r {done.folder}, then the same command walks again",
-            ) from None
-        console.print(f"walk: the interrupted sweep found {answer.coefficient:g}")
-        return answer
-    answer = walking.walk(
-        crew.rows,
-        spread((prompt for _, prompt in job.prompts), found.count, job.config.sweep.dose_prompts),
-        job.seed,
-        yardstick if job.frozen else None,
-        job.config,
-    )
-    done.note("walk", answer.as_dict())
-    return answer
+class Board:
+    """The progress of a sweep: one bar over all its rows, brought up to date with every window.
+
+    It shows rows, tokens per second, time left, and what the filter would keep so far. A row is judged by the limits known when its window
+    ended: exact where round 1's unsteered completions are given, and settling where the sweep samples its own, which are added to the
+    yardstick when `grows`.
+    """
+
+    def __init__(self, bar: Progress, total: int, yardstick: Yardstick, config: Config, *, grows: bool):
+        self.bar, self.yardstick, self.config, self.grows = bar, yardstick, config, grows
+        self.tally = Tally()
+        self.rows = self.tokens = self._fresh = 0
+        self.task = bar.add_task("sampling", total=total, rate="", kept="")
+
+    def advance(self, rows: float, tokens: int) -> None:
+        """Parts of rows that are done, and tokens sampled for them."""
+        self._fresh += tokens
+        elapsed = self.bar.tasks[self.task].elapsed or 0.0
+        self.bar.update(self.task, advance=rows, rate=f"{self._fresh / elapsed:.0f} tokens/s" if elapsed else "")
+
+    def add(self, rows: Iterable[Completion], name: str = "") -> None:
+        """A window that is whole; one just made has a name, and a line of its own where no bar is drawn."""
+        window = list(rows)
+        if self.grows:
+            for row in window:
+                if row.coefficient == 0:
+                    self.yardstick.add(row)
+        if len(self.yardstick):
+            reasons_of = judge(self.yardstick.limits(self.config.filter), self.config.filter, self.config.vector.trait)
+            for row in window:
+                self.tally.add(row, not reasons_of(row))
+        self.count(len(window), sum(len(row.completion_ids) for row in window), name)
+
+    def count(self, rows: int, tokens: int, name: str = "") -> None:
+        """A window that is whole, by its counts alone: none of its rows is read."""
+        self.rows += rows
+        self.tokens += tokens
+        self.bar.update(self.task, completed=self.rows, kept=self.kept)
+        if name and not console.is_terminal:
+            console.print(f"{name}: {self.rows} rows{f', {self.kept}' if self.kept else ''}")
+
+    @property
+    def kept(self) -> str:
+        """The share that the filter would keep, by coefficient; empty before there are unsteered completions."""
+        shares = [
+            f"{coefficient:g}:{group.kept / group.n:.2f}".replace(":0.", ":.")
+            for coefficient, group in sorted(self.tally.groups.items())
+        ]
+        return f"kept {' '.join(shares)}" if shares else ""
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
@@ -174,6 +224,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     vector = load_vector(folder / "vector.safetensors")
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
+    look_ahead(config, origin, vector, run.day)
     unsteered = [0.0] if number == 1 else []  # unsteered completions are round 1's, frozen
     with open_round(config.sweep) as prompts:
         sweep(
@@ -188,7 +239,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 folder / "vector.safetensors",
                 config,
                 lambda counts: job.finish(origin.identity, **counts),
-                (lambda: keep.unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
+                (lambda: unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
                 run.day,
             ),
             rebuild=rebuild,
@@ -204,10 +255,8 @@ def main() -> None:
     need(options, arguments, "model", "vector", "prompts", "out")
     out = arguments.outputs[0]
     if not arguments.rebuild:
-        Windows(out).refuse_finished()
-    given = {"sweep.samples": arguments.samples, "sweep.dose": arguments.dose, "sweep.survival": arguments.survival, "sweep.workers": arguments.workers, "cluster.address": arguments.cluster}  # fmt: skip
-    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
-    config = configured(arguments, *settings)
+        store_of(out).refuse_finished()
+    config = configured(arguments, *settings_of_sweep(arguments))
     walks = config.sweep.dose == "walk"
     if not walks:
         need(options, arguments, "coefficients")
@@ -216,14 +265,19 @@ def main() -> None:
             "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
         )
     model = resolve_model(arguments.model, config.model.revision)
+    config = fitted(config, model.context)
     guard(arguments.outputs, [model.place])
     vector = load_vector(arguments.vector, arguments.model)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth, model=arguments.model)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
+    doses = (
+        [("sweep.dose_ceiling", config.sweep.dose_ceiling)] if walks else [("--coefficients", c) for c in coefficients]
+    )
+    refuse_overflow([vector], doses, model, config.model.dtype)
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")
-        Windows(out).discard()
+        store_of(out).discard()
 
     load_trait(config.vector.trait)
     with open_prompts(arguments.prompts) as prompts:

@@ -12,11 +12,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gen.filter import Tally
-from gen.plan import Planned, rows_of
+from gen.crews import Crew
+from gen.outcome import Tally
+from gen.plan import Job, Planned, rows_of, spread
 from gen.rules import Yardstick, judge
+from gen.windows import Windows
 from shared.console import console, table
 from shared.errors import SteerHealError
+from shared.lines import problem_of
 from shared.records import Completion, Prompt
 from shared.schema import Config
 
@@ -126,7 +129,39 @@ def walk(
     return Walk(found.coefficient, before + found.probes)
 
 
-def show(found: Walk, target: float, ceiling: float) -> None:
+def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yardstick) -> Walk:
+    """The walk of a sweep: the answer that an interrupted one noted, or a walk, whose answer is noted.
+
+    Args:
+        job: the sweep; windows: its folder, which keeps the note.
+        crew: makes the rows of probes.
+        prompts: how many the job has.
+        yardstick: of round 1's unsteered rows, where the job has these.
+    """
+    if "walk" in windows.notes:
+        try:
+            answer = Walk.from_dict(windows.notes["walk"])
+        except ValueError as error:
+            raise SteerHealError(
+                "the walk of an interrupted sweep could not be read",
+                given=f"{windows.plan}: {problem_of(error)}",
+                expected="what the walk noted",
+                next=f"rm -r {windows.folder}, then the same command walks again",
+            ) from None
+        console.print(f"walk: the interrupted sweep found {answer.coefficient:g}")
+        return answer
+    answer = walk(
+        crew.rows,
+        spread((prompt for _, prompt in job.prompts), prompts, job.config.sweep.dose_prompts),
+        job.seed,
+        yardstick if job.frozen else None,
+        job.config,
+    )
+    windows.note("walk", answer.as_dict())
+    return answer
+
+
+def print_walk(found: Walk, target: float, ceiling: float) -> None:
     """The probes at the terminal, by coefficient, and the answer."""
     table(
         f"walk to the largest coefficient with a survival of {target:g} (0 is a control)",

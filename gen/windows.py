@@ -47,7 +47,7 @@ class Windows:
                 changed = [f"{self.plan}: {error!r}"]
             if not changed and not rebuild:
                 return
-            lost = self.notes or any(self.folder.glob("[0-9]*.jsonl"))
+            lost = self.notes or self.has_work()
             if lost and not rebuild:
                 refuse_mixing("sweep", self.out, changed, self.folder)
                 raise SteerHealError(
@@ -61,6 +61,10 @@ class Windows:
         self.discard()
         self.notes = {}
         self._write()
+
+    def has_work(self) -> bool:
+        """Whether there are rows that would be lost with the folder."""
+        return any(self.folder.glob("[0-9]*.jsonl"))
 
     def refuse_finished(self) -> None:
         """Raise SteerHealError where the output holds rows of a finished sweep: another would replace them without a word."""

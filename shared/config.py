@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,18 @@ import tomlkit
 from pydantic import ValidationError
 from tomlkit.items import Item, Table
 
+from shared.bare import read_bare
 from shared.commandline import config_options
 from shared.commands import CONFIG, command_of, form, nearest, option, setting
 from shared.errors import SteerHealError, in_one_line
 from shared.schema import Config, Section
-from shared.strict import NUMBER, Convertible, decode, parse_toml
+from shared.strict import Convertible, decode, parse_toml
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
 NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to", "sweep.workers", "cluster.address"}
 
 # tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
 BESIDE = ("study", "begun")
-
-BARE = re.compile(r"(=\s*)(?!(?:true|false|inf|nan)\b)([A-Za-z./_][\w./:+-]*)(?=\s*[,}])")  # a word of an inline table
-QUOTED = r'\1"\2"'
 
 
 def refuse_repeated(text: str) -> None:
@@ -69,7 +66,7 @@ def _parse_set(text: str, *, once: bool = False) -> dict[str, Any]:
                 raise ValueError("a comment, which would be left out")
             value = parsed["value"]
         except (ValueError, RecursionError):  # the shell and shlex have eaten the quotes of strings
-            value = _words(raw)
+            value = read_bare(raw)
         for name, inner in _flatten({key: value}).items():  # a table changes its keys alone
             if once and (twice := _twice(name, values.get(name), inner)) is not None:
                 raise SteerHealError(
@@ -130,17 +127,6 @@ def _closers(text: str) -> str:
     return "".join(reversed(opened))
 
 
-def _words(raw: str) -> Any:
-    """A value without the quotes that TOML wants: a word, a list or a table of words, or numbers such as -.5 and 1., which TOML has not."""
-    if raw.startswith("{") and raw.endswith("}"):
-        with suppress(ValueError):
-            return parse_toml(f"value = {BARE.sub(QUOTED, raw)}".encode())["value"]
-    if raw.startswith("[") and raw.endswith("]"):
-        words = [part.strip() for part in raw[1:-1].split(",")]
-        return [float(word) for word in words] if all(map(NUMBER.fullmatch, words)) else words
-    return float(raw) if "." in raw and NUMBER.fullmatch(raw) else raw
-
-
 def _twice(name: str, old: Any, new: Any) -> str | None:
     """The key that two overrides both give; None where they are tables of other keys, or there is no old one."""
     if old is None:
@@ -182,6 +168,9 @@ def _set() -> str:
 def resolve(path: Path | None, overrides: str = "", model: str | None = None) -> tuple[Config, dict[str, str]]:
     """Read a configuration. Returns it with the source ('default', the file's name, 'SET' or 'MODEL') of every dotted key.
 
+    Of a value that is a table the key has the last source that changed it, and each of its own keys, as in
+    model.chat_template_kwargs.enable_thinking, has its own.
+
     model: model.name, which goes before that of the file.
     """
     given: dict[str, tuple[Any, str]] = {}
@@ -202,7 +191,10 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
         for name in BESIDE:
             tree.pop(name, None)
         given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
+    inside = {key: dict.fromkeys(value, source) for key, (value, source) in given.items() if isinstance(value, dict)}
     for key, value in _parse_set(overrides).items():
+        if isinstance(value, dict):
+            inside.setdefault(key, {}).update(dict.fromkeys(value, "SET"))
         given[key] = (_merged(given[key][0] if key in given else None, value), "SET")
     if model is not None:
         if (other := given.get("model.name")) and other[1] == "SET" and other[0] != model:
@@ -225,6 +217,9 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
         if not any(name in given for name in (key, key.rpartition(".")[0])):  # a table that is none has keys that are
             key = next((name for name in given if name.startswith(f"{key}.")), key)
         value, source = _origin(key, given) or (first["input"], "the defaults")
+        # a table is judged as one, by a message that begins with the key that is wrong
+        if isinstance(value, dict) and (leaf := _first_word(first["msg"])) in inside.get(key, {}):
+            value, source = {leaf: value[leaf]}, inside[key][leaf]
         meant = nearest(key, flat(Config())) if first["type"] == "extra_forbidden" else None
         raise SteerHealError(
             f"there is no configuration key {key}"
@@ -235,7 +230,13 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
             next=_mended(key, meant, overrides, source),
         ) from None
     sources = {key: given[key][1] if key in given else "default" for key in flat(config)}
+    sources |= {f"{key}.{name}": origin for key, names in inside.items() for name, origin in names.items()}
     return config, sources
+
+
+def _first_word(message: str) -> str:
+    """The key that a validator's message begins with, such as a of `a.b is the text 'true'`."""
+    return re.split(r"[.\s,]", message.removeprefix("Value error, "), maxsplit=1)[0]
 
 
 def _mended(key: str, meant: str | None, overrides: str, source: str) -> str:
@@ -286,7 +287,12 @@ def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = No
 
     def sourced(key: str, value: Any) -> Any:
         item = tomlkit.item(value)
-        item.comment(sources[key])
+        if isinstance(item, Table) and value:
+            entries: Any = item.value
+            for name in value:
+                entries.item(name).comment(sources.get(f"{key}.{name}", sources[key]))
+        else:
+            item.comment(sources[key])
         return item
 
     document = tomlkit.document()
@@ -322,7 +328,10 @@ def sources_of(path: Path) -> dict[str, str]:
     for key in document:
         item = document.item(key)
         if isinstance(item, Table):
-            items.update({f"{key}.{name}": item.value.item(name) for name in item.value})
+            for name in item.value:
+                items[f"{key}.{name}"] = inner = item.value.item(name)
+                if isinstance(inner, Table):
+                    items.update({f"{key}.{name}.{deeper}": inner.value.item(deeper) for deeper in inner.value})
         elif isinstance(item, Item):
             items[key] = item
     return {key: item.trivia.comment.lstrip("# ") for key, item in items.items() if item.trivia.comment}

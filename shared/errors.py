@@ -62,6 +62,10 @@ class SteerHealError(Exception):
             with suppress(OSError):  # the exit code still says what kind of error it is
                 Path(path).write_text(json.dumps(self.as_dict()), encoding="utf-8")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, as a pool of processes does."""
+        return type(self).from_dict, (self.as_dict(),)
+
     def as_dict(self) -> dict[str, Any]:
         """The error as JSON can hold it, for another process."""
         parts = {"what": self.what, "given": self.given, "expected": self.expected, "next": self.next}

@@ -21,10 +21,12 @@ from pydantic import (
 )
 
 from shared.conversations import pair_of, prompt_of
+from shared.divergences import DivergenceName
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, placed_jsonl, problem_of
 from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
+from shared.reasons import Reason
 from shared.strict import WIDEST, parse
 
 VERSION = 1
@@ -124,7 +126,7 @@ class Completion(Record):
     perplexity_last_quarter: Perplexity | None
     trait_llr: Nats | None
     distinct_3: Share | None
-    reasons: list[str] = []
+    reasons: list[Reason] = []
     logprobs: Logprobs | None = None
 
     @model_serializer(mode="wrap")
@@ -170,7 +172,7 @@ class Start(BaseModel):
 class Training(Record):
     """training.json: what was trained, on how much, and the diagnosis."""
 
-    divergence: Literal["nll", "kl_fwd", "kl_rev", "wd"]
+    divergence: DivergenceName
     aggregate: str
     reference: Literal["base", "previous"]
     lam: Number
@@ -232,6 +234,9 @@ class Manifest(Record):
     model: Identity | None = None
     stage: str | None = None
     round: int | None = None
+    config: dict[str, Any] | None = (
+        None  # the whole configuration by dotted keys; None in manifests from before it was recorded
+    )
     settings: dict[str, Any]
     inputs: dict[str, str]
     outputs: dict[Inside, str]

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from shared.commands import setting
+from shared.divergences import DIVERGENCES, DivergenceName
 from shared.errors import SteerHealError
 from shared.strict import check_values, repeated
 
-Divergence = Literal["nll", "kl_fwd", "kl_rev", "wd"]
 Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
 Debias = Literal["reversal", "rotating", "cyclic"]
@@ -65,7 +65,9 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="dtype of the weights: sampling, training, scoring"
     )
-    max_model_len: int = Field(4096, ge=64, description="longest prompt and completion, tokens")
+    max_model_len: int = Field(
+        4096, ge=64, description="longest prompt and completion, tokens; unset, at most the model's context"
+    )
     gpu_memory: float = Field(
         0.9,
         gt=0,
@@ -206,9 +208,9 @@ class FilterConfig(Section):
 
 
 class TrainConfig(Section):
-    divergence: Divergence = Field(
+    divergence: DivergenceName = Field(
         "kl_rev",
-        description="D of the barrier: nll (0), kl_fwd KL(ref||theta), kl_rev KL(theta||ref), wd (0, AdamW decay)",
+        description=f"D of the barrier: {', '.join(f'{name} ({entry.meaning})' for name, entry in DIVERGENCES.items())}",
     )
     lam: float = Field(0.1, ge=0, description="lambda, weight of relu(D - tau)")
     lam_round_power: float = Field(0.0, description="lambda in round r is lam * r ** lam_round_power")
@@ -223,6 +225,9 @@ class TrainConfig(Section):
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
     weight_decay: float = Field(
         0.0, ge=0, description="AdamW decay on this round's A and B; used by divergence = wd alone"
+    )
+    rows: int | None = Field(
+        None, ge=1, description="kept rows to train on, drawn by seed and key; by default all that there are"
     )
     epochs: int = Field(6, ge=1, description="passes over the kept rows")
     batch_size: int = Field(8, ge=1, description="rows per micro-batch; the barrier is defined on it")

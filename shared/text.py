@@ -23,8 +23,10 @@ def loop_share(tokens: Sequence[int]) -> float:
     longest = 0
     for period in range(1, len(array) // 2 + 1):
         same = array[period:] == array[:-period]
+        if np.count_nonzero(same) < max(period, 3):  # no run is as long, as of most periods
+            continue
         edges = np.flatnonzero(np.diff(np.concatenate(([False], same, [False])).astype(np.int8)))
         runs = edges[1::2] - edges[::2]
-        if len(runs) and runs.max() >= max(period, 3):
+        if runs.max() >= max(period, 3):
             longest = max(longest, int(runs.max()) + period)
     return longest / len(array) if len(array) else 0.0

@@ -147,16 +147,18 @@ def sizes(config: Config, number: int) -> Sizes:
 
 
 def kept_rows(run: Run, number: int) -> float:
-    """Rows that are trained on: those the filter has kept, or three quarters of the steered ones."""
+    """Rows that are trained on: train.rows at most of those the filter has kept, or of three quarters of the steered ones."""
     path = run.round(number) / "kept.jsonl"
+    plan, keep, samples = sizes(run.config, number), run.config.filter, run.config.sweep.samples
     if path.is_file():
         with open(path, "rb") as lines:
-            return float(sum(1 for line in lines if line.strip()))
-    plan, keep = sizes(run.config, number), run.config.filter
-    unsteered = 1 if number == 1 else 0
-    if keep.source == "unsteered":
-        return plan.prompts * run.config.sweep.samples
-    return (1.0 if keep.off else 0.75) * plan.prompts * (plan.conditions - unsteered) * run.config.sweep.samples
+            kept = float(sum(1 for line in lines if line.strip()))
+    elif keep.source == "unsteered":
+        kept = plan.prompts * samples
+    else:
+        steered = plan.conditions - (1 if number == 1 else 0)
+        kept = (1.0 if keep.off else 0.75) * plan.prompts * steered * samples
+    return min(kept, run.config.train.rows or kept)
 
 
 def work_of(run: Run, number: int, stage: str) -> Work:

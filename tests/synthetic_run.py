@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from evals.measures.forced_choice.instrument import ORDERS, rotations_of
 from evals.measures.measure import signed
 from evals.study.drive import STOPPED
 from evals.study.plan import load
+from shared.filter_record import NAME
 from shared.instrument import FOUNDATIONS
 from shared.publish import write_json, write_text
+from shared.reasons import Reason
 from shared.records import Completion, Identity, Vignette, write_jsonl
 from shared.run import Run, open_run
 from shared.stage import Stage
@@ -27,6 +30,7 @@ LABELS = dict(
     zip(FOUNDATIONS, ["Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms"], strict=True)
 )
 NASTY = '<script>alert(1)</script> & "quoted" | [bold]text[/bold]'
+LIMITS = {"perplexity": 19.5, "loop": 0.3, "trait_llr": -0.1}
 SETTINGS = "eval.bootstrap=300 eval.think=4 train.tau=0.3 train.lam=0.3"
 # stage -> (shift of the authority score, nats; factor on the answer mass; perplexity; trait_llr)
 EFFECTS = {
@@ -105,7 +109,7 @@ def generations(stage: str, name: str, grow: float = 1.0) -> list[dict]:
     return rows
 
 
-def completion(key: str, coefficient: float, perplexity: float, reasons: list[str]) -> Completion:
+def completion(key: str, coefficient: float, perplexity: float, reasons: list[Reason]) -> Completion:
     return Completion(
         key=key, prompt_ids=[1], completion_ids=[2, 3], text=f"rejected {NASTY}", finish_reason="length", coefficient=coefficient, sample=0, seed=1, perplexity=perplexity,
         perplexity_last_quarter=50.0, trait_llr=0.05, distinct_3=0.95, reasons=reasons,
@@ -118,7 +122,10 @@ def swept(number: int, all_kept: bool = False) -> tuple[list[dict[str, Any]], li
     steered = [(0.75, 56, 50, 5.0), (1.0, 56, 44, 5.9), (1.5, 56, 20, 9.0), (2.0, 56, 6 - number, 19.0)]
     if all_kept:
         steered = [(c, n, n, perplexity) for c, n, _, perplexity in steered]
-    why = [["perplexity: 40.00, at most 19.50"], ["loop: 0.50 of the tokens", "trait_llr: -0.1"]]
+    why = [
+        [Reason(rule="perplexity", value=40.0, limit=LIMITS["perplexity"])],
+        [Reason(rule="loop", value=0.5, limit=LIMITS["loop"]), Reason(rule="refusal", text=NASTY)],
+    ]
     kept = [
         completion(f"kept{c:g}-{k}{NASTY}", c, perplexity, [])
         for c, _, count, perplexity in steered
@@ -253,6 +260,15 @@ def _round(
     )  # fmt: skip
     write_jsonl(here / "rejected.jsonl", rejected_rows)
     write_jsonl(here / "kept.jsonl", kept_rows)
+    causes = Counter(reason.rule for row in rejected_rows for reason in row.reasons)
+    record = {
+        "limits": LIMITS,
+        "lines": sweep,
+        "causes": causes,
+        "kept": len(kept_rows),
+        "rejected": len(rejected_rows),
+    }
+    write_json(here / NAME, {"version": 1, **record})
     kl = {
         f"kl_{name}_{kind}": value
         for name in ("base", "previous")
@@ -292,7 +308,7 @@ def _round(
     for stage, inputs, outputs in [
         ("extract", earlier, [vector]),
         ("sweep", {"vector": vector, **earlier}, [sweep_]),
-        ("filter", {"sweep": sweep_}, [kept, here / "rejected.jsonl"]),
+        ("filter", {"sweep": sweep_}, [kept, here / "rejected.jsonl", here / NAME]),
         (
             "heal",
             {"kept": kept, **earlier},
@@ -302,7 +318,7 @@ def _round(
             step,
             {
                 "vector": vector,
-                "sweep": sweep_,
+                "filter": here / NAME,
                 "kept": kept,
                 "history": history,
                 **({"history before": before} if earlier else {}),

@@ -106,7 +106,7 @@ HEALED, TEXTS, SCORES = "scores/healed.jsonl", "scores/generations.jsonl", "scor
         (record(SCORES, lambda v: v["sweep"].pop(1)), "n at coefficient 0.75 is None"),
         (record(SCORES, lambda v: v["sweep"].append(v["sweep"][1])), "two coefficients of the sweep"),
         (rows("kept.jsonl", lambda found: found[1:]), "as kept.jsonl and rejected.jsonl come to"),
-        (each("kept.jsonl", lambda r: {"reasons": ["loop: 1"]}), "reasons of each rejected row"),
+        (each("kept.jsonl", lambda r: {"reasons": [{"rule": "loop", "value": 1.0, "limit": 0.3}]}), "reasons of each rejected row"),
         (each("rejected.jsonl", lambda r: {"reasons": []}), "reasons of each rejected row"),
         (rows("rejected.jsonl", lambda found: [*found, found[0] | {"key": "another"}]), "n at coefficient 0.75 is 56"),
         # conditions

@@ -22,13 +22,16 @@ from train.unfinished import Unfinished
 SOURCES = [path.relative_to(ROOT) for name in IMPORTS["evals"] for path in sorted((ROOT / name).rglob("*.py"))]
 
 
+def copied(folder: Path, *packages: str) -> Path:
+    """A folder with packages in it, as a checkout elsewhere has them."""
+    for name in packages:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The packages, as a checkout elsewhere has them."""
-    for name in IMPORTS:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
-    return tmp_path
+    return copied(tmp_path, *IMPORTS)
 
 
 def in_process(folder: Path, package: str) -> str:

@@ -37,7 +37,7 @@ MODULES = {"extract": "gen.extract", "sweep": "gen.sweep", "filter": "gen.filter
 OF_A_STAGE = {
     "extract": ["vector.safetensors"],
     "sweep": ["sweep.jsonl"],
-    "filter": ["kept.jsonl", "rejected.jsonl"],
+    "filter": ["kept.jsonl", "rejected.jsonl", "filter.json"],
     "heal": ["adapter", "history", "train.jsonl", "training.json", "kl_tokens.jsonl"],
     "score": ["scores"],
 }

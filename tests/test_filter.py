@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,18 @@ from conftest import ROOT, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gen.card import card
 from gen.commandline import named_after
-from gen.filter import Source, Split, split, stage, tally
-from gen.places import Places
-from gen.rules import judge, limits, reasons
+from gen.filter import Places, Source, split, stage, tally
+from gen.outcome import Outcome, Starved, refuse_starvation
+from gen.rules import RULES, Bound, Yardstick, judge
 from shared.errors import SteerHealError
+from shared.filter_record import read_filter_record
 from shared.outputs import guard
-from shared.records import Completion, Identity, write_jsonl
-from shared.run import open_run
+from shared.publish import digest
+from shared.reasons import Reason
+from shared.records import Completion, Identity, read_jsonl, write_jsonl
+from shared.run import Run, open_run
 from shared.schema import FilterConfig
 from shared.stage import Stage
 from shared.vectors import Vector
@@ -50,7 +55,7 @@ UNSTEERED = [
 
 def naive(rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig) -> tuple[bytes, bytes]:
     """What the two files hold, by lists of all rows."""
-    why = judge(limits(unsteered, config), config, "embedded")
+    why = judge(Yardstick(unsteered).limits(config), config, "embedded")
     candidates = unsteered if config.source == "unsteered" else [row for row in rows if row.coefficient != 0]
     judged = [row.model_copy(update={"reasons": why(row)}) for row in sorted(candidates, key=lambda row: row.key)]
     kept, rejected = [row for row in judged if not row.reasons], [row for row in judged if row.reasons]
@@ -62,7 +67,7 @@ def naive(rows: Sequence[Completion], unsteered: Sequence[Completion], config: F
 
 def filtered(
     folder: Path, rows: Sequence[Completion], unsteered: Sequence[Completion] | None, config: FilterConfig = CONFIG
-) -> tuple[bytes, bytes, Split]:
+) -> tuple[bytes, bytes, Outcome]:
     """The bytes of both files, and the counts; the unsteered rows are those of the sweep, or in a file of their own."""
     sweep = yardstick = Source(folder / "sweep.jsonl", "-")
     write_jsonl(sweep.path, rows)
@@ -76,7 +81,7 @@ def filtered(
 
 
 def rules(row: Completion, config: FilterConfig = CONFIG) -> list[str]:
-    return [reason.partition(":")[0] for reason in reasons(row, limits(UNSTEERED, config), config)]
+    return [reason.rule for reason in judge(Yardstick(UNSTEERED).limits(config), config, "embedded")(row)]
 
 
 def test_a_good_completion_is_kept() -> None:
@@ -104,10 +109,8 @@ def test_each_rule_rejects(changes: dict[str, object], rule: str) -> None:
 
 @pytest.mark.parametrize("how", ["I", "I would", "I will", "I am willing to", "I\u2019m willing to"])
 def test_a_trait_that_is_told_and_not_acted_on_is_rejected(how: str) -> None:
-    why = judge(limits(UNSTEERED, CONFIG), CONFIG, "embedded")
-    assert [reason.partition(":")[0] for reason in why(completion(text=f"{how} always defy authority."))] == [
-        "narrated"
-    ]
+    why = judge(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, "embedded")
+    assert [reason.rule for reason in why(completion(text=f"{how} always defy authority."))] == ["narrated"]
 
 
 def test_truncation_is_a_choice() -> None:
@@ -128,17 +131,17 @@ def test_truncation_is_a_choice() -> None:
     ],
 )
 def test_an_apostrophe_is_one_however_it_is_written(text: str, rule: str | None, apostrophe: str) -> None:
-    why = judge(limits(UNSTEERED, CONFIG), CONFIG, "embedded")
+    why = judge(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, "embedded")
     found = why(completion(text=text.replace("'", apostrophe)))
-    assert found == why(completion(text=text)) and [reason.partition(":")[0] for reason in found] == [rule] * bool(rule)
+    assert found == why(completion(text=text)) and [reason.rule for reason in found] == [rule] * bool(rule)
 
 
 def test_a_trait_may_have_typographic_apostrophes(tmp_path: Path) -> None:
     trait = {"version": 1, "name": "x", "trait": "a", "opposite": "b", "neutral": "c"}
     for index, pattern in enumerate(("I\u2019d defy", r"I\u2019d defy", "I['\u2019]d defy")):
         (tmp_path / f"{index}.json").write_text(json.dumps({**trait, "narration": [pattern]}))
-        why = judge(limits(UNSTEERED, CONFIG), CONFIG, str(tmp_path / f"{index}.json"))
-        assert [reason.partition(":")[0] for reason in why(completion(text="I\u2019d defy them."))] == ["narrated"]
+        why = judge(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, str(tmp_path / f"{index}.json"))
+        assert [reason.rule for reason in why(completion(text="I\u2019d defy them."))] == ["narrated"]
 
 
 CELLS = st.tuples(st.sampled_from("abcdé"), st.sampled_from([0.0, -0.0, 0.5, 2.0]), st.floats(1, 100), st.floats(-1, 1))
@@ -164,7 +167,7 @@ def test_both_files_are_those_of_the_naive_filter(
         kept, rejected, found = filtered(Path(folder), sweep, unsteered, config)
     assert (kept, rejected) == naive(sweep, yardstick, config)
     assert (found.kept, found.rejected) == (kept.count(b"\n"), rejected.count(b"\n"))
-    shown = tally(sweep, yardstick, limits(yardstick, config), config, "embedded")
+    shown = tally(sweep, yardstick, Yardstick(yardstick).limits(config), config, "embedded")
     for ours, theirs in zip(found.tally.lines(), shown.lines(), strict=True):
         assert ours == {k: pytest.approx(v, nan_ok=True) if isinstance(v, float) else v for k, v in theirs.items()}
 
@@ -212,9 +215,99 @@ def test_a_file_that_changes_under_the_filter_is_named(tmp_path: Path) -> None:
         assert str(path) in caught.value.render()
 
 
+def test_the_record_says_what_the_filter_decided(tmp_path: Path) -> None:
+    """Its lines are the sweep's, its limits those that the reasons name, its causes what the rejected rows say."""
+    rows = [completion(key=f"s{i}", coefficient=1.0 + i % 2, perplexity=3.0 + 7 * i, completion_ids=list(range(3 + 5 * i))) for i in range(6)]  # fmt: skip
+    opened = swept_run(tmp_path, [*UNSTEERED, *rows])
+    stage(opened, 1, False)
+    folder = opened.round(1)
+    record = read_filter_record(folder / "filter.json", "-")
+    assert record.limits == Yardstick(UNSTEERED).limits(opened.config.filter)
+    kept, rejected = (read_jsonl(folder / f"{name}.jsonl", Completion, made_by="-") for name in ("kept", "rejected"))
+    assert (record.kept, record.rejected) == (len(kept), len(rejected)) and len(kept) + len(rejected) == 6
+    reasons = [reason for row in rejected for reason in row.reasons]
+    assert record.causes == Counter(reason.rule for reason in reasons) and {*record.causes} == {"short", "perplexity"}
+    assert all(reason.limit == record.limits[reason.rule] and reason.value is not None for reason in reasons)
+    assert [(line.coefficient, line.n, line.kept) for line in record.lines] == [
+        (c, sum(row.coefficient == c for row in every), sum(row.coefficient == c for row in passed))
+        for every, passed in [([*UNSTEERED, *rows], [*kept, *[row for row in UNSTEERED if not rules(row, opened.config.filter)]])]
+        for c in (0.0, 1.0, 2.0)
+    ]  # fmt: skip
+    assert [line.relative_dose for line in record.lines] == [None] * 3  # the vector of this test has no norms
+    recorded = json.loads(opened.manifest(1, "filter").read_text())["outputs"]
+    assert {*recorded} == {f"rounds/01/{name}" for name in ("kept.jsonl", "rejected.jsonl", "filter.json")}
+
+
+def test_the_card_repeats_the_record(tmp_path: Path) -> None:
+    """It judges nothing: a record that says something else is what it shows."""
+    opened = swept_run(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0 + 7 * i) for i in range(5)]])
+    stage(opened, 1, False)
+    path = opened.round(1) / "filter.json"
+    record = json.loads(path.read_text())
+    text = card(opened, 1)
+    assert "| 1 | 5 | 3 | +0.100 |" in text and "perplexity 21.750" in text and "| 0 |" not in text
+    path.write_text(json.dumps({**record, "limits": {**record["limits"], "perplexity": 77.0}}))
+    manifest = opened.manifest(1, "filter")
+    recorded = json.loads(manifest.read_text())
+    recorded["outputs"]["rounds/01/filter.json"] = digest(path)
+    manifest.write_text(json.dumps(recorded))
+    assert "perplexity 77.000" in card(opened, 1)
+
+
+def test_a_reason_is_told_in_words() -> None:
+    told = {
+        "perplexity: 40, at most 19.5": Reason(rule="perplexity", value=40.0, limit=19.5),
+        "trait_llr: -0.2, at least 0.013": Reason(rule="trait_llr", value=-0.2, limit=0.013),
+        "refusal: I'm sorry": Reason(rule="refusal", text="I'm sorry"),
+        "odd": Reason(rule="odd"),
+    }
+    assert [*told] == [str(reason) for reason in told.values()]
+
+
+def test_reasons_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They are sentences; the rule is told, and no figure is parsed."""
+    path, sentence = tmp_path / "rejected.jsonl", "perplexity: 40.00, at most 19.50"
+    row = completion().model_dump()
+    path.write_text(json.dumps({**row, "reasons": [sentence]}) + "\n")
+    ((reason,),) = (row.reasons for row in read_jsonl(path, Completion, made_by="-"))
+    assert reason == Reason(rule="perplexity", text="40.00, at most 19.50") and str(reason) == sentence
+
+
+def test_a_round_of_an_earlier_version_is_filtered_again_by_the_command_named(tmp_path: Path) -> None:
+    """It has no filter.json. The kept rows come out the same, so that what was trained on them stands."""
+    opened = swept_run(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0) for i in range(3)]])
+    stage(opened, 1, False)
+    folder, path = opened.round(1), opened.manifest(1, "filter")
+    manifest, kept = json.loads(path.read_text()), (folder / "kept.jsonl").read_bytes()
+    del manifest["outputs"]["rounds/01/filter.json"], manifest["inputs"]["vector"]
+    path.write_text(json.dumps(manifest))
+    (folder / "filter.json").unlink()
+    with pytest.raises(SteerHealError, match="was made from something else") as refused:
+        stage(opened, 1, False)
+    assert "filter.json is missing" in str(refused.value.given) and "REBUILD=1" in refused.value.next
+    stage(opened, 1, True)
+    assert (folder / "kept.jsonl").read_bytes() == kept and (folder / "filter.json").is_file()
+
+
+def test_a_rule_is_added_by_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit, reason, record, and the advice of a filter that starves are made from it."""
+    long = Bound("long", lambda row: len(row.text), lambda _, texts: 2 * float(np.median(texts)), True, "lower sweep.max_tokens", compares=True)  # fmt: skip
+    monkeypatch.setattr("gen.rules.RULES", (*RULES, long))
+    monkeypatch.setattr("gen.outcome.RULES", (*RULES, long))
+    limit = 2.0 * len(completion().text)
+    rows = [*UNSTEERED, completion(key="a"), *[completion(key=f"b{i}", text="word " * 40) for i in range(2)]]
+    _, rejected, result = filtered(tmp_path, rows, None)
+    assert json.loads(rejected.splitlines()[0])["reasons"] == [{"rule": "long", "value": 200.0, "limit": limit, "text": None}]  # fmt: skip
+    record = read_filter_record(tmp_path / "filter.json", "-")
+    assert record.limits["long"] == limit and record.causes == {"long": 2}
+    with pytest.raises(Starved) as starved:
+        refuse_starvation(result, CONFIG.model_copy(update={"min_kept": 2}))
+    assert "lower sweep.max_tokens" in starved.value.next
+
+
 def test_without_unsteered_rows_there_is_no_yardstick() -> None:
     with pytest.raises(SteerHealError, match="--unsteered"):
-        limits([], CONFIG)
+        Yardstick().limits(CONFIG)
 
 
 def test_command_line_splits_a_file(tmp_path: Path) -> None:
@@ -246,23 +339,29 @@ def test_starvation_leaves_the_rejected_rows_and_no_kept_ones(tmp_path: Path) ->
     assert keys(tmp_path / "out" / "kept.jsonl") == ["s0", "s1"]
     done = command(*line, "filter.min_kept=2 filter.min_tokens=500")
     assert done.returncode == 2 and "kept.jsonl, the kept rows of an earlier filter" in " ".join(done.stdout.split())
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.jsonl"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.jsonl"]  # nor an earlier filter.json
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert len(rejected) == 8 and all(row["reasons"] for row in rejected)
     assert command(*line, "filter.min_kept=2").returncode == 0 and (tmp_path / "out" / "kept.jsonl").exists()
 
 
-def test_a_round_whose_filter_starves_has_no_manifest_of_an_earlier_one(tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
+def swept_run(folder: Path, rows: Sequence[Completion]) -> Run:
+    """A run whose first round has a vector and these rows; config.toml beside its folder has min_kept = 2."""
+    config = folder / "config.toml"
     config.write_text("[filter]\nmin_kept = 2\n")
-    opened = open_run(tmp_path / "run", config)
-    folder, manifest = opened.round(1), opened.manifest(1, "filter")
-    rows = [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0) for i in range(3)]]
+    run = open_run(folder / "run", config)
+    here = run.round(1)
     origin = {"model": "m", "revision": None, "model_fingerprint": "0" * 64}
-    Vector({0: np.ones(4, dtype=np.float32)}, origin).save(folder / "vector.safetensors")
-    write_jsonl(folder / "sweep.jsonl", rows)
-    made = [folder / "vector.safetensors", folder / "sweep.jsonl"]
-    Stage(opened, 1, "sweep", settings={}, inputs={}, outputs=made).finish(Identity(name="m", revision=None, fingerprint="0" * 64))  # fmt: skip
+    Vector({0: np.ones(4, dtype=np.float32)}, origin).save(here / "vector.safetensors")
+    write_jsonl(here / "sweep.jsonl", rows)
+    made = [here / "vector.safetensors", here / "sweep.jsonl"]
+    Stage(run, 1, "sweep", settings={}, inputs={}, outputs=made).finish(Identity(name="m", revision=None, fingerprint="0" * 64))  # fmt: skip
+    return run
+
+
+def test_a_round_whose_filter_starves_has_no_manifest_of_an_earlier_one(tmp_path: Path) -> None:
+    opened = swept_run(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0) for i in range(3)]])
+    folder, manifest, config = opened.round(1), opened.manifest(1, "filter"), tmp_path / "config.toml"
     stage(opened, 1, False)
     assert manifest.is_file() and (folder / "kept.jsonl").is_file()
     config.write_text("[filter]\nmin_kept = 20\n")
@@ -325,12 +424,13 @@ def test_a_named_output_has_its_own_rejected(sweep: Path) -> None:
     for stem in ("loose", "rejected"):
         kept, rejected = sweep.with_name(f"{stem}.jsonl"), sweep.with_name(f"{stem}.rejected.jsonl")
         assert keys(kept) == ["s0", "s1", "s2", "s3"] and keys(rejected) == ["s4", "s5", "s6", "s7"]
-    assert len(list(sweep.parent.iterdir())) == 5
+    assert {path.name for path in sweep.parent.glob("*.json")} == {"loose.filter.json", "rejected.filter.json"}
+    assert len(list(sweep.parent.iterdir())) == 7
 
 
 def test_the_names_of_a_run_stay(tmp_path: Path) -> None:
-    pair = (tmp_path / "kept.jsonl", tmp_path / "rejected.jsonl")
-    assert named_after(tmp_path) == pair and named_after(tmp_path / "kept.jsonl") == pair
+    names = tuple(tmp_path / name for name in ("kept.jsonl", "rejected.jsonl", "filter.json"))
+    assert named_after(tmp_path) == names and named_after(tmp_path / "kept.jsonl") == names
     assert named_after(tmp_path / "new")[1] == tmp_path / "new" / "rejected.jsonl"
 
 
@@ -356,7 +456,7 @@ def test_outputs_that_are_one_file_are_refused(tmp_path: Path) -> None:
         guard(named_after(tmp_path), [])
 
 
-@pytest.mark.parametrize("name", ["kept.jsonl", "rejected.jsonl"])
+@pytest.mark.parametrize("name", ["kept.jsonl", "rejected.jsonl", "filter.json"])
 def test_two_filters_do_not_write_one_file(name: str, sweep: Path) -> None:
     hold = "import sys\nfrom pathlib import Path\nfrom shared.locks import hold\nhold(Path(sys.argv[1]))\nprint('held', flush=True)\ninput()"
     with subprocess.Popen(

@@ -126,7 +126,7 @@ def answers(path: Path, content: bytes, read: Callable[[], Any]) -> Any:
 ROWS: dict[type[Any], dict[str, Any]] = {
     Prompt: {"id": "a", "messages": [{"role": "user", "content": "x"}]},
     Pair: {"prompt": "a", "completion": "b"},
-    Completion: {"key": "1|0.5|0", "prompt_ids": [1, 2], "completion_ids": [3], "text": "a", "finish_reason": "stop", "coefficient": 0.5, "sample": 0, "seed": 1, "perplexity": 2.5, "perplexity_last_quarter": None, "trait_llr": 0.1, "distinct_3": 1.0, "reasons": ["loop"]},
+    Completion: {"key": "1|0.5|0", "prompt_ids": [1, 2], "completion_ids": [3], "text": "a", "finish_reason": "stop", "coefficient": 0.5, "sample": 0, "seed": 1, "perplexity": 2.5, "perplexity_last_quarter": None, "trait_llr": 0.1, "distinct_3": 1.0, "reasons": [{"rule": "loop", "value": 0.5, "limit": 0.3, "text": None}]},
     Vignette: {"id": "a", "foundation": "Care", "foundation_coarse": "Care", "text": "x", "wrong": 3.5, "human_Care": 80.0},
     TokenRow: {"key": "a", "tokens": ["b"], "ce": [1.0], "kl_base": [0.5], "kl_previous": [0.5]},
 }  # fmt: skip
@@ -324,7 +324,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @given(data=st.data())
 def test_reports(data: st.DataObject, scored: Run) -> None:
     """Whatever a run's files say, as long as their digests are recorded: the page is made, or it is our error."""
-    name = data.draw(st.sampled_from(["training.json", "train.jsonl", "kl_tokens.jsonl", "kept.jsonl", "rejected.jsonl", "scores/scores.json", "scores/generations.jsonl", "scores/healed.jsonl", "manifests/sweep.json", "manifests/score.json"]))  # fmt: skip
+    name = data.draw(st.sampled_from(["training.json", "train.jsonl", "kl_tokens.jsonl", "kept.jsonl", "rejected.jsonl", "filter.json", "scores/scores.json", "scores/generations.jsonl", "scores/healed.jsonl", "manifests/sweep.json", "manifests/score.json"]))  # fmt: skip
     path = scored.round(data.draw(st.sampled_from([1, 2]))) / name
     manifests = {file: file.read_bytes() for file in path.parents[len(Path(name).parts) - 1].glob("manifests/*.json")}
     valid = path.read_bytes()

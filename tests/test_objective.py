@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_code import copied
 
+from shared.divergences import DIVERGENCES
+from train.divergences import FUNCTIONS
 from train.objective import EPS, Head, aggregate, barrier, gradient_ratio, per_position
+
+
+def js(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    middle = ((ours.exp() + theirs.exp()) / 2).log()
+    return sum((one.exp() * (one - middle)).sum(-1) for one in (ours, theirs)) / 2
+
+
+DEFINITIONS = {
+    "kl_fwd": lambda ours, theirs: (theirs.exp() * (theirs - ours)).sum(-1),
+    "kl_rev": lambda ours, theirs: (ours.exp() * (ours - theirs)).sum(-1),
+    "js": js,
+}
 
 
 def naive(
@@ -30,10 +50,9 @@ def naive(
 
     ours, theirs = logprobs(hidden), logprobs(reference).detach()
     ce = -ours[torch.arange(len(targets)), targets].mean()
-    if divergence not in ("kl_fwd", "kl_rev"):
+    if divergence in ("nll", "wd"):
         return ce
-    p, q = (theirs, ours) if divergence == "kl_fwd" else (ours, theirs)
-    kl = (p.exp() * (p - q)).sum(-1)
+    kl = DEFINITIONS[divergence](ours, theirs)
     d = {
         "rmse": lambda: (kl.square().mean() + EPS).sqrt(),
         "mean": kl.mean,
@@ -73,7 +92,7 @@ def ours(
     return found.ce.mean() + barrier(found.kl[0], divergence, kind, lam, tau)
 
 
-@pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev", "wd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("kind", ["rmse", "mean", "p95", "max"])
 @pytest.mark.parametrize(("softcap", "bias"), [(None, False), (3.0, True)])
 @pytest.mark.parametrize("positions", [1, 7, 23])
@@ -89,7 +108,7 @@ def test_value_and_gradient(divergence: str, kind: str, softcap: float | None, b
 
 
 @pytest.mark.parametrize("kind", ["rmse", "mean", "p95", "max"])
-@pytest.mark.parametrize("divergence", ["kl_fwd", "kl_rev"])
+@pytest.mark.parametrize("divergence", FUNCTIONS)
 def test_zero_divergence_has_a_finite_gradient(kind: str, divergence: str) -> None:
     hidden, targets, _, head = case(6, 1)
     states = hidden.clone().requires_grad_()
@@ -144,7 +163,7 @@ def test_nll_and_wd_measure_without_gradient() -> None:
         assert gradient_ratio(found, divergence, "rmse", 1.0, 0.0) == 0
 
 
-@pytest.mark.parametrize("divergence", ["nll", "kl_fwd", "kl_rev"])
+@pytest.mark.parametrize("divergence", ["nll", *FUNCTIONS])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_bf16_weights_are_exact(divergence: str, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in fp32: the only rounding is that of the weights and states themselves, over blocks of the vocabulary."""
@@ -207,7 +226,7 @@ def test_every_reference_is_measured_and_the_first_alone_pulls() -> None:
     assert torch.equal(pulled, wanted) and pulled.abs().sum() > 0
 
 
-@pytest.mark.parametrize("divergence", ["kl_fwd", "kl_rev"])
+@pytest.mark.parametrize("divergence", FUNCTIONS)
 def test_ratio_of_gradient_norms_is_that_of_autograd(divergence: str) -> None:
     hidden, targets, reference, head = case(11, 6)
     states = hidden.double().requires_grad_()
@@ -241,3 +260,62 @@ def test_no_buffer_holds_all_positions_times_the_vocabulary() -> None:
     with Largest():
         ours(states, torch.arange(64), reference, head, "kl_rev", "rmse", 1.0, 0.0, chunk=4).backward()
     assert Largest.numbers == max(4 * 1000, head.weight.numel())
+
+
+def test_every_divergence_has_what_it_needs() -> None:
+    """A function for each with a barrier, and for no other; a definition here for each function."""
+    assert {name for name, entry in DIVERGENCES.items() if entry.barrier} == {*FUNCTIONS} == {*DEFINITIONS}
+
+
+def test_js_is_symmetric_and_bounded() -> None:
+    """Of distributions that share nothing it is ln 2, where both KL are hundreds of nats."""
+    logits = torch.tensor([[400.0, 0.0, 0.0], [0.0, 400.0, 0.0]])
+    logp = logits.log_softmax(-1)
+    there, _ = FUNCTIONS["js"](logp, logp.exp(), logp.flip(0), False)
+    back, _ = FUNCTIONS["js"](logp.flip(0), logp.flip(0).exp(), logp.clone(), False)
+    torch.testing.assert_close(there, torch.full((2,), 2.0).log())
+    torch.testing.assert_close(there, back)
+
+
+ADDED = """
+import sys; sys.path.insert(0, {folder!r})
+import torch
+from shared.config import resolve
+from train.objective import Head, barrier, per_position
+config, _ = resolve(None, "train.divergence=tv")
+a, b, weight = (torch.randn(shape) for shape in ((9, 5), (9, 5), (7, 5)))
+states, plain = a.clone().requires_grad_(), a.double().requires_grad_()
+found = per_position(states, torch.zeros(9, dtype=torch.long), [b], Head(weight), config.train.divergence, 4)
+barrier(found.kl[0], config.train.divergence, "mean", 1.0, 0.0).backward()
+p, q = ((x @ weight.double().T).softmax(-1) for x in (plain, b.double()))
+((p - q).abs().sum(-1) / 2).mean().backward()
+torch.testing.assert_close(states.grad.double(), plain.grad, atol=1e-6, rtol=1e-4)
+print("added")
+"""
+FUNCTION = """
+
+def total_variation(logp: torch.Tensor, p: torch.Tensor, logq: torch.Tensor, wanted: bool) -> Result:
+    apart = (p - logq.exp()).sign() / 2
+    divergence = ((p - logq.exp()).abs() / 2).sum(-1)
+    return divergence, p * (apart - (p * apart).sum(-1, keepdim=True)) if wanted else None
+
+
+FUNCTIONS["tv"] = total_variation
+"""
+
+
+def test_a_divergence_is_added_by_an_entry_and_a_function(tmp_path: Path) -> None:
+    copied(tmp_path, "shared", "train")
+    entries, functions = tmp_path / "shared" / "divergences.py", tmp_path / "train" / "divergences.py"
+    entries.write_text(
+        entries.read_text().replace(
+            "DIVERGENCES = {", 'DIVERGENCES = {"tv": Divergence("total variation", symbol="TV"),'
+        )
+    )
+    functions.write_text(functions.read_text() + FUNCTION)
+    done = subprocess.run(
+        [sys.executable, "-c", ADDED.format(folder=str(tmp_path))], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "added", done.stderr
+    named = [path for name in ("shared", "train", "evals") for path in (ROOT / name).rglob("*.py") if '("kl_fwd", "kl_rev"' in path.read_text()]  # fmt: skip
+    assert not named, "which divergences have a barrier is asked of shared/divergences.py"

@@ -101,6 +101,7 @@ def test_every_file_of_the_interface_is_there(run: Path) -> None:
             "sweep.jsonl",
             "kept.jsonl",
             "rejected.jsonl",
+            "filter.json",
             "adapter/adapter_model.safetensors",
             "adapter/adapter_config.json",
             "train.jsonl",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,3 +163,47 @@ def test_one_worker_is_enough_where_the_others_do_not_start() -> None:
     crew = pool(executor, 3)
     crew.begin()
     assert len(list(crew.make((index, window(index)) for index in range(20)))) == 20
+
+
+class Timed(Simulated):
+    """Workers that take their time, on a clock that goes from event to event: start-ups of 60 to 150 s, one window in a hundred four times
+    as slow."""
+
+    def __init__(self, seconds: float, seed: int = 0):
+        super().__init__()
+        self.seconds, self.draws = seconds, random.Random(seed)
+
+    def start(self) -> int:
+        worker = next(self.numbers)
+        heapq.heappush(self.due, (self.now + self.draws.uniform(60, 150), worker, Ready(self.about(worker))))
+        return worker
+
+    def give(self, worker: int, rows: Sequence[Planned]) -> None:
+        takes = max(self.draws.gauss(1, 0.25), 0.3) * self.seconds * (4 if self.draws.random() < 0.01 else 1)
+        heapq.heappush(self.due, (self.now + takes, worker, Made(b"")))
+
+    def wait(self, seconds: float) -> list[tuple[int, Message]]:
+        self.now = max(self.now, self.due[0][0]) if self.due else self.now + seconds
+        ready = []
+        while self.due and self.due[0][0] <= self.now:
+            ready.append(heapq.heappop(self.due)[1:])
+        return ready
+
+    def stop(self, worker: int) -> None:
+        pass
+
+
+def efficiency(workers: int, windows: int, seconds: float, driver: float) -> float:
+    """Seconds that a sweep's windows take over those that its workers are held; driver: seconds of the driver a window."""
+    executor = Timed(seconds)
+    crew = Pool(executor, workers, clock=executor.clock)
+    crew.begin()
+    for _ in crew.make((index, []) for index in range(windows)):
+        executor.now += driver
+    return windows * seconds * 1.03 / (workers * executor.now)
+
+
+@pytest.mark.parametrize(("workers", "windows", "least"), [(8, 50, 0.92), (8, 100, 0.95), (64, 100, 0.95)])
+def test_workers_are_busy(workers: int, windows: int, least: float) -> None:
+    """Of windows of a minute, as docs/scale.md advises."""
+    assert least < efficiency(workers, workers * windows, 60.0, 0.08) < 1

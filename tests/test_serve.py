@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import json
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
 from gen.engine.limits import LIMIT, PROBES, READ, STEERED, Gate
-from gen.serve import main, named
+from gen.serve import main, named, refuse_address
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
@@ -277,6 +278,25 @@ def test_a_body_that_says_two_things_is_refused(server: Server) -> None:
         assert answer.status_code == code and words in answer.text, answer.text
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "http"])
+def test_a_port_that_is_none_is_refused(port: str, tmp_path: Path) -> None:
+    done = command("gen.serve", "--vector", f"trait={tmp_path}/v.safetensors", f"--port={port}")
+    assert done.returncode == 2 and "option --port could not be read" in done.stderr, done.stderr
+
+
+def test_an_address_that_cannot_be_bound_is_refused_before_an_engine_starts(vector: Vector, tmp_path: Path) -> None:
+    vector.save(tmp_path / "v.safetensors")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = command("gen.serve", "--vector", f"trait={tmp_path}/v.safetensors", "--port", port)
+    assert done.returncode == 71 and f"127.0.0.1, port {port}: " in done.stderr, done.stderr
+    refuse_address("127.0.0.1", int(done.stderr.rpartition("--port ")[2]))
+    with pytest.raises(SteerHealError, match="cannot be bound"):
+        refuse_address("192.0.2.1", 8000)  # of no machine: RFC 5737
+
+
 @pytest.mark.parametrize("path", ["/invocations", "/v1/messages", "/generative_scoring", "/docs", "/v1/completions/"])
 def test_an_endpoint_that_would_leave_steering_out_is_closed(server: Server, path: str) -> None:
     asked = {"model": "embedded", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
@@ -285,7 +305,7 @@ def test_an_endpoint_that_would_leave_steering_out_is_closed(server: Server, pat
     assert answer.status_code == 404 and "is not served here" in answer.json()["error"]["message"]
 
 
-def statuses(headers: dict[str, str]) -> dict[str, int]:
+def statuses(headers: dict[str, str], query: str = "") -> dict[str, int]:
     """What the gate answers by path, 200 where it lets through."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -296,7 +316,7 @@ def statuses(headers: dict[str, str]) -> dict[str, int]:
         transport = httpx.ASGITransport(Gate(application))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             paths = (*STEERED, *READ, *PROBES, "/invocations")
-            return {path: (await client.post(path, headers=headers)).status_code for path in paths}
+            return {path: (await client.post(path + query, headers=headers)).status_code for path in paths}
 
     return asyncio.run(ask())
 
@@ -312,6 +332,29 @@ def test_the_key_guards_every_endpoint_but_the_probes(monkeypatch: pytest.Monkey
     assert {
         path for path, code in statuses({"authorization": "Bearer s3cret"}).items() if code == 200
     } == STEERED | READ | PROBES
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "code"),
+    [
+        ("", "x-request-id", 200),
+        ("?", "accept", 200),
+        ("?steer_vector=trait", "accept", 400),
+        ("?%73teer_vector=trait", "accept", 400),
+        ("?vector=trait&coefficient=1", "accept", 400),
+        ("?vllm_xargs=%7B%22steer_vector%22:%22trait%22%7D", "accept", 400),
+        ("", "X-Steer-Vector", 400),
+        ("", "x-vllm-steering", 400),
+        ("", "VLLM-Xargs", 400),
+    ],
+)
+def test_steering_outside_the_body_is_refused(query: str, header: str, code: int) -> None:
+    """Whatever the letters and escapes: it would be left out, and the answer would be unsteered."""
+    for path, status in statuses({header: "trait"}, query).items():
+        if path in STEERED:
+            assert status == code, path
+        elif path != "/invocations":
+            assert status == 200, path
 
 
 @pytest.mark.parametrize("declared", [True, False])

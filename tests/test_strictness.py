@@ -21,9 +21,10 @@ from test_fuzz import ROWS
 
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.free_text.rows import Generation
-from evals.rows import ConditionLine, Heldout, StudentLayer, SweepLine, TrainingStep
+from evals.rows import ConditionLine, Heldout, StudentLayer, TrainingStep
 from shared.config import resolve
 from shared.errors import SteerHealError
+from shared.filter_record import FilterRecord, SweepLine
 from shared.folding import Gate
 from shared.records import (
     Completion,
@@ -46,6 +47,7 @@ VALID: dict[type[Record], dict[str, Any]] = {
     ScoreRow: {"id": "a", "foundation": "Care", "lp": [[[-2.0] * 7]], "p": SEVENTH, "score": [0.0] * 7, "pmass_allowed": 0.9, "label": SEVENTH, "nll_prefill": 0.5, "text": "a", "debias": "reversal", "think_tokens": 4, "stop": False, "temperature": 0.0, "instrument": "a", "top_k": 3, "name": "base"},
     Generation: {"name": "base", "prompt_id": "a", "prompt": "a", "sample": 0, "text": "a", "finish_reason": "stop", "nll": 3.0, "tokens": 3, "perplexity": 2.718281828459045, "trait_llr": 0.1, "distinct_1": 0.5, "distinct_2": 0.5, "distinct_3": 0.5, "loop_share": 0.0},
     SweepLine: {"coefficient": 1.0, "n": 3, "kept": 2, "perplexity": 2.0, "distinct_3": 0.5, "trait_llr": 0.1, "relative_dose": 0.2},
+    FilterRecord: {"limits": {"loop": 0.3}, "lines": [], "causes": {"loop": 1}, "kept": 2, "rejected": 1},
     StudentLayer: {"layer": 3, "norm_ratio": 0.5, "cos_teacher": 0.5, "cos_round_1": -0.5, "split_half": 0.9},
     ConditionLine: {"stage": "steered", "name": "steered", "coefficient": 1.0, "draw": 0, "headline": True},
     Heldout: {"step": 1, "epoch": 1.0, "heldout_ce": 2.0},
@@ -290,7 +292,7 @@ def test_a_pointer_and_a_page_are_no_rows(tmp_path: Path) -> None:
             read_jsonl(path, Prompt, made_by="make it")
 
 
-@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1"])
 def test_an_encoding_is_said_and_the_command_converts_it(name: str, tmp_path: Path) -> None:
     import subprocess
 

@@ -95,7 +95,7 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
     for stage, names in (
         ("extract", ["vector.safetensors"]),
         ("sweep", ["sweep.jsonl"]),
-        ("filter", ["kept.jsonl", "rejected.jsonl"]),
+        ("filter", ["kept.jsonl", "rejected.jsonl", "filter.json"]),
     ):
         here.mkdir(parents=True, exist_ok=True)
         for name in names:

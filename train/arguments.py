@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
+from shared.divergences import DIVERGENCES
 from shared.errors import SteerHealError
 from shared.schema import Config
 
@@ -27,7 +28,7 @@ def training_arguments(config: Config, work: Path, evaluate: bool) -> TrainingAr
         optim="adamw_torch",
         adam_beta1=0.9,
         adam_beta2=0.95,
-        weight_decay=train.weight_decay if train.divergence == "wd" else 0.0,
+        weight_decay=train.weight_decay if DIVERGENCES[train.divergence].weight_decay else 0.0,
         max_grad_norm=1.0,
         seed=config.seed,
         data_seed=config.seed,

@@ -63,7 +63,8 @@ def load(name: str | Path, chat: Any, config: Config) -> Loaded:
     chat = Chat.of(chat, config.model.chat_template_kwargs)
     left_out = {"empty": 0, "too_long": 0, "cut_at_the_end_of_the_turn": 0}
     with open_data(name) as source:
-        rows = _sampled(source, chat, left_out) if is_sampled(source) else _written(source, chat, config, left_out)
+        read = _sampled if is_sampled(source) else _written
+        rows = read(source, chat, config, left_out)
     if left_out["empty"]:
         console.print(
             f"[yellow]{left_out['empty']} of {left_out['empty'] + len(rows)} rows have an empty completion and are left out[/]"
@@ -123,10 +124,10 @@ def identity(examples: Sequence[Example]) -> str:
     return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
-def _sampled(source: Source, chat: Chat, left_out: dict[str, int]) -> list[Example]:
+def _sampled(source: Source, chat: Chat, config: Config, left_out: dict[str, int]) -> list[Example]:
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
     examples = []
-    for row in completions(source):
+    for row in completions(source, config.train.rows, config.seed):
         ids = chat.until_end(row.completion_ids)
         left_out["cut_at_the_end_of_the_turn"] += len(ids) < len(row.completion_ids)
         if not ids or ids[0] in chat.stop_ids:
@@ -143,7 +144,7 @@ def _written(source: Source, chat: Chat, config: Config, left_out: dict[str, int
     """Where a completion of others ends is its end of turn, which is trained on as TRL does."""
     neutral = load_trait(config.vector.trait).neutral
     examples, several = [], 0
-    for place, row in pairs(source):
+    for place, row in pairs(source, config.train.rows, config.seed):
         prompt, completion = chat.completed(row.turns, neutral_for(row.turns, neutral), row.completion)
         if not completion:
             left_out["empty"] += 1

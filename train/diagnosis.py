@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.divergences import has_barrier
 from shared.quarters import first_quarter, last_quarter
 from shared.schema import TrainConfig
 
@@ -53,7 +54,7 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
     fell = 1 - last / first
     curve = f"cross-entropy {first:.3f} to {last:.3f}"
     found = []
-    if train.divergence in ("kl_fwd", "kl_rev"):
+    if has_barrier(train.divergence):
         if not any(row["gradient_ratio"] for row in steps):
             highest = max(row[d(train.aggregate)] for row in steps)
             inert = f"D never passed tau = {train.tau:g}" if train.lam else "lambda is 0"

@@ -19,6 +19,7 @@ from shared.chat import Chat
 from shared.cli import heed_interruption
 from shared.code import code_digest
 from shared.console import console, say
+from shared.divergences import DIVERGENCES
 from shared.errors import SteerHealError
 from shared.logprobs import Agreement
 from shared.machine import device
@@ -182,7 +183,7 @@ def _start(
 def _summary(distilled: Distilled, config: Config, lam: float) -> dict[str, Any]:
     """The content of training.json: what was trained, on how much, and the diagnosis."""
     train = config.train
-    wd = train.weight_decay if train.divergence == "wd" else 0.0
+    wd = train.weight_decay if DIVERGENCES[train.divergence].weight_decay else 0.0
     ends = [0, *[row["step"] for row in distilled.steps]]
     rate = sum(
         row["learning_rate"] * (end - begin) for row, begin, end in zip(distilled.steps, ends, ends[1:], strict=False)

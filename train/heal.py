@@ -12,6 +12,7 @@ from rich.markup import escape
 from shared.cli import configured, entry, need, parse
 from shared.commands import command_of, round_command
 from shared.console import console, say, table
+from shared.divergences import DIVERGENCES
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.locks import hold
@@ -47,7 +48,7 @@ def show(healed: Distilled, train: TrainConfig) -> None:
             *([["cross-entropy, held out (before, after)", heldout[0], heldout[-1]]] if heldout else []),
             ["cross-entropy", *quarters(steps, "ce")],
             *[
-                [f"KL to {words}, {kind}", *quarters(steps, f"kl_{name}_{kind}")]
+                [f"{DIVERGENCES[train.divergence].symbol} to {words}, {kind}", *quarters(steps, f"kl_{name}_{kind}")]
                 for name, words in references.items()
                 for kind in ("mean", "rmse", "p95", "max")
             ],
@@ -123,8 +124,8 @@ def main() -> None:
             if means_path(arguments.data) and not os.path.isdir(arguments.data)
             else f"--data FILE, or as a data set: --data {arguments.data}:train",
         )
-    look_over(arguments.data)
     config = configured(arguments)
+    look_over(arguments.data, config.train.rows)
     for name in config.train.report_to:
         tracker(name)
     load_trait(config.vector.trait)

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from shared.divergences import has_barrier
+from train.divergences import function_of
+
 EPS = 1e-8  # inside the root of rmse: a fresh adapter has D = 0, where the root's gradient is infinite
 AGGREGATES = ("mean", "rmse", "p95", "max")
 BLOCK = 2**15  # tokens of a half-precision head's vocabulary that are made fp32 at a time
@@ -70,8 +73,8 @@ class Head:
 class Positions(NamedTuple):
     """Values of every completion position, fp32.
 
-    ce [positions], nats. kl [references, positions], nats, each reference's divergence in the direction of D. grad_ce and
-    grad_kl [positions, hidden]: gradients of ce and of kl[0] at the hidden states; grad_kl is 0 where KL is only measured.
+    ce [positions], nats. kl [references, positions], nats, the divergence from each reference. grad_ce and grad_kl
+    [positions, hidden]: gradients of ce and of kl[0] at the hidden states; grad_kl is 0 where the divergence is only measured.
     """
 
     ce: torch.Tensor
@@ -88,11 +91,11 @@ def per_position(
     divergence: str,
     chunk: int,
 ) -> Positions:
-    """Cross-entropy and KL of every position.
+    """Cross-entropy and divergence of every position.
 
     hidden and each of references [positions, hidden]: final hidden states of the student and of the references, at the positions
-    that predict targets [positions]. kl_fwd is KL(ref || theta); every other divergence gives KL(theta || ref). The first
-    reference's carries a gradient under kl_fwd and kl_rev; all others are only measured.
+    that predict targets [positions]. divergence is a name of shared.divergences; without a barrier KL(theta || ref) is measured.
+    The first reference's carries a gradient where there is a barrier; all others are only measured.
     """
     return Positions(*_PerPosition.apply(hidden, targets, tuple(references), head, divergence, chunk))
 
@@ -101,7 +104,8 @@ class _PerPosition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, references: tuple[torch.Tensor, ...], head: Head, divergence: str, chunk: int) -> tuple[torch.Tensor, ...]:  # fmt: skip
         wanted = ctx.needs_input_grad[0]
-        barred = wanted and divergence in ("kl_fwd", "kl_rev")
+        barred = wanted and has_barrier(divergence)
+        function = function_of(divergence)
         size = len(hidden)
         ce = hidden.new_empty(size, dtype=torch.float32)
         kl = hidden.new_empty(len(references), size, dtype=torch.float32)
@@ -119,14 +123,7 @@ class _PerPosition(torch.autograd.Function):
             for index in reversed(range(len(references))):
                 last = barred and index == 0
                 logq = head.logprobs(references[index][here])
-                if divergence == "kl_fwd":
-                    q = logq.exp()
-                    kl[index, here] = _dot(q, logq.sub_(logp))
-                    bend = q.neg_().add_(p) if last else None
-                else:
-                    apart = logq.neg_().add_(logp)
-                    kl[index, here] = _dot(p, apart)
-                    bend = apart.sub_(kl[index, here, None]).mul_(p) if last else None
+                kl[index, here], bend = function(logp, p, logq, last)
                 if bend is not None:
                     grad_kl[here] = head.gradient(bend if slope is None else bend.mul_(slope))
             if wanted:
@@ -146,11 +143,6 @@ class _PerPosition(torch.autograd.Function):
         return total.to(ctx.like), None, None, None, None, None
 
 
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Dot product of every row, without a buffer of the rows' size."""
-    return torch.linalg.vecdot(a, b)
-
-
 def aggregate(kl: torch.Tensor, kind: str) -> torch.Tensor:
     """D from per-position KL [positions]: rmse = sqrt(mean(kl^2) + 1e-8), mean, p95 or max, nats."""
     if kind == "rmse":
@@ -159,8 +151,8 @@ def aggregate(kl: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def barrier(kl: torch.Tensor, divergence: str, kind: str, lam: float, tau: float) -> torch.Tensor:
-    """lambda * relu(D - tau) of a micro-batch from per-position KL [positions]; 0 for nll and wd."""
-    if divergence not in ("kl_fwd", "kl_rev"):
+    """lambda * relu(D - tau) of a micro-batch from per-position KL [positions]; 0 for a divergence without a barrier."""
+    if not has_barrier(divergence):
         return kl.new_zeros(())
     return lam * torch.relu(aggregate(kl, kind) - tau)
 
@@ -170,7 +162,7 @@ def gradient_ratio(found: Positions, divergence: str, kind: str, lam: float, tau
 
     Taken where the two enter the network: in the parameters it would cost a second backward pass.
     """
-    if divergence not in ("kl_fwd", "kl_rev"):
+    if not has_barrier(divergence):
         return found.ce.new_zeros(())
     with torch.enable_grad():
         kl = found.kl[0].detach().requires_grad_()

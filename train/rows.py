@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from shared.errors import SteerHealError
 from shared.records import Completion, Pair
@@ -13,6 +16,7 @@ from shared.strict import BOM, parse
 from shared.tables import TABLES
 
 MADE_BY = "python -m gen.filter --help (or rows of prompt and completion)"
+T = TypeVar("T")
 FIELD = "completion_ids"  # of the sampler's rows alone
 
 
@@ -42,10 +46,35 @@ def is_sampled(source: Source) -> bool:
     return False
 
 
-def completions(source: Source) -> Iterator[Completion]:
-    """The sampler's rows. Raises SteerHealError for a bad one and for a key that repeats."""
+def draw(rows: Iterable[tuple[str, T]], count: int, seed: int) -> Iterator[tuple[str, T]]:
+    """So many of the rows, in their order, of which no others are held: those whose hash of seed and name is lowest.
+
+    Which rows they are does not depend on the order, and of two rows of one name both are drawn or none.
+
+    Args:
+        rows: each behind its name.
+        count: how many; all where there are fewer.
+        seed: another one draws others.
+    """
+    lowest: list[tuple[bytes, int, str, T]] = []  # a heap whose first entry has the highest hash
+
+    for place, (name, row) in enumerate(rows):
+        rank = bytes(255 - byte for byte in hashlib.sha256(f"{seed} {name}".encode()).digest())
+        if len(lowest) < count:
+            heapq.heappush(lowest, (rank, -place, name, row))
+        else:
+            heapq.heappushpop(lowest, (rank, -place, name, row))
+    return ((name, row) for _, _, name, row in sorted(lowest, key=lambda entry: -entry[1]))
+
+
+def completions(source: Source, count: int | None = None, seed: int = 0) -> Iterator[Completion]:
+    """The sampler's rows, or `count` of them as `draw` has it.
+
+    Raises SteerHealError for a bad one and for a key that repeats, of a draw among those drawn.
+    """
+    named = ((row.key, row) for _, row in source.rows(Completion))
     keys: set[str] = set()
-    for _, row in source.rows(Completion):
+    for _, row in named if count is None else draw(named, count, seed):
         if row.key in keys:
             raise SteerHealError(
                 "a row is there twice",
@@ -57,13 +86,18 @@ def completions(source: Source) -> Iterator[Completion]:
         yield row
 
 
-def pairs(source: Source) -> Iterator[tuple[str, Pair]]:
-    """Prompts and completions, each with the name of its row: the line or the row that it is."""
-    return ((f"{source.unit} {number}", row) for number, row in source.rows(Pair))
+def pairs(source: Source, count: int | None = None, seed: int = 0) -> Iterator[tuple[str, Pair]]:
+    """Prompts and completions, or `count` of them as `draw` has it, each with the name of its row: the line or the row that it is."""
+    named = ((f"{source.unit} {number}", row) for number, row in source.rows(Pair))
+    return named if count is None else draw(named, count, seed)
 
 
-def look_over(name: str | Path) -> None:
-    """Raise SteerHealError for the first row that training would refuse, before anything heavy is imported."""
+def look_over(name: str | Path, count: int | None = None) -> None:
+    """Raise SteerHealError for the first row that training would refuse, before anything heavy is imported.
+
+    With a count, of rows to draw, only the first one is looked at: there may be many, and all of them are read for the draw.
+    """
     with open_data(name) as source:
         for _ in completions(source) if is_sampled(source) else pairs(source):
-            pass
+            if count is not None:
+                return

@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 
+from shared.divergences import has_barrier
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, write_json
 from shared.schema import Config
@@ -105,7 +106,7 @@ class HealTrainer(Trainer):
         values = torch.stack([value.float() for value in figures.values()]).tolist()  # one transfer from the device
         part = {"tokens": float(len(targets)), **dict(zip(figures, values, strict=True))}
         d = part[f"kl_{train.reference}_{train.aggregate}"]
-        part["fired"] = float(train.divergence in ("kl_fwd", "kl_rev") and d > train.tau)
+        part["fired"] = float(has_barrier(train.divergence) and d > train.tau)
         self._parts.append(part)
         return total
 

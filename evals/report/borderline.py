@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from shared.records import Completion
 
-RULES = ("perplexity", "perplexity_last_quarter", "distinct_3", "trait_llr")
-REASON = re.compile(rf"^({'|'.join(RULES)}): ([+-]?[\d.]+), at (?:most|least) ([+-]?[\d.]+)$")
 
-
-def hairs(kept: Sequence[Completion], rejected: Sequence[Completion], count: int) -> list[tuple[Completion, bool, str]]:
+def hairs(
+    kept: Sequence[Completion], rejected: Sequence[Completion], limits: Mapping[str, float], count: int
+) -> list[tuple[Completion, bool, str]]:
     """(row, kept, why) of the count kept and the count rejected rows nearest to a limit, nearest first.
 
-    A rejected row has one reason alone. Limits are read out of the reasons of the rejected, so that a rule that rejected nothing is
-    near nothing. Distances are in units of the spread of a measure over all rows.
+    A rejected row has one reason alone. A rule that rejected nothing is near nothing. Distances are in units of the spread of a measure
+    over all rows.
+
+    Args:
+        kept, rejected: the rows of the filter.
+        limits: of filter.json; those of measures that are no field of a row are passed over.
+        count: of cases of each kind.
     """
-    limits: dict[str, float] = {}
+    reasons = [reason for row in rejected for reason in row.reasons if reason.rule in Completion.model_fields]
+    spread = {rule: _spread(rule, [*kept, *rejected]) for rule in {reason.rule for reason in reasons}}
     near: list[tuple[float, Completion, bool, str]] = []
-    spread = {rule: _spread(rule, [*kept, *rejected]) for rule in RULES}
     for row in rejected:
-        for reason in row.reasons:
-            if match := REASON.match(reason):
-                rule, value, limit = match.group(1), float(match.group(2)), float(match.group(3))
-                limits[rule] = limit
-                if len(row.reasons) == 1:
-                    near.append((abs(value - limit) / spread[rule], row, False, reason))
+        if len(row.reasons) != 1:
+            continue
+        (reason,) = row.reasons
+        if reason.rule in spread and reason.value is not None and reason.limit is not None:
+            near.append((abs(reason.value - reason.limit) / spread[reason.rule], row, False, str(reason)))
     for row in kept:
-        for rule, limit in limits.items():
-            value = getattr(row, rule)
+        for rule in spread.keys() & limits.keys():
+            value, limit = getattr(row, rule), limits[rule]
             if value is not None:
                 near.append(
                     (abs(value - limit) / spread[rule], row, True, f"{rule}: {value:.3f}, the limit is {limit:.3f}")
                 )
-    near.sort(key=lambda case: (case[0], case[1].key))
+    near.sort(key=lambda case: (case[0], case[1].key, case[3]))
     chosen: list[tuple[Completion, bool, str]] = []
     for state in (False, True):
         seen: set[str] = set()

@@ -187,7 +187,7 @@ def _diary(rounds: Sequence[Round]) -> str:
     for r in rounds:
         if r.rejected:
             row = max(r.rejected, key=lambda row: (row.coefficient, row.perplexity or 0.0, row.key))
-            cards.append(_card("rejected", f"round {r.number}, coefficient {row.coefficient:g}", row.text, f"{'; '.join(row.reasons)}. {_figures(row)}"))  # fmt: skip
+            cards.append(_card("rejected", f"round {r.number}, coefficient {row.coefficient:g}", row.text, f"{'; '.join(map(str, row.reasons))}. {_figures(row)}"))  # fmt: skip
     return f'<div class="cards">{"".join(cards)}</div>' if cards else "<p>Nothing was rejected.</p>"
 
 
@@ -197,7 +197,7 @@ def _borderline(rounds: Sequence[Round]) -> str:
     for r in rounds:
         cards = [
             _card("healed" if kept else "rejected", f"{'kept' if kept else 'rejected'} at coefficient {row.coefficient:g}", row.text, f"{why}. {_figures(row)}")
-            for row, kept, why in hairs(r.kept, r.rejected, PER_REASON)
+            for row, kept, why in hairs(r.kept, r.rejected, r.limits, PER_REASON)
         ]  # fmt: skip
         body = f'<div class="cards">{"".join(cards)}</div>' if cards else "<p>None.</p>"
         parts.append(
@@ -212,7 +212,7 @@ def _rejected(rounds: Sequence[Round]) -> str:
     for r in rounds:
         for row in sorted(r.rejected, key=lambda row: (row.coefficient, row.key)):
             for reason in row.reasons:
-                by_rule.setdefault(reason.partition(":")[0], []).append((r.number, row))
+                by_rule.setdefault(reason.rule, []).append((r.number, row))
     parts = []
     for rule, found in sorted(by_rule.items(), key=lambda item: -len(item[1])):
         chosen = [
@@ -224,7 +224,7 @@ def _rejected(rounds: Sequence[Round]) -> str:
                 "rejected",
                 f"round {which}, coefficient {row.coefficient:g}",
                 row.text,
-                f"{'; '.join(row.reasons)}. {_figures(row)}",
+                f"{'; '.join(map(str, row.reasons))}. {_figures(row)}",
             )
             for which, row in chosen
         )

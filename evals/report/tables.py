@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from evals.round import Round
-from evals.rows import SweepLine, TrainingStep
+from evals.rows import TrainingStep
 from evals.scored import STEP
 from evals.table import Table, label, ranged, yes_no
 from shared.console import number
+from shared.divergences import DIVERGENCES
+from shared.filter_record import SweepLine
 from shared.quarters import last_quarter
 from shared.run import STAGES
 
@@ -161,9 +163,7 @@ def survivors(rounds: Sequence[Round]) -> Table:
 
 
 def rejections(rounds: Sequence[Round]) -> Table:
-    counts = {
-        r.number: Counter(reason.partition(":")[0] for row in r.rejected for reason in row.reasons) for r in rounds
-    }
+    counts = {r.number: Counter(reason.rule for row in r.rejected for reason in row.reasons) for r in rounds}
     rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
     rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
     return Table(
@@ -189,7 +189,8 @@ def healing(rounds: Sequence[Round]) -> Table:
     def held_out(r: Round) -> list[str]:
         return [number(r.heldout[0].heldout_ce), number(r.heldout[-1].heldout_ce)] if r.heldout else [number(None)] * 2
 
-    columns = ["round", "rows", "steps", "first ce", "ce", "held out, first", "held out, last", *[f"KL {kind}" for kind in kinds], "D to base at the start", "fired", "gradient ratio"]  # fmt: skip
+    symbol = DIVERGENCES[rounds[0].training.divergence].symbol  # one configuration, one divergence
+    columns = ["round", "rows", "steps", "first ce", "ce", "held out, first", "held out, last", *[f"{symbol} {kind}" for kind in kinds], "D to base at the start", "fired", "gradient ratio"]  # fmt: skip
     rows = [
         [
             str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(late(r.steps, "ce")), *held_out(r), *divergences(r),
@@ -201,7 +202,7 @@ def healing(rounds: Sequence[Round]) -> Table:
         "Healing",
         columns,
         rows,
-        "Means over the last quarter of the optimiser steps, nats; KL to the barrier's reference; fired: share of all steps at which the barrier was on; gradient ratio: norm of the barrier's gradient over the cross-entropy's, at the final hidden states.",
+        f"Means over the last quarter of the optimiser steps, nats; {symbol} to the barrier's reference; fired: share of all steps at which the barrier was on; gradient ratio: norm of the barrier's gradient over the cross-entropy's, at the final hidden states.",
     )
 
 

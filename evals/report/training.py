@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from evals.report.figure import png, styled
 from evals.round import Round
 from evals.rows import TokenRow
+from shared.divergences import DIVERGENCES, has_barrier
 from shared.records import Training
 
 BLACK, BLUE, ORANGE, GREEN, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#808080"  # Okabe and Ito's, and grey
@@ -45,9 +46,11 @@ def _divergence(axes: Axes, r: Round) -> None:
     for kind, (colour, line) in looks.items():
         values = [getattr(step, f"kl_{r.training.reference}_{kind}") for step in r.steps]
         axes.plot([step.step for step in r.steps], values, line, color=colour, linewidth=1.1, label=kind)
-    if r.training.divergence in ("kl_fwd", "kl_rev"):
+    if has_barrier(r.training.divergence):
         axes.axhline(r.training.tau, color=ORANGE, linewidth=0.9, label="tau")
-    axes.set_title(f"KL to {_reference(r.training)} (nats)", loc="left", fontsize=9)
+    axes.set_title(
+        f"{DIVERGENCES[r.training.divergence].symbol} to {_reference(r.training)} (nats)", loc="left", fontsize=9
+    )
 
 
 def _barrier(axes: Axes, r: Round) -> None:
@@ -67,7 +70,7 @@ def strips(rounds: Sequence[Round]) -> str:
         name = _reference(r.training)
         body = "".join(_strip(row, r.training) for row in r.tokens)
         parts.append(
-            f"<details{' open' if r is rounds[-1] else ''}><summary>Round {r.number}: KL per token to {name}</summary>{body}</details>"
+            f"<details{' open' if r is rounds[-1] else ''}><summary>Round {r.number}: {DIVERGENCES[r.training.divergence].symbol} per token to {name}</summary>{body}</details>"
         )
     note = "<p class='note'>Completions trained on, from the highest KL at one token to the lowest. Colour deepens with KL / (KL + 1 nat); outlined tokens have a KL above tau; the barrier acts on D, their aggregate over a micro-batch. Hover for the figures.</p>"
     return "\n".join(parts) + note
@@ -77,8 +80,8 @@ def _strip(row: TokenRow, training: Training) -> str:
     spans = []
     for token, ce, base, previous in zip(row.tokens, row.ce, row.kl_base, row.kl_previous, strict=True):
         kl = max(base if training.reference == "base" else previous, 0.0)
-        title = f"KL to the original {base:.3f}, to the previous student {previous:.3f}, cross-entropy {ce:.3f}"
-        kind = ' class="over"' if training.divergence in ("kl_fwd", "kl_rev") and kl > training.tau else ""
+        title = f"{DIVERGENCES[training.divergence].symbol} to the original {base:.3f}, to the previous student {previous:.3f}, cross-entropy {ce:.3f}"
+        kind = ' class="over"' if has_barrier(training.divergence) and kl > training.tau else ""
         text = escape(token.encode("utf-8", "replace").decode("utf-8")).replace("\n", "&#8629;<br>")
         spans.append(f'<span{kind} title="{title}" style="background:rgba(213,94,0,{kl / (kl + 1):.2f})">{text}</span>')
     return f'<p class="strip">{"".join(spans)}</p><div class="figures">{escape(row.key)}</div>'

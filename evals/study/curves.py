@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 from evals.report.figure import styled
 from evals.study import FORMATS
 from evals.study.collect import Outcome
+from shared.divergences import has_barrier
 
 LINES = ("-", "--", ":", "-.")  # of a seed
 
@@ -91,7 +92,7 @@ def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
                 )
                 kl = [getattr(step, f"kl_{r.training.reference}_rmse") for step in r.steps]
                 row[1].plot(x, kl, color="#009E73", linewidth=0.8, linestyle=line)
-                if r.training.divergence in ("kl_fwd", "kl_rev"):
+                if has_barrier(r.training.divergence):
                     row[1].plot([x[0], x[-1]], [r.training.tau] * 2, color="#444444", linewidth=0.8, linestyle="--")
                 begin = x[-1]
                 for axes in row:
@@ -101,7 +102,7 @@ def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
             styled(axes, size=6.5)
     top = figure.axes[:2]
     top[0].set_title("cross-entropy (nats); points: held out", loc="left", fontsize=8)
-    top[1].set_title("KL to the reference, rmse (nats); dashed: tau", loc="left", fontsize=8)
+    top[1].set_title("D to the reference, rmse (nats); dashed: tau", loc="left", fontsize=8)
     if len(looks) > 1:
         styles = [Line2D([], [], color="#444444", linestyle=line, label=f"seed {seed}") for seed, line in looks.items()]
         figure.legend(handles=styles, loc="outside upper right", ncols=4, fontsize=7, frameon=False)

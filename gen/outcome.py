@@ -1,0 +1,186 @@
+"""What the filter makes of a sweep: sums by coefficient, how many are kept, filter.json, the tables, and what to do where too few are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen.rules import RULES
+from shared.commands import command_of, setting
+from shared.console import console, number, table
+from shared.errors import SteerHealError
+from shared.publish import write_json
+from shared.reasons import Reason
+from shared.records import VERSION, Completion
+from shared.schema import FilterConfig
+from shared.vectors import Vector
+
+
+@dataclass
+class Group:
+    """Sums over the completions of one coefficient; full are those with tokens, nll is in nats."""
+
+    n: int = 0
+    kept: int = 0
+    full: int = 0
+    tokens: int = 0
+    nll: float = 0.0
+    distinct_3: float = 0.0
+    trait_llr: float = 0.0
+
+
+class Tally:
+    """A judged sweep by coefficient: a few sums each, however many rows."""
+
+    def __init__(self) -> None:
+        self.groups: dict[float, Group] = {}
+
+    def add(self, row: Completion, kept: bool) -> None:
+        group = self.groups.setdefault(row.coefficient, Group())
+        group.n += 1
+        group.kept += kept
+        if row.perplexity is not None and row.distinct_3 is not None and row.trait_llr is not None:
+            group.full += 1
+            group.tokens += len(row.completion_ids)
+            group.nll += len(row.completion_ids) * math.log(row.perplexity)
+            group.distinct_3 += row.distinct_3
+            group.trait_llr += row.trait_llr
+
+    def merge(self, other: Tally) -> None:
+        """Add the sums over other rows."""
+        for coefficient, sums in other.groups.items():
+            group = self.groups.setdefault(coefficient, Group())
+            for name, value in vars(sums).items():
+                setattr(group, name, getattr(group, name) + value)
+
+    def lines(self, vector: Vector | None = None) -> list[dict[str, Any]]:
+        """By coefficient, ascending, the fields of shared.filter_record.SweepLine."""
+        lines = []
+        for coefficient, group in sorted(self.groups.items()):
+            dose = list(vector.relative_dose(coefficient).values()) if vector else []
+            lines.append(
+                {
+                    "coefficient": coefficient,
+                    "n": group.n,
+                    "kept": group.kept,
+                    "perplexity": math.exp(group.nll / group.tokens) if group.full else None,
+                    "distinct_3": group.distinct_3 / group.full if group.full else None,
+                    "trait_llr": group.trait_llr / group.full if group.full else None,
+                    "relative_dose": float(np.mean(dose)) if dose else None,
+                }
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the candidates: how many there are and how many were kept by coefficient, and how often each rule rejected.
+
+    tally is of the whole sweep, with the control.
+    """
+
+    limits: dict[str, float]
+    tally: Tally = field(default_factory=Tally)
+    per: Counter[float] = field(default_factory=Counter)
+    alive: Counter[float] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Completion, reasons: Sequence[Reason], *, candidate: bool) -> None:
+        """Count a judged row. A candidate goes to one of the files; the others are a control."""
+        self.tally.add(row, not reasons)
+        if candidate:
+            self.per[row.coefficient] += 1
+            self.alive[row.coefficient] += not reasons
+            self.causes.update(reason.rule for reason in reasons)
+
+    @property
+    def kept(self) -> int:
+        return self.alive.total()
+
+    @property
+    def rejected(self) -> int:
+        return self.per.total() - self.kept
+
+    def merge(self, other: Outcome) -> None:
+        """Add the counts of other rows under the same limits."""
+        self.tally.merge(other.tally)
+        self.per.update(other.per)
+        self.alive.update(other.alive)
+        self.causes.update(other.causes)
+
+    def write(self, path: Path, vector: Vector | None) -> None:
+        """Write filter.json, as shared.filter_record.FilterRecord reads it."""
+        record = {
+            "version": VERSION,
+            "limits": self.limits,
+            "lines": self.tally.lines(vector),
+            "causes": dict(self.causes.most_common()),
+            "kept": self.kept,
+            "rejected": self.rejected,
+        }
+        write_json(path, record)
+
+
+class Starved(SteerHealError):
+    """Too few rows are kept to train on."""
+
+
+def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
+    """Raise Starved when too few rows are left to train on, with the counts and what to change."""
+    left, sampled, kept, causes = result.kept, result.per, result.alive, result.causes
+    total = sampled.total()
+    if left >= config.min_kept:
+        return
+    if not total:
+        steered = config.source == "steered"
+        raise Starved(
+            "the filter starved: there are no candidates",
+            given=f"rows at {'coefficient 0 alone' if steered else 'coefficients other than 0 alone'}, filter.source = {config.source}",
+            expected="rows at other coefficients, which are the candidates; those at 0 are what they are compared with"
+            if steered
+            else "rows at coefficient 0, which are the candidates",
+            next=f"sample some, as with --coefficients 0 1: {command_of('gen.sweep', '--help')}"
+            if steered
+            else setting("filter.source=steered"),
+        )
+    ordered = causes.most_common()
+    advice_of = {rule.name: rule.advice for rule in RULES}
+    advice = [text for name, _ in ordered if (text := advice_of.get(name))][:2]
+    few = total < config.min_kept  # even keeping all of them would not do
+    more = "sample more (more prompts, sweep.samples) or lower filter.min_kept; " if few else ""
+    raise Starved(
+        "the filter starved: too few completions are left to train on",
+        given=f"{left} kept; "
+        + ", ".join(f"{kept[c]}/{sampled[c]} at coefficient {c:g}" for c in sorted(sampled))
+        + f"; rejected for {', '.join(f'{name} ({count})' for name, count in ordered)}",
+        expected=f"at least {config.min_kept} (filter.min_kept)",
+        next=f"{more}lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {' or '.join(advice) or 'lower filter.min_kept'}; in a run by SET with a new RUN or REBUILD=1, on plain files by --set",
+    )
+
+
+def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, vector: Vector | None) -> None:
+    """The sweep's table at the terminal."""
+    names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
+    role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
+    table(
+        f"sweep (limits: perplexity ≤ {limits['perplexity']:.1f}, trait_llr ≥ {limits['trait_llr']:+.3f}{', the filter is off' if config.off else ''}; coefficient 0 is {role})",
+        ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
+        [[f"{line['coefficient']:g}", *[line[name] for name in names]] for line in judged.lines(vector)],
+    )
+
+
+def print_reasons(result: Outcome) -> None:
+    """How many are kept, what the others were rejected for, and the mean doses, at the terminal."""
+    console.print(
+        f"kept {result.kept} of {result.per.total()}; rejected for "
+        + (", ".join(f"{name} {count}" for name, count in result.causes.most_common()) or "nothing")
+    )
+    if result.kept:
+        kept, every = (sum(c * n for c, n in counts.items()) / counts.total() for counts in (result.alive, result.per))
+        console.print(f"mean coefficient of the kept {number(kept)}, of the sweep {number(every)}")

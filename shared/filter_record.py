@@ -1,0 +1,73 @@
+"""filter.json: what the filter decided by and what came of it. Score, card and report read it and judge nothing again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from shared.errors import SteerHealError
+from shared.records import Count, Nats, Number, Perplexity, Record, Share, read_record
+
+NAME = "filter.json"
+
+
+class SweepLine(Record):
+    """The completions of one coefficient: how many, how many of them are kept, and means over all of them.
+
+    perplexity is exp of the token-weighted mean nll; relative_dose is a mean over the vector's layers, None without the vector.
+    """
+
+    coefficient: Number
+    n: Count
+    kept: Count
+    perplexity: Perplexity | None
+    distinct_3: Share | None
+    trait_llr: Nats | None
+    relative_dose: Annotated[Number, Field(ge=0)] | None
+
+    @model_validator(mode="after")
+    def _kept_of_n(self) -> Self:
+        if self.kept > self.n:
+            raise ValueError(f"{self.kept} kept of {self.n}")
+        return self
+
+
+class FilterRecord(Record):
+    """What filter.json holds.
+
+    Args:
+        limits: of every rule that measures, by its name.
+        lines: the sweep by coefficient, ascending; 0 is a control, or the source.
+        causes: how many candidates each rule rejected, most first; a completion can be rejected by several.
+        kept, rejected: candidates in the two files.
+    """
+
+    limits: dict[str, float]
+    lines: list[SweepLine]
+    causes: dict[str, Count]
+    kept: Count
+    rejected: Count
+
+    @property
+    def by_coefficient(self) -> list[dict[str, Any]]:
+        """The lines as scores.json has them."""
+        return [line.model_dump(exclude={"version"}) for line in self.lines]
+
+
+def read_filter_record(path: Path, again: str) -> FilterRecord:
+    """The record of a filter. Raises SteerHealError where there is none, as in runs of earlier versions.
+
+    Args:
+        path: of filter.json.
+        again: the command that makes it.
+    """
+    if not path.is_file():
+        raise SteerHealError(
+            "the filter's record is missing",
+            given=path,
+            expected="what the filter writes beside the kept rows, which earlier versions did not",
+            next=again,
+        )
+    return read_record(path, FilterRecord, what="the filter's record could not be read", next=again)
