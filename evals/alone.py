@@ -25,6 +25,7 @@ from shared.adapters import readable
 from shared.chat import Chat
 from shared.config import resolve
 from shared.console import console, number, say, table
+from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.folding import gated, gates_of
 from shared.instrument import FOUNDATIONS
@@ -48,6 +49,7 @@ def score(arguments: Any) -> None:
     reaches(sources)
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
+    config = fitted(config, origin.context)
     guard(arguments.outputs, [origin.place])
     vectors: dict[str, Vector] = {}
     if arguments.vector:

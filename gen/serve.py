@@ -20,6 +20,7 @@ from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import CONFIG, command_of, form, option
 from shared.console import console
+from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
@@ -79,6 +80,7 @@ def main() -> None:
             next=_with_a_vector(arguments, name),
         )
     model = resolve_model(name, config.model.revision)
+    config = fitted(config, model.context)
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth, model=name)
     # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot

@@ -35,6 +35,7 @@ from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
+from shared.context import fitted
 from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
@@ -262,6 +263,7 @@ def main() -> None:
             "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
         )
     model = resolve_model(arguments.model, config.model.revision)
+    config = fitted(config, model.context)
     guard(arguments.outputs, [model.place])
     vector = load_vector(arguments.vector, arguments.model)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth, model=arguments.model)

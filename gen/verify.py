@@ -18,6 +18,7 @@ from gen.commandline import verify_options
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.console import console
+from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.machine import hardware
 from shared.models import Model
@@ -167,6 +168,7 @@ def main() -> None:
     arguments = options.parse_args()
     config = configured(arguments)
     model = resolve_model(arguments.model or config.model.name, config.model.revision)
+    config = fitted(config, model.context)
     guard(arguments.outputs, [model.place])
     vector = (
         load_vector(arguments.vector, model.name)

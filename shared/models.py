@@ -15,6 +15,7 @@ from shared.cache import cache_folder as cache_folder
 from shared.cache import remembered_digest
 from shared.commands import nearest, option
 from shared.console import console
+from shared.context import context_of
 from shared.dequantise import STAMP, dequantised
 from shared.embedded import embedded_folder, embedded_gguf
 from shared.errors import SteerHealError, in_one_line
@@ -94,8 +95,7 @@ class Model:
     @property
     def context(self) -> int | None:
         """The longest sequence that the model knows, tokens; None where its configuration does not say."""
-        length = self.text_config.get("max_position_embeddings")
-        return length if isinstance(length, int) else None
+        return context_of(self.text_config)
 
     def _size(self, key: str) -> int:
         size = self.text_config.get(key)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from itertools import islice
 
 from shared.commands import nearest, setting
+from shared.context import fitted, lengths
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
 from shared.models import resolve
@@ -43,8 +44,11 @@ TRACKERS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> Config:
     """Look for all that a configuration names.
+
+    Returns:
+        The configuration, with the model's context for a model.max_model_len that nobody set and that is beyond it.
 
     Raises:
         SteerHealError: the first thing that cannot be had or does not fit.
@@ -72,11 +76,14 @@ def check(config: Config) -> None:
         described = resolve(model.name, model.revision, weights=False)
         described.chats()
         depth, _ = described.depth, described.hidden
+    config = fitted(config, described.context)
+    lengths(config)
     trainable(config, described.context)
     band(vector.layers, depth, "vector.layers")
     band(config.train.layers, depth, "train.layers")
     with _key("model.name", model.name):
         resolve(model.name, model.revision)
+    return config
 
 
 def trainable(config: Config, context: int | None, held_out: int | None = None) -> None:

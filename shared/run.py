@@ -10,6 +10,7 @@ from typing import Any
 
 from shared import config as configuration
 from shared.commands import CONFIG, round_command
+from shared.context import KEY, SOURCE, with_length
 from shared.errors import SteerHealError
 from shared.locks import hold, release
 from shared.preconditions import check
@@ -28,9 +29,12 @@ class Run:
         self.checked = False  # by this process
 
     def check(self) -> None:
-        """Raise SteerHealError for what its configuration names and cannot be had; a process looks once."""
+        """Raise SteerHealError for what its configuration names and cannot be had; a process looks once.
+
+        A model.max_model_len that nobody set is the model's context from then on, where that is shorter.
+        """
         if not self.checked:
-            check(self.config)
+            self.config = check(self.config)
             self.checked = True
 
     @property
@@ -147,6 +151,8 @@ def open_run(
             )
         return Run(folder, configuration.resolve(frozen)[0])
     wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "", model)
+    if frozen.is_file():
+        wanted = _with_its_length(wanted, frozen)
     run = Run(folder, wanted)
     begun = None
     if not frozen.is_file():
@@ -155,7 +161,7 @@ def open_run(
             return run
         run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
-        old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(wanted)
+        old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(run.config)
         differing = [key for key in new if new[key] != old[key]]
         changed = {
             key: f"{key} = {new[key]!r} (was {old[key]!r})"
@@ -182,9 +188,20 @@ def open_run(
             **sources,
             **{key: words for key, words in configuration.sources_of(frozen).items() if key not in differing},
         }
-    write_text(frozen, configuration.to_toml(wanted, sources, begun or datetime.now(UTC)))
+    if sources[KEY] == "default" and run.config.model.max_model_len != Config().model.max_model_len:
+        sources[KEY] = SOURCE
+    write_text(frozen, configuration.to_toml(run.config, sources, begun or datetime.now(UTC)))
     run.release()
     return run
+
+
+def _with_its_length(wanted: Config, frozen: Path) -> Config:
+    """A configuration that does not say model.max_model_len, with that which a frozen one took from the same model."""
+    if "max_model_len" in wanted.model.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
+        return wanted
+    old = configuration.resolve(frozen)[0].model
+    same = (old.name, old.revision) == (wanted.model.name, wanted.model.revision)
+    return with_length(wanted, old.max_model_len) if same else wanted
 
 
 def _beside(folder: Path, model: str | None) -> Path:

@@ -65,7 +65,9 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="dtype of the weights: sampling, training, scoring"
     )
-    max_model_len: int = Field(4096, ge=64, description="longest prompt and completion, tokens")
+    max_model_len: int = Field(
+        4096, ge=64, description="longest prompt and completion, tokens; unset, at most the model's context"
+    )
     gpu_memory: float = Field(
         0.9,
         gt=0,
