@@ -20,6 +20,7 @@ from evals.measures.forced_choice.positions import left_by_reversal, order_effec
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, Estimate, show
 from evals.verdict import preflight
+from gen.ahead import refuse_overflow
 from gen.students import student as student_of
 from shared.adapters import readable
 from shared.chat import Chat
@@ -56,6 +57,8 @@ def score(arguments: Any) -> None:
         vectors["trait"] = load_vector(arguments.vector)
         vectors["trait"].check(arguments.vector, hidden=origin.hidden, depth=origin.depth)
         vectors.update(randoms(vectors["trait"], arguments.random, config.seed))
+        doses = [("--coefficient", dose) for dose in arguments.coefficient]
+        refuse_overflow(vectors.values(), doses, origin, dtype)
     vignettes, instrument = load_vignettes(arguments.vignettes, arguments.items), load_instrument(arguments.instrument)
     read = Read(
         arguments.debias, arguments.think, arguments.samples, arguments.temperature, arguments.top_k, config.seed, arguments.stop

@@ -19,6 +19,7 @@ from evals.conditions import (
 )
 from evals.measures.measure import Scoring, Session
 from evals.measures.registry import measures_of
+from gen.ahead import refuse_overflow
 from gen.students import Student
 from gen.students import student as student_of
 from shared.chat import Chat
@@ -158,6 +159,9 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
         *after_training(number, after, config.eval.gates, run.students, served),
     ]
+    for condition in (condition for group in groups for condition in group.conditions if condition.vector):
+        steered = scoring.vectors[str(condition.vector)]
+        refuse_overflow([steered], [(condition.name, condition.coefficient)], origin, config.model.dtype)
     refuse_duplicate_conditions(condition for group in groups for condition in group.conditions)
     return groups
 

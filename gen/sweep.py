@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gen.ahead import look_ahead, refuse_overflow
 from gen.commandline import settings_of_sweep, sweep_options
 from gen.crews import employ
 from gen.filter import print_filtered, unsteered_in
@@ -223,6 +224,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     vector = load_vector(folder / "vector.safetensors")
     vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
+    look_ahead(config, origin, vector, run.day)
     unsteered = [0.0] if number == 1 else []  # unsteered completions are round 1's, frozen
     with open_round(config.sweep) as prompts:
         sweep(
@@ -268,6 +270,10 @@ def main() -> None:
     vector = load_vector(arguments.vector, arguments.model)
     vector.check(arguments.vector, hidden=model.hidden, depth=model.depth, model=arguments.model)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
+    doses = (
+        [("sweep.dose_ceiling", config.sweep.dose_ceiling)] if walks else [("--coefficients", c) for c in coefficients]
+    )
+    refuse_overflow([vector], doses, model, config.model.dtype)
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")

@@ -16,6 +16,7 @@ from evals.measures.free_text.texts import Texts, text_delta, text_levels, texts
 from evals.measures.measure import Columns, Compared, Measure, Scoring, Session
 from evals.statistics import pair
 from evals.table import ranged
+from gen.ahead import fit_heldout
 from gen.prompts import Renderer
 from shared.prompts import load_heldout
 from shared.records import write_jsonl
@@ -32,6 +33,7 @@ class FreeTextSession(Session):
         self.scoring = scoring
         self.prompted = Renderer(scoring.chat, scoring.trait)
         self.heldout = load_heldout(scoring.config.eval.heldout)
+        fit_heldout(self.heldout, self.prompted, scoring.config)
         self.texts: Generations | None = None
         self.judged: list[dict[str, Any]] = []
 
