@@ -285,7 +285,7 @@ def test_an_endpoint_that_would_leave_steering_out_is_closed(server: Server, pat
     assert answer.status_code == 404 and "is not served here" in answer.json()["error"]["message"]
 
 
-def statuses(headers: dict[str, str]) -> dict[str, int]:
+def statuses(headers: dict[str, str], query: str = "") -> dict[str, int]:
     """What the gate answers by path, 200 where it lets through."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -296,7 +296,7 @@ def statuses(headers: dict[str, str]) -> dict[str, int]:
         transport = httpx.ASGITransport(Gate(application))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             paths = (*STEERED, *READ, *PROBES, "/invocations")
-            return {path: (await client.post(path, headers=headers)).status_code for path in paths}
+            return {path: (await client.post(path + query, headers=headers)).status_code for path in paths}
 
     return asyncio.run(ask())
 
@@ -312,6 +312,29 @@ def test_the_key_guards_every_endpoint_but_the_probes(monkeypatch: pytest.Monkey
     assert {
         path for path, code in statuses({"authorization": "Bearer s3cret"}).items() if code == 200
     } == STEERED | READ | PROBES
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "code"),
+    [
+        ("", "x-request-id", 200),
+        ("?", "accept", 200),
+        ("?steer_vector=trait", "accept", 400),
+        ("?%73teer_vector=trait", "accept", 400),
+        ("?vector=trait&coefficient=1", "accept", 400),
+        ("?vllm_xargs=%7B%22steer_vector%22:%22trait%22%7D", "accept", 400),
+        ("", "X-Steer-Vector", 400),
+        ("", "x-vllm-steering", 400),
+        ("", "VLLM-Xargs", 400),
+    ],
+)
+def test_steering_outside_the_body_is_refused(query: str, header: str, code: int) -> None:
+    """Whatever the letters and escapes: it would be left out, and the answer would be unsteered."""
+    for path, status in statuses({header: "trait"}, query).items():
+        if path in STEERED:
+            assert status == code, path
+        elif path != "/invocations":
+            assert status == 200, path
 
 
 @pytest.mark.parametrize("declared", [True, False])

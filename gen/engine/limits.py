@@ -22,7 +22,7 @@ READ = {"/v1/models", "/tokenize", "/detokenize", "/version", "/metrics", "/load
 
 class Gate:
     """ASGI: 404 for an endpoint that is none of these; 401 without the bearer token of VLLM_API_KEY, where one is set, but for probes;
-    400 for steering in the query string."""
+    400 for a query, or a header that means to steer, where the body alone is read."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -38,8 +38,8 @@ class Gate:
             await refuse(send, 404, f"{path} is not served here: {', '.join(sorted(STEERED | READ))}")
         elif scope["type"] == "http" and not self._may(scope, path):
             await refuse(send, 401, "the bearer token is not the server's API key")
-        elif path in STEERED and b"steer" in scope.get("query_string", b"").lower():
-            await refuse(send, 400, "steering is not read in the address: it goes into the body's vllm_xargs")
+        elif path in STEERED and (unread := _unread(scope)):
+            await refuse(send, 400, f"{unread}: steering goes into the body's vllm_xargs")
         else:
             await self.app(scope, receive, send)
 
@@ -52,6 +52,17 @@ class Gate:
 def _path(scope: Any) -> str:
     """The path of a request, below where the application is mounted."""
     return str(scope.get("path", "").removeprefix(scope.get("root_path", "")))
+
+
+def _unread(scope: Any) -> str | None:
+    """What a request to sample asks for outside its body; None for nothing. These endpoints have no parameters in the address, in
+    whatever letters or escapes."""
+    from gen.engine.requests import meant  # which imports torch, and who reads this file's names need not wait for it
+
+    if scope.get("query_string"):
+        return "a query in the address is not read"
+    names = (name.decode("latin-1") for name, _ in scope["headers"])
+    return next((f"the header {name} is not read" for name in names if meant(name)), None)
 
 
 def _hash(key: bytes) -> bytes:
