@@ -14,7 +14,7 @@ import numpy as np
 
 from evals.round import Round
 from gen.outcome import Tally
-from shared.commands import round_command
+from shared.commands import round_command, stage_command
 from shared.errors import SteerHealError
 from shared.provenance import differences
 from shared.records import Manifest
@@ -51,7 +51,7 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str
                 f"round {number} {stage} was made with other settings than the run's",
                 given="; ".join(changed),
                 expected=f"those that {run.manifest(number, stage)} records",
-                next=f"restore {run.folder / 'config.toml'}, or make it again: {round_command(run.folder, number, rebuild=True)}",
+                next=f"restore {run.folder / 'config.toml'}, or make it again: {stage_command(run.folder, number, stage, rebuild=True)}",
             )
 
 

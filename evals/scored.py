@@ -14,7 +14,7 @@ from evals.measures.forced_choice.answers import refuse
 from evals.measures.registry import measures_of
 from evals.round import Round
 from evals.rows import ONCE, Heldout, LogRow, Scores, TokenRow, TrainingStep
-from shared.commands import round_command
+from shared.commands import round_command, stage_command
 from shared.errors import SteerHealError
 from shared.filter_record import NAME, read_filter_record
 from shared.lines import problem_of
@@ -70,7 +70,7 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
                     f"{stage} of round {after.number} was made on another round {before.number}",
                     given=f"history {used} against {built}",
                     expected="rounds that build on each other",
-                    next=round_command(run.folder, after.number, rebuild=True),
+                    next=stage_command(run.folder, after.number, stage, rebuild=True),
                 )
     one_thing(run, rounds, STEP[mode])
     return rounds
@@ -83,7 +83,7 @@ def _without_base(round_: Round) -> Round:
 
 
 def read_round(run: Run, number: int, mode: str) -> Round:
-    again = round_command(run.folder, number, rebuild=True)
+    again = stage_command(run.folder, number, STEP[mode], rebuild=True)
     folder = run.round(number) / FOLDER[mode]
     manifests = {
         stage: run.verify(number, stage)
@@ -140,7 +140,7 @@ def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str)
                     f"round {number} {stage} was made from another {name}",
                     given=f"{(manifest.inputs.get(label) or 'none')[:12]} against {(made or 'none')[:12]} of {maker}",
                     expected="stages that build on each other",
-                    next=round_command(run.folder, number, rebuild=True),
+                    next=stage_command(run.folder, number, stage, rebuild=True),
                 )
 
 

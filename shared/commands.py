@@ -142,6 +142,17 @@ def round_command(
     return " ".join(["make", target, *words, *(["REBUILD=1"] if rebuild else [])])
 
 
+def stage_command(
+    run: Path | str, number: int, stage: str, *, overrides: str | None = None, rebuild: bool = False
+) -> str:
+    """The command that brings a run to a stage of a round: EVAL=full makes `score-full`, and nothing else does.
+
+    Args: as of `round_command`, and the name of the stage.
+    """
+    mode = "full" if stage == "score-full" else None
+    return round_command(run, number, overrides=overrides, mode=mode, rebuild=rebuild)
+
+
 def _assigned(variable: str, value: str) -> str:
     return f"{variable}={shlex.quote(value.replace('$', '$$'))}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import config as configuration
-from shared.commands import CONFIG, round_command
+from shared.commands import CONFIG, round_command, stage_command
 from shared.context import KEY, SOURCE, with_length
 from shared.errors import SteerHealError
 from shared.locks import hold, release
@@ -92,7 +92,7 @@ class Run:
                 f"round {number} {stage} is not what it made",
                 given="; ".join(problems),
                 expected=f"what {path} records",
-                next=f"restore it, or make it again: {round_command(self.folder, number, rebuild=True)}",
+                next=f"restore it, or make it again: {stage_command(self.folder, number, stage, rebuild=True)}",
             )
         return manifest
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 
 from shared import config as configuration
-from shared.commands import round_command
+from shared.commands import stage_command
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.machine import GIB, hardware, peak_memory
@@ -63,7 +63,7 @@ class Stage:
                     f"round {number} {name} lacks its input",
                     given=path,
                     expected=label,
-                    next=round_command(run.folder, number),
+                    next=stage_command(run.folder, number, name),
                 )
         guard(outputs, inputs.values())
         self.inputs = {**{label: digest(path) for label, path in inputs.items()}, **revisions}
@@ -89,7 +89,7 @@ class Stage:
                     f"an input of round {self.number} {self.name} {'was edited' if recorded else 'is of a stage that did not finish'}",
                     given=inputs[label],
                     expected=f"what the manifests beside it record as {name.as_posix()}",
-                    next=f"{round_command(self.run.folder, self.number, rebuild=True)}; a file of your own goes to the stage by its plain options",
+                    next=f"{stage_command(self.run.folder, self.number, self.name, rebuild=True)}; a file of your own goes to the stage by its plain options",
                 )
 
     def done(self) -> bool:
@@ -126,7 +126,7 @@ class Stage:
             f"round {self.number} {self.name} was made from something else",
             given="; ".join(problems),
             expected="what its manifest records",
-            next=f"keep both: begin another run; or make it again: {round_command(self.run.folder, self.number, rebuild=True)}",
+            next=f"keep both: begin another run; or make it again: {stage_command(self.run.folder, self.number, self.name, rebuild=True)}",
         )
 
     def finish(self, original: Identity, *, exact: bool = True, resumed: float = 0.0, **counts: Any) -> None:

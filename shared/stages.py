@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.commands import round_command
-from shared.config import flat
+from shared.commands import stage_command
+from shared.config import NOT_IN_RESULTS, flat
 from shared.records import Manifest, read_manifest
 from shared.run import Run
 from shared.schema import Config
@@ -49,10 +49,11 @@ class Step:
     @property
     def lower(self) -> str:
         """The command that makes the stage again with less memory; empty where nothing helps."""
-        settings, mode = self.lower_settings, "full" if self.stage == "score-full" else None
-        return (
-            round_command(self.run.folder, self.number, overrides=settings, mode=mode, rebuild=True) if settings else ""
-        )
+        settings = self.lower_settings
+        if not settings:
+            return ""
+        remade = not changed_freely(settings)
+        return stage_command(self.run.folder, self.number, self.stage, overrides=settings, rebuild=remade)
 
     @property
     def lower_settings(self) -> str:
@@ -62,11 +63,18 @@ class Step:
         )
 
 
+def changed_freely(settings: str) -> bool:
+    """Whether overrides change only what a run may change at any time, so that it goes on with what it has made."""
+    return all(item.partition("=")[0] in NOT_IN_RESULTS for item in settings.split())
+
+
 def less_memory(config: Config, stage: str) -> dict[str, int]:
     """Settings with which a stage needs less memory than with a configuration; none that the configuration has already."""
     settings: dict[str, int] = {}
     if stage == "extract":
         settings = {"vector.batch_size": max(1, min(4, config.vector.batch_size // 2))}
+    elif stage == "sweep" and config.sweep.workers > 1:
+        settings = {"sweep.workers": config.sweep.workers // 2}
     elif stage == "heal":
         batch = max(1, min(2, config.train.batch_size // 2))
         settings = {"train.gradient_checkpointing": True, "train.batch_size": batch}

@@ -24,6 +24,7 @@ from shared.publish import digest, write_json
 from shared.records import write_jsonl
 from shared.report_record import verified_results
 from shared.run import STAGES, Run
+from shared.stage import Stage
 
 LISTED = (
     "arm seed round stage coefficient auth_nats auth_ci care_nats care_ci p_ans_any coherence perplexity perplexity_ci distinct_3 trait_llr trait_llr_ci n_items "
@@ -231,6 +232,29 @@ def test_full_scores_are_their_own(tmp_path: Path) -> None:
     build(tmp_path, rounds=1, full=True)
     rows = results(run, "full")["rows"]
     assert rows[0]["n_items"] == 28 and scored_rounds(run, "full")[0].scores.debias == "cyclic"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_edited_scores_are_made_again_by_the_hint(full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EVAL=full alone makes those of EVAL=full, by every check that may meet them."""
+    monkeypatch.setenv("STEER_HEAL_FORM", "make")
+    run, step = build(tmp_path, rounds=1, full=full), "score-full" if full else "score"
+    again = f"make round N=1 RUN={run.folder}{' EVAL=full' if full else ''} REBUILD=1"
+    path = run.round(1) / ("scores-full" if full else "scores") / "scores.json"
+    before = path.read_bytes()
+    path.write_bytes(before + b" ")
+    with pytest.raises(SteerHealError, match="was edited") as of_run:
+        run.verify(1, step)
+    with pytest.raises(SteerHealError, match="was edited") as of_stage:
+        Stage(run, 1, step, settings={}, inputs={}, outputs=[]).done()
+    assert of_run.value.next.endswith(again) and of_stage.value.next.endswith(again)
+    manifest = run.manifest(1, step)
+    path.write_bytes(b"{}")
+    note = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**note, "outputs": {k: digest(run.folder / k) for k in note["outputs"]}}))
+    with pytest.raises(SteerHealError, match="could not be read") as of_report:
+        scored_rounds(run, "full" if full else "round")
+    assert of_report.value.next == again
 
 
 def test_no_moral_signal_is_said(tmp_path: Path) -> None:
