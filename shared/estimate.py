@@ -83,6 +83,10 @@ class Estimates:
         if predicted and key[2] != "filter" and key not in self.resumed and made_all(manifest):
             self.learn(key[2], manifest, predicted)
 
+    def intact(self, key: Key) -> None:
+        """A step that REBUILD=1 did not have to make: it is to do no longer, and says nothing of the others."""
+        self.predicted.pop(key, None)
+
     def learn(self, stage: str, manifest: Manifest, predicted: float) -> None:
         """Correct by what a stage took, unless that is nothing: a manifest that was made by hand, or with a clock that was set back."""
         if manifest.seconds > 0:

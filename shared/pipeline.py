@@ -23,15 +23,16 @@ from shared.progress import note_to_go
 from shared.records import Manifest
 from shared.run import STAGES, Run
 from shared.stages import LOG, Step
+from shared.stale import stale_steps
 
 
 @dataclass
 class Took:
-    """What a step took, as its manifest has it, and the seconds that were estimated before it began."""
+    """What a step took, as its manifest has it, and the seconds that were estimated before it began; None for one that looked done."""
 
     step: Step
     manifest: Manifest
-    estimated: float
+    estimated: float | None
 
 
 @dataclass
@@ -60,12 +61,17 @@ class Pipeline:
         """
         estimated = estimates.seconds(step.key) if estimates else None
         name = f"round {step.number} {step.stage}"
+        before = _written(step)
         ended = run_process(step.command(self.rebuild), self.log, _out, _err, name=name)
         if error := exit_error(ended, name, self.log, step.lower):
             raise Failed(error) if error is ended.error else error
-        if estimates and estimated is not None:  # and not one that was done before
-            manifest = step.manifest
-            self.took.append(Took(step, manifest, estimated))
+        if _written(step) == before:  # the process found it done: its seconds are those of another day
+            if estimates:
+                estimates.intact(step.key)
+            return
+        manifest = step.manifest
+        self.took.append(Took(step, manifest, estimated))
+        if estimates:
             estimates.ended(step.key, manifest)
 
     def report(self, mode: str) -> None:
@@ -85,7 +91,7 @@ class Pipeline:
             raise Failed(error) if error is ended.error else error
 
     def show(self) -> None:
-        """Seconds, estimate and peak memory of each step that was to do."""
+        """Seconds, estimate and peak memory of each step that was made."""
         table(
             f"{self.run.folder}: what it took",
             ["stage", "seconds", "estimated", "peak memory, GiB"],
@@ -94,6 +100,12 @@ class Pipeline:
                 for t in self.took
             ],
         )  # fmt: skip
+
+
+def _written(step: Step) -> int | None:
+    """When a step's manifest was written, in nanoseconds; None where there is none."""
+    path = step.run.manifest(step.number, step.stage)
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 class Failed(Exception):
@@ -126,8 +138,8 @@ def healed(run: Run, mode: str) -> list[Step]:
 
 
 def pending(todo: Sequence[Step], rebuild: bool) -> list[Step]:
-    """The steps that are not done, or all of them where they are made again."""
-    return [step for step in todo if rebuild or not step.done]
+    """The steps that are not done, or, where what has changed is made again, those that have."""
+    return stale_steps(todo) if rebuild else [step for step in todo if not step.done]
 
 
 def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
@@ -162,7 +174,7 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
         if estimates and step in left and (rest := estimates.left()):
             console.print(f"[dim]{to_go(rest)}[/]")
     pipeline.report(mode)
-    if left:
+    if pipeline.took:
         pipeline.show()
 
 

@@ -234,6 +234,9 @@ class Manifest(Record):
     model: Identity | None = None
     stage: str | None = None
     round: int | None = None
+    config: dict[str, Any] | None = (
+        None  # the whole configuration by dotted keys; None in manifests from before it was recorded
+    )
     settings: dict[str, Any]
     inputs: dict[str, str]
     outputs: dict[Inside, str]

@@ -28,6 +28,7 @@ from shared.process import exit_error, run_process
 from shared.publish import atomic_file, digest, write_json
 from shared.records import Record, data_file, read_manifest
 from shared.run import STAGES, Run, contained, open_run
+from shared.schema import Config
 from shared.sets import input_of, revisions_of
 from shared.stages import LOG, Step
 from shared.strict import read_object
@@ -187,7 +188,7 @@ def drive(plan: Plan) -> dict[str, str]:
     for cell in plan.cells:
         if not (cell.folder / "config.toml").is_file():
             with _naming(cell):
-                check(cell.config)
+                _as_written(check(cell.config), cell, plan)
     console.print(
         f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; "
         "interrupt at any time, the same command goes on"
@@ -258,6 +259,17 @@ def _differs(cell: Cell) -> bool:
     """Whether a cell is still to be begun, or its frozen configuration is another: then in settings that no result depends on, or `load` had refused it."""
     frozen = cell.folder / "config.toml"
     return not frozen.is_file() or configuration.resolve(frozen)[0] != cell.config
+
+
+def _as_written(fit: Config, cell: Cell, plan: Plan) -> None:
+    """Raise SteerHealError for a model.max_model_len that a run would take from its model: cells are known by what the file says."""
+    if (length := fit.model.max_model_len) != cell.config.model.max_model_len:
+        raise SteerHealError(
+            "model.max_model_len is beyond the model's context",
+            given=f"{cell.config.model.max_model_len}, the default",
+            expected=f"at most {length}",
+            next=f"write max_model_len = {length} into [model] of {plan.file}, then {plan.command()}",
+        )
 
 
 @contextmanager
