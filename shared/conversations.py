@@ -59,19 +59,32 @@ Turns = list[dict[str, str]]
 def prompt_of(row: dict[str, Any], kind: str = "prompt") -> dict[str, Any]:
     """The fields of a row, with `prompt` a text or `messages` a conversation that ends with the user's turn.
 
-    prompt goes before messages, which then hold the answer too. An answer at the end of messages is left out. Whole numbers as names
-    (id, genre, domain, kind) become text. Raises ValueError for a row that is no prompt.
+    An answer at the end of messages is left out. A prompt beside messages must be a part of them, and they are what is asked, as in a row
+    to train on. Whole numbers as names (id, genre, domain, kind) become text. Raises ValueError for a row that is no prompt.
     """
     fields = _named(row)
     _in_our_shape(row, kind)
     _nothing_beside(row)
-    if fields.get("prompt") is not None:
+    if fields.get("prompt") is not None and not fields.get("messages"):  # an empty list says nothing
         fields["messages"] = None
     elif isinstance(fields.get("messages"), list):
         messages = turns(fields["messages"], "messages")
         answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
         fields["messages"] = messages[:-1] if answered else messages
-    return _asked(fields)
+        if (prompt := fields.get("prompt")) is not None:
+            _refuse_unless_said(prompt, fields["messages"])
+            fields["prompt"] = None
+    fields = _asked(fields)
+    _refuse_blank(fields)
+    return fields
+
+
+def _refuse_blank(fields: dict[str, Any]) -> None:
+    """Raise ValueError for a prompt without a word, to which a model says whatever it likes."""
+    if isinstance(prompt := fields.get("prompt"), str) and not prompt.strip():
+        raise Convertible("the prompt is empty", """jq -c 'select(.prompt | tostring | test("\\\\S"))' FILE > NEW""")
+    if isinstance(messages := fields.get("messages"), list) and not messages[-1]["content"].strip():
+        raise ValueError("the prompt is empty: the user's last turn has no word")
 
 
 def pair_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -113,9 +126,14 @@ def _answered(fields: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         _refuse_foreign(row)
         return fields  # which lacks its completion, and is told so
     *asked, last = _ending(messages, "messages")
-    if (prompt := fields.pop("prompt", None)) is not None and not _said_in(prompt, asked):
-        raise ValueError("prompt is not what the messages ask: leave one of the two out")
+    if (prompt := fields.pop("prompt", None)) is not None:
+        _refuse_unless_said(prompt, asked)
     return {**fields, "messages": _asked_by_user(asked, "messages"), "completion": last["content"]}
+
+
+def _refuse_unless_said(prompt: Any, asked: Turns) -> None:
+    if not _said_in(prompt, asked):
+        raise ValueError("prompt is not what the messages ask: leave one of the two out")
 
 
 def _said_in(prompt: Any, asked: Turns) -> bool:

@@ -163,6 +163,48 @@ def test_what_cannot_be_trained_on_as_it_stands(row: dict[str, Any], part: str, 
     assert '{"prompt": "...", "completion": "..."}' in str(refused.value.expected)
 
 
+BOTH: list[tuple[dict[str, Any], list[dict[str, str]] | None]] = [  # what is asked; None: refused
+    ({"prompt": "Hello.", "messages": [*BEFORE, USER, ASSISTANT]}, [*BEFORE, USER]),
+    ({"prompt": ASKED, "messages": [*BEFORE, USER, ASSISTANT]}, [*BEFORE, USER]),
+    ({"prompt": BEFORE, "messages": [*BEFORE, USER, ASSISTANT]}, [*BEFORE, USER]),
+    ({"prompt": [*BEFORE, USER], "messages": [*BEFORE, USER, ASSISTANT]}, [*BEFORE, USER]),
+    ({"prompt": "Another.", "messages": [*BEFORE, USER, ASSISTANT]}, None),
+    ({"prompt": [USER], "messages": [*BEFORE, USER, ASSISTANT]}, None),
+    ({"prompt": "Another.", "messages": [USER]}, None),
+    ({"prompt": "", "messages": [USER, ASSISTANT]}, None),
+]
+
+
+@pytest.mark.parametrize(("row", "asked"), BOTH)
+def test_a_prompt_beside_messages_is_one_thing_for_every_command(
+    row: dict[str, Any], asked: list[dict[str, str]] | None, tmp_path: Path
+) -> None:
+    path = lines(tmp_path / "rows.jsonl", [row])
+    for kind in (Prompt, Pair) if row["messages"][-1] == ASSISTANT else (Prompt,):
+        if asked is None:
+            with pytest.raises(SteerHealError) as refused:
+                read_jsonl(path, kind, made_by="-")
+            assert "prompt is not what the messages ask" in str(refused.value.given)
+        else:
+            assert [found.turns for found in read_jsonl(path, kind, made_by="-")] == [asked]
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n\t", "\u00a0"])
+def test_a_prompt_without_a_word_is_refused(blank: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": blank}, {"prompt": [said("user", blank)]}, {"messages": [*BEFORE, said("user", blank)]}]  # fmt: skip
+    for row in rows:
+        path = lines(tmp_path / "rows.jsonl", [SAME["text"], row])
+        with pytest.raises(SteerHealError, match="line 2") as refused, open_prompts(str(path)) as prompts:
+            list(prompts)
+        assert "the prompt is empty" in str(refused.value.given)
+    path = lines(tmp_path / "rows.jsonl", [SAME["text"], {"prompt": blank}])
+    with pytest.raises(SteerHealError) as refused:
+        read_jsonl(path, Prompt, made_by="-")
+    if subprocess.run(["sh", "-c", "command -v jq"], capture_output=True).returncode == 0:
+        subprocess.run(refused.value.next.partition(", or make")[0], shell=True, check=True)
+        assert len(read_jsonl(tmp_path / "rows-converted.jsonl", Prompt, made_by="-")) == 1
+
+
 FOREIGN: dict[str, dict[str, Any]] = {
     "a preference": {"prompt": ASKED, "chosen": ANSWER, "rejected": "Yes."},
     "a preference of conversations": {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [said("assistant", "Yes.")]},

@@ -27,7 +27,13 @@ configs:
 ---
 """
 ROWS = [
-    {"id": 7, "domain": "a", "prompt": "Name a fruit.", "messages": [{"role": "assistant", "content": "no"}], "n": 1},
+    {
+        "id": 7,
+        "domain": "a",
+        "prompt": "Name a fruit.",
+        "messages": [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "A pear."}],
+        "n": 1,
+    },
     {"id": 8, "domain": "b", "prompt": "Name a tree.", "messages": [], "n": 2},
 ]
 
@@ -54,7 +60,7 @@ def test_a_data_set_is_read_as_often_as_asked(tmp_path: Path) -> None:
     with open_prompts(f"{folder}:asked:train") as prompts:
         once = list(prompts)
         assert once == list(prompts)
-    assert [(prompt.id, prompt.domain, prompt.prompt) for _, prompt in once] == [
+    assert [(prompt.id, prompt.domain, prompt.turns[0]["content"]) for _, prompt in once] == [
         ("7", "a", "Name a fruit."),
         ("8", "b", "Name a tree."),
     ]
