@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,18 @@ import tomlkit
 from pydantic import ValidationError
 from tomlkit.items import Item, Table
 
+from shared.bare import read_bare
 from shared.commandline import config_options
 from shared.commands import CONFIG, command_of, form, nearest, option, setting
 from shared.errors import SteerHealError, in_one_line
 from shared.schema import Config, Section
-from shared.strict import NUMBER, Convertible, decode, parse_toml
+from shared.strict import Convertible, decode, parse_toml
 
 # where and how a run's stages run, and nothing of what they make: these may change in a run that has begun
 NOT_IN_RESULTS = {"model.gpu_memory", "train.report_to", "sweep.workers", "cluster.address"}
 
 # tables and keys of a file that are no part of the configuration: arms over it (evals/study/plan.py), when its run was begun
 BESIDE = ("study", "begun")
-
-BARE = re.compile(r"(=\s*)(?!(?:true|false|inf|nan)\b)([A-Za-z./_][\w./:+-]*)(?=\s*[,}])")  # a word of an inline table
-QUOTED = r'\1"\2"'
 
 
 def refuse_repeated(text: str) -> None:
@@ -69,7 +66,7 @@ def _parse_set(text: str, *, once: bool = False) -> dict[str, Any]:
                 raise ValueError("a comment, which would be left out")
             value = parsed["value"]
         except (ValueError, RecursionError):  # the shell and shlex have eaten the quotes of strings
-            value = _words(raw)
+            value = read_bare(raw)
         for name, inner in _flatten({key: value}).items():  # a table changes its keys alone
             if once and (twice := _twice(name, values.get(name), inner)) is not None:
                 raise SteerHealError(
@@ -128,17 +125,6 @@ def _closers(text: str) -> str:
         elif opened and letter == opened[-1]:
             opened.pop()
     return "".join(reversed(opened))
-
-
-def _words(raw: str) -> Any:
-    """A value without the quotes that TOML wants: a word, a list or a table of words, or numbers such as -.5 and 1., which TOML has not."""
-    if raw.startswith("{") and raw.endswith("}"):
-        with suppress(ValueError):
-            return parse_toml(f"value = {BARE.sub(QUOTED, raw)}".encode())["value"]
-    if raw.startswith("[") and raw.endswith("]"):
-        words = [part.strip() for part in raw[1:-1].split(",")]
-        return [float(word) for word in words] if all(map(NUMBER.fullmatch, words)) else words
-    return float(raw) if "." in raw and NUMBER.fullmatch(raw) else raw
 
 
 def _twice(name: str, old: Any, new: Any) -> str | None:

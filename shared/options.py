@@ -91,8 +91,8 @@ class Options(argparse.ArgumentParser):
         )
         for name in (None, "store"):
             self.register("action", name, _Once)
-        # argparse's own pattern takes -5e-1 and -1. for options
-        self._negative_number_matcher = re.compile(rf"(?:{NUMBER.pattern})\Z", NUMBER.flags)
+        # argparse's own pattern takes -5e-1 and -1. for options, and -0.5,0.5, about which there is a hint
+        self._negative_number_matcher = re.compile(rf"(?:{NUMBER.pattern})(?:,(?:{NUMBER.pattern}))*,?\Z", NUMBER.flags)
 
     def add_argument(
         self, *names: Any, reads: Paths | None = None, writes: Paths | None = None, **settings: Any
@@ -237,8 +237,8 @@ def _spaced(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
-        parts = value.split(",")
-        several = len(parts) > 1 and all(NUMBER.fullmatch(part) for part in parts)
+        parts = value.removesuffix(",").split(",")
+        several = "," in value and all(NUMBER.fullmatch(part) for part in parts)
         found += [*([name] if name else []), *parts] if several else [word]
     return found
 

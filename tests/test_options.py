@@ -111,6 +111,9 @@ def test_a_second_value_does_not_take_the_place_of_the_first(name: str, words: l
     [
         (["--coefficients", "0,1,-1.5", *SWEEP], ["--coefficients", "0", "1", "-1.5", *SWEEP]),
         ([*SWEEP, "--coefficients=0,1"], [*SWEEP, "--coefficients", "0", "1"]),
+        (["--coefficients", "-0.5,0.5", *SWEEP], ["--coefficients", "-0.5", "0.5", *SWEEP]),
+        ([*SWEEP, "--coefficients", "0", "-0.5,-.5e0"], [*SWEEP, "--coefficients", "0", "-0.5", "-.5e0"]),
+        ([*SWEEP, "--coefficients", "0,", "-0.5,", "1."], [*SWEEP, "--coefficients", "0", "-0.5", "1."]),
         ([*SWEEP, "--max-tokens", "24"], [*SWEEP, "--set", "sweep.max_tokens=24"]),
         ([*SWEEP, "--max_tokens=24", "--set", "seed=1"], [*SWEEP, "--set", "seed=1 sweep.max_tokens=24"]),
         (["--seed", "3", *SWEEP], [*SWEEP, "--set", "seed=3"]),
