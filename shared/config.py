@@ -168,6 +168,9 @@ def _set() -> str:
 def resolve(path: Path | None, overrides: str = "", model: str | None = None) -> tuple[Config, dict[str, str]]:
     """Read a configuration. Returns it with the source ('default', the file's name, 'SET' or 'MODEL') of every dotted key.
 
+    Of a value that is a table the key has the last source that changed it, and each of its own keys, as in
+    model.chat_template_kwargs.enable_thinking, has its own.
+
     model: model.name, which goes before that of the file.
     """
     given: dict[str, tuple[Any, str]] = {}
@@ -188,7 +191,10 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
         for name in BESIDE:
             tree.pop(name, None)
         given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
+    inside = {key: dict.fromkeys(value, source) for key, (value, source) in given.items() if isinstance(value, dict)}
     for key, value in _parse_set(overrides).items():
+        if isinstance(value, dict):
+            inside.setdefault(key, {}).update(dict.fromkeys(value, "SET"))
         given[key] = (_merged(given[key][0] if key in given else None, value), "SET")
     if model is not None:
         if (other := given.get("model.name")) and other[1] == "SET" and other[0] != model:
@@ -211,6 +217,9 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
         if not any(name in given for name in (key, key.rpartition(".")[0])):  # a table that is none has keys that are
             key = next((name for name in given if name.startswith(f"{key}.")), key)
         value, source = _origin(key, given) or (first["input"], "the defaults")
+        # a table is judged as one, by a message that begins with the key that is wrong
+        if isinstance(value, dict) and (leaf := _first_word(first["msg"])) in inside.get(key, {}):
+            value, source = {leaf: value[leaf]}, inside[key][leaf]
         meant = nearest(key, flat(Config())) if first["type"] == "extra_forbidden" else None
         raise SteerHealError(
             f"there is no configuration key {key}"
@@ -221,7 +230,13 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
             next=_mended(key, meant, overrides, source),
         ) from None
     sources = {key: given[key][1] if key in given else "default" for key in flat(config)}
+    sources |= {f"{key}.{name}": origin for key, names in inside.items() for name, origin in names.items()}
     return config, sources
+
+
+def _first_word(message: str) -> str:
+    """The key that a validator's message begins with, such as a of `a.b is the text 'true'`."""
+    return re.split(r"[.\s,]", message.removeprefix("Value error, "), maxsplit=1)[0]
 
 
 def _mended(key: str, meant: str | None, overrides: str, source: str) -> str:
@@ -272,7 +287,11 @@ def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = No
 
     def sourced(key: str, value: Any) -> Any:
         item = tomlkit.item(value)
-        item.comment(sources[key])
+        if isinstance(item, Table) and value:
+            for name in value:
+                item.value.item(name).comment(sources.get(f"{key}.{name}", sources[key]))
+        else:
+            item.comment(sources[key])
         return item
 
     document = tomlkit.document()
@@ -308,7 +327,10 @@ def sources_of(path: Path) -> dict[str, str]:
     for key in document:
         item = document.item(key)
         if isinstance(item, Table):
-            items.update({f"{key}.{name}": item.value.item(name) for name in item.value})
+            for name in item.value:
+                items[f"{key}.{name}"] = inner = item.value.item(name)
+                if isinstance(inner, Table):
+                    items.update({f"{key}.{name}.{deeper}": inner.value.item(deeper) for deeper in inner.value})
         elif isinstance(item, Item):
             items[key] = item
     return {key: item.trivia.comment.lstrip("# ") for key, item in items.items() if item.trivia.comment}

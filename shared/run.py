@@ -186,7 +186,11 @@ def open_run(
         begun = configuration.begun(frozen)
         sources = {
             **sources,
-            **{key: words for key, words in configuration.sources_of(frozen).items() if key not in differing},
+            **{
+                key: words
+                for key, words in configuration.sources_of(frozen).items()
+                if not any(key == other or key.startswith(f"{other}.") for other in differing)
+            },
         }
     if sources[KEY] == "default" and run.config.model.max_model_len != Config().model.max_model_len:
         sources[KEY] = SOURCE

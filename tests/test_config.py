@@ -222,6 +222,9 @@ def test_the_whole_merge_is_that_of_a_plain_model(
     assert config == Config.model_validate(wanted)
     touched = {name for key, value in given_set for name in (flat_keys(key, value))}
     in_file = {name for key, value in file for name in flat_keys(key, value)}
+    assert {key: sources[key] for key in sources.keys() - flat(config).keys()} == leaf_sources(
+        file, given_set, str(path)
+    )
     for key in flat(config):
         origin = (
             "MODEL"
@@ -233,6 +236,37 @@ def test_the_whole_merge_is_that_of_a_plain_model(
             else "default"
         )
         assert sources[key] == origin, key
+
+
+def leaf_sources(file: list[tuple[str, Any]], given_set: list[tuple[str, Any]], path: str) -> dict[str, str]:
+    """The plain model: every key of a table has the source that gave it last."""
+    table = "model.chat_template_kwargs"
+    return {
+        f"{table}.{leaf}": source
+        for given_, source in ((file, path), (given_set, "SET"))
+        for key, value in given_
+        for inner in [value if key == table else value.get("chat_template_kwargs") if key == "model" else None]
+        for leaf in inner or {}
+    }
+
+
+def test_a_table_keeps_the_source_of_each_key_in_errors_and_in_the_frozen_file(tmp_path: Path) -> None:
+    path, frozen = tmp_path / "c.toml", tmp_path / "frozen.toml"
+    path.write_text('[model.chat_template_kwargs]\nenable_thinking = "false"\n')
+    for overrides in ("", "model.chat_template_kwargs.a=1"):
+        with pytest.raises(SteerHealError) as refused:
+            resolve(path, overrides)
+        assert refused.value.given == f"{{'enable_thinking': 'false'}} from {path}"
+        assert refused.value.next.endswith(f"then edit {path}")
+    path.write_text("[model.chat_template_kwargs]\nenable_thinking = false\nb = {c = 1}\n")
+    with pytest.raises(SteerHealError) as refused:
+        resolve(path, "model.chat_template_kwargs.enable_thinking=False")
+    assert refused.value.given == "{'enable_thinking': 'False'} from --set"
+    config, sources = resolve(path, "model.chat_template_kwargs.a=1")
+    frozen.write_text(to_toml(config, sources))
+    assert resolve(frozen)[0] == config
+    kept = {key.rpartition(".")[2]: source for key, source in sources_of(frozen).items() if "kwargs." in key}
+    assert kept == {"enable_thinking": str(path), "b": str(path), "a": "SET"}
 
 
 def flat_keys(key: str, value: Any) -> list[str]:
@@ -314,7 +348,9 @@ def test_a_comment_in_an_override_is_part_of_its_value() -> None:
 )  # fmt: skip
 def test_a_list_or_table_with_spaces_and_words(overrides: str, wanted: dict[str, Any]) -> None:
     config, sources = resolve(None, overrides)
-    assert {key: flat(config)[key] for key, source in sources.items() if source == "SET"} == wanted
+    assert {
+        key: flat(config)[key] for key, source in sources.items() if source == "SET" and key in flat(config)
+    } == wanted
 
 
 @pytest.mark.parametrize(
