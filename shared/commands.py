@@ -66,6 +66,12 @@ def program() -> str:
     return ".venv/bin/steer-heal" if form() == "make" else os.environ.get(PROGRAM) or "steer-heal"
 
 
+def interpreter() -> str:
+    """This environment's Python as it is typed: by its path where no .venv is active, as under make."""
+    typed = program() if form() == "make" or os.environ.get(PROGRAM) else ""
+    return str(Path(typed).with_name("python")) if "/" in typed else "python"
+
+
 def command_of(module: str, *words: object) -> str:
     """The command that runs a module, as the user would type it.
 
@@ -74,13 +80,13 @@ def command_of(module: str, *words: object) -> str:
         words: behind it, quoted here where a shell needs that.
     """
     name = NAMES.get(module)
-    python = ".venv/bin/python" if form() == "make" else "python"
-    begin = f"{program()} {name}" if name and form() != "python" else f"{python} -m {module}"
+    begin = f"{program()} {name}" if name and form() != "python" else f"{interpreter()} -m {module}"
     return " ".join([begin, *(shlex.quote(str(word)) for word in words)])
 
 
 def as_typed(text: str) -> str:
-    """A hint written with `python -m`, in the form that the user typed."""
+    """A hint written with `python -m` or `python -c`, in the form that the user typed."""
+    text = re.sub(r"(?<![\w./-])python -c (?=[\"'])", lambda match: f"{interpreter()} -c ", text)
     return re.sub(r"python -m ((?:gen|train|evals|shared)(?:\.\w+)+)", lambda match: command_of(match[1]), text)
 
 

@@ -69,8 +69,17 @@ def refuse_other_kinds(content: bytes) -> None:
         if content.startswith(begin):
             raise Convertible(f"{name}, not text in UTF-8", convert)
     if b"\0" in content:
-        kind = "UTF-16BE" if content.startswith(b"\0") else "UTF-16LE"
-        raise Convertible("NUL bytes: UTF-16 or binary, not text in UTF-8", f"iconv -f {kind} -t UTF-8 FILE > NEW")
+        order = "BE" if content.startswith(b"\0") else "LE"
+        kind = f"UTF-{32 if _four_bytes(content[:4096], order) else 16}"
+        raise Convertible(
+            f"NUL bytes: {kind} or binary, not text in UTF-8", f"iconv -f {kind}{order} -t UTF-8 FILE > NEW"
+        )
+
+
+def _four_bytes(content: bytes, order: str) -> bool:
+    """Whether bytes are letters of four bytes each: the first is 0 and the second at most 0x10, from the most significant on."""
+    first, second = (0, 1) if order == "BE" else (3, 2)
+    return len(content) >= 4 and not any(content[first::4]) and max(content[second::4]) <= 0x10
 
 
 def not_utf8(error: UnicodeDecodeError) -> Convertible:

@@ -131,7 +131,10 @@ def test_settings_are_named_as_they_were_given(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("STEER_HEAL_PROGRAM", ".venv/bin/steer-heal")
     assert as_typed(again) == "make it again: .venv/bin/steer-heal study --help"
     assert round_command("r", 1, config="c").startswith(".venv/bin/steer-heal round ")
+    made = 'first python -c "import csv", or make it again: python -m pip install -c python'
+    assert as_typed(made) == made.replace("python -c", ".venv/bin/python -c", 1)
     monkeypatch.delenv("STEER_HEAL_PROGRAM")
+    assert as_typed(made) == made
     monkeypatch.setenv("STEER_HEAL_FORM", "make")
     assert as_typed(again) == "make it again: .venv/bin/steer-heal study --help"
     assert command_of("shared.begin") == ".venv/bin/python -m shared.begin"

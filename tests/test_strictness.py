@@ -292,7 +292,7 @@ def test_a_pointer_and_a_page_are_no_rows(tmp_path: Path) -> None:
             read_jsonl(path, Prompt, made_by="make it")
 
 
-@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1"])
 def test_an_encoding_is_said_and_the_command_converts_it(name: str, tmp_path: Path) -> None:
     import subprocess
 
