@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared import outputs
-from shared.options import Options, add_file_options, benchmark, number, parser, positive, share
+from shared.options import Options, add_file_options, benchmark, number, parser, port, positive, share
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
@@ -138,7 +138,7 @@ def serve_options() -> Options:
         help="a vector to offer; may be repeated",
     )
     options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
-    options.add_argument("--port", type=positive, default=8000, help="port to bind")
+    options.add_argument("--port", type=port, default=8000, help="port to bind")
     options.add_argument(
         "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )

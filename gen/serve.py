@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import re
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from gen.commandline import serve_options
@@ -21,7 +23,7 @@ from shared.cli import configured, entry
 from shared.commands import CONFIG, command_of, form, option
 from shared.console import console
 from shared.context import fitted
-from shared.errors import SteerHealError
+from shared.errors import Exit, SteerHealError, in_one_line
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
 from shared.publish import digest
@@ -64,6 +66,35 @@ def _with_a_vector(arguments: argparse.Namespace, model: str) -> str:
     return (
         serve if file else f"{command_of('gen.extract', '--model', model, '--out', 'vector.safetensors')}, then {serve}"
     )
+
+
+def refuse_address(host: str, port: int) -> None:
+    """Raise SteerHealError for an address that no server can be bound to now: taken, privileged, or none of this machine's."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as the server does: connections that ended do not count
+            tried.bind(address)
+    except OSError as error:
+        raise SteerHealError(
+            "the server's address cannot be bound",
+            given=f"{host}, port {port}: {in_one_line(error)}",
+            expected="an address of this machine and a free port from 1024 on",
+            next=f"the same command with {option('PORT', '--port', _free(port))}",
+            code=Exit.MACHINE,
+        ) from None
+
+
+def _free(port: int) -> int:
+    """A port near another that is free on the loopback."""
+    for other in range(max(port, 8000) + 1, 65536):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", other))
+            return other
+    return 8000
 
 
 def main() -> None:
@@ -112,6 +143,7 @@ def main() -> None:
         )
     if arguments.adapter:
         readable(arguments.adapter)
+    refuse_address(arguments.host, arguments.port)
     template = config.model.chat_template_kwargs
     chat = Chat.load(model.folder, template)
     folder = model.folder

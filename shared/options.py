@@ -282,6 +282,13 @@ def positive(text: str) -> int:
     return whole(text)
 
 
+def port(text: str) -> int:
+    """A port of TCP."""
+    if not 1 <= whole(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"a port from 1 to 65535, not {text!r}")
+    return whole(text)
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     if not 0 <= (value := number(text)) <= 1:

@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import json
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
 from gen.engine.limits import LIMIT, PROBES, READ, STEERED, Gate
-from gen.serve import main, named
+from gen.serve import main, named, refuse_address
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
@@ -275,6 +276,25 @@ def test_a_body_that_says_two_things_is_refused(server: Server) -> None:
             f"{server.url}/completions", content=body, headers={"content-type": "application/json"}, timeout=60
         )
         assert answer.status_code == code and words in answer.text, answer.text
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "http"])
+def test_a_port_that_is_none_is_refused(port: str, tmp_path: Path) -> None:
+    done = command("gen.serve", "--vector", f"trait={tmp_path}/v.safetensors", f"--port={port}")
+    assert done.returncode == 2 and "option --port could not be read" in done.stderr, done.stderr
+
+
+def test_an_address_that_cannot_be_bound_is_refused_before_an_engine_starts(vector: Vector, tmp_path: Path) -> None:
+    vector.save(tmp_path / "v.safetensors")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = command("gen.serve", "--vector", f"trait={tmp_path}/v.safetensors", "--port", port)
+    assert done.returncode == 71 and f"127.0.0.1, port {port}: " in done.stderr, done.stderr
+    refuse_address("127.0.0.1", int(done.stderr.rpartition("--port ")[2]))
+    with pytest.raises(SteerHealError, match="cannot be bound"):
+        refuse_address("192.0.2.1", 8000)  # of no machine: RFC 5737
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/v1/messages", "/generative_scoring", "/docs", "/v1/completions/"])
