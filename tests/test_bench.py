@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import ROOT, command
 from hooked import Hooked
 from test_engine import QUESTIONS
 
@@ -16,7 +17,7 @@ from gen import baselines
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
-from shared.ratios import Side, interleave, interval, merge, met, ratio, read, show
+from shared.ratios import UNKNOWN, Side, interleave, interval, merge, met, ratio, read, show
 from shared.records import DATA
 from shared.vectors import Vector
 
@@ -89,6 +90,19 @@ def test_merging_keeps_what_other_benchmarks_found(tmp_path: Path, capsys: pytes
     assert [path.name for path in out.parent.iterdir()] == ["bench.json"]
     show(out)
     assert "2.000 [1.000, 3.000]" in capsys.readouterr().out
+
+
+def test_every_shipped_ratio_says_its_instruction_set_as_the_docs_do() -> None:
+    """One that nobody noted is said not to be recorded."""
+    found = read(ROOT / "docs" / "bench.json")
+    sets = {name: row["instruction_set"] for name, row in found["ratios"].items()}
+    assert {name for name, kind in sets.items() if kind == UNKNOWN} == {"score_speedup_vs_hf"}
+    assert all(kind == machine.get("instruction_set", UNKNOWN) for kind, machine in found["machines"].items())
+    assert set(sets.values()) <= found["machines"].keys()
+    for page in ("engine.md", "training.md"):
+        text = (ROOT / "docs" / page).read_text().partition("(AVX-512)")[2]
+        shown = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+        assert {sets[name] for name in shown if name in sets} == {"avx512"}, page
 
 
 def test_ratios_of_two_machines_do_not_share_a_file(tmp_path: Path) -> None:
