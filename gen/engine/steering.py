@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -139,19 +140,35 @@ def token_rows(
 
     A term applies to a token whose absolute position is in its window.
     """
-    scheduled, computed = np.asarray(scheduled, dtype=np.int64), np.asarray(computed, dtype=np.int64)
-    sizes = np.array([len(steer) for steer in steers], dtype=np.int64)
-    asked = np.repeat(np.arange(len(steers)), sizes)  # the request of each term
-    place = np.arange(len(asked)) - (np.cumsum(sizes) - sizes)[asked]
-    values = np.array([term for steer in steers for term in steer], dtype=np.float64).reshape(-1, 4)
-    table = np.zeros((4, len(steers), TERMS))  # a place without a term: slot 0, and a window that ends where it starts
-    table[:, asked, place] = values.T
-    owner = np.repeat(np.arange(len(steers)), scheduled)
-    position = computed[owner] + np.arange(len(owner)) - (np.cumsum(scheduled) - scheduled)[owner]
-    slot, coefficient, start, end = table[:, owner]
-    on = (position[:, None] >= start) & (position[:, None] < end)
-    counts = np.bincount(owner, on.any(1), len(steers)).astype(np.int64)
-    return np.where(on, slot, 0).astype(np.int64), np.where(on, coefficient, 0).astype(np.float32), counts
+    begin, scheduled = np.asarray(computed, dtype=np.int64), np.asarray(scheduled, dtype=np.int64)
+    stop, first = begin + scheduled, np.cumsum(scheduled) - scheduled
+    slot, coefficient, start, end = _tables(steers)
+    # A window mostly covers all that a request runs in a step, or nothing of it: requests are spread over their tokens, and only the
+    # terms whose window begins or ends within the step are filled token by token.
+    over = (start <= begin[:, None]) & (end >= stop[:, None])
+    within = ~over & (np.maximum(start, begin[:, None]) < np.minimum(end, stop[:, None]))
+    slots = np.repeat(np.where(over, slot, 0), scheduled, axis=0)
+    coefficients = np.repeat(np.where(over, coefficient, 0), scheduled, axis=0).astype(np.float32)
+    counts = np.where(over.any(1), scheduled, 0)
+    for request, place in np.argwhere(within):
+        behind = first[request] - begin[request]
+        rows = slice(
+            max(start[request, place], begin[request]) + behind, min(end[request, place], stop[request]) + behind
+        )
+        slots[rows, place], coefficients[rows, place] = slot[request, place], coefficient[request, place]
+        counts[request] = np.count_nonzero(slots[first[request] : first[request] + scheduled[request]].any(1))
+    return slots, coefficients, counts
+
+
+def _tables(steers: Sequence[Steer]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """slot, coefficient, start and end of the terms [requests, TERMS]. A place without a term has slot 0 and a window that is empty."""
+    sizes = np.fromiter(map(len, steers), np.int64, len(steers))
+    values = np.fromiter(chain.from_iterable(chain.from_iterable(steers)), np.float64).reshape(-1, 4)
+    request = np.repeat(np.arange(len(steers)), sizes)
+    place = np.arange(len(request)) - (np.cumsum(sizes) - sizes)[request]
+    table = np.zeros((4, len(steers), TERMS))
+    table[:, request, place] = values.T
+    return table[0].astype(np.int64), table[1], table[2].astype(np.int64), table[3].astype(np.int64)
 
 
 _active: Buffers | None = None
