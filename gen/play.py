@@ -36,7 +36,7 @@ def main() -> None:
     console.print(f"the page will be at http://{arguments.host}:{arguments.port}/play")
     from gen.serve import main as serve
 
-    same = {name: getattr(arguments, name) for name in ("host", "port", "slots", "keep", "set")}
+    same = {name: getattr(arguments, name, None) for name in ("host", "port", "slots", "keep", "set")}
     same |= {name: ",".join(map(str, getattr(arguments, name))) for name in ("layers", "gates")}
     sys.argv = [
         sys.argv[0],
@@ -61,7 +61,7 @@ def _of_vector(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]
     said = load_vector(Path(offered[0].partition("=")[2]), name).metadata
     words = ["--history", str(arguments.history)] if arguments.history else []
     words += ["--model", name, *(word for text in offered for word in ("--vector", text))]
-    words += ["--config", str(arguments.config)] if arguments.config else []
+    words += ["--config", str(chosen)] if (chosen := getattr(arguments, "config", None)) else []
     page = {
         "title": name,
         "model": name,
@@ -75,7 +75,7 @@ def _of_vector(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]
 
 def _of_run(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """The same of the newest round of a run that has a vector, or of the one that --round names."""
-    if arguments.model or arguments.vector or arguments.config or arguments.history:
+    if arguments.model or arguments.vector or getattr(arguments, "config", None) or arguments.history:
         raise SteerHealError(
             "options of plain files do not go with --run",
             given="--model, --vector, --history or --config",
@@ -83,7 +83,7 @@ def _of_run(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             next=command_of("gen.play", "--run", arguments.run),
         )
     frozen = arguments.run / "config.toml"
-    config, _ = resolve(frozen, arguments.set or "")
+    config, _ = resolve(frozen, getattr(arguments, "set", ""))
     run = Run(arguments.run, config)
     made = run.rounds("extract")
     number = arguments.round or max(made, default=0)

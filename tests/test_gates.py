@@ -9,6 +9,7 @@ import pytest
 from serving import serving
 
 from gen.gates import gate_list, model_of
+from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
 
@@ -25,6 +26,31 @@ def test_gates_are_read_from_text() -> None:
     for bad in ("nan", "0,1000", "", "a"):
         with pytest.raises((argparse.ArgumentTypeError, ValueError)):
             gate_list(bad)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "nothing to play with"),
+        (["--run", "RUN", "--vector", "v.safetensors"], "do not go with --run"),
+        (["--run", "RUN", "--history", "RUN"], "do not go with --run"),
+        (["--run", "RUN"], "no such vector yet"),
+        (["--run", "RUN", "--round", "2"], "no such vector yet"),
+        (["--run", "nowhere"], "no configuration file"),
+    ],
+)
+def test_a_page_about_nothing_is_refused(
+    words: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gen.play import main
+    from shared.config import resolve, to_toml
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text(to_toml(*resolve(None)))
+    monkeypatch.setattr("sys.argv", ["play", *(word.replace("RUN", str(tmp_path / "run")) for word in words)])
+    with pytest.raises(SteerHealError, match=part) as refused:
+        main()
+    assert refused.value.next
 
 
 @pytest.mark.long
