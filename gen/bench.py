@@ -121,8 +121,13 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
         if layers == len(LAYERS):
             one = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
             many = [replace(request, coefficient=(1 + index) / 64) for index, request in enumerate(one)]
+            for name in "abc":
+                engine.load(name, bench.vector.random_like(ord(name)))
+            others = [{"vector": name, "coefficient": 0.25} for name in "abc"]
+            four = [replace(request, coefficient=0.25, terms=others) for request in one]
             sides = {
                 "64 coefficients": Side(lambda: sampled(engine, many)),
+                "4 terms": Side(lambda: sampled(engine, four)),
                 "1 coefficient": Side(lambda: sampled(engine, one)),
             }
             warm(sides)
@@ -132,6 +137,12 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
                 sides["1 coefficient"],
                 f"time of 64 requests with 64 coefficients over the same with one; {TOKENS} tokens, no prefix cache",
                 bound=1.02,
+            )
+            found["terms_4_over_1"] = ratio(
+                sides["4 terms"],
+                sides["1 coefficient"],
+                f"time of 64 requests with four vectors each over the same with one; {TOKENS} tokens, no prefix cache",
+                bound=1.05,
             )
         work = bench.sweep(prompts, [c or 0.5 for c in COEFFICIENTS], baselines.Sampling(tokens, tokens, TEMPERATURE))
         with (stock_vllm if on_gpu() else patch_off)(bench, engine, work) as unpatched:

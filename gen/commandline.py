@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+from gen.gates import GATES, gate_list
 from shared import outputs
 from shared.options import Options, add_file_options, benchmark, number, parser, port, positive, share
 
@@ -137,13 +138,79 @@ def serve_options() -> Options:
         metavar="NAME=FILE",
         help="a vector to offer; may be repeated",
     )
+    _add_server_options(options)
+    options.epilog = "The API key comes from VLLM_API_KEY; every endpoint but /health, /ping and the page /play asks for it. It may hold several keys with spaces between them."
+    return options
+
+
+def _add_server_options(options: Options) -> None:
+    options.add_argument(
+        "--layers",
+        type=layer_list,
+        default=[],
+        metavar="8-20,25",
+        help="further layers that vectors of clients may steer; those of --vector are always among them",
+    )
+    options.add_argument(
+        "--slots", type=positive, default=16, help="vectors held at a time, the operator's and the clients'"
+    )
+    options.add_argument(
+        "--keep", type=Path, metavar="DIR", help="folder in which the vectors of clients survive a restart"
+    )
+    options.add_argument(
+        "--history",
+        type=Path,
+        reads=outputs.parse_path,
+        help="folded history, offered as adapters: a request's model is healed-1, healed-0.5, ...",
+    )
+    options.add_argument(
+        "--gates",
+        type=gate_list,
+        default=list(GATES),
+        metavar="0,0.5,1",
+        help="of the newest round of --history, made ahead (default: 0,0.25,0.5,0.75,1)",
+    )
     options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
     options.add_argument("--port", type=port, default=8000, help="port to bind")
     options.add_argument(
         "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )
-    options.epilog = "The API key comes from VLLM_API_KEY; every endpoint but /health and /ping asks for it."
+
+
+def play_options() -> Options:
+    options = parser(
+        "gen.play", "Serve a page to compare base, prompted, steered and healed on, at /play.", stage=False
+    )
+    options.add_argument(
+        "--run", type=Path, reads=outputs.parse_path, help="a run, whose newest vector and student are played with"
+    )
+    options.add_argument("--round", type=positive, help="a round of the run in place of its newest")
+    options.add_argument(
+        "--model",
+        reads=outputs.parse_path,
+        help="without a run: 'embedded', a Hugging Face id, a local folder or a GGUF file",
+    )
+    options.add_argument(
+        "--vector",
+        action="append",
+        default=[],
+        reads=outputs.parse_assigned_path,
+        metavar="[NAME=]FILE",
+        help="without a run: a vector; may be repeated",
+    )
+    _add_server_options(options)
     return options
+
+
+def layer_list(text: str) -> list[int]:
+    """Layers such as 8-20,25, as argparse's type."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        layers |= set(range(int(first), int(last or first) + 1))
+    if not layers or min(layers) < 0:
+        raise ValueError(text)
+    return sorted(layers)
 
 
 def verify_options() -> Options:

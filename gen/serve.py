@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from gen.commandline import serve_options
+from gen.engine.limits import NAME
 from shared.adapters import readable
 from shared.chat import Chat
 from shared.cli import configured, entry
@@ -30,7 +30,6 @@ from shared.publish import digest
 from shared.vectors import load_vector
 
 OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--scheduler-cls", "--additional-config", "--served-model-name", "--config", "--api-key", "--load-format", "--trust-remote-code"}  # fmt: skip
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def named(texts: list[str]) -> dict[str, Path]:
@@ -97,21 +96,44 @@ def _free(port: int) -> int:
     return 8000
 
 
+def _within(layers: list[int], depth: int) -> list[int]:
+    """The layers that clients' vectors may steer. Raises SteerHealError for one that the model does not have."""
+    if layers and max(layers) >= depth:
+        raise SteerHealError(
+            "the model does not have such a layer",
+            given=f"--layers up to {max(layers)}",
+            expected=f"layers within 0 to {depth - 1}",
+            next=f"the same command with --layers 0-{depth - 1}",
+        )
+    return layers
+
+
+def restored(folder: Path) -> dict[str, Path]:
+    """The vectors that clients have left in a folder, by OWNER/NAME."""
+    return {f"{path.parent.name}/{path.stem}": path for path in sorted(folder.glob("*/*.safetensors"))}
+
+
 def main() -> None:
     options = serve_options()
     arguments = options.parse_args()
     config = configured(arguments)
     name = arguments.model or config.model.name
     vectors = {label: (path, load_vector(path, name)) for label, path in sorted(named(arguments.vector).items())}
-    if not vectors:
+    if not vectors and not arguments.layers:
         raise SteerHealError(
             "there is no vector to serve",
             given="no --vector",
-            expected="one vector or more",
+            expected="one vector or more, or --layers for vectors that clients bring",
             next=_with_a_vector(arguments, name),
         )
     model = resolve_model(name, config.model.revision)
     config = fitted(config, model.context)
+    layers = {layer for _, vector in vectors.values() for layer in vector.layers} | set(
+        _within(arguments.layers, model.depth)
+    )
+    if arguments.keep:
+        kept = {label: (path, load_vector(path, name)) for label, path in restored(arguments.keep).items()}
+        vectors |= {label: (path, vector) for label, (path, vector) in kept.items() if layers >= set(vector.layers)}
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth, model=name)
     # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
@@ -141,8 +163,16 @@ def main() -> None:
             expected="VLLM_API_KEY in the environment",
             next="export VLLM_API_KEY=..., or bind 127.0.0.1",
         )
-    if arguments.adapter:
-        readable(arguments.adapter)
+    if arguments.adapter and arguments.history:
+        raise SteerHealError(
+            "a student is served merged or as adapters",
+            given="--adapter and --history",
+            expected="one of them",
+            next="the same command without --adapter",
+        )
+    for folder in (arguments.adapter, arguments.history):
+        if folder:
+            readable(folder)
     refuse_address(arguments.host, arguments.port)
     template = config.model.chat_template_kwargs
     chat = Chat.load(model.folder, template)
@@ -151,17 +181,24 @@ def main() -> None:
         from shared.merging import merged
 
         folder = merged(model, arguments.adapter, cache_folder() / "students", config.model.dtype).folder
+    adapters: list[str] = []
+    if arguments.history:
+        from gen.gates import adapter_options
+
+        adapters = adapter_options(arguments.history, model, config.model.dtype, arguments.gates)
     from gen.engine.options import command_line, memory_options, platform_options
     from gen.engine.plugin import SCHEDULER, WORKER
     from gen.engine.settings import Settings, VectorFile
 
     settings = Settings(
-        layers=sorted({layer for _, vector in vectors.values() for layer in vector.layers}),
-        slots=len(vectors),
+        layers=sorted(layers),
+        slots=max(arguments.slots, len(vectors)),
         stop_ids=list(chat.stop_ids),
         vectors={
             name: VectorFile(path=str(path.resolve()), sha256=digest(path)) for name, (path, _) in vectors.items()
         },
+        folder=str(arguments.keep.resolve()) if arguments.keep else None,
+        model=model.fingerprint,
     )
     command = [
         *(sys.executable, "-m", "gen.engine.launch", "serve", str(folder)),
@@ -178,15 +215,16 @@ def main() -> None:
         *("--additional-config", json.dumps({"steering": settings.model_dump()})),
         *(
             word
-            for name in ("StrictBody", "BodyLimit", "Gate")
-            for word in ("--middleware", f"gen.engine.limits.{name}")
+            for name in ("vectors.Vectors", "play.Play", "limits.StrictBody", "limits.BodyLimit", "limits.Gate")
+            for word in ("--middleware", f"gen.engine.{name}")
         ),
         *(("--default-chat-template-kwargs", json.dumps(template)) if template else ()),
         *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
+        *adapters,
         *arguments.vllm,
     ]
     console.print(
-        f"starting {name} with {', '.join(vectors)} on http://{arguments.host}:{arguments.port}/v1; "
+        f"starting {name} with {', '.join(vectors) or 'no vector yet'} on http://{arguments.host}:{arguments.port}/v1; "
         "ready when the log says 'Application startup complete'"
     )
     sys.stdout.flush()

@@ -41,6 +41,7 @@ COMMANDS = {
     "compare": Command("evals.compare", "evals.commandline:compare_options", "score files against their base"),
     "export": Command("train.export", "train.commandline:export_options", "a trained round for use elsewhere"),
     "serve": Command("gen.serve", "gen.commandline:serve_options", "an OpenAI-compatible server, steered per request"),
+    "play": Command("gen.play", "gen.commandline:play_options", "a page to compare base, prompted, steered and healed on"),
     "verify": Command("gen.verify", "gen.commandline:verify_options", "does steering work on this machine and this model?"),
     "study": Command("evals.study", "evals.commandline:study_options", "arms x rounds x seeds against controls"),
     "card": Command("gen.card", "gen.commandline:card_options", "the kept completions of a round as a data set"),

@@ -143,23 +143,30 @@ def tails(engine: Any, oracle: Any, ids: list[int]) -> float:
 
 
 def preempted(folder: Path) -> dict[str, Any]:
-    from hooked import Hooked
+    from hooked import Windowed
 
     from gen.engine.sampling import Request
+    from gen.engine.steering import END
+    from shared.vectors import Vector
 
     engine, vector, weights = build(num_gpu_blocks_override=8, max_num_seqs=8, max_model_len=128)
-    oracle = Hooked(weights, vector)
+    engine.load("double", Vector({layer: 2 * values for layer, values in vector.layers.items()}))
+    oracle = Windowed(weights, LAYERS)
     preempted = preemptions(engine)
     prompts = [[100 + (11 * index * (place + 1)) % 700 for index in range(28)] for place in range(6)]
-    cases = [(ids, (0.5, 1.0, 2.0)[i % 3], ("all", "generated")[i % 2]) for i, ids in enumerate(prompts)]
+    windows = [("all", 0, END), ("generated", 27, END), ("last", 27, 28)]
+    cases = [(ids, (0.5, 1.0, 2.0)[i % 3], windows[i // 2]) for i, ids in enumerate(prompts)]
+    late = {"vector": "double", "coefficient": -0.5, "from": "end-4", "until": "end+20"}  # ends after the preemptions
     outputs = engine.run(
-        [Request(ids, 40, vector="v", coefficient=c, positions=p, min_tokens=40) for ids, c, p in cases]
+        [
+            Request(ids, 40, vector="v", coefficient=c, positions=window[0], terms=[late] * (i % 2), min_tokens=40)
+            for i, (ids, c, window) in enumerate(cases)
+        ]
     )
     agree = 0
-    for (ids, c, p), output in zip(cases, outputs, strict=True):
-        table = oracle.logprobs([*ids, *output.token_ids], c, 0 if p == "all" else len(ids) - 1)[
-            len(ids) - 1 : -1
-        ].clone()
+    for i, ((ids, c, (_, start, end)), output) in enumerate(zip(cases, outputs, strict=True)):
+        terms = [(vector, c, start, end), (vector, -1.0 * (i % 2), 24, 48)]
+        table = oracle.logprobs([*ids, *output.token_ids], terms)[len(ids) - 1 : -1].clone()
         table[:, 2] = -np.inf
         agree += sum(int(a == b) for a, b in zip(table.argmax(-1).tolist(), output.token_ids, strict=True))
     return {"preemptions": len(preempted), "agree": agree, "tokens": 40 * len(cases)}

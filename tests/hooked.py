@@ -41,3 +41,31 @@ class Hooked:
     def of_tokens(self, ids: list[int], coefficient: float, start: int = 0) -> np.ndarray:
         table = self.logprobs(ids, coefficient, start)[:-1]
         return table[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+
+
+class Windowed:
+    """The oracle of several terms: each a vector with a coefficient and the half-open window of positions it is added to."""
+
+    def __init__(self, folder: Path, layers: list[int]):
+        from transformers import AutoModelForCausalLM
+
+        self.network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.terms: list[tuple[Vector, float, int, int]] = []
+        for layer in layers:
+            self.network.get_decoder().layers[layer].register_forward_hook(self._add(layer))
+
+    def _add(self, layer: int) -> object:
+        def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            shift = torch.zeros_like(output)
+            for vector, coefficient, start, end in self.terms:
+                if layer in vector.layers:
+                    shift[:, start:end] += coefficient * torch.from_numpy(vector.layers[layer])
+            return output + shift
+
+        return hook
+
+    @torch.inference_mode()
+    def logprobs(self, ids: list[int], terms: list[tuple[Vector, float, int, int]]) -> torch.Tensor:
+        """[len(ids), vocabulary], of the token that follows each."""
+        self.terms = terms
+        return self.network(torch.tensor([ids])).logits[0].log_softmax(-1)

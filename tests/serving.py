@@ -23,11 +23,14 @@ STARTUP = 300  # seconds
 class Server:
     """A server of this test's own, greedy through the completions endpoint."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, key: str = "-"):
         from openai import OpenAI
 
         self.url = url
-        self.client = OpenAI(base_url=url, api_key="-", max_retries=0)
+        self.client = OpenAI(base_url=url, api_key=key, max_retries=0)
+        self.http = httpx.Client(
+            base_url=url.removesuffix("/v1"), headers={"authorization": f"Bearer {key}"}, timeout=120
+        )
 
     def ask(self, prompt: list[int], **steering: Any) -> tuple[str, list[float]]:
         answer = self.client.completions.create(
@@ -43,22 +46,41 @@ class Server:
 
 
 @contextmanager
-def serving(vector: Vector, folder: Path, *options: str) -> Iterator[Server]:
-    """gen.serve with the vector as `trait` and its negative as `minus`; options are `vllm serve`'s."""
+def serving(
+    vector: Vector,
+    folder: Path,
+    *options: str,
+    arguments: tuple[str, ...] = (),
+    key: str = "",
+    module: str = "gen.serve",
+    vectors: bool = True,
+) -> Iterator[Server]:
+    """gen.serve with the vector as `trait` and its negative as `minus`, or with neither; options are `vllm serve`'s, arguments those of
+    the command."""
     vector.save(folder / "v.safetensors")
     Vector({layer: -values for layer, values in vector.layers.items()}).save(folder / "w.safetensors")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = [
-        *("gen.serve", "--port", str(port), "--set", "model.dtype=float32 model.max_model_len=512"),
-        *("--vector", f"trait={folder / 'v.safetensors'}", "--vector", f"minus={folder / 'w.safetensors'}"),
+    words = [
+        *(module, "--port", str(port), "--set", "model.dtype=float32 model.max_model_len=512"),
+        *(
+            (*("--vector", f"trait={folder / 'v.safetensors'}", "--vector", f"minus={folder / 'w.safetensors'}"),)
+            if vectors
+            else ()
+        ),
+        *arguments,
         *(("--", *options) if options else ()),
     ]
     log = folder / "log"
     with open(log, "w") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
+            [sys.executable, "-m", *words],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,
+            env={**os.environ, **({"VLLM_API_KEY": key} if key else {})},
         )
         try:
             begin = time.monotonic()
@@ -69,7 +91,7 @@ def serving(vector: Vector, folder: Path, *options: str) -> Iterator[Server]:
                         break
                 except httpx.TransportError:
                     time.sleep(1)
-            yield Server(f"http://127.0.0.1:{port}/v1")
+            yield Server(f"http://127.0.0.1:{port}/v1", *key.split()[:1])
         finally:
             os.killpg(process.pid, 15)
             process.wait(60)

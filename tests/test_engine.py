@@ -208,8 +208,8 @@ def test_a_request_that_met_no_plugin_ends_the_step(engine: Engine) -> None:
 
     from gen.engine.worker import steer_of
 
-    assert steer_of(SamplingParams(extra_args={"steer": [2, 0.5, 7]})) == (2, 0.5, 7)
-    assert steer_of(SamplingParams(extra_args={"other": 1})) == steer_of(SamplingParams()) == (0, 0.0, 0)
+    assert steer_of(SamplingParams(extra_args={"steer": [[2, 0.5, 7, 9]]})) == ([2, 0.5, 7, 9],)
+    assert steer_of(SamplingParams(extra_args={"other": 1})) == steer_of(SamplingParams()) == ()
     with pytest.raises(RuntimeError, match="VLLM_PLUGINS"):
         steer_of(SamplingParams(extra_args={"steer_vector": "v", "steer_coefficient": 1.0}))
 

@@ -20,7 +20,8 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from gen.engine import plugin
 from gen.engine.fields import misplaced_steering
 from gen.engine.limits import STEERED, StrictBody, ambiguous
-from gen.engine.requests import KEYS, Registry, meant
+from gen.engine.requests import Registry, meant
+from gen.engine.terms import KEYS
 
 GOOD: dict[str, tuple[Any, dict[str, Any], frozenset[str]]] = {
     "chat": (

@@ -10,14 +10,16 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from conftest import ROOT
-from serving import Server
+from serving import Server, serving
 
 from shared.vectors import Vector
 
@@ -84,19 +86,38 @@ def test_a_long_sweep_takes_no_more_memory_than_a_short_one(vector: Vector, tmp_
     assert late < GROWTH * early
 
 
-def test_every_client_gets_its_own_answer_under_load(server: Server) -> None:
-    """Greedy in fp32: the tokens of an answer are those it has alone, up to the first tie; an unsteered one would not be."""
+@pytest.fixture
+def server(vector: Vector, tmp_path: Path) -> Iterator[Server]:
+    """Preempting, and with two slots beside those of `trait` and `minus`, for vectors that come and go."""
+    blocks = ("--num-gpu-blocks-override", "48")
+    with serving(vector, tmp_path, *blocks, arguments=("--slots", "4"), key="one") as running:
+        yield running
+
+
+def test_every_client_gets_its_own_answer_under_load(server: Server, vector: Vector, tmp_path: Path) -> None:
+    """Greedy in fp32: the tokens of an answer are those it has alone, up to the first tie; an unsteered one would not be.
+
+    Two more clients bring multiples of `trait`, ask with them at the coefficient that makes them `trait` again, and take them away.
+    """
     prompts = [[1, 4093, 198, *(100 + 13 * index * place % 900 for index in range(40))] for place in range(1, 11)]
     steerings = [
         {},
         *({"steer_vector": "trait", "steer_coefficient": c} for c in (0.5, 1.0, 2.0)),
         *({"steer_vector": "minus", "steer_coefficient": c} for c in (0.5, 1.0)),
+        {"steer_vector": "trait", "steer_coefficient": 2.0, "steer_positions": "last"},
+        {"steer_vector": "trait", "steer_coefficient": 1.5, "steer_from": 5, "steer_until": "end+4"},
+        {
+            "steer_terms": [
+                {"vector": "trait", "coefficient": 1.0, "until": 20},
+                {"vector": "minus", "coefficient": 1.5, "from": "end-1"},
+            ]
+        },
     ]
     asks = [(prompt, steering) for prompt in prompts for steering in steerings]
 
-    def ask(index: int) -> tuple[list[str], list[float], list[float]]:
+    def ask(index: int, steering: dict[str, Any] | None = None) -> tuple[list[str], list[float], list[float]]:
         """Tokens, their log-probabilities, and how far ahead of the second best each was, nats."""
-        prompt, steering = asks[index]
+        prompt, steering = asks[index][0], asks[index][1] if steering is None else steering
         answer = server.client.completions.create(
             model="embedded", prompt=prompt, temperature=0, max_tokens=16, logprobs=2,
             extra_body={"vllm_xargs": steering} if steering else {},
@@ -113,6 +134,28 @@ def test_every_client_gets_its_own_answer_under_load(server: Server) -> None:
                 far = tokens != others or max(abs(a - b) for a, b in zip(logprobs, levels, strict=True)) > 2 * SAME
                 assert far, "each steering must change the answer, or this test proves nothing"
     end = time.monotonic() + SECONDS
+
+    def come_and_go(number: int) -> tuple[int, int, list[str]]:
+        """A client whose vector is another multiple every time."""
+        answers, full, wrong, by = 0, 0, [], 1.0
+        while time.monotonic() < end:
+            by = by % 7 + 0.5
+            path = tmp_path / f"{number}.safetensors"
+            Vector({layer: by * values for layer, values in vector.layers.items()}).save(path)
+            said = server.http.post(f"/steer/vectors?name=v{number}", content=path.read_bytes())
+            if said.status_code == 429:
+                full += 1
+                time.sleep(0.2)
+                continue
+            assert said.status_code == 200, said.text
+            index = 2 + len(steerings) * number  # trait at 1
+            _, logprobs, _ = ask(index, {"steer_vector": f"v{number}", "steer_coefficient": 1.0 / by})
+            if not np.allclose(logprobs[0], alone[index][1][0], atol=SAME):
+                wrong.append(f"v{number} at {by}: {logprobs[0]} against {alone[index][1][0]}")
+            assert server.http.delete(f"/steer/vectors/v{number}").status_code == 200
+            answers += 1
+        assert answers > 10, f"{full} times the bank was full"
+        return 0, 0, wrong
 
     def client(number: int) -> tuple[int, int, list[str]]:
         """How many answers it got, how many left the one alone at a tie, and what was wrong."""
@@ -132,8 +175,9 @@ def test_every_client_gets_its_own_answer_under_load(server: Server) -> None:
                 wrong.append(f"{asks[index][1]}: log-probabilities {logprobs[:same]} against {levels[:same]}")
         return answers, ties, wrong
 
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        found = list(pool.map(client, range(CLIENTS)))
+    with ThreadPoolExecutor(CLIENTS + 2) as pool:
+        movers = [pool.submit(come_and_go, number) for number in range(2)]
+        found = [*pool.map(client, range(CLIENTS)), *(mover.result() for mover in movers)]
     answers, ties = (sum(one[place] for one in found) for place in (0, 1))
     wrong = [line for _, _, lines in found for line in lines]
     print(

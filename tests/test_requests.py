@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen.engine.requests import Registry
+from gen.engine.metrics import steered_tokens
+from gen.engine.requests import BankFull, Registry, key_of
 from gen.engine.sampling import Request
 from gen.engine.settings import Settings, VectorFile, settings_of
-from gen.engine.steering import UNSTEERED, VERSION, Steer
+from gen.engine.steering import END, UNSTEERED, VERSION, Term
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.publish import digest
@@ -44,11 +46,85 @@ def test_a_request_without_steering_is_unsteered_and_unsalted(registry: Registry
 
 def test_positions(registry: Registry) -> None:
     registry.add("c", Vector({0: np.ones(4, dtype=np.float32)}, {"positions": "generated"}))
-    assert registry.read(ask(vector="a", coefficient=2), 7)[0] == Steer(1, 2.0, 0)
-    assert registry.read(ask(vector="a", coefficient=2, positions="generated"), 7)[0].start == 6
-    assert registry.read(ask(vector="c", coefficient=2), 7)[0].start == 6, "the vector's own positions are its default"
-    assert registry.read(ask(vector="c", coefficient=2, positions="all"), 7)[0].start == 0
-    assert registry.read(ask(vector="a", coefficient=2, positions="all", **{"from": 3}), 7)[0].start == 3
+    for fields, window in (
+        ({}, (0, END)),
+        ({"positions": "generated"}, (6, END)),
+        ({"positions": "last"}, (6, 7)),
+        ({"vector": "c"}, (6, END)),  # the vector's own positions are its default
+        ({"vector": "c", "positions": "all"}, (0, END)),
+        ({"from": 3}, (3, END)),
+        ({"positions": "generated", "from": 3}, (3, END)),
+        ({"from": 2, "until": 5}, (2, 5)),
+        ({"until": 70}, (0, 70)),
+        ({"until": "end"}, (0, 7)),
+        ({"positions": "generated", "until": "end+3"}, (6, 10)),
+        ({"from": "end-2", "until": "end+0"}, (5, 7)),
+        ({"from": "end+4"}, (11, END)),
+        ({"from": "end"}, (7, END)),
+    ):
+        steer, salt = registry.read(ask(**{"vector": "a", "coefficient": 2, **fields}), 7)
+        assert [(term.start, term.end) for term in steer] == [window], fields
+        assert salt and salt.endswith(f"{window[0]} {window[1]}")
+
+
+def terms(*entries: dict[str, Any], text: bool = False) -> dict[str, Any]:
+    listed = [{"coefficient": 1.0, **entry} for entry in entries]
+    return {"steer_terms": json.dumps(listed) if text else listed}
+
+
+def test_several_terms_are_summed_in_one_order(registry: Registry) -> None:
+    one, other = {"vector": "a", "coefficient": 2, "until": 3}, {"vector": "b", "positions": "last"}
+    steer, salt = registry.read(terms(one, other), 5)
+    assert set(steer) == {Term(1, 2.0, 0, 3), Term(2, 1.0, 4, 5)}
+    assert registry.read(terms(other, one), 5) == (steer, salt)
+    assert registry.read(terms(one, other, text=True), 5) == (steer, salt)
+    assert registry.read({**ask(**one), **terms(other)}, 5) == (steer, salt)
+    assert registry.read(ask(vector="a", coefficient=2.0), 5) == registry.read(
+        terms({"vector": "a", "coefficient": 2}), 5
+    )
+    assert len(registry.read(terms(*[{"vector": "a"}] * 4), 5)[0]) == 4, "the same vector may come again"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        terms(),
+        terms(*[{"vector": "a"}] * 5),
+        {**ask(vector="a", coefficient=1), **terms(*[{"vector": "a"}] * 4)},
+        {**ask(vector="a"), **terms({"vector": "b"})},
+        terms({"vector": "a"}, {"vector": "z"}),
+        terms({"vector": "a", "coefficient": True}),
+        terms({"vector": "a", "coefficient": "1"}),
+        terms({"vector": "a", "steer_from": 1}),
+        terms({"vector": "a", "position": "all"}),
+        {"steer_terms": [["a", 1.0]]},
+        {"steer_terms": {"vector": "a", "coefficient": 1.0}},
+        {"steer_terms": None},
+        {"steer_terms": "a=1"},
+        {"steer_terms": "[" * 100_000},
+        {"steer_terms": '[{"vector": "a", "coefficient": NaN}]'},
+        {"steer_terms": '[{"vector": "a", "coefficient": 1, "coefficient": 2}]'},
+        ask(vector="a", coefficient=1.0, positions="last", until=3),
+        *(ask(vector="a", coefficient=1.0, until=until) for until in (0, -1, True, 2.0, "end-5", "end+", "END", "5", None)),
+        ask(vector="a", coefficient=1.0, **{"from": 3}, until=3),
+        ask(vector="a", coefficient=1.0, **{"from": "end-6"}),
+        ask(vector="a", coefficient=1.0, **{"from": None}),
+    ],
+)  # fmt: skip
+def test_terms_that_are_not_understood_are_refused(registry: Registry, asked: dict[str, Any]) -> None:
+    with pytest.raises(SteerHealError):
+        registry.read(asked, 5)
+
+
+def test_the_sum_of_the_terms_is_bounded(registry: Registry) -> None:
+    """Half of float16's range is the model's own; `b` is twice `a`."""
+    registry.read(terms({"vector": "a", "coefficient": 16000}, {"vector": "b", "coefficient": -8000}), 5)
+    for second in (
+        {"vector": "b", "coefficient": 9000.0},
+        {"vector": "b", "coefficient": -9000.0, "positions": "last"},
+    ):
+        with pytest.raises(SteerHealError, match="sum of the terms would overflow"):
+            registry.read(terms({"vector": "a", "coefficient": 16000}, second), 5)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +145,7 @@ def test_positions(registry: Registry) -> None:
         {"vector": "a", "coefficient": 1.0, "positions": "some"},
         *({"vector": "a", "coefficient": 1.0, "from": f} for f in (-1, 5, 2.0, True, "0")),
         {"vector": "a", "coefficient": 1.0, "coeficient": 2.0},
+        {"vector": "a", "coefficient": 1.0, "term": []},
     ],
 )
 def test_what_is_not_understood_is_refused(registry: Registry, fields: dict[str, Any]) -> None:
@@ -93,20 +170,21 @@ def test_the_resolved_form_cannot_be_asked_for(registry: Registry) -> None:
         registry.read({"steer": [1, 1.0, 0]}, 5)
 
 
-requests = st.tuples(
-    st.sampled_from(["a", "b"]), st.floats(-100, 100), st.integers(0, 9), st.sampled_from(["all", "generated"])
-)
+asks = st.lists(
+    st.builds(
+        lambda name, coefficient, start, length: {"vector": name, "coefficient": coefficient, "from": start, "until": start + length},
+        st.sampled_from(["a", "b"]), st.floats(-100, 100), st.integers(0, 9), st.integers(1, 3),
+    ),
+    min_size=1, max_size=3,
+)  # fmt: skip
 
 
-@given(requests, requests)
-def test_salts_are_equal_only_where_the_steering_is(one: tuple, other: tuple) -> None:
+@given(asks, asks)
+def test_salts_are_equal_only_where_the_steering_is(one: list, other: list) -> None:
     registry = Registry(slots=3)
     registry.add("a", vector(1.0))
     registry.add("b", vector(2.0))
-    (first, salt), (second, salt_too) = (
-        registry.read(ask(vector=name, coefficient=c, positions=positions, **{"from": start}), 10)
-        for name, c, start, positions in (one, other)
-    )
+    (first, salt), (second, salt_too) = (registry.read(terms(*each), 10) for each in (one, other))
     assert (salt == salt_too) == (first == second and repr(first) == repr(second))
 
 
@@ -140,6 +218,69 @@ def test_slots_are_never_shared_and_always_used_again(steps: list[tuple[bool, st
                 registry.add(name, vector(1.0))
         taken = [entry.slot for entry in registry.loaded.values()]
         assert len(set(taken)) == len(taken) and set(taken) <= {1, 2, 3}
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["add", "remove", "begin", "end"]), st.sampled_from("abc"), st.integers(0, 5)),
+        max_size=40,
+    )
+)
+def test_a_slot_keeps_its_vector_while_a_request_runs(steps: list[tuple[str, str, int]]) -> None:
+    """Against a table of what every running request began with, and of what every slot holds."""
+    registry, running = Registry(slots=3), dict[str, tuple[Term, ...]]()
+    registry.running = running
+    bank: dict[int, float] = {}
+    began: dict[str, float] = {}
+    for number, (step, name, which) in enumerate(steps):
+        if step == "add":
+            try:
+                bank[registry.add(name, vector(1.0 + number)).slot] = 1.0 + number
+            except BankFull:
+                assert registry.free == 0
+        elif step == "remove" and name in registry.loaded:
+            registry.remove(name)
+        elif step == "begin" and name in registry.loaded and str(which) not in running:
+            steer, _ = registry.read(ask(vector=name, coefficient=1.0), 5)
+            running[str(which)], began[str(which)] = steer, bank[steer[0].slot]
+            registry.begin(str(which), steer)
+        elif step == "end" and running.pop(str(which), None):
+            registry.end(str(which))
+        for request, steer in running.items():
+            assert bank[steer[0].slot] == began[request]
+    running.clear()
+    assert registry.free == 3 - len(registry.loaded)
+
+
+def test_a_clients_vectors_are_its_own(registry: Registry) -> None:
+    registry.add(key_of("mine", "one"), vector(5.0))
+    assert registry.read(ask(vector="mine", coefficient=1.0), 5, "one")[0][0].slot == 3
+    assert set(registry.visible("one")) == {"a", "b", "mine"} and set(registry.visible("two")) == {"a", "b"}
+    for owner in ("", "two", "on"):
+        with pytest.raises(SteerHealError, match="no such steering vector"):
+            registry.read(ask(vector="mine", coefficient=1.0), 5, owner)
+    with pytest.raises(SteerHealError, match="no such steering vector"):
+        registry.read(ask(vector="one/mine", coefficient=1.0), 5, "two")
+
+
+def test_a_relative_dose_is_that_of_the_file_or_of_the_operators(registry: Registry) -> None:
+    registry.add("c", Vector({3: np.ones(4, dtype=np.float32)}, {"hidden_norm": {"3": 8.0}}))
+    assert registry.loaded["c"].dose == {3: 0.25} and registry.loaded["a"].dose == {}
+    registry.remove("b")
+    assert registry.add(
+        key_of("d", "one"), Vector({3: np.ones(4, dtype=np.float32), 4: np.ones(4, dtype=np.float32)})
+    ).dose == {3: 0.25}
+
+
+def test_steered_tokens_are_counted_once_under_overlapping_windows() -> None:
+    for windows, read, expected in (
+        ([(0, END)], 10, 10),
+        ([(9, END)], 10, 1),
+        ([(2, 5), (4, 8), (20, 30)], 10, 6),
+        ([(4, 8), (2, 5)], 6, 4),
+        ([(3, 4)], 3, 0),
+    ):
+        assert steered_tokens(tuple(Term(1, 1.0, *window) for window in windows), read) == expected
 
 
 @pytest.fixture(scope="module")

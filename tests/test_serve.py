@@ -17,7 +17,7 @@ from conftest import command
 from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
-from gen.engine.limits import LIMIT, PROBES, READ, STEERED, Gate
+from gen.engine.limits import LIMIT, OPEN, OWN, PROBES, READ, STEERED, Gate, owner
 from gen.serve import main, named, refuse_address
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -309,29 +309,39 @@ def statuses(headers: dict[str, str], query: str = "") -> dict[str, int]:
     """What the gate answers by path, 200 where it lets through."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"owner", owner.get().encode())]})
         await send({"type": "http.response.body", "body": b""})
 
     async def ask() -> dict[str, int]:
         transport = httpx.ASGITransport(Gate(application))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            paths = (*STEERED, *READ, *PROBES, "/invocations")
-            return {path: (await client.post(path + query, headers=headers)).status_code for path in paths}
+            paths = (*GUARDED, *PROBES, *OPEN, "/invocations", "/steer/other")
+            answers = {path: await client.post(path + query, headers=headers) for path in paths}
+            owners.append({answer.headers["owner"] for path, answer in answers.items() if path in GUARDED and "owner" in answer.headers})  # fmt: skip
+            return {path: answer.status_code for path, answer in answers.items()}
 
     return asyncio.run(ask())
 
 
-def test_the_key_guards_every_endpoint_but_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+GUARDED = STEERED | READ | OWN | {"/steer/vectors/a"}
+owners: list[set[str]] = []
+
+
+def test_the_keys_guard_every_endpoint_but_the_probes_and_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = {"/invocations": 404, "/steer/other": 404}
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    assert statuses({}) == {**dict.fromkeys(STEERED | READ | PROBES, 200), "/invocations": 404}
-    monkeypatch.setenv("VLLM_API_KEY", "s3cret")
-    closed = {**dict.fromkeys(STEERED | READ, 401), **dict.fromkeys(PROBES, 200), "/invocations": 404}
-    for wrong in ("", "s3cret", "Bearer ", "Bearer other", "Basic s3cret"):
+    assert statuses({}) == {**dict.fromkeys(GUARDED | PROBES | OPEN, 200), **nowhere} and owners[-1] == {""}
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret other")
+    closed = {**dict.fromkeys(GUARDED, 401), **dict.fromkeys(PROBES | OPEN, 200), **nowhere}
+    for wrong in ("", "s3cret", "Bearer ", "Bearer oth", "Bearer s3cret other", "Basic s3cret"):
         assert statuses({"authorization": wrong}) == closed
     assert statuses({}) == closed
-    assert {
-        path for path, code in statuses({"authorization": "Bearer s3cret"}).items() if code == 200
-    } == STEERED | READ | PROBES
+    for key in ("s3cret", "other"):
+        assert statuses({"authorization": f"Bearer {key}"}) == {
+            **dict.fromkeys(GUARDED | PROBES | OPEN, 200),
+            **nowhere,
+        }
+    assert len(owners[-1]) == 1 and owners[-1] != owners[-2] and not owners[-1] & {""}
 
 
 @pytest.mark.parametrize(

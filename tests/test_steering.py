@@ -12,11 +12,25 @@ from hypothesis import strategies as st
 
 from gen.engine import steering
 
-asks = st.one_of(
-    st.just(steering.UNSTEERED),
-    st.builds(steering.Steer, st.integers(1, 4), st.floats(-4, 4, width=32), st.integers(0, 30)),
+windows = st.tuples(st.integers(0, 30), st.one_of(st.just(steering.END), st.integers(0, 45)))
+terms = st.builds(
+    lambda slot, coefficient, window: steering.Term(slot, coefficient, *window),
+    st.integers(1, 4),
+    st.floats(-4, 4, width=32),
+    windows,  # an end before its start among them
 )
+asks = st.lists(terms, max_size=steering.TERMS).map(tuple)
 batches = st.lists(st.tuples(asks, st.integers(1, 12), st.integers(0, 30)), min_size=1, max_size=8)
+
+
+def places(steer: steering.Steer, position: int) -> list[tuple[int, float]]:
+    """What the buffers hold for a token: its terms in their places, (0, 0.0) in the others."""
+    on = [(term.slot, term.coefficient) if term.start <= position < term.end else (0, 0.0) for term in steer]
+    return on + [(0, 0.0)] * (steering.TERMS - len(on))
+
+
+def rows(slot: np.ndarray, coefficient: np.ndarray) -> list[list[tuple[int, float]]]:
+    return [list(zip(*row, strict=True)) for row in zip(slot.tolist(), coefficient.tolist(), strict=True)]
 
 
 def fresh(tokens: int = 128) -> steering.Buffers:
@@ -30,11 +44,10 @@ def test_rows_equal_a_walk_over_every_token(batch: list) -> None:
     slot, coefficient, counts = steering.token_rows(steers, scheduled, computed)
     expected, steered = [], []
     for steer, count, behind in batch:
-        on = [bool(steer.slot) and position >= steer.start for position in range(behind, behind + count)]
-        expected += [(steer.slot, steer.coefficient) if here else (0, 0.0) for here in on]
-        steered.append(sum(on))
-    # An unsteered request may carry any coefficient: slot 0 is all zeros.
-    assert [(s, c if s else 0.0) for s, c in zip(slot.tolist(), coefficient.tolist(), strict=True)] == expected
+        here = [places(steer, position) for position in range(behind, behind + count)]
+        expected += here
+        steered.append(sum(any(slot for slot, _ in each) for each in here))
+    assert rows(slot, coefficient) == expected
     assert counts.tolist() == steered
 
 
@@ -48,8 +61,9 @@ def test_fill_leaves_nothing_of_the_step_before(steps: list[list]) -> None:
         total = int(scheduled.sum())
         assert not buffers.slot[total:].any() and not buffers.coefficient[total:].any()
         slot, coefficient, _ = steering.token_rows([b[0] for b in batch], scheduled, computed)
-        shift = np.where(slot > 0, coefficient, 0)
-        assert (buffers.slot[:total] * (buffers.coefficient[:total] != 0)).tolist() == (slot * (shift != 0)).tolist()
+        any_term = any(b[0] for b in batch)  # without one the buffers are cleared and not written
+        assert buffers.slot[:total].tolist() == (slot if any_term else 0 * slot).tolist()
+        assert buffers.coefficient[:total].tolist() == (coefficient if any_term else 0 * coefficient).tolist()
 
 
 @dataclass
@@ -97,12 +111,9 @@ def test_every_position_is_steered_rightly_whatever_the_scheduler_does(data: st.
         for name, count in zip(order, scheduled, strict=True):
             request = requests[name]
             for position in range(request.computed, request.computed + count):
-                steered = bool(request.steer.slot) and position >= request.steer.start
-                got = (int(buffers.slot[row]), float(buffers.coefficient[row]))
-                assert got == ((request.steer.slot, request.steer.coefficient) if steered else (0, 0.0)) or not (
-                    got[0] or steered
-                )
-                if steered:
+                expected = places(request.steer, position)
+                assert rows(buffers.slot[row : row + 1], buffers.coefficient[row : row + 1]) == [expected]
+                if any(slot for slot, _ in expected):
                     expected_fired[name] = expected_fired.get(name, 0) + 1
                 row += 1
             request.computed += count
@@ -119,8 +130,12 @@ def test_every_position_is_steered_rightly_whatever_the_scheduler_does(data: st.
 def test_op_equals_its_reference_in_plain_torch(dtype: torch.dtype) -> None:
     buffers = steering.Buffers.allocate([2, 7], 3, 16, 8, torch.device("cpu"))
     buffers.bank[:, 1:] = torch.randn(2, 3, 8)
-    buffers.slot[:6] = torch.tensor([0, 1, 1, 2, 3, 0])
-    buffers.coefficient[:6] = torch.tensor([0.0, 0.5, -2.0, 1.0, 0.0, 3.0])
+    buffers.slot[:6] = torch.tensor(
+        [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [2, 3, 1, 2], [3, 1, 0, 0], [0, 0, 0, 0]]
+    )
+    buffers.coefficient[:6] = torch.tensor(
+        [[0.0] * 4, [0.5, 0, 0, 0], [0, 0, -2.0, 0], [1, 0.5, -1, 3], [0.0] * 4, [3.0] * 4]
+    )
     steering.activate(buffers)
     hidden = torch.randn(6, 8).to(dtype)
     before = hidden.clone()
@@ -129,15 +144,20 @@ def test_op_equals_its_reference_in_plain_torch(dtype: torch.dtype) -> None:
     step = torch.finfo(dtype).eps * 4  # one rounding of the sum: a fused multiply-add may differ in the last bit
     torch.testing.assert_close(hidden, expected, atol=step, rtol=step)
     for untouched in (0, 4, 5):
-        assert torch.equal(hidden[untouched], before[untouched]), "slot 0 and coefficient 0 change no bit"
+        assert torch.equal(hidden[untouched], before[untouched]), "slot 0 and coefficient 0 of all change no bit"
+    one = before[1:2].clone()
+    buffers.slot[0], buffers.coefficient[0] = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 0, 0.5])
+    torch.ops.steer_heal.steer(one, 1)
+    assert torch.equal(one[0], hidden[1]), "a term's bits depend neither on its place nor on its batchmates"
+    buffers.slot[0], buffers.coefficient[0] = 0, 0.0
     torch.ops.steer_heal.steer(hidden[:1].clone(), 1)  # an unsteered row alone
-    assert buffers.ran.tolist() == [0, 1], "runs with a steered row are counted"
+    assert buffers.ran.tolist() == [0, 2], "runs with a steered row are counted"
 
 
 def test_a_batch_of_one_is_steered_as_its_tokens_are() -> None:
     """Families without a model of vLLM's own run Transformers' modules, which return [1, tokens, hidden]."""
     buffers = steering.Buffers.allocate([0], 1, 16, 8, torch.device("cpu"))
-    buffers.bank[0, 1], buffers.slot[:3], buffers.coefficient[:3] = torch.randn(8), 1, 0.5
+    buffers.bank[0, 1], buffers.slot[:3, 0], buffers.coefficient[:3, 0] = torch.randn(8), 1, 0.5
     steering.activate(buffers)
     flat = torch.randn(3, 8)
     batch = flat.clone()[None]
@@ -150,10 +170,15 @@ def test_a_batch_of_one_is_steered_as_its_tokens_are() -> None:
 
 def test_a_report_compares_steps_with_runs_of_the_op() -> None:
     buffers = fresh()
-    buffers.fill(["a"], [steering.Steer(1, 1.0, 0)], np.array([4]), np.array([0]))
+    buffers.fill(["a"], [(steering.Term(1, 1.0),)], np.array([4]), np.array([0]))
     with pytest.raises(RuntimeError, match="1 steps had steered tokens, and the op ran"):
         buffers.report()
-    buffers.fill(["a", "b"], [steering.Steer(1, 1.0, 6), steering.UNSTEERED], np.array([4, 1]), np.array([4, 9]))
+    buffers.fill(
+        ["a", "b"],
+        [(steering.Term(1, 1.0, 6), steering.Term(2, 1.0, 9)), steering.UNSTEERED],
+        np.array([4, 1]),
+        np.array([4, 9]),
+    )
     buffers.ran += 1
     assert buffers.report() == {"a": 6} and buffers.report() == {}
 

@@ -189,7 +189,7 @@ class Engine:
                     # under its own name for vLLM, whose aborts and counters know no other
                     internal = self._engine.add_request(name, prompt, params, lora_request=adapter)
                     running[name] = index, request
-                    if request.vector is not None:
+                    if request.steered_in_prompt:
                         steered[internal] = request
                 for result in self._engine.step():
                     if not result.finished:

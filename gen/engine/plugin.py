@@ -10,12 +10,16 @@ import functools
 import sys
 from typing import Any
 
+from gen.engine import lifecycle, metrics
 from gen.engine.fields import misplaced_steering
-from gen.engine.limits import StrictBody
+from gen.engine.limits import StrictBody, owner
 from gen.engine.requests import RESOLVED, Registry, meant
+from gen.engine.steering import Steer
+from gen.engine.terms import UNKNOWN
 from shared.errors import SteerHealError
 
 WORKER = "gen.engine.worker.Worker"
+STRICT = f"{StrictBody.__module__}.{StrictBody.__name__}"
 SCHEDULER = "gen.engine.scheduler.scheduler"
 _registry: Registry | None = None  # of the engine that this process serves over HTTP
 
@@ -28,6 +32,7 @@ def register() -> None:
         InputProcessor.__init__ = _with_registry(InputProcessor.__init__)
         InputProcessor.process_inputs = _with_steering(InputProcessor.process_inputs)
         InputProcessor.steering_registry = None
+        lifecycle.register()
         _wrap_http_requests()
         _wrap_http_bodies()
 
@@ -79,11 +84,21 @@ def _with_steering(stock: Any) -> Any:
         if salt is not None:
             if request.resumable:
                 raise _invalid("a streamed prompt cannot be steered: its positions are not known")
-            sampling.extra_args = {**sampling.extra_args, RESOLVED: list(steer)}  # the engine's own copy of the params
+            _reached(steer, len(request.prompt_token_ids), sampling.max_tokens)
+            sampling.extra_args = {
+                **sampling.extra_args,
+                RESOLVED: [list(term) for term in steer],
+            }  # the engine's own copy of the params
             request.cache_salt = f"{request.cache_salt or ''}\0{salt}"
         return request
 
     return process_inputs
+
+
+def _reached(steer: Steer, prompt_tokens: int, max_tokens: int | None) -> None:
+    """Refuse windows that all start behind the last token that is read: the answer would be unsteered. The last one sampled is not."""
+    if max_tokens is not None and (start := min(term.start for term in steer)) >= prompt_tokens + max_tokens - 1:
+        raise _invalid(f"no window is reached: the first starts at position {start}, of {prompt_tokens} + {max_tokens}")
 
 
 def _wrap_http_requests() -> None:
@@ -104,10 +119,21 @@ def _wrap_http_requests() -> None:
         (CompletionRequest, completion.CompletionCreateParamsNonStreaming),
         (ResponsesRequest, responses.ResponseCreateParamsNonStreaming),
     ):
+        if (
+            "vllm.entrypoints.cli.main" in sys.modules
+        ):  # a server: building a request model again takes 0.2 s, which a sweep is spared
+            _take_objects(kind)
         sent = frozenset(client.__annotations__)
         kind.to_sampling_params = _checked(kind.to_sampling_params, sent, steerable=True)
         if hasattr(kind, "to_beam_search_params"):
             kind.to_beam_search_params = _checked(kind.to_beam_search_params, sent, steerable=False)
+
+
+def _take_objects(kind: Any) -> None:
+    """Let vllm_xargs hold objects: vLLM's own type takes lists of numbers and texts alone, and steer_terms is a list of objects."""
+    kind.model_fields["vllm_xargs"].annotation = dict[str, Any] | None
+    kind.__annotations__["vllm_xargs"] = dict[str, Any] | None
+    kind.model_rebuild(force=True)
 
 
 class SteeringBody(StrictBody):
@@ -132,7 +158,10 @@ def _wrap_http_bodies() -> None:
     @functools.wraps(stock)
     def with_steering_body(args: Any, app: Any, *others: Any, **named: Any) -> None:
         stock(args, app, *others, **named)
-        app.add_middleware(SteeringBody)
+        if (
+            STRICT not in args.middleware
+        ):  # behind the gate and the limit of a body, which this layer would stand before
+            app.add_middleware(SteeringBody)
 
     middleware.init_entrypoints_middleware = with_steering_body
     if application := sys.modules.get("vllm.entrypoints.launchers.app"):  # it has taken the function by name already
@@ -150,7 +179,7 @@ def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> A
         if not steerable and any(map(meant, asked)):
             raise _invalid("beam search cannot be steered")
         if _registry is not None:
-            _read(_registry, asked, sys.maxsize)  # the prompt is not tokenised yet; its length is checked when it is
+            _read(_registry, asked, UNKNOWN)  # the prompt is not tokenised yet; its length is checked when it is
         return stock(self, *args, **kwargs)
 
     return to_params
@@ -164,7 +193,7 @@ def _unforged(salt: str | None) -> None:
 
 def _read(registry: Registry, extra: Any, prompt_tokens: int) -> Any:
     try:
-        return registry.read(extra, prompt_tokens)
+        return registry.read(extra, prompt_tokens, owner.get())
     except SteerHealError as error:
         raise _invalid(str(error)) from None
 
@@ -173,4 +202,5 @@ def _invalid(message: str) -> Exception:
     """vLLM's error for a bad request, HTTP 400."""
     from vllm.exceptions import VLLMValidationError
 
+    metrics.refusals.labels("400").inc()
     return VLLMValidationError(message, parameter="vllm_xargs")

@@ -1,24 +1,23 @@
 """What a request asks of the patch, read and checked before it enters the engine, and the cache salt that follows from it.
 
-In SamplingParams.extra_args, or `vllm_xargs` over HTTP: steer_vector (a loaded name), steer_coefficient (a finite number),
-and optionally steer_positions ('all' or 'generated') and steer_from (the first absolute position). Nothing that is not understood
-runs unsteered: it is refused. Every road to an engine reads its requests here, so that this is where a coefficient is admitted.
+In SamplingParams.extra_args, or `vllm_xargs` over HTTP, by the fields of gen/engine/terms.py. Nothing that is not understood
+runs unsteered: it is refused. Every road to an engine reads its requests here, so that this is where coefficients are admitted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gen.engine.overflow import FLOAT32_MAX, largest_coefficient
-from gen.engine.steering import UNSTEERED, Steer
+from gen.engine.steering import UNSTEERED, Steer, Term
+from gen.engine.terms import KEYS, Asked, read_terms, refuse
 from shared.errors import SteerHealError
 from shared.vectors import Vector
 
-KEYS = ("steer_vector", "steer_coefficient", "steer_positions", "steer_from")
-RESOLVED = "steer"  # what a worker reads: slot, coefficient, start
+RESOLVED = "steer"  # what a worker reads: a list of [slot, coefficient, start, end]
 
 
 def meant(name: str) -> bool:
@@ -29,90 +28,166 @@ def meant(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A vector in a slot of the bank. digest names its content; largest is the largest coefficient accepted for it."""
+    """A vector in a slot of the bank.
+
+    Args:
+        slot: from 1 on.
+        digest: names its content.
+        largest: the largest coefficient accepted for it.
+        positions: of a term that names none.
+        norms: 2-norm by layer.
+        dose: at coefficient 1, the norm over the mean norm of the residual stream, by layer; without those that nobody has measured.
+    """
 
     slot: int
     digest: str
     largest: float
     positions: str
+    norms: Mapping[int, float]
+    dose: Mapping[int, float]
+
+
+class BankFull(SteerHealError):
+    """Every slot holds a vector that is offered or that a running request still uses."""
+
+
+def key_of(name: str, owner: str) -> str:
+    """Under what a registry holds a vector: the operator's by its name, a client's behind the name of its API key."""
+    return f"{owner}/{name}" if owner else name
 
 
 class Registry:
-    """The vectors an engine has loaded: names to slots. Slots that are freed are used again.
+    """The vectors an engine has loaded: names to slots. A slot is used again when no name and no running request uses it.
 
-    limit: largest finite number of the model's dtype; model_type: its architecture. Both bound the coefficients.
+    Args:
+        slots: of the bank.
+        limit: largest finite number of the model's dtype; bounds the coefficients, as does
+        model_type: its architecture.
     """
 
     def __init__(self, slots: int, limit: float = FLOAT32_MAX, model_type: str = ""):
         self.slots, self.limit, self.model_type = slots, limit, model_type
         self.loaded: dict[str, Loaded] = {}
+        self.running: Container[str] = ()  # ids of the requests in the engine
+        self._users: dict[str, Steer] = {}
+        self._residual: dict[
+            str, float
+        ] = {}  # mean norm of the residual stream by layer, as the operator's vectors say
 
-    def add(self, name: str, vector: Vector) -> Loaded:
-        """Give a vector a slot under a name; the same name again keeps its slot."""
-        taken = {entry.slot for other, entry in self.loaded.items() if other != name}
-        free = (
-            self.loaded[name].slot
-            if name in self.loaded
-            else next((slot for slot in range(1, self.slots + 1) if slot not in taken), None)
-        )
+    def add(self, key: str, vector: Vector) -> Loaded:
+        """Give a vector a slot under a key; the same key again keeps its slot unless a running request uses that."""
+        self.loaded[key] = self.placed(key, vector)
+        if "/" not in key:
+            self._residual.update(vector.metadata.get("hidden_norm", {}))
+        return self.loaded[key]
+
+    def placed(self, key: str, vector: Vector, *, elsewhere: bool = False) -> Loaded:
+        """The vector in a slot that is free, not yet offered to requests: that of its key, or, elsewhere, another as long as there is one.
+
+        Raises BankFull.
+        """
+        taken = {entry.slot for other, entry in self.loaded.items() if other != key} | self._used()
+        own = [self.loaded[key].slot] if key in self.loaded else []
+        others = [slot for slot in range(1, self.slots + 1) if slot not in own]
+        order = others + own if elsewhere else own + others
+        free = next((slot for slot in order if slot not in taken), None)
         if free is None:
-            raise SteerHealError(
+            raise BankFull(
                 "more vectors than slots",
-                given=f"{name} beside {', '.join(sorted(self.loaded))}",
+                given=f"{key} beside {', '.join(sorted(self.loaded))}",
                 expected=f"at most {self.slots}",
                 next="name fewer vectors, or give the engine more slots",
             )
-        self.loaded[name] = Loaded(
+        norms = {layer: vector.norm(layer) for layer in sorted(vector.layers)}
+        residual = {**self._residual, **vector.metadata.get("hidden_norm", {})}
+        return Loaded(
             free,
             vector.digest()[:16],
             largest_coefficient(vector.layers, self.limit, self.model_type),
             vector.metadata.get("positions", "all"),
+            norms,
+            {layer: norm / residual[str(layer)] for layer, norm in norms.items() if str(layer) in residual},
         )
-        return self.loaded[name]
 
-    def remove(self, name: str) -> None:
-        del self.loaded[name]
+    def remove(self, key: str) -> None:
+        """Offer a vector no longer. Running requests that use it go on with it."""
+        del self.loaded[key]
 
-    def read(self, extra: Mapping[str, Any] | None, prompt_tokens: int) -> tuple[Steer, str | None]:
+    def visible(self, owner: str) -> dict[str, Loaded]:
+        """By name, the vectors that an API key's requests may name: the operator's and its own."""
+        own = key_of("", owner)
+        theirs = {key.removeprefix(own): entry for key, entry in self.loaded.items() if owner and key.startswith(own)}
+        return {**theirs, **{key: entry for key, entry in self.loaded.items() if "/" not in key}}
+
+    def begin(self, request_id: str, steer: Steer) -> None:
+        """Note that a request has entered the engine. Its slots stay as they are until it leaves."""
+        self._users[request_id] = steer
+
+    def end(self, request_id: str) -> Steer:
+        """Note that it has left; what it asked for."""
+        return self._users.pop(request_id, UNSTEERED)
+
+    @property
+    def free(self) -> int:
+        """Slots that a new vector may take."""
+        return self.slots - len({entry.slot for entry in self.loaded.values()} | self._used())
+
+    def _used(self) -> set[int]:
+        """Slots of the running requests."""
+        self._users = {name: steer for name, steer in self._users.items() if name in self.running}
+        return {int(slot) for steer in self._users.values() for slot, *_ in steer}
+
+    def read(self, extra: Mapping[str, Any] | None, prompt_tokens: int, owner: str = "") -> tuple[Steer, str | None]:
         """The steering of a request and the salt of its cache blocks; (UNSTEERED, None) when it asks for none.
 
         Blocks are keyed by tokens alone: without a salt a prompt would read the keys and values of another coefficient. Raises
-        SteerHealError for an unknown vector, a coefficient that is not finite or too large, and anything else not understood.
+        SteerHealError for an unknown vector, coefficients that are not finite or too large, and anything else not understood.
         """
         asked = {key: value for key, value in (extra or {}).items() if meant(key)}
         if not asked:
             return UNSTEERED, None
         if unknown := sorted(set(asked) - set(KEYS)):
-            raise _refuse("a steering field is unknown", unknown[0], ", ".join(KEYS))
-        if not {"steer_vector", "steer_coefficient"} <= set(asked):
-            raise _refuse(
-                "a steered request names a vector and a coefficient", asked, "steer_vector and steer_coefficient"
-            )
-        name, coefficient = asked["steer_vector"], asked["steer_coefficient"]
-        if not isinstance(name, str) or name not in self.loaded:
-            raise _refuse("no such steering vector", name, ", ".join(sorted(self.loaded)) or "none is loaded")
-        vector = self.loaded[name]
-        if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or coefficient != coefficient:
-            raise _refuse("a coefficient is not a finite number", coefficient, "a finite number")
-        if abs(coefficient) > vector.largest:
-            raise _refuse(
-                "the coefficient would overflow the model's numbers",
-                coefficient,
-                f"from {-vector.largest:g} to {vector.largest:g} for the vector {name!r}",
-                next=f"lower it: |c| up to {vector.largest:g}",
-            )
+            raise refuse("a steering field is unknown", unknown[0], ", ".join(KEYS))
+        terms = read_terms(asked)
+        visible = self.visible(owner)
+        vectors = [_named(term.vector, visible) for term in terms]
+        self._admit(terms, vectors)
         if prompt_tokens < 1:
-            raise _refuse("a steered prompt has no tokens", "embeddings, or nothing", "token ids or text")
-        positions = asked.get("steer_positions", vector.positions)
-        if positions not in ("all", "generated"):
-            raise _refuse("steering positions are unknown", positions, "'all' or 'generated'")
-        # The last token of the prompt yields the first sampled one: steering from prompt_tokens on would leave that unsteered.
-        start = asked.get("steer_from", prompt_tokens - 1 if positions == "generated" else 0)
-        if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < prompt_tokens:
-            raise _refuse("steering starts outside the prompt", start, f"a position from 0 to {prompt_tokens - 1}")
-        steer = Steer(vector.slot, float(coefficient), start)
-        return steer, f"steer {vector.digest} {steer.coefficient!r} {start}"
+            raise refuse("a steered prompt has no tokens", "embeddings, or nothing", "token ids or text")
+        resolved = sorted(
+            (vector.digest, *term.window(prompt_tokens, vector.positions), float(term.coefficient), vector.slot)
+            for term, vector in zip(terms, vectors, strict=True)
+        )  # one order for one sum, in whatever order a request names its terms
+        steer = tuple(Term(slot, coefficient, start, end) for _, start, end, coefficient, slot in resolved)
+        salt = "; ".join(f"{digest} {coefficient!r} {start} {end}" for digest, start, end, coefficient, _ in resolved)
+        return steer, f"steer {salt}"
+
+    @staticmethod
+    def _admit(terms: list[Asked], vectors: list[Loaded]) -> None:
+        """Refuse terms whose sum could overflow. A shift within a share of its own bound in every term is within the sum of the
+        shares of the bound: both bounds of gen/engine/overflow.py are norms, whatever the signs and windows."""
+        for term, vector in zip(terms, vectors, strict=True):
+            if abs(term.coefficient) > vector.largest:
+                raise refuse(
+                    "the coefficient would overflow the model's numbers",
+                    term.coefficient,
+                    f"from {-vector.largest:g} to {vector.largest:g} for the vector {term.vector!r}",
+                    next=f"lower it: |c| up to {vector.largest:g}",
+                )
+        share = sum(abs(term.coefficient) / vector.largest for term, vector in zip(terms, vectors, strict=True))
+        if len(terms) > 1 and share > 1:
+            raise refuse(
+                "the sum of the terms would overflow the model's numbers",
+                [term.coefficient for term in terms],
+                "coefficients whose shares of the largest add up to 1 at most: "
+                + ", ".join(
+                    f"{vector.largest:g} for {term.vector!r}" for term, vector in zip(terms, vectors, strict=True)
+                ),
+                next=f"divide all of them by {share:.3g}",
+            )
 
 
-def _refuse(what: str, given: object, expected: str, next: str = "mend the request") -> SteerHealError:
-    return SteerHealError(what, given=repr(given), expected=expected, next=next)
+def _named(name: object, visible: Mapping[str, Loaded]) -> Loaded:
+    if not isinstance(name, str) or name not in visible:
+        raise refuse("no such steering vector", name, ", ".join(sorted(visible)) or "none is loaded")
+    return visible[name]

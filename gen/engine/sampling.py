@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from shared.errors import SteerHealError
 class Request:
     """One completion to sample, or one prompt to score.
 
-    coefficient is a multiple of the vector in `vector` (None: unsteered). positions 'all' or 'generated'; the latter
-    starts at the prompt's last token, which makes the first sampled token steered. steer_from, if given, is the first steered position.
+    coefficient is a multiple of the vector in `vector` (None: unsteered). positions 'all', 'generated' or 'last'; 'generated'
+    starts at the prompt's last token, which makes the first sampled token steered, and 'last' is that token alone. steer_from, if given, is
+    the first steered position and steer_until the first behind it, as gen/engine/terms.py spells them. terms are further vectors, each
+    an object of that file.
     min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token, tail for those of
     the last so many alone, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
     log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary.
@@ -32,7 +34,9 @@ class Request:
     vector: str | None = None
     coefficient: float = 0.0
     positions: str = "all"
-    steer_from: int | None = None
+    steer_from: int | str | None = None
+    steer_until: int | str | None = None
+    terms: Sequence[Mapping[str, Any]] = ()
     min_tokens: int = 0
     stop_ids: Sequence[int] = ()
     score: bool = False
@@ -48,6 +52,13 @@ class Request:
                 expected="a vector's name with every coefficient but 0",
                 next='name the vector, vector="NAME" as engine.load was given it, or leave the coefficient out',
             )
+
+    @property
+    def steered_in_prompt(self) -> bool:
+        """Whether a token of the prompt is steered for sure: a window that starts behind the prompt may never be reached."""
+        starts = [self.steer_from] if self.vector is not None else []
+        starts += [term.get("from") for term in self.terms]
+        return any(not isinstance(start, str) or start.startswith("end-") for start in starts)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def params_of(request: Request) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    extra: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
     if request.vector is not None:
         extra = {
             "steer_vector": request.vector,
@@ -78,6 +89,10 @@ def params_of(request: Request) -> Any:
         }
         if request.steer_from is not None:
             extra["steer_from"] = request.steer_from
+        if request.steer_until is not None:
+            extra["steer_until"] = request.steer_until
+    if request.terms:
+        extra["steer_terms"] = [dict(term) for term in request.terms]
     return SamplingParams(
         max_tokens=request.max_tokens,
         min_tokens=request.min_tokens,
@@ -92,7 +107,7 @@ def params_of(request: Request) -> Any:
         # ids, and so have the places of cached tokens.
         detokenize=not (request.score or request.tail or request.label_ids),
         logprob_token_ids=list(request.label_ids) or None,
-        extra_args=extra,
+        extra_args=extra or None,
         output_kind=RequestOutputKind.FINAL_ONLY,  # else every step makes an object a running request
     )
 

@@ -28,6 +28,8 @@ class VectorFile(BaseModel):
 class Settings(BaseModel):
     """layers: 0-based blocks that vectors may steer; slots: vectors held at a time; vectors: by name, loaded at start.
 
+    The vectors of API keys that survived a restart are among them, as OWNER/NAME; folder is where such vectors are kept, None for nowhere.
+    model: fingerprint of the model.
     count: whether steered tokens are counted by request, for a caller that asks for the counts. stop_ids: tokens that end a turn, at which
     every request stops beside those that vLLM knows of.
     """
@@ -39,6 +41,8 @@ class Settings(BaseModel):
     count: bool = False
     stop_ids: list[int] = []
     vectors: dict[str, VectorFile] = {}
+    folder: str | None = None
+    model: str = ""
 
     def load(self) -> Iterator[tuple[str, Vector]]:
         """The vectors by name, in the order of their slots. Raises SteerHealError when a file has changed since it was chosen."""

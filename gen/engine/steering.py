@@ -1,7 +1,8 @@
-"""The steering op: hidden[t] += coefficient[t] * bank[row, slot[t]] over persistent per-token buffers.
+"""The steering op: hidden[t] += sum over terms k of coefficient[t, k] * bank[row, slot[t, k]], over persistent per-token buffers.
 
-One vector takes one slot whatever the number of coefficients, since the coefficient travels with the token. The op has no
-host-side exit and reads only tensors at fixed addresses, so a compiled model or a captured graph that holds it stays valid from
+One vector takes one slot whatever the number of coefficients, since the coefficient travels with the token. A token has TERMS
+places for terms, and those it does not use read slot 0, which is all zeros: the sum of one term has the same bits whatever the
+terms of its batchmates. The op has no host-side exit and reads only tensors at fixed addresses, so a compiled model or a captured graph that holds it stays valid from
 step to step.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,32 +18,37 @@ import torch
 
 from shared.layers import decoder_layers
 
-VERSION = 2  # part of vLLM's compile-cache key: change it with the op
+VERSION = 3  # part of vLLM's compile-cache key: change it with the op
+TERMS = 4  # vectors that are summed at a token, at most
+END = 2**31 - 1  # the end of a window that has none
 
 
-class Steer(NamedTuple):
-    """What one request asks for: bank slot (0 is no vector), coefficient, and the first absolute position it applies to."""
+class Term(NamedTuple):
+    """A vector in a request: its slot in the bank, its coefficient, and its window of absolute positions, start <= position < end."""
 
-    slot: int = 0
-    coefficient: float = 0.0
+    slot: int
+    coefficient: float
     start: int = 0
+    end: int = END
 
 
-UNSTEERED = Steer()
+Steer = tuple[Term, ...]  # what one request asks for: up to TERMS terms
+UNSTEERED: Steer = ()
 
 
 @dataclass
 class Buffers:
     """What the op reads, allocated once before the model is compiled or captured.
 
-    bank [steered layers, slots + 1, hidden] fp32, slot 0 all zeros; slot [tokens] int64 and coefficient [tokens] fp32 of the
-    current step; ran [steered layers] int64, in how many steps with a steered row the op has run there, counted on the device.
+    bank [steered layers, slots + 1, hidden] fp32, slot 0 all zeros; slot [tokens, TERMS] int64 and coefficient [tokens, TERMS] fp32
+    of the current step; offsets [tokens] int64, where a token's terms begin in the flattened slot; ran [steered layers] int64, in how many steps with a steered row the op has run there, counted on the device.
     count: whether steered tokens are counted by request, for a report that somebody asks for.
     """
 
     bank: torch.Tensor
     slot: torch.Tensor
     coefficient: torch.Tensor
+    offsets: torch.Tensor
     ran: torch.Tensor
     rows: dict[int, int]  # model layer -> row of the bank
     count: bool = True
@@ -53,8 +60,9 @@ class Buffers:
     def allocate(cls, layers: Sequence[int], slots: int, tokens: int, hidden: int, device: torch.device) -> Buffers:
         return cls(
             bank=torch.zeros(len(layers), slots + 1, hidden, dtype=torch.float32, device=device),
-            slot=torch.zeros(tokens, dtype=torch.int64, device=device),
-            coefficient=torch.zeros(tokens, dtype=torch.float32, device=device),
+            slot=torch.zeros(tokens, TERMS, dtype=torch.int64, device=device),
+            coefficient=torch.zeros(tokens, TERMS, dtype=torch.float32, device=device),
+            offsets=torch.arange(0, tokens * TERMS, TERMS, dtype=torch.int64, device=device),
             ran=torch.zeros(len(layers), dtype=torch.int64, device=device),
             rows={layer: row for row, layer in enumerate(layers)},
         )
@@ -71,7 +79,7 @@ class Buffers:
         names, steers [requests], in batch order; scheduled [requests]: tokens each runs in this step; computed [requests]: tokens it
         has behind it. Rows past the batch, which graphs pad, are zero.
         """
-        steered = [index for index, steer in enumerate(steers) if steer.slot]
+        steered = [index for index, steer in enumerate(steers) if steer]
         if not steered:
             self.clear()
             return
@@ -128,19 +136,39 @@ class Buffers:
 def token_rows(
     steers: Sequence[Steer], scheduled: np.ndarray, computed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """slot [tokens] int64 and coefficient [tokens] fp32 of a step, requests in batch order, and steered tokens [requests].
+    """slot [tokens, TERMS] int64 and coefficient [tokens, TERMS] fp32 of a step, requests in batch order, and steered tokens [requests].
 
-    A token is steered when its absolute position is at or past its request's start.
+    A term applies to a token whose absolute position is in its window.
     """
-    slot = np.array([steer.slot for steer in steers], dtype=np.int64)
-    coefficient = np.array([steer.coefficient for steer in steers], dtype=np.float32)
-    start = np.array([steer.start for steer in steers], dtype=np.int64)
-    scheduled, computed = np.asarray(scheduled, dtype=np.int64), np.asarray(computed, dtype=np.int64)
-    owner = np.repeat(np.arange(len(steers)), scheduled)
-    offset = np.arange(len(owner)) - (np.cumsum(scheduled) - scheduled)[owner]
-    on = computed[owner] + offset >= start[owner]
-    counts = np.where(slot > 0, np.clip(computed + scheduled - start, 0, scheduled), 0)
-    return np.where(on, slot[owner], 0), np.where(on, coefficient[owner], np.float32(0)), counts
+    begin, scheduled = np.asarray(computed, dtype=np.int64), np.asarray(scheduled, dtype=np.int64)
+    stop, first = begin + scheduled, np.cumsum(scheduled) - scheduled
+    slot, coefficient, start, end = _tables(steers)
+    # A window mostly covers all that a request runs in a step, or nothing of it: requests are spread over their tokens, and only the
+    # terms whose window begins or ends within the step are filled token by token.
+    over = (start <= begin[:, None]) & (end >= stop[:, None])
+    within = ~over & (np.maximum(start, begin[:, None]) < np.minimum(end, stop[:, None]))
+    slots = np.repeat(np.where(over, slot, 0), scheduled, axis=0)
+    coefficients = np.repeat(np.where(over, coefficient, 0), scheduled, axis=0).astype(np.float32)
+    counts = np.where(over.any(1), scheduled, 0)
+    for request, place in np.argwhere(within):
+        behind = first[request] - begin[request]
+        rows = slice(
+            max(start[request, place], begin[request]) + behind, min(end[request, place], stop[request]) + behind
+        )
+        slots[rows, place], coefficients[rows, place] = slot[request, place], coefficient[request, place]
+        counts[request] = np.count_nonzero(slots[first[request] : first[request] + scheduled[request]].any(1))
+    return slots, coefficients, counts
+
+
+def _tables(steers: Sequence[Steer]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """slot, coefficient, start and end of the terms [requests, TERMS]. A place without a term has slot 0 and a window that is empty."""
+    sizes = np.fromiter(map(len, steers), np.int64, len(steers))
+    values = np.fromiter(chain.from_iterable(chain.from_iterable(steers)), np.float64).reshape(-1, 4)
+    request = np.repeat(np.arange(len(steers)), sizes)
+    place = np.arange(len(request)) - (np.cumsum(sizes) - sizes)[request]
+    table = np.zeros((4, len(steers), TERMS))
+    table[:, request, place] = values.T
+    return table[0].astype(np.int64), table[1], table[2].astype(np.int64), table[3].astype(np.int64)
 
 
 _active: Buffers | None = None
@@ -153,8 +181,9 @@ def activate(buffers: Buffers) -> None:
 
 
 def reference(hidden: torch.Tensor, bank: torch.Tensor, slot: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
-    """The op in plain torch, its test oracle: hidden [tokens, hidden] + coefficient[:, None] * bank[slot], in fp32, rounded once."""
-    return (hidden.float() + coefficient[:, None] * bank[slot]).to(hidden.dtype)
+    """The op in plain torch, its test oracle: hidden [tokens, hidden] + sum of coefficient[:, k, None] * bank[slot[:, k]], in fp32,
+    rounded once."""
+    return (hidden.float() + (coefficient[:, :, None] * bank[slot]).sum(1)).to(hidden.dtype)
 
 
 def _steer(hidden: torch.Tensor, row: int) -> None:
@@ -164,10 +193,11 @@ def _steer(hidden: torch.Tensor, row: int) -> None:
         hidden = hidden[0]
     if hidden.dim() != 2 or hidden.shape[1] != buffers.bank.shape[2]:
         raise RuntimeError(f"a steered layer returns {list(hidden.shape)}, not [tokens, {buffers.bank.shape[2]}]")
-    slot = buffers.slot[: hidden.shape[0]]
-    shift = buffers.bank[row].index_select(0, slot)
-    coefficient = buffers.coefficient[: hidden.shape[0]].unsqueeze(1)
-    hidden.addcmul_(shift, coefficient)  # mixed dtypes: computed in fp32, rounded once
+    tokens = hidden.shape[0]
+    slot, coefficient = buffers.slot[:tokens].view(-1), buffers.coefficient[:tokens].view(-1)
+    # one kernel gathers, scales and sums, in fp32; mode 0 is the sum
+    shift = torch.embedding_bag(buffers.bank[row], slot, buffers.offsets[:tokens], False, 0, False, coefficient)[0]
+    hidden.add_(shift)  # mixed dtypes: computed in fp32, rounded once
     buffers.ran[row].add_(slot.any())
 
 

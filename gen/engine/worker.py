@@ -14,7 +14,7 @@ from gen.engine.generators import make_rewindable
 from gen.engine.plugin import SCHEDULER
 from gen.engine.requests import RESOLVED
 from gen.engine.settings import settings_of
-from gen.engine.steering import UNSTEERED, Steer
+from gen.engine.steering import UNSTEERED, Steer, Term
 from shared.vectors import load_vector
 
 
@@ -22,7 +22,7 @@ def steer_of(sampling_params: Any) -> Steer:
     """What the input processor resolved for a request. Raises RuntimeError for one that asks for steering and never met it."""
     extra = getattr(sampling_params, "extra_args", None) or {}
     if RESOLVED in extra:
-        return Steer(*extra[RESOLVED])
+        return tuple(extra[RESOLVED])
     if any(key.startswith(RESOLVED) for key in extra):
         raise RuntimeError(f"{extra} was not read by gen.engine.plugin: is it left out of VLLM_PLUGINS?")
     return UNSTEERED
@@ -71,7 +71,7 @@ class Steering(WorkerBase):
         """After vLLM's own: prove that what will run holds the op, whatever cache it was loaded from."""
         times = super().compile_or_warm_up_model()
         self.steering.forget()
-        probe = Steer(slot=1)  # at coefficient 0
+        probe = (Term(slot=1, coefficient=0.0),)
         self.steering.fill(["probe"], [probe], np.array([1]), np.array([0]))
         self.probing = True
         self.model_runner._dummy_run(1)
