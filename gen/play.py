@@ -62,7 +62,7 @@ def _of_vector(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]
     words = ["--history", str(arguments.history)] if arguments.history else []
     words += ["--model", name, *(word for text in offered for word in ("--vector", text))]
     words += ["--config", str(chosen)] if (chosen := getattr(arguments, "config", None)) else []
-    page = {
+    page: dict[str, Any] = {
         "title": name,
         "model": name,
         "trait": said.get("trait", ""),
@@ -95,7 +95,7 @@ def _of_run(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             next=command_of("shared.pipeline", "--run", arguments.run, "--rounds", number or 1),
         )
     trait, name = load_trait(config.vector.trait), config.model.name
-    page = {
+    page: dict[str, Any] = {
         "title": f"{arguments.run}, round {number}",
         "model": name,
         "trait": trait.trait,
@@ -115,7 +115,7 @@ def _of_run(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
 def _prompts(config: Config) -> list[str]:
     """Held-out prompts of one turn."""
     turns = [prompt.turns for prompt in load_heldout(config.eval.heldout)]
-    return [str(each[-1]["content"]) for each in turns if len(each) == 1][:PROMPTS]
+    return [each[-1]["content"] for each in turns if len(each) == 1][:PROMPTS]
 
 
 if __name__ == "__main__":
