@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import date
+from pathlib import Path
 
 from gen.engine.overflow import largest_coefficient
 from gen.prompts import Renderer
 from shared.chat import Chat
 from shared.commands import setting
+from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.prompts import load_heldout
@@ -42,6 +44,29 @@ def refuse_overflow(vectors: Iterable[Vector], doses: Iterable[tuple[str, float]
             )
 
 
+def doses_of(config: Config, coefficients: Sequence[float], name: str) -> list[tuple[str, float]]:
+    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a walk may take."""
+    if config.sweep.dose == "walk":
+        return [("sweep.dose_ceiling", config.sweep.dose_ceiling)]
+    return [(name, dose) for dose in coefficients]
+
+
+def checked(config: Config, model: Model, vector: Vector, path: Path, coefficients: Sequence[float]) -> Config:
+    """The configuration of a sweep on plain files, as `shared.context.fitted` has it.
+
+    Args:
+        model: to sample.
+        vector: to steer with, read from path.
+        coefficients: those of a grid.
+
+    Raises:
+        SteerHealError: a vector of another model, a length beyond the model's context, a dose that overflows.
+    """
+    vector.check(path, hidden=model.hidden, depth=model.depth, model=model.name)
+    refuse_overflow([vector], doses_of(config, coefficients, "--coefficients"), model, config.model.dtype)
+    return fitted(config, model.context)
+
+
 def fit_heldout(prompts: Sequence[Prompt], renderer: Renderer, config: Config) -> None:
     """Raise SteerHealError for held-out prompts that leave less than eval.generation_tokens of model.max_model_len.
 
@@ -59,21 +84,17 @@ def fit_heldout(prompts: Sequence[Prompt], renderer: Renderer, config: Config) -
         )
 
 
-def look_ahead(config: Config, origin: Model, vector: Vector, day: date | None) -> None:
+def look_ahead(config: Config, origin: Model, vector: Vector, path: Path, day: date | None) -> None:
     """Refuse, before a round samples, what its sweep and its evaluation would refuse after hours of work.
 
     Args:
         config: of the run.
         origin: the original model.
-        vector: of the round.
+        vector: of the round, read from path.
         day: that a chat template with a clock writes.
     """
-    sweep = config.sweep
-    doses = (
-        [("sweep.dose_ceiling", sweep.dose_ceiling)]
-        if sweep.dose == "walk"
-        else [("sweep.coefficients", dose) for dose in sweep.coefficients]
-    )
+    vector.check(path, hidden=origin.hidden, depth=origin.depth)
+    doses = doses_of(config, config.sweep.coefficients, "sweep.coefficients")
     doses += [("eval.coefficients", dose) for dose in config.eval.coefficients]
     refuse_overflow([vector], doses, origin, config.model.dtype)
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, day)

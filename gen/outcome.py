@@ -152,15 +152,20 @@ def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
     ordered = causes.most_common()
     advice_of = {rule.name: rule.advice for rule in RULES}
     advice = [text for name, _ in ordered if (text := advice_of.get(name))][:2]
-    few = total < config.min_kept  # even keeping all of them would not do
-    more = "sample more (more prompts, sweep.samples) or lower filter.min_kept; " if few else ""
+    mends = []
+    if total < config.min_kept:  # even keeping all of them would not do
+        mends.append("sample more (more prompts, sweep.samples) or lower filter.min_kept")
+    if causes:
+        other = " or ".join(advice) or "lower filter.min_kept"
+        mends.append(f"lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {other}")
+    rejected = ", ".join(f"{name} ({count})" for name, count in ordered)
     raise Starved(
         "the filter starved: too few completions are left to train on",
         given=f"{left} kept; "
         + ", ".join(f"{kept[c]}/{sampled[c]} at coefficient {c:g}" for c in sorted(sampled))
-        + f"; rejected for {', '.join(f'{name} ({count})' for name, count in ordered)}",
+        + (f"; rejected for {rejected}" if causes else "; none rejected"),
         expected=f"at least {config.min_kept} (filter.min_kept)",
-        next=f"{more}lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {' or '.join(advice) or 'lower filter.min_kept'}; in a run by SET with a new RUN or REBUILD=1, on plain files by --set",
+        next=f"{'; '.join(mends)}; in a run by SET with a new RUN or REBUILD=1, on plain files by --set",
     )
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gen.ahead import look_ahead, refuse_overflow
+from gen.ahead import checked, look_ahead
 from gen.commandline import settings_of_sweep, sweep_options
 from gen.crews import employ
 from gen.filter import print_filtered, unsteered_in
@@ -36,7 +36,6 @@ from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
-from shared.context import fitted
 from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
@@ -223,8 +222,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     if job.done():
         return
     vector = load_vector(folder / "vector.safetensors")
-    vector.check(folder / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
-    look_ahead(config, origin, vector, run.day)
+    look_ahead(config, origin, vector, folder / "vector.safetensors", run.day)
     unsteered = [0.0] if number == 1 else []  # unsteered completions are round 1's, frozen
     with open_round(config.sweep) as prompts:
         sweep(
@@ -265,15 +263,10 @@ def main() -> None:
             "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
         )
     model = resolve_model(arguments.model, config.model.revision)
-    config = fitted(config, model.context)
     guard(arguments.outputs, [model.place])
     vector = load_vector(arguments.vector, arguments.model)
-    vector.check(arguments.vector, hidden=model.hidden, depth=model.depth, model=arguments.model)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
-    doses = (
-        [("sweep.dose_ceiling", config.sweep.dose_ceiling)] if walks else [("--coefficients", c) for c in coefficients]
-    )
-    refuse_overflow([vector], doses, model, config.model.dtype)
+    config = checked(config, model, vector, arguments.vector, coefficients)
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")

@@ -330,6 +330,22 @@ def test_starvation_names_counts_and_what_to_lower(tmp_path: Path) -> None:
     assert "sample more" in done.stderr
 
 
+def test_starvation_without_a_rejection_asks_for_more_and_for_no_lower_dose(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "sweep.jsonl", [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0) for i in range(3)]])
+    done = command(
+        "gen.filter",
+        "--in",
+        tmp_path / "sweep.jsonl",
+        "--out",
+        tmp_path / "out",
+        "--set",
+        "filter.off=true filter.min_kept=4",
+    )
+    assert done.returncode == 2 and "3 kept; 3/3 at coefficient 1; none rejected\n" in done.stderr, done.stderr
+    hint = done.stderr.partition("next:")[2]
+    assert "sample more" in hint and "filter.min_kept" in hint and "lower the doses" not in hint
+
+
 def test_starvation_leaves_the_rejected_rows_and_no_kept_ones(tmp_path: Path) -> None:
     """Kept rows of an earlier filter would be trained on as if they were of this one."""
     rows = [*UNSTEERED, *[completion(key=f"s{i}", perplexity=3.0 if i < 2 else 900.0) for i in range(8)]]
