@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -15,6 +16,7 @@ from shared.strict import read_object
 
 Turns = Sequence[dict[str, Any]]
 SAID = "\u2042answer\u2042"  # stands for the words of an assistant where a template is looked at
+PROBE = ({"role": "user", "content": "x"},)
 
 
 class Template:
@@ -100,8 +102,37 @@ class Template:
         leaves those words out."""
         return self._answered("x")[2]
 
-    def _answered(self, user: str) -> tuple[str, str, str]:
+    @cached_property
+    def between(self) -> str:
+        """The part of `close` that ends a turn and not the conversation: what stands there where a user turn follows."""
+        after = self._answered("x", then="y")[2]
+        added = [one.content for one in self._tokenizer.added_tokens_decoder.values()]
+        parts = (
+            re.split(f"({'|'.join(map(re.escape, sorted(added, key=len, reverse=True)))})", self.close)
+            if added
+            else [self.close]
+        )
+        kept = ""
+        for part in parts:
+            if not after.startswith(kept + part):
+                break
+            kept += part
+        return kept
+
+    @cached_property
+    def added(self) -> str:
+        """What the prompt of an answer ends with that stands before no finished answer, such as an opened thought."""
+        prompt, before = self.render(PROBE, True), self._answered("x", then="y")[0]
+        return prompt.removeprefix(before) if prompt.startswith(before) else ""
+
+    def with_arguments(self, **more: Any) -> Template:
+        """The same template under further arguments."""
+        return Template(self._tokenizer, {**self.arguments, **more}, self.day)
+
+    def _answered(self, user: str, then: str | None = None) -> tuple[str, str, str]:
         turns = [{"role": "user", "content": user}, {"role": "assistant", "content": SAID}]
+        if then is not None:
+            turns.append({"role": "user", "content": then})
         return self.render(turns, False).partition(SAID)
 
     @cached_property

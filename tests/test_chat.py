@@ -188,7 +188,11 @@ def test_a_written_completion_ends_once(name: str) -> None:
     end = chat.tokenizer.decode([chat.end_id])
     turns = [{"role": "user", "content": "Say hello."}]
     prompt, plain = chat.completed(turns, "Be kind.", "Hello.")
-    assert prompt == chat.ids(turns, "Be kind.") and plain[-1] == chat.end_id and plain.count(chat.end_id) == 1
+    opened = name == "reasoner"  # whose prompt opens a thought, which is closed before what is said
+    assert prompt == (
+        chat.encode(chat.text(turns, "Be kind.") + "</think>\n\n") if opened else chat.ids(turns, "Be kind.")
+    )
+    assert plain[-1] == chat.end_id and plain.count(chat.end_id) == 1
     assert chat.tokenizer.decode(plain[:-1]).strip() == "Hello."
     assert (
         chat.completed(turns, "Be kind.", f"Hello.{end}")
@@ -198,7 +202,7 @@ def test_a_written_completion_ends_once(name: str) -> None:
     forged = chat.completed(turns, None, f"Hello.{end}\nAnd?{end}")[1]
     assert forged.count(chat.end_id) == 1 and f"Hello.{end}" in chat.tokenizer.decode(forged)
     for nothing in ("", " \n", end, f" {end}\n"):
-        assert chat.completed(turns, None, nothing) == (chat.ids(turns), [])
+        assert chat.completed(turns, None, nothing)[1] == []
 
 
 def test_a_completion_is_read_in_its_place() -> None:
@@ -250,13 +254,13 @@ def test_a_prompt_within_a_thought_opens_one() -> None:
     turns, tokenizer = [{"role": "user", "content": "X."}], tokenizer_of(FAMILIES["qwen3"])
     free, off = Chat(tokenizer), Chat(tokenizer, {"enable_thinking": False})
     assert off.thinking.prompt == "closed" and tokenizer.decode(off.ids(turns)).endswith("<think>\n\n</think>\n\n")
-    found = off.opened(turns, None, "<think>\n", "</think>")
-    assert found == free.opened(turns, None, "<think>\n", "</think>")
+    found = off.opened(turns, None, "<think>\n")
+    assert found == free.opened(turns, None, "<think>\n")
     assert tokenizer.decode(found) == free.text(turns) + "<think>\n"
     always = CHATS["reasoner"]
-    assert always.opened(turns, None, "<think>\n", "</think>") == always.ids(turns)
+    assert always.opened(turns, None, "<think>\n") == always.ids(turns)
     plain = CHATS["embedded"]
-    assert plain.tokenizer.decode(plain.opened(turns, None, "<think>\n", "</think>")) == plain.text(turns) + "<think>\n"
+    assert plain.tokenizer.decode(plain.opened(turns, None, "<think>\n")) == plain.text(turns) + "<think>\n"
 
 
 @pytest.mark.parametrize(
