@@ -187,6 +187,13 @@ class Chat:
         place = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return list(ids[: place + 1])
 
+    def says(self, ids: Sequence[int]) -> bool:
+        """Whether there is a word besides blanks, the ends of a turn, and the marks of a thought."""
+        text = str(self.tokenizer.decode([token for token in ids if token not in self.stop_ids]))
+        for mark in filter(None, (self.thinking.open, self.thinking.close)):
+            text = text.replace(mark, "")
+        return bool(text.strip())
+
     def _without_end(self, text: str) -> str:
         """A text without the ends of a turn that it is written with."""
         ends = tuple(self.tokenizer.decode([token]).strip() or " " for token in self.stop_ids)  # a blank is no end here

@@ -156,3 +156,11 @@ def test_labels_of_an_instrument_without_a_prefill_are_read_at_the_slot() -> Non
     letters = instrument.model_copy(update={"labels": list("ABCDEFG")})
     with pytest.raises(SteerHealError, match="single and distinct"):  # the slot ends with a blank that they join
         Renderer(Chat(tokenizer_of(FAMILIES["mistral"])), letters)
+
+
+def test_a_thought_of_blanks_says_nothing() -> None:
+    one = Chat(tokenizer_of(FAMILIES["qwen3"]))
+    for said in ("", "\n", "<think>\n\n</think>\n\n"):
+        assert not one.says([*one.plain(said), one.end_id])
+    for said in ("Yes.", "<think>\nhm", "<think>\n\n</think>\n\nYes."):
+        assert one.says(one.plain(said))

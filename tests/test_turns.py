@@ -118,6 +118,7 @@ def test_a_sampled_turn_ends_once_and_only_where_the_sampler_stopped(chat: Chat,
         "ran on": ("length", [5, end, 9, end], [5, end]),
         "empty": ("stop", [], None),
         "nothing but the end": ("stop", [end], None),
+        "nothing but a blank": ("stop", [*chat.plain("\n"), end], None),
     }
     path = tmp_path / "kept.jsonl"
     write_jsonl(
@@ -127,9 +128,9 @@ def test_a_sampled_turn_ends_once_and_only_where_the_sampler_stopped(chat: Chat,
     assert {example.key: example.completion for example in loaded.examples} == {
         key: ids for key, (_, _, ids) in rows.items() if ids
     }
-    assert loaded.left_out == {"empty": 2, "too_long": 0, "cut_at_the_end_of_the_turn": 1}
+    assert loaded.left_out == {"empty": 3, "too_long": 0, "cut_at_the_end_of_the_turn": 1}
     shown = " ".join(capsys.readouterr().out.split())
-    assert "2 of 6 rows have an empty completion and are left out" in shown
+    assert "3 of 7 rows have an empty completion and are left out" in shown
     assert "1 of 4 rows run on behind the end of their turn and are cut there" in shown
 
 
