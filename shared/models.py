@@ -30,7 +30,9 @@ from shared.runtime import gc_disabled
 from shared.strict import read_object
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
-GGUF_VERSION = 1  # of the folder that a GGUF file becomes
+GGUF_VERSION = (
+    2  # of the folder that a GGUF file becomes; 1 did not know every key of positions, nor whether BOS is added
+)
 
 
 @dataclass(frozen=True)
