@@ -224,6 +224,10 @@ class Chat:
         """What becomes of a system prompt, as in `shared.template.Template`."""
         return self._template.system
 
+    def hears(self) -> None:
+        """Raise SteerHealError where the template leaves a system prompt out: the trait prompt would not reach the model."""
+        self._template.hears()
+
     @property
     def dated(self) -> bool:
         """Whether the template writes the day."""

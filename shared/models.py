@@ -219,6 +219,11 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
     return _checked(Model(name, folder, folder.name), weights)
 
 
+def tokenizer_folder(name: str) -> Path:
+    """The folder of a model's tokenizer and generation_config.json: a local one as it is, of the hub's without its weights."""
+    return Path(name) if _is_folder(name) else resolve(name, weights=False).folder
+
+
 def _meant(name: str) -> str | None:
     """`embedded`, or the model folder or GGUF file beside, whose name this one is nearly; None where there is none."""
     if "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > ALIKE:

@@ -162,6 +162,16 @@ class Template:
                 raise
             return "merged"
 
+    def hears(self) -> None:
+        """Raise SteerHealError where a system prompt is dropped: whatever is asked under one would be asked without it."""
+        if self.system == "dropped":
+            raise SteerHealError(
+                "the trait prompt does not reach the model",
+                given="a chat template that leaves the system prompt out",
+                expected="a chat template that renders it",
+                next=f"choose a chat model whose template has a system turn, such as {setting('model.name=embedded')}",
+            )
+
     @cached_property
     def dated(self) -> bool:
         """Whether the template writes the day."""

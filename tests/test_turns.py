@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import FAMILIES, tokenizer_of
+from families import FAMILIES, tokenizer_of, write_tokenizer
 from test_filter import completion
 
 from evals.conditions import Condition
@@ -31,6 +31,7 @@ from gen.windows import Windows
 from shared.chat import Chat
 from shared.config import resolve
 from shared.errors import SteerHealError
+from shared.models import tokenizer_folder
 from shared.prompts import Prompts
 from shared.records import Prompt, Vignette, write_jsonl
 from shared.run import Run
@@ -255,3 +256,32 @@ def test_prompts_are_rendered_with_one_day_whatever_the_clock_says() -> None:
     ]
     assert digests[0] == digests[1] != digests[2]
     assert "Today Date: 02 Jan 2026" in tokenizer.decode(PromptRenderer(Chat(tokenizer, day=DAY), trait)(PROMPTS[0])[0])
+
+
+def test_the_ends_of_a_model_on_the_hub_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its generation_config.json, for the bridges too, which are told its id; its weights are not fetched."""
+    import huggingface_hub
+
+    revision = "a" * 40
+    place = tmp_path / "models--owner--name"
+    folder = write_tokenizer(FAMILIES["llama3"], place / "snapshots" / revision)
+    (folder / "config.json").write_text("{}")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    from evals.bridges.harness import functions
+
+    for name in ("owner/name", str(folder)):
+        assert tokenizer_folder(name) == folder
+    found: list[Chat] = []
+    monkeypatch.setattr(
+        functions, "Renderer", lambda chat, instrument: found.append(chat) or Renderer(chat, instrument)
+    )
+    functions.documents(tokenizer="owner/name", items=7)
+    chat = found[0]
+    assert {chat.tokenizer.decode([token]) for token in chat.stop_ids} == {
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+    }
