@@ -111,8 +111,8 @@ class Chat:
     def _next_turn(self, said: str, user: str) -> _Rendered:
         (user,), mark = self._broken([user])
         before, _ = self._template.around(user)
-        if self.bos_id is not None:
-            before = before.removeprefix(str(self.tokenizer.bos_token))
+        while self.bos_id is not None and before.startswith(bos := str(self.tokenizer.bos_token)):
+            before = before.removeprefix(bos)
         return _Rendered(said + self._template.between + before, mark)
 
     def completed(self, turns: Turns, system: str | None, completion: str) -> tuple[list[int], list[int]]:
@@ -237,6 +237,11 @@ class Chat:
     def arguments(self) -> str:
         """The template's arguments, and its day where it writes one, as JSON with sorted keys."""
         return self._template.described
+
+    @property
+    def elsewhere(self) -> dict[str, Any]:
+        """The template's arguments for a server that renders it, as in `shared.template.Template`."""
+        return self._template.elsewhere
 
     @cached_property
     def _control(self) -> ControlTokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -54,12 +55,16 @@ class Template:
                     **{"strftime_now": self._clock, **self.arguments, **more},
                 )
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            told = f", under {json.dumps(self.arguments, default=str)}" if self.arguments else ""
             raise SteerHealError(
                 "a conversation does not fit the chat template",
-                given=in_one_line(error),
-                expected="turns that the model's template takes, after a system prompt",
-                next="choose a chat model whose template takes them",
+                given=in_one_line(error) + told,
+                expected="turns that the model's template takes, after a system prompt"
+                + (", and arguments of the kinds that it takes" if told else ""),
+                next=f"without its arguments: {setting('model.chat_template_kwargs={}')}"
+                if told
+                else f"choose a chat model whose template takes them: {setting('model.name=embedded')}",
             ) from None
 
     def check(self) -> None:
@@ -76,7 +81,7 @@ class Template:
                 "a chat template leaves out what the user says",
                 given=f"a user turn is rendered as {self.render([{'role': 'user', 'content': 'x'}], True)!r}",
                 expected="a template that takes the contents of a turn as text, and not in parts alone",
-                next="choose a chat model of text alone, or mend its chat_template.jinja",
+                next=f"choose a chat model of text alone: {setting('model.name=embedded')}",
             )
 
     def _clock(self, form: str) -> str:
@@ -92,7 +97,7 @@ class Template:
                 "a chat template leaves out what the assistant says",
                 given="a user turn and an assistant's",
                 expected="a template that renders both",
-                next="choose another chat model",
+                next=f"choose another chat model: {setting('model.name=embedded')}",
             )
         return before, after
 
@@ -143,7 +148,8 @@ class Template:
             return None if bos is None else int(bos)
         text = self.render([{"role": "user", "content": "x"}], True)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return int(bos) if ids[:1] == [bos] and ids.count(bos) == 1 else None
+        front = next((place for place, token in enumerate(ids) if token != bos), len(ids))
+        return int(bos) if front and ids.count(bos) == front else None
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -176,8 +182,24 @@ class Template:
     def dated(self) -> bool:
         """Whether the template writes the day."""
         self._clock_read = False
-        self.render([{"role": "user", "content": "x"}], True)
+        system, said = {"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}
+        for turns in (
+            PROBE,
+            (system, *PROBE),
+            (*PROBE, said, *PROBE),
+        ):  # a template may write the day in some turns alone
+            with suppress(SteerHealError):
+                self.render(turns, True)
         return self._clock_read
+
+    @property
+    def elsewhere(self) -> dict[str, Any]:
+        """The arguments under which a server, whose clock is its own, writes this day: with date_string, where the template takes that."""
+        if not self.dated:
+            return self.arguments
+        told = self.with_arguments(date_string=self.day.strftime("%d %b %Y"))
+        same = not told.dated and told.render(PROBE, True) == self.render(PROBE, True)
+        return told.arguments if same else self.arguments
 
     @property
     def described(self) -> str:

@@ -311,6 +311,42 @@ def test_a_template_writes_the_day_of_its_chat() -> None:
     assert given.arguments == '{"date_string": "26 Jul 2024"}' and CHATS["embedded"].arguments == "{}"
 
 
+def test_the_day_is_known_wherever_a_template_writes_it() -> None:
+    tokenizer = copy.deepcopy(CHATS["embedded"].tokenizer)
+    for where in ("m.role == 'system'", "m.role == 'assistant'", "m.role == 'user'"):
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% if "
+            + where
+            + " %}{{ strftime_now('%d') }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+        )
+        chat = Chat(tokenizer, day=DAY)
+        assert chat.dated and json.loads(chat.arguments) == {"date": DAY.isoformat()}
+        assert chat.elsewhere == {}, "no argument of it fixes the day"
+
+
+def test_a_server_with_a_clock_of_its_own_writes_the_day_of_the_chat() -> None:
+    tokenizer, turns = tokenizer_of(FAMILIES["llama3"]), [{"role": "user", "content": "Hi."}]
+    chat = Chat(tokenizer, day=date(2024, 7, 26))
+    served = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **chat.elsewhere)
+    assert served == chat.text(turns) and "26 Jul 2024" in served
+    assert CHATS["embedded"].elsewhere == {} and Chat(tokenizer, {"date_string": "x"}).elsewhere == {"date_string": "x"}
+
+
+def test_bos_that_a_template_writes_twice_stands_once() -> None:
+    tokenizer = tokenizer_of(FAMILIES["phi4"])
+    tokenizer.chat_template = "{{ bos_token + bos_token }}" + FAMILIES["phi4"].template
+    chat, plain = Chat(tokenizer), CHATS["phi4"].ids(TURNS)
+    assert chat.ids(TURNS) == [tokenizer.bos_token_id, *plain] and chat.bos_id == tokenizer.bos_token_id
+    assert tokenizer.bos_token_id not in chat.next_turn("said", "Go on.")
+
+
+def test_arguments_that_break_a_template_are_named() -> None:
+    chat = Chat(tokenizer_of(FAMILIES["llama3"]), {"date_string": 20240726})
+    with pytest.raises(SteerHealError, match="does not fit the chat template") as refused:
+        chat.ids(TURNS)
+    assert "20240726" in str(refused.value.given) and "chat_template_kwargs={}" in refused.value.next
+
+
 def test_what_a_template_refuses_is_said() -> None:
     with pytest.raises(SteerHealError, match="does not fit the chat template"):
         CHATS["gemma3"].ids([TURNS[1], TURNS[0]])
