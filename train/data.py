@@ -13,6 +13,7 @@ from shared.chat import Chat, neutral_for
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.logprobs import Logprobs
+from shared.records import Completion
 from shared.schema import Config
 from shared.sources import Source
 from shared.traits import load_trait
@@ -128,16 +129,24 @@ def _sampled(source: Source, chat: Chat, config: Config, left_out: dict[str, int
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
     examples = []
     for row in completions(source, config.train.rows, config.seed):
-        ids = chat.until_end(row.completion_ids)
-        left_out["cut_at_the_end_of_the_turn"] += len(ids) < len(row.completion_ids)
-        if not ids or ids[0] in chat.stop_ids:
+        example = sampled(row, chat)
+        if example is None:
             left_out["empty"] += 1
             continue
-        if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
-            ids.append(chat.end_id)
-        # log-probabilities are of the sampler's ids
-        examples.append(Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None))
+        left_out["cut_at_the_end_of_the_turn"] += len(example.completion) < len(row.completion_ids)
+        examples.append(example)
     return examples
+
+
+def sampled(row: Completion, chat: Chat) -> Example | None:
+    """A sampler's row, cut at the end of its turn; None where nothing is said before it."""
+    ids = chat.until_end(row.completion_ids)
+    if not chat.says(ids):
+        return None
+    if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
+        ids.append(chat.end_id)
+    # log-probabilities are of the sampler's ids
+    return Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None)
 
 
 def _written(source: Source, chat: Chat, config: Config, left_out: dict[str, int]) -> list[Example]:
