@@ -167,8 +167,8 @@ def _unchanged(rows: Sequence[Example], chat: Chat, again: str) -> None:
         raise SteerHealError(
             "a row does not hold the tokens that the sampler scored",
             given=f"row {row.key}, {where}: {words}",
-            expected="the token ids of the sweep, carried from the sampler to the trainer",
-            next=f"{again}; of rows that you edited on purpose, remove the field logprobs",
+            expected="the token ids of the sweep, carried from the sampler to the trainer; of rows that you edited on purpose, remove the field logprobs",
+            next=again,
         )
 
 
@@ -207,8 +207,8 @@ def _refuse(found: Agreement, compared: Compared, bound: Bound, student: Student
         f"the sampler's {name} and the trainer's are not one model",
         given=f"row {worst.key}, token {worst.position} of its completion, {worst.token!r}: {pair[0][place]:.4g} nats under the sampler and {pair[1][place]:.4g} under the trainer; "
         f"over {found.tokens} tokens of {found.rows} rows the mean difference is {worst.mean:.2g}, the largest {worst.largest:.2g}. Likely cause: {cause}",
-        expected=limit,
-        next=f"{command}; every known cause: {PAGE}",
+        expected=f"{limit}; every known cause: {PAGE}",
+        next=command,
     )
 
 
