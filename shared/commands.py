@@ -37,6 +37,7 @@ COMMANDS = {
     "filter": Command("gen.filter", "gen.commandline:filter_options", "keep coherent completions that enact the trait"),
     "heal": Command("train.heal", "train.commandline:heal_options", "train a LoRA on the kept rows behind the barrier"),
     "score": Command("evals.score", "evals.commandline:score_options", "the forced choice and free generations"),
+    "preflight": Command("evals.preflight", "evals.commandline:preflight_options", "can a model do the forced choice, and with how many think tokens?"),
     "report": Command("evals.report", "evals.commandline:report_options", "the report of a run from its scores"),
     "compare": Command("evals.compare", "evals.commandline:compare_options", "score files against their base"),
     "export": Command("train.export", "train.commandline:export_options", "a trained round for use elsewhere"),

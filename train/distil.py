@@ -97,7 +97,7 @@ def distil(
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
     }  # fmt: skip
-    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "code": code_digest("train"), "versions": versions(), "device": device(), **({"date": chat.day.isoformat()} if chat.dated else {})}  # fmt: skip
+    recipe = {**depends, "held out": identity(heldout), "train": train.determining(), "seed": config.seed, "round": number, "code": code_digest("train"), "versions": versions(), "device": device(), **({"date": chat.day.isoformat()} if chat.dated else {})}  # fmt: skip
     unfinished = Unfinished(folder, recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)

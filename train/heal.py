@@ -72,7 +72,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     adapter, folded = folder / "adapter", folder / "history"
     job = Stage(
         run, number, "heal",
-        settings={"model": origin.fingerprint, "dtype": config.model.dtype, **config.model.rendering, "train": config.train.model_dump(exclude={"report_to"}), "seed": config.seed},
+        settings={"model": origin.fingerprint, "dtype": config.model.dtype, **config.model.rendering, "train": config.train.determining(), "seed": config.seed},
         inputs={"kept": folder / "kept.jsonl", **({"history": history} if history else {})},
         outputs=[adapter, folded, *[folder / name for name in LOGS]], rebuild=rebuild,
         clean=lambda: shutil.rmtree(folder / "healing", ignore_errors=True),
