@@ -61,6 +61,25 @@ def score_options() -> Options:
     return options
 
 
+def preflight_options() -> Options:
+    options = parser(
+        "evals.preflight",
+        "Can the model do the forced choice, and with how many think tokens? Scores the base alone at several budgets.",
+        stage=False,
+    )
+    options.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration")  # fmt: skip
+    options.add_argument("--think", type=whole, nargs="+", default=[0, 4, 16, 48, 128], metavar="T", help="budgets of think tokens before the answer")  # fmt: skip
+    options.add_argument("--items", type=positive, default=28, metavar="N", help="so many vignettes, stratified by foundation")  # fmt: skip
+    options.add_argument("--vignettes", reads=outputs.parse_path_or_set, default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'")  # fmt: skip
+    options.add_argument("--instrument", reads=outputs.parse_path, default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file")  # fmt: skip
+    options.add_argument("--debias", choices=["rotating", "reversal", "cyclic"], default="rotating", help="option orders, as evals.score has them")  # fmt: skip
+    options.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: model.dtype)"
+    )
+    options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the figures as JSON")
+    return options
+
+
 def report_options() -> Options:
     options = parser("evals.report", "Write the report of a run from its scores; --round: up to that round.")
     options.add_argument(

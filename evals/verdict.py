@@ -16,6 +16,7 @@ AXIS = 0.5  # nats that the lower end of the base's contrast must exceed
 NEAREST = (
     0.25  # nats by which the foundation's own items must draw its option more than any other foundation's items do
 )
+ROUNDING = 1e-9  # what exceeds a limit by less does not exceed it
 BROKEN = 0.85  # coherence under which a model no longer answers
 
 
@@ -49,12 +50,12 @@ def preflight(a: Answers, foundation: int = AUTHORITY) -> Refusal | None:
     found, near = contrast(a, foundation), nearest(a, foundation)
     if found is None or found.interval is None or near is None:
         return Refusal("no_axis", f"the base's contrast on {name} has no interval (needs a lower end above {AXIS})")
-    if found.interval[0] <= AXIS:
+    if found.interval[0] <= AXIS + ROUNDING:
         return Refusal(
             "no_axis",
             f"the base's contrast on {name} is {show(found)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
         )
-    if near[1] <= NEAREST:
+    if near[1] <= NEAREST + ROUNDING:
         return Refusal(
             "no_axis",
             f"vignettes of {near[0]} draw {name} about as much as its own ({near[1]:+.3f} nats, needs {NEAREST}): the base does not tell them apart",

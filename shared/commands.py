@@ -37,6 +37,7 @@ COMMANDS = {
     "filter": Command("gen.filter", "gen.commandline:filter_options", "keep coherent completions that enact the trait"),
     "heal": Command("train.heal", "train.commandline:heal_options", "train a LoRA on the kept rows behind the barrier"),
     "score": Command("evals.score", "evals.commandline:score_options", "the forced choice and free generations"),
+    "preflight": Command("evals.preflight", "evals.commandline:preflight_options", "can a model do the forced choice, and with how many think tokens?"),
     "report": Command("evals.report", "evals.commandline:report_options", "the report of a run from its scores"),
     "compare": Command("evals.compare", "evals.commandline:compare_options", "score files against their base"),
     "export": Command("train.export", "train.commandline:export_options", "a trained round for use elsewhere"),
@@ -162,6 +163,15 @@ def stage_command(
 
 def _assigned(variable: str, value: str) -> str:
     return f"{variable}={shlex.quote(value.replace('$', '$$'))}"
+
+
+def removal(*paths: Path | str, folder: bool = False) -> str:
+    """The command that removes files, or folders with what is in them.
+
+    Paths are quoted here: pasted without quotes, a name with a blank in it removes two others.
+    """
+    names = [f"./{path}" if str(path).startswith("-") else str(path) for path in paths]
+    return "rm " + ("-r " if folder else "") + " ".join(map(shlex.quote, names))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

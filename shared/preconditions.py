@@ -119,6 +119,13 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
             expected=f"at most {context}",
             next=setting(f"train.max_length={context}"),
         )
+    if train.early_stop and train.steps:
+        raise SteerHealError(
+            "a training cannot both stop early and take exactly so many steps",
+            given=f"train.early_stop = {train.early_stop}, train.steps = {train.steps}",
+            expected="one of the two",
+            next=setting("train.early_stop=0"),
+        )
     if train.early_stop and not (train.heldout if held_out is None else held_out):
         raise SteerHealError(
             "there is nothing to stop early by",

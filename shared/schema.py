@@ -226,11 +226,19 @@ class TrainConfig(Section):
     weight_decay: float = Field(
         0.0, ge=0, description="AdamW decay on this round's A and B; used by divergence = wd alone"
     )
+    barrier_unit: Literal["batch", "row"] = Field(
+        "batch", description="batch: D of a micro-batch's positions; row: relu(D - tau) of each row, averaged over rows"
+    )
     rows: int | None = Field(
-        None, ge=1, description="kept rows to train on, drawn by seed and key; by default all that there are"
+        None,
+        ge=1,
+        description="exactly so many kept rows, prompts in turn, drawn by seed and key; by default all that there are",
     )
     epochs: int = Field(6, ge=1, description="passes over the kept rows")
-    batch_size: int = Field(8, ge=1, description="rows per micro-batch; the barrier is defined on it")
+    steps: int | None = Field(
+        None, ge=1, description="exactly so many optimiser steps, whatever the rows and train.epochs"
+    )
+    batch_size: int = Field(8, ge=1, description="rows per micro-batch, on which the barrier is defined")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of steps with rising learning rate")
     heldout: float = Field(
@@ -256,6 +264,11 @@ class TrainConfig(Section):
     @classmethod
     def _told_apart(cls, names: list[str]) -> list[str]:
         return refuse_duplicates(names)
+
+    def determining(self) -> dict[str, Any]:
+        """The settings that a training depends on; a later key is left out at its default, which is what earlier versions did."""
+        later = {"barrier_unit"} if self.barrier_unit == "batch" else set()
+        return self.model_dump(exclude={"report_to", *later})
 
 
 class EvalConfig(Section):

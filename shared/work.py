@@ -211,8 +211,11 @@ def _heal(run: Run, number: int, shape: Shape) -> Work:
     length, completion = plan.neutral + plan.completion, plan.completion
     steps = 4 + (2 if train.gradient_checkpointing else 0)
     references = 1 if number == 1 else 2
-    blocks = rows * length * shape.blocks * (train.epochs * steps + 2 * references)
-    head = rows * completion * shape.head * train.epochs * (6 + 2 * references)
+    passes: float = train.epochs
+    if train.steps is not None:
+        passes = train.steps * train.batch_size * train.gradient_accumulation / max(1.0, rows)
+    blocks = rows * length * shape.blocks * (passes * steps + 2 * references)
+    head = rows * completion * shape.head * passes * (6 + 2 * references)
     return Work(blocks + head)
 
 

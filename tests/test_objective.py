@@ -319,3 +319,48 @@ def test_a_divergence_is_added_by_an_entry_and_a_function(tmp_path: Path) -> Non
     assert done.stdout.strip() == "added", done.stderr
     named = [path for name in ("shared", "train", "evals") for path in (ROOT / name).rglob("*.py") if '("kl_fwd", "kl_rev"' in path.read_text()]  # fmt: skip
     assert not named, "which divergences have a barrier is asked of shared/divergences.py"
+
+
+SIZES = (7, 1, 4, 11)
+
+
+def by_rows(kind: str, divergence: str, lam: float, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The barrier of rows, and its gradient, in fp64 word for word: a loop over rows."""
+    hidden, targets, reference, head = case(sum(SIZES), 5)
+    hidden = hidden.double().requires_grad_()
+    parts = zip(hidden.split(SIZES), targets.split(SIZES), reference.double().split(SIZES), strict=True)
+    walls = [
+        naive(ours, goal, theirs, head, divergence, kind, lam, tau)
+        - naive(ours, goal, theirs, head, "nll", kind, 0.0, 0.0)
+        for ours, goal, theirs in parts
+    ]
+    total = sum(walls) / len(SIZES)
+    total.backward()
+    return total.detach(), hidden.grad
+
+
+@pytest.mark.parametrize("divergence", ["kl_rev", "kl_fwd", "js"])
+@pytest.mark.parametrize("kind", ["rmse", "mean", "p95", "max"])
+def test_a_barrier_of_rows_is_the_mean_over_rows_in_whatever_micro_batches(divergence: str, kind: str) -> None:
+    lam, tau = 0.7, 0.05
+    wanted, slope = by_rows(kind, divergence, lam, tau)
+    assert wanted > 0
+    for cut in (0, 1, 3):  # rows of the first micro-batch
+        hidden, targets, reference, head = case(sum(SIZES), 5)
+        hidden.requires_grad_()
+        total = hidden.new_zeros(())
+        for first, last in ((0, cut), (cut, len(SIZES))):
+            if first == last:
+                continue
+            here, sizes = slice(sum(SIZES[:first]), sum(SIZES[:last])), SIZES[first:last]
+            found = per_position(hidden[here], targets[here], [reference[here]], head, divergence, 5)
+            total = total + barrier(found.kl[0], divergence, kind, lam, tau, sizes) * len(sizes) / len(SIZES)
+        total.backward()
+        assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
+        assert (hidden.grad.double() - slope).norm() <= 1e-5 * slope.norm()
+
+
+def test_a_looping_row_is_seen_by_rows_and_drowns_in_a_batch() -> None:
+    kl = torch.cat([torch.full((20,), 1.5), torch.full((620,), 0.05)])
+    assert barrier(kl, "kl_rev", "rmse", 1.0, 0.3) == 0
+    assert float(barrier(kl, "kl_rev", "rmse", 1.0, 0.3, [20] * 32)) == pytest.approx(1.2 / 32, rel=1e-4)

@@ -115,6 +115,29 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: P
     assert not seals.exists()
 
 
+def test_steps_within_an_epoch_are_exact_where_a_round_is_interrupted(
+    model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five steps of three an epoch, stopped after the third, and after the last one's checkpoint."""
+    config = resolve(None, f"{SMALL} train.steps=5 train.epochs=1 train.save_steps=1")[0]
+    healed = distil(model, data, None, tmp_path / "whole", config, 1)
+    assert healed.steps[-1]["step"] == 5 and [row["step"] for row in healed.rows if "heldout_ce" in row] == [0, 3, 5]
+    evaluate = HealTrainer.evaluate
+
+    def die(self: HealTrainer, *rest: object) -> dict[str, float]:
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return evaluate(self, *rest)
+
+    for out, name, stop in (("a", "training_step", stopping_after(3)), ("b", "evaluate", die)):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(HealTrainer, name, stop)
+            distil(model, data, None, tmp_path / out, config, 1)
+        again = distil(model, data, None, tmp_path / out, config, 1)
+        assert again.resumed == (0.6 if out == "a" else 1.0)
+        same(tmp_path / out, tmp_path / "whole")
+
+
 def test_a_checkpoint_without_its_seal_is_not_used(
     model: Model, data: Path, history: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,9 +57,11 @@ elif step == "filter":
     from gen.shard_filter import filter_shards
     filter_shards(folder / "s", folder / "s", config.filter, "embedded", folder / "f")
 else:
-    from train.rows import completions, open_data
+    from train.rows import completions, draw, open_data
+    from shared.records import Completion
     with open_data(f"{folder / 'f' / 'kept'}:train") as source:
-        assert len(list(completions(source, config.train.rows))) == 500
+        keep = draw(((row.key, str(row.prompt_ids)) for _, row in source.rows(Completion)), config.train.rows, 0)
+        assert len(list(completions(source, keep))) == 500
 print(json.dumps({"seconds": time.perf_counter() - begun - stubbed, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 """
 

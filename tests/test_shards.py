@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ from shared.publish import digest
 from shared.records import Completion, as_jsonl, read_jsonl, write_jsonl
 from shared.vectors import Vector, load_vector
 from train.data import load
-from train.rows import draw
+from train.rows import TooFew, draw
 
 WINDOW = 3
 SETTINGS = f"sweep.window={WINDOW} sweep.max_tokens=8 sweep.samples=2 filter.min_kept=1 filter.drop_truncated=false filter.min_tokens=2"  # fmt: skip
@@ -212,7 +213,10 @@ def test_unsteered_rows_may_be_elsewhere(make: Callable[..., Stub], small_shards
     for unsteered, out in ((tmp_path / "s", "own"), (tmp_path / "u.jsonl", "other")):
         filter_shards(tmp_path / "s", unsteered, config, "embedded", tmp_path / out)
     assert contents(tmp_path / "own" / "kept") == contents(tmp_path / "other" / "kept")
-    assert (tmp_path / "own" / "filter.json").read_bytes() == (tmp_path / "other" / "filter.json").read_bytes()
+    own, other = (read_filter_record(tmp_path / name / "filter.json", "-") for name in ("own", "other"))
+    assert own.model_copy(update={"lines": []}) == other.model_copy(update={"lines": []})
+    for line, same in zip(own.lines, other.lines, strict=True):  # sums in another order
+        assert (line.n, line.kept, line.trait_llr) == (same.n, same.kept, pytest.approx(same.trait_llr, rel=1e-9))
     with pytest.raises(SteerHealError, match="another file than the sweep"):
         filter_shards(tmp_path / "s", tmp_path / "u.jsonl", config.model_copy(update={"source": "unsteered"}), "embedded", tmp_path / "x")  # fmt: skip
     (tmp_path / "s" / "manifest.json").unlink()
@@ -280,11 +284,39 @@ def test_kept_shards_are_a_data_set_that_training_draws_from(
 
 
 def test_a_draw_is_of_all_rows_alike() -> None:
-    names = [(f"k{i}", i) for i in range(40)]
-    counts = np.zeros(40)
-    for seed in range(400):
-        chosen = list(draw(names, 10, seed))
-        assert len(chosen) == 10 and chosen == sorted(chosen, key=lambda item: item[1])
-        counts[[place for _, place in chosen]] += 1
-    assert abs(counts / 400 - 0.25).max() < 0.1
-    assert list(draw(names, 99, 0)) == names
+    """Within a prompt, and over prompts of one size."""
+    for names in ([(f"k{i}", "p") for i in range(40)], [(f"k{i}", f"p{i % 8}") for i in range(40)]):
+        counts = np.zeros(40)
+        for seed in range(400):
+            chosen = draw(names, 10, seed)
+            assert len(chosen) == 10 and chosen == sorted(chosen)
+            counts[chosen] += 1
+        assert abs(counts / 400 - 0.25).max() < 0.1
+        assert draw(names, 40, 0) == list(range(40))
+
+
+def test_a_draw_takes_prompts_in_turn_in_whatever_order_rows_come() -> None:
+    names = [(f"{prompt}/{i}", prompt) for prompt, count in {"a": 9, "b": 2, "c": 5}.items() for i in range(count)]
+    for count, wanted in ((3, (1, 1, 1)), (7, None), (10, (4, 2, 4)), (16, (9, 2, 5))):
+        chosen = [names[place] for place in draw(names, count, 3)]
+        taken = Counter(prompt for _, prompt in chosen)
+        assert sum(taken.values()) == count and (wanted is None or tuple(taken[p] for p in "abc") == wanted)
+        assert {names[::-1][place] for place in draw(names[::-1], count, 3)} == set(chosen)
+    with pytest.raises(TooFew) as error:
+        draw(names, 17, 0)
+    assert error.value.args == (16,)
+
+
+def test_too_few_rows_for_a_draw_are_refused_with_the_next_command(tmp_path: Path, tokenizer: object) -> None:
+    """Rows that cannot be trained on are no part of the draw: exactly so many are trained on, or none."""
+    texts = ["A pear.", "", "A plum, a pear.", "word " * 400, "An apple."]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Fruit {i}?", "completion": text}) + "\n" for i, text in enumerate(texts)))  # fmt: skip
+    settings = "train.max_length=256"
+    drawn = load(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=3")[0])
+    assert [example.key for example in drawn.examples] == ["line 1", "line 3", "line 5"]
+    assert (drawn.left_out["empty"], drawn.left_out["too_long"]) == (1, 1)
+    with pytest.raises(SteerHealError) as error:
+        load(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=4")[0])
+    assert "3 rows; 1 without a completion and 1 longer" in str(error.value.given)
+    assert "sweep.until_kept=4" in str(error.value.next) and "train.rows=3" in str(error.value.next)

@@ -242,6 +242,22 @@ def test_cross_entropy_under_accumulation_is_that_of_the_whole_step(model: Model
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
+def test_a_barrier_of_rows_does_not_depend_on_the_micro_batches(model: Model, data: Path, tmp_path: Path) -> None:
+    """Three steps over four rows, whose last micro-batch is short; the loss and its parts as with one micro-batch."""
+    shared = "train.barrier_unit=row train.tau=0 train.steps=3"
+    logs = [
+        distil(model, data, None, tmp_path / name, config(f"{shared} {how}"), 1)
+        for name, how in (("a", "train.batch_size=4"), ("b", "train.batch_size=3 train.gradient_accumulation=2"))
+    ]
+    whole, parts = (log.steps for log in logs)
+    assert len(whole) == len(parts) == 3  # train.epochs = 1 would have been one
+    assert parts[2]["barrier"] > 0 and parts[2]["fired"] == 1
+    for one, other in zip(whole, parts, strict=True):
+        assert [other[name] for name in ("loss", "ce", "barrier", "grad_norm")] == pytest.approx(
+            [one[name] for name in ("loss", "ce", "barrier", "grad_norm")], rel=2e-3, abs=1e-6
+        )
+
+
 def test_loss_depends_on_neither_padding_nor_the_order_of_the_batch(
     model: Model, data: Path, history: Path, tokenizer: object, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ def training_arguments(config: Config, work: Path, evaluate: bool) -> TrainingAr
         per_device_train_batch_size=train.batch_size,
         gradient_accumulation_steps=train.gradient_accumulation,
         num_train_epochs=train.epochs,
+        max_steps=train.steps or -1,  # which goes before the epochs
         learning_rate=train.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=train.warmup,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.chat import Chat, neutral_for
+from shared.commands import setting
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.logprobs import Logprobs
+from shared.records import Completion, Pair
 from shared.schema import Config
 from shared.sources import Source
 from shared.traits import load_trait
-from train.rows import MADE_BY, completions, is_sampled, open_data, pairs
+from train.rows import MADE_BY, TooFew, completions, draw, is_sampled, open_data, pairs
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +64,7 @@ def load(name: str | Path, chat: Any, config: Config) -> Loaded:
         chat: of the model, or its tokenizer alone.
     """
     chat = Chat.of(chat, config.model.chat_template_kwargs)
-    left_out = {"empty": 0, "too_long": 0, "cut_at_the_end_of_the_turn": 0}
+    left_out: Counter[str] = Counter({"empty": 0, "too_long": 0, "cut_at_the_end_of_the_turn": 0})
     with open_data(name) as source:
         read = _sampled if is_sampled(source) else _written
         rows = read(source, chat, config, left_out)
@@ -74,7 +77,7 @@ def load(name: str | Path, chat: Any, config: Config) -> Loaded:
             f"[yellow]{left_out['cut_at_the_end_of_the_turn']} of {len(rows)} rows run on behind the end of their turn and are cut there[/]"
         )
     fitting = [row for row in rows if len(row) <= config.train.max_length]
-    left_out["too_long"] = len(rows) - len(fitting)
+    left_out["too_long"] += len(rows) - len(fitting)
     if len(fitting) < len(rows):
         console.print(
             f"[yellow]{len(rows) - len(fitting)} of {len(rows)} rows are longer than train.max_length = {config.train.max_length} and are left out[/]"
@@ -87,7 +90,7 @@ def load(name: str | Path, chat: Any, config: Config) -> Loaded:
             expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
             next="raise train.max_length" if rows else MADE_BY,
         )
-    return Loaded(fitting, left_out)
+    return Loaded(fitting, dict(left_out))
 
 
 def known(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
@@ -124,38 +127,88 @@ def identity(examples: Sequence[Example]) -> str:
     return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
-def _sampled(source: Source, chat: Chat, config: Config, left_out: dict[str, int]) -> list[Example]:
+def _sampled(source: Source, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
-    examples = []
-    for row in completions(source, config.train.rows, config.seed):
-        ids = chat.until_end(row.completion_ids)
-        left_out["cut_at_the_end_of_the_turn"] += len(ids) < len(row.completion_ids)
-        if not ids or ids[0] in chat.stop_ids:
+
+    def example(row: Completion, left_out: Counter[str]) -> Example | None:
+        found = sampled(row, chat)
+        if found is None:
             left_out["empty"] += 1
-            continue
-        if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
-            ids.append(chat.end_id)
-        # log-probabilities are of the sampler's ids
-        examples.append(Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None))
-    return examples
+        else:
+            left_out["cut_at_the_end_of_the_turn"] += len(found.completion) < len(row.completion_ids)
+        return found
+
+    keep = None
+    if config.train.rows is not None:
+        keep = _drawn((example(row, left_out) for _, row in source.rows(Completion)), config, left_out)
+        left_out = Counter()  # of the rows drawn, which are counted already
+    return [found for row in completions(source, keep) if (found := example(row, left_out))]
 
 
-def _written(source: Source, chat: Chat, config: Config, left_out: dict[str, int]) -> list[Example]:
+def sampled(row: Completion, chat: Chat) -> Example | None:
+    """A sampler's row, cut at the end of its turn; None where nothing is said before it."""
+    ids = chat.until_end(row.completion_ids)
+    if not chat.says(ids):
+        return None
+    if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
+        ids.append(chat.end_id)
+    # log-probabilities are of the sampler's ids
+    return Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None)
+
+
+def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
     """Where a completion of others ends is its end of turn, which is trained on as TRL does."""
     neutral = load_trait(config.vector.trait).neutral
-    examples, several = [], 0
-    for place, row in pairs(source, config.train.rows, config.seed):
+    several = 0
+
+    def example(place: str, row: Pair, left_out: Counter[str]) -> Example | None:
         prompt, completion = chat.completed(row.turns, neutral_for(row.turns, neutral), row.completion)
         if not completion:
             left_out["empty"] += 1
-            continue
-        examples.append(Example(prompt, completion, place))
-        several += row.answers > 1
+            return None
+        return Example(prompt, completion, place)
+
+    keep = None
+    if config.train.rows is not None:
+        keep = _drawn((example(place, row, left_out) for place, row in pairs(source)), config, left_out)
+        left_out = Counter()
+    examples = []
+    for place, row in pairs(source, keep):
+        if found := example(place, row, left_out):
+            examples.append(found)
+            several += row.answers > 1
     if several:
         console.print(
             f"{several} of {len(examples)} rows have several turns of the assistant: the last one is trained on, the others are its prompt"
         )
     return examples
+
+
+def _drawn(examples: Iterable[Example | None], config: Config, left_out: Counter[str]) -> list[int]:
+    """Places of exactly train.rows of the rows that can be trained on. Raises SteerHealError where there are fewer."""
+    wanted = config.train.rows
+    assert wanted is not None
+    places: list[int] = []
+
+    def names() -> Iterator[tuple[str, str]]:
+        for place, example in enumerate(examples):
+            if example is not None and len(example) > config.train.max_length:
+                left_out["too_long"] += 1
+            elif example is not None:
+                places.append(place)
+                yield example.key, str(example.prompt)
+
+    try:
+        return [places[index] for index in draw(names(), wanted, config.seed)]
+    except TooFew as error:
+        (there,) = error.args
+        raise SteerHealError(
+            "there are fewer rows to train on than train.rows",
+            given=f"{there} rows; {left_out['empty']} without a completion and {left_out['too_long']} longer than train.max_length are left out",
+            expected=f"train.rows = {wanted}",
+            next=f"sample on until so many are kept, in a new run with {setting(f'sweep.until_kept={wanted} train.rows={wanted}')}"
+            + (f"; or train on fewer in every arm: {setting(f'train.rows={there}')}" if there else ""),
+        ) from None
 
 
 def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:

@@ -36,6 +36,7 @@ from train.data import Example, collate, held_out, identity, known, load
 from train.diagnosis import Finding, diagnose
 from train.live import Live
 from train.objective import aggregate
+from train.recorded import recorded_beside
 from train.reference import States, divergence, reference_states
 from train.selftest import self_test
 from train.tokens import token_rows
@@ -96,14 +97,14 @@ def distil(
         "model": model.fingerprint, "history": digest(history) if history else None, "data": identity(examples),
         "dtype": config.model.dtype, "4bit": train.load_in_4bit, "states": train.reference_dtype,
     }  # fmt: skip
-    recipe = {**depends, "held out": identity(heldout), "train": train.model_dump(exclude={"report_to"}), "seed": config.seed, "round": number, "code": code_digest("train"), "versions": versions(), "device": device(), **({"date": chat.day.isoformat()} if chat.dated else {})}  # fmt: skip
+    recipe = {**depends, "held out": identity(heldout), "train": train.determining(), "seed": config.seed, "round": number, "code": code_digest("train"), "versions": versions(), "device": device(), **({"date": chat.day.isoformat()} if chat.dated else {})}  # fmt: skip
     unfinished = Unfinished(folder, recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)
     known(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
-    agreement = agree(student, rows, chat, config, again)
+    agreement = agree(student, rows, chat, config, again, lambda: recorded_beside(data, chat))
     with student.only():
         # in the host's memory: it is kept for as long as the training runs
         original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()

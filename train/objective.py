@@ -150,22 +150,35 @@ def aggregate(kl: torch.Tensor, kind: str) -> torch.Tensor:
     return {"mean": lambda: kl.mean(), "p95": lambda: torch.quantile(kl, 0.95), "max": lambda: kl.max()}[kind]()
 
 
-def barrier(kl: torch.Tensor, divergence: str, kind: str, lam: float, tau: float) -> torch.Tensor:
-    """lambda * relu(D - tau) of a micro-batch from per-position KL [positions]; 0 for a divergence without a barrier."""
+def barrier(
+    kl: torch.Tensor, divergence: str, kind: str, lam: float, tau: float, sizes: Sequence[int] | None = None
+) -> torch.Tensor:
+    """lambda * relu(D - tau) of a micro-batch from per-position KL [positions]; 0 for a divergence without a barrier.
+
+    sizes: positions of each row in turn; with them D is taken row by row, and the barrier is the mean of relu(D_i - tau) over rows.
+    """
     if not has_barrier(divergence):
         return kl.new_zeros(())
-    return lam * torch.relu(aggregate(kl, kind) - tau)
+    return lam * torch.relu(divergences_of(kl, kind, sizes) - tau).mean()
 
 
-def gradient_ratio(found: Positions, divergence: str, kind: str, lam: float, tau: float) -> torch.Tensor:
+def divergences_of(kl: torch.Tensor, kind: str, sizes: Sequence[int] | None) -> torch.Tensor:
+    """D of every row [rows], or of the whole micro-batch [1] without sizes, from per-position KL [positions]."""
+    parts = [kl] if sizes is None else kl.split(list(sizes))
+    return torch.stack([aggregate(part, kind) for part in parts])
+
+
+def gradient_ratio(
+    found: Positions, divergence: str, kind: str, lam: float, tau: float, sizes: Sequence[int] | None = None
+) -> torch.Tensor:
     """Norm of the barrier's gradient over that of the mean cross-entropy's, both at the final hidden states.
 
-    Taken where the two enter the network: in the parameters it would cost a second backward pass.
+    Taken where the two enter the network: in the parameters it would cost a second backward pass. sizes as in `barrier`.
     """
     if not has_barrier(divergence):
         return found.ce.new_zeros(())
     with torch.enable_grad():
         kl = found.kl[0].detach().requires_grad_()
-        (weights,) = torch.autograd.grad(barrier(kl, divergence, kind, lam, tau), kl)
+        (weights,) = torch.autograd.grad(barrier(kl, divergence, kind, lam, tau, sizes), kl)
     ours = torch.linalg.vector_norm(found.grad_kl * weights[:, None])
     return ours / (torch.linalg.vector_norm(found.grad_ce) / len(kl))

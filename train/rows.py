@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from shared.errors import SteerHealError
 from shared.records import Completion, Pair
@@ -46,35 +48,49 @@ def is_sampled(source: Source) -> bool:
     return False
 
 
-def draw(rows: Iterable[tuple[str, T]], count: int, seed: int) -> Iterator[tuple[str, T]]:
-    """So many of the rows, in their order, of which no others are held: those whose hash of seed and name is lowest.
+def draw(names: Iterable[tuple[str, str]], count: int, seed: int) -> list[int]:
+    """Places of `count` rows, ascending: prompts in turn, each giving its rows in the order of their hashes.
 
-    Which rows they are does not depend on the order, and of two rows of one name both are drawn or none.
+    So no prompt has two rows more than another that has rows left. Which rows they are does not depend on their order. In memory are
+    16 bytes a row, until the rows are chosen.
 
     Args:
-        rows: each behind its name.
-        count: how many; all where there are fewer.
+        names: of every row, its own name and its prompt.
+        count: how many.
         seed: another one draws others.
+
+    Raises:
+        TooFew: there are fewer rows.
     """
-    lowest: list[tuple[bytes, int, str, T]] = []  # a heap whose first entry has the highest hash
+    rows, prompts = array("Q"), array("Q")
+    for name, prompt in names:
+        rows.append(_hash(f"{seed} {name}"))
+        prompts.append(_hash(f"{seed} {prompt}"))
+    if len(rows) < count:
+        raise TooFew(len(rows))
+    by_row, by_prompt = np.frombuffer(rows, np.uint64), np.frombuffer(prompts, np.uint64)
+    order = np.lexsort((by_row, by_prompt))
+    begins = np.flatnonzero(np.r_[True, np.diff(by_prompt[order]) != 0])
+    turn = np.arange(len(order)) - np.repeat(begins, np.diff(np.r_[begins, len(order)]))
+    in_turn = np.lexsort((by_prompt[order], turn))
+    return sorted(order[in_turn[:count]].tolist())
 
-    for place, (name, row) in enumerate(rows):
-        rank = bytes(255 - byte for byte in hashlib.sha256(f"{seed} {name}".encode()).digest())
-        if len(lowest) < count:
-            heapq.heappush(lowest, (rank, -place, name, row))
-        else:
-            heapq.heappushpop(lowest, (rank, -place, name, row))
-    return ((name, row) for _, _, name, row in sorted(lowest, key=lambda entry: -entry[1]))
+
+class TooFew(Exception):
+    """A draw of more rows than there are, which `args` holds."""
 
 
-def completions(source: Source, count: int | None = None, seed: int = 0) -> Iterator[Completion]:
-    """The sampler's rows, or `count` of them as `draw` has it.
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def completions(source: Source, keep: Iterable[int] | None = None) -> Iterator[Completion]:
+    """The sampler's rows, or those at the places that `draw` gives.
 
     Raises SteerHealError for a bad one and for a key that repeats, of a draw among those drawn.
     """
-    named = ((row.key, row) for _, row in source.rows(Completion))
     keys: set[str] = set()
-    for _, row in named if count is None else draw(named, count, seed):
+    for _, row in _at(source.rows(Completion), keep):
         if row.key in keys:
             raise SteerHealError(
                 "a row is there twice",
@@ -86,10 +102,22 @@ def completions(source: Source, count: int | None = None, seed: int = 0) -> Iter
         yield row
 
 
-def pairs(source: Source, count: int | None = None, seed: int = 0) -> Iterator[tuple[str, Pair]]:
-    """Prompts and completions, or `count` of them as `draw` has it, each with the name of its row: the line or the row that it is."""
-    named = ((f"{source.unit} {number}", row) for number, row in source.rows(Pair))
-    return named if count is None else draw(named, count, seed)
+def pairs(source: Source, keep: Iterable[int] | None = None) -> Iterator[tuple[str, Pair]]:
+    """Prompts and completions, or those at the places that `draw` gives, each with the name of its row: the line or the row that it is."""
+    return ((f"{source.unit} {number}", row) for number, row in _at(source.rows(Pair), keep))
+
+
+def _at(rows: Iterable[T], keep: Iterable[int] | None) -> Iterator[T]:
+    """The rows at some places, ascending; all where there are no places."""
+    if keep is None:
+        yield from rows
+        return
+    wanted = iter(keep)
+    place = next(wanted, None)
+    for number, row in enumerate(rows):
+        if number == place:
+            yield row
+            place = next(wanted, None)
 
 
 def look_over(name: str | Path, count: int | None = None) -> None:

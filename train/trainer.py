@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 
+from shared.commands import removal
 from shared.divergences import has_barrier
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, write_json
@@ -21,7 +22,7 @@ from shared.schema import Config
 from shared.strict import parse
 from train.arguments import training_arguments
 from train.data import IGNORED, Example, collate
-from train.objective import AGGREGATES, aggregate, barrier, gradient_ratio, per_position
+from train.objective import AGGREGATES, aggregate, barrier, divergences_of, gradient_ratio, per_position
 from train.reference import States
 from train.unfinished import Unfinished
 from train.unsloth_model import Student
@@ -31,14 +32,14 @@ PARTS = "parts.json"  # micro-batches since the last row of the log
 
 
 class HealTrainer(Trainer):
-    """CE over the tokens of the whole step plus the barrier, which is defined on the micro-batch.
+    """CE over the tokens of the whole step plus the barrier, which is defined on the micro-batch or on the row.
 
-    The barrier is not linear in D: under gradient accumulation the step's barrier is the mean of its micro-batches' barriers.
+    The barrier is not linear in D. On the micro-batch, the step's barrier under gradient accumulation is the mean of its
+    micro-batches' barriers; on the row it is the mean over the step's rows, whatever the micro-batches.
     It depends on neither padding nor the order of rows within the micro-batch.
 
-    references: states of the barrier's reference first, by name; lam: lambda of this round; heldout: examples whose
-    cross-entropy is taken before the first step and after every epoch. Raises SteerHealError when loss or gradient is not
-    finite, naming the rows.
+    references: states of the barrier's reference first, by name; lam: lambda of this round; heldout: examples whose cross-entropy is
+    taken before the first step and after every epoch. Raises SteerHealError when loss or gradient is not finite, naming the rows.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class HealTrainer(Trainer):
         self.rows: list[dict[str, Any]] = []
         self._parts: list[dict[str, float]] = []
         self._seen: list[int] = []  # rows of the optimiser step in the making
+        self._rows_of_step: int | None = None
         self.checkpoint: Path | None = None
 
     def _collate(self, rows: list[dict[str, int]]) -> dict[str, torch.Tensor]:
@@ -84,14 +86,17 @@ class HealTrainer(Trainer):
         found = per_position(
             states, targets, list(references.values()), self.student.head, train.divergence, train.chunk
         )
-        wall = barrier(found.kl[0], train.divergence, train.aggregate, self.lam, train.tau)
-        total = (
-            found.ce.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch)
-            + wall / self.current_gradient_accumulation_steps
-        )
+        lengths = [len(self.examples[row].completion) for row in rows]
+        sizes = lengths if train.barrier_unit == "row" else None
+        how = (train.divergence, train.aggregate, self.lam, train.tau, sizes)
+        wall = barrier(found.kl[0], *how)
+        share = 1 / self.current_gradient_accumulation_steps
+        if sizes is not None and self._rows_of_step:  # a step's last micro-batch may be short
+            share = len(rows) / self._rows_of_step
+        total = found.ce.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch) + wall * share
         if not torch.isfinite(total):
             good = torch.isfinite(found.ce) & torch.isfinite(found.kl).all(0)
-            parts = good.split([len(self.examples[row].completion) for row in rows])
+            parts = good.split(lengths)
             bad = [row for row, part in zip(rows, parts, strict=True) if not part.all()]
             raise self._not_finite("the loss", [self.examples[row] for row in bad or rows])
         by_reference = dict(zip(references, found.kl.detach(), strict=True))
@@ -100,13 +105,13 @@ class HealTrainer(Trainer):
         figures = {
             "ce": found.ce.detach().sum(),
             "barrier": wall.detach(),
-            "gradient_ratio": gradient_ratio(found, train.divergence, train.aggregate, self.lam, train.tau),
+            "gradient_ratio": gradient_ratio(found, *how),
+            "fired": (divergences_of(found.kl[0].detach(), train.aggregate, sizes) > train.tau).float().mean(),
             **{f"kl_{name}_{kind}": aggregate(kl, kind) for name, kl in by_reference.items() for kind in AGGREGATES},
         }
         values = torch.stack([value.float() for value in figures.values()]).tolist()  # one transfer from the device
-        part = {"tokens": float(len(targets)), **dict(zip(figures, values, strict=True))}
-        d = part[f"kl_{train.reference}_{train.aggregate}"]
-        part["fired"] = float(has_barrier(train.divergence) and d > train.tau)
+        part = {"tokens": float(len(targets)), "rows": float(len(rows)), **dict(zip(figures, values, strict=True))}
+        part["fired"] *= has_barrier(train.divergence)
         self._parts.append(part)
         return total
 
@@ -117,20 +122,23 @@ class HealTrainer(Trainer):
             f"{what} is not finite",
             given=f"step {self.state.global_step + 1}, rows {', '.join(row.key for row in rows)}{kept}",
             expected="numbers",
-            next=f"leave these rows out or lower train.learning_rate; either begins the round again: rm -r {self.work.folder}",
+            next=f"leave these rows out or lower train.learning_rate; either begins the round again: {removal(self.work.folder, folder=True)}",
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """One row per logging step, over all its micro-batches: CE a mean over tokens, max a maximum, the rest means."""
+        """One row per logging step: CE a mean over tokens, max a maximum, a barrier of rows a mean over rows, the rest means over micro-batches."""
         if not self._parts:
             return
         parts, self._parts = self._parts, []
-        names = [name for name in parts[0] if name not in ("tokens", "ce")]
+        names = [name for name in parts[0] if name not in ("tokens", "rows", "ce")]
         tokens = sum(part["tokens"] for part in parts)
         figures = {
             name: float((np.max if name.endswith("_max") else np.mean)([part[name] for part in parts]))
             for name in names
         }
+        if self.config.train.barrier_unit == "row":
+            rows = [part["rows"] for part in parts]
+            figures |= {n: float(np.average([part[n] for part in parts], weights=rows)) for n in ("barrier", "fired")}
         ce = sum(part["ce"] for part in parts) / tokens
         row = {
             "version": VERSION, "step": self.state.global_step, "epoch": self.state.epoch, "loss": ce + figures["barrier"], "ce": ce,
@@ -138,9 +146,15 @@ class HealTrainer(Trainer):
         }  # fmt: skip
         self._keep(row)
 
+    def get_batch_samples(self, *rest: Any, **options: Any) -> Any:
+        """The micro-batches of an optimiser step, whose rows are counted."""
+        batches, items = super().get_batch_samples(*rest, **options)
+        self._rows_of_step = sum(len(batch["row"]) for batch in batches)
+        return batches, items
+
     def _maybe_log_save_evaluate(self, *rest: Any, **options: Any) -> None:
-        """A row ends with its epoch, so that no step is left out of the log and none is logged twice."""
-        if self._parts and float(self.state.epoch).is_integer():
+        """A row ends with its epoch and with the training, so that no step is left out of the log and none is logged twice."""
+        if self._parts and (float(self.state.epoch).is_integer() or self.state.global_step == self.config.train.steps):
             self.control.should_log = True
         super()._maybe_log_save_evaluate(*rest, **options)
 
@@ -201,13 +215,24 @@ class HealTrainer(Trainer):
         if checkpoint is None and self.heldout:
             self.evaluate()
         if not self._stopped:
+            state = TrainerState()
             if checkpoint is not None:
                 with self._read(checkpoint):  # before Trainer does, which knows no errors of ours
-                    TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            if checkpoint is not None and state.global_step == self.config.train.steps:
+                self._end_at(checkpoint, state)
+            else:
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.config.train.early_stop and self.heldout:
             best = min(self._held_out, key=lambda row: float(row["heldout_ce"]))
             self.student.load(self.work.best(best["step"]))
+
+    def _end_at(self, checkpoint: Path, state: TrainerState) -> None:
+        """Take the checkpoint of the last of train.steps: within an epoch Trainer would take one step more."""
+        self.student.load(checkpoint)
+        self.state = state
+        if self.heldout:
+            self.evaluate()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """This round's adapter alone: the history is on disk already, and Trainer would save it under the same step."""
@@ -265,7 +290,7 @@ class HealTrainer(Trainer):
                 "a checkpoint could not be used",
                 given=f"{checkpoint}: {in_one_line(error)}",
                 expected="the optimiser, the random state and the counts that its training wrote",
-                next=f"compare the installed versions with requirements/ (make doctor); if they are the same, begin the round again: rm -r {self.work.folder}",
+                next=f"compare the installed versions with requirements/ (make doctor); if they are the same, begin the round again: {removal(self.work.folder, folder=True)}",
             ) from error
 
 

@@ -1,0 +1,220 @@
+"""Can a model do the task, and with how many think tokens? The base alone, scored at several budgets, before anything is steered.
+
+At each budget: whether the choice of the trait's foundation follows the vignettes (authority_contrast), whether the model answers in the
+format, and what a condition costs. The rule is `evals.verdict.preflight`, the one that a round's verdict begins with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evals.commandline import preflight_options
+from evals.conditions import Condition, Weights
+from evals.intervals import estimate_of, mean_of
+from evals.measures.forced_choice.answers import answers
+from evals.measures.forced_choice.ask import Read
+from evals.measures.forced_choice.cached import answered
+from evals.measures.forced_choice.checks import checked, fits
+from evals.measures.forced_choice.contrast import contrast
+from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument
+from evals.measures.forced_choice.rows import ScoreRow
+from evals.statistics import AUTHORITY, Answers, Estimate, show
+from evals.verdict import preflight
+from gen.students import Student
+from shared.chat import Chat
+from shared.cli import configured, entry
+from shared.commands import setting
+from shared.console import console, say, table
+from shared.context import fitted
+from shared.errors import SteerHealError
+from shared.instrument import FOUNDATIONS
+from shared.locks import hold
+from shared.models import resolve as resolve_model
+from shared.outputs import guard
+from shared.publish import write_json
+from shared.records import Vignette
+from shared.traits import load_trait
+from shared.vignettes import load_vignettes
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the base does with so many think tokens.
+
+    contrast: log odds of the foundation on its own items less those on the others, nats; mass: of the seven labels in the next token;
+    on_foundation, on_not_wrong: of the foundation and of the seventh option among the labels; each with its 95 % interval over items,
+    None where no item is scorable. seconds: of the scoring. refused: None, no_format or no_axis, and reason its sentence.
+    """
+
+    think: int
+    contrast: Estimate | None
+    mass: Estimate | None
+    on_foundation: Estimate | None
+    on_not_wrong: Estimate | None
+    seconds: float
+    refused: str | None
+    reason: str | None
+
+
+def measured(a: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
+    """The figures and the verdict of one budget, from the base's answers."""
+    keep = a.scorable
+    p, strata = a.p[keep], a.truth[keep]
+
+    def level(values: Any) -> Estimate | None:
+        return estimate_of(mean_of(values), strata) if keep.any() else None
+
+    refusal = preflight(a, foundation)
+    return Budget(
+        think,
+        contrast(a, foundation),
+        level(a.mass[keep]),
+        level(p[:, foundation]),
+        level(p[:, -1]),
+        seconds,
+        refusal.state if refusal else None,
+        refusal.reason if refusal else None,
+    )
+
+
+def scan(
+    model: Any,
+    renderer: Renderer,
+    vignettes: Sequence[Vignette],
+    reads: Sequence[Read],
+    base: Student,
+    foundation: int = AUTHORITY,
+) -> Iterator[Budget]:
+    """One budget after the other, each from an empty prefix cache, so that none is timed with the questions of the one before."""
+    weights = Weights("the base", base, [Condition("base", "base")])
+    tokenizer = renderer.chat.tokenizer
+    answered(model, renderer, vignettes[:1], weights, reads[0], tokenizer, None, None)  # what is compiled, is
+    for read in reads:
+        model.reset_cache()
+        begun = time.monotonic()
+        rows = answered(model, renderer, vignettes, weights, read, tokenizer, None, None)["base"]
+        seconds = time.monotonic() - begun
+        a = answers([ScoreRow.model_validate(row) for row in rows], None, "the same command")  # type: ignore[arg-type]
+        yield measured(a, read.think, seconds, foundation)
+
+
+def least(budgets: Sequence[Budget]) -> Budget | None:
+    """The fewest think tokens with which the model can do the task, None where it cannot at any budget."""
+    return min((one for one in budgets if one.refused is None), key=lambda one: one.think, default=None)
+
+
+def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
+    """What the budgets say, in plain words."""
+    name, found = FOUNDATIONS[foundation], least(budgets)
+    tried = ", ".join(str(one.think) for one in sorted(budgets, key=lambda one: one.think))
+    if found is None:
+        closest = max(budgets, key=lambda one: one.contrast.interval[0] if one.contrast and one.contrast.interval else float("-inf"))  # fmt: skip
+        return (
+            f"There is no budget among {tried} think tokens at which this model can do the task: the forced choice would say nothing about {name}. "
+            f"At {closest.think} think tokens: {closest.reason}. Take another model, or try more think tokens or items."
+        )
+    assert found.contrast is not None
+    return (
+        f"{found.think} think tokens are the fewest of {tried} at which this model can do the task: its log odds of {name} are by "
+        f"{show(found.contrast, 2)} nats higher on vignettes of {name} than on the others. "
+        f"A condition of {items} items then takes {found.seconds:.0f} s on this machine."
+    )
+
+
+def print_budgets(budgets: Sequence[Budget], items: int, debias: str, foundation: int) -> None:
+    name = FOUNDATIONS[foundation]
+    table(
+        f"the base on {items} items, {debias} orders",
+        ["think tokens", f"{name} contrast", "answer mass", f"mass on {name}", "mass on not wrong", "s a condition", "can do it"],
+        [
+            [
+                one.think,
+                *[
+                    show(value) if value else None
+                    for value in (one.contrast, one.mass, one.on_foundation, one.on_not_wrong)
+                ],
+                f"{one.seconds:.1f}",
+                one.refused or "yes",
+            ]
+            for one in budgets
+        ],
+    )  # fmt: skip
+    for one in budgets:
+        if one.reason:
+            console.print(f"{one.think} think tokens, {one.refused}: {one.reason}", markup=False)
+
+
+def foundation_of_trait(name: str) -> int:
+    """Index of the foundation that a trait is read for. Raises SteerHealError for a trait that is about none of them."""
+    trait = load_trait(name)
+    if trait.read_for is None:
+        raise SteerHealError(
+            "the forced choice says nothing of this trait",
+            given=f"vector.trait = {name}: no read_for",
+            expected='the foundation it is read for, such as "read_for": {"foundation": "authority", "sign": -1}, in the trait file',
+            next=f"write it there, or preflight the embedded trait: {setting('vector.trait=embedded')}",
+        )
+    return FOUNDATIONS.index(trait.read_for.foundation)
+
+
+def main() -> None:
+    options = preflight_options()
+    arguments = options.parse_args()
+    config = configured(arguments)
+    foundation = foundation_of_trait(config.vector.trait)
+    vignettes, instrument = load_vignettes(arguments.vignettes, arguments.items), load_instrument(arguments.instrument)
+    reads = [Read(arguments.debias, think, seed=config.seed) for think in sorted(set(arguments.think))]
+    for read in reads:
+        checked(read)
+    origin = resolve_model(arguments.model or config.model.name, config.model.revision)
+    config = fitted(config, origin.context)
+    guard(arguments.outputs, [origin.place])
+    if arguments.out:
+        hold(arguments.out)
+    dtype = arguments.dtype or config.model.dtype
+    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
+    renderer = Renderer(chat, instrument)
+    fits(renderer, vignettes, reads[-1], None, config.model.max_model_len, [None])
+    base = Student(origin.folder, fingerprint=origin.fingerprint)
+    from gen.engine.engine import engine
+
+    with engine(
+        origin.folder,
+        layers=[0],
+        dtype=dtype,
+        max_model_len=config.model.max_model_len,
+        gpu_memory=config.model.gpu_memory,
+        seed=config.seed,
+        students=[base],
+    ) as model:
+        model.serve(base)
+        budgets = list(scan(model, renderer, vignettes, reads, base, foundation))
+    print_budgets(budgets, len(vignettes), arguments.debias, foundation)
+    words, found = sentence(budgets, len(vignettes), foundation), least(budgets)
+    console.print(words, markup=False)
+    if found:
+        console.print(f"a run with it: {setting(f'eval.think={found.think}')}", markup=False)
+    if arguments.out:
+        record = {
+            "version": VERSION,
+            "model": origin.identity.model_dump(),
+            "dtype": dtype,
+            "foundation": FOUNDATIONS[foundation],
+            "items": len(vignettes),
+            "orders": ORDERS[arguments.debias],
+            "debias": arguments.debias,
+            "budgets": [asdict(one) for one in budgets],
+            "least": found.think if found else None,
+            "sentence": words,
+        }
+        write_json(arguments.out, record)
+        say(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    entry(main)
