@@ -187,6 +187,8 @@ def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
     first: list[tuple[str, int, str]] | None = None
     free: bool | None = None
     for name, r in named:
+        if name not in r.generations:  # a random direction beyond the first
+            continue
         asked = sorted((row.prompt_id, row.sample, row.prompt) for row in r.generations[name])
         taken = bool(np.isfinite(r.answers[name].valid).all())
         first, free = asked if first is None else first, taken if free is None else free

@@ -21,7 +21,8 @@ class Measures:
     """What a condition's coherence is judged by; None where it was not taken.
 
     perplexity under the original model; distinct_3; looping: share of texts that loop; valid: share of free answers that are valid
-    JSON; empty: share of texts without a token; unscorable: share of items.
+    JSON; empty: share of texts without a token; unscorable: share of items. relevance: nats per token; across: distinct-3 of all texts
+    together; stock: share of texts whose opening stands in a text on another prompt.
     """
 
     perplexity: float | None
@@ -30,6 +31,9 @@ class Measures:
     valid: float | None
     empty: float | None
     unscorable: float
+    relevance: float | None = None
+    across: float | None = None
+    stock: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,20 +51,31 @@ class Part:
         if self.value is None:
             return f"{self.name} is undefined"
         sign = "at least" if self.degraded > self.broken else "at most"
+        if self.broken == 0.0 and sign == "at least":  # a ratio of what is above 0 is never under it
+            return f"{self.name} {self.value:.2f} (at least {self.degraded:g})"
         return f"{self.name} {self.value:.2f} ({sign} {self.degraded:g}; {self.broken:g} is broken)"
 
 
 def parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[Part]:
     """The parts that the base has. coherence: answer mass over the base's, paired, judged by the rules of the verdict; perplexity by
-    the limit of the filter's default."""
-    mass = _part("answer mass / base's", coherence.value if coherence else None, 0.95, 0.85)
+    the limit of the filter's default. More answer mass than the base has is no coherence: it counts as the base's. Text that is much
+    likelier than the base's is no better text: a model that says one thing over and over has the lowest perplexity."""
+    mass = _part("answer mass / base's", min(coherence.value, 1.0) if coherence else None, 0.95, 0.85)
     if mass.state == "broken" and coherence and coherence.interval and coherence.interval[1] >= mass.broken:
         mass = replace(mass, state="degraded")  # below the floor, but not by more than its interval
     found = [mass, _part("unscorable items", other.unscorable, 0.05, 0.5)]
     if base.perplexity:
-        found.append(_part("perplexity / base's", _ratio(other.perplexity, base.perplexity), 2.0, 5.0))
+        ratio = _ratio(other.perplexity, base.perplexity)
+        found.append(_part("perplexity / base's", ratio, 2.0, 5.0))
+        found.append(_part("perplexity / base's, from below", ratio, 0.5, 0.0))
     if base.distinct_3:
         found.append(_part("distinct-3 / base's", _ratio(other.distinct_3, base.distinct_3), 0.9, 0.5))
+    if base.across:
+        found.append(_part("distinct-3 across texts / base's", _ratio(other.across, base.across), 0.8, 0.4))
+    if base.stock is not None:
+        found.append(_part("stock openings - base's", _difference(other.stock, base.stock), 0.25, 0.6))
+    if base.relevance is not None and base.relevance > 0:
+        found.append(_part("relevance / base's", _ratio(other.relevance, base.relevance), 0.5, 0.1))
     if base.looping is not None:
         found.append(_part("looping texts - base's", _difference(other.looping, base.looping), 0.1, 0.5))
     if base.empty is not None:

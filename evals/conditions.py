@@ -13,6 +13,7 @@ from shared.errors import SteerHealError
 from shared.folding import gated
 from shared.schema import EvalConfig
 from shared.strict import repeated
+from shared.traits import Trait
 from shared.vectors import Vector
 
 
@@ -57,13 +58,13 @@ class Weights:
     history: Path | None = None
 
 
-def before_training(first: bool, dose: float, positions: str, trait: str, config: EvalConfig) -> list[Condition]:
+def before_training(first: bool, dose: float, positions: str, trait: Trait, config: EvalConfig) -> list[Condition]:
     """Conditions of the student before the round: steered at the dose and at others, and random draws; with first, the base and the
-    prompted base before them, which are the original model's alone.
+    prompted base before them, under the trait, its opposite and decoys, which are the original model's alone.
 
     dose is the mean coefficient of the kept rows; the row at it and the first draw are the headline.
     """
-    found = [Condition("base", "base"), Condition("prompted", "prompted", system=trait)] if first else []
+    found = [Condition("base", "base"), *prompted(trait)] if first else []
     found.append(Condition("steered", "steered", dose, "trait", positions))
     found += [
         Condition("steered", f"steered-{other:g}", other, "trait", positions, headline=False)
@@ -74,6 +75,19 @@ def before_training(first: bool, dose: float, positions: str, trait: str, config
         Condition("random", "random" if draw == 1 else f"random-{draw}", dose, f"random-{draw}", positions, draw=draw, headline=draw == 1)
         for draw in range(1, config.random_draws + 1)
     ]  # fmt: skip
+
+
+def prompted(trait: Trait) -> list[Condition]:
+    """The original model under the trait prompt, and the controls: under its opposite, and under personas of other traits."""
+    decoy = "prompted_decoy"
+    return [
+        Condition("prompted", "prompted", system=trait.trait),
+        Condition("prompted_opposite", "prompted_opposite", system=trait.opposite),
+        *[
+            Condition(decoy, decoy if draw == 1 else f"{decoy}-{draw}", system=persona, draw=draw, headline=draw == 1)
+            for draw, persona in enumerate(trait.decoys, start=1)
+        ],
+    ]
 
 
 def refuse_duplicate_conditions(conditions: Iterable[Condition]) -> None:

@@ -12,13 +12,17 @@ from evals.intervals import estimate_of, log_ratio
 from evals.ladder import Evidence, Price
 from evals.measures.forced_choice.contrast import rank_p, specific_shift
 from evals.measures.forced_choice.levels import moral_share
-from evals.measures.free_text.texts import Texts, text_delta, text_levels, text_retain
+from evals.measures.free_text.texts import Llr, Texts, text_delta, text_levels, text_retain
 from evals.statistics import AUTHORITY, Answers, Estimate, same_setting, show
 from evals.verdict import preflight
 from shared.instrument import FOUNDATIONS
 from shared.traits import ReadFor
 
-TRAIT = "trait_llr"
+TRAIT: Llr = "llr_opposite"
+NO_LLR = (
+    "there is no llr_opposite of the free text: the trait file has no paraphrases, or the rows are of an earlier version; "
+    "add paraphrases to it and score again with REBUILD=1"
+)
 NO_FOUNDATION = (
     "the trait file names no foundation: the forced choice says nothing of this trait, its verdict is that on free text"
 )
@@ -122,26 +126,31 @@ def of_texts(
     healed: Texts,
     *,
     prompted: Texts | None,
+    decoy: Texts | None = None,
     draws: Sequence[Texts] = (),
     before: Texts | None = None,
     broken: str | None = None,
     degraded: Sequence[str] = (),
     price: Price | None = None,
 ) -> Evidence:
-    """Free text's evidence on a healed student, of trait_llr, nats per token: more is more trait.
+    """Free text's evidence on a healed student, of llr_opposite, nats per token: more is more trait.
 
     Args:
         prompted: the original model under the trait prompt, where it was scored: what it does not raise, the measure does not see.
+        decoy: the original model under a persona of another trait; the trait prompt must raise the measure further.
         others: as in `of_answers`.
     """
-    asked = text_delta(base, prompted) if prompted is not None else None
+    asked = text_delta(base, prompted, TRAIT) if prompted is not None else None
+    more = text_delta(decoy, prompted, TRAIT) if prompted is not None and decoy is not None else None
     no_axis = None
+    if more is not None and (more.interval is None or more.interval[0] <= 0):
+        no_axis = f"the trait prompt's {TRAIT} less that of a persona of another trait is {show(more)}, not above 0: the measure does not tell the trait from another persona"
     if asked is not None and (asked.interval is None or asked.interval[0] <= 0):
         no_axis = (
             f"the trait prompt itself moves {TRAIT} by {show(asked)}, not above 0: the measure does not see the trait"
         )
-    moved = text_delta(base, steered)
-    found = [found.value for draw in draws if (found := text_delta(base, draw)) is not None]
+    moved = text_delta(base, steered, TRAIT)
+    found = [found.value for draw in draws if (found := text_delta(base, draw, TRAIT)) is not None]
     return Evidence(
         measure=f"d_{TRAIT}",
         sign=1,
@@ -150,12 +159,12 @@ def of_texts(
         no_format="the base's free text has no perplexity" if text_levels(base, 1, 0)["perplexity"] is None else None,
         no_axis=no_axis,
         steered=moved,
-        healed=text_delta(base, healed),
-        retained=text_retain(base, steered, healed),
+        healed=text_delta(base, healed, TRAIT),
+        retained=text_retain(base, steered, healed, TRAIT),
         rank=rank_p(moved.value, found, 1) if moved is not None else None,
         draws=len(found),
         later=before is not None,
-        increment=text_delta(before, steered) if before is not None else None,
+        increment=text_delta(before, steered, TRAIT) if before is not None else None,
         degraded=degraded,
         price=price,
     )

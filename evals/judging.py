@@ -11,11 +11,21 @@ import numpy as np
 
 from evals.coherence import Measures, Part, parts
 from evals.costs import SMALLEST_SHIFT, retain
-from evals.evidence import AUTHORITY_FALLS, NO_FOUNDATION, Target, of_answers, of_texts, rank_among, shift
+from evals.evidence import (
+    AUTHORITY_FALLS,
+    NO_FOUNDATION,
+    NO_LLR,
+    TRAIT,
+    Target,
+    of_answers,
+    of_texts,
+    rank_among,
+    shift,
+)
 from evals.ladder import Price, judge
 from evals.measures.free_text.measure import looping, mean_of_known
 from evals.measures.free_text.rows import Generation
-from evals.measures.free_text.texts import Texts, texts_of
+from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openings, text_retain, texts_of
 from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
@@ -45,7 +55,9 @@ class Case:
 
     @property
     def generations(self) -> Sequence[Generation]:
-        return self.data["free_text"]
+        """Empty where none was asked for, as of random directions beyond the first."""
+        found: Sequence[Generation] = self.data.get("free_text", ())
+        return found
 
     @cached_property
     def texts(self) -> Texts:
@@ -63,6 +75,9 @@ class Case:
             valid=mean_of_known(self.answers.valid),
             empty=float((texts.tokens == 0).mean()) if len(texts.tokens) else None,
             unscorable=float((~self.answers.scorable).mean()),
+            relevance=mean_of_known(texts.of("relevance")),
+            across=pooled_distinct_3(texts),
+            stock=stock_openings(texts),
         )
 
     @property
@@ -91,7 +106,7 @@ class Judging:
 
     Args:
         draws: the round's steered weights with random directions. before: the student of the round before, where it was scored.
-        prompted: the original model under the trait prompt. doses: the original model steered by round 1's vector.
+        prompted: the original model under the trait prompt, decoy: under a persona of another trait. doses: the original model steered by round 1's vector.
         target: what the forced choice is read for, None for a trait that is about no foundation.
         count, seed: of the bootstrap's resamples.
     """
@@ -102,13 +117,23 @@ class Judging:
     draws: Sequence[Case]
     before: Case | None
     prompted: Case | None
+    decoy: Case | None
     doses: Sequence[Case]
     target: Target | None
     count: int
     seed: int
 
     def parts(self, case: Case) -> list[Part]:
-        return parts(self.base.coherence, case.coherence, case.estimates["coherence"])
+        base = self.base.coherence
+        if not case.generations:  # what was not asked for is no part
+            base = Measures(None, None, None, base.valid, None, base.unscorable)
+        return parts(base, case.coherence, case.estimates["coherence"])
+
+    def share_of_prompted(self, case: Case) -> Estimate | None:
+        """The shift of llr_opposite over that of the trait prompt; None where either was not scored."""
+        if self.prompted is None or not case.generations or case.line.stage == "base":
+            return None
+        return text_retain(self.base.texts, self.prompted.texts, case.texts, TRAIT)
 
     @cached_property
     def retained(self) -> Estimate | None:
@@ -174,16 +199,19 @@ class Judging:
     def _text(self, case: Case, lost: str | None, worse: Sequence[str]) -> tuple[str | None, str | None]:
         if not case.generations:
             return None, None
+        if not all(one.texts.has(TRAIT) for one in (self.base, self.steered, case)):
+            return None, NO_LLR
         evidence = of_texts(
             self.base.texts,
             self.steered.texts,
             case.texts,
             prompted=self.prompted.texts if self.prompted else None,
-            draws=[draw.texts for draw in self.draws],
+            decoy=self.decoy.texts if self.decoy else None,
+            draws=[draw.texts for draw in self.draws if draw.generations],
             before=self.before.texts if self.before else None,
             broken=lost,
             degraded=worse,
-            price=self._price(case, "trait_llr"),
+            price=self._price(case, TRAIT),
         )
         return judge(evidence)
 
@@ -205,7 +233,7 @@ class Judging:
         moved, paid = shift_and_price(at, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
         name = "answer mass lost"
         if case.generations:
-            _, paid = shift_and_price(at, "trait_llr", self.count, self.seed, keep)
+            _, paid = shift_and_price(at, "trait_llr", self.count, self.seed, keep)  # whose price is any text axis's
             name = "ln of perplexity over the base's"
         less = less_steering(coefficients, moved, paid)
         return None if less is None else Price(name, less)

@@ -34,7 +34,11 @@ ORDER = (
 
 def _case(round_: Round, line: ConditionLine, base: Mapping[str, Any] | None, count: int, seed: int) -> Case:
     """base: the base's data by measure, None for the base itself."""
-    data = {m.name: round_.data[m.name][line.name] for m in round_.measures if m.columns and m.asks(line.stage)}
+    data = {
+        m.name: round_.data[m.name][line.name]
+        for m in round_.measures
+        if m.columns and m.asks(line.stage) and line.name in round_.data[m.name]
+    }
     reference = data if base is None or line.stage == "base" else base
     columns: dict[str, Any] = {}
     estimates: dict[str, Estimate | None] = {}
@@ -54,11 +58,15 @@ def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {"rows": [], "extra": []}
     before: Case | None = None
     prompted: Case | None = None
+    decoy: Case | None = None
     doses: list[Case] = []
     for round_ in rounds:
         cases = [_case(round_, line, base.data, count, seed) for line in round_.scores.conditions]
         if round_ is rounds[0]:
-            prompted = next((case for case in cases if case.line.stage == "prompted"), None)
+            prompted, decoy = (
+                next((case for case in cases if case.line.stage == stage and case.line.headline), None)
+                for stage in ("prompted", "prompted_decoy")
+            )
             # doses on the original's weights; where round 1 is not among the rounds there are none
             doses = [case for case in cases if case.line.stage == "steered"] if round_.number == 1 else []
         judging = Judging(
@@ -68,6 +76,7 @@ def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
             draws=[case for case in cases if case.line.stage == "random"],
             before=before,
             prompted=prompted,
+            decoy=decoy,
             doses=doses,
             target=target_of(round_.scores.read_for),
             count=count,
@@ -130,6 +139,7 @@ def _judged(case: Case, judging: Judging) -> dict[str, Any]:
         "random_draws": len(judging.draws),
         **pair("increment", "increment_ci", judging.increment(case)),
         **pair("retain", "retain_ci", judging.retained if case is judging.healed else None),
+        **pair("share_of_prompted", "share_of_prompted_ci", judging.share_of_prompted(case)),
         "price": judged.price.name if judged.price else None,
         **pair("price_less_steering", "price_less_steering_ci", judged.price.less if judged.price else None),
         "verdict": judged.verdict,

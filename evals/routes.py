@@ -6,6 +6,7 @@ chord would favour what moves little. The route ends where a condition is broken
 
 authority   shift -d_auth, nats; price the answer mass lost, at least 0; units are items, drawn within foundations
 trait_llr   shift d_trait_llr, nats per token; price ln of perplexity over the base's; units are prompts
+llr_opposite  shift d_llr_opposite, likewise
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import numpy as np
 
 from evals.evidence import AUTHORITY_FALLS, Target
 from evals.intervals import Smooth, log_mean
-from evals.measures.free_text.texts import Texts, by_prompt, per_text, texts_of
+from evals.measures.free_text.texts import Llr, Texts, by_prompt, per_text, texts_of
 from evals.round import Round
 from evals.statistics import Answers, Estimate, mean, resample, same_setting
 
-Axis = Literal["authority", "trait_llr"]
-SHIFT = {"authority": "-d_auth", "trait_llr": "d_trait_llr"}
-PRICE = {"authority": "answer mass lost", "trait_llr": "ln of perplexity / base's"}
+Axis = Literal["authority", "trait_llr", "llr_opposite"]
+SHIFT = {"authority": "-d_auth", "trait_llr": "d_trait_llr", "llr_opposite": "d_llr_opposite"}
+PRICE = {
+    "authority": "answer mass lost",
+    "trait_llr": "ln of perplexity / base's",
+    "llr_opposite": "ln of perplexity / base's",
+}
 Student = tuple[int, float]  # a round and the gate of its adapter over the student before
 BASE: Student = (0, 1.0)
 TAIL = 0.025  # share of resamples beyond either end of an interval
@@ -138,8 +143,8 @@ def shift_and_price(
 
     keep: items [items] counted on the axis of authority; target: what that is read for, the trait's way up.
     """
-    if axis == "trait_llr":
-        return _by_prompt([texts for _, _, texts in at], count, seed)
+    if axis != "authority":
+        return _by_prompt([texts for _, _, texts in at], axis, count, seed)
     return by_item([answers for _, answers, _ in at], count, seed, keep, target)
 
 
@@ -174,10 +179,10 @@ def along(
     return Route(students, shift, price)
 
 
-def _by_prompt(texts: Sequence[Texts], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _by_prompt(texts: Sequence[Texts], measure: Llr, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     names = sorted(set(texts[0].prompt))
     weights = np.vstack([np.ones(len(names)), resample(np.zeros(len(names)), count, seed)])
-    sums = [by_prompt(one, names) for one in texts]
+    sums = [by_prompt(one, names, measure) for one in texts]
     with np.errstate(divide="ignore", invalid="ignore"):
         level = np.array([(weights @ llr) / (weights @ full) for _, _, llr, full in sums])
         nll = np.array([(weights @ total) / (weights @ tokens) for total, tokens, _, _ in sums])
@@ -252,7 +257,7 @@ def by_unit(
     if axis == "authority":
         level = log_mean(answers.p[keep, target.foundation])
         return target.sign * _spread_out(level), -answers.mass[keep]
-    nll, tokens, llr, full = by_prompt(texts, sorted(set(texts.prompt)))
+    nll, tokens, llr, full = by_prompt(texts, sorted(set(texts.prompt)), axis)
     return _spread_out(per_text(llr, full)), _spread_out(per_text(nll, tokens))
 
 

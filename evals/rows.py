@@ -22,11 +22,11 @@ from shared.traits import ReadFor
 
 NEAR = 1e-5  # of what is computed again from what stands beside it: single precision
 AUTHORITY_FALLS = ReadFor(foundation="authority", sign=-1)  # what scores from before this was written are read for
-ONCE = ("base", "prompted")  # stages of the original model, rows of round 0
+ONCE = ("base", "prompted", "prompted_opposite", "prompted_decoy")  # stages of the original model, rows of round 0
 
 
 class ConditionLine(Record):
-    stage: Literal["base", "prompted", "steered", "random", "healed"]
+    stage: Literal["base", "prompted", "prompted_opposite", "prompted_decoy", "steered", "random", "healed"]
     name: str = Field(pattern=r"^[\w.+-]+$")
     coefficient: Number | None
     draw: Count | None
@@ -40,7 +40,7 @@ class ConditionLine(Record):
             raise ValueError(f"the headline of {self.stage} is named {self.stage}, and no other is")
         if self.headline:
             return self
-        what = {"steered": "coefficient", "random": "draw", "healed": "gate"}.get(self.stage)
+        what = {"steered": "coefficient", "random": "draw", "healed": "gate", "prompted_decoy": "draw"}.get(self.stage)
         value = None if what is None else getattr(self, what)
         if what is None or value is None or self.name != f"{self.stage}-{value:g}":
             raise ValueError(f"{self.name} is not {self.stage} at {what or 'something else'} {value}")

@@ -46,7 +46,7 @@ def of_mode(config: EvalConfig, mode: str) -> EvalConfig:
 
 def inputs_of(run: Run, number: int, config: Config) -> dict[str, Path]:
     """The files and folders that a round's scores are made from, by label."""
-    folder, before, after, vector = run.round(number), run.history(number - 1), run.history(number), config.vector
+    folder, before, after = run.round(number), run.history(number - 1), run.history(number)
     assert after is not None
     return {
         "vector": folder / "vector.safetensors",
@@ -54,7 +54,7 @@ def inputs_of(run: Run, number: int, config: Config) -> dict[str, Path]:
         "filter": folder / FILTER_RECORD,
         "kept": folder / "kept.jsonl",
         "history": after,
-        "trait": data_file(vector.trait, "trait.json"),
+        "trait" if config.eval.trait is None else "eval trait": data_file(config.scored_trait, "trait.json"),
         **({"history before": before} if before else {}),
         **{label: path for m in measures_of(config.eval) for label, path in m.inputs(run, number, config).items()},
     }
@@ -134,7 +134,7 @@ def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cac
         number,
         origin,
         Chat.load(origin.folder, config.model.chat_template_kwargs, run.day),
-        load_trait(config.vector.trait),
+        load_trait(config.scored_trait),
         {"trait": vector, **randoms(vector, config.eval.random_draws, config.seed + number)},
         first,
         cached,
@@ -154,7 +154,7 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     positions = scoring.vectors["trait"].metadata.get("positions", "all")
-    asked = before_training(number == 1 or mode == "full", dose, positions, scoring.trait.trait, config.eval)
+    asked = before_training(number == 1 or mode == "full", dose, positions, scoring.trait, config.eval)
     groups = [
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
         *after_training(number, after, config.eval.gates, run.students, served),

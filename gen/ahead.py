@@ -70,10 +70,15 @@ def checked(config: Config, model: Model, vector: Vector, path: Path, coefficien
 def fit_heldout(prompts: Sequence[Prompt], renderer: Renderer, config: Config) -> None:
     """Raise SteerHealError for held-out prompts that leave less than eval.generation_tokens of model.max_model_len.
 
-    The engine refuses a longer prompt, and cuts the completion of a shorter one. A completion is scored under both system prompts.
+    The engine refuses a longer prompt, and cuts the completion of a shorter one. A completion is scored under all system prompts of the trait file.
     """
     tokens, longest = config.eval.generation_tokens, config.model.max_model_len
-    needed = {prompt.id: max(map(len, renderer(prompt))) + tokens for prompt in prompts}
+    trait = renderer.trait
+    others = [trait.opposite, *trait.decoys, *([*trait.paraphrases.trait, *trait.paraphrases.opposite] if trait.paraphrases else [])]  # fmt: skip
+    needed = {
+        prompt.id: max(map(len, [*renderer(prompt), *(renderer.under(prompt, system) for system in others)])) + tokens
+        for prompt in prompts
+    }
     if over := [name for name, size in needed.items() if size > longest]:
         most = max(needed.values())
         raise SteerHealError(
@@ -98,4 +103,4 @@ def look_ahead(config: Config, origin: Model, vector: Vector, path: Path, day: d
     doses += [("eval.coefficients", dose) for dose in config.eval.coefficients]
     refuse_overflow([vector], doses, origin, config.model.dtype)
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, day)
-    fit_heldout(load_heldout(config.eval.heldout), Renderer(chat, load_trait(config.vector.trait)), config)
+    fit_heldout(load_heldout(config.eval.heldout), Renderer(chat, load_trait(config.scored_trait)), config)

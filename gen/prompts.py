@@ -36,6 +36,18 @@ class Renderer:
             self.chat.ids(prompt.turns, self.trait.trait),
         )
 
+    def under(self, prompt: Prompt, system: str | None) -> list[int]:
+        """Token ids under another system prompt; None is the neutral one."""
+        return self(prompt)[0] if system is None else self.chat.ids(prompt.turns, system)
+
+    def heldout(self, prompt: Prompt) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids under each paraphrase of the trait, and of the opposite; empty for a trait file without paraphrases."""
+        held = self.trait.paraphrases
+        return tuple(  # type: ignore[return-value]
+            [self.under(prompt, system) for system in systems]
+            for systems in ((held.trait, held.opposite) if held else ((), ()))
+        )
+
 
 @dataclass(frozen=True)
 class Survey:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Score:
     """nll: total nats of the completion under the neutral prompt; the other measures as in a sweep row, None for an empty completion.
-    All but tokens and distinct_3 are None as well where a log-probability is not finite. logprobs [tokens] are nll's terms, nats."""
+    All but tokens and distinct_3 are None as well where a log-probability is not finite. logprobs [tokens] are nll's terms, nats.
+    others: mean per-token log-probability under each of the other prompts, nats; empty where one is not finite."""
 
     nll: float | None
     tokens: int
@@ -27,6 +28,7 @@ class Score:
     trait_llr: float | None
     distinct_3: float | None
     logprobs: np.ndarray | None = None
+    others: tuple[float, ...] = ()
 
 
 def score(
@@ -35,8 +37,9 @@ def score(
     trait: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     advance: Callable[[], None],
+    others: Sequence[Sequence[Sequence[int]]] = (),
 ) -> list[Score]:
-    """Score completions [n] after their prompts under the neutral and the trait system prompt (token ids each).
+    """Score completions [n] after their prompts under the neutral and the trait system prompt (token ids each), and after others.
 
     The engine must hold the original weights. trait_llr is the mean per-token log p(y | trait, x) - log p(y | neutral, x), nats.
     The prompts of many completions are computed once, in the prefix cache; it is emptied first, because the last digits of a score
@@ -48,15 +51,16 @@ def score(
     engine.reset_cache()
     requests = [
         Request([*prompts[index], *completions[index]], tail=len(completions[index]))
-        for prompts in (neutral, trait)
+        for prompts in (neutral, trait, *others)
         for index in full
     ]
     outputs = engine.run(requests, on_done=lambda *_: advance())
     scores = [Score(0.0, 0, None, None, None, None)] * len(completions)
     for place, index in enumerate(full):
         count = len(completions[index])
-        ours, other = outputs[place].prompt_logprobs, outputs[place + len(full)].prompt_logprobs
-        assert ours is not None and other is not None
+        found = [outputs[place + way * len(full)].prompt_logprobs for way in range(2 + len(others))]
+        ours, other, *rest = [values for values in found if values is not None]
+        assert len(rest) == len(others), "a request with a tail has its log-probabilities"
         if not (np.isfinite(ours).all() and np.isfinite(other).all()):
             scores[index] = Score(None, count, None, None, None, distinct_n(completions[index], 3))
             continue
@@ -68,5 +72,6 @@ def score(
             trait_llr=float((other - ours).mean()),
             distinct_3=distinct_n(completions[index], 3),
             logprobs=ours,
+            others=tuple(float(values.mean()) for values in rest) if all(np.isfinite(v).all() for v in rest) else (),
         )
     return scores

@@ -100,7 +100,7 @@ def settings_of(config: Config) -> list[Path]:
     """The paths that a configuration names as inputs."""
     values = (
         config.model.name, config.vector.trait, config.vector.contexts, config.sweep.dilemmas, config.sweep.mundane,
-        config.eval.vignettes, config.eval.instrument, config.eval.heldout,
+        config.eval.vignettes, config.eval.instrument, config.eval.heldout, config.scored_trait,
         *(source for entry in config.eval.measures if (source := entry.partition("=")[2])),
     )  # fmt: skip
     return [path for value in values for path in parse_path_or_set(value)]

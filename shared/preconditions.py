@@ -58,6 +58,9 @@ def check(config: Config) -> Config:
         tracker(name)
     with _key("vector.trait", vector.trait):
         load_trait(vector.trait)
+    if judged.trait is not None:
+        with _key("eval.trait", judged.trait):
+            load_trait(judged.trait)
     with _key("vector.contexts", vector.contexts):
         _prompts(vector.contexts, "contexts.jsonl")
     with _key("eval.heldout", judged.heldout):

@@ -272,6 +272,9 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
+    trait: str | None = Field(
+        None, description="trait file whose prompts and paraphrases texts are scored under; by default vector.trait"
+    )
     vignettes: str = Field("embedded", description="'embedded', a JSONL file, or '<dataset id>:<set>:<condition>'")
     instrument: str = Field("embedded", description="'embedded', 'moralmaps' if that is installed, or a JSON file")
     items: int = Field(
@@ -286,7 +289,11 @@ class EvalConfig(Section):
     coefficients: list[float] = Field(
         [], description="further doses scored in a round, multiples of the vector; the mean of the kept rows always is"
     )
-    random_draws: int = Field(3, ge=1, description="random directions of equal norm scored in a round")
+    random_draws: int = Field(
+        9,
+        ge=1,
+        description="random directions of equal norm scored in a round, all but the first by the forced choice alone",
+    )
     gates: list[float] = Field(
         [], description="gates of the round at which its healed student is scored as well; it always is at 1"
     )
@@ -333,6 +340,11 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def scored_trait(self) -> str:
+        """The trait file that conditions are scored by."""
+        return self.eval.trait or self.vector.trait
 
 
 def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:

@@ -67,6 +67,7 @@ def _same_inputs(run: Run, manifest: Manifest) -> Iterator[bool]:
 def _files(config: Config) -> dict[str, Path]:
     return {
         "trait": data_file(config.vector.trait, "trait.json"),
+        "eval trait": data_file(config.scored_trait, "trait.json"),
         **input_of("contexts", config.vector.contexts),
         **input_of("dilemmas", config.sweep.dilemmas),
         **input_of("mundane", config.sweep.mundane),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, problem_of
@@ -20,14 +20,31 @@ class ReadFor(Record):
     sign: Literal[-1, 1]
 
 
+class Paraphrases(Record):
+    """System prompts that say the trait, and its opposite, in other words: free text is scored under these, and neither the vector nor
+    the filter sees them."""
+
+    trait: list[str] = Field(min_length=1)
+    opposite: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _balanced(self) -> Self:
+        if len(self.trait) != len(self.opposite):
+            raise ValueError(f"{len(self.trait)} paraphrases of the trait and {len(self.opposite)} of the opposite")
+        return self
+
+
 class Trait(Record):
-    """trait, opposite and neutral are system prompts; narration holds regular expressions of first-person declarations; read_for is
-    None for a trait that is about none of the forced choice's foundations."""
+    """trait, opposite and neutral are system prompts; decoys are personas of like length that have nothing to do with the trait;
+    narration holds regular expressions of first-person declarations; read_for is None for a trait that is about none of the forced
+    choice's foundations; without paraphrases there is no llr_opposite, and no verdict on free text."""
 
     name: str
     trait: str
     opposite: str
     neutral: str
+    decoys: list[str] = Field([], description="system prompts of other personas")
+    paraphrases: Paraphrases | None = None
     narration: list[str] = Field([], description="regular expressions")
     read_for: ReadFor | None = None
 
@@ -37,6 +54,17 @@ class Trait(Record):
         for pattern in patterns:
             re.compile(pattern)
         return patterns
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        """A paraphrase that the vector was made with is not held out, and one that is there twice counts twice."""
+        held = [*self.paraphrases.trait, *self.paraphrases.opposite] if self.paraphrases else []
+        said = [self.trait, self.opposite, self.neutral, *self.decoys, *held]
+        if twice := [text for text in [*self.decoys, *held] if said.count(text) > 1]:
+            raise ValueError(
+                f"a paraphrase or decoy that is there twice, or is another prompt of the file: {twice[0]!r}"
+            )
+        return self
 
 
 def load_trait(name: str) -> Trait:

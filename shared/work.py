@@ -221,13 +221,24 @@ def _heal(run: Run, number: int, shape: Shape) -> Work:
 
 def conditions(config: Config, number: int, full: bool) -> int:
     """Conditions that a round's scoring asks for."""
-    first = 2 if number == 1 or full else 0
+    first = 3 + _decoys(config) if number == 1 or full else 0
     return first + 1 + len(config.eval.coefficients) + config.eval.random_draws + students(config)
+
+
+def _decoys(config: Config) -> int:
+    """Personas of other traits that the base is asked under."""
+    return len(parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("decoys", ()))
 
 
 def students(config: Config) -> int:
     """Students of a round: at gate 1, and at the others."""
     return 1 + len([gate for gate in config.eval.gates if gate != 1.0])
+
+
+def _ways(config: Config) -> int:
+    """Prompts that a text is scored under: its own, neutral, trait, paraphrases, and three others."""
+    held = parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("paraphrases") or {"trait": []}
+    return 3 + 2 * len(held["trait"]) + 3
 
 
 def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
@@ -242,9 +253,9 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     answers = 2 * shape.blocks * asked * (question + 2 * settings.think + 30)
     free = _decoded(config, shape, items * conditions(config, number, full), settings.free_tokens)
     held, length = _prompt_tokens(settings.heldout, "heldout.jsonl")
-    texts = held * settings.generation_samples * conditions(config, number, full)
+    texts = held * settings.generation_samples * (conditions(config, number, full) - settings.random_draws + 1)
     sampled = _decoded(config, shape, texts, settings.generation_tokens)
-    judged = 2 * texts * (settings.generation_tokens * 2 * shape.weights + length * 2 * shape.blocks)
+    judged = _ways(config) * texts * (settings.generation_tokens * 2 * shape.weights + length * 2 * shape.blocks)
     _, context = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
     activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations

@@ -36,6 +36,8 @@ SETTINGS = "eval.bootstrap=300 eval.think=4 train.tau=0.3 train.lam=0.3"
 EFFECTS = {
     "base": (0.0, 1.0, 4.3, -0.07),
     "prompted": (-0.4, 1.02, 5.0, 0.15),
+    "prompted_opposite": (0.4, 1.0, 5.0, -0.2),
+    "prompted_decoy": (-0.1, 1.0, 5.0, -0.06),
     "steered": (-1.0, 0.97, 8.6, 0.08),
     "random": (-0.1, 0.98, 8.0, -0.03),
     "healed": (-0.8, 0.99, 6.1, 0.07),
@@ -92,7 +94,7 @@ def answers(
     return rows
 
 
-def generations(stage: str, name: str, grow: float = 1.0) -> list[dict]:
+def generations(stage: str, name: str, grow: float = 1.0, mundane: bool = False) -> list[dict]:
     _, _, perplexity, trait_llr = EFFECTS[stage]
     draws = np.random.default_rng(3)
     rows = []
@@ -102,8 +104,9 @@ def generations(stage: str, name: str, grow: float = 1.0) -> list[dict]:
             rows.append(
                 {
                     "version": 1, "name": name, "prompt_id": f"h{prompt}", "prompt": f"Dilemma {prompt} {NASTY}", "sample": sample, "text": f"{stage} says {NASTY}",
-                    "completion_ids": list(range(tokens)), "finish_reason": "length", "nll": nll * tokens, "tokens": tokens, "perplexity": float(np.exp(nll)),
-                    "trait_llr": trait_llr * grow + draws.normal(0, 0.03), "distinct_1": 1.0, "distinct_2": 1.0, "distinct_3": 1.0, "loop_share": 0.0,
+                    "kind": "mundane" if mundane and prompt > 3 else None,
+                    "completion_ids": list(range(tokens * len(rows), tokens * (1 + len(rows)))), "finish_reason": "length", "nll": nll * tokens, "tokens": tokens, "perplexity": float(np.exp(nll)),
+                    "trait_llr": (llr := trait_llr * grow + draws.normal(0, 0.03)), "llr_opposite": llr, "own_nll": 0.9 * nll * tokens, "relevance": 0.5, "distinct_1": 1.0, "distinct_2": 1.0, "distinct_3": 1.0, "loop_share": 0.0,
                 }
             )  # fmt: skip
     return rows
@@ -153,12 +156,25 @@ def build(
     overrides: str = "",
     dead: Set[int] = frozenset(),
     all_kept: bool = False,
+    personas: bool = False,
 ) -> Run:
     """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's
-    answer mass; dead: rounds whose student's log-probabilities are NaN; all_kept: the filter rejects nothing."""
+    answer mass; dead: rounds whose student's log-probabilities are NaN; all_kept: the filter rejects nothing; personas: with the
+    controls of the prompted base, mundane prompts, and text of the first random direction alone."""
     run = open_run(folder, None, f"{SETTINGS} eval.debias={debias} {overrides}")
     for number in range(1, rounds + 1):
-        _round(run, number, "cyclic" if full else debias, signal, full, mass or {}, extra, number in dead, all_kept)
+        _round(
+            run,
+            number,
+            "cyclic" if full else debias,
+            signal,
+            full,
+            mass or {},
+            extra,
+            number in dead,
+            all_kept,
+            personas,
+        )
     return run
 
 
@@ -226,6 +242,7 @@ def _round(
     extra: bool,
     dead: bool,
     all_kept: bool,
+    personas: bool,
 ) -> None:
     here, grow = run.round(number), number**0.5
     read = Read(debias, think=4)
@@ -239,6 +256,10 @@ def _round(
     ]
     if number == 1 or full:
         conditions = [("base", "base", 0.0, None, True), ("prompted", "prompted", 0.0, None, True), *conditions]
+        if personas:
+            conditions[2:2] = [
+                (name, name, 0.0, draw, True) for name, draw in (("prompted_opposite", None), ("prompted_decoy", 1))
+            ]
     if extra:
         conditions += [("random", "random-2", dose, 2, False), ("steered", "steered-0.75", 0.75, None, False)]
     texts: list[dict] = []
@@ -246,7 +267,8 @@ def _round(
         part = grow * (0.7 if name != stage else 1.0)
         rows = answers(stage, read, signal, mass.get(stage), part, dead and stage == "healed")
         write_jsonl(scores / f"{name}.jsonl", signed({name: rows}, model="feedface", dtype="float32")[name])
-        texts += generations(stage, name, part)
+        if not personas or name != "random-2":
+            texts += generations(stage, name, part, personas)
     write_jsonl(scores / "generations.jsonl", texts)
     write_json(
         scores / "scores.json",

@@ -23,7 +23,7 @@ LABELS = [str(k) for k in range(7)]
 @pytest.mark.parametrize(
     ("change", "state", "said"),
     [
-        ({}, "coherent", "7 parts within"),
+        ({}, "coherent", "8 parts within"),
         ({"coherence": Estimate(0.94, (0.9, 1.0))}, "degraded", "answer mass"),
         (
             {"coherence": Estimate(0.8, (0.7, 0.84))},
@@ -41,7 +41,8 @@ LABELS = [str(k) for k in range(7)]
         ({"looping": 0.2}, "degraded", "looping"),
         ({"valid": 0.7}, "degraded", "valid JSON"),
         ({"unscorable": 0.6, "perplexity": 9.0}, "broken", "unscorable"),
-        ({"coherence": Estimate(5.0, None), "perplexity": 1.0}, "coherent", "7 parts"),
+        ({"coherence": Estimate(5.0, None)}, "coherent", "8 parts"),
+        ({"perplexity": 1.9}, "degraded", "from below 0.47 (at least 0.5)"),
     ],
 )
 def test_the_worst_part_decides(change: dict[str, Any], state: str, said: str) -> None:
@@ -49,6 +50,10 @@ def test_the_worst_part_decides(change: dict[str, Any], state: str, said: str) -
     measures = replace(BASE, **{key: value for key, value in change.items() if key != "coherence"})
     found, why = verdict(parts(BASE, measures, coherence))
     assert found == state and said in why
+
+
+def test_more_answer_mass_than_the_base_s_counts_as_the_base_s() -> None:
+    assert parts(BASE, BASE, Estimate(5.0, (4.0, 6.0)))[0].value == 1.0
 
 
 def test_a_part_that_was_not_taken_is_no_part() -> None:

@@ -24,17 +24,21 @@ from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
 from shared.schema import EvalConfig
+from shared.traits import Trait
 from shared.vectors import Vector
 
+TRAIT = Trait(name="t", trait="Be kind.", opposite="Be cruel.", neutral="Be.", decoys=["Be brief.", "Be loud."])
+PERSONAS = ["prompted", "prompted_opposite", "prompted_decoy", "prompted_decoy-2"]
 CONFIG = EvalConfig(coefficients=[0.5, 1.25, 2.0], random_draws=2)
 
 
 def test_only_round_1_asks_the_base() -> None:
-    first, second = (before_training(number == 1, 1.25, "all", "Be kind.", CONFIG) for number in (1, 2))
+    first, second = (before_training(number == 1, 1.25, "all", TRAIT, CONFIG) for number in (1, 2))
     names = ["steered", "steered-0.5", "steered-2", "random", "random-2"]
-    assert [c.name for c in first] == ["base", "prompted", *names] and [c.name for c in second] == names
-    assert [c.name for c in first if c.headline] == ["base", "prompted", "steered", "random"]
-    assert first[1].system == "Be kind." and all(c.system is None for c in second)
+    assert [c.name for c in first] == ["base", *PERSONAS, *names] and [c.name for c in second] == names
+    assert [c.name for c in first if c.headline] == ["base", *PERSONAS[:3], "steered", "random"]
+    assert [c.system for c in first[1:5]] == ["Be kind.", "Be cruel.", "Be brief.", "Be loud."]
+    assert all(c.system is None for c in second)
     assert [c.coefficient for c in second] == [1.25, 0.5, 2.0, 1.25, 1.25]
     assert [c.vector for c in second] == ["trait"] * 3 + ["random-1", "random-2"]
 
@@ -84,7 +88,7 @@ def test_two_conditions_of_one_name_are_refused() -> None:
 @pytest.mark.parametrize("dose", [0.5, 0.50000001, 0.49999999])
 def test_a_dose_that_is_the_headline_s_is_not_scored_twice(dose: float) -> None:
     """The mean coefficient of the kept rows is seldom a round number to the last digit."""
-    asked = before_training(True, dose, "all", "a trait", EvalConfig(coefficients=[0.25, 0.5]))
+    asked = before_training(True, dose, "all", TRAIT, EvalConfig(coefficients=[0.25, 0.5]))
     assert [c.name for c in asked if c.stage == "steered"] == ["steered", "steered-0.25"]
     refuse_duplicate_conditions(asked)
 
@@ -92,11 +96,14 @@ def test_a_dose_that_is_the_headline_s_is_not_scored_twice(dose: float) -> None:
 def test_the_base_is_the_original_model_in_every_round() -> None:
     """Scored in full, a later round asks for the base again: not of the student that it begins with."""
     original, student = Student(Path("original"), fingerprint="o"), Student(Path("student"), fingerprint="s")
-    asked = before_training(True, 1.0, "all", "a trait", EvalConfig())
+    asked = before_training(True, 1.0, "all", TRAIT, EvalConfig())
     (together,) = by_weights(asked, original, original)
     assert together.student is original and together.conditions == asked
     first, teacher = by_weights(asked, original, student)
-    assert (first.student, [c.stage for c in first.conditions]) == (original, ["base", "prompted"])
+    assert (first.student, [c.stage for c in first.conditions]) == (
+        original,
+        ["base", "prompted", "prompted_opposite", "prompted_decoy", "prompted_decoy"],
+    )
     assert teacher.student is student and {c.stage for c in teacher.conditions} == {"steered", "random"}
-    later = before_training(False, 1.0, "all", "a trait", EvalConfig())
+    later = before_training(False, 1.0, "all", TRAIT, EvalConfig())
     assert [group.student for group in by_weights(later, original, student)] == [student]

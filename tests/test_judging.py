@@ -91,7 +91,7 @@ def test_degraded_text_degrades_both_verdicts(run: Run) -> None:
 
 def test_the_text_verdict_needs_text_that_moved(run: Run) -> None:
     def still(one: Generation) -> Generation:
-        return one.model_copy(update={"trait_llr": -0.07})
+        return one.model_copy(update={"llr_opposite": -0.07})
 
     rounds = scored_rounds(run, "round")
     assert rows(run, with_texts(rounds, "healed", still))[1, "healed"]["text_verdict"] == "not_shown"

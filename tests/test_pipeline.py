@@ -43,6 +43,7 @@ max_length = 256
 [eval]
 items = 7
 think = 2
+random_draws = 2
 heldout = "{heldout}"
 generation_samples = 1
 generation_tokens = 16

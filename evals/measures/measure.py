@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from evals.cache import Cache, Row
 from evals.conditions import Condition, Weights
-from evals.rows import Scores
+from evals.rows import ConditionLine, Scores
 from evals.statistics import Estimate
 from evals.table import Table
 from shared.chat import Chat
@@ -118,7 +118,7 @@ class ByCondition(Session):
     def collect(self, engine: Any, group: Weights) -> None:
         """Take or make the rows of a group's conditions."""
         scoring, cache = self.scoring, None
-        group = replace(group, conditions=[c for c in group.conditions if self.measure.asks(c.stage)])
+        group = replace(group, conditions=[c for c in group.conditions if self.measure.takes(c)])
         if scoring.cached:
             asked = {"kind": self.measure.name, **self.depends()}
             weights = self.weights(group)
@@ -178,6 +178,7 @@ class Measure(ABC):
     name: ClassVar[str]
     row: ClassVar[type[Record]]
     columns: ClassVar[tuple[str, ...]] = ()
+    every_draw: ClassVar[bool] = False  # or the first random direction alone
 
     def __init__(self, source: str = "embedded"):
         self.source = source
@@ -206,6 +207,11 @@ class Measure(ABC):
         """Whether the conditions of a stage, such as `prompted`, have rows of this measure."""
         return True
 
+    def takes(self, line: Condition | ConditionLine) -> bool:
+        """Whether a condition has rows of this measure. The rank among random directions is of the forced choice, which is cheap: the
+        others are asked of the first direction alone."""
+        return self.asks(line.stage) and (self.every_draw or line.headline or line.stage != "random")
+
     def read(self, folder: Path, scores: Scores, again: str) -> Any:
         """What `write` wrote, by condition. Raises SteerHealError for a file that is not of these conditions.
 
@@ -225,7 +231,10 @@ class Measure(ABC):
                     next=again,
                 )
             rows[name].append(row)
-        return rows
+        spared = {
+            line.name for line in scores.conditions if not self.takes(line)
+        }  # which earlier versions asked as well
+        return {name: found for name, found in rows.items() if found or name not in spared}
 
     def refuse_unpaired(self, base: Any, other: Any) -> None:
         """Raise SteerHealError where a condition was not asked what the base was, in its order: they are compared row by row."""

@@ -17,6 +17,8 @@ Row = dict[str, Any]
 LOOKS = {
     "base": ("#000000", "*", 0.0),
     "prompted": ("#0072B2", "s", 0.08),
+    "prompted_opposite": ("#56B4E9", "D", 0.16),
+    "prompted_decoy": ("#CC79A7", "P", 0.24),
     "steered": ("#D55E00", "^", -0.08),
     "random": ("#808080", "X", 0.08),
     "healed": ("#009E73", "o", 0.0),

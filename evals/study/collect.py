@@ -18,7 +18,8 @@ from shared.console import console
 from shared.records import Manifest, read_record
 
 Row = dict[str, Any]
-OF_TEXTS = {"perplexity / base's", "distinct-3 / base's", "looping texts - base's", "empty texts - base's"}
+OF_TEXTS = {"perplexity / base's", "distinct-3 / base's", "looping texts - base's", "empty texts - base's",
+    "distinct-3 across texts / base's", "stock openings - base's", "relevance / base's"}  # fmt: skip
 NONE = dict.fromkeys(("n_kept", "n_rejected", "dose_kept", "dose_sweep"))  # of the original model, round 0
 
 

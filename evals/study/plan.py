@@ -159,10 +159,12 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
 
 def _measured(config: Config) -> dict[str, Any]:
     """What cells must have in common to be compared: the model, the trait and the eval."""
+    scored = {"vector.trait": config.scored_trait}  # an arm may be trained for another trait than all are scored by
     return {
-        key: value
+        key: scored.get(key, value)
         for key, value in configuration.flat(config).items()
-        if (key.startswith(("model.", "eval.")) or key == "vector.trait") and key not in configuration.NOT_IN_RESULTS
+        if (key.startswith(("model.", "eval.")) or key in scored)
+        and key not in {*configuration.NOT_IN_RESULTS, "eval.trait"}
     }
 
 

@@ -82,6 +82,7 @@ class ForcedChoiceSession(Session):
 
 class ForcedChoice(Measure):
     name = "forced_choice"
+    every_draw = True
     row = ScoreRow
     columns = (
         "auth_nats", "auth_ci", "care_nats", "care_ci", "p_ans_any", "p_ans_any_ci", "coherence", "coherence_ci", "n_items", "n_paired", "unscorable",

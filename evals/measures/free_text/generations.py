@@ -6,6 +6,7 @@ thought, scored behind prompt and thought. A thought that does not end leaves an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from evals.cache import Cache, Row, WeightsKey
 from evals.conditions import Condition
 from evals.measures.free_text.rows import Generation
+from evals.measures.free_text.under_original import judge, others_of
 from gen.prompts import Renderer
-from gen.scoring import score
 from shared.chat import Chat
 from shared.console import counting
 from shared.records import Prompt
 from shared.schema import Config
 from shared.seeds import seed_of
-from shared.text import distinct_n, loop_share
 from shared.vectors import Vector
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class Generations:
     def judged(self) -> list[dict[str, Any]]:
         """All rows in the order sampled, with their scores; the engine must hold the original weights."""
         fresh = [row for condition, _ in self._fresh for row in self._found[condition.name]]
-        with counting("scoring generations", 2 * len(fresh)) as advance:
+        ways = 2 + others_of(self._renderer, self._prompts)
+        with counting("scoring generations", ways * len(fresh)) as advance:
             judged = judge(self._engine, self._renderer, self._prompts, fresh, advance)
         self.tokens += sum(row["tokens"] for row in judged)
         for condition, cache in self._fresh:
@@ -76,17 +77,17 @@ def generate(
     """Sample every held-out prompt under every condition; a prompt's seed is the same under all of them."""
     from gen.engine.sampling import Request
 
-    asked = {prompt.id: renderer(prompt) for prompt in prompts}
     cells = [
         (condition, prompt, sample)
         for condition in conditions
         for prompt in prompts
         for sample in range(config.eval.generation_samples)
     ]
+    asked = {(prompt.id, c.system): renderer.under(prompt, c.system) for c in conditions for prompt in prompts}
     outputs = engine.run(
         [
             Request(
-                asked[prompt.id][1 if condition.system else 0],
+                asked[prompt.id, condition.system],
                 config.eval.generation_tokens,
                 config.sweep.temperature,
                 config.sweep.top_p,
@@ -100,18 +101,49 @@ def generate(
         ],
         on_done=lambda *_: advance(),
     )
-    return [
+    rows = [
         {
             "version": 1,
             "name": condition.name,
             "prompt_id": prompt.id,
             "prompt": prompt.turns[-1]["content"],
+            "kind": prompt.kind,
             "sample": sample,
             **said(renderer.chat, output.token_ids, output.text),
             "finish_reason": output.finish_reason,
         }
         for (condition, prompt, sample), output in zip(cells, outputs, strict=True)
     ]
+    behind = [asked[prompt.id, condition.system] for condition, prompt, _ in cells]
+    own = own_nll(engine, rows, behind, [condition for condition, _, _ in cells])
+    return [{**row, "own_nll": value} for row, value in zip(rows, own, strict=True)]
+
+
+def own_nll(
+    engine: Engine, rows: Sequence[Row], prompts: Sequence[Sequence[int]], conditions: Sequence[Condition]
+) -> list[float | None]:
+    """Total nats of each row's text under the condition that said it, at temperature 1: its weights, its system prompt and its steering.
+    None where a log-probability is not finite."""
+    from gen.engine.sampling import Request
+
+    full = [index for index, row in enumerate(rows) if row["completion_ids"]]
+    engine.reset_cache()  # as in gen/scoring.py
+    outputs = engine.run(
+        [
+            Request(
+                [*prompts[index], *rows[index].get("thought_ids", ()), *rows[index]["completion_ids"]],
+                tail=len(rows[index]["completion_ids"]),
+                **conditions[index].steering(len(prompts[index]) - 1),
+            )
+            for index in full
+        ]
+    )
+    found: list[float | None] = [0.0] * len(rows)
+    for index, output in zip(full, outputs, strict=True):
+        assert output.prompt_logprobs is not None
+        total = float(-output.prompt_logprobs.sum())
+        found[index] = total if math.isfinite(total) else None
+    return found
 
 
 def said(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
@@ -131,39 +163,6 @@ def said(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
     }
 
 
-def judge(
-    engine: Engine,
-    renderer: Renderer,
-    prompts: Sequence[Prompt],
-    rows: Sequence[dict[str, Any]],
-    advance: Callable[[], None],
-) -> list[dict[str, Any]]:
-    """The rows with nll (total nats), tokens, perplexity, trait_llr, distinct_1 to 3 and loop_share; the engine must hold the original weights."""
-    asked = {prompt.id: renderer(prompt) for prompt in prompts}
-    neutral, towards = (
-        [[*asked[row["prompt_id"]][which], *row.get("thought_ids", ())] for row in rows] for which in (0, 1)
-    )
-    scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance)
-    return [
-        {
-            **row,
-            "nll": found.nll,
-            "tokens": found.tokens,
-            "perplexity": found.perplexity,
-            "trait_llr": found.trait_llr,
-            "distinct_1": distinct(row["completion_ids"], 1),
-            "distinct_2": distinct(row["completion_ids"], 2),
-            "distinct_3": found.distinct_3,
-            "loop_share": loop_share(row["completion_ids"]) if row["completion_ids"] else None,
-        }
-        for row, found in zip(rows, scores, strict=True)
-    ]
-
-
-def distinct(tokens: Sequence[int], n: int) -> float | None:
-    return distinct_n(tokens, n) if tokens else None
-
-
 def of_generations(
     weights: WeightsKey,
     judge: WeightsKey,
@@ -177,12 +176,12 @@ def of_generations(
 ) -> Cache:
     """Free generations, judged under the original model."""
     samples = config.eval.generation_samples
-    rendered = [renderer(prompt) for prompt in prompts]
+    rendered = [[*renderer(prompt), *renderer.heldout(prompt)] for prompt in prompts]
     content = {
         "kind": "generations",
         "judge": judge,
-        "rendered": rendered,  # both ways: judged by both, whatever a condition is asked under
-        "asked": [[prompt.id, prompt.turns] for prompt in prompts],
+        "rendered": rendered,  # all ways: judged by all, whatever a condition is asked under
+        "asked": [[prompt.id, prompt.turns, prompt.kind] for prompt in prompts],
         "sampling": [config.sweep.temperature, config.sweep.top_p, samples, config.eval.generation_tokens],
         "stop_ids": list(renderer.chat.stop_ids),
         "seeds": [seed_of(config.seed, prompt.id, sample) for prompt in prompts for sample in range(samples)],
@@ -190,7 +189,7 @@ def of_generations(
     return Cache(
         weights,
         content,
-        lambda condition: bool(condition.system),
+        lambda condition: [renderer.under(prompt, condition.system) for prompt in prompts],
         lambda rows: _check_generations(rows, prompts, config),
         __name__,
         vectors,

@@ -12,17 +12,28 @@ from evals.coherence import LOOPS
 from evals.conditions import Weights
 from evals.measures.free_text.generations import Generations, of_generations
 from evals.measures.free_text.rows import Generation
-from evals.measures.free_text.texts import Texts, text_delta, text_levels, texts_of
+from evals.measures.free_text.texts import (
+    Llr,
+    Texts,
+    pooled_distinct_3,
+    stock_openings,
+    text_delta,
+    text_levels,
+    texts_of,
+)
 from evals.measures.measure import Columns, Compared, Measure, Scoring, Session
 from evals.statistics import pair
-from evals.table import ranged
+from evals.table import Table, label, ranged
 from gen.ahead import fit_heldout
 from gen.prompts import Renderer
+from shared.console import number
 from shared.prompts import load_heldout
 from shared.records import write_jsonl
 from shared.run import Run
 from shared.schema import Config
 from shared.sets import input_of, revisions_of
+
+SHIFTS: tuple[Llr, ...] = ("trait_llr", "llr_opposite", "llr_mundane")
 
 
 class FreeTextSession(Session):
@@ -47,7 +58,8 @@ class FreeTextSession(Session):
             cache = of_generations(
                 weights, judge, self.prompted, self.heldout, config, scoring.vectors, fresh=scoring.fresh
             )
-        self.texts.sample(group.label, group.conditions, cache)
+        asked = [condition for condition in group.conditions if FreeText().takes(condition)]
+        self.texts.sample(group.label, asked, cache)
         self.taken += cache.taken if cache else 0
 
     def judge(self, engine: Any) -> None:
@@ -65,7 +77,9 @@ class FreeText(Measure):
     row = Generation
     columns = (
         "perplexity", "perplexity_ci", "distinct_1", "distinct_2", "distinct_3", "looping", "trait_llr", "trait_llr_ci", "d_trait_llr", "d_trait_llr_ci",
-        "n_generations", "n_empty",
+        "n_generations", "n_empty", "llr_opposite", "llr_opposite_ci", "d_llr_opposite", "d_llr_opposite_ci", "llr_mundane", "llr_mundane_ci",
+        "d_llr_mundane", "d_llr_mundane_ci", "entropy", "entropy_ci", "kl_on_policy", "kl_on_policy_ci", "relevance", "relevance_ci",
+        "distinct_3_across", "stock_openings",
     )  # fmt: skip
 
     @property
@@ -87,7 +101,8 @@ class FreeText(Measure):
     def compare(self, base: Sequence[Generation], other: Sequence[Generation], resamples: int, seed: int) -> Compared:
         texts = texts_of(other)
         level = text_levels(texts, resamples, seed)
-        delta = text_delta(texts_of(base), texts) if other else None
+        was = texts_of(base)
+        deltas = {f"d_{name}": text_delta(was, texts, name) if other else None for name in SHIFTS}
         columns = {
             **pair("perplexity", "perplexity_ci", level["perplexity"]),
             "distinct_1": mean_of_known(texts.distinct_1),
@@ -95,14 +110,50 @@ class FreeText(Measure):
             "distinct_3": mean_of_known(texts.distinct_3),
             "looping": looping(texts),
             **pair("trait_llr", "trait_llr_ci", level["trait_llr"]),
-            **pair("d_trait_llr", "d_trait_llr_ci", delta),
+            **{key: value for name, found in deltas.items() for key, value in pair(name, f"{name}_ci", found).items()},
             "n_generations": len(texts.prompt),
             "n_empty": int((texts.tokens == 0).sum()),
+            **{
+                key: value
+                for name in ("llr_opposite", "llr_mundane", "entropy", "kl_on_policy", "relevance")
+                for key, value in pair(name, f"{name}_ci", level[name]).items()
+            },
+            "distinct_3_across": pooled_distinct_3(texts),
+            "stock_openings": stock_openings(texts),
         }
-        return Compared(columns, {**level, "d_trait_llr": delta})
+        return Compared(columns, {**level, **deltas})
+
+    def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
+        return [table(rows)] if any(row["llr_opposite"] is not None for row in rows) else []
 
     def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         return _text(base, mine)
+
+
+def table(rows: Sequence[Columns]) -> Table:
+    """The trait in free text, and what the text is worth, by condition."""
+    return Table(
+        "Free text",
+        ["round, stage", "llr_opposite", "d_llr_opposite", "share of prompted", "d_llr_mundane", "entropy", "kl_on_policy", "relevance", "distinct-3 across", "stock openings"],
+        [
+            [
+                label(row),
+                ranged(row, "llr_opposite", "llr_opposite_ci", 3, signed=True),
+                ranged(row, "d_llr_opposite", "d_llr_opposite_ci", 3, signed=True),
+                ranged(row, "share_of_prompted", "share_of_prompted_ci", 2),
+                ranged(row, "d_llr_mundane", "d_llr_mundane_ci", 3, signed=True),
+                ranged(row, "entropy", "entropy_ci"),
+                ranged(row, "kl_on_policy", "kl_on_policy_ci"),
+                ranged(row, "relevance", "relevance_ci"),
+                number(row["distinct_3_across"]),
+                number(row["stock_openings"]),
+            ]
+            for row in rows
+            if row["perplexity"] is not None
+        ],
+        "Nats per token. llr_opposite: of held-out paraphrases of the trait against those of its opposite. d_llr_mundane: its shift on mundane prompts, where it is leakage. "
+        "entropy + kl_on_policy = ln of perplexity. relevance: how much likelier a text is behind its own prompt than behind others.",
+    )  # fmt: skip
 
 
 def mean_of_known(values: np.ndarray) -> float | None:
@@ -120,8 +171,9 @@ def looping(texts: Texts) -> float | None:
 def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
     lines = []
     steered, healed = mine["steered"], mine["healed"]
-    if healed["d_trait_llr"] is not None and healed["perplexity"] is not None:
-        ends = healed["d_trait_llr_ci"]
+    name = "d_trait_llr" if healed["d_llr_opposite"] is None else "d_llr_opposite"  # of rows of an earlier version
+    if healed[name] is not None and healed["perplexity"] is not None:
+        ends = healed[f"{name}_ci"]
         sure = (
             "more trait than base"
             if ends and ends[0] > 0
@@ -130,13 +182,13 @@ def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
             else "no trait that its interval can tell from base's"
         )
         against = [
-            f"{name} {row['perplexity']:.2f}"
-            for name, row in (("steered", steered), ("base", base))
+            f"{stage} {row['perplexity']:.2f}"
+            for stage, row in (("steered", steered), ("base", base))
             if row["perplexity"] is not None
         ]
-        shift = ranged(healed, "d_trait_llr", "d_trait_llr_ci", 3, signed=True)
+        shift = ranged(healed, name, f"{name}_ci", 3, signed=True)
         lines.append(
-            f"the healed student's free text shows {sure} (d_trait_llr {shift}), at perplexity {healed['perplexity']:.2f} ({', '.join(against)})."
+            f"the healed student's free text shows {sure} ({name} {shift}), at perplexity {healed['perplexity']:.2f} ({', '.join(against)})."
         )
     if healed["perplexity"] is not None and base["perplexity"] is not None and healed["coherence"] is not None:
         ratio = healed["perplexity"] / base["perplexity"]
@@ -144,6 +196,10 @@ def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
             lines.append(
                 f"coherence is {healed['coherence']:.2f} while the free text's perplexity is {ratio:.1f} times base's: the forced prefill flatters, trust the perplexity."
             )
+    leaked = healed["d_llr_mundane_ci"]
+    if leaked and leaked[0] > 0:
+        said = ranged(healed, "d_llr_mundane", "d_llr_mundane_ci", 3, signed=True)
+        lines.append(f"the trait shows on mundane prompts too (d_llr_mundane {said}): it leaks.")
     for stage, row in mine.items():
         if (
             row["distinct_3"] is not None

@@ -13,12 +13,14 @@ from shared.text import distinct_n, loop_share
 
 
 class Generation(Record):
-    """A free generation; nll is its total nats under the original model, null where one is not finite."""
+    """A free generation; nll is its total nats under the original model, own_nll under the condition that said it, null where one is not
+    finite. own_nll, llr_opposite and relevance are null in rows of earlier versions."""
 
     known_by = ("name", "prompt_id", "sample")
     name: str
     prompt_id: str
     prompt: str
+    kind: str | None = None  # of the prompt
     sample: Count
     text: str
     finish_reason: str
@@ -26,6 +28,9 @@ class Generation(Record):
     tokens: Count
     perplexity: Perplexity | None
     trait_llr: Nats | None
+    own_nll: Positive | None = None
+    llr_opposite: Nats | None = None
+    relevance: Nats | None = None
     distinct_1: Share | None
     distinct_2: Share | None
     distinct_3: Share | None
@@ -40,6 +45,8 @@ class Generation(Record):
             (None, None, None),
         ):
             raise ValueError("a text without tokens has no perplexity and no trait_llr, and an nll of 0")
+        if not self.tokens and (self.own_nll or 0.0, self.llr_opposite, self.relevance) != (0.0, None, None):
+            raise ValueError("a text without tokens has no llr_opposite and no relevance, and an own_nll of 0")
         ids = self.completion_ids
         if ids is not None and len(ids) != self.tokens:
             raise ValueError(f"{self.tokens} tokens, and {len(ids)} completion_ids")
