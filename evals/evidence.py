@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,13 +13,13 @@ from evals.intervals import estimate_of, log_ratio
 from evals.ladder import Evidence, Price
 from evals.measures.forced_choice.contrast import rank_p, specific_shift
 from evals.measures.forced_choice.levels import moral_share
-from evals.measures.free_text.texts import Llr, Texts, text_delta, text_levels, text_retain
+from evals.measures.free_text.texts import Texts, text_delta, text_levels, text_retain
 from evals.statistics import AUTHORITY, Answers, Estimate, same_setting, show
 from evals.verdict import preflight
 from shared.instrument import FOUNDATIONS
 from shared.traits import ReadFor
 
-TRAIT: Llr = "llr_opposite"
+TRAIT: Literal["llr_opposite"] = "llr_opposite"
 NO_LLR = (
     "there is no llr_opposite of the free text: the trait file has no paraphrases, or the rows are of an earlier version; "
     "add paraphrases to it and score again with REBUILD=1"

@@ -65,20 +65,15 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
     if mundane.all():  # nothing else was asked
         mundane[:] = False
     return Texts(
-        [row.prompt_id for row in rows],
-        *[
-            values(name)
-            for name in (
-                "nll",
-                "tokens",
-                "trait_llr",
-                "distinct_1",
-                "distinct_2",
-                "distinct_3",
-                "loop_share",
-                "own_nll",
-            )
-        ],
+        prompt=[row.prompt_id for row in rows],
+        nll=values("nll"),
+        tokens=values("tokens"),
+        trait_llr=values("trait_llr"),
+        distinct_1=values("distinct_1"),
+        distinct_2=values("distinct_2"),
+        distinct_3=values("distinct_3"),
+        loop_share=values("loop_share"),
+        own_nll=values("own_nll"),
         llr_opposite=np.where(mundane, np.nan, llr),
         llr_mundane=np.where(mundane, llr, np.nan),
         relevance=values("relevance"),
