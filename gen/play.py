@@ -95,7 +95,7 @@ def _of_run(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             next=command_of("shared.pipeline", "--run", arguments.run, "--rounds", number or 1),
         )
     trait, name = load_trait(config.vector.trait), config.model.name
-    page = {
+    page: dict[str, Any] = {
         "title": f"{arguments.run}, round {number}",
         "model": name,
         "trait": trait.trait,
