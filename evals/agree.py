@@ -14,7 +14,7 @@ import numpy as np
 
 from evals.round import Round
 from gen.outcome import Tally
-from shared.commands import round_command, stage_command
+from shared.commands import stage_command
 from shared.errors import SteerHealError
 from shared.provenance import differences
 from shared.records import Manifest
@@ -44,7 +44,9 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str
         for name in names:
             path = (run.round(number) / name).relative_to(run.folder).as_posix()
             if path not in manifests[stage].outputs:
-                raise _disagree(run, number, f"{path} is not among the outputs of its manifest", f"what {stage} made")
+                raise _disagree(
+                    run, number, manifests, f"{path} is not among the outputs of its manifest", f"what {stage} made"
+                )
     for stage, manifest in read_by(manifests, mode):
         if changed := list(_other_settings(run.config, stage, manifest.settings)):
             raise SteerHealError(
@@ -94,11 +96,13 @@ def counted(run: Run, r: Round, mode: str) -> None:
     ]  # fmt: skip
     for what, found, expected in counts:
         if found != expected:
-            raise _disagree(run, r.number, f"{what}: {found}", f"{expected}")
+            raise _disagree(run, r.number, r.manifests, f"{what}: {found}", f"{expected}")
     for what, rows in (("steps", r.steps), ("held-out rows", r.heldout)):
         places = [row.step for row in rows]
         if any(after <= before for before, after in pairwise(places)):
-            raise _disagree(run, r.number, f"{what} of train.jsonl out of order or twice", "steps that rise")
+            raise _disagree(
+                run, r.number, r.manifests, f"{what} of train.jsonl out of order or twice", "steps that rise"
+            )
     _swept(run, r)
     _asked(run, r.number, [(line.name, r) for line in scored])
 
@@ -113,12 +117,18 @@ def _of(manifest: Manifest, **found: Any) -> Iterator[tuple[str, Any, Any]]:
 def _swept(run: Run, r: Round) -> None:
     """The sweep by coefficient against the rows kept and rejected, of which it is the sum; the dose against the rows kept."""
     if shared := {row.key for row in r.kept} & {row.key for row in r.rejected}:
-        raise _disagree(run, r.number, f"{sorted(shared)[0]} is kept and rejected", "each row in one of the two files")
+        raise _disagree(
+            run, r.number, r.manifests, f"{sorted(shared)[0]} is kept and rejected", "each row in one of the two files"
+        )
     if wrong := next((row for row in r.kept if row.reasons), None) or next(
         (row for row in r.rejected if not row.reasons), None
     ):
         raise _disagree(
-            run, r.number, f"{wrong.key}, reasons {wrong.reasons}", "reasons of each rejected row, and of no other"
+            run,
+            r.number,
+            r.manifests,
+            f"{wrong.key}, reasons {wrong.reasons}",
+            "reasons of each rejected row, and of no other",
         )
     steered = run.config.filter.source == "steered"
     lines = {line.coefficient: line for line in r.scores.sweep if (line.coefficient != 0) == steered}
@@ -135,17 +145,22 @@ def _swept(run: Run, r: Round) -> None:
                 raise _disagree(
                     run,
                     r.number,
+                    r.manifests,
                     f"{name} at coefficient {coefficient:g} is {theirs} in scores.json",
                     f"{ours}, as kept.jsonl and rejected.jsonl come to",
                 )
     dose = float(np.mean([row.coefficient for row in r.kept])) if r.kept else None
     for line in r.scores.conditions:
         if line.stage not in ("steered", "random") and line.coefficient:
-            raise _disagree(run, r.number, f"{line.name} at coefficient {line.coefficient:g}", "no vector")
+            raise _disagree(run, r.number, r.manifests, f"{line.name} at coefficient {line.coefficient:g}", "no vector")
         at_dose = line.stage == "random" or (line.stage == "steered" and line.headline)
         if at_dose and not _close(line.coefficient, dose):
             raise _disagree(
-                run, r.number, f"{line.name} at coefficient {line.coefficient}", f"{dose}, the mean of the rows kept"
+                run,
+                r.number,
+                r.manifests,
+                f"{line.name} at coefficient {line.coefficient}",
+                f"{dose}, the mean of the rows kept",
             )
     slopes = [
         line.relative_dose / abs(line.coefficient)
@@ -156,12 +171,15 @@ def _swept(run: Run, r: Round) -> None:
         raise _disagree(
             run,
             r.number,
+            r.manifests,
             "relative doses that are not in proportion to their coefficients",
             "|c| ‖v‖ / mean ‖h‖ of one vector",
         )
     length = {row.key: len(row.completion_ids) for row in r.kept}
     if strange := next((row.key for row in r.tokens if length.get(row.key) != len(row.tokens)), None):
-        raise _disagree(run, r.number, f"kl_tokens.jsonl has {strange!r}", "completions kept, token for token")
+        raise _disagree(
+            run, r.number, r.manifests, f"kl_tokens.jsonl has {strange!r}", "completions kept, token for token"
+        )
 
 
 def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
@@ -174,13 +192,18 @@ def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
         first, free = asked if first is None else first, taken if free is None else free
         if taken != free:
             raise _disagree(
-                run, number, f"{name} has {'' if taken else 'no '}free answers", "those of every condition, or of none"
+                run,
+                number,
+                r.manifests,
+                f"{name} has {'' if taken else 'no '}free answers",
+                "those of every condition, or of none",
             )
         if asked != first:
             differ = sorted({*asked} ^ {*first})
             raise _disagree(
                 run,
                 number,
+                r.manifests,
                 f"{len(asked)} generations of {name} against {len(first)}; only in one: {differ[0][:2]}",
                 "the same held-out prompts and samples under every condition",
             )
@@ -201,6 +224,7 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
                 raise _disagree(
                     run,
                     r.number,
+                    r.manifests,
                     f"{stage} had the model {manifest.model.name}",
                     f"model.name of the run, {run.config.model.name}",
                 )
@@ -208,13 +232,18 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
                 model = model or mine
                 if mine != model:
                     raise _disagree(
-                        run, r.number, f"{stage} had the model {mine[:12]}", f"{model[:12]}, as the stages before it"
+                        run,
+                        r.number,
+                        r.manifests,
+                        f"{stage} had the model {mine[:12]}",
+                        f"{model[:12]}, as the stages before it",
                     )
             for label, digest in manifest.inputs.items():
                 if label not in OF_A_ROUND and known.setdefault(label, digest) != digest:
                     raise _disagree(
                         run,
                         r.number,
+                        r.manifests,
                         f"{stage} read another {label}, {digest[:12]}",
                         f"{known[label][:12]}, as the stages before it",
                     )
@@ -235,10 +264,11 @@ def _close(one: float | None, other: float | None) -> bool:
     return math.isclose(one, other, rel_tol=CLOSE, abs_tol=CLOSE)
 
 
-def _disagree(run: Run, number: int, given: str, expected: str) -> SteerHealError:
+def _disagree(run: Run, number: int, manifests: Mapping[str, Manifest], given: str, expected: str) -> SteerHealError:
+    step = "score-full" if "score-full" in manifests else "score"
     return SteerHealError(
         f"the files of round {number} do not agree",
         given=given,
         expected=expected,
-        next=f"restore them, or make the round again: {round_command(run.folder, number, rebuild=True)}",
+        next=f"restore them, or make the round again: {stage_command(run.folder, number, step, rebuild=True)}",
     )

@@ -67,7 +67,8 @@ def open_round(config: SweepConfig) -> Iterator[Prompts]:
 def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len: int) -> Survey:
     """Read, validate and render every prompt once, before anything is sampled.
 
-    Raises SteerHealError for the first bad row, a conversation the chat template refuses, and prompts too long.
+    Raises SteerHealError for the first bad row, a conversation the chat template refuses, a template that drops the trait prompt, and
+    prompts too long.
     """
     digest, content = hashlib.sha256(), hashlib.sha256()
     count = longest = over = 0
@@ -90,6 +91,7 @@ def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len:
         content.update(_content(prompt))
         digest.update(_content(prompt) + json.dumps(rendered).encode())
         count += 1
+    renderer.chat.hears()
     if over:
         raise SteerHealError(
             "a prompt is too long",

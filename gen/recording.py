@@ -1,12 +1,14 @@
 """Which rows of a sweep record log-probabilities token by token, and how the student's are taken.
 
 The trainer compares them with its own before its first step (train/agreement.py). A fault that this catches is in every row, so a
-sample of them is enough: ROWS at most, the same share of every coefficient, at even distances over the prompts.
+sample of them is enough: ROWS at most, at even distances over the prompts. Most are of the low coefficients, whose rows the filter keeps;
+coefficient 0, which is trained on as a control alone, comes last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,15 +24,24 @@ ROWS = 24  # of a sweep, but at least one a coefficient
 
 def recorded(prompts: int, coefficients: Sequence[float], samples: int) -> Callable[[Planned], bool]:
     """Whether a planned row records log-probabilities: a function of its place in the plan alone, whatever the windows are."""
-    cells = prompts * samples
-    each = min(max(ROWS // len(coefficients), 1), cells)
+    cells, counts = prompts * samples, _counts(coefficients)
     chosen = {
         # every coefficient begins at another place, so that few prompts are taken twice
         (coefficient, int((turn + place / len(coefficients)) * cells / each))
         for place, coefficient in enumerate(coefficients)
+        for each in [min(counts[coefficient], cells)]
         for turn in range(each)
     }
     return lambda row: (row.coefficient, row.index * samples + row.sample) in chosen
+
+
+def _counts(coefficients: Sequence[float]) -> dict[float, int]:
+    """Rows by coefficient: one each, and the rest of ROWS by 1, 1/2, 1/3 ... from the lowest steered coefficient on."""
+    order = sorted(set(coefficients), key=lambda coefficient: (coefficient == 0, abs(coefficient), coefficient))
+    weights = [1 / rank for rank in range(1, len(order) + 1)]
+    left = max(ROWS - len(order), 0)
+    ends = [round(left * total / sum(weights)) for total in accumulate(weights)]
+    return {coefficient: 1 + end - begin for coefficient, begin, end in zip(order, [0, *ends], ends, strict=False)}
 
 
 def unsteered_logprobs(

@@ -21,7 +21,7 @@ from shared.adapters import readable
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import CONFIG, command_of, form, option
-from shared.console import console
+from shared.console import console, say
 from shared.context import fitted
 from shared.errors import Exit, SteerHealError, in_one_line
 from shared.models import cache_folder
@@ -175,7 +175,11 @@ def main() -> None:
             readable(folder)
     refuse_address(arguments.host, arguments.port)
     template = config.model.chat_template_kwargs
-    chat = Chat.load(model.folder, template)
+    chat = Chat.load(model.folder, template, config.model.day)
+    if config.model.day and chat.dated:
+        template = chat.elsewhere
+        if Chat(chat.tokenizer, template).dated:
+            say(f"the chat template takes no date from outside: served conversations have the day's, not model.date = {config.model.date}", "yellow")  # fmt: skip
     folder = model.folder
     if arguments.adapter:
         from shared.merging import merged

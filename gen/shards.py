@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from gen.windows import Windows
+from shared.commands import removal
 from shared.errors import SteerHealError
 from shared.publish import atomic_file, digest, write_json, write_text
 from shared.records import VERSION, Count, Inside, Record, read_record
@@ -173,7 +174,7 @@ class Shards(Windows):
                 "a window of an interrupted sweep was edited",
                 given=path,
                 expected=f"the rows that the sweep wrote, as {self.index} says",
-                next=f"rm {path}, then the same command makes it again",
+                next=f"{removal(path)}, then the same command makes it again",
             )
         self._whole.add(index)
         return True
@@ -203,7 +204,7 @@ class Shards(Windows):
         line = self._lines[index]
         if line["keys"] != digest_of_keys(keys):
             raise self._other(
-                index, f"keys of another plan in {self.index}", keys[0], f"rm -r {self.folder} {self.out}"
+                index, f"keys of another plan in {self.index}", keys[0], removal(self.folder, self.out, folder=True)
             )
         return line["rows"], line["tokens"]
 
@@ -262,7 +263,7 @@ class Shards(Windows):
                     "a shard of an interrupted sweep was edited or removed",
                     given=path,
                     expected=f"what {self.index} records",
-                    next=f"restore it, or begin again: the same command with --rebuild, or rm -r {self.folder} {self.out}",
+                    next=f"restore it, or begin again: the same command with --rebuild, or {removal(self.folder, self.out, folder=True)}",
                 )
             for index in self._of_shard(number):  # where a crash came between the index and the removal
                 self.path(index).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from gen.outcome import Tally
 from gen.plan import Job, Planned, rows_of, spread
 from gen.rules import Yardstick, judge
 from gen.windows import Windows
+from shared.commands import removal
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.lines import problem_of
@@ -146,7 +147,7 @@ def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yar
                 "the walk of an interrupted sweep could not be read",
                 given=f"{windows.plan}: {problem_of(error)}",
                 expected="what the walk noted",
-                next=f"rm -r {windows.folder}, then the same command walks again",
+                next=f"{removal(windows.folder, folder=True)}, then the same command walks again",
             ) from None
         console.print(f"walk: the interrupted sweep found {answer.coefficient:g}")
         return answer

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from shared.commands import removal
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.provenance import differences, refuse_mixing
@@ -54,7 +55,7 @@ class Windows:
                     f"an interrupted sweep of {self.out} was of something else",
                     given="; ".join(changed),
                     expected=f"what {self.plan} records",
-                    next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or rm -r {self.folder}",
+                    next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or {removal(self.folder, folder=True)}",
                 )
             if lost:
                 say(f"discarding the windows of an interrupted sweep: {'; '.join(changed) or 'this is a rebuild'}")
@@ -109,7 +110,7 @@ class Windows:
                     "a window of an interrupted sweep was edited",
                     given=path,
                     expected=f"the rows that the sweep wrote, as {seal.name} says",
-                    next=f"rm {path}, then the same command makes it again",
+                    next=f"{removal(path)}, then the same command makes it again",
                 )
             self._whole.add(index)
         return index in self._whole
@@ -124,7 +125,7 @@ class Windows:
 
     def read(self, index: int, keys: Sequence[str]) -> Iterator[Completion]:
         """The rows of a window. Raises SteerHealError, at the latest at their end, where they are not those of the keys in their order."""
-        again = f"rm {shlex.quote(str(self.path(index)))}, then the same command makes it again"
+        again = f"{removal(self.path(index))}, then the same command makes it again"
         wanted = iter(keys)
         for row in iterate_jsonl(self.path(index), Completion, made_by=again):
             if row.key != (key := next(wanted, None)):

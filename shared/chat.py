@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 from shared.control import ControlTokens, control_names
 from shared.errors import SteerHealError
 from shared.template import Template, Turns, ends_of, load_tokenizer
-from shared.thinking import Thinking, parted, read, reopened
+from shared.thinking import Thinking, parted, read
+from shared.turn_end import end_of_turn
 
 
 class _Rendered(NamedTuple):
@@ -84,49 +85,68 @@ class Chat:
         """Token ids of a rendered text: special tokens in it are tokens, and BOS stands once in front where the model has one."""
         return self._encoded(_Rendered(text))
 
-    def opened(self, turns: Turns, system: str | None, opening: str, closing: str) -> list[int]:
-        """Token ids of a prompt that ends within one opened thought: an empty one that the template closed is taken away first.
+    def opened(self, turns: Turns, system: str | None, opening: str) -> list[int]:
+        """Token ids of a prompt that ends within one opened thought: one that the template closed is taken away first.
 
         Args:
             turns, system: as in `ids`.
-            opening, closing: what opens and closes a thought, as text; opening is added where the prompt does not end with it.
+            opening: what opens a thought, as text; it is added where the template opens none itself.
         """
         text, mark = self._rendered(turns, system, True)
-        for pair in ((self.thinking.open, self.thinking.close), (opening.strip(), closing.strip())):
-            text = reopened(text, *pair) if all(pair) else text
-        if not text.rstrip().endswith(opening.rstrip()):
-            text += opening
+        if self.thinking.prompt != "opens":
+            text = text.removesuffix(self.thinking.closed) + opening
         return self._encoded(_Rendered(text, mark))
+
+    def closing(self, closing: str) -> str:
+        """What ends the thought that `opened` opens: the template's own mark where the template opens it, else `closing`."""
+        return self.thinking.close if self.thinking.prompt == "opens" else closing
 
     def next_turn(self, said: str, user: str) -> list[int]:
         """Token ids behind an assistant's words: `said`, the end of the turn, a user turn, and what opens the assistant's next turn.
 
-        BOS, which stands at the front of a conversation, is not among them.
+        The user turn is rendered as the published evaluator does it: as that of a conversation of its own, without its BOS.
         """
+        return self._tokens(self._next_turn(said, user))
+
+    def _next_turn(self, said: str, user: str) -> _Rendered:
         (user,), mark = self._broken([user])
         before, _ = self._template.around(user)
-        if self.bos_id is not None:
-            before = before.removeprefix(str(self.tokenizer.bos_token))
-        return self._tokens(_Rendered(said + self._template.close + before, mark))
+        while self.bos_id is not None and before.startswith(bos := str(self.tokenizer.bos_token)):
+            before = before.removeprefix(bos)
+        return _Rendered(said + self._template.between + before, mark)
 
     def completed(self, turns: Turns, system: str | None, completion: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt, and those of what the assistant says, which end with the end of the turn, once.
 
         An end of turn that is written at the completion's end, as many data sets have it, is that one. Without words the second
-        list is empty.
+        list is empty. Where the prompt opens a thought and the completion ends none, the thought is closed at the prompt's end: the
+        completion is what the assistant says, not what it thinks.
         """
-        words = self._without_end(completion)
-        prompt = self._encoded(self._rendered(turns, system, True))
+        words, thinking, thought = self._without_end(completion), self.thinking, ""
+        if thinking.prompt == "opens" and words.strip():
+            if thinking.close in words:  # a thought was written, perhaps with the mark that the prompt ends with
+                words = words.removeprefix(thinking.open).lstrip() if words.startswith(thinking.open) else words
+            else:
+                thought = f"{thinking.close}\n\n"
+        prompt = self._encoded(self._rendered(turns, system, True, opened=thought))
         if not words.strip():
             return prompt, []
-        whole = self._encoded(self._rendered(turns, system, True, words))
+        whole = self._encoded(self._rendered(turns, system, True, words, thought))
         joined = whole[: len(prompt)] != prompt  # a token across the edge, which no sampler would continue with
         return prompt, [*(self.plain(words) if joined else whole[len(prompt) :]), self.end_id]
 
     def label_ids(self, labels: Sequence[str], after: str) -> list[int]:
         """The token that each label becomes behind a text. Raises SteerHealError unless each is one, and another one."""
-        before = self.plain(after)
-        found = [self.plain(after + label) for label in labels]
+        return self._label_ids(labels, after, self.plain)
+
+    def first_label_ids(self, labels: Sequence[str], said: str, user: str) -> list[int]:
+        """The token that each label becomes where it is the first word behind `next_turn(said, user)`. Raises SteerHealError as `label_ids`."""
+        slot, mark = self._next_turn(said, user)
+        return self._label_ids(labels, slot, lambda text: self._tokens(_Rendered(text, mark)))
+
+    def _label_ids(self, labels: Sequence[str], after: str, tokens: Callable[[str], list[int]]) -> list[int]:
+        before = tokens(after)
+        found = [tokens(after + label) for label in labels]
         size = len(before)
         wrong = {
             label: ids for label, ids in zip(labels, found, strict=True) if ids[:size] != before or len(ids) != size + 1
@@ -150,25 +170,7 @@ class Chat:
     @cached_property
     def end_id(self) -> int:
         """The token that ends an assistant's turn, which training appends to written completions."""
-        close = list(self.tokenizer(self._template.close, add_special_tokens=False)["input_ids"])
-        added = {token for token, one in self.tokenizer.added_tokens_decoder.items() if one.content.strip()}
-        known = {*self._ends, self.tokenizer.eos_token_id}
-        own = next((t for t in close if t in known), next((t for t in close if t in added), None))
-        if (
-            own is None
-            and len(word := self.tokenizer(self._template.close.strip(), add_special_tokens=False)["input_ids"]) == 1
-        ):
-            own = word[0]
-        if own is None:
-            own = self.tokenizer.eos_token_id
-        if own is None:
-            raise SteerHealError(
-                "nothing ends a turn of this model",
-                given=f"its template closes a turn with {self._template.close!r}, and its tokenizer has no end-of-sequence token",
-                expected="a token that ends the assistant's turn",
-                next="name it as eos_token in tokenizer_config.json",
-            )
-        return int(own)
+        return end_of_turn(self.tokenizer, self._template.close, self._ends)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -185,6 +187,13 @@ class Chat:
         place = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return list(ids[: place + 1])
 
+    def says(self, ids: Sequence[int]) -> bool:
+        """Whether there is a word besides blanks, the ends of a turn, and the marks of a thought."""
+        text = str(self.tokenizer.decode([token for token in ids if token not in self.stop_ids]))
+        for mark in filter(None, (self.thinking.open, self.thinking.close)):
+            text = text.replace(mark, "")
+        return bool(text.strip())
+
     def _without_end(self, text: str) -> str:
         """A text without the ends of a turn that it is written with."""
         ends = tuple(self.tokenizer.decode([token]).strip() or " " for token in self.stop_ids)  # a blank is no end here
@@ -197,16 +206,7 @@ class Chat:
     @cached_property
     def thinking(self) -> Thinking:
         """Whether and how the model thinks before it answers."""
-        probe = [{"role": "user", "content": "x"}]
-
-        def without() -> str | None:
-            try:
-                return self._template.render(probe, True, enable_thinking=False)
-            except SteerHealError:
-                return None
-
-        source = self._template.source
-        return read(source, self._template.render(probe, True), without, lambda text: self._tokens(_Rendered(text)))
+        return read(self._template, lambda text: self._tokens(_Rendered(text)))
 
     def parted(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
         """The thought and the answer of what a model said behind a prompt of `ids`. A thought that does not end has no answer."""
@@ -224,6 +224,10 @@ class Chat:
         """What becomes of a system prompt, as in `shared.template.Template`."""
         return self._template.system
 
+    def hears(self) -> None:
+        """Raise SteerHealError where the template leaves a system prompt out: the trait prompt would not reach the model."""
+        self._template.hears()
+
     @property
     def dated(self) -> bool:
         """Whether the template writes the day."""
@@ -233,6 +237,11 @@ class Chat:
     def arguments(self) -> str:
         """The template's arguments, and its day where it writes one, as JSON with sorted keys."""
         return self._template.described
+
+    @property
+    def elsewhere(self) -> dict[str, Any]:
+        """The template's arguments for a server that renders it, as in `shared.template.Template`."""
+        return self._template.elsewhere
 
     @cached_property
     def _control(self) -> ControlTokens:
@@ -244,8 +253,8 @@ class Chat:
 
     # Text and tokens
 
-    def _rendered(self, turns: Turns, system: str | None, prompt: bool, then: str = "") -> _Rendered:
-        """A conversation under one system message, and what is said then."""
+    def _rendered(self, turns: Turns, system: str | None, prompt: bool, then: str = "", opened: str = "") -> _Rendered:
+        """A conversation under one system message, and what is said then, behind what `opened` adds to the template's own text."""
         turns = list(turns)
         if system is not None:
             own, rest = (turns[0]["content"], turns[1:]) if _has_system(turns) else ("", turns)
@@ -255,7 +264,7 @@ class Chat:
             turns = [{**turns[1], "content": both}, *turns[2:]]
         (*contents, then), mark = self._broken([*(turn["content"] for turn in turns), then])
         turns = [{**turn, "content": content} for turn, content in zip(turns, contents, strict=True)]
-        return _Rendered(self._template.render(turns, prompt) + then, mark)
+        return _Rendered(self._template.render(turns, prompt) + opened + then, mark)
 
     def _broken(self, texts: Sequence[str]) -> tuple[list[str], str | None]:
         """Texts with a mark inside their control tokens; no mark where there are none."""

@@ -165,6 +165,15 @@ def _assigned(variable: str, value: str) -> str:
     return f"{variable}={shlex.quote(value.replace('$', '$$'))}"
 
 
+def removal(*paths: Path | str, folder: bool = False) -> str:
+    """The command that removes files, or folders with what is in them.
+
+    Paths are quoted here: pasted without quotes, a name with a blank in it removes two others.
+    """
+    names = [f"./{path}" if str(path).startswith("-") else str(path) for path in paths]
+    return "rm " + ("-r " if folder else "") + " ".join(map(shlex.quote, names))
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """What a misspelt word was meant to be; None where no known word is near.
 

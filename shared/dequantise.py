@@ -16,7 +16,7 @@ from shared.cache import remembered_digest
 from shared.console import console, say
 from shared.errors import Exit, SteerHealError, in_one_line
 from shared.gguf_header import Header, state_of
-from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, refuse_weights, text_config
+from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, position_scaling, refuse_weights, text_config
 from shared.gguf_tokenizer import tokenizer_of
 from shared.locks import held
 from shared.machine import GIB, free_disk
@@ -99,13 +99,20 @@ def _parsed_once() -> Iterator[None]:
     """Let Transformers parse the file once, and build its map of tensor names once.
 
     It parses the file for the tokenizer, the configuration and the weights, and builds the map for every module of the network: most
-    of the time that a small model takes.
+    of the time that a small model takes. The model's name is left out: it takes a Llama that is called `mistral` for another architecture,
+    for which it has no tokenizer.
     """
     import gguf
 
+    def nameless(*args: Any) -> Any:
+        reader = read(*args)
+        reader.fields.pop("general.name", None)
+        return reader
+
+    read = gguf.GGUFReader
     repeated = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     for name, function in repeated.items():
-        setattr(gguf, name, lru_cache(maxsize=None)(function))
+        setattr(gguf, name, lru_cache(maxsize=None)(nameless if function is read else function))
     try:
         yield
     finally:
@@ -197,17 +204,22 @@ def _mend(header: Header, config: Any) -> None:
 def _scale_positions(header: Header, config: Any) -> None:
     """Put the scaling of positions into a configuration: Transformers does not read it out of a GGUF file."""
     architecture = header.architecture
-    scaling = header.text(f"{architecture}.rope.scaling.type") or "none"
-    factor = header.fields.get(f"{architecture}.rope.scaling.factor")
+    scaling, factor = position_scaling(header)
     original = header.whole(f"{architecture}.rope.scaling.original_context_length")
     nested = config.rope_parameters.get("full_attention")  # Gemma 3 scales its global layers alone
     rope = config.rope_parameters if nested is None else nested
     if any(tensor.name == ROPE_FACTORS for tensor in header.tensors):
         rope.update(_llama3(header, config))
-    elif scaling != "none" and factor:
-        rope.update(rope_type=scaling, factor=float(factor))
+    elif scaling != "none":
+        rope.update(rope_type=scaling, factor=factor)
         if scaling == "yarn":
             rope["original_max_position_embeddings"] = original or config.max_position_embeddings
+            for name in ("beta_fast", "beta_slow"):
+                if (value := header.fields.get(f"{architecture}.rope.scaling.yarn_{name}")) is not None:
+                    rope[name] = float(value)
+    local = header.fields.get(f"{architecture}.rope.freq_base_swa")
+    if nested is not None and local:
+        config.rope_parameters["sliding_attention"]["rope_theta"] = float(local)
 
 
 def _llama3(header: Header, config: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from shared import adapter_base
 from shared.adapters import Adapter, load_adapter
 from shared.commands import setting
 from shared.errors import SteerHealError
@@ -42,7 +43,7 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
     Raises:
         SteerHealError: other weights were trained on, or the model has no such layer, module or shape; with the module's name.
     """
-    _belongs(adapter, model)
+    adapter_base.noted(adapter, model)
     config = read_object(
         model.folder / "config.json",
         what="a model's configuration could not be read",
@@ -88,17 +89,8 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
             raise refuse("the engine cannot apply this adapter", given, "no modules of single experts", merged)
         places[module] = place
         taken.add(place)
+    adapter_base.named(adapter, model)  # last: what does not fit is told by its modules
     return places
-
-
-def _belongs(adapter: Adapter, model: Model) -> None:
-    if adapter.note is not None and adapter.note.fingerprint != model.fingerprint:
-        raise SteerHealError(
-            "an adapter belongs to another model",
-            given=f"{adapter.folder}, trained on {adapter.note.model} ({adapter.note.fingerprint[:12]})",
-            expected=f"an adapter of {model.name} ({model.fingerprint[:12]})",
-            next="name the model it was trained on, or train it again: python -m train.heal --help",
-        )
 
 
 def _spellings(module: str, nested: bool) -> Iterator[str]:

@@ -24,6 +24,11 @@ ARCHITECTURES = {
     "phi3": "phi3",
 }
 ROPE = ("none", "linear", "yarn")  # how positions are scaled beyond the trained context, by `rope.scaling.type`
+ROPE_READ = {
+    "dimension_count", "freq_base", "scale_linear", "scaling.type", "scaling.factor", "scaling.original_context_length", "scaling.finetuned",
+    "scaling.yarn_beta_fast", "scaling.yarn_beta_slow",
+}  # fmt: skip
+NEUTRAL = {"scaling.attn_factor": 1.0, "scaling.yarn_attn_factor": 1.0, "scaling.yarn_ext_factor": 1.0, "scaling.yarn_log_multiplier": 0.0}  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's scaling, as one factor a frequency
 LOSSLESS = ("F32", "F16")  # kept exactly, in float32; everything else is rounded to bfloat16
 SIZES = {"float32": 4, "bfloat16": 2}
@@ -47,8 +52,7 @@ def read_model(path: Path) -> Header:
         _refuse(header, f"it is one of {parts} parts", "one file", f"llama-gguf-split --merge {path} whole.gguf")
     if architecture not in ARCHITECTURES:
         _refuse(header, f"architecture {architecture or 'none'}", f"one of {', '.join(ARCHITECTURES)}")
-    if (scaling := header.text(f"{architecture}.rope.scaling.type") or "none") not in ROPE:
-        _refuse(header, f"positions scaled by {scaling}", f"one of {', '.join(ROPE)}")
+    _known_positions(header)
     if "tokenizer.ggml.tokens" not in header.fields:
         _refuse(header, "no tokenizer.ggml.tokens", "a model with its tokenizer")
     for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count"):
@@ -58,6 +62,32 @@ def read_model(path: Path) -> Header:
     if turned not in (None, width):
         _refuse(header, f"{turned} of {width} dimensions of a head turn with the position", "all of them")
     return header
+
+
+def position_scaling(header: Header) -> tuple[str, float]:
+    """How positions are scaled, one of ROPE, and by what factor. As llama.cpp reads it: a factor without a type is linear."""
+    key = f"{header.architecture}.rope"
+    scaling = header.text(f"{key}.scaling.type") or "linear"
+    factor = float(header.fields.get(f"{key}.scaling.factor") or header.fields.get(f"{key}.scale_linear") or 1.0)
+    return ("none", 1.0) if scaling == "none" or factor in (0.0, 1.0) else (scaling, factor)
+
+
+def _known_positions(header: Header) -> None:
+    """Raise SteerHealError for metadata on positions that is not read here, unless it says what holds without it."""
+    begin = f"{header.architecture}.rope."
+    if (scaling := header.text(f"{begin}scaling.type") or "none") not in ROPE:
+        _refuse(header, f"positions scaled by {scaling}", f"one of {', '.join(ROPE)}")
+    same = {
+        **NEUTRAL,
+        "dimension_count_swa": header.fields.get(f"{begin}dimension_count"),
+        "freq_base_swa": header.fields.get(f"{begin}freq_base"),
+    }
+    for key, value in header.fields.items():
+        name = key.removeprefix(begin)
+        local = name == "freq_base_swa" and header.architecture == "gemma3"
+        if name == key or name in ROPE_READ or local or (name in same and value == same[name]):
+            continue
+        _refuse(header, f"{key} is {value!r}", "keys of positions that are known here")
 
 
 def _refuse(header: Header, given: str, expected: str, next: str | None = None) -> NoReturn:

@@ -43,6 +43,7 @@ def tokenizer_of(header: Header) -> tuple[Any, list[int]]:
     _split(header, tokenizer)
     ends = _ends(header, tokenizer)
     _name(header, tokenizer, ends)
+    _begin(header, tokenizer)
     return tokenizer, ends
 
 
@@ -138,3 +139,22 @@ def _name(header: Header, tokenizer: Any, ends: list[int]) -> None:
     known = [token for key in ("padding", "unknown", "bos") if (token := named(key)) is not None]
     padding = [token for token in known if token not in ends] + [token for token in [*known, *ends] if token != ends[0]]
     tokenizer.pad_token = tokens[(padding or ends)[0]]
+
+
+def _begin(header: Header, tokenizer: Any) -> None:
+    """Put BOS in front of a text as the file says, which Transformers does not read.
+
+    Without the key llama.cpp adds it to SentencePiece vocabularies and to Llama 3's.
+    """
+    from tokenizers import processors
+
+    if (bos := tokenizer.bos_token_id) is None:
+        return
+    pieces, llama3 = header.text("tokenizer.ggml.model") == "llama", header.text("tokenizer.ggml.pre") in SPLITS
+    wanted = header.fields.get("tokenizer.ggml.add_bos_token", pieces or llama3)
+    if bool(wanted) == (tokenizer("x")["input_ids"][:1] == [bos]):
+        return
+    front = f"{tokenizer.bos_token} " if wanted else ""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{front}$A", pair=f"{front}$A $B", special_tokens=[(tokenizer.bos_token, bos)]
+    )

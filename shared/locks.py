@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.commands import removal
 from shared.errors import Exit, SteerHealError
 from shared.publish import HOST, make_parent
 
@@ -207,5 +208,5 @@ def _opened(file: Path) -> int:
         os.close(handle)
         kind = "no plain file"
     raise SteerHealError(
-        "a lock is not ours", given=f"{file}, {kind}", expected="a file of our own, or none", next=f"look at it, then rm {file}"
+        "a lock is not ours", given=f"{file}, {kind}", expected="a file of our own, or none", next=f"look at it, then {removal(file)}"
     )  # fmt: skip

@@ -30,7 +30,9 @@ from shared.runtime import gc_disabled
 from shared.strict import read_object
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
-GGUF_VERSION = 1  # of the folder that a GGUF file becomes
+GGUF_VERSION = (
+    2  # of the folder that a GGUF file becomes; 1 did not know every key of positions, nor whether BOS is added
+)
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,11 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
             next="check the name, log in with `hf auth login` for a gated model, or take `embedded`",
         ) from None
     return _checked(Model(name, folder, folder.name), weights)
+
+
+def tokenizer_folder(name: str) -> Path:
+    """The folder of a model's tokenizer and generation_config.json: a local one as it is, of the hub's without its weights."""
+    return Path(name) if _is_folder(name) else resolve(name, weights=False).folder
 
 
 def _meant(name: str) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shared.commands import removal
 from shared.errors import Exit, SteerHealError
 
 # What rows, adapters and scores are said to depend on, and what is recorded beside it.
@@ -56,7 +56,7 @@ def refuse_mixing(what: str, out: Path, changed: Sequence[str], folder: Path) ->
         f"an interrupted {what} was begun {begun}",
         given=f"{out}: {'; '.join(changed)}",
         expected=expected,
-        next=choice.format(f"rm -r {shlex.quote(str(folder))}"),
+        next=choice.format(removal(folder, folder=True)),
         code=Exit.MACHINE,
     )
 

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ CELL = 2**24  # characters of a CSV's cell: one whose quote is never closed ends
 HEAD = 4096  # bytes that tell what a file is
 BATCH = 64  # rows of a Parquet file that are held
 TYPED = ("label", "version")  # columns of a CSV that are no text: true, false or a number
+CONVERSED = ("messages", "prompt", "completion")  # columns of a CSV that may hold a conversation, as JSON
+REPR = re.compile(r"\s*\[\s*\{\s*'(?:role|content)'\s*:")
+AS_JSON = """python -c "import ast, csv, json, sys; rows = list(csv.reader(open(sys.argv[1], newline='', encoding='utf-8-sig'))); csv.writer(open(sys.argv[2], 'x', newline='', encoding='utf-8')).writerows([json.dumps(ast.literal_eval(c)) if c.startswith('[{') else c for c in row] for row in rows)" FILE NEW"""
 DIVIDERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*DIVIDERS, ".parquet")
 
@@ -126,7 +130,12 @@ def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) 
                     return
                 if len(cells) != len(names):
                     raise ValueError(f"{len(cells)} cells, where the header has {len(names)}")
-                fields = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell}
+                written = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+                if "prompt" in written and "completion" in names:
+                    written.setdefault(
+                        "completion", ""
+                    )  # empty, and not missing: left out and counted, as of JSON Lines
+                fields = {name: _cell(name, cell) for name, cell in written.items()}
                 yield number, row.model_validate(fields)
         except UnicodeDecodeError as error:
             raise _refused(path, number, not_utf8(error), row, made_by) from None
@@ -154,6 +163,19 @@ def _cell(name: str, text: str) -> Any:
             return json.loads(text.lower())
         except ValueError:
             return text
+    if name in CONVERSED and text.lstrip().startswith(("[{", "[ {")):
+        try:
+            turns = json.loads(text)
+        except ValueError:
+            pass
+        else:
+            return (
+                turns
+                if name == "messages" or all(isinstance(turn, dict) and "role" in turn for turn in turns)
+                else text
+            )
+        if name == "messages" or REPR.match(text):
+            raise Convertible(f"{name} is a list as Python prints it", AS_JSON)
     return text
 
 
@@ -196,7 +218,7 @@ def present(values: dict[str, Any], row: type[Record]) -> dict[str, Any]:
 def _refused(path: Path, number: int, error: Exception, row: type[Record], made_by: str) -> SteerHealError:
     """What is wrong with a row of a CSV or a Parquet file, and the command that mends it."""
     kind = "Parquet" if unit(path) == "row" else "CSV"
-    lines = path.with_suffix(".jsonl")
+    lines = _free(path)
     if isinstance(error, ValidationError) and (command := conversion_of(error, lines)):
         command = f"{_as_jsonl(path, lines)} && {command}"  # a shape of others, whose conversion is of JSON Lines
     else:
@@ -210,10 +232,18 @@ def _refused(path: Path, number: int, error: Exception, row: type[Record], made_
 
 
 def _as_jsonl(path: Path, lines: Path) -> str:
-    """The command that writes a table as JSON Lines."""
-    kind = "parquet" if unit(path) == "row" else "csv"
-    code = f"import sys; from datasets import Dataset; Dataset.from_{kind}(sys.argv[1]).to_json(sys.argv[2])"
+    """The command that writes a table as JSON Lines; the cells of a CSV stay text, as they are read here."""
+    code = "import sys; from datasets import Dataset; Dataset.from_parquet(sys.argv[1]).to_json(sys.argv[2])"
+    if (divider := DIVIDERS.get(path.suffix.lower())) is not None:
+        table = f"csv.DictReader(open(sys.argv[1], newline='', encoding='utf-8-sig'), delimiter={divider!r})"
+        code = f"import csv, json, sys; open(sys.argv[2], 'x').writelines(json.dumps({{k: v for k, v in row.items() if v}}) + chr(10) for row in {table})"
     return f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(str(lines))}'
+
+
+def _free(path: Path) -> Path:
+    """A name for JSON Lines beside a table that nothing has yet."""
+    names = (path.with_name(f"{path.stem}{number}.jsonl") for number in ("", *(f"-{n}" for n in range(2, 10_000))))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from shared.strict import read_object
 
 Turns = Sequence[dict[str, Any]]
 SAID = "\u2042answer\u2042"  # stands for the words of an assistant where a template is looked at
+PROBE = ({"role": "user", "content": "x"},)
 
 
 class Template:
@@ -52,12 +55,16 @@ class Template:
                     **{"strftime_now": self._clock, **self.arguments, **more},
                 )
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            told = f", under {json.dumps(self.arguments, default=str)}" if self.arguments else ""
             raise SteerHealError(
                 "a conversation does not fit the chat template",
-                given=in_one_line(error),
-                expected="turns that the model's template takes, after a system prompt",
-                next="choose a chat model whose template takes them",
+                given=in_one_line(error) + told,
+                expected="turns that the model's template takes, after a system prompt"
+                + (", and arguments of the kinds that it takes" if told else ""),
+                next=f"without its arguments: {setting('model.chat_template_kwargs={}')}"
+                if told
+                else f"choose a chat model whose template takes them: {setting('model.name=embedded')}",
             ) from None
 
     def check(self) -> None:
@@ -74,7 +81,7 @@ class Template:
                 "a chat template leaves out what the user says",
                 given=f"a user turn is rendered as {self.render([{'role': 'user', 'content': 'x'}], True)!r}",
                 expected="a template that takes the contents of a turn as text, and not in parts alone",
-                next="choose a chat model of text alone, or mend its chat_template.jinja",
+                next=f"choose a chat model of text alone: {setting('model.name=embedded')}",
             )
 
     def _clock(self, form: str) -> str:
@@ -90,7 +97,7 @@ class Template:
                 "a chat template leaves out what the assistant says",
                 given="a user turn and an assistant's",
                 expected="a template that renders both",
-                next="choose another chat model",
+                next=f"choose another chat model: {setting('model.name=embedded')}",
             )
         return before, after
 
@@ -100,8 +107,37 @@ class Template:
         leaves those words out."""
         return self._answered("x")[2]
 
-    def _answered(self, user: str) -> tuple[str, str, str]:
+    @cached_property
+    def between(self) -> str:
+        """The part of `close` that ends a turn and not the conversation: what stands there where a user turn follows."""
+        after = self._answered("x", then="y")[2]
+        added = [one.content for one in self._tokenizer.added_tokens_decoder.values()]
+        parts = (
+            re.split(f"({'|'.join(map(re.escape, sorted(added, key=len, reverse=True)))})", self.close)
+            if added
+            else [self.close]
+        )
+        kept = ""
+        for part in parts:
+            if not after.startswith(kept + part):
+                break
+            kept += part
+        return kept
+
+    @cached_property
+    def added(self) -> str:
+        """What the prompt of an answer ends with that stands before no finished answer, such as an opened thought."""
+        prompt, before = self.render(PROBE, True), self._answered("x", then="y")[0]
+        return prompt.removeprefix(before) if prompt.startswith(before) else ""
+
+    def with_arguments(self, **more: Any) -> Template:
+        """The same template under further arguments."""
+        return Template(self._tokenizer, {**self.arguments, **more}, self.day)
+
+    def _answered(self, user: str, then: str | None = None) -> tuple[str, str, str]:
         turns = [{"role": "user", "content": user}, {"role": "assistant", "content": SAID}]
+        if then is not None:
+            turns.append({"role": "user", "content": then})
         return self.render(turns, False).partition(SAID)
 
     @cached_property
@@ -112,7 +148,8 @@ class Template:
             return None if bos is None else int(bos)
         text = self.render([{"role": "user", "content": "x"}], True)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return int(bos) if ids[:1] == [bos] and ids.count(bos) == 1 else None
+        front = next((place for place, token in enumerate(ids) if token != bos), len(ids))
+        return int(bos) if front and ids.count(bos) == front else None
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -131,12 +168,38 @@ class Template:
                 raise
             return "merged"
 
+    def hears(self) -> None:
+        """Raise SteerHealError where a system prompt is dropped: whatever is asked under one would be asked without it."""
+        if self.system == "dropped":
+            raise SteerHealError(
+                "the trait prompt does not reach the model",
+                given="a chat template that leaves the system prompt out",
+                expected="a chat template that renders it",
+                next=f"choose a chat model whose template has a system turn, such as {setting('model.name=embedded')}",
+            )
+
     @cached_property
     def dated(self) -> bool:
         """Whether the template writes the day."""
         self._clock_read = False
-        self.render([{"role": "user", "content": "x"}], True)
+        system, said = {"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}
+        for turns in (
+            PROBE,
+            (system, *PROBE),
+            (*PROBE, said, *PROBE),
+        ):  # a template may write the day in some turns alone
+            with suppress(SteerHealError):
+                self.render(turns, True)
         return self._clock_read
+
+    @property
+    def elsewhere(self) -> dict[str, Any]:
+        """The arguments under which a server, whose clock is its own, writes this day: with date_string, where the template takes that."""
+        if not self.dated:
+            return self.arguments
+        told = self.with_arguments(date_string=self.day.strftime("%d %b %Y"))
+        same = not told.dated and told.render(PROBE, True) == self.render(PROBE, True)
+        return told.arguments if same else self.arguments
 
     @property
     def described(self) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
+
+from shared.commands import setting
+from shared.errors import SteerHealError
+from shared.template import PROBE, Template
 
 # How families write a thought: what opens it, and what stands between it and the answer.
 MARKS = (
@@ -16,6 +21,8 @@ MARKS = (
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
     ("<|channel>thought", "<channel|>"),
 )
+MARK = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])")  # how any other template may write one
+SWITCHES = ("enable_thinking", "thinking")  # arguments that turn thinking on or off
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Thinking:
         open_ids, close_ids: the same as token ids.
         prompt: what the prompt of an answer does under the template's arguments: `opens` a thought, has it `closed` again, so that
             the answer comes at once, or leaves it to the `model`.
+        closed: the thought that the template closes, with what stands in it, as text: the end of every prompt; else empty.
     """
 
     kind: Literal["none", "optional", "always"]
@@ -37,34 +45,72 @@ class Thinking:
     open_ids: tuple[int, ...] = ()
     close_ids: tuple[int, ...] = ()
     prompt: Literal["opens", "closed", "model"] = "model"
+    closed: str = ""
 
 
-def read(
-    source: str, prompt: str, without: Callable[[], str | None], tokens: Callable[[str], Sequence[int]]
-) -> Thinking:
+def read(template: Template, tokens: Callable[[str], Sequence[int]]) -> Thinking:
     """How a template thinks.
 
     Args:
-        source: the template.
-        prompt: a prompt rendered by it, up to the words of the assistant.
-        without: renders the prompt with thinking switched off; None where the template cannot.
+        template: under the arguments that prompts are rendered with.
         tokens: token ids of a text.
+
+    Raises:
+        SteerHealError: the prompt of an answer opens a thought, and what would end it is not to be told.
     """
-    pair = next((pair for pair in MARKS if pair[0] in source), None)
+    pair = _pair(template)
     if pair is None:
         return Thinking("none")
     opening, closing = pair
     ids = tuple(tokens(opening)), tuple(tokens(closing))
+    prompt = template.render(PROBE, True)
     if prompt.rstrip().endswith(opening):
-        off = without()
-        kind: Literal["optional", "always"] = "always" if off is None or off.rstrip().endswith(opening) else "optional"
-        return Thinking(kind, *pair, *ids, "opens")
-    return Thinking("optional", *pair, *ids, "closed" if reopened(prompt, opening, closing) != prompt else "model")
+        always = all(_opens(other, opening) for other in _switched(template, False))
+        return Thinking("always" if always else "optional", *pair, *ids, "opens")
+    if not prompt.rstrip().endswith(closing):
+        return Thinking("optional", *pair, *ids)
+    end = template.added or prompt
+    place = end.rfind(opening)
+    return Thinking("optional", *pair, *ids, "closed", end[place if place >= 0 else end.rfind(closing) :])
 
 
-def reopened(prompt: str, opening: str, closing: str) -> str:
-    """A prompt without the empty thought that it ends with, if it ends with one."""
-    return re.sub(rf"(?:{re.escape(opening)}\s*)?{re.escape(closing)}\s*\Z", "", prompt)
+def _pair(template: Template) -> tuple[str, str] | None:
+    """The marks of a template: those at the end of a prompt, under its arguments or with thinking switched, or known ones in its source."""
+    for one in (template, *_switched(template, False), *_switched(template, True)):
+        end = one.added.lstrip()
+        if pair := next((pair for pair in MARKS if end.startswith(pair)), None):
+            return pair
+        if mark := MARK.match(end):
+            return mark[1], _closing(one, mark[1])
+    return next((pair for pair in MARKS if pair[0] in template.source), None)
+
+
+def _closing(template: Template, opening: str) -> str:
+    """What ends a thought that a mark opens. Raises SteerHealError where no such mark is in the template."""
+    word = opening.strip("<>[]|")
+    for closing in (f"{opening[0]}/{opening[1:]}", f"<|/{word}|>", f"<|end_{word}|>", f"<|end_of_{word}|>"):
+        if closing in template.source:
+            return closing
+    raise SteerHealError(
+        "a chat template opens an answer with a mark that is not known",
+        given=f"{opening!r} at the end of {template.render(PROBE, True)!r}",
+        expected=f"a thought as {', '.join(opening for opening, _ in MARKS)}, or a template that also writes what ends it",
+        next=f"choose a chat model whose thoughts can be told from its answers: {setting('model.name=embedded')}",
+    )
+
+
+def _switched(template: Template, on: bool) -> Iterator[Template]:
+    """The template with thinking switched on or off, by each switch that is in it, where it renders so."""
+    for switch in SWITCHES:
+        if re.search(rf"\b{switch}\b", template.source):
+            other = template.with_arguments(**{switch: on})
+            with suppress(SteerHealError):
+                other.render(PROBE, True)
+                yield other
+
+
+def _opens(template: Template, opening: str) -> bool:
+    return template.render(PROBE, True).rstrip().endswith(opening)
 
 
 def parted(ids: list[int], thinking: Thinking, decode: Callable[[Sequence[int]], str]) -> tuple[list[int], list[int]]:

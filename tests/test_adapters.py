@@ -221,15 +221,55 @@ def test_modules_that_the_model_lacks_are_refused_by_name(
 
 
 @pytest.mark.parametrize("road", ROADS)
-def test_an_adapter_of_other_weights_is_refused_and_another_name_is_not(base: Model, tmp_path: Path, road: str) -> None:
+def test_an_adapter_of_other_weights_is_refused_by_its_note(base: Model, tmp_path: Path, road: str) -> None:
     folder = edited(make(base, tmp_path / "a"), base_model_name_or_path="someone/the-same-weights")
-    served(base, folder, tmp_path / "students", road)
     note_base(folder, Base(model="someone/the-same-weights", fingerprint=base.fingerprint))
     served(base, folder, tmp_path / "students", road)
     note_base(folder, Base(model="someone/others", fingerprint="f" * 64))
     with pytest.raises(SteerHealError, match="another model") as refused:
         served(base, folder, tmp_path / "students", road)
     assert "someone/others" in str(refused.value.given)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_stranger_s_adapter_over_another_folder_is_refused(base: Model, tmp_path: Path, road: str) -> None:
+    """Of the same architecture: without the check it would be merged, and called a student of this model."""
+    torch.manual_seed(3)
+    LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(tmp_path / "other")
+    folder = make(resolve(str(tmp_path / "other")), tmp_path / "a")
+    with pytest.raises(SteerHealError, match="another model") as refused:
+        served(base, folder, tmp_path / "students", road)
+    assert str(tmp_path / "other") in str(refused.value.given) and str(tmp_path / "other") in refused.value.next
+    shutil.copytree(base.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "notes.txt").write_text("the same weights")
+    served(base, edited(folder, base_model_name_or_path=str(tmp_path / "copy")), tmp_path / "students", road)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("owner/name", None),
+        ("Owner/Name", None),
+        ("unsloth/name-unsloth-bnb-4bit", "not compared"),
+        ("/elsewhere/name", "cannot be compared"),
+        ("owner/name-base", "refused"),
+        ("owner/other", "refused"),
+        (None, None),
+    ],
+)
+def test_a_stranger_s_adapter_of_a_model_on_the_hub(
+    base: Model, tmp_path: Path, named: str | None, told: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model("owner/name", base.folder, "a" * 40)
+    folder = edited(make(base, tmp_path / "a"), base_model_name_or_path=named)
+    if told == "refused":
+        with pytest.raises(SteerHealError, match="another model", check=lambda e: str(named) in e.given):
+            admitted(folder, model)
+        return
+    admitted(folder, model)
+    admitted(folder, model)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("as its base") == (told is not None) and (told or "") in said
 
 
 def test_tensors_that_the_configuration_does_not_name_are_refused(base: Model, tmp_path: Path) -> None:

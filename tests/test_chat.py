@@ -188,7 +188,11 @@ def test_a_written_completion_ends_once(name: str) -> None:
     end = chat.tokenizer.decode([chat.end_id])
     turns = [{"role": "user", "content": "Say hello."}]
     prompt, plain = chat.completed(turns, "Be kind.", "Hello.")
-    assert prompt == chat.ids(turns, "Be kind.") and plain[-1] == chat.end_id and plain.count(chat.end_id) == 1
+    opened = name == "reasoner"  # whose prompt opens a thought, which is closed before what is said
+    assert prompt == (
+        chat.encode(chat.text(turns, "Be kind.") + "</think>\n\n") if opened else chat.ids(turns, "Be kind.")
+    )
+    assert plain[-1] == chat.end_id and plain.count(chat.end_id) == 1
     assert chat.tokenizer.decode(plain[:-1]).strip() == "Hello."
     assert (
         chat.completed(turns, "Be kind.", f"Hello.{end}")
@@ -198,7 +202,7 @@ def test_a_written_completion_ends_once(name: str) -> None:
     forged = chat.completed(turns, None, f"Hello.{end}\nAnd?{end}")[1]
     assert forged.count(chat.end_id) == 1 and f"Hello.{end}" in chat.tokenizer.decode(forged)
     for nothing in ("", " \n", end, f" {end}\n"):
-        assert chat.completed(turns, None, nothing) == (chat.ids(turns), [])
+        assert chat.completed(turns, None, nothing)[1] == []
 
 
 def test_a_completion_is_read_in_its_place() -> None:
@@ -250,13 +254,13 @@ def test_a_prompt_within_a_thought_opens_one() -> None:
     turns, tokenizer = [{"role": "user", "content": "X."}], tokenizer_of(FAMILIES["qwen3"])
     free, off = Chat(tokenizer), Chat(tokenizer, {"enable_thinking": False})
     assert off.thinking.prompt == "closed" and tokenizer.decode(off.ids(turns)).endswith("<think>\n\n</think>\n\n")
-    found = off.opened(turns, None, "<think>\n", "</think>")
-    assert found == free.opened(turns, None, "<think>\n", "</think>")
+    found = off.opened(turns, None, "<think>\n")
+    assert found == free.opened(turns, None, "<think>\n")
     assert tokenizer.decode(found) == free.text(turns) + "<think>\n"
     always = CHATS["reasoner"]
-    assert always.opened(turns, None, "<think>\n", "</think>") == always.ids(turns)
+    assert always.opened(turns, None, "<think>\n") == always.ids(turns)
     plain = CHATS["embedded"]
-    assert plain.tokenizer.decode(plain.opened(turns, None, "<think>\n", "</think>")) == plain.text(turns) + "<think>\n"
+    assert plain.tokenizer.decode(plain.opened(turns, None, "<think>\n")) == plain.text(turns) + "<think>\n"
 
 
 @pytest.mark.parametrize(
@@ -305,6 +309,42 @@ def test_a_template_writes_the_day_of_its_chat() -> None:
     given = Chat(tokenizer, {"date_string": "26 Jul 2024"})
     assert "Today Date: 26 Jul 2024\n" in given.text(turns) and not given.dated
     assert given.arguments == '{"date_string": "26 Jul 2024"}' and CHATS["embedded"].arguments == "{}"
+
+
+def test_the_day_is_known_wherever_a_template_writes_it() -> None:
+    tokenizer = copy.deepcopy(CHATS["embedded"].tokenizer)
+    for where in ("m.role == 'system'", "m.role == 'assistant'", "m.role == 'user'"):
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% if "
+            + where
+            + " %}{{ strftime_now('%d') }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+        )
+        chat = Chat(tokenizer, day=DAY)
+        assert chat.dated and json.loads(chat.arguments) == {"date": DAY.isoformat()}
+        assert chat.elsewhere == {}, "no argument of it fixes the day"
+
+
+def test_a_server_with_a_clock_of_its_own_writes_the_day_of_the_chat() -> None:
+    tokenizer, turns = tokenizer_of(FAMILIES["llama3"]), [{"role": "user", "content": "Hi."}]
+    chat = Chat(tokenizer, day=date(2024, 7, 26))
+    served = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **chat.elsewhere)
+    assert served == chat.text(turns) and "26 Jul 2024" in served
+    assert CHATS["embedded"].elsewhere == {} and Chat(tokenizer, {"date_string": "x"}).elsewhere == {"date_string": "x"}
+
+
+def test_bos_that_a_template_writes_twice_stands_once() -> None:
+    tokenizer = tokenizer_of(FAMILIES["phi4"])
+    tokenizer.chat_template = "{{ bos_token + bos_token }}" + FAMILIES["phi4"].template
+    chat, plain = Chat(tokenizer), CHATS["phi4"].ids(TURNS)
+    assert chat.ids(TURNS) == [tokenizer.bos_token_id, *plain] and chat.bos_id == tokenizer.bos_token_id
+    assert tokenizer.bos_token_id not in chat.next_turn("said", "Go on.")
+
+
+def test_arguments_that_break_a_template_are_named() -> None:
+    chat = Chat(tokenizer_of(FAMILIES["llama3"]), {"date_string": 20240726})
+    with pytest.raises(SteerHealError, match="does not fit the chat template") as refused:
+        chat.ids(TURNS)
+    assert "20240726" in str(refused.value.given) and "chat_template_kwargs={}" in refused.value.next
 
 
 def test_what_a_template_refuses_is_said() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from shared.prompts import open_prompts
 from shared.records import Pair, Prompt, read_jsonl
 from shared.schema import Config
 from shared.sets import names_set
+from shared.tables import numbered_rows
 from shared.traits import load_trait
 from train.data import load_examples
 
@@ -347,3 +350,46 @@ def test_the_command_takes_a_data_set(tmp_path: Path) -> None:
     done = command("train.heal", "--model", "embedded", "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "a")
     assert done.returncode == 2 and "there is no such data file" in done.stderr and "a data set" in done.stderr
     assert source and not (tmp_path / "a").exists()
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    return [row for _, row in numbered_rows(path, Pair, made_by="-")]
+
+
+def test_a_conversation_in_a_cell_is_json(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "Why?"}]
+    said = [{"role": "assistant", "content": "So."}]
+    path = tmp_path / "rows.csv"
+
+    def write(names: list[str], *rows: list[str]) -> None:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([names, *rows])
+
+    write(["messages"], [json.dumps([*asked, *said])])
+    (row,) = read_pairs(path)
+    assert (row.turns, row.completion) == (asked, "So.")
+    write(["prompt", "completion"], [json.dumps(asked), json.dumps(said)], ['[{"a": 1}]', "007"], ["x", ""])
+    first, second, third = read_pairs(path)
+    assert (first.turns, first.completion) == (asked, "So.")
+    assert (second.prompt, second.completion) == ('[{"a": 1}]', "007"), "no conversation, and so text"
+    assert (third.prompt, third.completion) == ("x", ""), "left out and counted, as of JSON Lines"
+    write(["prompt", "completion"], [repr(asked), "So."])
+    with pytest.raises(SteerHealError, match="as Python prints it") as refused:
+        read_pairs(path)
+    subprocess.run(
+        refused.value.next.partition(", or make")[0].replace("python", sys.executable, 1), shell=True, check=True
+    )
+    (row,) = read_pairs(tmp_path / "rows-converted.csv")
+    assert (row.turns, row.completion) == (asked, "So.")
+
+
+def test_a_table_of_another_shape_is_converted_into_a_file_of_its_own(tmp_path: Path) -> None:
+    path, precious = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
+    precious.write_text("precious")
+    path.write_text("question,answer\n007,NA\n")
+    with pytest.raises(SteerHealError) as refused:
+        read_pairs(path)
+    first = refused.value.next.partition(" && ")[0]
+    subprocess.run(first.replace("python", sys.executable, 1), shell=True, check=True)
+    assert precious.read_text() == "precious"
+    assert json.loads((tmp_path / "rows-2.jsonl").read_text()) == {"question": "007", "answer": "NA"}

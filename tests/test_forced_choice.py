@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,6 +231,16 @@ def test_settings_that_nobody_reads_are_refused() -> None:
         reaches(sources)
     assert str(refused.value.given) == "--set with eval.items"
     reaches({**sources, "eval.items": "a file"})
+
+
+def test_a_system_prompt_that_the_template_drops_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:
+    """`prompted` would be the base under another name."""
+    deaf = copy.deepcopy(renderer.chat.tokenizer)
+    deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
+    dropping = Renderer(deaf, renderer.instrument)
+    fits(dropping, vignettes, Read("reversal", 16), None, 1024, [None])
+    with pytest.raises(SteerHealError, match="does not reach the model"):
+        fits(dropping, vignettes, Read("reversal", 16), None, 1024, [None, "Be kind."])
 
 
 def test_a_question_longer_than_the_context_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:

@@ -101,6 +101,49 @@ def test_positions_are_scaled_as_the_file_says(scaling: str, tmp_path: Path) -> 
     assert (logits(opened(path)) - logits(gguf_files.network("llama"))).abs().max() > 0.01, "scaling is seen"
 
 
+@pytest.mark.parametrize(
+    ("fields", "rope"),
+    [
+        ({"scaling__factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),  # llama.cpp's default type
+        ({"scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),  # the old name
+        ({"scaling__type": "none", "scaling__factor": 4.0}, {"rope_type": "default"}),
+        ({"scaling__type": "linear"}, {"rope_type": "default"}),
+        (
+            {"scaling__type": "yarn", "scaling__factor": 4.0, "scaling__original_context_length": 128, "scaling__yarn_beta_fast": 16.0, "scaling__yarn_beta_slow": 2.0, "scaling__attn_factor": 1.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 16.0, "beta_slow": 2.0},
+        ),
+    ],
+)  # fmt: skip
+def test_every_key_of_positions_is_read(fields: dict[str, Any], rope: dict[str, Any], tmp_path: Path) -> None:
+    original = gguf_files.network("llama", rope_parameters={"rope_theta": 50_000.0, **rope})
+    named = {f"llama__rope__{key}": value for key, value in fields.items()}
+    path = gguf_files.write(tmp_path / "m.gguf", "llama", original, **named)
+    torch.testing.assert_close(logits(opened(path)), logits(original), rtol=0, atol=1e-4)
+
+
+def test_the_positions_of_local_layers_are_read(tmp_path: Path) -> None:
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 300.0}, "full_attention": {"rope_type": "default", "rope_theta": 1e6}}  # fmt: skip
+    original = gguf_files.network("gemma3", rope_parameters=rope)
+    path = gguf_files.write(tmp_path / "m.gguf", "gemma3", original, gemma3__rope__freq_base_swa=300.0)
+    torch.testing.assert_close(logits(opened(path)), logits(original), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "key", ["llama__rope__scaling__attn_factor", "llama__rope__freq_base_swa", "llama__rope__a_key_of_2030"]
+)
+def test_a_key_of_positions_that_is_not_read_is_refused(key: str, llama: Any, tmp_path: Path) -> None:
+    path = gguf_files.write(tmp_path / "m.gguf", "llama", llama, **{key: 0.5})
+    with pytest.raises(SteerHealError, match="not a model", check=lambda e: key.replace("__", ".") in e.given):
+        resolve(str(path))
+
+
+def test_a_llama_that_is_called_mistral_is_one(tmp_path: Path) -> None:
+    original = gguf_files.network("llama")
+    found = opened(gguf_files.write(tmp_path / "m.gguf", "llama", original, general__name="mistral"))
+    assert type(found) is type(original)
+    torch.testing.assert_close(logits(found), logits(original), rtol=0, atol=1e-4)
+
+
 def test_factors_that_are_not_llama_3_s_are_refused(llama: Any, tmp_path: Path) -> None:
     strange = {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}
     with pytest.raises(SteerHealError, match="not a model") as refused:
@@ -162,6 +205,21 @@ def test_tokens_are_the_file_s(llama: Any, tmp_path: Path) -> None:
     assert ids[0] == 263 and ids.count(264) == 2 and ids.count(263) == 3
     assert tokenizer("<think>", add_special_tokens=False)["input_ids"] == [265], "user-defined: one token, and text"
     assert tokenizer.decode([265, 264], skip_special_tokens=True) == "<think>"
+
+
+@pytest.mark.parametrize(("added", "pieces", "front"), [(True, False, True), (False, False, False), (None, False, False), (True, True, True), (False, True, False), (None, True, True)])  # fmt: skip
+def test_bos_is_added_as_the_file_says(
+    llama: Any, tmp_path: Path, added: bool | None, pieces: bool, front: bool
+) -> None:
+    """The template writes none. A vocabulary of pieces has BOS in front where the file does not say."""
+    words = {key.replace(".", "__"): value for key, value in gguf_files._pieces(304).items()} if pieces else {}
+    if pieces:
+        words |= {"tokenizer__ggml__pre": None, "tokenizer__ggml__merges": None}
+    chat, _ = chat_of(tmp_path, llama, **{**words, "tokenizer__ggml__add_bos_token": added})
+    bos = chat.tokenizer.bos_token_id
+    assert bos is not None and chat.bos_id == (bos if front else None)
+    ids = chat.ids([{"role": "user", "content": "the"}])
+    assert (ids[0] == bos) == front and ids.count(bos) == front
 
 
 @pytest.mark.parametrize(("pre", "count"), [("default", 2), ("llama-bpe", 1)])

@@ -12,7 +12,7 @@ WORDS = {
     "apply_chat_template", "get_chat_template", "chat_template", "bos_token", "bos_token_id", "eos_token", "eos_token_id",
     "added_tokens_decoder", "added_tokens_encoder", "get_added_vocab", "all_special_ids", "all_special_tokens",
 }  # fmt: skip
-READERS = {"chat.py", "template.py", "control.py", "thinking.py"}  # of shared
+READERS = {"chat.py", "template.py", "control.py", "thinking.py", "turn_end.py"}  # of shared
 MAKERS = {
     "embedded.py",
     "dequantise.py",

@@ -220,3 +220,13 @@ def test_prompts_are_made_anew(tmp_path: Path) -> None:
     calls = []
     prompts = Prompts(lambda: iter(calls.append(1) or [("here", Prompt(prompt="a"))]))
     assert list(prompts) == list(prompts) and len(calls) == 2
+
+
+def test_a_template_that_drops_the_trait_prompt_is_refused(tmp_path: Path, renderer: Renderer) -> None:
+    """With a vector from elsewhere no extraction has refused it: trait_llr would be 0 in every row."""
+    tokenizer = renderer.chat.tokenizer
+    deaf = type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
+    path = lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    with pytest.raises(SteerHealError, match="does not reach the model"), open_prompts(str(path)) as prompts:
+        survey(prompts, Renderer(Chat(deaf), renderer.trait), 8, 256)

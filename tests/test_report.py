@@ -249,12 +249,14 @@ def test_edited_scores_are_made_again_by_the_hint(full: bool, tmp_path: Path, mo
         Stage(run, 1, step, settings={}, inputs={}, outputs=[]).done()
     assert of_run.value.next.endswith(again) and of_stage.value.next.endswith(again)
     manifest = run.manifest(1, step)
-    path.write_bytes(b"{}")
     note = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**note, "outputs": {k: digest(run.folder / k) for k in note["outputs"]}}))
-    with pytest.raises(SteerHealError, match="could not be read") as of_report:
-        scored_rounds(run, "full" if full else "round")
-    assert of_report.value.next == again
+    strange = json.dumps({**json.loads(before), "round": 2}).encode()
+    for content, problem in ((b"{}", "could not be read"), (strange, "do not agree")):
+        path.write_bytes(content)
+        manifest.write_text(json.dumps({**note, "outputs": {k: digest(run.folder / k) for k in note["outputs"]}}))
+        with pytest.raises(SteerHealError, match=problem) as of_report:
+            scored_rounds(run, "full" if full else "round")
+        assert of_report.value.next.endswith(again)
 
 
 def test_no_moral_signal_is_said(tmp_path: Path) -> None:

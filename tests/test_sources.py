@@ -98,7 +98,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.fixed_dictionaries({"id": texts, "prompt": texts}, optional={"genre": texts}), min_size=1, max_size=5), cut=st.integers(0, 5))  # fmt: skip
+@given(rows=st.lists(st.fixed_dictionaries({"id": texts, "prompt": texts.filter(str.strip)}, optional={"genre": texts}), min_size=1, max_size=5), cut=st.integers(0, 5))  # fmt: skip
 def test_no_row_depends_on_how_it_is_written(rows: list[dict[str, str]], cut: int, tmp_path: Path) -> None:
     wanted = [Prompt.model_validate(row) for row in rows]
     from shared.tables import numbered_rows
@@ -123,7 +123,7 @@ def test_a_mark_and_other_ends_of_lines(begin: str, end: str, tmp_path: Path) ->
 REFUSED = [
     ("a.csv", b"prompt,completion\na,b\nc\n", "a.csv:3: 1 cells, where the header has 2"),
     ("a.csv", b'prompt,completion\n"a\nb",c\n,d\n', "a.csv:4: row: a pair row has either prompt or messages"),
-    ("a.csv", b"prompt,completion\na,b\nc,\n", "a.csv:3: completion: Field required"),
+    ("a.csv", b"prompt,score\na,b\n", "a.csv:2: completion: Field required"),
     ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' twice"),
     ("a.csv", b"prompt;completion\na;b\n", "columns are divided by ';'"),
     ("a.csv", b'prompt,completion\n"a,b\n', "a.csv:2: unexpected end of data"),
@@ -162,7 +162,7 @@ def test_what_other_programs_write_is_refused_with_a_command_that_converts_it(tm
     assert [(row.prompt, row.completion) for row in read(tmp_path / "their rows-converted.csv", Pair)] == [("a;b", "c")]
     with pytest.raises(SteerHealError) as refused:
         read(written(tmp_path / "alpaca.csv", [{"instruction": "a", "output": "b"}]), Pair)
-    assert "from_csv" in refused.value.next and "&& jq" in refused.value.next
+    assert "csv.DictReader" in refused.value.next and "&& jq" in refused.value.next
 
 
 def test_a_folder_and_an_unknown_split_are_told_what_to_type(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_what_was_read_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("command", "rows"),
     [
-        (["train.heal", "--model", "embedded", "--data", "FILE", "--out", "OUT"], "prompt,completion\na,b\nc,\n"),
+        (["train.heal", "--model", "embedded", "--data", "FILE", "--out", "OUT"], "prompt,completion\na,b\n,c\n"),
         (["gen.sweep", "--model", "embedded", "--vector", "VECTOR", "--prompts", "FILE", "--coefficients", "1", "--out", "OUT.jsonl"], "prompt,tools\na,\nb,c\n"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import FAMILIES, tokenizer_of
+from families import FAMILIES, tokenizer_of, write_tokenizer
 from test_filter import completion
 
 from evals.conditions import Condition
@@ -31,6 +31,7 @@ from gen.windows import Windows
 from shared.chat import Chat
 from shared.config import resolve
 from shared.errors import SteerHealError
+from shared.models import tokenizer_folder
 from shared.prompts import Prompts
 from shared.records import Prompt, Vignette, write_jsonl
 from shared.run import Run
@@ -118,6 +119,7 @@ def test_a_sampled_turn_ends_once_and_only_where_the_sampler_stopped(chat: Chat,
         "ran on": ("length", [5, end, 9, end], [5, end]),
         "empty": ("stop", [], None),
         "nothing but the end": ("stop", [end], None),
+        "nothing but a blank": ("stop", [*chat.plain("\n"), end], None),
     }
     path = tmp_path / "kept.jsonl"
     write_jsonl(
@@ -127,9 +129,9 @@ def test_a_sampled_turn_ends_once_and_only_where_the_sampler_stopped(chat: Chat,
     assert {example.key: example.completion for example in loaded.examples} == {
         key: ids for key, (_, _, ids) in rows.items() if ids
     }
-    assert loaded.left_out == {"empty": 2, "too_long": 0, "cut_at_the_end_of_the_turn": 1}
+    assert loaded.left_out == {"empty": 3, "too_long": 0, "cut_at_the_end_of_the_turn": 1}
     shown = " ".join(capsys.readouterr().out.split())
-    assert "2 of 6 rows have an empty completion and are left out" in shown
+    assert "3 of 7 rows have an empty completion and are left out" in shown
     assert "1 of 4 rows run on behind the end of their turn and are cut there" in shown
 
 
@@ -254,3 +256,32 @@ def test_prompts_are_rendered_with_one_day_whatever_the_clock_says() -> None:
     ]
     assert digests[0] == digests[1] != digests[2]
     assert "Today Date: 02 Jan 2026" in tokenizer.decode(PromptRenderer(Chat(tokenizer, day=DAY), trait)(PROMPTS[0])[0])
+
+
+def test_the_ends_of_a_model_on_the_hub_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its generation_config.json, for the bridges too, which are told its id; its weights are not fetched."""
+    import huggingface_hub
+
+    revision = "a" * 40
+    place = tmp_path / "models--owner--name"
+    folder = write_tokenizer(FAMILIES["llama3"], place / "snapshots" / revision)
+    (folder / "config.json").write_text("{}")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    from evals.bridges.harness import functions
+
+    for name in ("owner/name", str(folder)):
+        assert tokenizer_folder(name) == folder
+    found: list[Chat] = []
+    monkeypatch.setattr(
+        functions, "Renderer", lambda chat, instrument: found.append(chat) or Renderer(chat, instrument)
+    )
+    functions.documents(tokenizer="owner/name", items=7)
+    chat = found[0]
+    assert {chat.tokenizer.decode([token]) for token in chat.stop_ids} == {
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+    }

@@ -63,7 +63,14 @@ class Compared:
         return Series(self.sampler.student - self.sampler.original, self.trainer.student - self.trainer.original)
 
 
-def agree(student: Student, examples: Sequence[Example], chat: Any, config: Config, again: str | None) -> Agreement:
+def agree(
+    student: Student,
+    examples: Sequence[Example],
+    chat: Any,
+    config: Config,
+    again: str | None,
+    others: Callable[[], Sequence[Example]] = tuple,
+) -> Agreement:
     """Compare, say what was found, and return it.
 
     Args:
@@ -71,14 +78,19 @@ def agree(student: Student, examples: Sequence[Example], chat: Any, config: Conf
         examples: all rows of the round, held out or not.
         chat: of the model, or its tokenizer alone.
         again: the command that makes the rows again; None names the stage's help.
+        others: recorded rows of the same sweep that are not trained on, for where none of the examples is recorded.
 
     Raises SteerHealError, naming the row, the token and the likely cause, where a row no longer has the token ids that were scored,
     where a difference is beyond the bound of the dtype, or where it is most of what the history does.
     """
     chat, again = Chat.of(chat), again or command_of("gen.sweep", "--help")
     rows = [row for row in examples if row.logprobs is not None]
+    if not rows and (rows := list(others())):
+        say(
+            "none of the rows that hold the sampler's log-probabilities is trained on: it is compared on those that were left out"
+        )
     if not rows:
-        found = Agreement(rows=0, tokens=0, note="no row holds the sampler's log-probabilities: they are not a sweep's, or an earlier version's")  # fmt: skip
+        found = Agreement(rows=0, tokens=0, note="no row holds the sampler's log-probabilities, kept or rejected: they are not a sweep's, or an earlier version's, or the file of the rejected ones is not beside them")  # fmt: skip
         say(f"sampler and trainer: {found.sentence()}")
         return found
     _unchanged(rows, chat, again)
@@ -155,8 +167,8 @@ def _unchanged(rows: Sequence[Example], chat: Chat, again: str) -> None:
         raise SteerHealError(
             "a row does not hold the tokens that the sampler scored",
             given=f"row {row.key}, {where}: {words}",
-            expected="the token ids of the sweep, carried from the sampler to the trainer",
-            next=f"{again}; of rows that you edited on purpose, remove the field logprobs",
+            expected="the token ids of the sweep, carried from the sampler to the trainer; of rows that you edited on purpose, remove the field logprobs",
+            next=again,
         )
 
 
@@ -195,8 +207,8 @@ def _refuse(found: Agreement, compared: Compared, bound: Bound, student: Student
         f"the sampler's {name} and the trainer's are not one model",
         given=f"row {worst.key}, token {worst.position} of its completion, {worst.token!r}: {pair[0][place]:.4g} nats under the sampler and {pair[1][place]:.4g} under the trainer; "
         f"over {found.tokens} tokens of {found.rows} rows the mean difference is {worst.mean:.2g}, the largest {worst.largest:.2g}. Likely cause: {cause}",
-        expected=limit,
-        next=f"{command}; every known cause: {PAGE}",
+        expected=f"{limit}; every known cause: {PAGE}",
+        next=command,
     )
 
 

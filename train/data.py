@@ -131,21 +131,29 @@ def _sampled(source: Source, chat: Chat, config: Config, left_out: Counter[str])
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
 
     def example(row: Completion, left_out: Counter[str]) -> Example | None:
-        ids = chat.until_end(row.completion_ids)
-        left_out["cut_at_the_end_of_the_turn"] += len(ids) < len(row.completion_ids)
-        if not ids or ids[0] in chat.stop_ids:
+        found = sampled(row, chat)
+        if found is None:
             left_out["empty"] += 1
-            return None
-        if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
-            ids.append(chat.end_id)
-        # log-probabilities are of the sampler's ids
-        return Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None)
+        else:
+            left_out["cut_at_the_end_of_the_turn"] += len(found.completion) < len(row.completion_ids)
+        return found
 
     keep = None
     if config.train.rows is not None:
         keep = _drawn((example(row, left_out) for _, row in source.rows(Completion)), config, left_out)
         left_out = Counter()  # of the rows drawn, which are counted already
     return [found for row in completions(source, keep) if (found := example(row, left_out))]
+
+
+def sampled(row: Completion, chat: Chat) -> Example | None:
+    """A sampler's row, cut at the end of its turn; None where nothing is said before it."""
+    ids = chat.until_end(row.completion_ids)
+    if not chat.says(ids):
+        return None
+    if row.finish_reason == "stop" and not chat.ends(ids):  # rows of a sampler that leaves it out
+        ids.append(chat.end_id)
+    # log-probabilities are of the sampler's ids
+    return Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None)
 
 
 def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:

@@ -36,6 +36,7 @@ from train.data import Example, collate, held_out, identity, known, load
 from train.diagnosis import Finding, diagnose
 from train.live import Live
 from train.objective import aggregate
+from train.recorded import recorded_beside
 from train.reference import States, divergence, reference_states
 from train.selftest import self_test
 from train.tokens import token_rows
@@ -103,7 +104,7 @@ def distil(
     known(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
     self_test(student, probe)
-    agreement = agree(student, rows, chat, config, again)
+    agreement = agree(student, rows, chat, config, again, lambda: recorded_beside(data, chat))
     with student.only():
         # in the host's memory: it is kept for as long as the training runs
         original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()

@@ -10,7 +10,7 @@ import numpy as np
 from rich.markup import escape
 
 from shared.cli import configured, entry, need, parse
-from shared.commands import command_of, round_command
+from shared.commands import command_of, removal, round_command
 from shared.console import console, say, table
 from shared.divergences import DIVERGENCES
 from shared.errors import SteerHealError
@@ -81,7 +81,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     from train.distil import distil
 
-    merged = f"rm -rf {run.students}; " if history else ""  # a stale merge would be sampled from again
+    merged = f"{removal(run.students, folder=True)}; " if history else ""  # a stale merge would be sampled from again
     again = f"{merged}{round_command(run.folder, number, rebuild=True)}"
     healed = distil(origin, folder / "kept.jsonl", history, adapter, config, number, work=folder / "healing", logs=folder, replace=rebuild, again=again, day=run.day)  # fmt: skip
     if history and digest(history) != job.inputs["history"]:

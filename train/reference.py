@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from shared.commands import removal
 from shared.console import progress
 from shared.errors import SteerHealError
 from shared.publish import atomic_file
@@ -54,7 +55,7 @@ def _refuse(path: Path, given: str) -> SteerHealError:
         "cached reference states are stale",
         given=f"{path}: {given}",
         expected="states of this model, history (with its gates) and data",
-        next=f"rm {path}; they are computed again",
+        next=f"{removal(path)}; they are computed again",
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 
+from shared.commands import removal
 from shared.divergences import has_barrier
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, write_json
@@ -121,7 +122,7 @@ class HealTrainer(Trainer):
             f"{what} is not finite",
             given=f"step {self.state.global_step + 1}, rows {', '.join(row.key for row in rows)}{kept}",
             expected="numbers",
-            next=f"leave these rows out or lower train.learning_rate; either begins the round again: rm -r {self.work.folder}",
+            next=f"leave these rows out or lower train.learning_rate; either begins the round again: {removal(self.work.folder, folder=True)}",
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -289,7 +290,7 @@ class HealTrainer(Trainer):
                 "a checkpoint could not be used",
                 given=f"{checkpoint}: {in_one_line(error)}",
                 expected="the optimiser, the random state and the counts that its training wrote",
-                next=f"compare the installed versions with requirements/ (make doctor); if they are the same, begin the round again: rm -r {self.work.folder}",
+                next=f"compare the installed versions with requirements/ (make doctor); if they are the same, begin the round again: {removal(self.work.folder, folder=True)}",
             ) from error
 
 

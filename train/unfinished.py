@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from shared.commands import removal
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.provenance import differences, refuse_mixing
@@ -38,7 +40,7 @@ class Unfinished:
         recipe = json.loads(json.dumps({"version": VERSION, **recipe}))
         written = folder / "recipe.json"
         if written.is_file():
-            again = f"begin again: rm -r {folder}"
+            again = f"begin again: {removal(folder, folder=True)}"
             old = read_object(written, what="an unfinished round could not be read", expected="its recipe", next=again)
             changed = differences(old, recipe)
             if not changed and not replace:
@@ -49,7 +51,7 @@ class Unfinished:
                     "an unfinished round was begun from something else",
                     given=f"{folder}: {'; '.join(changed)}",
                     expected="the model, history, data and settings it was begun with",
-                    next=f"restore them, or begin again: rm -r {folder}",
+                    next=f"restore them, or begin again: {removal(folder, folder=True)}",
                 )
             say(f"{'; '.join(changed) or 'this is a rebuild'}: the unfinished round begins again", "yellow")
         elif foreign := [path.name for path in (folder.iterdir() if folder.is_dir() else ()) if not _ours(path.name)]:
@@ -57,7 +59,7 @@ class Unfinished:
                 "a folder of the user's has the name of an unfinished round",
                 given=f"{folder}: {sorted(foreign)[0]}",
                 expected="no such folder, or one that a training left",
-                next=f"mv {folder} ELSEWHERE, or take another --out",
+                next=f"mv -- {shlex.quote(str(folder))} ELSEWHERE, or take another --out",
             )
         shutil.rmtree(folder, ignore_errors=True)
         write_json(written, recipe)
@@ -111,7 +113,7 @@ class Unfinished:
                     "the log of an unfinished round could not be read",
                     given=f"{self.log}:{number}: {error!r}",
                     expected="a row with its step, as its training wrote it",
-                    next=f"begin the round again: rm -r {self.folder}",
+                    next=f"begin the round again: {removal(self.folder, folder=True)}",
                 ) from None
             yield row
 

@@ -43,7 +43,7 @@ from evals.measures.forced_choice.instrument import ORDERS, load_instrument, ord
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
-from shared.models import resolve
+from shared.models import tokenizer_folder
 from shared.records import Vignette
 from shared.vignettes import human, load_vignettes
 
@@ -122,12 +122,7 @@ def ask(
 ) -> Solver:
     """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
     put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
-    folder = (
-        str(resolve(tokenizer).folder)
-        if tokenizer and (tokenizer == "embedded" or tokenizer.endswith(".gguf"))
-        else tokenizer
-    )
-    chat = Chat.load(folder, chat_template_kwargs) if folder is not None else None
+    chat = Chat.load(tokenizer_folder(tokenizer), chat_template_kwargs) if tokenizer else None
     one_at_a_time, steered = anyio.Lock(), not steering
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:

@@ -13,6 +13,7 @@ from evals.routes import Axis, Student
 from evals.scored import STEP, read_round, scored_rounds
 from evals.study.drive import STOPPED, Stopped
 from evals.study.plan import Cell, Plan
+from shared.commands import removal
 from shared.console import console
 from shared.records import Manifest, read_record
 
@@ -81,7 +82,9 @@ def collect(plan: Plan) -> list[Outcome]:
 def _outcome(cell: Cell) -> Outcome:
     path = cell.folder / STOPPED
     stopped = (
-        read_record(path, Stopped, what="a cell's end could not be read", next=f"rm {path}") if path.is_file() else None
+        read_record(path, Stopped, what="a cell's end could not be read", next=removal(path))
+        if path.is_file()
+        else None
     )
     if stopped and cell.run.manifest(stopped.round, stopped.stage).is_file():  # made since, as by `make round`
         stopped = None

@@ -18,6 +18,7 @@ from evals.scored import STEP
 from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
 from shared import config as configuration
 from shared import prepare as preparation
+from shared.commands import removal
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import before, to_go
@@ -151,7 +152,7 @@ def _copy(donor: Run, step: CellStep) -> None:
         path,
         what="a manifest could not be read",
         expected="that of a stage",
-        next=f"rm {path}, then {step.plan.command()}",
+        next=f"{removal(path)}, then {step.plan.command()}",
     )
     write_json(step.cell.run.manifest(1, step.stage), {"taken_from": donor.folder.name, **manifest})
 

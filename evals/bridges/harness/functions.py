@@ -28,6 +28,7 @@ from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instr
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import foundation_of
+from shared.models import tokenizer_folder
 from shared.records import Vignette
 from shared.vignettes import load_vignettes
 
@@ -64,7 +65,7 @@ def documents(
             expected="the name of a tokenizer with a chat template; debias 'reversal', 'rotating' or 'cyclic'",
             next='--model_args pretrained=FOLDER, or --metadata \'{"tokenizer": "FOLDER"}\'',
         )
-    chat = Chat.load(name, chat_template_kwargs)
+    chat = Chat.load(tokenizer_folder(name), chat_template_kwargs)
     renderer = Renderer(chat, load_instrument(instrument))
     rows = []
     loaded_vignettes = load_vignettes(vignettes, items)

@@ -185,7 +185,7 @@ def ended(ids: Sequence[int], renderer: Renderer, tokenizer: Any) -> list[int]:
     """A thought up to where the model ended it: before a stop token, or before the closing mark where that is several tokens."""
     stop = next((place for place, token in enumerate(ids) if token in renderer.stop_ids), len(ids))
     thought = list(ids[:stop])
-    end = tokenizer.decode(thought).find(renderer.instrument.think_close)
+    end = tokenizer.decode(thought).find(renderer.close)
     while end >= 0 and len(tokenizer.decode(thought)) > end:
         thought.pop()
     return thought

@@ -72,7 +72,10 @@ def fits(
     longest: int,
     systems: Sequence[str | None],
 ) -> None:
-    """Raise SteerHealError where a question with its thought and answer is longer than the model is allowed to read."""
+    """Raise SteerHealError where a question with its thought and answer is longer than the model is allowed to read, or where the chat
+    template drops a system prompt that a condition has: it would be the base under another name."""
+    if any(system is not None for system in systems):
+        renderer.chat.hears()
     listing = orders("cyclic")[0]  # whatever the order, the options are the same
     question = max(
         len(renderer.question(vignette.text, listing, system)) for vignette in vignettes for system in systems

@@ -78,9 +78,15 @@ class Renderer:
     def __init__(self, chat: Any, instrument: Instrument, template: dict[str, Any] | None = None):
         self.chat, self.instrument = Chat.of(chat, template), instrument
         self.prefill = self.chat.plain(instrument.prefill)
-        self.suffix = self.chat.next_turn(instrument.think_close, instrument.nudge)
-        self.label_ids = self.chat.label_ids(instrument.labels, instrument.prefill or instrument.nudge)
-        close = self.chat.plain(instrument.think_close)
+        self.close = self.chat.closing(instrument.think_close)
+        self.suffix = self.chat.next_turn(self.close, instrument.nudge)
+        self.label_ids = (
+            self.chat.label_ids(instrument.labels, instrument.prefill)
+            if instrument.prefill
+            else self.chat.first_label_ids(instrument.labels, self.close, instrument.nudge)
+        )
+        own = self.chat.thinking.prompt == "opens"
+        close = list(self.chat.thinking.close_ids) if own else self.chat.plain(self.close)
         # a turn may end with another token than a text does, and vLLM stops at both
         self.stop_ids = [*dict.fromkeys((*self.chat.stop_ids, *(close if len(close) == 1 else [])))]
 
@@ -89,7 +95,7 @@ class Renderer:
         arguments close."""
         it = self.instrument
         turns = [{"role": "user", "content": it.question(vignette, order)}]
-        return self.chat.opened(turns, system, it.think_open, it.think_close)
+        return self.chat.opened(turns, system, it.think_open)
 
     def answer(self, question: Sequence[int], thought: Sequence[int], whole: bool = False) -> list[int]:
         """Prompt of the second phase, up to the answer slot. The reference never feeds the last think token to the model; nor do we, unless whole."""
