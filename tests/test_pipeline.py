@@ -141,7 +141,7 @@ def test_results_have_one_row_per_stage_and_round(run: Path) -> None:
     assert "NaN" not in text and "Infinity" not in text
     rows = json.loads(text)["rows"]
     assert [(row["round"], row["stage"]) for row in rows] == [
-        (0, "base"), (0, "prompted"), (1, "steered"), (1, "random"), (1, "healed"), (2, "steered"), (2, "random"), (2, "healed"),
+        (0, "base"), (0, "prompted"), (0, "prompted_opposite"), (0, "prompted_decoy"), (1, "steered"), (1, "random"), (1, "healed"), (2, "steered"), (2, "random"), (2, "healed"),
     ]  # fmt: skip
     base = rows[0]
     for row in rows:
@@ -150,7 +150,10 @@ def test_results_have_one_row_per_stage_and_round(run: Path) -> None:
         kept = read_jsonl(run / "run" / "rounds" / f"{number:02d}" / "kept.jsonl", Completion, made_by="-")
         steered = next(row for row in rows if row["round"] == number and row["stage"] == "steered")
         assert steered["coefficient"] == pytest.approx(np.mean([row.coefficient for row in kept]))
-    assert rows[4]["verdict"] and rows[7]["verdict"]
+    assert rows[6]["verdict"] and rows[9]["verdict"] and rows[6]["text_verdict"]
+    for row in rows:
+        assert row["entropy"] + row["kl_on_policy"] == pytest.approx(np.log(row["perplexity"]), abs=1e-6)
+    assert rows[1]["llr_opposite"] > rows[2]["llr_opposite"], "the opposite persona speaks for its own paraphrases"
 
 
 def test_run_again_it_does_nothing_and_says_so(run: Path) -> None:
