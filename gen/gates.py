@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shared.models import Model, cache_folder
+if TYPE_CHECKING:
+    from shared.models import Model
 
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -42,6 +44,7 @@ def adapter_options(history: Path, origin: Model, dtype: str, gates: Sequence[fl
     from gen.engine.options import lora_options
     from gen.students import student
     from shared.folding import dialled, gated
+    from shared.models import cache_folder
 
     newest = len(dialled(history, {}))
     folders = [gated(history, {newest: gate}, cache_folder() / "gated") for gate in gates]

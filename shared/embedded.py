@@ -7,7 +7,7 @@ from pathlib import Path
 from shared.errors import SteerHealError
 
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_VERSION = 1  # of its dequantised folder
+EMBEDDED_VERSION = 2  # of its dequantised folder; the configuration of 1 held a name from the file's header
 
 
 def embedded_gguf() -> Path:

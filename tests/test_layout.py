@@ -1,4 +1,4 @@
-"""The layout in the README names every module there is, and none that is gone."""
+"""The layout in CONTRIBUTING.md names every module there is, and none that is gone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from conftest import ROOT
 
 PACKAGES = ("shared", "gen", "train", "evals")
-LAYOUT = (ROOT / "README.md").read_text().partition("## How the data flows")[2].split("```")[1]
+LAYOUT = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].split("```")[1]
 
 
 def test_every_module_is_named() -> None:

@@ -124,10 +124,10 @@ def test_steps_within_an_epoch_are_exact_where_a_round_is_interrupted(
     assert healed.steps[-1]["step"] == 5 and [row["step"] for row in healed.rows if "heldout_ce" in row] == [0, 3, 5]
     evaluate = HealTrainer.evaluate
 
-    def die(self: HealTrainer, *rest: object) -> dict[str, float]:
+    def die(self: HealTrainer, *rest: object, **options: object) -> dict[str, float]:
         if self.state.global_step == 5:
             raise KeyboardInterrupt
-        return evaluate(self, *rest)
+        return evaluate(self, *rest, **options)
 
     for out, name, stop in (("a", "training_step", stopping_after(3)), ("b", "evaluate", die)):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

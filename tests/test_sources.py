@@ -98,7 +98,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.fixed_dictionaries({"id": texts, "prompt": texts}, optional={"genre": texts}), min_size=1, max_size=5), cut=st.integers(0, 5))  # fmt: skip
+@given(rows=st.lists(st.fixed_dictionaries({"id": texts, "prompt": texts.filter(str.strip)}, optional={"genre": texts}), min_size=1, max_size=5), cut=st.integers(0, 5))  # fmt: skip
 def test_no_row_depends_on_how_it_is_written(rows: list[dict[str, str]], cut: int, tmp_path: Path) -> None:
     wanted = [Prompt.model_validate(row) for row in rows]
     from shared.tables import numbered_rows
@@ -282,7 +282,7 @@ def test_what_was_read_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("command", "rows"),
     [
-        (["train.heal", "--model", "embedded", "--data", "FILE", "--out", "OUT"], "prompt,completion\na,b\nc,\n"),
+        (["train.heal", "--model", "embedded", "--data", "FILE", "--out", "OUT"], "prompt,completion\na,b\n,c\n"),
         (["gen.sweep", "--model", "embedded", "--vector", "VECTOR", "--prompts", "FILE", "--coefficients", "1", "--out", "OUT.jsonl"], "prompt,tools\na,\nb,c\n"),
     ],
 )  # fmt: skip

@@ -189,7 +189,7 @@ class Engine:
                     # under its own name for vLLM, whose aborts and counters know no other
                     internal = self._engine.add_request(name, prompt, params, lora_request=adapter)
                     running[name] = index, request
-                    if request.steered_in_prompt:
+                    if self._surely_steered(params, request):
                         steered[internal] = request
                 for result in self._engine.step():
                     if not result.finished:
@@ -217,6 +217,12 @@ class Engine:
         params = params_of(request)
         self._registry.read(params.extra_args, len(request.prompt_ids))
         return params
+
+    def _surely_steered(self, params: Any, request: Request) -> bool:
+        """Whether a window holds the prompt's last token. It runs whatever the cache holds; what stands before it may be cached with its
+        steering, and an answer may end before what stands behind it."""
+        steer, _ = self._registry.read(params.extra_args, len(request.prompt_ids))
+        return any(start < len(request.prompt_ids) <= end for _, _, start, end in steer)
 
     def _adapter(self) -> Any:
         from vllm.lora.request import LoRARequest

@@ -53,13 +53,6 @@ class Request:
                 next='name the vector, vector="NAME" as engine.load was given it, or leave the coefficient out',
             )
 
-    @property
-    def steered_in_prompt(self) -> bool:
-        """Whether a token of the prompt is steered for sure: a window that starts behind the prompt may never be reached."""
-        starts = [self.steer_from] if self.vector is not None else []
-        starts += [term.get("from") for term in self.terms]
-        return any(not isinstance(start, str) or start.startswith("end-") for start in starts)
-
 
 @dataclass(frozen=True)
 class Output:

@@ -65,7 +65,7 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
     if mundane.all():  # nothing else was asked
         mundane[:] = False
     return Texts(
-        [row.prompt_id for row in rows],
+        prompt=[row.prompt_id for row in rows],
         nll=values("nll"),
         tokens=values("tokens"),
         trait_llr=values("trait_llr"),
