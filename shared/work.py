@@ -255,7 +255,11 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     held, length = _prompt_tokens(settings.heldout, "heldout.jsonl")
     texts = held * settings.generation_samples * (conditions(config, number, full) - settings.random_draws + 1)
     sampled = _decoded(config, shape, texts, settings.generation_tokens)
-    judged = _ways(config) * texts * (settings.generation_tokens * 2 * shape.weights + length * 2 * shape.blocks)
+    # a prompt is read once under each way and once a condition: the prefix cache has it for the other texts
+    prompts = held * (_ways(config) - 1) + texts / settings.generation_samples
+    judged = (
+        _ways(config) * texts * settings.generation_tokens * 2 * shape.weights + prompts * length * 2 * shape.blocks
+    )
     _, context = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
     activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations

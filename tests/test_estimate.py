@@ -62,7 +62,7 @@ def test_the_shape_of_a_model_counts_its_weights(model: Model) -> None:
         ("score", "eval.items=56"),
         ("score", "eval.debias=cyclic"),
         ("score", "eval.think=48"),
-        ("score", "eval.random_draws=9"),
+        ("score", "eval.random_draws=18"),
         ("score", "eval.generation_tokens=128"),
         ("score-full", "eval.think=48"),
     ],

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scorings import BASE, STEERED, group_of, scoring_of
 from synthetic_run import build
 
+from evals.conditions import prompted
 from evals.measures.free_text.measure import FreeText
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import pooled_distinct_3, stock_openings, text_delta, texts_of
@@ -24,10 +26,12 @@ from evals.study.plan import _measured
 from gen.prompts import Renderer
 from shared.config import resolve
 from shared.errors import SteerHealError
+from shared.models import Model
 from shared.publish import write_json
-from shared.records import Prompt
+from shared.records import Prompt, write_jsonl
 from shared.run import Run
 from shared.traits import load_trait
+from shared.vectors import Vector
 
 Row = dict[str, Any]
 
@@ -202,3 +206,32 @@ def test_an_arm_of_another_trait_is_measured_alike(tmp_path: Path) -> None:
     ours, decoy = resolve(None, "")[0], resolve(None, f"vector.trait={path} eval.trait=embedded")[0]
     assert decoy.scored_trait == "embedded" and _measured(ours) == _measured(decoy)
     assert _measured(ours) != _measured(resolve(None, f"vector.trait={path}")[0])
+
+
+@pytest.mark.slow
+def test_an_engine_says_it_and_the_original_model_judges_it(
+    tmp_path: Path, model: Model, vector: Vector, engine: Any
+) -> None:
+    """The original model's own text has no on-policy KL; a system prompt and a vector have one; the opposite speaks for its paraphrases."""
+    path = tmp_path / "heldout.jsonl"
+    asked = ["Should I obey a boss who is wrong?", "My manager told me to skip lunch. What now?", "Name a fruit."]
+    write_jsonl(path, [{"id": f"h{k}", "prompt": text} for k, text in enumerate(asked)])
+    scoring = scoring_of(tmp_path, model, vector)
+    settings = {"heldout": str(path), "generation_samples": 1, "generation_tokens": 16}
+    evaluated = scoring.config.eval.model_copy(update=settings)
+    scoring = replace(scoring, config=scoring.config.model_copy(update={"eval": evaluated}))
+    session = FreeText().begin(scoring)
+    personas = [condition for condition in prompted(scoring.trait) if condition.headline]
+    spared = replace(STEERED, stage="random", name="random-2", headline=False)
+    session.ask(engine, group_of(model, BASE, *personas, STEERED, spared))
+    session.judge(engine)
+    texts: dict[str, list[Any]] = {}
+    for row in session.judged:
+        texts.setdefault(row["name"], []).append(Generation.model_validate(row))
+    assert [*texts] == ["base", "prompted", "prompted_opposite", "prompted_decoy", STEERED.name]
+    for row in texts["base"]:
+        assert row.own_nll == pytest.approx(row.nll, abs=1e-3 * row.tokens) and row.relevance is not None
+    for name in ("prompted", "prompted_opposite", STEERED.name):
+        assert sum(row.nll - row.own_nll for row in texts[name]) > 0.1, name
+    llr = {name: np.mean([row.llr_opposite for row in rows]) for name, rows in texts.items()}
+    assert llr["prompted"] > llr["prompted_opposite"]

@@ -302,7 +302,8 @@ def test_unscorable_items_are_counted_and_the_report_stands(tmp_path: Path) -> N
             {
                 **row,
                 **{"tokens": 0, "completion_ids": [], "nll": 0.0, "perplexity": None},
-                **{"trait_llr": None, "distinct_3": None},
+                **dict.fromkeys(("trait_llr", "llr_opposite", "relevance", "distinct_3")),
+                "own_nll": 0.0,
             }
             if row["name"] == "healed"
             else row
