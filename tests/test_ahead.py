@@ -83,12 +83,17 @@ def test_a_round_looks_ahead_at_the_doses_of_its_evaluation(
 
 
 def test_a_round_looks_ahead_at_its_held_out_prompts(vector: Vector, model: Model, tmp_path: Path) -> None:
-    """The longest fits to the token, with its completion and under the longer of both system prompts."""
+    """The longest fits to the token, with its completion and under the longest of all system prompts that a text is scored under."""
     rows = [{"id": "short", "prompt": "Name a fruit."}, {"id": "long", "prompt": "word " * 300}]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     renderer = Renderer(Chat.load(model.folder, {}), load_trait("embedded"))
     prompts = load_heldout(str(tmp_path / "h.jsonl"))
-    longest = max(len(ids) for prompt in prompts for ids in renderer(prompt))
+    systems = [renderer.trait.opposite, *renderer.trait.decoys]
+    ways = [
+        [*renderer(p), *[ids for held in renderer.heldout(p) for ids in held], *[renderer.under(p, s) for s in systems]]
+        for p in prompts
+    ]
+    longest = max(len(ids) for asked in ways for ids in asked)
     settings = f"eval.heldout={tmp_path}/h.jsonl eval.generation_tokens=50 model.max_model_len="
     fit_heldout(prompts, renderer, resolve(CONFIG, f"{settings}{longest + 50}")[0])
     with pytest.raises(SteerHealError, match="held-out prompt is too long") as refused:
