@@ -17,7 +17,7 @@ from shared.vectors import Vector
 pytestmark = pytest.mark.slow
 
 LAYERS = [14, 15]
-PROMPTS = [[100 + (7 * index * (place + 1)) % 700 for index in range(size)] for place, size in enumerate((9, 70, 280))]
+PROMPTS = [[100 + (7 * index * (place + 1)) % 700 for index in range(size)] for place, size in enumerate((9, 280))]
 
 
 @pytest.fixture(scope="module")
