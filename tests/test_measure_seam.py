@@ -113,7 +113,7 @@ def test_a_measure_goes_from_its_requests_to_the_report(
         PROMPTED,
         STEERED,
         replace(STEERED, stage="healed", name="healed"),
-        replace(LATER, stage="random", name="random"),
+        replace(LATER, stage="random", name="random", headline=True),
     ]
     session.ask(engine, group_of(model, *asked))
     session.judge(engine)

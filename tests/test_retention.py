@@ -119,7 +119,12 @@ def test_a_steered_network_is_the_oracle_s(session: RetentionSession, model: Mod
 def test_a_text_that_does_not_fit_is_refused_before_a_model_is_loaded(
     tmp_path: Path, model: Model, vector: Vector
 ) -> None:
-    scoring = scoring_of(tmp_path, model, vector, "model.max_model_len=64")
+    scoring = scoring_of(
+        tmp_path,
+        model,
+        vector,
+        "model.max_model_len=64 sweep.max_tokens=32 eval.generation_tokens=32 train.max_length=64",
+    )
     with pytest.raises(SteerHealError, match="too long"):
         Retention().begin(scoring)
 

@@ -112,7 +112,7 @@ def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
     swept: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path
 ) -> None:
     windows = folder / ".again.jsonl.windows"
-    status, _ = stopped(arguments(folder, "again.jsonl"), windows / "00000.jsonl", signal.SIGKILL)
+    status, _ = stopped(arguments(folder, "again.jsonl"), seal_of(windows / "00000.jsonl"), signal.SIGKILL)
     assert status == -signal.SIGKILL and not (folder / "again.jsonl").exists()
     whole = windows / "00000.jsonl"
     before = whole.stat().st_mtime_ns
