@@ -319,4 +319,4 @@ def test_too_few_rows_for_a_draw_are_refused_with_the_next_command(tmp_path: Pat
     with pytest.raises(SteerHealError) as error:
         load(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=4")[0])
     assert "3 rows; 1 without a completion and 1 longer" in str(error.value.given)
-    assert "sweep.until_kept=4" in str(error.value.next) and "train.rows=3" in str(error.value.next)
+    assert "sweep.samples=2" in str(error.value.next) and "train.rows=3" in str(error.value.next)

@@ -206,7 +206,7 @@ def _drawn(examples: Iterable[Example | None], config: Config, left_out: Counter
             "there are fewer rows to train on than train.rows",
             given=f"{there} rows; {left_out['empty']} without a completion and {left_out['too_long']} longer than train.max_length are left out",
             expected=f"train.rows = {wanted}",
-            next=f"sample on until so many are kept, in a new run with {setting(f'sweep.until_kept={wanted} train.rows={wanted}')}"
+            next=f"sample more in a new run, with {setting(f'sweep.samples={2 * config.sweep.samples}')}"
             + (f"; or train on fewer in every arm: {setting(f'train.rows={there}')}" if there else ""),
         ) from None
 
