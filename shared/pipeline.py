@@ -82,8 +82,8 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Dequantise the run's model where it is not in the cache yet. Raises as `perform` does."""
-        for command in preparation.commands([self.run]):
-            self._process(command, f"dequantising {self.run.config.model.name}")
+        for command, name in preparation.commands([self.run]):
+            self._process(command, name)
 
     def _process(self, command: Sequence[str], name: str) -> None:
         ended = run_process(command, self.log, _out, _err, name=name)

@@ -18,11 +18,14 @@ from shared.run import Run
 from shared.work import to_build
 
 
-def commands(runs: Iterable[Run]) -> list[list[str]]:
-    """The commands that dequantise the models of runs, one for each that is not in the cache yet."""
+def commands(runs: Iterable[Run]) -> list[tuple[list[str], str]]:
+    """A command and its name in messages for each model of these runs that is to be dequantised and not in the cache yet."""
     models = dict.fromkeys((run.config.model.name, run.config.model.revision) for run in runs)
     return [
-        [sys.executable, "-m", "shared.prepare", "--model", name, *(["--revision", revision] if revision else [])]
+        (
+            [sys.executable, "-m", "shared.prepare", "--model", name, *(["--revision", revision] if revision else [])],
+            f"dequantising {name}",
+        )
         for name, revision in models
         if to_build(name, revision)
     ]

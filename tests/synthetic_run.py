@@ -15,8 +15,8 @@ from conftest import command
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, rotations_of
 from evals.measures.measure import signed
-from evals.study.drive import STOPPED
 from evals.study.plan import load
+from evals.study.stopped import STOPPED
 from shared.filter_record import NAME
 from shared.instrument import FOUNDATIONS
 from shared.publish import write_json, write_text

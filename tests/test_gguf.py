@@ -297,7 +297,7 @@ def test_the_estimate_counts_what_is_to_be_dequantised(llama: Any, tmp_path: Pat
     before = needed(groups, adapters=False)
     found = resolve(str(path))
     assert isinstance(found, Dequantised) and before.cache == found.to_build > 10**6
-    (command,) = preparation.commands([run, run])
+    ((command, _),) = preparation.commands([run, run])
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     assert needed(groups, adapters=False).cache == 0 and not preparation.commands([run])
     assert is_dequantised(found.place), "before the first stage, by a process of its own"

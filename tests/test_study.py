@@ -26,10 +26,12 @@ from evals.routes import Route, area_between, less_steering, path, shift_and_pri
 from evals.scored import scored_rounds
 from evals.statistics import Estimate
 from evals.study.collect import collect
-from evals.study.drive import CellStep, _perform, cell_steps, donor, drive, reason, take, to_make
+from evals.study.common import CellStep, donor, take, to_make
+from evals.study.drive import _perform, cell_steps, drive
 from evals.study.ends import _show, differences
 from evals.study.matched import SHARES, matched
 from evals.study.plan import SHARED, STEERING, depends, load, runs_in
+from evals.study.stopped import reason
 from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
 from shared.publish import write_json

@@ -16,11 +16,12 @@ from evals.report.tables import comma_separated
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
 from evals.study.collect import Outcome, Row, collect, document
-from evals.study.drive import drive, reason
+from evals.study.drive import drive
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
 from evals.study.matched import SHARES, Comparison, matched
 from evals.study.plan import STEERING, Plan, load
+from evals.study.stopped import reason
 from evals.study.tables import (
     against_controls,
     arms,

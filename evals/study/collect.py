@@ -11,8 +11,8 @@ from evals.results import results_of
 from evals.round import Round
 from evals.routes import Axis, Student
 from evals.scored import STEP, read_round, scored_rounds
-from evals.study.drive import STOPPED, Stopped
 from evals.study.plan import Cell, Plan
+from evals.study.stopped import STOPPED, Stopped
 from shared.commands import removal
 from shared.console import console
 from shared.records import Manifest, read_record

@@ -10,15 +10,15 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from rich.markup import escape
 
 from evals.scored import STEP
-from evals.study.plan import SHARED, Cell, Plan, depends, runs_in
+from evals.study.common import CellStep, donor, take, to_make
+from evals.study.plan import Cell, Plan, runs_in
+from evals.study.stopped import STOPPED, reason
 from shared import config as configuration
 from shared import prepare as preparation
-from shared.commands import removal
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import before, to_go
@@ -26,53 +26,10 @@ from shared.locks import hold
 from shared.old_students import remove_old_students
 from shared.preconditions import check
 from shared.process import exit_error, run_process
-from shared.publish import atomic_file, digest, write_json
-from shared.records import Record, data_file, read_manifest
-from shared.run import STAGES, Run, contained, open_run
+from shared.publish import write_json
+from shared.run import STAGES, contained, open_run
 from shared.schema import Config
-from shared.sets import input_of, revisions_of
-from shared.stages import LOG, Step
-from shared.strict import read_object
-
-FILES = {
-    "extract": ("vector.safetensors",),
-    "sweep": ("sweep.jsonl",),
-    "filter": ("kept.jsonl", "rejected.jsonl", "filter.json"),
-}
-STOPPED = "stopped.json"
-
-
-class Stopped(Record):
-    """stopped.json: the round and stage at which a cell ended, and what the stage said on stderr."""
-
-    round: int
-    stage: str
-    said: str
-
-
-@dataclass(frozen=True)
-class CellStep(Step):
-    """One stage of one round of a cell."""
-
-    cell: Cell
-    plan: Plan
-
-    @classmethod
-    def of(cls, plan: Plan, cell: Cell, number: int, stage: str) -> CellStep:
-        return cls(cell.run, number, stage, cell, plan)
-
-    @property
-    def common(self) -> str | None:
-        """What other cells may have made already, by the settings it depends on; None for a step of this cell alone."""
-        return depends(self.cell.config, self.stage) if self.number == 1 and self.stage in SHARED else None
-
-    @property
-    def lower(self) -> str:
-        """What makes the stage with less memory: another study, since all cells of one are measured alike."""
-        if not self.lower_settings:
-            return ""
-        other = self.plan.command(folder=self.plan.folder.with_name(f"{self.plan.folder.name}-2"))
-        return f"set {self.lower_settings} in {self.plan.file}, then {other}"
+from shared.stages import LOG
 
 
 def cell_steps(plan: Plan) -> Iterator[CellStep]:
@@ -85,89 +42,6 @@ def cell_steps(plan: Plan) -> Iterator[CellStep]:
                     last = (STEP["full"],) if number == cell.rounds else ()
                     for stage in (*STAGES, *last):
                         yield CellStep.of(plan, cell, number, stage)
-
-
-def donor(runs: Sequence[Run], step: CellStep) -> Run | None:
-    """A run of the study's folder whose stage of round 1 is this one's, by the settings and the files it depends on."""
-    if (wanted := step.common) is None:
-        return None
-    earlier = [name for stage in SHARED[: SHARED.index(step.stage)] for name in FILES[stage]]
-
-    def same(name: str, run: Run) -> bool:
-        files = [folder.round(1) / name for folder in (run, step.cell.run)]
-        return all(file.is_file() for file in files) and digest(files[0]) == digest(files[1])
-
-    return next(
-        (
-            run
-            for run in runs
-            if run.folder != step.cell.folder
-            and run.manifest(1, step.stage).is_file()
-            and depends(run.config, step.stage) == wanted
-            and all((run.round(1) / name).is_file() for name in FILES[step.stage])  # earlier versions wrote fewer
-            and all(same(name, run) for name in earlier)
-            and _reads_the_same(run, step)
-        ),
-        None,
-    )
-
-
-def _reads_the_same(run: Run, step: CellStep) -> bool:
-    """Whether the files that a cell's configuration names are, by now, still those that the stage of a run has read."""
-    config = step.cell.config
-    files = {
-        "trait": data_file(config.vector.trait, "trait.json"),
-        **input_of("contexts", config.vector.contexts),
-        **input_of("dilemmas", config.sweep.dilemmas),
-        **input_of("mundane", config.sweep.mundane),
-    }
-    path = run.manifest(1, step.stage)
-    read = read_manifest(path, f"remove {path}").inputs
-    now = {label: digest(file) for label, file in files.items() if file.exists()}
-    now |= revisions_of(dilemmas=config.sweep.dilemmas, mundane=config.sweep.mundane)
-    return all(value == read[label] for label, value in now.items() if label in read)
-
-
-def take(donor: Run, step: CellStep) -> None:
-    """A stage's files from a run that has them, the manifest last, with a note of where they are from.
-
-    Raises:
-        SteerHealError: they are not what the run made, or another process is at work in the cell.
-    """
-    donor.verify(1, step.stage)
-    step.run.hold()
-    try:
-        _copy(donor, step)
-    finally:
-        step.run.release()
-
-
-def _copy(donor: Run, step: CellStep) -> None:
-    source, target = donor.round(1), step.cell.run.round(1)
-    for path in (source / name for name in FILES[step.stage]):
-        with atomic_file(target / path.relative_to(source)) as temporary:
-            shutil.copyfile(path, temporary)
-    path = donor.manifest(1, step.stage)
-    manifest = read_object(
-        path,
-        what="a manifest could not be read",
-        expected="that of a stage",
-        next=f"{removal(path)}, then {step.plan.command()}",
-    )
-    write_json(step.cell.run.manifest(1, step.stage), {"taken_from": donor.folder.name, **manifest})
-
-
-def to_make(left: Sequence[CellStep], runs: Sequence[Run]) -> list[CellStep]:
-    """The steps that will run: of those that cells have in common the first, and none that a run here has made already."""
-    chosen: list[CellStep] = []
-    common: set[str] = set()
-    for step in left:
-        if step.common is not None:
-            if step.common in common or donor(runs, step) is not None:
-                continue
-            common.add(step.common)
-        chosen.append(step)
-    return chosen
 
 
 def drive(plan: Plan) -> dict[str, str]:
@@ -199,8 +73,7 @@ def drive(plan: Plan) -> dict[str, str]:
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
     estimates = before(groups, plan.folder, [cell.run for cell in plan.cells])
-    for command in preparation.commands(step.cell.run for step in making):
-        name = f"dequantising {command[command.index('--model') + 1]}"
+    for command, name in preparation.commands(step.cell.run for step in making):
         if error := exit_error(run_process(command, plan.folder / LOG, name=name), name, plan.folder / LOG):
             raise error
     stopped: dict[str, str] = {}
@@ -247,13 +120,6 @@ def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:
                 remove_old_students(cell.run, first.get(cell.name))
             finally:
                 cell.run.release()
-
-
-def reason(said: str) -> str:
-    """What a stage said on stderr, in one line: our error with what it was given, or else the last line."""
-    lines = said.splitlines()
-    begin = next((index for index in reversed(range(len(lines))) if lines[index].startswith("error: ")), len(lines) - 1)
-    return "; ".join(" ".join(line.split()) for line in lines[begin : begin + 2]).removeprefix("error: ")
 
 
 def _differs(cell: Cell) -> bool:

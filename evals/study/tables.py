@@ -10,9 +10,9 @@ from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
 from evals.study.collect import Outcome, Row
-from evals.study.drive import reason
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
+from evals.study.stopped import reason
 from evals.table import Table, label, ranged, yes_no
 from shared.console import number
 
