@@ -94,9 +94,9 @@ def counted(run: Run, r: Round, mode: str) -> None:
         *_of(r.manifests["extract"], layers=len(r.scores.student) or (None if run.config.eval.contexts else r.manifests["extract"].counts.get("layers"))),
         ("last step of train.jsonl", r.steps[-1].step if r.steps else None, r.training.steps),
     ]  # fmt: skip
-    for what, found, expected in counts:
-        if found != expected:
-            raise _disagree(run, r.number, r.manifests, f"{what}: {found}", f"{expected}")
+    for what, count, expected in counts:
+        if count != expected:
+            raise _disagree(run, r.number, r.manifests, f"{what}: {count}", f"{expected}")
     for what, rows in (("steps", r.steps), ("held-out rows", r.heldout)):
         places = [row.step for row in rows]
         if any(after <= before for before, after in pairwise(places)):
@@ -107,10 +107,10 @@ def counted(run: Run, r: Round, mode: str) -> None:
     _asked(run, r.number, [(line.name, r) for line in scored])
 
 
-def _of(manifest: Manifest, **found: Any) -> Iterator[tuple[str, Any, Any]]:
+def _of(manifest: Manifest, **counts: Any) -> Iterator[tuple[str, Any, Any]]:
     """What is counted, as found and as a manifest has it; one from elsewhere may not have it."""
     return (
-        (f"{name} of the manifest", found[name], manifest.counts[name]) for name in found if name in manifest.counts
+        (f"{name} of the manifest", counts[name], manifest.counts[name]) for name in counts if name in manifest.counts
     )
 
 

@@ -93,7 +93,7 @@ def score(arguments: Any) -> None:
         model.serve(student)
         for name, vector in vectors.items():
             model.load(name, vector)
-        found = answered(
+        answered_rows = answered(
             model, renderer, vignettes, Weights(arguments.model, student, conditions), read, chat.tokenizer, free, cache
         )
     rows = [
@@ -107,29 +107,29 @@ def score(arguments: Any) -> None:
             "draw": c.draw,
         }
         for c in conditions
-        for row in found[c.name]
+        for row in answered_rows[c.name]
     ]
     (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, rows)
-    summary({c.name: found[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
+    summary({c.name: answered_rows[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
     say(f"wrote {len(rows)} rows to {out}")
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:
     """What the options ask for; if they ask for nothing, the model as it is, under the name `healed` when an adapter is loaded."""
-    found = [Condition("base", "base")] if arguments.base else []
+    conditions = [Condition("base", "base")] if arguments.base else []
     if arguments.prompted:
-        found.append(Condition("prompted", "prompted", system=load_trait(trait).trait))
+        conditions.append(Condition("prompted", "prompted", system=load_trait(trait).trait))
     for name, vector in vectors.items():
         draw = None if name == "trait" else int(name.rpartition("-")[2])
         stage = "steered" if draw is None else "random"
-        found += [
+        conditions += [
             Condition(stage, f"{stage if draw is None else name}-{c:g}", c, name, vector.metadata.get("positions", "all"), draw=draw)
             for c in dict.fromkeys(arguments.coefficient)
         ]  # fmt: skip
-    if not found:
-        found = [Condition("healed", "healed") if arguments.adapter else Condition("base", "base")]
-    refuse_duplicate_conditions(found)
-    return found
+    if not conditions:
+        conditions = [Condition("healed", "healed") if arguments.adapter else Condition("base", "base")]
+    refuse_duplicate_conditions(conditions)
+    return conditions
 
 
 def _adapter(arguments: Any) -> Path | None:
@@ -143,11 +143,11 @@ def _adapter(arguments: Any) -> Path | None:
     return gated(arguments.adapter, gates, cache_folder() / "gated")
 
 
-def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:
+def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:
     """The profile and the figures that say what it is worth, a column per condition, and the preflight of the first."""
     columns = {
         name: answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
-        for name, rows in found.items()
+        for name, rows in rows_of.items()
     }
     lines: list[list[Any]] = [
         [f"mass on {foundation}", *[_mean(a, f) for a in columns.values()]] for f, foundation in enumerate(FOUNDATIONS)
@@ -181,8 +181,8 @@ def summary(found: dict[str, list[dict[str, Any]]], source: Path, count: int, se
         console.print(f"it is the original model's that counts: {way}")
 
 
-def _shown(found: Sequence[Estimate | None]) -> list[str | None]:
-    return [show(value) if value else None for value in found]
+def _shown(estimates: Sequence[Estimate | None]) -> list[str | None]:
+    return [show(value) if value else None for value in estimates]
 
 
 def _mean(a: Answers, f: int) -> str:

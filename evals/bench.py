@@ -94,8 +94,8 @@ def main() -> None:
     all_cores()
     begin = time.monotonic()
     rounds, items = (1, 7) if arguments.quick else (2 * PARTS, 10**9)
-    found = speedup(arguments.vignettes, arguments.instrument, rounds, items)
-    file(arguments.out, found)
+    ratios = speedup(arguments.vignettes, arguments.instrument, rounds, items)
+    file(arguments.out, ratios)
     closing(arguments.out, begin)
 
 

@@ -107,10 +107,10 @@ def text_digest(text: str) -> str:
 def _read(path: Path) -> list[Row]:
     """The rows of an entry. Raises OSError and ValueError where it is not, to the byte, what was written."""
     head, _, body = path.read_bytes().decode("utf-8").partition("\n")
-    found = parse(head)
-    if found["version"] != VERSION or found["sha256"] != text_digest(body):
+    entry = parse(head)
+    if entry["version"] != VERSION or entry["sha256"] != text_digest(body):
         raise ValueError("it is not what was written there")
     rows = [parse(line) for line in body.split("\n")[:-1]]  # what a model wrote may hold other line ends
-    if len(rows) != found["rows"]:
-        raise ValueError(f"{len(rows)} rows instead of {found['rows']}")
+    if len(rows) != entry["rows"]:
+        raise ValueError(f"{len(rows)} rows instead of {entry['rows']}")
     return rows

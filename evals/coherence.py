@@ -63,34 +63,34 @@ def parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[P
     mass = _part("answer mass / base's", min(coherence.value, 1.0) if coherence else None, 0.95, 0.85)
     if mass.state == "broken" and coherence and coherence.interval and coherence.interval[1] >= mass.broken:
         mass = replace(mass, state="degraded")  # below the floor, but not by more than its interval
-    found = [mass, _part("unscorable items", other.unscorable, 0.05, 0.5)]
+    measured = [mass, _part("unscorable items", other.unscorable, 0.05, 0.5)]
     if base.perplexity:
         ratio = _ratio(other.perplexity, base.perplexity)
-        found.append(_part("perplexity / base's", ratio, 2.0, 5.0))
-        found.append(_part("perplexity / base's, from below", ratio, 0.5, 0.0))
+        measured.append(_part("perplexity / base's", ratio, 2.0, 5.0))
+        measured.append(_part("perplexity / base's, from below", ratio, 0.5, 0.0))
     if base.distinct_3:
-        found.append(_part("distinct-3 / base's", _ratio(other.distinct_3, base.distinct_3), 0.9, 0.5))
+        measured.append(_part("distinct-3 / base's", _ratio(other.distinct_3, base.distinct_3), 0.9, 0.5))
     if base.across:
-        found.append(_part("distinct-3 across texts / base's", _ratio(other.across, base.across), 0.8, 0.4))
+        measured.append(_part("distinct-3 across texts / base's", _ratio(other.across, base.across), 0.8, 0.4))
     if base.stock is not None:
-        found.append(_part("stock openings - base's", _difference(other.stock, base.stock), 0.25, 0.6))
+        measured.append(_part("stock openings - base's", _difference(other.stock, base.stock), 0.25, 0.6))
     if base.relevance is not None and base.relevance > 0:
-        found.append(_part("relevance / base's", _ratio(other.relevance, base.relevance), 0.5, 0.1))
+        measured.append(_part("relevance / base's", _ratio(other.relevance, base.relevance), 0.5, 0.1))
     if base.looping is not None:
-        found.append(_part("looping texts - base's", _difference(other.looping, base.looping), 0.1, 0.5))
+        measured.append(_part("looping texts - base's", _difference(other.looping, base.looping), 0.1, 0.5))
     if base.empty is not None:
-        found.append(_part("empty texts - base's", _difference(other.empty, base.empty), 0.1, 0.5))
+        measured.append(_part("empty texts - base's", _difference(other.empty, base.empty), 0.1, 0.5))
     if base.valid is not None:
-        found.append(_part("valid JSON - base's", _difference(other.valid, base.valid), -0.1, -0.5))
-    return found
+        measured.append(_part("valid JSON - base's", _difference(other.valid, base.valid), -0.1, -0.5))
+    return measured
 
 
-def verdict(found: Sequence[Part]) -> tuple[State, str]:
+def verdict(measured: Sequence[Part]) -> tuple[State, str]:
     """(state, reason): the worst part's state, and the parts that are in it."""
-    state = max((part.state for part in found), key=STATES.index)
+    state = max((part.state for part in measured), key=STATES.index)
     if state == "coherent":
-        return state, f"{len(found)} parts within their limits"
-    return state, "; ".join(str(part) for part in found if part.state == state)
+        return state, f"{len(measured)} parts within their limits"
+    return state, "; ".join(str(part) for part in measured if part.state == state)
 
 
 def _part(name: str, value: float | None, degraded: float, broken: float) -> Part:

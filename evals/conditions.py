@@ -64,14 +64,14 @@ def before_training(first: bool, dose: float, positions: str, trait: Trait, conf
 
     dose is the mean coefficient of the kept rows; the row at it and the first draw are the headline.
     """
-    found = [Condition("base", "base"), *prompted(trait)] if first else []
-    found.append(Condition("steered", "steered", dose, "trait", positions))
-    found += [
+    conditions = [Condition("base", "base"), *prompted(trait)] if first else []
+    conditions.append(Condition("steered", "steered", dose, "trait", positions))
+    conditions += [
         Condition("steered", f"steered-{other:g}", other, "trait", positions, headline=False)
         for other in config.coefficients
         if f"{other:g}" != f"{dose:g}"
     ]
-    return found + [
+    return conditions + [
         Condition("random", "random" if draw == 1 else f"random-{draw}", dose, f"random-{draw}", positions, draw=draw, headline=draw == 1)
         for draw in range(1, config.random_draws + 1)
     ]  # fmt: skip
@@ -129,15 +129,15 @@ def after_training(
 
     folder takes the folded histories at those gates, which can be made again and are safe to remove.
     """
-    found = [Weights("student", student(history), [Condition("healed", "healed", gate=1.0)], history)]
+    groups = [Weights("student", student(history), [Condition("healed", "healed", gate=1.0)], history)]
     for gate in gates:
         if f"{gate:g}" == "1":
             continue
         out = gated(history, {number: gate}, folder)
         name = f"healed-{gate:g}"
         condition = Condition("healed", name, headline=False, gate=gate)
-        found.append(Weights(f"gate {gate:g}", student(out), [condition], out))
-    return found
+        groups.append(Weights(f"gate {gate:g}", student(out), [condition], out))
+    return groups
 
 
 def described(condition: Condition) -> dict[str, Any]:

@@ -90,37 +90,37 @@ def spread_of(influence: np.ndarray, strata: np.ndarray, scale: float = 1.0) -> 
     return Spread(float(np.sqrt(total)), total**2 / float((variances**2 / (sizes - 1)).sum()))
 
 
-def estimate_of(found: Smooth, strata: np.ndarray, level: float = 0.95) -> Estimate | None:
+def estimate_of(smooth: Smooth, strata: np.ndarray, level: float = 0.95) -> Estimate | None:
     """A function of means with its interval; None where it is not finite, without an interval where `spread_of` gives none."""
-    if not np.isfinite(found.value):
+    if not np.isfinite(smooth.value):
         return None
-    spread = spread_of(found.influence, strata, found.value)
+    spread = spread_of(smooth.influence, strata, smooth.value)
     if spread is None:
-        return Estimate(found.value, None)
+        return Estimate(smooth.value, None)
     half = spread.t(level)
-    return Estimate(found.value, (found.value - half, found.value + half))
+    return Estimate(smooth.value, (smooth.value - half, smooth.value + half))
 
 
-def exponential(found: Estimate | None) -> Estimate | None:
+def exponential(estimate: Estimate | None) -> Estimate | None:
     """exp of a logarithm and of both its ends."""
-    if found is None:
+    if estimate is None:
         return None
-    ends = found.interval
+    ends = estimate.interval
     return Estimate(
-        float(np.exp(found.value)), None if ends is None else (float(np.exp(ends[0])), float(np.exp(ends[1])))
+        float(np.exp(estimate.value)), None if ends is None else (float(np.exp(ends[0])), float(np.exp(ends[1])))
     )
 
 
-def p_of(found: Smooth, strata: np.ndarray) -> float | None:
+def p_of(smooth: Smooth, strata: np.ndarray) -> float | None:
     """p of the two-sided test that a function of means is 0; None where its error is unknown, or 0 for a value that is not."""
-    spread = spread_of(found.influence, strata, found.value)
-    if spread is None or not np.isfinite(found.value):
+    spread = spread_of(smooth.influence, strata, smooth.value)
+    if spread is None or not np.isfinite(smooth.value):
         return None
     if not spread.error:
-        return 1.0 if abs(found.value) <= ROUNDING else None
+        return 1.0 if abs(smooth.value) <= ROUNDING else None
     from scipy.stats import t
 
-    return float(2 * t.sf(abs(found.value) / spread.error, spread.degrees))
+    return float(2 * t.sf(abs(smooth.value) / spread.error, spread.degrees))
 
 
 def quotient(top: Smooth, bottom: Smooth, strata: np.ndarray, level: float = 0.95) -> Estimate | None:

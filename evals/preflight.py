@@ -110,19 +110,19 @@ def least(budgets: Sequence[Budget]) -> Budget | None:
 
 def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
     """What the budgets say, in plain words."""
-    name, found = FOUNDATIONS[foundation], least(budgets)
+    name, budget = FOUNDATIONS[foundation], least(budgets)
     tried = ", ".join(str(one.think) for one in sorted(budgets, key=lambda one: one.think))
-    if found is None:
+    if budget is None:
         closest = max(budgets, key=lambda one: one.contrast.interval[0] if one.contrast and one.contrast.interval else float("-inf"))  # fmt: skip
         return (
             f"There is no budget among {tried} think tokens at which this model can do the task: the forced choice would say nothing about {name}. "
             f"At {closest.think} think tokens: {closest.reason}. Take another model, or try more think tokens or items."
         )
-    assert found.contrast is not None
+    assert budget.contrast is not None
     return (
-        f"{found.think} think tokens are the fewest of {tried} at which this model can do the task: its log odds of {name} are by "
-        f"{show(found.contrast, 2)} nats higher on vignettes of {name} than on the others. "
-        f"A condition of {items} items then takes {found.seconds:.0f} s on this machine."
+        f"{budget.think} think tokens are the fewest of {tried} at which this model can do the task: its log odds of {name} are by "
+        f"{show(budget.contrast, 2)} nats higher on vignettes of {name} than on the others. "
+        f"A condition of {items} items then takes {budget.seconds:.0f} s on this machine."
     )
 
 
@@ -195,10 +195,10 @@ def main() -> None:
         model.serve(base)
         budgets = list(scan(model, renderer, vignettes, reads, base, foundation))
     print_budgets(budgets, len(vignettes), arguments.debias, foundation)
-    words, found = sentence(budgets, len(vignettes), foundation), least(budgets)
+    words, budget = sentence(budgets, len(vignettes), foundation), least(budgets)
     console.print(words, markup=False)
-    if found:
-        console.print(f"a run with it: {setting(f'eval.think={found.think}')}", markup=False)
+    if budget:
+        console.print(f"a run with it: {setting(f'eval.think={budget.think}')}", markup=False)
     if arguments.out:
         record = {
             "version": VERSION,
@@ -209,7 +209,7 @@ def main() -> None:
             "orders": ORDERS[arguments.debias],
             "debias": arguments.debias,
             "budgets": [asdict(one) for one in budgets],
-            "least": found.think if found else None,
+            "least": budget.think if budget else None,
             "sentence": words,
         }
         write_json(arguments.out, record)

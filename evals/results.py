@@ -45,9 +45,9 @@ def _case(round_: Round, line: ConditionLine, base: Mapping[str, Any] | None, co
     for measure in round_.measures:
         if measure.name in data and measure.name in reference:
             measure.refuse_unpaired(reference[measure.name], data[measure.name])
-            found = measure.compare(reference[measure.name], data[measure.name], count, seed)
-            columns.update(found.columns)
-            estimates.update(found.estimates)
+            comparison = measure.compare(reference[measure.name], data[measure.name], count, seed)
+            columns.update(comparison.columns)
+            estimates.update(comparison.estimates)
     return Case(0 if line.stage in ONCE else round_.number, line, data, columns, estimates)
 
 
@@ -55,7 +55,7 @@ def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
     """The rows and extra of results.json, of the rounds that are given."""
     count, seed = run.config.eval.bootstrap, run.config.seed
     base = _base(run, rounds[0])
-    found: dict[str, list[dict[str, Any]]] = {"rows": [], "extra": []}
+    results: dict[str, list[dict[str, Any]]] = {"rows": [], "extra": []}
     before: Case | None = None
     prompted: Case | None = None
     decoy: Case | None = None
@@ -83,12 +83,12 @@ def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
             seed=seed,
         )
         for case in cases:
-            found["rows" if case.line.headline else "extra"].append(_row(run, case, judging))
+            results["rows" if case.line.headline else "extra"].append(_row(run, case, judging))
         before = judging.healed
-    keys = [(row["round"], row["stage"]) for row in found["rows"]]
+    keys = [(row["round"], row["stage"]) for row in results["rows"]]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise _refuse(run, f"two headline rows of round {twice[0][0]}, {twice[0][1]}", "one per round and stage")
-    return {"version": VERSION, **found}
+    return {"version": VERSION, **results}
 
 
 def _base(run: Run, first: Round) -> Case:

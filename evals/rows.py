@@ -83,8 +83,8 @@ class Scores(Record):
             "coefficients of the sweep": [line.coefficient for line in self.sweep],
             "layers of the student": [line.layer for line in self.student],
         }
-        for what, found in listed.items():
-            if len(set(found)) < len(found):
+        for what, keys in listed.items():
+            if len(set(keys)) < len(keys):
                 raise ValueError(f"two {what} of one name")
         return self
 

@@ -79,7 +79,7 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
             "seed": config.seed,
         },
         inputs=inputs_of(run, number, config),
-        revisions={label: revision for found in revisions for label, revision in found.items()},
+        revisions={label: revision for listed in revisions for label, revision in listed.items()},
         outputs=[run.round(number) / folder],
         rebuild=rebuild,
     )

@@ -43,9 +43,9 @@ READ = {
 
 def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
     """Rounds 1 to the last scored one, or to up_to. Raises SteerHealError for a missing, edited or outdated round."""
-    found = run.rounds(STEP[mode])
-    last = up_to or max(found, default=1)
-    if missing := [number for number in range(1, last + 1) if number not in found]:
+    numbers = run.rounds(STEP[mode])
+    last = up_to or max(numbers, default=1)
+    if missing := [number for number in range(1, last + 1) if number not in numbers]:
         healed = mode == "full" and missing[0] in run.rounds("heal")
         raise SteerHealError(
             f"round {missing[0]} has no scores",
@@ -103,7 +103,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
     scores = _of(folder / "scores.json", Scores, again)
     measures = measures_of(run.config.eval)
     data = {measure.name: measure.read(folder, scores, again) for measure in measures}
-    found = Round(
+    scored = Round(
         number,
         scores,
         measures,
@@ -116,8 +116,8 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         manifests,
         _limits(run, number, manifests["filter"], again),
     )
-    counted(run, found, STEP[mode])
-    return found
+    counted(run, scored, STEP[mode])
+    return scored
 
 
 def _limits(run: Run, number: int, manifest: Manifest, again: str) -> dict[str, float]:

@@ -47,13 +47,13 @@ def preflight(a: Answers, foundation: int = AUTHORITY) -> Refusal | None:
     if not MASS[0] <= mass <= MASS[1]:
         side = "floor" if mass < MASS[0] else "ceiling"
         return Refusal("no_axis", f"base mass on {name} is {mass:.4f}, at its {side} (needs {MASS[0]} to {MASS[1]})")
-    found, near = contrast(a, foundation), nearest(a, foundation)
-    if found is None or found.interval is None or near is None:
+    authority, near = contrast(a, foundation), nearest(a, foundation)
+    if authority is None or authority.interval is None or near is None:
         return Refusal("no_axis", f"the base's contrast on {name} has no interval (needs a lower end above {AXIS})")
-    if found.interval[0] <= AXIS + ROUNDING:
+    if authority.interval[0] <= AXIS + ROUNDING:
         return Refusal(
             "no_axis",
-            f"the base's contrast on {name} is {show(found)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
+            f"the base's contrast on {name} is {show(authority)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
         )
     if near[1] <= NEAREST + ROUNDING:
         return Refusal(

@@ -112,12 +112,12 @@ Work = Sequence[tuple[Sequence[int], float]]
 
 def per_coefficient(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
     """One batch of prompts for each coefficient. work: (prompt ids, coefficient) per completion; results in its order."""
-    found: dict[int, list[int]] = {}
+    places: dict[int, list[int]] = {}
     for coefficient in dict.fromkeys(coefficient for _, coefficient in work):
         own = [index for index, (_, other) in enumerate(work) if other == coefficient]
         with model.steered([coefficient] * len(own)):
-            found.update(zip(own, model.generate([work[index][0] for index in own], sampling), strict=True))
-    return [found[index] for index in range(len(work))]
+            places.update(zip(own, model.generate([work[index][0] for index in own], sampling), strict=True))
+    return [places[index] for index in range(len(work))]
 
 
 def per_row(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
@@ -128,11 +128,11 @@ def per_row(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
 
 def one_at_a_time(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
     """One completion at a time under steering-vectors; coefficient 0 without it, which favours the library."""
-    found = []
+    outputs = []
     for ids, coefficient in work:
         with peer(model, coefficient) if coefficient else contextlib.nullcontext():
-            found += model.generate([ids], sampling)
-    return found
+            outputs += model.generate([ids], sampling)
+    return outputs
 
 
 def peer(model: Hooked, coefficient: float) -> Any:

@@ -115,7 +115,7 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
     bench = Bench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS, dtype_here())
     prompts, tokens = (MANY_PROMPTS, MANY_TOKENS) if on_gpu() else (PROMPTS, TOKENS)
     size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {tokens} tokens, no prefix cache, {bench.dtype}"
-    found = {}
+    ratios = {}
     with bench.engine(enable_prefix_caching=False, gpu_memory=SHARE) as engine:
         engine.load("v", bench.vector)
         if layers == len(LAYERS):
@@ -132,13 +132,13 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
             }
             warm(sides)
             interleave("coefficients", sides, pairs)
-            found["coefficients_64_over_1"] = ratio(
+            ratios["coefficients_64_over_1"] = ratio(
                 sides["64 coefficients"],
                 sides["1 coefficient"],
                 f"time of 64 requests with 64 coefficients over the same with one; {TOKENS} tokens, no prefix cache",
                 bound=1.02,
             )
-            found["terms_4_over_1"] = ratio(
+            ratios["terms_4_over_1"] = ratio(
                 sides["4 terms"],
                 sides["1 coefficient"],
                 f"time of 64 requests with four vectors each over the same with one; {TOKENS} tokens, no prefix cache",
@@ -150,13 +150,13 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
             warm(sides)
             interleave(f"{layers} layers steered", sides, pairs)
         other = "in stock vLLM" if on_gpu() else "with the patch taken off"
-        found[f"steered_over_unpatched_{layers}_layers"] = ratio(
+        ratios[f"steered_over_unpatched_{layers}_layers"] = ratio(
             sides["steered"],
             sides["unpatched"],
             f"time of a sweep steered in {layers} layers over the same requests {other}; {size}",
             bound=1.03 if layers == len(LAYERS) else 1.06,
         )
-    return found
+    return ratios
 
 
 @contextlib.contextmanager
@@ -258,13 +258,13 @@ def part(name: str, out: Path, quick: bool) -> None:
     """Measure one part in this process and file its ratios."""
     all_cores()
     if name.startswith("A"):
-        found = overhead(int(name[1:]), 3 if quick else 15)
+        ratios = overhead(int(name[1:]), 3 if quick else 15)
     else:
         rounds, single = (3 if on_gpu() else 1, 1) if name == "C" else (2, 1) if quick else (9, 5)
-        found = speedups(name == "C", "bfloat16" if name == "B16" else dtype_here(), rounds, single)
-    for ratio_name, row in found.items():  # a part takes minutes: what it found is seen before the table of all
+        ratios = speedups(name == "C", "bfloat16" if name == "B16" else dtype_here(), rounds, single)
+    for ratio_name, row in ratios.items():  # a part takes minutes: what it found is seen before the table of all
         console.print(f"{ratio_name}: {row['median']:.3f}")
-    file(out, found, **baselines.version())
+    file(out, ratios, **baselines.version())
 
 
 def main() -> None:

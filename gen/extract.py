@@ -64,7 +64,7 @@ def activations(
     _, stack = decoder_layers(model, depth)
     device = next(model.parameters()).device
     caught: dict[int, torch.Tensor] = {}
-    found: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+    states: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
 
     def catch(layer: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
@@ -90,7 +90,7 @@ def activations(
                     model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
                 last = torch.tensor([len(row) - 1 for row in batch], device=device)
                 for layer in layers:
-                    found[layer].append(
+                    states[layer].append(
                         caught[layer][torch.arange(len(batch), device=device), last].float().cpu().numpy()
                     )
                 bar.advance(task, len(batch))
@@ -98,7 +98,7 @@ def activations(
         for handle in handles:
             handle.remove()
     back = np.argsort(order)
-    return {layer: np.concatenate(parts)[back] for layer, parts in found.items()}
+    return {layer: np.concatenate(parts)[back] for layer, parts in states.items()}
 
 
 def in_fp32(model: Model, history: Path | None) -> torch.nn.Module:
@@ -197,7 +197,7 @@ def unreached(config: VectorConfig, given: str) -> SteerHealError:
 def finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) -> None:
     """Raise SteerHealError for activations [prompts, hidden] by layer that are NaN, infinite, or 0 throughout."""
     for layer in layers:
-        norms = np.concatenate([np.linalg.norm(found[layer].astype(np.float64), axis=1) for found in states])
+        norms = np.concatenate([np.linalg.norm(by_layer[layer].astype(np.float64), axis=1) for by_layer in states])
         if bad := int((~(np.isfinite(norms) & (norms > 0))).sum()):
             raise SteerHealError(
                 "a model's activations are not finite, or 0",

@@ -211,13 +211,13 @@ class Pool:
         limit = (
             max(self.least_seconds, self.slack * self._took[len(self._took) // 2]) if self._took else self.first_seconds
         )
-        found: list[tuple[int, Message]] = []
+        overdue: list[tuple[int, Message]] = []
         for worker, at in self._at.items():
             allowed = self.start_seconds if at.item is None else limit
             if self.clock() - at.since > allowed:
                 self.executor.stop(worker)
-                found.append((worker, Lost(f"no answer within {allowed:.0f} s")))
-        return found
+                overdue.append((worker, Lost(f"no answer within {allowed:.0f} s")))
+        return overdue
 
     def _admit(self, worker: int, about: dict[str, Any]) -> None:
         first = self.about or about

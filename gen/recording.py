@@ -54,8 +54,8 @@ def unsteered_logprobs(
     outputs = engine.run(
         [Request([*prompts[place], *completions[place]], tail=len(completions[place])) for place in chosen]
     )
-    found = {place: output.prompt_logprobs for place, output in zip(chosen, outputs, strict=True)}
-    return {place: value for place, value in found.items() if value is not None}
+    by_place = {place: output.prompt_logprobs for place, output in zip(chosen, outputs, strict=True)}
+    return {place: value for place, value in by_place.items() if value is not None}
 
 
 def record(

@@ -58,8 +58,8 @@ def score(
     scores = [Score(0.0, 0, None, None, None, None)] * len(completions)
     for place, index in enumerate(full):
         count = len(completions[index])
-        found = [outputs[place + way * len(full)].prompt_logprobs for way in range(2 + len(others))]
-        ours, other, *rest = [values for values in found if values is not None]
+        logprobs = [outputs[place + way * len(full)].prompt_logprobs for way in range(2 + len(others))]
+        ours, other, *rest = [values for values in logprobs if values is not None]
         assert len(rest) == len(others), "a request with a tail has its log-probabilities"
         if not (np.isfinite(ours).all() and np.isfinite(other).all()):
             scores[index] = Score(None, count, None, None, None, distinct_n(completions[index], 3))

@@ -75,7 +75,7 @@ def search(probe: Callable[[float], Probe], *, target: float, ceiling: float, st
         if len(probes) > steps:
             raise SteerHealError(
                 "the walk found no dose: too few completions survive the filter at every coefficient",
-                given=", ".join(f"{found.kept}/{found.n} at {found.coefficient:g}" for found in probes),
+                given=", ".join(f"{one.kept}/{one.n} at {one.coefficient:g}" for one in probes),
                 expected=f"a share of {target:g} (sweep.survival) at some coefficient from {low:g} to {ceiling:g}",
                 next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
                 "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",
@@ -110,9 +110,9 @@ def walk(
         for row in completions:
             tally.add(row, not why(row))
         (line,) = tally.lines()
-        found = Probe(**{name: line[name] for name in ("coefficient", "n", "kept", "perplexity", "trait_llr")})
-        console.print(f"walk: {found.kept} of {found.n} survive at {found.coefficient:g}")
-        return found
+        probe = Probe(**{name: line[name] for name in ("coefficient", "n", "kept", "perplexity", "trait_llr")})
+        console.print(f"walk: {probe.kept} of {probe.n} survive at {probe.coefficient:g}")
+        return probe
 
     before = []
     if frozen is None:
@@ -121,13 +121,13 @@ def walk(
             yardstick.add(row)
         before = [judged(unsteered)]
     sweep = config.sweep
-    found = search(
+    result = search(
         lambda coefficient: judged(rows(coefficient)),
         target=sweep.survival,
         ceiling=sweep.dose_ceiling,
         steps=sweep.dose_steps,
     )
-    return Walk(found.coefficient, before + found.probes)
+    return Walk(result.coefficient, before + result.probes)
 
 
 def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yardstick) -> Walk:
@@ -162,17 +162,17 @@ def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yar
     return answer
 
 
-def print_walk(found: Walk, target: float, ceiling: float) -> None:
+def print_walk(walked: Walk, target: float, ceiling: float) -> None:
     """The probes at the terminal, by coefficient, and the answer."""
     table(
         f"walk to the largest coefficient with a survival of {target:g} (0 is a control)",
         ["coefficient", "n", "kept", "survival", "perplexity", "trait_llr"],
         [
             [f"{probe.coefficient:g}", probe.n, probe.kept, probe.survival, probe.perplexity, probe.trait_llr]
-            for probe in sorted(found.probes, key=lambda probe: probe.coefficient)
+            for probe in sorted(walked.probes, key=lambda probe: probe.coefficient)
         ],
     )
     console.print(
-        f"sampling at {found.coefficient:g}"
-        + (", the ceiling: sweep.dose_ceiling may be raised" if found.coefficient == ceiling else "")
+        f"sampling at {walked.coefficient:g}"
+        + (", the ceiling: sweep.dose_ceiling may be raised" if walked.coefficient == ceiling else "")
     )

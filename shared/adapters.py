@@ -156,11 +156,11 @@ def _uniform(
         ((rank, scale),) = set(sizes.values())
         return {name: (a.float(), b.float()) for name, (a, b) in pairs.items()}, rank, scale
     rank = max(r for r, _ in sizes.values())
-    found = {}
+    values = {}
     for name, (a, b) in pairs.items():
         more = rank - a.shape[0]
-        found[name] = pad(a.float(), (0, 0, 0, more)), pad(sizes[name][1] * b.float(), (0, more))
-    return found, rank, 1.0
+        values[name] = pad(a.float(), (0, 0, 0, more)), pad(sizes[name][1] * b.float(), (0, more))
+    return values, rank, 1.0
 
 
 def loads_from(model: Model) -> str:

@@ -30,8 +30,8 @@ def read_bare(raw: str) -> Any:
 def _scalar(word: str) -> Any:
     """A word as TOML reads it, or else a number that TOML has not, or else text."""
     try:
-        if len(found := parse_toml(f"value = {word}".encode())) == 1 and "#" not in word:
-            return found["value"]
+        if len(table := parse_toml(f"value = {word}".encode())) == 1 and "#" not in word:
+            return table["value"]
     except (ValueError, RecursionError):
         pass
     return float(word) if "." in word and NUMBER.fullmatch(word) else word
@@ -51,22 +51,22 @@ def _value(text: str, at: int) -> tuple[Any, int]:
 
 
 def _list(text: str, at: int) -> tuple[list[Any], int]:
-    found: list[Any] = []
+    items: list[Any] = []
     while text[(at := _blank(text, at)) : at + 1] != "]":
         value, at = _value(text, at)
-        found.append(value)
+        items.append(value)
         at = _next(text, at, "]")
-    return found, at + 1
+    return items, at + 1
 
 
 def _table(text: str, at: int) -> tuple[dict[str, Any], int]:
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     while text[(at := _blank(text, at)) : at + 1] != "}":
         if not (key := KEY.match(text, at)):
             raise ValueError("no key")
         value, at = _value(text, key.end())
         *above, name = key[1].split(".")
-        inner = found
+        inner = table
         for part in above:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
@@ -75,7 +75,7 @@ def _table(text: str, at: int) -> tuple[dict[str, Any], int]:
             raise ValueError("a key twice")
         inner[name] = value
         at = _next(text, at, "}")
-    return found, at + 1
+    return table, at + 1
 
 
 def _word(text: str, at: int) -> tuple[Any, int]:

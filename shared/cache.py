@@ -27,15 +27,15 @@ def remembered_digest(file: Path) -> str:
 
     The change time is among them, which nobody sets by hand: weights that were exchanged under their old date are read again.
     """
-    found = file.stat()
-    state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} "
+    status = file.stat()
+    state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} "
     note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
     with suppress(OSError, ValueError):
         known = note.read_text(encoding="utf-8")
         if known.startswith(state) and SHA256.fullmatch(value := known.removeprefix(state)):
             return value
     value = digest(file)
-    if time.time_ns() - found.st_ctime_ns > SETTLED:
+    if time.time_ns() - status.st_ctime_ns > SETTLED:
         with suppress(OSError):  # without a cache it costs time and nothing else
             write_text(note, state + value)
     return value

@@ -146,12 +146,14 @@ class Chat:
 
     def _label_ids(self, labels: Sequence[str], after: str, tokens: Callable[[str], list[int]]) -> list[int]:
         before = tokens(after)
-        found = [tokens(after + label) for label in labels]
+        tokenized = [tokens(after + label) for label in labels]
         size = len(before)
         wrong = {
-            label: ids for label, ids in zip(labels, found, strict=True) if ids[:size] != before or len(ids) != size + 1
+            label: ids
+            for label, ids in zip(labels, tokenized, strict=True)
+            if ids[:size] != before or len(ids) != size + 1
         }
-        single = [ids[-1] for ids in found]
+        single = [ids[-1] for ids in tokenized]
         if wrong or len(set(single)) != len(labels):
             raise SteerHealError(
                 "the answer labels are not tokens that are single and distinct",

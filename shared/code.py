@@ -64,17 +64,17 @@ def code_of(module: str) -> str:
     package = module.partition(".")[0]
     code_digest(package)  # refuses sources that were edited since the process started
     root = _folder(package).parent
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or (path := _source(root, name)) is None:
+        if name in digests or (path := _source(root, name)) is None:
             continue
         text = path.read_bytes().replace(b"\r\n", b"\n")
-        found[name] = hashlib.sha256(text).hexdigest()
+        digests[name] = hashlib.sha256(text).hexdigest()
         waiting += [other for other in _imported(text) if other.partition(".")[0] == package]
     others = {name: str(_AT_START[name]) for name in IMPORTS[package] if name != package}
-    return _joined({**found, **others})
+    return _joined({**digests, **others})
 
 
 def _source(root: Path, module: str) -> Path | None:

@@ -100,20 +100,20 @@ def _closed(items: list[str], text: str) -> list[str]:
 
     text: all of them as they were typed.
     """
-    found: list[str] = []
+    closed: list[str] = []
     opened = False
     for item in items:
-        found = [*found[:-1], f"{found[-1]} {item}"] if opened else [*found, item]
-        raw = found[-1].partition("=")[2]
+        closed = [*closed[:-1], f"{closed[-1]} {item}"] if opened else [*closed, item]
+        raw = closed[-1].partition("=")[2]
         opened = raw.startswith(("[", "{")) and sum(map(raw.count, "[{")) > sum(map(raw.count, "]}"))
     if opened:
         raise SteerHealError(
             f"{_set()} could not be read",
-            given=found[-1],
+            given=closed[-1],
             expected="a list or a table with its closing bracket",
-            next=setting(text.rstrip() + _closers(found[-1])),
+            next=setting(text.rstrip() + _closers(closed[-1])),
         )
-    return found
+    return closed
 
 
 def _closers(text: str) -> str:
@@ -132,8 +132,8 @@ def _twice(name: str, old: Any, new: Any) -> str | None:
     if old is None:
         return None
     if isinstance(old, dict) and isinstance(new, dict):
-        found = (_twice(f"{name}.{key}", old.get(key), value) for key, value in new.items())
-        return next((one for one in found if one is not None), None)
+        names = (_twice(f"{name}.{key}", old.get(key), value) for key, value in new.items())
+        return next((one for one in names if one is not None), None)
     return name
 
 

@@ -41,7 +41,7 @@ class ControlTokens:
 
     def broken(self, text: str, mark: str) -> str:
         """The text with a mark inside every control token, so that a template that renders it sees the words and no token."""
-        return self._pattern.sub(lambda found: f"{found[0][:1]}{mark}{found[0][1:]}", text)
+        return self._pattern.sub(lambda match: f"{match[0][:1]}{mark}{match[0][1:]}", text)
 
     def encode(self, text: str, mark: str) -> list[int]:
         """Token ids of a text, no BOS added: control tokens without a mark inside are tokens, those with one are text; marks are left out.
@@ -50,7 +50,7 @@ class ControlTokens:
         else, such as how blanks beside a token are treated and where words are cut, is the tokenizer's own.
         """
         backend, renamed, ids = self._copy(self.mark([text, mark]))
-        named = self._pattern.sub(lambda found: renamed[found[0]], text)
+        named = self._pattern.sub(lambda match: renamed[match[0]], text)
         return [
             ids.get(token, token) for token in backend.encode(named.replace(mark, ""), add_special_tokens=False).ids
         ]

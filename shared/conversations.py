@@ -146,15 +146,15 @@ def _said_in(prompt: Any, asked: Turns) -> bool:
 
 def _ending(value: Any, name: str) -> Turns:
     """Messages that end with an answer to train on."""
-    found = turns(value, name)
-    if found[-1]["role"] != "assistant":
+    messages = turns(value, name)
+    if messages[-1]["role"] != "assistant":
         raise ValueError(f"{name}: what is trained on is missing: they must end with the assistant's turn")
     for field in TRAINED_ON:
         if (weight := value[-1].get(field)) is not None and weight != 1:
             raise ValueError(
                 f"{name}.{len(value) - 1}: {field} is {weight!r}: the last turn is not to be trained on as the others; leave the row out"
             )
-    return found
+    return messages
 
 
 def _asked(fields: dict[str, Any]) -> dict[str, Any]:

@@ -48,13 +48,13 @@ def dequantised(header: Callable[[], Header], folder: Path) -> Path:
     """
     if is_dequantised(folder):
         return folder
-    found = header()
+    parsed = header()
     with held(folder):
         if not is_dequantised(folder):  # nobody has built it while this waited
             if folder.is_dir():
                 say(f"{folder} does not match its checksum: building it again", "yellow")
-            _room(found, folder)
-            _build(found, folder)
+            _room(parsed, folder)
+            _build(parsed, folder)
     return folder
 
 

@@ -127,7 +127,7 @@ def rounds_of(history: Path) -> list[tuple[Path, float]]:
             next=f"fold it: {command_of('train.export', '--model', 'MODEL', '--adapter', history, '--as', 'history', '--out', f'{history}-history')}",
         )
     gates = read_record(history / "gates.json", Gates, what="a history could not be read", next=_again(history))
-    found = []
+    rounds = []
     for row in gates.rounds:
         if (folder := _adapter_at(history, row.adapter)) is None or digest(folder) != row.sha256:
             raise SteerHealError(
@@ -136,8 +136,8 @@ def rounds_of(history: Path) -> list[tuple[Path, float]]:
                 expected=f"digest {row.sha256}",
                 next=f"restore it, or make it again: {_again(history)}",
             )
-        found.append((folder, row.gate))
-    return found
+        rounds.append((folder, row.gate))
+    return rounds
 
 
 def _again(history: Path) -> str:
@@ -163,14 +163,14 @@ def verify(history: Path) -> Adapter:
 
     wanted = _concatenated([(load_adapter(folder), gate) for folder, gate in rounds_of(history)])
     folded = load_adapter(history)
-    found = {
+    digests = {
         f"{PREFIX}{name}.lora_{kind}.weight": value
         for name, factors in folded.modules.items()
         for kind, value in zip("AB", factors, strict=True)
     }
     model = folded.note.model if folded.note else folded.config.get("base_model_name_or_path")
-    same = folded.scale == 1 and found.keys() == wanted.keys()
-    if not same or any(not torch.equal(found[name], wanted[name]) for name in wanted):
+    same = folded.scale == 1 and digests.keys() == wanted.keys()
+    if not same or any(not torch.equal(digests[name], wanted[name]) for name in wanted):
         raise SteerHealError(
             "a folded history is not what its gates say",
             given=history,
@@ -215,7 +215,7 @@ def _plain(name: str) -> str:
 
 def gates_of(given: Sequence[str]) -> dict[int, float]:
     """`2=0.5` of a command line as round -> gate."""
-    found: dict[int, float] = {}
+    gates: dict[int, float] = {}
     for item in given:
         index, _, gate = item.partition("=")
         try:
@@ -226,12 +226,12 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
             raise SteerHealError(
                 "a gate could not be read", given=item, expected="ROUND=GATE, such as 2=0.5", next="--gate 2=0.5"
             ) from None
-        if int(index) in found:
+        if int(index) in gates:
             raise SteerHealError(
                 "a gate is there twice", given=item, expected="one gate a round", next=f"--gate {item}, once"
             )
-        found[int(index)] = value
-    return found
+        gates[int(index)] = value
+    return gates
 
 
 def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:

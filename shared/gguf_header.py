@@ -83,8 +83,8 @@ class Header:
 
 def state_of(path: Path) -> tuple[int, ...]:
     """What changes with a file: which one it is, its size and its times."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_gguf(path: Path) -> bool:
@@ -205,9 +205,9 @@ class _Reader:
         size = struct.calcsize(f"<{code}") * count
         if size > len(self._data) - self._at:
             raise _Broken("the file is cut short")
-        found = struct.unpack_from(f"<{count}{code}", self._data, self._at)
+        numbers = struct.unpack_from(f"<{count}{code}", self._data, self._at)
         self._at += size
-        return found
+        return numbers
 
     def _string(self, longest: int | None = None) -> str:
         (length,) = struct.unpack_from("<Q", self._data, self._at)

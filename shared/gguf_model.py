@@ -109,10 +109,10 @@ def text_config(header: Header) -> dict[str, Any]:
     architecture = header.architecture
 
     def size(*keys: str) -> int | None:
-        return next((found for key in keys if (found := header.whole(f"{architecture}.{key}"))), None)
+        return next((number for key in keys if (number := header.whole(f"{architecture}.{key}"))), None)
 
     heads, hidden = size("attention.head_count"), size("embedding_length")
-    found = {
+    fields = {
         "num_hidden_layers": size("block_count"),
         "hidden_size": hidden,
         "intermediate_size": size("feed_forward_length"),
@@ -122,7 +122,7 @@ def text_config(header: Header) -> dict[str, Any]:
         "vocab_size": size("vocab_size") or len(header.fields["tokenizer.ggml.tokens"]),
         "max_position_embeddings": size("context_length"),
     }  # fmt: skip
-    return {"model_type": ARCHITECTURES[architecture], **{key: value for key, value in found.items() if value}}
+    return {"model_type": ARCHITECTURES[architecture], **{key: value for key, value in fields.items() if value}}
 
 
 def dtype_of(header: Header) -> str:

@@ -72,8 +72,8 @@ def _mark(header: Header, tokenizer: Any) -> None:
         if new:
             tokenizer.add_tokens(new, special_tokens=kind == CONTROL)
         for index in wanted:
-            if (found := tokenizer.convert_tokens_to_ids(tokens[index])) != index:
-                raise _refusal(header, f"{tokens[index]!r} is token {found}", f"token {index}, as the file has it")
+            if (token_id := tokenizer.convert_tokens_to_ids(tokens[index])) != index:
+                raise _refusal(header, f"{tokens[index]!r} is token {token_id}", f"token {index}, as the file has it")
 
 
 def _split(header: Header, tokenizer: Any) -> None:

@@ -34,23 +34,23 @@ def placed_jsonl(
         made_by: the command that makes the file, for the error.
         begin, end: rows before begin and from end on, counted from 0, are not looked at.
     """
-    found, byte = 0, 0
+    count, byte = 0, 0
     with open_rows_file(path, row, "JSONL", made_by=made_by) as handle:
         for index, line in enumerate(handle, start=1):
             place, byte = byte, byte + len(line)
             if not line.removeprefix(BOM).strip():
                 continue
-            found += 1
-            if found <= begin:
+            count += 1
+            if count <= begin:
                 continue
-            if end is not None and found > end:
+            if end is not None and count > end:
                 return
             try:
                 value = row.model_validate(parse(line))
             except ValueError as error:
                 raise refused_row(path, index, line, error, row, made_by) from None
             yield index, place, value
-    if not found:
+    if not count:
         raise SteerHealError("a JSONL file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
 
 

@@ -89,8 +89,8 @@ def covers(config: Mapping[str, Any]) -> Callable[[str], bool]:
             return False
         if layers is None or not listed or module in (config.get("target_modules") or ()):
             return True
-        found = next((match for place in places if (match := place.match(module))), None)
-        return found is not None and int(found[1]) in layers
+        first = next((match for place in places if (match := place.match(module))), None)
+        return first is not None and int(first[1]) in layers
 
     return of
 
@@ -102,10 +102,10 @@ def layers_of(config: Mapping[str, Any]) -> list[int]:
 
 
 def _patterns(config: Mapping[str, Any], name: str) -> list[tuple[re.Pattern[str], Any]]:
-    found = config.get(name) or {}
-    if not isinstance(found, dict):
-        raise TypeError(f"{name} is {found!r}")
-    return [(re.compile(rf"(?:.*\.)?(?:{key})$"), value) for key, value in found.items()]
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, dict):
+        raise TypeError(f"{name} is {patterns!r}")
+    return [(re.compile(rf"(?:.*\.)?(?:{key})$"), value) for key, value in patterns.items()]
 
 
 def _rank(name: str, value: object) -> int:
@@ -122,13 +122,13 @@ def _alpha(name: str, value: object) -> float:
 
 def _names(config: Mapping[str, Any], name: str) -> Callable[[str], bool] | None:
     """A test of module names; None where the field is not set."""
-    found = config.get(name)
-    if found is None or (name == "exclude_modules" and not found) or found == "all-linear":
+    names = config.get(name)
+    if names is None or (name == "exclude_modules" and not names) or names == "all-linear":
         return None
-    if isinstance(found, str):
-        pattern = re.compile(found)
+    if isinstance(names, str):
+        pattern = re.compile(names)
         return lambda module: pattern.fullmatch(module) is not None
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise TypeError(f"{name} is {found!r}")
-    whole, ends = set(found), tuple(f".{one}" for one in found)
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise TypeError(f"{name} is {names!r}")
+    whole, ends = set(names), tuple(f".{one}" for one in names)
     return lambda module: module in whole or module.endswith(ends)

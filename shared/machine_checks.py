@@ -97,15 +97,17 @@ def the_hardware(run: Path) -> Iterator[Row]:
     here = machine.hardware()
     yield Row("processor", here["processor"])
     yield Row("cores", here["cores"])
-    found = here["instruction_set"]
+    instruction_set = here["instruction_set"]
     yield Row(
         "instruction set",
-        f"{found}; vLLM's kernels on the CPU: {KERNELS[found]}" if found in KERNELS else found,
+        f"{instruction_set}; vLLM's kernels on the CPU: {KERNELS[instruction_set]}"
+        if instruction_set in KERNELS
+        else instruction_set,
         None
-        if found in KERNELS
+        if instruction_set in KERNELS
         else SteerHealError(
             "no build of vLLM's kernels runs on this CPU",
-            given=f"{here['processor']}: {found} without AVX2",
+            given=f"{here['processor']}: {instruction_set} without AVX2",
             expected=f"one of {', '.join(KERNELS)}",
             next="take another machine; in a virtual one, pass the CPU through (qemu: -cpu host)",
         ),

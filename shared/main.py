@@ -44,7 +44,9 @@ def _run() -> None:
 
 def _typed(script: str) -> str:
     """The console script as the user types it: its name where the shell finds it, or else its path from here."""
-    if Path(script).name != "steer-heal" or ((found := which("steer-heal")) and os.path.samefile(found, script)):
+    if Path(script).name != "steer-heal" or (
+        (installed := which("steer-heal")) and os.path.samefile(installed, script)
+    ):
         return "steer-heal"
     return os.path.relpath(script)
 

@@ -55,7 +55,7 @@ class Model:
             p for p in self.folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}
         )
         digests = ((remembered_digest if p.suffix == ".safetensors" else digest)(p) for p in files)
-        listed = "".join(f"{p.name} {found}\n" for p, found in zip(files, digests, strict=True))
+        listed = "".join(f"{p.name} {file_digest}\n" for p, file_digest in zip(files, digests, strict=True))
         return hashlib.sha256(listed.encode()).hexdigest()
 
     @property
@@ -174,9 +174,9 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
         return _checked(Model(name, Path(name).resolve(), None))
     if _is_file(name) and (name.endswith(".gguf") or is_gguf(Path(name))):
         source = Path(name).resolve()
-        found = Dequantised(name, source, lambda: _gguf_folder(source))
-        _ = found.header  # what cannot be dequantised is refused here
-        return found
+        model = Dequantised(name, source, lambda: _gguf_folder(source))
+        _ = model.header  # what cannot be dequantised is refused here
+        return model
     if meant := _meant(name):
         raise SteerHealError(
             "there is no such model",

@@ -19,12 +19,12 @@ def nearest_run(folder: Path) -> Path | None:
     Names that differ in digits alone, such as seed-1 and seed-2, are different runs on purpose.
     """
     name = folder.name
-    found = [
+    runs = [
         (SequenceMatcher(None, name.lower(), path.parent.name.lower()).ratio(), path.parent)
         for path in sorted(folder.parent.glob("*/config.toml"))
         if path.parent.name != name and _letters(path.parent.name) != _letters(name)
     ]
-    ratio, run = max(found, key=lambda item: item[0], default=(0.0, None))
+    ratio, run = max(runs, key=lambda item: item[0], default=(0.0, None))
     return run if ratio > ALIKE else None
 
 

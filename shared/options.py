@@ -131,12 +131,12 @@ class Options(argparse.ArgumentParser):
 
     @staticmethod
     def _paths(kinds: dict[str, Paths], arguments: argparse.Namespace) -> list[Path]:
-        found: list[Path] = []
+        named: list[Path] = []
         for name, paths in kinds.items():
             value = getattr(arguments, name, None)
             for one in value if isinstance(value, list) else [] if value is None else [value]:
-                found += paths(str(one))
-        return found
+                named += paths(str(one))
+        return named
 
     def error(self, message: str) -> NoReturn:
         raise self._refusal(None, message, sys.argv[1:])
@@ -234,13 +234,13 @@ class Options(argparse.ArgumentParser):
 
 def _spaced(words: Sequence[str]) -> list[str]:
     """A command line in which numbers with commas between them are words of their own."""
-    found: list[str] = []
+    apart: list[str] = []
     for word in words:
         name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
         parts = value.removesuffix(",").split(",")
         several = "," in value and all(NUMBER.fullmatch(part) for part in parts)
-        found += [*([name] if name else []), *parts] if several else [word]
-    return found
+        apart += [*([name] if name else []), *parts] if several else [word]
+    return apart
 
 
 def readable(word: str) -> str:

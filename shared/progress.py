@@ -85,13 +85,13 @@ def time_left(log: Path, now: datetime | None = None) -> tuple[float | None, str
         return None, None
     seconds, stage = None, None
     for line in lines:
-        if found := TO_GO.match(line):
-            seconds = max(0.0, float(found[2]) - _since(found[1], now))
+        if match := TO_GO.match(line):
+            seconds = max(0.0, float(match[2]) - _since(match[1], now))
         elif " $ -m " in line:  # a stage begins
             stage = None
-        elif found := LEFT.match(line):
-            left = float(found[3]) * (60 if found[4] == "min" else 1) - _since(found[1], now)
-            stage = f"{found[2]}, {in_minutes(max(0.0, left))} left"
+        elif match := LEFT.match(line):
+            left = float(match[3]) * (60 if match[4] == "min" else 1) - _since(match[1], now)
+            stage = f"{match[2]}, {in_minutes(max(0.0, left))} left"
     return seconds, stage
 
 

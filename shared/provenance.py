@@ -63,13 +63,13 @@ def refuse_mixing(what: str, out: Path, changed: Sequence[str], folder: Path) ->
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Of Python and the packages that are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit() -> str | None:

@@ -93,8 +93,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def replaceable(path: Path, of: Collection[str]) -> None:
     """Raise SteerHealError when a folder holds anything but files of these names, so that nobody's other files are lost. Hidden files,
     which desktops and editors leave, do not count."""
-    found = path.iterdir() if path.exists() else ()
-    if foreign := sorted(p.name for p in found if not (p.is_file() and (p.name in of or p.name.startswith(".")))):
+    entries = path.iterdir() if path.exists() else ()
+    if foreign := sorted(p.name for p in entries if not (p.is_file() and (p.name in of or p.name.startswith(".")))):
         raise SteerHealError(
             "a folder holds other files than the ones that would replace it",
             given=f"{path}: {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''}",

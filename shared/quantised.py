@@ -28,10 +28,10 @@ def refuse_quantised(folder: Path, name: str) -> None:
 
     Files that cannot be read are left to those who load them. folder: of the model; name: that the user knows it by.
     """
-    if (found := _configured(folder) or next(_stored(folder), None)) is not None:
+    if (scheme := _configured(folder) or next(_stored(folder), None)) is not None:
         raise SteerHealError(
             "a model's weights are quantised",
-            given=f"{name}: {found}",
+            given=f"{name}: {scheme}",
             expected="weights in float32, float16 or bfloat16",
             next="name the model that it was quantised from in model.name, often the same name without FP8, AWQ, GPTQ, bnb-4bit or MXFP4",
         )

@@ -93,8 +93,10 @@ def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]
         return None, None
     if len(values) < FEW:
         return min(values), max(values)
-    found = bootstrap((values,), np.median, confidence_level=0.95, method="percentile", rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    resampled = bootstrap(
+        (values,), np.median, confidence_level=0.95, method="percentile", rng=np.random.default_rng(0)
+    )
+    return float(resampled.confidence_interval.low), float(resampled.confidence_interval.high)
 
 
 def met(median: float, bound: float | None, faster: bool) -> bool | None:
@@ -202,9 +204,9 @@ def refuse_foreign(out: Path) -> None:
 def read(out: Path) -> dict[str, Any]:
     """A benchmark file. Raises SteerHealError when it is none."""
     try:
-        found = parse(out.read_bytes())
-        if isinstance(found["ratios"], dict) and isinstance(found["versions"], dict):
-            return dict(found)
+        document = parse(out.read_bytes())
+        if isinstance(document["ratios"], dict) and isinstance(document["versions"], dict):
+            return dict(document)
         problem = "ratios or versions is no object"
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = repr(error)

@@ -31,13 +31,13 @@ def stale_steps(todo: Sequence[Step]) -> list[Step]:
         todo: of one run, in order. A step behind one of these is one as well, as it reads what that makes, but for full scores, which
             no step reads.
     """
-    found: list[Step] = []
+    stale: list[Step] = []
     made_anew = False
     for step in todo:
         if made_anew or not _intact(step):
-            found.append(step)
+            stale.append(step)
             made_anew = made_anew or not step.stage.startswith("score")
-    return found
+    return stale
 
 
 def _intact(step: Step) -> bool:

@@ -51,7 +51,7 @@ class Convertible(ValueError):
         """The command for a file."""
         new = path.with_name(f"{path.stem or path.name}-converted{path.suffix}")
         quoted = {"FILE": shlex.quote(str(path)), "NEW": shlex.quote(str(new))}
-        return re.sub("FILE|NEW", lambda found: quoted[found[0]], self._command)
+        return re.sub("FILE|NEW", lambda match: quoted[match[0]], self._command)
 
 
 def decode(content: bytes) -> str:
@@ -129,26 +129,26 @@ def parse(text: str | bytes) -> Any:
     character, which could not be written again."""
     text = decode(text) if isinstance(text, bytes) else text
     try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
         if SURROGATE.search(text):
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deep") from None
-    if text.count("[") + text.count("{") > DEEP and _levels(found) > DEEP:
+    if text.count("[") + text.count("{") > DEEP and _levels(value) > DEEP:
         raise ValueError("nested too deep")
-    return found
+    return value
 
 
 def read_object(path: Path, *, what: str, expected: str, next: str) -> dict[str, Any]:
     """The object that a file holds. Raises SteerHealError, what and all, when it cannot be read or is something else."""
     try:
-        found = parse(path.read_bytes())
-        problem = f"{type(found).__name__}, not an object"
+        value = parse(path.read_bytes())
+        problem = f"{type(value).__name__}, not an object"
     except (OSError, ValueError) as error:
-        found, problem = None, str(error)
-    if not isinstance(found, dict):
+        value, problem = None, str(error)
+    if not isinstance(value, dict):
         raise SteerHealError(what, given=f"{path}: {problem}", expected=expected, next=next)
-    return found
+    return value
 
 
 def explained(error: ValueError, line: bytes) -> ValueError:
@@ -182,11 +182,11 @@ def explained(error: ValueError, line: bytes) -> ValueError:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"key {repeated(names)[0]!r} twice")
-    return found
+    return value
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -200,9 +200,9 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _levels(found: Any) -> int:
+def _levels(value: Any) -> int:
     """How deep it is nested, counted no further than matters."""
-    level, count = [found], 0
+    level, count = [value], 0
     while level and count <= DEEP:
         inner = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
         level, count = [part for part in inner if isinstance(part, dict | list)], count + 1

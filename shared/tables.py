@@ -109,7 +109,7 @@ def _jsonl(path: Path, row: type[Row], made_by: str, begin: int, end: int | None
 
 def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(CELL)
-    number, found = 1, 0
+    number, count = 1, 0
     with open_rows_file(path, row, "CSV", made_by=made_by) as handle:
         try:
             refuse_other_kinds(handle.read(HEAD))
@@ -123,10 +123,10 @@ def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) 
                     break
                 if not cells:
                     continue
-                found += 1
-                if found <= begin:
+                count += 1
+                if count <= begin:
                     continue
-                if end is not None and found > end:
+                if end is not None and count > end:
                     return
                 if len(cells) != len(names):
                     raise ValueError(f"{len(cells)} cells, where the header has {len(names)}")
@@ -141,7 +141,7 @@ def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) 
             raise _refused(path, number, not_utf8(error), row, made_by) from None
         except (ValueError, csv.Error) as error:
             raise _refused(path, number, error, row, made_by) from None
-    if not found:
+    if not count:
         raise SteerHealError("a CSV file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
 
 

@@ -91,8 +91,8 @@ class Template:
 
     def around(self, user: str) -> tuple[str, str]:
         """The text of a user turn and an assistant's, before the assistant's words and after them."""
-        before, found, after = self._answered(user)
-        if not found:
+        before, content, after = self._answered(user)
+        if not content:
             raise SteerHealError(
                 "a chat template leaves out what the assistant says",
                 given="a user turn and an assistant's",
@@ -235,13 +235,13 @@ def ends_of(folder: Path) -> tuple[int, ...]:
     """The end-of-sequence ids of a model folder's generation_config.json, or else of its config.json; none where neither has any."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            found = read_object(
+            eos = read_object(
                 folder / name,
                 what="a model's configuration could not be read",
                 expected="JSON as save_pretrained writes it",
                 next="choose another model.name, or download it again",
             ).get("eos_token_id")
-            ids = found if isinstance(found, list) else [found]
+            ids = eos if isinstance(eos, list) else [eos]
             if ids := [token for token in ids if isinstance(token, int) and token >= 0]:
                 return tuple(ids)
     return ()

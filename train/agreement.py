@@ -90,13 +90,13 @@ def agree(
             "none of the rows that hold the sampler's log-probabilities is trained on: it is compared on those that were left out"
         )
     if not rows:
-        found = Agreement(rows=0, tokens=0, note="no row holds the sampler's log-probabilities, kept or rejected: they are not a sweep's, or an earlier version's, or the file of the rejected ones is not beside them")  # fmt: skip
-        say(f"sampler and trainer: {found.sentence()}")
-        return found
+        agreement = Agreement(rows=0, tokens=0, note="no row holds the sampler's log-probabilities, kept or rejected: they are not a sweep's, or an earlier version's, or the file of the rejected ones is not beside them")  # fmt: skip
+        say(f"sampler and trainer: {agreement.sentence()}")
+        return agreement
     _unchanged(rows, chat, again)
     compared = compare(student, rows, config)
     bound = None if config.train.load_in_4bit else _bound(student, config.model.dtype)
-    found = Agreement(
+    agreement = Agreement(
         rows=len(rows),
         tokens=len(compared.sampler.student),
         student=_difference(compared.sampler.student, compared.trainer.student, rows, chat.tokenizer),
@@ -107,9 +107,13 @@ def agree(
         note=None if bound else "no bound: the trainer's base is in 4 bits, the sampler's is not",
     )
     if bound:
-        _refuse(found, compared, bound, student, config, again)
-    say(f"sampler and trainer agree, {found.sentence()}" if bound else f"sampler and trainer, {found.sentence()}")
-    return found
+        _refuse(agreement, compared, bound, student, config, again)
+    say(
+        f"sampler and trainer agree, {agreement.sentence()}"
+        if bound
+        else f"sampler and trainer, {agreement.sentence()}"
+    )
+    return agreement
 
 
 def compare(student: Student, rows: Sequence[Example], config: Config) -> Compared:
@@ -126,13 +130,13 @@ def compare(student: Student, rows: Sequence[Example], config: Config) -> Compar
 
 def logprobs(student: Student, rows: Sequence[Example], config: Config) -> np.ndarray:
     """Log-probabilities [completion tokens of all rows] under the active adapters, by the path that the loss takes; nats."""
-    found = []
+    summed = []
     with torch.no_grad():
         for row, states in zip(rows, completion_states(student, rows, config.train.batch_size), strict=True):
             targets = torch.tensor(row.completion, device=states.device)
             ce = per_position(states, targets, [], student.head, "nll", config.train.chunk).ce
-            found.append(-ce.double().cpu().numpy())
-    return np.concatenate(found)
+            summed.append(-ce.double().cpu().numpy())
+    return np.concatenate(summed)
 
 
 def _bound(student: Student, dtype: str) -> Bound:
@@ -182,21 +186,21 @@ def _tokens(row: Example, ids: str, chat: Chat) -> tuple[int, str] | None:
     return None
 
 
-def _refuse(found: Agreement, compared: Compared, bound: Bound, student: Student, config: Config, again: str) -> None:  # fmt: skip
+def _refuse(agreement: Agreement, compared: Compared, bound: Bound, student: Student, config: Config, again: str) -> None:  # fmt: skip
     """Raise SteerHealError where a difference is too large."""
-    assert found.student is not None and found.original is not None
-    original = found.original
+    assert agreement.student is not None and agreement.original is not None
+    original = agreement.original
     limit = f"a mean difference of at most {bound.mean:g} and none above {bound.largest:g} nats in {config.model.dtype}"
     effect = max(float(np.abs(part).mean()) for part in compared.effect)
     if original.mean > bound.mean or original.largest > bound.largest:
         name, worst, causes = "original", original, _original(compared, bound, student, config, again)
         pair = compared.sampler.original, compared.trainer.original
     elif (
-        found.student.mean > bound.mean
-        or found.student.largest > bound.largest
-        or found.student.mean > max(3 * original.mean, 0.75 * effect)
+        agreement.student.mean > bound.mean
+        or agreement.student.largest > bound.largest
+        or agreement.student.mean > max(3 * original.mean, 0.75 * effect)
     ):
-        name, worst, causes = "student", found.student, _adapter(compared, again, HISTORY in student.adapters)
+        name, worst, causes = "student", agreement.student, _adapter(compared, again, HISTORY in student.adapters)
         pair = compared.sampler.student, compared.trainer.student
         limit += f", and less than three quarters of what the history does to a token, {effect:.2g}" if effect else ""
     else:
@@ -206,7 +210,7 @@ def _refuse(found: Agreement, compared: Compared, bound: Bound, student: Student
     raise SteerHealError(
         f"the sampler's {name} and the trainer's are not one model",
         given=f"row {worst.key}, token {worst.position} of its completion, {worst.token!r}: {pair[0][place]:.4g} nats under the sampler and {pair[1][place]:.4g} under the trainer; "
-        f"over {found.tokens} tokens of {found.rows} rows the mean difference is {worst.mean:.2g}, the largest {worst.largest:.2g}. Likely cause: {cause}",
+        f"over {agreement.tokens} tokens of {agreement.rows} rows the mean difference is {worst.mean:.2g}, the largest {worst.largest:.2g}. Likely cause: {cause}",
         expected=f"{limit}; every known cause: {PAGE}",
         next=command,
     )

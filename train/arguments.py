@@ -50,7 +50,7 @@ def training_arguments(config: Config, work: Path, evaluate: bool) -> TrainingAr
 def reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
     """Transformers' own reporters, by the names it knows them; tensorboard: the folder of TensorBoard's."""
     try:
-        found = [kind() for kind in get_reporting_integration_callbacks(list(names))]
+        callbacks = [kind() for kind in get_reporting_integration_callbacks(list(names))]
     except (ImportError, RuntimeError, ValueError) as error:
         raise SteerHealError(
             "the log cannot be reported there",
@@ -58,7 +58,7 @@ def reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
             expected="names that transformers reports to, their packages installed",
             next="leave train.report_to empty, or install the package that the message names",
         ) from None
-    for callback in found:  # its own default is a folder that is removed with the unfinished round
+    for callback in callbacks:  # its own default is a folder that is removed with the unfinished round
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(tensorboard)
-    return found
+    return callbacks

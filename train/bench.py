@@ -23,8 +23,8 @@ def main() -> None:
         return
     begin = time.monotonic()
     rounds, repeats = (2, 1) if arguments.quick else (15, 5)
-    found = {**step_times(rounds), **losses(rounds), **memories(repeats)}
-    file(arguments.out, found)
+    ratios = {**step_times(rounds), **losses(rounds), **memories(repeats)}
+    file(arguments.out, ratios)
     closing(arguments.out, begin)
 
 

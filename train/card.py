@@ -105,13 +105,15 @@ def _of_run(run: Run, last: int) -> list[str]:
     parts.append("## Data\n\n| round | kept | rejected |\n|---|---:|---:|\n" + "\n".join(counts))
     again = f"python -m evals.report --run {shlex.quote(str(run.folder))}"
     if results := verified_results(run, again):
-        found = read_object(results, what="the results of a run could not be read", expected="results.json", next=again)
+        document = read_object(
+            results, what="the results of a run could not be read", expected="results.json", next=again
+        )
         try:
             lines = [
                 "| "
                 + " | ".join([str(row["round"]), str(row["stage"]), *[number(row[name]) for name in SCORES]])
                 + " |"
-                for row in found["rows"]
+                for row in document["rows"]
                 if row["round"] <= last
             ]
         except (KeyError, TypeError) as error:

@@ -131,18 +131,18 @@ def _sampled(source: Source, chat: Chat, config: Config, left_out: Counter[str])
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
 
     def example(row: Completion, left_out: Counter[str]) -> Example | None:
-        found = sampled(row, chat)
-        if found is None:
+        built = sampled(row, chat)
+        if built is None:
             left_out["empty"] += 1
         else:
-            left_out["cut_at_the_end_of_the_turn"] += len(found.completion) < len(row.completion_ids)
-        return found
+            left_out["cut_at_the_end_of_the_turn"] += len(built.completion) < len(row.completion_ids)
+        return built
 
     keep = None
     if config.train.rows is not None:
         keep = _drawn((example(row, left_out) for _, row in source.rows(Completion)), config, left_out)
         left_out = Counter()  # of the rows drawn, which are counted already
-    return [found for row in completions(source, keep) if (found := example(row, left_out))]
+    return [built for row in completions(source, keep) if (built := example(row, left_out))]
 
 
 def sampled(row: Completion, chat: Chat) -> Example | None:
@@ -174,8 +174,8 @@ def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str])
         left_out = Counter()
     examples = []
     for place, row in pairs(source, keep):
-        if found := example(place, row, left_out):
-            examples.append(found)
+        if built := example(place, row, left_out):
+            examples.append(built)
             several += row.answers > 1
     if several:
         console.print(

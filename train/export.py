@@ -99,7 +99,7 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     add(network, exact)
     wanted = logprobs(network)
     del network
-    found = logprobs(
+    read = logprobs(
         load_network(written, "auto")
         if kind == "merged"
         else PeftModel.from_pretrained(load_network(model.folder, torch.float32), written)
@@ -108,7 +108,7 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     def kl(other: torch.Tensor) -> float:
         return float((wanted.exp() * (wanted - other)).sum(-1).mean())
 
-    check = Check(float((found - wanted).abs().max()), kl(found), kl(original))
+    check = Check(float((read - wanted).abs().max()), kl(read), kl(original))
     rounded = kind == "merged" and dtype != "float32"
     share, noise = (HALF, NOISE) if rounded else (EXACT, 0.0)
     if check.difference > SAME and check.kl > share * check.effect + noise:

@@ -150,8 +150,8 @@ def loss(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) 
         x = states.clone().requires_grad_()
         predicts = labels[:, 1:] != IGNORED
         at, goal, other = x[:, :-1][predicts], labels[:, 1:][predicts], reference[:, :-1][predicts]
-        found = per_position(at, goal, [other], Head(weight), "kl_rev", config.chunk)
-        (found.ce.mean() + barrier(found.kl[0], "kl_rev", "rmse", config.lam, config.tau)).backward()
+        values = per_position(at, goal, [other], Head(weight), "kl_rev", config.chunk)
+        (values.ce.mean() + barrier(values.kl[0], "kl_rev", "rmse", config.lam, config.tau)).backward()
         assert x.grad is not None
         return x.grad
 
@@ -196,19 +196,19 @@ def memories(repeats: int) -> dict[str, Any]:
     size = f"{ROWS} rows of {prompt} prompt and {TOKENS} completion tokens"
 
     def pairs(vocabulary: int, hidden: int) -> list[tuple[float, float]]:
-        found = []
+        measured = []
         for turn in range(repeats):
             with console.status(f"peak memory at a vocabulary of {vocabulary}: {turn + 1} of {repeats}"):
-                found.append(tuple(memory(side, vocabulary, hidden, prompt, TOKENS) for side in SIDES))
-        return found  # type: ignore[return-value]
+                measured.append(tuple(memory(side, vocabulary, hidden, prompt, TOKENS) for side in SIDES))
+        return measured  # type: ignore[return-value]
 
     few, many = pairs(VOCABULARY, HIDDEN), pairs(LARGE_VOCABULARY, LARGE_HIDDEN)
     with console.status("peak memory at four times the length"):
         longer = [(memory("ours", LARGE_VOCABULARY, LARGE_HIDDEN, prompt, 4 * TOKENS), ours) for ours, _ in many]
 
-    def row(found: list[tuple[float, float]], what: str, bound: float) -> dict[str, Any]:
-        middle = sorted(found)[len(found) // 2]
-        return {**record(found, what, bound=bound), "mib": dict(zip(("ours", "reference"), middle, strict=True))}
+    def row(measured: list[tuple[float, float]], what: str, bound: float) -> dict[str, Any]:
+        middle = sorted(measured)[len(measured) // 2]
+        return {**record(measured, what, bound=bound), "mib": dict(zip(("ours", "reference"), middle, strict=True))}
 
     return {
         "heal_loss_memory_over_naive": row(few, f"peak memory of loss and gradient over naive's; a vocabulary of {VOCABULARY}, {size}", 0.2),

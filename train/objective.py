@@ -169,16 +169,16 @@ def divergences_of(kl: torch.Tensor, kind: str, sizes: Sequence[int] | None) -> 
 
 
 def gradient_ratio(
-    found: Positions, divergence: str, kind: str, lam: float, tau: float, sizes: Sequence[int] | None = None
+    positions: Positions, divergence: str, kind: str, lam: float, tau: float, sizes: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Norm of the barrier's gradient over that of the mean cross-entropy's, both at the final hidden states.
 
     Taken where the two enter the network: in the parameters it would cost a second backward pass. sizes as in `barrier`.
     """
     if not has_barrier(divergence):
-        return found.ce.new_zeros(())
+        return positions.ce.new_zeros(())
     with torch.enable_grad():
-        kl = found.kl[0].detach().requires_grad_()
+        kl = positions.kl[0].detach().requires_grad_()
         (weights,) = torch.autograd.grad(barrier(kl, divergence, kind, lam, tau, sizes), kl)
-    ours = torch.linalg.vector_norm(found.grad_kl * weights[:, None])
-    return ours / (torch.linalg.vector_norm(found.grad_ce) / len(kl))
+    ours = torch.linalg.vector_norm(positions.grad_kl * weights[:, None])
+    return ours / (torch.linalg.vector_norm(positions.grad_ce) / len(kl))

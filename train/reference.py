@@ -35,11 +35,11 @@ class States:
     def __init__(self, path: Path, examples: Sequence[Example], made_from: Mapping[str, Any]):
         try:
             self._file = safe_open(path, framework="pt")
-            found = json.loads(self._file.metadata()["made_from"])
+            recipe = json.loads(self._file.metadata()["made_from"])
             self._states = self._file.get_slice("states")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise _refuse(path, f"{error!r}") from None
-        if changed := [key for key in {**found, **made_from} if found.get(key) != made_from.get(key)]:
+        if changed := [key for key in {**recipe, **made_from} if recipe.get(key) != made_from.get(key)]:
             raise _refuse(path, f"{', '.join(sorted(changed))} changed since")
         self._bounds = [0, *accumulate(len(example.completion) for example in examples)]
         if self._states.get_shape()[0] != self._bounds[-1]:
@@ -86,12 +86,12 @@ def _computed(
     position = 0
     with torch.no_grad(), student.only(*adapters), progress() as bar:
         task = bar.add_task(f"reference: {name}", total=len(examples))
-        for found in completion_states(student, examples, batch_size):
+        for computed in completion_states(student, examples, batch_size):
             if states is None:
-                kind = found.dtype if dtype == "auto" else getattr(torch, dtype)
-                states = torch.empty(sum(len(e.completion) for e in examples), found.shape[-1], dtype=kind)
-            states[position : position + len(found)] = found.to("cpu")
-            position += len(found)
+                kind = computed.dtype if dtype == "auto" else getattr(torch, dtype)
+                states = torch.empty(sum(len(e.completion) for e in examples), computed.shape[-1], dtype=kind)
+            states[position : position + len(computed)] = computed.to("cpu")
+            position += len(computed)
             bar.advance(task)
     assert states is not None
     return states
@@ -111,5 +111,5 @@ def divergence(states: torch.Tensor, reference: torch.Tensor, head: Head, kind: 
     """KL of every position between two sets of states [positions, hidden], in the direction of D; without gradient."""
     nothing = torch.zeros(len(states), dtype=torch.long, device=states.device)
     with torch.no_grad():
-        found = per_position(states, nothing, [reference], head, kind, chunk)
-    return found.kl[0]
+        values = per_position(states, nothing, [reference], head, kind, chunk)
+    return values.kl[0]

@@ -43,10 +43,10 @@ def _scales(student: Student) -> None:
     for name in student.adapters:
         settings = student.network.peft_config[name]
         wanted = settings.lora_alpha / settings.r
-        found = {layer.scaling[name] for layer in student.layers if name in layer.scaling}
-        if found != {wanted}:
+        scales = {layer.scaling[name] for layer in student.layers if name in layer.scaling}
+        if scales != {wanted}:
             raise _refuse(
-                "an adapter does not count at alpha / rank", f"{name}: {found}", f"{wanted}; rsLoRA is not supported"
+                "an adapter does not count at alpha / rank", f"{name}: {scales}", f"{wanted}; rsLoRA is not supported"
             )
 
 

@@ -29,25 +29,25 @@ def token_rows(
 
     The completions shown run from the one with the highest KL at a token, to the barrier's reference, to the one with the lowest.
     """
-    found: list[Positions] = []
+    positions: list[Positions] = []
     with torch.no_grad():
         for row, states in enumerate(completion_states(student, examples, batch_size)):
             others = [reference.of([row]).to(states.device) for reference in references.values()]
             targets = torch.tensor(examples[row].completion, device=states.device)
-            found.append(per_position(states, targets, others, student.head, divergence, chunk))
-    ranked = sorted(range(len(found)), key=lambda row: -float(found[row].kl[0].max()))
+            positions.append(per_position(states, targets, others, student.head, divergence, chunk))
+    ranked = sorted(range(len(positions)), key=lambda row: -float(positions[row].kl[0].max()))
     chosen = dict.fromkeys(ranked[round(place * (len(ranked) - 1))] for place in SHOWN)
     rows = []
     for row in chosen:
-        kl = dict(zip(references, found[row].kl.tolist(), strict=True))
+        kl = dict(zip(references, positions[row].kl.tolist(), strict=True))
         rows.append(
             {
                 "version": VERSION,
                 "key": examples[row].key,
                 "prompt": tokenizer.decode(examples[row].prompt),
                 "tokens": _pieces(tokenizer, examples[row].completion),
-                "ce": found[row].ce.tolist(),
-                **{f"kl_{name}": kl.get(name, found[row].kl[0].tolist()) for name in ("base", "previous")},
+                "ce": positions[row].ce.tolist(),
+                **{f"kl_{name}": kl.get(name, positions[row].kl[0].tolist()) for name in ("base", "previous")},
             }
         )
     return rows

@@ -83,30 +83,30 @@ class HealTrainer(Trainer):
         rows = inputs["row"].tolist()
         states, targets = _completions(self.student, inputs)
         references = {name: states_.of(rows).to(states.device) for name, states_ in self.references.items()}
-        found = per_position(
+        positions = per_position(
             states, targets, list(references.values()), self.student.head, train.divergence, train.chunk
         )
         lengths = [len(self.examples[row].completion) for row in rows]
         sizes = lengths if train.barrier_unit == "row" else None
         how = (train.divergence, train.aggregate, self.lam, train.tau, sizes)
-        wall = barrier(found.kl[0], *how)
+        wall = barrier(positions.kl[0], *how)
         share = 1 / self.current_gradient_accumulation_steps
         if sizes is not None and self._rows_of_step:  # a step's last micro-batch may be short
             share = len(rows) / self._rows_of_step
-        total = found.ce.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch) + wall * share
+        total = positions.ce.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch) + wall * share
         if not torch.isfinite(total):
-            good = torch.isfinite(found.ce) & torch.isfinite(found.kl).all(0)
+            good = torch.isfinite(positions.ce) & torch.isfinite(positions.kl).all(0)
             parts = good.split(lengths)
             bad = [row for row, part in zip(rows, parts, strict=True) if not part.all()]
             raise self._not_finite("the loss", [self.examples[row] for row in bad or rows])
-        by_reference = dict(zip(references, found.kl.detach(), strict=True))
+        by_reference = dict(zip(references, positions.kl.detach(), strict=True))
         for name in ("base", "previous"):  # in round 1 the previous student is the base
-            by_reference.setdefault(name, found.kl[0].detach())
+            by_reference.setdefault(name, positions.kl[0].detach())
         figures = {
-            "ce": found.ce.detach().sum(),
+            "ce": positions.ce.detach().sum(),
             "barrier": wall.detach(),
-            "gradient_ratio": gradient_ratio(found, *how),
-            "fired": (divergences_of(found.kl[0].detach(), train.aggregate, sizes) > train.tau).float().mean(),
+            "gradient_ratio": gradient_ratio(positions, *how),
+            "fired": (divergences_of(positions.kl[0].detach(), train.aggregate, sizes) > train.tau).float().mean(),
             **{f"kl_{name}_{kind}": aggregate(kl, kind) for name, kl in by_reference.items() for kind in AGGREGATES},
         }
         values = torch.stack([value.float() for value in figures.values()]).tolist()  # one transfer from the device
@@ -184,8 +184,8 @@ class HealTrainer(Trainer):
             for begin in range(0, len(self.heldout), train.batch_size):
                 batch = collate(self.heldout[begin : begin + train.batch_size])
                 states, targets = _completions(self.student, {k: v.to(self.student.device) for k, v in batch.items()})
-                found = per_position(states, targets, [], self.student.head, "nll", train.chunk)
-                total, tokens = total + float(found.ce.sum()), tokens + len(targets)
+                values = per_position(states, targets, [], self.student.head, "nll", train.chunk)
+                total, tokens = total + float(values.ce.sum()), tokens + len(targets)
         best = min((row["heldout_ce"] for row in self._held_out), default=math.inf)
         ce = total / tokens
         if not math.isfinite(ce):

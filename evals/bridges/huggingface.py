@@ -54,9 +54,9 @@ class HuggingFace:
             ]
             for begin in range(0, len(questions), batch_size):
                 batch = questions[begin : begin + batch_size]
-                found, forced, thought = self._batch(batch, renderer, read)
+                labels, forced, thought = self._batch(batch, renderer, read)
                 here = slice(begin, begin + len(batch))
-                by_place = found.reshape(len(batch), read.samples, -1)
+                by_place = labels.reshape(len(batch), read.samples, -1)
                 for index, listed in enumerate(by_place, start=begin):
                     lp[index, order] = listed[..., np.argsort(listings[index][order])]
                 nll[here, order] = forced.reshape(len(batch), read.samples)

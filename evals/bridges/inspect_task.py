@@ -166,8 +166,8 @@ async def _ask(model: Model, form: Form, read: Read, top: int, vignette: str, li
         temperature=0.0, max_tokens=1, logprobs=True, top_logprobs=top, extra_body=form.body(question, True)
     )
     output = await model.generate(messages, config=config)
-    found = {entry.token: entry.logprob for entry in reversed(_logprobs(model, output)[0].top_logprobs or [])}
-    by_place = [found.get(label) for label in form.labels]
+    logprobs = {entry.token: entry.logprob for entry in reversed(_logprobs(model, output)[0].top_logprobs or [])}
+    by_place = [logprobs.get(label) for label in form.labels]
     lp = [by_place[place] for place in np.argsort(listing)]
     return {
         "lp": [None if value is None or value <= NOTHING else value for value in lp],
@@ -181,15 +181,15 @@ async def _ask(model: Model, form: Form, read: Read, top: int, vignette: str, li
 
 def _logprobs(model: Model, output: ModelOutput) -> list[Logprob]:
     """The tokens of an answer. Raises SteerHealError where the model gives no log-probabilities."""
-    found = output.choices[0].logprobs if output.choices else None
-    if found is None or not found.content:
+    logprobs = output.choices[0].logprobs if output.choices else None
+    if logprobs is None or not logprobs.content:
         raise SteerHealError(
             "a model gives no log-probabilities",
             given=str(model),
             expected="log-probabilities of the tokens it answers with",
             next=EXACT,
         )
-    return found.content
+    return logprobs.content
 
 
 async def _refuses_half_a_steering(model: Model, form: Form, question: Any) -> None:

@@ -234,7 +234,7 @@ class Measure(ABC):
         spared = {
             line.name for line in scores.conditions if not self.takes(line)
         }  # which earlier versions asked as well
-        return {name: found for name, found in rows.items() if found or name not in spared}
+        return {name: lines for name, lines in rows.items() if lines or name not in spared}
 
     def refuse_unpaired(self, base: Any, other: Any) -> None:
         """Raise SteerHealError where a condition was not asked what the base was, in its order: they are compared row by row."""

@@ -234,14 +234,14 @@ def _installed(name: str) -> list[SurveyItem]:
     except ImportError:
         raise _refused(name, "no such folder, and no package moralmaps", FORM) from None
     try:
-        found = get(name)
+        survey = get(name)
         asked: dict[str, dict[str, str]] = {}
         first: dict[str, Any] = {}
-        for item in found.items:
+        for item in survey.items:
             first.setdefault(item.id, item)
             asked.setdefault(item.id, {})[item.frame] = f"{item.meta['task']}\n\nStatement: {item.prompt}"
         return [
-            SurveyItem(name, key, str(item.dimension), int(item.sign), int(found.scale_max), asked[key])
+            SurveyItem(name, key, str(item.dimension), int(item.sign), int(survey.scale_max), asked[key])
             for key, item in first.items()
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -97,9 +97,9 @@ def documents(
 def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     """Every metric gets the document's labels' log-probabilities, nats, in canonical order: metrics are functions of whole items."""
     listing = orders(doc["debias"], doc["rotation"])[doc["order"]]
-    found = [float(logprob) for logprob, _ in results]
+    logprobs = [float(logprob) for logprob, _ in results]
     read = {key: value for key, value in doc.items() if key not in ("context", "labels", "target")}
-    read["lp"] = [found[place] for place in np.argsort(listing)]
+    read["lp"] = [logprobs[place] for place in np.argsort(listing)]
     return dict.fromkeys(("auth_nats", "care_nats", "answer_mass", "informedness", "unscorable", "retokenised"), read)
 
 
@@ -141,17 +141,17 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             next="leave --limit out and set the number of items, which are then stratified: --metadata '{\"items\": 28}'",
         )
     rows = []
-    for name, found in by_id.items():
-        first = next(iter(found.values()))
+    for name, frames in by_id.items():
+        first = next(iter(frames.values()))
         wanted = range(ORDERS[first["debias"]])
-        if lacking := [order for order in wanted if order not in found]:
+        if lacking := [order for order in wanted if order not in frames]:
             raise SteerHealError(
                 "an item was not asked in every order",
                 given=f"{name}: orders {', '.join(map(str, lacking))} are missing",
                 expected=f"all {len(wanted)} orders of {first['debias']}",
                 next="leave --limit out and set the number of items: --metadata '{\"items\": 28}'",
             )
-        lp = np.array([[found[order]["lp"]] for order in wanted])
+        lp = np.array([[frames[order]["lp"]] for order in wanted])
         vignette = Vignette.model_validate(first["vignette"])
         made = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted), rotation=first["rotation"])
         rows.append({**made, "instrument": first["instrument"], "template": first["template"]})

@@ -90,14 +90,14 @@ def points(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
     """auth_nats, care_nats, answer_mass and informedness of rows as evals.measures.forced_choice.ask gives them, without intervals, NaN where
     undefined; and how many are unscorable."""
     a = answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
-    found = levels(a, 1, 0)
+    level = levels(a, 1, 0)
     names = {
         "auth_nats": "auth_nats",
         "care_nats": "care_nats",
         "p_ans_any": "answer_mass",
         "informedness": "informedness",
     }
-    values = {name: float("nan") if (value := found[key]) is None else value.value for key, name in names.items()}
+    values = {name: float("nan") if (value := level[key]) is None else value.value for key, name in names.items()}
     return {**values, "unscorable": float((~a.scorable).sum())}
 
 

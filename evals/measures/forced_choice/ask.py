@@ -106,8 +106,8 @@ def forced_choice(
         # An answer behind a thought that overflowed is not read after an empty one.
         labels[[chain[0].finish_reason == "error" for chain in chains[begin : begin + block]]] = np.nan
         listings = orders(read.debias, cells[begin].rotation)
-        found = labels.reshape(len(listings), read.samples, -1)
-        canonical = np.stack([found[order][:, np.argsort(listing)] for order, listing in enumerate(listings)])
+        by_sample = labels.reshape(len(listings), read.samples, -1)
+        canonical = np.stack([by_sample[order][:, np.argsort(listing)] for order, listing in enumerate(listings)])
         forced = [answer.prompt_logprobs for answer in answers if answer.prompt_logprobs is not None]
         texts = [tokenizer.decode(thought) for thought in asking.thoughts[begin : begin + block]]
         made = row(

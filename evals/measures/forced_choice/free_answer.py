@@ -15,14 +15,14 @@ KEY = re.compile(r'"([^"]+)":\s*"$')
 
 def key_of(instrument: Instrument) -> str:
     """The key whose value the prefill opens."""
-    if (found := KEY.search(instrument.prefill)) is None:
+    if (match := KEY.search(instrument.prefill)) is None:
         raise SteerHealError(
             "the instrument's prefill opens no JSON value, so a free answer has no form to be held to",
             given=repr(instrument.prefill),
             expected='text that ends in "key": "',
             next=f"score without free answers: {setting('eval.free_tokens=0')} in a run, or --free-tokens 0",
         )
-    return found[1]
+    return match[1]
 
 
 def valid(text: str, key: str, labels: Sequence[str]) -> bool:
@@ -31,8 +31,8 @@ def valid(text: str, key: str, labels: Sequence[str]) -> bool:
     if start < 0:
         return False
     try:
-        found = json.JSONDecoder().raw_decode(text, start)[0]
+        parsed = json.JSONDecoder().raw_decode(text, start)[0]
     except (ValueError, RecursionError):
         return False
-    value = found.get(key)
+    value = parsed.get(key)
     return isinstance(value, str | int) and not isinstance(value, bool) and str(value) in labels

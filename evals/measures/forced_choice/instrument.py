@@ -50,18 +50,18 @@ def rotations(debias: str, foundations: Sequence[int]) -> list[int | None]:
     if debias != "rotating":
         return [None] * len(foundations)
     seen = [0] * len(FOUNDATIONS)
-    found: list[int | None] = []
+    chosen: list[int | None] = []
     for f in foundations:
-        found.append((seen[f] + f) % len(FOUNDATIONS))
+        chosen.append((seen[f] + f) % len(FOUNDATIONS))
         seen[f] += 1
-    return found
+    return chosen
 
 
 def rotations_of(debias: str, vignettes: Sequence[Vignette]) -> list[int | None]:
     """`rotations` of vignettes in the order in which they are asked."""
-    found = [foundation_of(vignette.foundation_coarse) for vignette in vignettes]
-    assert None not in found, "shared.vignettes lets none but the seven through"
-    return rotations(debias, [f for f in found if f is not None])
+    foundations = [foundation_of(vignette.foundation_coarse) for vignette in vignettes]
+    assert None not in foundations, "shared.vignettes lets none but the seven through"
+    return rotations(debias, [f for f in foundations if f is not None])
 
 
 class Renderer:

@@ -23,7 +23,7 @@ def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
     if not keep.any():
         names = ("auth_nats", "care_nats", "p_ans_any", "p_not_wrong", "auth_moral", "nll_prefill", "valid")
         return dict.fromkeys((*names, "informedness"))
-    found = {
+    values = {
         "auth_nats": log_mean(p[:, AUTHORITY]),
         "care_nats": log_mean(p[:, CARE]),
         "p_ans_any": mean_of(a.mass[keep]),
@@ -33,7 +33,7 @@ def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
         "valid": mean_of(a.valid[keep]),
     }
     return {
-        **{name: estimate_of(value, strata) for name, value in found.items()},
+        **{name: estimate_of(value, strata) for name, value in values.items()},
         "informedness": estimate(informedness(p, target), resample(target, count, seed)),
     }
 

@@ -149,11 +149,11 @@ def _answers(scores: Scores, path: Path, again: str) -> Answers:
         raise refuse(path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again)
     if strange := next((row.name for row in rows if row.name not in (None, path.stem)), None):
         raise refuse(path, f"rows of {strange}", f"those of {path.stem}", again)
-    found = answers(rows, path, again)
-    if (found.setting.debias, found.setting.think) != (scores.debias, scores.think):
-        said = f"{found.setting.debias}, {found.setting.think} think tokens"
+    read = answers(rows, path, again)
+    if (read.setting.debias, read.setting.think) != (scores.debias, scores.think):
+        said = f"{read.setting.debias}, {read.setting.think} think tokens"
         raise refuse(path, said, f"{scores.debias}, {scores.think} as scores.json says", again)
-    return found
+    return read
 
 
 def _shift(line: Shift) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def published() -> Instrument:
         names = list(guided._DEFAULT_FORCED_FOUNDATIONS)
         sentences = dict(guided._FORCED_FOUNDATION_DESCS)
         schema, nudge, prefill = _asked(guided, names)
-        found = Instrument.model_validate(
+        instrument = Instrument.model_validate(
             {
                 "name": "moralmaps",
                 "foundations": names,
@@ -61,9 +61,9 @@ def published() -> Instrument:
         backward = _asked(guided, names[::-1])[0]
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise _other(repr(error)) from None
-    if found.question("", range(len(names))[::-1]) != USER.replace("{vignette}", "").replace("{schema}", backward):
+    if instrument.question("", range(len(names))[::-1]) != USER.replace("{vignette}", "").replace("{schema}", backward):
         raise _other("its schema in reversed order is not the template's")
-    return found
+    return instrument
 
 
 def installed_revision() -> str:

@@ -39,8 +39,8 @@ def shifts(base: Answers, other: Answers) -> list[Shift] | None:
         return None
     strata, lines = base.truth[keep], []
     for f, name in enumerate(FOUNDATIONS):
-        found = log_ratio(base.p[keep, f], other.p[keep, f])
-        change, p = estimate_of(found, strata), p_of(found, strata)
+        ratio = log_ratio(base.p[keep, f], other.p[keep, f])
+        change, p = estimate_of(ratio, strata), p_of(ratio, strata)
         if change is None or change.interval is None or p is None:
             return None
         lines.append((name, change, p))
@@ -63,8 +63,8 @@ def detectable(base: Answers, other: Answers) -> float | None:
     keep = base.scorable & other.scorable
     if not keep.any():
         return None
-    found = log_ratio(base.p[keep, AUTHORITY], other.p[keep, AUTHORITY])
-    spread = spread_of(found.influence, base.truth[keep], found.value)
+    change = log_ratio(base.p[keep, AUTHORITY], other.p[keep, AUTHORITY])
+    spread = spread_of(change.influence, base.truth[keep], change.value)
     if spread is None or not spread.error:
         return None
     from scipy.stats import t  # scipy takes a second to import, which a refusal does not wait for

@@ -93,12 +93,12 @@ def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
 @cache
 def _splits(size: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Every division of the orders into two halves, once; of an odd number one half is the longer."""
-    found = []
+    splits = []
     for one in combinations(range(size), size // 2):
         other = tuple(k for k in range(size) if k not in one)
         if size % 2 or one < other:
-            found.append((one, other))
-    return found
+            splits.append((one, other))
+    return splits
 
 
 def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

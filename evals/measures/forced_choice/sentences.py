@@ -79,12 +79,12 @@ def over_random(mine: Mapping[str, Columns]) -> list[str]:
 
 
 def among_draws(mine: Mapping[str, Columns], draws: Sequence[Columns]) -> list[str]:
-    found = [row["d_auth"] for row in [mine.get("random"), *draws] if row is not None and row["d_auth"] is not None]
-    if len(found) < 2 or mine["steered"]["d_auth"] is None:
+    deltas = [row["d_auth"] for row in [mine.get("random"), *draws] if row is not None and row["d_auth"] is not None]
+    if len(deltas) < 2 or mine["steered"]["d_auth"] is None:
         return []
-    far = sum(abs(value) >= abs(mine["steered"]["d_auth"]) for value in found)
-    spread = f"{min(found):+.3f} to {max(found):+.3f}"
-    return [f"of {len(found)} random directions {far} move auth_nats at least as far as the steering does ({spread})."]
+    far = sum(abs(value) >= abs(mine["steered"]["d_auth"]) for value in deltas)
+    spread = f"{min(deltas):+.3f} to {max(deltas):+.3f}"
+    return [f"of {len(deltas)} random directions {far} move auth_nats at least as far as the steering does ({spread})."]
 
 
 def ranked(mine: Mapping[str, Columns]) -> list[str]:
@@ -107,12 +107,12 @@ def not_wrong(mine: Mapping[str, Columns]) -> list[str]:
     lines = []
     for stage in ("steered", "healed"):
         row = mine[stage]
-        found = row["shifts"][-1] if row["shifts"] else None
-        if found is None or not found["moved"] or abs(found["change"]) < SMALLEST_SHIFT:
+        shift = row["shifts"][-1] if row["shifts"] else None
+        if shift is None or not shift["moved"] or abs(shift["change"]) < SMALLEST_SHIFT:
             continue
-        ends = ranged(found, "change", "ci", 2, signed=True)
+        ends = ranged(shift, "change", "ci", 2, signed=True)
         away = ranged(row, "d_auth_moral", "d_auth_moral_ci", 2, signed=True)
         lines.append(
-            f'the {stage} model says "not morally wrong" {"more" if found["change"] > 0 else "less"} often, by {ends} nats (p {row["p_not_wrong"]:.3f}). Apart from it, authority\'s share of what is called wrong moves by {away} nats.'
+            f'the {stage} model says "not morally wrong" {"more" if shift["change"] > 0 else "less"} often, by {ends} nats (p {row["p_not_wrong"]:.3f}). Apart from it, authority\'s share of what is called wrong moves by {away} nats.'
         )
     return lines

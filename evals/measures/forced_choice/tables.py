@@ -16,11 +16,11 @@ def foundations(rows: Sequence[Columns]) -> Table:
     for row in rows:
         if row["stage"] == "base":
             continue
-        found = row["shifts"]
+        shifts = row["shifts"]
         cells = (
             [number(None)] * len(FOUNDATIONS)
-            if found is None
-            else [ranged(shift, "change", "ci", 2, signed=True) + (" *" if shift["moved"] else "") for shift in found]
+            if shifts is None
+            else [ranged(shift, "change", "ci", 2, signed=True) + (" *" if shift["moved"] else "") for shift in shifts]
         )
         lines.append([label(row), *cells, number(row["detectable"])])
     return Table(

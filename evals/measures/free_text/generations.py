@@ -138,12 +138,12 @@ def own_nll(
             for index in full
         ]
     )
-    found: list[float | None] = [0.0] * len(rows)
+    losses: list[float | None] = [0.0] * len(rows)
     for index, output in zip(full, outputs, strict=True):
         assert output.prompt_logprobs is not None
         total = float(-output.prompt_logprobs.sum())
-        found[index] = total if math.isfinite(total) else None
-    return found
+        losses[index] = total if math.isfinite(total) else None
+    return losses
 
 
 def said(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:

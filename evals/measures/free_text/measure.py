@@ -110,7 +110,7 @@ class FreeText(Measure):
             "distinct_3": mean_of_known(texts.distinct_3),
             "looping": looping(texts),
             **pair("trait_llr", "trait_llr_ci", level["trait_llr"]),
-            **{key: value for name, found in deltas.items() for key, value in pair(name, f"{name}_ci", found).items()},
+            **{key: value for name, delta in deltas.items() for key, value in pair(name, f"{name}_ci", delta).items()},
             "n_generations": len(texts.prompt),
             "n_empty": int((texts.tokens == 0).sum()),
             **{

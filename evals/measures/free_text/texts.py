@@ -109,8 +109,8 @@ def _own_by_prompt(texts: Texts, names: Sequence[str]) -> np.ndarray:
 
 def _level(texts: Texts, name: Llr) -> Estimate | None:
     """The mean of a measure over the texts that have it, over the prompts."""
-    (found,) = _levels([texts], name)
-    return None if found is None else estimate_of(found, np.zeros(len(found.influence)))
+    (level,) = _levels([texts], name)
+    return None if level is None else estimate_of(level, np.zeros(len(level.influence)))
 
 
 def _levels(conditions: Sequence[Texts], name: Llr) -> list[Smooth | None]:

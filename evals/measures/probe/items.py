@@ -81,12 +81,12 @@ def load_pairs(source: str) -> list[Pair]:
     """The items of 'embedded', a file or a data set. Raises SteerHealError for one that is no two-way item, or two of one id."""
     name = str(EMBEDDED) if source == "embedded" else source
     pairs = []
-    with open_rows(name, what="the items of the probe could not be loaded", made_by=MADE_BY) as found:
-        for number, item in found.rows(ProbeItem):
+    with open_rows(name, what="the items of the probe could not be loaded", made_by=MADE_BY) as rows:
+        for number, item in rows.rows(ProbeItem):
             try:
                 pairs.append(pair_of(item, number))
             except ValueError as error:
-                raise _refused(f"{found.place(number)}: {error}") from None
+                raise _refused(f"{rows.place(number)}: {error}") from None
     if len({pair.id for pair in pairs}) < len(pairs):
         raise _refused(f"{name}: two items of one id")
     return pairs

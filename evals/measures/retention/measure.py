@@ -153,8 +153,8 @@ class RetentionSession(ByCondition):
                     start = text.start if condition.positions == "generated" else 0
                     with steered(network, origin.depth, vector, condition.coefficient, start):
                         logits = logits_of(network, text.ids, text.begin)
-                    found = distance(reference, logits, text.ids[text.begin :])
-                    sums = {"tokens": found.tokens, "nll": found.nll, "nll_base": found.nll_base, "kl": found.kl}
+                    cost = distance(reference, logits, text.ids[text.begin :])
+                    sums = {"tokens": cost.tokens, "nll": cost.nll, "nll_base": cost.nll_base, "kl": cost.kl}
                     rows[condition.name].append({"version": 1, "id": text.id, "kind": text.kind, **sums})
                     advance()
         return rows
@@ -174,8 +174,8 @@ class Retention(Measure):
         """The frozen passages. Raises SteerHealError where they cannot be read, or two have one id."""
         source = str(EMBEDDED) if self.source == "embedded" else self.source
         made_by = "write a JSON Lines, CSV or Parquet file with id and text in every row, or name a data set"
-        with open_rows(source, what="the texts of retention could not be loaded", made_by=made_by) as found:
-            rows = [row for _, row in found.rows(Passage)]
+        with open_rows(source, what="the texts of retention could not be loaded", made_by=made_by) as opened:
+            rows = [row for _, row in opened.rows(Passage)]
         if len({row.id for row in rows}) < len(rows):
             raise SteerHealError("texts of retention share an id", given=source, expected="an id each", next=made_by)
         return rows
