@@ -136,10 +136,10 @@ def _swept(run: Run, r: Round) -> None:
     for rows, kept in ((r.kept, True), (r.rejected, False)):
         for row in rows:
             tally.add(row, kept)
-    made = {line["coefficient"]: line for line in tally.lines()}
-    for coefficient in sorted(made.keys() | lines.keys()):
+    recomputed = {line["coefficient"]: line for line in tally.lines()}
+    for coefficient in sorted(recomputed.keys() | lines.keys()):
         for name in ("n", "kept", "perplexity", "distinct_3", "trait_llr"):
-            ours = made[coefficient][name] if coefficient in made else None
+            ours = recomputed[coefficient][name] if coefficient in recomputed else None
             theirs = getattr(lines[coefficient], name) if coefficient in lines else None
             if not _close(ours, theirs):
                 raise _disagree(
@@ -190,14 +190,14 @@ def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
         if name not in r.generations:  # a random direction beyond the first
             continue
         asked = sorted((row.prompt_id, row.sample, row.prompt) for row in r.generations[name])
-        taken = bool(np.isfinite(r.answers[name].valid).all())
-        first, free = asked if first is None else first, taken if free is None else free
-        if taken != free:
+        asked_in_json = bool(np.isfinite(r.answers[name].valid).all())
+        first, free = asked if first is None else first, asked_in_json if free is None else free
+        if asked_in_json != free:
             raise _disagree(
                 run,
                 number,
                 r.manifests,
-                f"{name} has {'' if taken else 'no '}free answers",
+                f"{name} has {'' if asked_in_json else 'no '}free answers",
                 "those of every condition, or of none",
             )
         if asked != first:
@@ -214,10 +214,10 @@ def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
 def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
     """Raise SteerHealError unless the stages of all rounds had one model, one setting each, and the same files from outside."""
     first = rounds[0].manifests
-    made = {"first vector": ("extract", "vector.safetensors"), "unsteered": ("sweep", "sweep.jsonl")}  # of round 1
-    known = {
+    makers = {"first vector": ("extract", "vector.safetensors"), "unsteered": ("sweep", "sweep.jsonl")}  # of round 1
+    fingerprints = {
         label: first[maker].outputs[(run.round(1) / name).relative_to(run.folder).as_posix()]
-        for label, (maker, name) in made.items()
+        for label, (maker, name) in makers.items()
     }
     model: str | None = None
     for r in rounds:
@@ -241,13 +241,13 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
                         f"{model[:12]}, as the stages before it",
                     )
             for label, digest in manifest.inputs.items():
-                if label not in OF_A_ROUND and known.setdefault(label, digest) != digest:
+                if label not in OF_A_ROUND and fingerprints.setdefault(label, digest) != digest:
                     raise _disagree(
                         run,
                         r.number,
                         r.manifests,
                         f"{stage} read another {label}, {digest[:12]}",
-                        f"{known[label][:12]}, as the stages before it",
+                        f"{fingerprints[label][:12]}, as the stages before it",
                     )
     _asked(run, rounds[-1].number, [(line.name, r) for r in rounds for line in r.scores.conditions])
 

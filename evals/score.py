@@ -113,13 +113,13 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
                 **{name: value for of_one in fields for name, value in of_one.items()},
             },
         )
-    taken = sum(session.taken for session in sessions)
+    from_cache = sum(session.taken for session in sessions)
     job.finish(
         origin.identity,
         conditions=len(conditions),
         **{name: count for session in sessions for name, count in session.counts.items()},
-        taken_from_cache=taken,
-        exact=not taken,
+        taken_from_cache=from_cache,
+        exact=not from_cache,
     )
 
 

@@ -132,13 +132,13 @@ def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str)
     for stage in (*STAGES[:-1], step):
         manifest = manifests[stage]
         for label, (maker, name) in READ.get(stage, {}).items():
-            made = manifests[maker].outputs.get((run.round(number) / name).relative_to(run.folder).as_posix())
-            if made is None and label == "filter" and label not in manifest.inputs:
+            digest_made = manifests[maker].outputs.get((run.round(number) / name).relative_to(run.folder).as_posix())
+            if digest_made is None and label == "filter" and label not in manifest.inputs:
                 continue  # the filter and the scores of an earlier version
-            if made is None or manifest.inputs.get(label) != made:
+            if digest_made is None or manifest.inputs.get(label) != digest_made:
                 raise SteerHealError(
                     f"round {number} {stage} was made from another {name}",
-                    given=f"{(manifest.inputs.get(label) or 'none')[:12]} against {(made or 'none')[:12]} of {maker}",
+                    given=f"{(manifest.inputs.get(label) or 'none')[:12]} against {(digest_made or 'none')[:12]} of {maker}",
                     expected="stages that build on each other",
                     next=stage_command(run.folder, number, stage, rebuild=True),
                 )

@@ -114,9 +114,9 @@ def per_coefficient(model: Hooked, work: Work, sampling: Sampling) -> list[list[
     """One batch of prompts for each coefficient. work: (prompt ids, coefficient) per completion; results in its order."""
     places: dict[int, list[int]] = {}
     for coefficient in dict.fromkeys(coefficient for _, coefficient in work):
-        own = [index for index, (_, other) in enumerate(work) if other == coefficient]
-        with model.steered([coefficient] * len(own)):
-            places.update(zip(own, model.generate([work[index][0] for index in own], sampling), strict=True))
+        indices = [index for index, (_, other) in enumerate(work) if other == coefficient]
+        with model.steered([coefficient] * len(indices)):
+            places.update(zip(indices, model.generate([work[index][0] for index in indices], sampling), strict=True))
     return [places[index] for index in range(len(work))]
 
 

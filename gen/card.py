@@ -114,8 +114,8 @@ def _how(config: Config, number_: int, layers: Sequence[int]) -> str:
 
 
 def _mean(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return number(float(np.mean(known)) if known else None, 3, signed=True)
+    numbers = [value for value in values if value is not None]
+    return number(float(np.mean(numbers)) if numbers else None, 3, signed=True)
 
 
 def write(run: Run, number_: int, out: Path) -> None:

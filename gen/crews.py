@@ -96,8 +96,8 @@ class Workers:
         return self._pool.make(work)
 
     def rows(self, planned: Sequence[Planned]) -> list[Completion]:
-        ((_, made),) = self._pool.make([(0, planned)])
-        return [Completion.model_validate_json(line) for line in made.splitlines()]
+        ((_, rows),) = self._pool.make([(0, planned)])
+        return [Completion.model_validate_json(line) for line in rows.splitlines()]
 
     def close(self) -> None:
         self._pool.close()

@@ -97,8 +97,8 @@ def activations(
     finally:
         for handle in handles:
             handle.remove()
-    back = np.argsort(order)
-    return {layer: np.concatenate(parts)[back] for layer, parts in states.items()}
+    original_order = np.argsort(order)
+    return {layer: np.concatenate(parts)[original_order] for layer, parts in states.items()}
 
 
 def in_fp32(model: Model, history: Path | None) -> torch.nn.Module:
@@ -251,8 +251,8 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     vector = extract(origin, history, config.model, config.vector, seed, run.day)
     vector.save(out)
     show(vector)
-    known = vector.metadata
-    job.finish(origin.identity, contexts=known["n_contexts"], tokens=known["tokens"], layers=len(vector.layers))
+    metadata = vector.metadata
+    job.finish(origin.identity, contexts=metadata["n_contexts"], tokens=metadata["tokens"], layers=len(vector.layers))
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ class Local:
         number = next(self._numbers)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._recipe.threads), "PYTHONFAULTHANDLER": "1"}
         if self._devices:
-            taken = {self._of_device[worker] for worker in self._processes}
-            self._of_device[number] = next(device for device in self._devices if device not in taken)
+            devices = {self._of_device[worker] for worker in self._processes}
+            self._of_device[number] = next(device for device in self._devices if device not in devices)
             environment["CUDA_VISIBLE_DEVICES"] = self._of_device[number]
         with open(self._log(number), "wb") as log:
             process = subprocess.Popen(

@@ -178,5 +178,5 @@ def windows(rows: Iterable[Planned], size: int) -> Iterator[list[Planned]]:
 
 def spread(prompts: Iterable[Prompt], total: int, count: int) -> list[tuple[int, Prompt]]:
     """At most `count` of `total` prompts at even distances, each with its index."""
-    wanted = {index * total // count for index in range(count)} if count < total else set(range(total))
-    return [(index, prompt) for index, prompt in enumerate(prompts) if index in wanted]
+    chosen = {index * total // count for index in range(count)} if count < total else set(range(total))
+    return [(index, prompt) for index, prompt in enumerate(prompts) if index in chosen]

@@ -58,15 +58,15 @@ def _of_vector(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]
         )
     offered = [text if "=" in text else f"trait={text}" for text in arguments.vector]
     name = arguments.model or config.model.name
-    said = load_vector(Path(offered[0].partition("=")[2]), name).metadata
+    metadata = load_vector(Path(offered[0].partition("=")[2]), name).metadata
     words = ["--history", str(arguments.history)] if arguments.history else []
     words += ["--model", name, *(word for text in offered for word in ("--vector", text))]
     words += ["--config", str(chosen)] if (chosen := getattr(arguments, "config", None)) else []
     page: dict[str, Any] = {
         "title": name,
         "model": name,
-        "trait": said.get("trait", ""),
-        "neutral": said.get("neutral", ""),
+        "trait": metadata.get("trait", ""),
+        "neutral": metadata.get("neutral", ""),
         "prompts": _prompts(config),
         "gates": [{"model": model_of(gate), "gate": gate} for gate in arguments.gates] if arguments.history else [],
     }
@@ -85,13 +85,13 @@ def _of_run(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     frozen = arguments.run / "config.toml"
     config, _ = resolve(frozen, getattr(arguments, "set", ""))
     run = Run(arguments.run, config)
-    made = run.rounds("extract")
-    number = arguments.round or max(made, default=0)
-    if number not in made:
+    numbers = run.rounds("extract")
+    number = arguments.round or max(numbers, default=0)
+    if number not in numbers:
         raise SteerHealError(
             "the run has no such vector yet",
             given=f"round {number or '1'} of {arguments.run}",
-            expected=f"a round of {made}" if made else "a round whose vector is extracted",
+            expected=f"a round of {numbers}" if numbers else "a round whose vector is extracted",
             next=command_of("shared.pipeline", "--run", arguments.run, "--rounds", number or 1),
         )
     trait, name = load_trait(config.vector.trait), config.model.name

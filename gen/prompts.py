@@ -42,10 +42,10 @@ class Renderer:
 
     def heldout(self, prompt: Prompt) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids under each paraphrase of the trait, and of the opposite; empty for a trait file without paraphrases."""
-        held = self.trait.paraphrases
+        paraphrases = self.trait.paraphrases
         return tuple(  # type: ignore[return-value]
             [self.under(prompt, system) for system in systems]
-            for systems in ((held.trait, held.opposite) if held else ((), ()))
+            for systems in ((paraphrases.trait, paraphrases.opposite) if paraphrases else ((), ()))
         )
 
 

@@ -126,12 +126,12 @@ class Windows:
     def read(self, index: int, keys: Sequence[str]) -> Iterator[Completion]:
         """The rows of a window. Raises SteerHealError, at the latest at their end, where they are not those of the keys in their order."""
         again = f"{removal(self.path(index))}, then the same command makes it again"
-        wanted = iter(keys)
+        expected_keys = iter(keys)
         for row in iterate_jsonl(self.path(index), Completion, made_by=again):
-            if row.key != (key := next(wanted, None)):
+            if row.key != (key := next(expected_keys, None)):
                 raise self._other(index, f"row {row.key}", key or "its end", again)
             yield row
-        if (key := next(wanted, None)) is not None:
+        if (key := next(expected_keys, None)) is not None:
             raise self._other(index, "its end", key, again)
 
     def _other(self, index: int, given: str, expected: str, again: str) -> SteerHealError:

@@ -43,8 +43,8 @@ def write_history_card(folder: Path, base: Base | None, gates: Sequence[float]) 
     said = f"One LoRA adapter of {rounds} (gates.json), to be loaded over the original weights without any other."
     if base and base.round and base.round != len(gates):
         said += f" The last of them was trained as round {base.round}, over rounds that are not here: this is not the student of round {base.round}."
-    known = [*weights(base), loading(base)] if base else ["Nobody wrote down which weights it was trained on."]
-    write_text(folder / CARD, _card(base, f"{len(gates)} rounds, folded", [said, *known, _load(base, 1)]))
+    sentences = [*weights(base), loading(base)] if base else ["Nobody wrote down which weights it was trained on."]
+    write_text(folder / CARD, _card(base, f"{len(gates)} rounds, folded", [said, *sentences, _load(base, 1)]))
 
 
 def alone(number: int) -> str:
@@ -103,6 +103,6 @@ def _load(base: Base | None, number: int) -> str:
 
 def _card(base: Base | None, title: str, parts: Sequence[str]) -> str:
     name = HUB.get(base.model, published(base.model)) if base else None
-    known = f"base_model: {name}\n" if name and name.count("/") == 1 else ""
-    head = f"---\n{known}library_name: peft\npipeline_tag: text-generation\ntags:\n- steer-heal\n- lora\n---"
+    base_line = f"base_model: {name}\n" if name and name.count("/") == 1 else ""
+    head = f"---\n{base_line}library_name: peft\npipeline_tag: text-generation\ntags:\n- steer-heal\n- lora\n---"
     return "\n\n".join([head, f"# {title}", *parts]) + "\n"

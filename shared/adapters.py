@@ -106,11 +106,11 @@ def load_adapter(folder: Path) -> Adapter:
         left_out = next((name for name in names if not covers(name)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, re.error, SafetensorError) as error:  # fmt: skip
         raise refuse(f"{error.strerror}, {error.filename}" if isinstance(error, OSError) else in_one_line(error), files) from None  # fmt: skip
-    known = {f"{PREFIX}{name}.lora_{kind}.weight" for name in names for kind in "AB"}
-    if strange := sorted(tensors.keys() - known) or sorted(known - tensors.keys()):
-        there = strange[0] in tensors
+    expected_names = {f"{PREFIX}{name}.lora_{kind}.weight" for name in names for kind in "AB"}
+    if strange := sorted(tensors.keys() - expected_names) or sorted(expected_names - tensors.keys()):
+        unexpected = strange[0] in tensors
         raise refuse(
-            f"{'' if there else 'no '}tensor {strange[0]}",
+            f"{'' if unexpected else 'no '}tensor {strange[0]}",
             "lora_A.weight and lora_B.weight of every module, nothing else",
         )
     if left_out is not None:

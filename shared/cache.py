@@ -31,8 +31,8 @@ def remembered_digest(file: Path) -> str:
     state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} "
     note = cache_folder() / "digests" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
     with suppress(OSError, ValueError):
-        known = note.read_text(encoding="utf-8")
-        if known.startswith(state) and SHA256.fullmatch(value := known.removeprefix(state)):
+        noted = note.read_text(encoding="utf-8")
+        if noted.startswith(state) and SHA256.fullmatch(value := noted.removeprefix(state)):
             return value
     value = digest(file)
     if time.time_ns() - status.st_ctime_ns > SETTLED:

@@ -26,13 +26,13 @@ SHAPES = (
 def rate(work: Callable[[], Any], amount: float) -> float:
     """amount of work per second: the median over repetitions for SECONDS, after one that warms up."""
     work()
-    taken: list[float] = []
+    seconds: list[float] = []
     end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(taken) < 3:
+    while time.perf_counter() < end or len(seconds) < 3:
         begin = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - begin)
-    return amount / sorted(taken)[len(taken) // 2]
+        seconds.append(time.perf_counter() - begin)
+    return amount / sorted(seconds)[len(seconds) // 2]
 
 
 def measure() -> dict[str, float | str]:

@@ -75,15 +75,15 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
 def _no_such_run(arguments: argparse.Namespace, begins: bool) -> None:
     """Raise SteerHealError for a run that is not there, unless the command begins it and its name is no likely typo."""
     folder, rounds = arguments.run, getattr(arguments, "rounds", None) or 1
-    given: dict[str, Any] = {"config": getattr(arguments, "config", None), "overrides": getattr(arguments, "set", None), "model": getattr(arguments, "model", None)}  # fmt: skip
+    options: dict[str, Any] = {"config": getattr(arguments, "config", None), "overrides": getattr(arguments, "set", None), "model": getattr(arguments, "model", None)}  # fmt: skip
     default = getattr(arguments, "default_config", None)
-    meant = None if any(given.values()) else nearest_run(folder)
-    if begins and (any(given.values()) or (default and not meant)):
-        arguments.config = given["config"] or default
+    meant = None if any(options.values()) else nearest_run(folder)
+    if begins and (any(options.values()) or (default and not meant)):
+        arguments.config = options["config"] or default
         return
     if meant or not begins:
         begin = round_command(
-            folder, rounds, **{**given, "config": given["config"] or default or (CONFIG if meant else None)}
+            folder, rounds, **{**options, "config": options["config"] or default or (CONFIG if meant else None)}
         )
         again = f"the same command with {option('RUN', '--run', meant)}"
         if hasattr(arguments, "report"):  # `make round` and `make report`
@@ -243,15 +243,15 @@ def _unknown(error: Exception) -> SteerHealError:
             "w", prefix="steer-heal-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
         ) as file:
             file.write(whole)
-        known = f"all that is known of it is in {file.name}"
+        where = f"all that is known of it is in {file.name}"
     except OSError as unwritten:
-        known = f"what is known of it could not be written: {in_one_line(unwritten)}"
+        where = f"what is known of it could not be written: {in_one_line(unwritten)}"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return SteerHealError(
         "an error that this program does not know",
         code=Exit.UNKNOWN,
         given=f"{in_one_line(error)} ({place.filename}:{place.lineno})",
-        expected=f"none; {known}",
+        expected=f"none; {where}",
         next="read it, and report it with the command; what is finished is kept, the same command goes on from there",
     )
 

@@ -174,16 +174,16 @@ def removal(*paths: Path | str, folder: bool = False) -> str:
     return "rm " + ("-r " if folder else "") + " ".join(map(shlex.quote, names))
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, words: Iterable[str]) -> str | None:
     """What a misspelt word was meant to be; None where no known word is near.
 
     Args:
         word: as it was typed.
-        known: words that it may be.
+        words: words that it may be.
     """
     from difflib import get_close_matches
 
-    names = list(known)
+    names = list(words)
     if same := [name for name in names if name.lower() == word.lower()]:
         return same[0]
     matches = get_close_matches(word, names, 1, 0.6)

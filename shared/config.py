@@ -173,7 +173,7 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
 
     model: model.name, which goes before that of the file.
     """
-    given: dict[str, tuple[Any, str]] = {}
+    origins: dict[str, tuple[Any, str]] = {}
     if path is not None:
         try:
             tree = parse_toml(path.read_bytes())
@@ -190,20 +190,20 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
             ) from None  # fmt: skip
         for name in BESIDE:
             tree.pop(name, None)
-        given.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
-    inside = {key: dict.fromkeys(value, source) for key, (value, source) in given.items() if isinstance(value, dict)}
+        origins.update({key: (value, str(path)) for key, value in _flatten(tree).items()})
+    inside = {key: dict.fromkeys(value, source) for key, (value, source) in origins.items() if isinstance(value, dict)}
     for key, value in _parse_set(overrides).items():
         if isinstance(value, dict):
             inside.setdefault(key, {}).update(dict.fromkeys(value, "SET"))
-        given[key] = (_merged(given[key][0] if key in given else None, value), "SET")
+        origins[key] = (_merged(origins[key][0] if key in origins else None, value), "SET")
     if model is not None:
-        if (other := given.get("model.name")) and other[1] == "SET" and other[0] != model:
+        if (other := origins.get("model.name")) and other[1] == "SET" and other[0] != model:
             raise SteerHealError(
                 "two models are named", given=f"{other[0]} by model.name, {model} besides", expected="one", next="leave one out"
             )  # fmt: skip
-        given["model.name"] = (model, "MODEL")
+        origins["model.name"] = (model, "MODEL")
     nested: dict[str, Any] = {}
-    for key, (value, _) in given.items():
+    for key, (value, _) in origins.items():
         section, dot, name = key.partition(".")
         if dot and isinstance(nested.setdefault(section, {}), dict):
             nested[section][name] = value
@@ -214,9 +214,9 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        if not any(name in given for name in (key, key.rpartition(".")[0])):  # a table that is none has keys that are
-            key = next((name for name in given if name.startswith(f"{key}.")), key)
-        value, source = _origin(key, given) or (first["input"], "the defaults")
+        if not any(name in origins for name in (key, key.rpartition(".")[0])):  # a table that is none has keys that are
+            key = next((name for name in origins if name.startswith(f"{key}.")), key)
+        value, source = _origin(key, origins) or (first["input"], "the defaults")
         # a table is judged as one, by a message that begins with the key that is wrong
         if isinstance(value, dict) and (leaf := _first_word(first["msg"])) in inside.get(key, {}):
             value, source = {leaf: value[leaf]}, inside[key][leaf]
@@ -229,7 +229,7 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
             expected=f"did you mean {meant}?" if meant else _expected(key),
             next=_mended(key, meant, overrides, source),
         ) from None
-    sources = {key: given[key][1] if key in given else "default" for key in flat(config)}
+    sources = {key: origins[key][1] if key in origins else "default" for key in flat(config)}
     sources |= {f"{key}.{name}": origin for key, names in inside.items() for name, origin in names.items()}
     return config, sources
 
@@ -249,17 +249,17 @@ def _mended(key: str, meant: str | None, overrides: str, source: str) -> str:
     return f"write {meant or 'another key'} in {source}; {listed}" if meant else f"{listed}; then edit {source}"
 
 
-def _origin(key: str, given: dict[str, tuple[Any, str]]) -> tuple[Any, str] | None:
+def _origin(key: str, origins: dict[str, tuple[Any, str]]) -> tuple[Any, str] | None:
     """The value, with its source, of the key that an error is at, or else of what holds it."""
     parts = key.split(".")
     above = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((given[name] for name in above if name in given), None)
+    return next((origins[name] for name in above if name in origins), None)
 
 
 def _like(path: Path) -> str:
     """The configuration file beside a missing one, or of this package, that its name is nearest to."""
-    known = [str(file) for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.toml"))]
-    return nearest(str(path), known) or CONFIG
+    files = [str(file) for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.toml"))]
+    return nearest(str(path), files) or CONFIG
 
 
 def _expected(key: str) -> str:

@@ -32,8 +32,8 @@ ONE_FILE = "100TB"  # no shards: one file, and one digest
 def is_dequantised(folder: Path) -> bool:
     """Whether a folder is there with the weights that its checksum names."""
     stamp, weights = folder / STAMP, folder / WEIGHTS
-    there = stamp.is_file() and weights.is_file()
-    return there and stamp.read_text().strip() == remembered_digest(weights)
+    complete = stamp.is_file() and weights.is_file()
+    return complete and stamp.read_text().strip() == remembered_digest(weights)
 
 
 def dequantised(header: Callable[[], Header], folder: Path) -> Path:
@@ -164,20 +164,22 @@ def _complete(header: Header, network: Any, info: dict[str, Any]) -> None:
     if lacking := sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in info[kind]):
         refuse_weights(header, f"without {', '.join(lacking[:3])}{' and more' if len(lacking) > 3 else ''}")
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=network.config.to_dict())
-    known = get_gguf_hf_weights_map(network, processor)
+    names = get_gguf_hf_weights_map(network, processor)
     strange = [
         tensor.name
         for tensor in header.tensors
-        if tensor.name not in known and tensor.name.removesuffix(".weight") not in known and tensor.name != ROPE_FACTORS
+        if tensor.name not in names and tensor.name.removesuffix(".weight") not in names and tensor.name != ROPE_FACTORS
     ]
     if strange:
         refuse_weights(header, f"with {', '.join(strange[:3])}{' and more' if len(strange) > 3 else ''}")
     for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
             refuse_weights(header, f"{name} has values that are NaN or infinite")
-    told, made = text_config(header), network.config
-    if differ := [key for key in ("num_hidden_layers", "hidden_size", "vocab_size") if getattr(made, key) != told[key]]:
-        refuse_weights(header, f"{differ[0]} is {told[differ[0]]}, and {getattr(made, differ[0])} in Transformers")
+    told, config = text_config(header), network.config
+    if differ := [
+        key for key in ("num_hidden_layers", "hidden_size", "vocab_size") if getattr(config, key) != told[key]
+    ]:
+        refuse_weights(header, f"{differ[0]} is {told[differ[0]]}, and {getattr(config, differ[0])} in Transformers")
 
 
 def _mend(header: Header, config: Any) -> None:

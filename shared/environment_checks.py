@@ -62,14 +62,14 @@ def missing(path: Path) -> list[str]:
 def the_environment() -> Iterator[Row]:
     if not in_environment():
         python = ROOT / ".venv" / "bin" / "python"
-        there = os.path.lexists(ROOT / ".venv")
-        if there and _runs(python):
-            state, what, next_ = "not asked", "doctor runs outside .venv", "make doctor"
-        elif there:
-            state, what, next_ = "broken", ".venv is broken: its Python does not run", "make setup"
+        exists = os.path.lexists(ROOT / ".venv")
+        if exists and _runs(python):
+            state, message, next_ = "not asked", "doctor runs outside .venv", "make doctor"
+        elif exists:
+            state, message, next_ = "broken", ".venv is broken: its Python does not run", "make setup"
         else:
-            state, what, next_ = "not there", "steer-heal is not set up yet", "make setup"
-        error = SteerHealError(what, given=sys.executable, expected=".venv/bin/python", next=next_)
+            state, message, next_ = "not there", "steer-heal is not set up yet", "make setup"
+        error = SteerHealError(message, given=sys.executable, expected=".venv/bin/python", next=next_)
         yield Row(".venv", state, error)
         return
     for package in PACKAGES:

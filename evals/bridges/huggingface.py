@@ -55,11 +55,11 @@ class HuggingFace:
             for begin in range(0, len(questions), batch_size):
                 batch = questions[begin : begin + batch_size]
                 labels, forced, thought = self._batch(batch, renderer, read)
-                here = slice(begin, begin + len(batch))
+                rows_of_batch = slice(begin, begin + len(batch))
                 by_place = labels.reshape(len(batch), read.samples, -1)
                 for index, listed in enumerate(by_place, start=begin):
                     lp[index, order] = listed[..., np.argsort(listings[index][order])]
-                nll[here, order] = forced.reshape(len(batch), read.samples)
+                nll[rows_of_batch, order] = forced.reshape(len(batch), read.samples)
                 for index in range(len(batch)):
                     thoughts[begin + index][order] = thought[index * read.samples : (index + 1) * read.samples]
                 advance()

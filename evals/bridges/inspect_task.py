@@ -256,7 +256,7 @@ def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         asked = state.store.get("asked")
         tokens, others = [one["tokens"] for one in asked], [other for one in asked for other in one["retokenised"]]
-        made = row(
+        score_row = row(
             Vignette.model_validate(state.metadata["vignette"]),
             np.array([[one["lp"]] for one in asked], dtype=float),
             read,
@@ -265,17 +265,17 @@ def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
             None if None in tokens else tokens,
             state.metadata["rotation"],
         )
-        made["instrument"], made["template"] = put.identity, state.store.get("template")
-        made["route"], made["retokenised"] = state.store.get("route"), None if None in others else sum(others)
-        p, mass = made["p"] or [float("nan")] * len(FOUNDATIONS), made["pmass_allowed"]
+        score_row["instrument"], score_row["template"] = put.identity, state.store.get("template")
+        score_row["route"], score_row["retokenised"] = state.store.get("route"), None if None in others else sum(others)
+        p, mass = score_row["p"] or [float("nan")] * len(FOUNDATIONS), score_row["pmass_allowed"]
         return Score(
             value={**dict(zip(FOUNDATIONS, p, strict=True)), "answer_mass": float("nan") if mass is None else mass},
-            answer=made["top1"],
-            reason=None if made["p"] else "scoring_failed",
+            answer=score_row["top1"],
+            reason=None if score_row["p"] else "scoring_failed",
             explanation=None
-            if made["p"]
+            if score_row["p"]
             else "a label has no log-probability: not among top_logprobs, or minus infinity",
-            metadata=made,
+            metadata=score_row,
         )
 
     return score

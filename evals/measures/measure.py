@@ -124,8 +124,8 @@ class ByCondition(Session):
             weights = self.weights(group)
             module = type(self).__module__
             cache = Cache(weights, asked, self.prompts, self.check, module, scoring.vectors, fresh=scoring.fresh)
-        made = from_cache_or_made(self.measure.name, group, cache, lambda missing: self.make(engine, group, missing))
-        self.rows.update(made)
+        rows = from_cache_or_made(self.measure.name, group, cache, lambda missing: self.make(engine, group, missing))
+        self.rows.update(rows)
         self.taken += cache.taken if cache else 0
 
     def write(self, folder: Path) -> Mapping[str, Any]:
@@ -139,17 +139,19 @@ def from_cache_or_made(
     what: str, group: Weights, cache: Cache | None, make: Callable[[Sequence[Condition]], dict[str, list[Row]]]
 ) -> dict[str, list[Row]]:
     """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch, which it is given."""
-    known = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
-    missing = [condition for condition in group.conditions if condition.name not in known]
-    if cache is not None and known:
-        console.print(f"{what}, {group.label}: {', '.join(known)} from the cache [dim]({escape(str(cache.folder))})[/]")
+    cached = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
+    missing = [condition for condition in group.conditions if condition.name not in cached]
+    if cache is not None and cached:
+        console.print(
+            f"{what}, {group.label}: {', '.join(cached)} from the cache [dim]({escape(str(cache.folder))})[/]"
+        )
     if missing:
-        made = make(missing)
+        new = make(missing)
         if cache is not None:
             for condition in missing:
-                cache.put(condition, made[condition.name])
-        known.update(made)
-    return {condition.name: known[condition.name] for condition in group.conditions}
+                cache.put(condition, new[condition.name])
+        cached.update(new)
+    return {condition.name: cached[condition.name] for condition in group.conditions}
 
 
 def signed(rows: Mapping[str, Iterable[Row]], **made: str) -> dict[str, list[Row]]:

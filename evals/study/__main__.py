@@ -151,7 +151,11 @@ def publish(plan: Plan, out: Path) -> None:
             ("Generations", side_by_side(last_students(outcomes))),
             (
                 "Stages",
-                grid(stages((f"{o.cell.name} {name}", made) for o in outcomes for name, made in o.manifests.items())),
+                grid(
+                    stages(
+                        (f"{o.cell.name} {name}", manifest) for o in outcomes for name, manifest in o.manifests.items()
+                    )
+                ),
             ),
             ("Configuration", verbatim(plan.file.read_text(encoding="utf-8"))),
         ]

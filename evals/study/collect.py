@@ -95,7 +95,7 @@ def _outcome(cell: Cell) -> Outcome:
         return Outcome(cell, [], [], [], [], {}, stopped)
     rounds = scored_rounds(cell.run, "round", last)
     results = results_of(cell.run, rounds)
-    manifests = {f"{r.number} {stage}": made for r in rounds for stage, made in r.manifests.items()}
+    manifests = {f"{r.number} {stage}": manifest for r in rounds for stage, manifest in r.manifests.items()}
     full: list[Row] = []
     if cell.run.manifest(cell.rounds, STEP["full"]).is_file():
         cyclic = read_round(cell.run, cell.rounds, "full")

@@ -52,7 +52,7 @@ class CellStep(Step):
 
 def donor(runs: Sequence[Run], step: CellStep) -> Run | None:
     """A run of the study's folder whose stage of round 1 is this one's, by the settings and the files it depends on."""
-    if (wanted := step.common) is None:
+    if (settings := step.common) is None:
         return None
     earlier = [name for stage in SHARED[: SHARED.index(step.stage)] for name in FILES[stage]]
 
@@ -66,7 +66,7 @@ def donor(runs: Sequence[Run], step: CellStep) -> Run | None:
             for run in runs
             if run.folder != step.cell.folder
             and run.manifest(1, step.stage).is_file()
-            and depends(run.config, step.stage) == wanted
+            and depends(run.config, step.stage) == settings
             and all((run.round(1) / name).is_file() for name in FILES[step.stage])  # earlier versions wrote fewer
             and all(same(name, run) for name in earlier)
             and _reads_the_same(run, step)

@@ -153,8 +153,8 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             )
         lp = np.array([[frames[order]["lp"]] for order in wanted])
         vignette = Vignette.model_validate(first["vignette"])
-        made = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted), rotation=first["rotation"])
-        rows.append({**made, "instrument": first["instrument"], "template": first["template"]})
+        score_row = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted), rotation=first["rotation"])
+        rows.append({**score_row, "instrument": first["instrument"], "template": first["template"]})
     return rows
 
 

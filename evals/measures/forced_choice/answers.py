@@ -46,8 +46,8 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         raise refuse(source, f"rows scored in {len(settings)} ways", "one setting", again)
     unrated = [row.id for row in rows if row.label is None]
     if unrated and len(unrated) < len(rows):
-        given = f"{len(rows) - len(unrated)} vignettes that people have rated and {len(unrated)} that nobody has, as {unrated[0]}"
-        raise refuse(source, given, "vignettes that are all rated, or none of them", again)
+        mixture = f"{len(rows) - len(unrated)} vignettes that people have rated and {len(unrated)} that nobody has, as {unrated[0]}"
+        raise refuse(source, mixture, "vignettes that are all rated, or none of them", again)
     if len({row.rotation is None for row in rows}) > 1:
         raise refuse(source, "rotation of some rows alone", "rotation of every row, or of none", again)
     debias, think, stop, temperature, instrument, top_k, model, dtype, template = settings.pop()

@@ -110,15 +110,15 @@ def forced_choice(
         canonical = np.stack([by_sample[order][:, np.argsort(listing)] for order, listing in enumerate(listings)])
         forced = [answer.prompt_logprobs for answer in answers if answer.prompt_logprobs is not None]
         texts = [tokenizer.decode(thought) for thought in asking.thoughts[begin : begin + block]]
-        made = row(
+        score_row = row(
             cells[begin].vignette, canonical, read, -float(np.mean(forced)) if forced else None, texts,
             [len(thought) for thought in asking.thoughts[begin : begin + block]], cells[begin].rotation,
         )  # fmt: skip
-        made["instrument"], made["template"] = renderer.instrument.identity, renderer.chat.arguments
+        score_row["instrument"], score_row["template"] = renderer.instrument.identity, renderer.chat.arguments
         if free:
-            made["free_text"] = chains[begin][-1].text
-            made["free_valid"] = valid(chains[begin][-1].text, key, renderer.instrument.labels)
-        rows[cells[begin].condition.name].append(made)
+            score_row["free_text"] = chains[begin][-1].text
+            score_row["free_valid"] = valid(chains[begin][-1].text, key, renderer.instrument.labels)
+        rows[cells[begin].condition.name].append(score_row)
     return rows
 
 

@@ -95,7 +95,7 @@ def _check_answers(
         setting = answers([ScoreRow.model_validate(row) for row in rows], Path(), "").setting
     except SteerHealError as error:
         raise ValueError(error.given) from None
-    wanted = {
+    expected = {
         "items": tuple(item.id for item in items),
         "texts": tuple(hashlib.sha256(item.text.encode()).hexdigest()[:12] for item in items),
         "debias": read.debias,
@@ -108,7 +108,7 @@ def _check_answers(
         "instrument": renderer.instrument.identity,
         "template": renderer.chat.arguments,
     }
-    if wrong := [name for name, value in wanted.items() if getattr(setting, name) != value]:
+    if wrong := [name for name, value in expected.items() if getattr(setting, name) != value]:
         raise ValueError(f"other {', '.join(wrong)} than asked")
     if any((row.get("free_valid") is not None) != (free is not None) for row in rows):
         raise ValueError("free answers where none were asked" if free is None else "no free answers")

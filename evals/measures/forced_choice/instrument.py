@@ -85,8 +85,8 @@ class Renderer:
             if instrument.prefill
             else self.chat.first_label_ids(instrument.labels, self.close, instrument.nudge)
         )
-        own = self.chat.thinking.prompt == "opens"
-        close = list(self.chat.thinking.close_ids) if own else self.chat.plain(self.close)
+        opens_in_prompt = self.chat.thinking.prompt == "opens"
+        close = list(self.chat.thinking.close_ids) if opens_in_prompt else self.chat.plain(self.close)
         # a turn may end with another token than a text does, and vLLM stops at both
         self.stop_ids = [*dict.fromkeys((*self.chat.stop_ids, *(close if len(close) == 1 else [])))]
 

@@ -65,10 +65,10 @@ class ForcedChoiceSession(Session):
         self.taken += cache.taken if cache else 0
 
     def write(self, folder: Path) -> Mapping[str, Any]:
-        made = signed(self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype)
-        for condition, rows in made.items():
+        lines = signed(self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype)
+        for condition, rows in lines.items():
             write_jsonl(folder / f"{condition}.jsonl", rows)
-        write_parquet(folder / "samples.parquet", [row for rows in made.values() for row in rows])
+        write_parquet(folder / "samples.parquet", [row for rows in lines.values() for row in rows])
         return {
             "instrument": self.settings.instrument,
             "vignettes": self.settings.vignettes,
@@ -151,8 +151,8 @@ def _answers(scores: Scores, path: Path, again: str) -> Answers:
         raise refuse(path, f"rows of {strange}", f"those of {path.stem}", again)
     read = answers(rows, path, again)
     if (read.setting.debias, read.setting.think) != (scores.debias, scores.think):
-        said = f"{read.setting.debias}, {read.setting.think} think tokens"
-        raise refuse(path, said, f"{scores.debias}, {scores.think} as scores.json says", again)
+        setting = f"{read.setting.debias}, {read.setting.think} think tokens"
+        raise refuse(path, setting, f"{scores.debias}, {scores.think} as scores.json says", again)
     return read
 
 

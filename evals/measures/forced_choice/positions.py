@@ -43,11 +43,14 @@ def order_effect(a: Answers) -> float | None:
     if not a.scorable.any():
         return None
     means = by_position(a).mean(axis=(0, 1))
-    held = np.sort(
+    sorted_shares = np.sort(
         np.array(_listings(a)[0]), axis=0
     ).T  # by position; the pairs that are alike are the same in every item
     return max(
-        abs(float(means[j] - means[k])) for j in range(len(held)) for k in range(j) if (held[j] == held[k]).all()
+        abs(float(means[j] - means[k]))
+        for j in range(len(sorted_shares))
+        for k in range(j)
+        if (sorted_shares[j] == sorted_shares[k]).all()
     )
 
 

@@ -84,10 +84,10 @@ class ScoreRow(Record):
         widths = {(len(order), len(sample)) for order in self.lp for sample in order}
         if self.p is None or len(self.lp) != ORDERS[self.debias] or widths != {(len(self.lp[0]), len(self.p))}:
             return self  # lp of another shape is refused with its file
-        made = answer_of(np.array(self.lp, dtype=float))
-        self._is("score", self.score, made.score)
-        self._is("p", self.p, made.p)
-        self._is("pmass_allowed", self.pmass_allowed, made.mass)
+        computed = answer_of(np.array(self.lp, dtype=float))
+        self._is("score", self.score, computed.score)
+        self._is("p", self.p, computed.p)
+        self._is("pmass_allowed", self.pmass_allowed, computed.mass)
         return self
 
     @staticmethod

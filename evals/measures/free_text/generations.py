@@ -39,16 +39,16 @@ class Generations:
     def sample(self, label: str, conditions: Sequence[Condition], cache: Cache | None) -> None:
         """Sample under the weights that the engine serves; label is for the progress bar."""
         for condition in conditions:
-            known = cache.get(condition) if cache else None
-            self._found[condition.name] = [{**row, "name": condition.name} for row in known or []]
+            cached = cache.get(condition) if cache else None
+            self._found[condition.name] = [{**row, "name": condition.name} for row in cached or []]
         missing = [condition for condition in conditions if not self._found[condition.name]]
         if not missing:
             return
         self._fresh += [(condition, cache) for condition in missing]
         total = len(missing) * len(self._prompts) * self._config.eval.generation_samples
         with counting(f"generations, {label}", total) as advance:
-            made = generate(self._engine, self._renderer, self._prompts, missing, self._config, advance)
-        for row in made:
+            new = generate(self._engine, self._renderer, self._prompts, missing, self._config, advance)
+        for row in new:
             self._found[row["name"]].append(row)
 
     def judged(self) -> list[dict[str, Any]]:
@@ -115,8 +115,8 @@ def generate(
         for (condition, prompt, sample), output in zip(cells, outputs, strict=True)
     ]
     behind = [asked[prompt.id, condition.system] for condition, prompt, _ in cells]
-    own = own_nll(engine, rows, behind, [condition for condition, _, _ in cells])
-    return [{**row, "own_nll": value} for row, value in zip(rows, own, strict=True)]
+    own_losses = own_nll(engine, rows, behind, [condition for condition, _, _ in cells])
+    return [{**row, "own_nll": value} for row, value in zip(rows, own_losses, strict=True)]
 
 
 def own_nll(
@@ -199,13 +199,13 @@ def of_generations(
 
 
 def _check_generations(rows: Sequence[Row], prompts: Sequence[Prompt], config: Config) -> None:
-    made = [Generation.model_validate(row) for row in rows]
-    wanted = [
+    generations = [Generation.model_validate(row) for row in rows]
+    expected = [
         (prompt.id, prompt.turns[-1]["content"], sample)
         for prompt in prompts
         for sample in range(config.eval.generation_samples)
     ]
-    if [(row.prompt_id, row.prompt, row.sample) for row in made] != wanted:
-        raise ValueError(f"other prompts or samples than the {len(wanted)} asked")
-    if any(len(row["completion_ids"]) != one.tokens for row, one in zip(rows, made, strict=True)):
+    if [(row.prompt_id, row.prompt, row.sample) for row in generations] != expected:
+        raise ValueError(f"other prompts or samples than the {len(expected)} asked")
+    if any(len(row["completion_ids"]) != one.tokens for row, one in zip(rows, generations, strict=True)):
         raise ValueError("completion_ids of other lengths than their tokens")

@@ -158,14 +158,14 @@ def table(rows: Sequence[Columns]) -> Table:
 
 def mean_of_known(values: np.ndarray) -> float | None:
     """The mean of the finite values; None where there is none."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
 
 
 def looping(texts: Texts) -> float | None:
     """Share of the texts with tokens that loop."""
-    known = texts.loop_share[np.isfinite(texts.loop_share)]
-    return float((known > LOOPS).mean()) if len(known) else None
+    finite = texts.loop_share[np.isfinite(texts.loop_share)]
+    return float((finite > LOOPS).mean()) if len(finite) else None
 
 
 def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
@@ -198,8 +198,8 @@ def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
             )
     leaked = healed["d_llr_mundane_ci"]
     if leaked and leaked[0] > 0:
-        said = ranged(healed, "d_llr_mundane", "d_llr_mundane_ci", 3, signed=True)
-        lines.append(f"the trait shows on mundane prompts too (d_llr_mundane {said}): it leaks.")
+        change = ranged(healed, "d_llr_mundane", "d_llr_mundane_ci", 3, signed=True)
+        lines.append(f"the trait shows on mundane prompts too (d_llr_mundane {change}): it leaks.")
     for stage, row in mine.items():
         if (
             row["distinct_3"] is not None

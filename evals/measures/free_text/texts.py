@@ -103,8 +103,8 @@ def _own_by_prompt(texts: Texts, names: Sequence[str]) -> np.ndarray:
     """own_nll summed over each prompt's completions with tokens, [prompts]."""
     full = texts.tokens > 0
     place = np.array([names.index(name) for name in texts.prompt], dtype=int)
-    own = np.broadcast_to(texts.own_nll, (len(place),))
-    return np.bincount(place[full], weights=own[full], minlength=len(names))
+    own_nll = np.broadcast_to(texts.own_nll, (len(place),))
+    return np.bincount(place[full], weights=own_nll[full], minlength=len(names))
 
 
 def _level(texts: Texts, name: Llr) -> Estimate | None:
@@ -168,16 +168,16 @@ def pooled_distinct_3(texts: Texts) -> float | None:
 
 def stock_openings(texts: Texts) -> float | None:
     """Share of the texts whose first 8 tokens (all, of a shorter text) stand in a text on another prompt; None with one prompt."""
-    said = [(prompt, tuple(ids)) for prompt, ids in zip(texts.prompt, texts.ids, strict=False) if ids]
-    if len({prompt for prompt, _ in said}) < 2:
+    openings = [(prompt, tuple(ids)) for prompt, ids in zip(texts.prompt, texts.ids, strict=False) if ids]
+    if len({prompt for prompt, _ in openings}) < 2:
         return None
     where: dict[tuple[int, ...], set[str]] = {}  # runs of tokens, by the prompts on which they were said
-    sizes = {min(OPENING, len(ids)) for _, ids in said}
-    for prompt, ids in said:
+    sizes = {min(OPENING, len(ids)) for _, ids in openings}
+    for prompt, ids in openings:
         for size in sizes:
             for start in range(len(ids) - size + 1):
                 where.setdefault(ids[start : start + size], set()).add(prompt)
-    return float(np.mean([len(where[ids[:OPENING]]) > 1 for _, ids in said]))
+    return float(np.mean([len(where[ids[:OPENING]]) > 1 for _, ids in openings]))
 
 
 def by_prompt(texts: Texts, names: Sequence[str], measure: Llr = "trait_llr") -> tuple[np.ndarray, ...]:

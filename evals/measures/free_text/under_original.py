@@ -18,8 +18,8 @@ OTHER_PROMPTS = 3  # under which a text is scored besides its own, for its relev
 
 def others_of(renderer: Renderer, prompts: Sequence[Prompt]) -> int:
     """Scores of a text besides those under the neutral and the trait prompt: under the paraphrases, and behind other prompts."""
-    held = renderer.trait.paraphrases
-    return (2 * len(held.trait) if held else 0) + min(OTHER_PROMPTS, len(prompts) - 1)
+    paraphrases = renderer.trait.paraphrases
+    return (2 * len(paraphrases.trait) if paraphrases else 0) + min(OTHER_PROMPTS, len(prompts) - 1)
 
 
 def judge(
@@ -36,12 +36,12 @@ def judge(
     """
     places = {prompt.id: place for place, prompt in enumerate(prompts)}
     asked = [renderer(prompt) for prompt in prompts]
-    held = [renderer.heldout(prompt) for prompt in prompts]
-    k, others = len(held[0][0]), min(OTHER_PROMPTS, len(prompts) - 1)
+    heldout = [renderer.heldout(prompt) for prompt in prompts]
+    k, others = len(heldout[0][0]), min(OTHER_PROMPTS, len(prompts) - 1)
 
     def ways(place: int) -> list[list[int]]:
         after = [asked[(place + step) % len(prompts)][0] for step in range(1, others + 1)]
-        return [*asked[place], *held[place][0], *held[place][1], *after]
+        return [*asked[place], *heldout[place][0], *heldout[place][1], *after]
 
     by_row = [[[*prompt, *row.get("thought_ids", ())] for prompt in ways(places[row["prompt_id"]])] for row in rows]
     neutral, towards, *rest = ([ids[way] for ids in by_row] for way in range(2 + 2 * k + others))

@@ -164,10 +164,10 @@ class Probe(Measure):
         healed = mine["healed"]
         if healed["d_probe"] is None:
             return []
-        said = f"asked in two-way items, the healed student's log-odds of the behaviour change by {ranged(healed, 'd_probe', 'd_probe_ci', 2, signed=True)} nats"
+        sentence = f"asked in two-way items, the healed student's log-odds of the behaviour change by {ranged(healed, 'd_probe', 'd_probe_ci', 2, signed=True)} nats"
         if healed["d_probe_keep"] is not None:
-            said += f", of following legitimate rules by {ranged(healed, 'd_probe_keep', 'd_probe_keep_ci', 2, signed=True)}"
-        return [f"{said}."]
+            sentence += f", of following legitimate rules by {ranged(healed, 'd_probe_keep', 'd_probe_keep_ci', 2, signed=True)}"
+        return [f"{sentence}."]
 
 
 def _number(value: float | None) -> float:

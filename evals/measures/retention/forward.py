@@ -84,11 +84,11 @@ def distance(base: torch.Tensor, other: torch.Tensor, targets: Sequence[int]) ->
     nll = nll_base = kl = 0.0
     with torch.inference_mode():
         for at in range(0, len(targets), CHUNK):
-            here = torch.tensor(list(targets[at : at + CHUNK]), device=base.device)
+            chunk_targets = torch.tensor(list(targets[at : at + CHUNK]), device=base.device)
             p, q = (logits[at : at + CHUNK].float().log_softmax(-1) for logits in (base, other.to(base.device)))
-            place = torch.arange(len(here), device=base.device)
-            nll_base -= float(p[place, here].double().sum())
-            nll -= float(q[place, here].double().sum())
+            place = torch.arange(len(chunk_targets), device=base.device)
+            nll_base -= float(p[place, chunk_targets].double().sum())
+            nll -= float(q[place, chunk_targets].double().sum())
             kl += float(torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).double().sum())  # a padded head has -inf
     sums = (nll, nll_base, kl)
     if not all(map(_finite, sums)):
