@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gen.students import Student
 from shared.chat import Chat
@@ -25,6 +25,7 @@ from shared.strict import repeated
 from shared.traits import load_trait
 from shared.vectors import Vector
 
+Row = TypeVar("Row")
 WALK_KEYS = {"survival", "dose_ceiling", "dose_steps", "dose_prompts"}
 WHERE_KEYS = {"workers"}  # who makes the rows does not change them
 
@@ -169,7 +170,7 @@ def rows_of(index: int, prompt: Prompt, coefficients: Sequence[float], samples: 
             yield Planned(key, index, prompt, coefficient, sample, seed_of(seed, key))
 
 
-def windows(rows: Iterable[Planned], size: int) -> Iterator[list[Planned]]:
+def windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     """The rows in order, `size` at a time; the last window may be shorter."""
     rest = iter(rows)
     while window := list(islice(rest, size)):

@@ -1,18 +1,14 @@
-"""The prompts of a round: chosen over domains, rendered, and looked over before anything is sampled."""
+"""The prompts of a round: chosen over domains, and rendered."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
-from gen.plan import name_of
 from shared.chat import Chat, neutral_for
-from shared.errors import SteerHealError
 from shared.prompts import Prompts, named, open_prompts
 from shared.records import Prompt
 from shared.schema import SweepConfig
@@ -49,16 +45,6 @@ class Renderer:
         )
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What one pass over the prompts found; longest is in tokens, without a completion; digest is of ids and turns."""
-
-    count: int
-    longest: int
-    digest: str
-    content: str
-
-
 @contextmanager
 def open_round(config: SweepConfig) -> Iterator[Prompts]:
     """The dilemmas and then the mundane prompts of a round, each stratified over domains, while the context lasts."""
@@ -73,61 +59,4 @@ def open_round(config: SweepConfig) -> Iterator[Prompts]:
                 parts.append((prompts, quotas(Counter(prompt.domain for _, prompt in prompts), count)))
         yield Prompts(
             lambda: chain.from_iterable(take(prompts, quota, lambda item: item[1].domain) for prompts, quota in parts)
-        )
-
-
-def survey(prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len: int) -> Survey:
-    """Read, validate and render every prompt once, before anything is sampled.
-
-    Raises SteerHealError for the first bad row, a conversation the chat template refuses, a template that drops the trait prompt, and
-    prompts too long.
-    """
-    digest, content = hashlib.sha256(), hashlib.sha256()
-    count = longest = over = 0
-    first = ""
-    for place, prompt in prompts:
-        try:
-            rendered = renderer(prompt)
-        except SteerHealError as error:
-            raise SteerHealError(
-                error.what,
-                given=f"{place} (key {name_of(count, prompt)}): {error.given}",
-                expected=error.expected,
-                next="mend or remove the row",
-            ) from None
-        tokens = max(map(len, rendered))
-        if tokens + max_tokens > max_model_len:
-            over += 1
-            first = first or f"{place} (key {name_of(count, prompt)}): {tokens + max_tokens} tokens with its completion"
-        longest = max(longest, tokens)
-        content.update(_content(prompt))
-        digest.update(_content(prompt) + json.dumps(rendered).encode())
-        count += 1
-    renderer.chat.hears()
-    if over:
-        raise SteerHealError(
-            "a prompt is too long",
-            given=f"{first}; {over} of {count} prompts are too long, the longest takes {longest + max_tokens}",
-            expected=f"at most model.max_model_len = {max_model_len}",
-            next=f"raise model.max_model_len to {longest + max_tokens}, lower sweep.max_tokens, or shorten the prompts",
-        )
-    return Survey(count, longest, digest.hexdigest(), content.hexdigest())
-
-
-def _content(prompt: Prompt) -> bytes:
-    return json.dumps([prompt.id, prompt.turns]).encode() + b"\n"
-
-
-def unchanged(prompts: Prompts, found: Survey) -> Iterator[Prompt]:
-    """The prompts again. Raises SteerHealError at their end when they are not those of the survey."""
-    content = hashlib.sha256()
-    for _, prompt in prompts:
-        content.update(_content(prompt))
-        yield prompt
-    if content.hexdigest() != found.content:
-        raise SteerHealError(
-            "the prompts changed while they were being sampled",
-            given="prompts other than those the sweep began with",
-            expected="a file or data set that stays as it is",
-            next="the same command with --rebuild (REBUILD=1) begins again",
         )

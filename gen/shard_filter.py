@@ -6,17 +6,14 @@ as Arrow has them: no row is serialised again.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gen.outcome import Outcome, Starved, print_reasons, print_sweep, refuse_starvation
+from gen.processes import process_pool
 from gen.rules import Yardstick, judge
 from gen.shards import Shard, is_sharded, read_manifest_of, schema, verified, write_manifest
 from shared.console import say
@@ -24,7 +21,6 @@ from shared.errors import SteerHealError
 from shared.filter_record import NAME
 from shared.lines import problem_of
 from shared.machine import cores
-from shared.process import die_with_parent
 from shared.publish import atomic_folder, digest
 from shared.reasons import Reason
 from shared.records import Completion, iterate_jsonl
@@ -79,10 +75,7 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
         task = Task(folder, result.limits, config, trait, own)
         each: Callable[[Task, list[Path]], Iterable[tuple[Outcome, dict[str, list[Shard]]]]] = map
         if (processes := min(cores(), len(paths))) > 1 and manifest.rows >= MANY:
-            spawned = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(processes, spawned, end_with, (os.getpid(),))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            each = pool.map
+            each = stack.enter_context(process_pool(processes)).map
         for part, made in each(task, paths):  # in their order, so that sums do not depend on the processes
             result.merge(part)
             for name, shard in made.items():
@@ -103,13 +96,6 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
         say(f"wrote {out / REJECTED}: every rejected row with its reasons")
         raise starved
     return result
-
-
-def end_with(parent: int) -> None:
-    """In a process of the pool: it ends with the command that started it, which a Ctrl-C reaches as well."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if bind := die_with_parent(parent):
-        bind()
 
 
 @dataclass(frozen=True)

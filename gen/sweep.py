@@ -2,7 +2,7 @@
 
 The steps, in the order they happen, each with the file that owns it:
 
-1. prompts   read, rendered and looked over before anything starts (gen/prompts.py)
+1. prompts   chosen (gen/prompts.py), read, rendered and looked over before anything starts (gen/survey.py)
 2. plan      the job, all that its rows depend on, and every row to make (gen/plan.py); the dose that a walk finds (gen/walk.py)
 3. windows   made by a crew, this process or workers (gen/crews.py), and kept in a folder (gen/windows.py)
 4. rows      of a window: sampled, scored and recorded (gen/sampler.py); joined in the order of the plan
@@ -24,15 +24,15 @@ from gen.filter import print_filtered, unsteered_in
 from gen.outcome import Tally
 from gen.plan import Job, check_coefficients, determining, fingerprint, plan, windows
 from gen.pool import Item
-from gen.prompts import Renderer, open_round, survey, unchanged
+from gen.prompts import open_round
 from gen.recording import recorded
 from gen.rules import Yardstick, judge
 from gen.shards import Shards, store_of
 from gen.students import Student
 from gen.students import student as student_of
+from gen.survey import RendererRecipe, survey, unchanged
 from gen.walk import dose_of, print_walk
 from gen.windows import Windows
-from shared.chat import Chat
 from shared.cli import configured, entry, need, parse
 from shared.commands import round_command
 from shared.console import console, progress, say
@@ -63,10 +63,11 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     # 1. Prompts
     check_coefficients(job.coefficients)
     day = job.day or (None if rebuild else store.day())
-    chat = Chat.load(job.origin.folder, config.model.chat_template_kwargs, day)
-    renderer = Renderer(chat, load_trait(config.vector.trait))
+    renderer = RendererRecipe(job.origin.folder, config.model.chat_template_kwargs, day, config.vector.trait).renderer()
+    chat = renderer.chat
+    recipe = RendererRecipe(job.origin.folder, config.model.chat_template_kwargs, chat.day, config.vector.trait)
     with console.status("reading the prompts"):
-        prompts = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len)
+        prompts = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len, recipe)
         yardstick = Yardstick(job.frozen() if job.frozen else ())
 
     # 2. Plan

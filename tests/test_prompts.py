@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from conftest import command
 
-from gen.prompts import Renderer, open_round, survey
+from gen import survey as surveys
+from gen.prompts import Renderer, open_round
+from gen.survey import RendererRecipe, survey
 from shared.chat import Chat, neutral_for
 from shared.errors import SteerHealError
+from shared.models import Model
 from shared.prompts import Prompts, open_prompts
 from shared.records import DATA, Prompt, read_jsonl
 from shared.schema import SweepConfig
@@ -139,6 +143,31 @@ def test_a_survey_counts_and_its_digest_is_of_the_contents(tmp_path: Path, rende
     lines(path, [{"id": "a", "prompt": "Name a tree."}])
     with open_prompts(str(path)) as prompts:
         assert survey(prompts, renderer, 8, 512).digest != found.digest
+
+
+def test_a_survey_by_many_processes_is_the_same(
+    tmp_path: Path, renderer: Renderer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count, longest and digests, and the first conversation that is refused, which lies in a later batch."""
+    rows = [{"id": f"p{index}", "prompt": f"Name {index} {'long ' * (index % 7)}fruits."} for index in range(40)]
+    path = lines(tmp_path / "p.jsonl", rows)
+    recipe = RendererRecipe(model.folder, None, renderer.chat.day, "embedded")
+    monkeypatch.setattr(surveys, "FEW", 5)
+    monkeypatch.setattr(surveys, "BATCH", 4)
+    with open_prompts(str(path)) as prompts:
+        assert survey(prompts, renderer, 8, 512, recipe) == survey(prompts, renderer, 8, 512)
+    strict = tmp_path / "strict"
+    shutil.copytree(model.folder, strict)
+    (strict / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if 'seven' in m.content %}{{ raise_exception('no sevens') }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    path = lines(tmp_path / "q.jsonl", [*rows[:30], {"id": "q", "prompt": "seven"}, *rows[30:]])
+    recipe = RendererRecipe(strict, None, None, "embedded")
+    with (
+        pytest.raises(SteerHealError, match=r"q\.jsonl:31 \(key 00030-q\).*no sevens"),
+        open_prompts(str(path)) as prompts,
+    ):
+        survey(prompts, recipe.renderer(), 8, 512, recipe)
 
 
 def test_a_prompt_that_is_too_long_is_named(tmp_path: Path, renderer: Renderer) -> None:

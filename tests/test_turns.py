@@ -24,9 +24,9 @@ from gen.engine.plugin import _ending
 from gen.engine.sampling import Output, Request
 from gen.plan import rows_of
 from gen.prompts import Renderer as PromptRenderer
-from gen.prompts import survey
 from gen.sampler import Sampler
 from gen.students import Student
+from gen.survey import survey
 from gen.windows import Windows
 from shared.chat import Chat
 from shared.config import resolve
