@@ -63,11 +63,13 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     # 1. Prompts
     check_coefficients(job.coefficients)
     day = job.day or (None if rebuild else store.day())
-    renderer = RendererRecipe(job.origin.folder, config.model.chat_template_kwargs, day, config.vector.trait).renderer()
+    recipe = RendererRecipe(job.origin.folder, config.model.chat_template_kwargs, day, config.vector.trait)
+    renderer = recipe.renderer()
     chat = renderer.chat
-    recipe = RendererRecipe(job.origin.folder, config.model.chat_template_kwargs, chat.day, config.vector.trait)
     with console.status("reading the prompts"):
-        prompts = survey(job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len, recipe)
+        prompts = survey(
+            job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len, replace(recipe, day=chat.day)
+        )
         yardstick = Yardstick(job.frozen() if job.frozen else ())
 
     # 2. Plan
