@@ -10,6 +10,17 @@ from shared.options import Options, benchmark, overrides, parser, positive
 SHELLS = ("bash", "zsh", "fish")
 
 
+def init_options() -> Options:
+    options = Options(
+        "shared.init",
+        "Write the files of a trait of your own into traits/NAME, to edit; with --check, say what is wrong with them.",
+    )
+    options.add_argument("name", metavar="NAME", help="name of the trait, or a folder for it whose last part is the name")  # fmt: skip
+    options.add_argument("--config", type=Path, reads=outputs.parse_path, metavar="FILE", help="configuration whose other settings the trait's takes over; by default configs/smollm2.toml")  # fmt: skip
+    options.add_argument("--check", action="store_true", help="look over the files of a trait that is there, and write nothing")  # fmt: skip
+    return options
+
+
 def round_options() -> Options:
     options = Options(
         "shared.pipeline", "Bring a run to round N: its stages in order, skipping what is done, then the report."

@@ -30,6 +30,7 @@ class Command:
 
 
 COMMANDS = {
+    "init": Command("shared.init", "shared.commandline:init_options", "the files of a trait of your own, to edit; --check looks them over"),
     "round": Command("shared.pipeline", "shared.commandline:round_options", "rounds 1 to N with all their stages, then the report"),
     "status": Command("shared.status", "shared.commandline:status_options", "runs: what is done, what is running, what comes next"),
     "extract": Command("gen.extract", "gen.commandline:extract_options", "a steering vector from a chat model"),

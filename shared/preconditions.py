@@ -20,6 +20,7 @@ from shared.models import resolve
 from shared.prompts import load_heldout, named, open_prompts
 from shared.records import data_file
 from shared.schema import Config, band
+from shared.trait_checks import refuse_unready
 from shared.traits import load_trait
 from shared.vignettes import load_vignettes
 
@@ -75,6 +76,7 @@ def check(config: Config) -> Config:
     if sweep.n_mundane:
         with _key("sweep.mundane", sweep.mundane):
             _prompts(sweep.mundane, "mundane.jsonl")
+    refuse_unready(config)
     with _key("model.name", model.name):
         described = resolve(model.name, model.revision, weights=False)
         described.chats()
