@@ -38,7 +38,7 @@ BEGUN = $(if $(FROZEN)$(call given,CONFIG),,$(if $(call given,RUN),--default-con
 
 # Misspelt variables and targets, and variables that no target at hand uses, which make itself takes without a word.
 KNOWN := CONFIG RUN N SET EVAL REBUILD MODEL PORT VECTORS WORKERS OUT PYTHON LOCK
-TARGETS := round report status study serve verify bench bench-setup cluster test test-long check doctor setup clean help
+TARGETS := round report status study serve verify bench bench-setup cluster test test-long check docs doctor setup clean help
 USES_round := CONFIG RUN N SET EVAL REBUILD MODEL WORKERS
 USES_report := CONFIG RUN SET EVAL REBUILD MODEL
 USES_status := RUN
@@ -144,6 +144,9 @@ test-long: $(STAMP) $(RAY) ## the tests that take too long for make test
 
 check: $(STAMP) ## lint and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+docs: $(STAMP) ## docs/cli.md and docs/settings.md, written from the code
+	@$(PY) -m shared.reference --out docs
 
 doctor: ## what this machine has, what is missing, what to type (RUN: where runs will be)
 	@for python in $(PY) $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
