@@ -173,9 +173,9 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
         pipeline.perform(step, estimates)
         if estimates and step in left and (rest := estimates.left()):
             console.print(f"[dim]{to_go(rest)}[/]")
-    pipeline.report(mode)
     if pipeline.took:
         pipeline.show()
+    pipeline.report(mode)  # last, since it ends with what the run came to
 
 
 def main() -> None:

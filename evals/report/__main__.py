@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.commandline import report_options
+from evals.ending import show_ending
 from evals.report.lineage import difference, provenance, stages
 from evals.report.quality import coherence
 from evals.report.reading import reading
@@ -126,6 +127,7 @@ def main() -> None:
     for table in (overview(found["rows"]), verdicts(found["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, table.rows)
     say(f"report {path}")
+    show_ending(run, found["rows"], path, arguments.eval, read_for=rounds[0].scores.read_for is not None)
 
 
 if __name__ == "__main__":
