@@ -93,14 +93,17 @@ def report_options() -> Options:
 
 def compare_options() -> Options:
     options = Options(
-        "evals.compare", "Compare score files: each --other with the --base of the same place, paired item by item."
+        "evals.compare",
+        "Compare two runs: settings, verdicts, figures and texts side by side. Or compare score files: each --other with the --base of the same place, paired item by item.",
     )
+    options.add_argument("runs", nargs="*", type=Path, reads=outputs.list_run_inputs, metavar="RUN", help="two runs that were scored alike")  # fmt: skip
+    options.add_argument("--eval", choices=["round", "full"], default="round", help="of two runs: which scores, a round's own, or all items in cyclic orders")  # fmt: skip
+    options.add_argument("--page", type=Path, writes=outputs.output_file(".html"), metavar="FILE", help="of two runs: the tables and the texts side by side as a page")  # fmt: skip
     options.add_argument(
         "--base",
         nargs="+",
         reads=outputs.parse_score_file,
         metavar="FILE[:NAME]",
-        required=True,
         help="score files, one per seed; NAME is the condition, where a file holds several",
     )
     options.add_argument(
@@ -108,7 +111,6 @@ def compare_options() -> Options:
         nargs="+",
         reads=outputs.parse_score_file,
         metavar="FILE[:NAME]",
-        required=True,
         help="as many score files",
     )
     more = {

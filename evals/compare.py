@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evals.commandline import compare_options
+from evals.compare_runs import compare_two
 from evals.costs import SMALLEST_SHIFT, retain
 from evals.evidence import AUTHORITY_FALLS, of_answers, rank_among, shift
 from evals.intervals import crossed
@@ -199,6 +202,16 @@ def sides_of(arguments: Any) -> list[Sides]:
 def main() -> None:
     options = compare_options()
     arguments = options.parse_args()
+    if arguments.runs:
+        compare_two(options, arguments)
+        return
+    if missing := [f"--{name}" for name in ("base", "other") if not getattr(arguments, name)]:
+        raise SteerHealError(
+            "options are missing",
+            given=shlex.join(sys.argv[1:]) or "none",
+            expected=f"two runs, or score files: {' '.join(missing)}",
+            next=f"{options.prog} --help",
+        )
     if arguments.bootstrap < 100:
         raise SteerHealError(
             "too few resamples for an interval",

@@ -40,7 +40,7 @@ COMMANDS = {
     "score": Command("evals.score", "evals.commandline:score_options", "the forced choice and free generations"),
     "preflight": Command("evals.preflight", "evals.commandline:preflight_options", "can a model do the forced choice, and with how many think tokens?"),
     "report": Command("evals.report", "evals.commandline:report_options", "the report of a run from its scores"),
-    "compare": Command("evals.compare", "evals.commandline:compare_options", "score files against their base"),
+    "compare": Command("evals.compare", "evals.commandline:compare_options", "two runs side by side, or score files against their base"),
     "export": Command("train.export", "train.commandline:export_options", "a trained round for use elsewhere"),
     "serve": Command("gen.serve", "gen.commandline:serve_options", "an OpenAI-compatible server, steered per request"),
     "play": Command("gen.play", "gen.commandline:play_options", "a page to compare base, prompted, steered and healed on"),
