@@ -250,7 +250,8 @@ class TrainConfig(Section):
     logging_steps: int = Field(1, ge=1, description="optimiser steps a row of the log stands for")
     save_steps: int = Field(20, ge=0, description="optimiser steps between checkpoints of an unfinished round; 0 none")
     report_to: list[str] = Field(
-        [], description="where transformers reports the log besides its file, e.g. ['tensorboard']"
+        [],
+        description="trackers that get the training's curve, e.g. ['tensorboard']; tensorboard, trackio, wandb and mlflow get each round's sweep, scores and verdicts as well",
     )
     chunk: int = Field(128, ge=1, description="completion positions whose logits are held at a time")
     reference_dtype: Literal["auto", "float32", "bfloat16"] = Field(

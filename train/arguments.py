@@ -12,6 +12,7 @@ from transformers.integrations import TensorBoardCallback, get_reporting_integra
 from shared.divergences import DIVERGENCES
 from shared.errors import SteerHealError
 from shared.schema import Config
+from shared.trackers import name_projects, project
 
 
 def training_arguments(config: Config, work: Path, evaluate: bool) -> TrainingArguments:
@@ -39,6 +40,8 @@ def training_arguments(config: Config, work: Path, evaluate: bool) -> TrainingAr
         save_steps=max(train.save_steps, 1),
         save_total_limit=2,
         report_to="none",
+        run_name=_run_name(work),
+        project=project("trackio"),
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
@@ -47,8 +50,15 @@ def training_arguments(config: Config, work: Path, evaluate: bool) -> TrainingAr
     )
 
 
+def _run_name(work: Path) -> str:
+    """How trackers call a training: by its run and round, or by the folder it is in."""
+    folder = work.resolve().parent
+    return f"{folder.parent.parent.name}-round-{int(folder.name)}" if folder.parent.name == "rounds" else folder.name
+
+
 def reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
     """Transformers' own reporters, by the names it knows them; tensorboard: the folder of TensorBoard's."""
+    name_projects()
     try:
         callbacks = [kind() for kind in get_reporting_integration_callbacks(list(names))]
     except (ImportError, RuntimeError, ValueError) as error:

@@ -29,6 +29,7 @@ from evals.results import results_of
 from evals.round import Round
 from evals.scored import STEP, scored_rounds
 from evals.table import Table, markdown
+from evals.tracking import track
 from shared.cli import entry, parse
 from shared.console import say
 from shared.console import table as show
@@ -127,6 +128,7 @@ def main() -> None:
     for table in (overview(found["rows"]), verdicts(found["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, table.rows)
     say(f"report {path}")
+    track(run, rounds, found["rows"], path)
     show_ending(run, found["rows"], path, arguments.eval, read_for=rounds[0].scores.read_for is not None)
 
 
