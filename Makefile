@@ -38,7 +38,7 @@ BEGUN = $(if $(FROZEN)$(call given,CONFIG),,$(if $(call given,RUN),--default-con
 
 # Misspelt variables and targets, and variables that no target at hand uses, which make itself takes without a word.
 KNOWN := CONFIG RUN N SET EVAL REBUILD MODEL PORT VECTORS WORKERS OUT PYTHON LOCK
-TARGETS := round report status study serve verify bench bench-setup cluster test test-long check docs doctor setup clean help
+TARGETS := round report status study serve verify bench bench-setup cluster test test-long check docs docs-results doctor setup clean help
 USES_round := CONFIG RUN N SET EVAL REBUILD MODEL WORKERS
 USES_report := CONFIG RUN SET EVAL REBUILD MODEL
 USES_status := RUN
@@ -46,6 +46,7 @@ USES_study := CONFIG RUN OUT
 USES_serve := CONFIG SET MODEL PORT VECTORS
 USES_verify := CONFIG SET MODEL
 USES_doctor := RUN
+USES_docs-results := RUN
 USES_help := $(KNOWN)
 TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 GOALS := $(or $(MAKECMDGOALS),help)
@@ -78,7 +79,7 @@ $(error REBUILD=$(REBUILD) says nothing: REBUILD=1, or none)
 endif
 
 # How hints spell a command. No comment behind the value: the blank before it would be part of it.
-round report study serve verify status doctor: export STEER_HEAL_FORM := make
+round report study serve verify status doctor docs-results: export STEER_HEAL_FORM := make
 
 .PHONY: $(TARGETS) mend
 .DELETE_ON_ERROR:
@@ -147,6 +148,9 @@ check: $(STAMP) ## lint and types
 
 docs: $(STAMP) ## docs/cli.md and docs/settings.md, written from the code
 	@$(PY) -m shared.reference --out docs
+
+docs-results: $(STAMP) ## the report of RUN into docs/run, and its numbers into README.md and docs/results.md
+	@$(PY) -m evals.docs_results --run $(call quote,$(RUN))
 
 doctor: ## what this machine has, what is missing, what to type (RUN: where runs will be)
 	@for python in $(PY) $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \

@@ -127,6 +127,17 @@ def compare_options() -> Options:
     return options
 
 
+def docs_results_options() -> Options:
+    options = Options(
+        "evals.docs_results",
+        "Put a run's report into the documentation, and its numbers into the pages that quote them.",
+    )
+    options.add_argument("--run", type=Path, reads=outputs.list_run_inputs, required=True, metavar="DIR", help="a run with a report")  # fmt: skip
+    options.add_argument("--out", type=Path, writes=outputs.output_folder(), default=Path("docs/run"), metavar="DIR", help="folder of its report in the documentation")  # fmt: skip
+    options.add_argument("--page", type=Path, nargs="+", default=[Path("README.md"), Path("docs/results.md")], metavar="FILE", help="pages whose blocks <!-- results: NAME --> are made anew")  # fmt: skip
+    return options
+
+
 def study_options() -> Options:
     options = Options("evals.study", "Run a study: arms x seeds x rounds, with controls.")
     options.add_argument(

@@ -86,6 +86,7 @@ def test_files_and_terminal(made: tuple[Run, str]) -> None:
         "results.csv",
         "results.json",
         "results.md",
+        "run.tex",
         "training.png",
         "trajectory.png",
     ]

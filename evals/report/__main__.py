@@ -1,4 +1,4 @@
-"""The report of a run from its files: results.json, .md and .csv, trajectory.png, training.png, profile.png and index.html in RUN/report."""
+"""The report of a run from its files: results.json, .md and .csv, run.tex, trajectory.png, training.png, profile.png and index.html in RUN/report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from evals.commandline import report_options
 from evals.ending import show_ending
+from evals.paper import paper
 from evals.report.lineage import difference, provenance, stages
 from evals.report.quality import coherence
 from evals.report.reading import reading
@@ -39,7 +40,16 @@ from shared.publish import atomic_folder, write_json
 from shared.report_record import NAME, write_report_record
 from shared.run import Run
 
-FILES = ("index.html", "results.json", "results.csv", "results.md", "trajectory.png", "training.png", "profile.png")
+FILES = (
+    "index.html",
+    "results.json",
+    "results.csv",
+    "results.md",
+    "trajectory.png",
+    "training.png",
+    "profile.png",
+    "run.tex",
+)
 
 
 def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> list[Table]:
@@ -96,6 +106,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
             "profile": bars(profiles(chosen)),
         }
         write_json(out / "results.json", found)
+        (out / "run.tex").write_text(paper(rows, f"{title[len('steer-heal: ') :]}."), encoding="utf-8")
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():
             (out / f"{name}.png").write_bytes(png)
