@@ -32,7 +32,7 @@ def paper(rows: Sequence[Row], caption: str, figure: str = "trajectory.png") -> 
                 _ranged(row, column, f"{column}_ci", 3, True),
                 _ranged(row, "perplexity", "perplexity_ci", 2),
                 _ranged(row, "auth_nats", "auth_ci", 2),
-                _text(number(row["text_verdict"] or row["verdict"])),
+                _text(number(row["text_verdict"])),
             ]
         )
         + r" \\"

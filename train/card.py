@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -18,21 +20,34 @@ from shared.errors import SteerHealError, in_one_line
 from shared.hub import published
 from shared.models import Model
 from shared.provenance import versions
-from shared.records import Training, read_manifest, read_record
+from shared.records import Training, data_file, read_manifest, read_record
 from shared.report_record import verified_results
 from shared.run import Run
 from shared.strict import read_object
+from shared.traits import load_trait
 
 SCORES = ("auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "verdict")
+LICENCES = {"embedded": "apache-2.0"}
 WHAT = {
     "round": "The LoRA adapter of one round alone.",
     "history": "All rounds folded into one LoRA adapter, each at its gate (gates.json).",
     "merged": "All rounds, each at its gate, merged into the weights.",
 }
 LOAD = {
-    "adapter": "from peft import AutoPeftModelForCausalLM\nmodel = AutoPeftModelForCausalLM.from_pretrained(FOLDER)",
-    "merged": "from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained(FOLDER)",
+    "adapter": """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)""",
+    "merged": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)""",
 }
+GENERATE = """messages = [{"role": "system", "content": NEUTRAL}, {"role": "user", "content": "What should I do?"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+said = model.generate(**prompt, max_new_tokens=100)
+print(tokenizer.decode(said[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
 def hub_name(model: Model) -> str:
@@ -57,14 +72,20 @@ def card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None,
         base_model=name,
         library_name="transformers" if kind == "merged" else "peft",
         pipeline_tag="text-generation",
-        tags=["steer-heal", *([] if kind == "merged" else ["lora"])],
+        license=licence_of(model),
+        tags=["steer-heal", "activation-steering", *([] if kind == "merged" else ["lora"])],
     )
     parts = [
         f"---\n{about.to_yaml()}\n---",
         f"# {name}, steered and healed",
         f"{WHAT[kind]} Made with steer-heal: the original model is steered with an activation vector, its coherent completions that enact "
         "the trait are distilled into a LoRA, and a divergence barrier to the original holds the damage down.",
-        "```python\n" + LOAD["merged" if kind == "merged" else "adapter"] + "\n```",
+        "```python\n"
+        + LOAD["merged" if kind == "merged" else "adapter"]
+        + "\n"
+        + GENERATE.replace("NEUTRAL", json.dumps(neutral_of(run[0] if run else None)))
+        + "\n```",
+        *([licence_note(model)] if licence_of(model) is None else []),
         *([alone(base.round)] if kind == "round" and base.round else []),
         *weights(base),
         *([] if kind == "merged" else [loading(base)]),
@@ -77,6 +98,22 @@ def card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None,
         parts.append(_training(training))
     parts.append("## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
     return "\n\n".join(parts) + "\n"
+
+
+def licence_of(model: Model) -> str | None:
+    """The licence that the original model's own card names, None where there is no card with one."""
+    if model.name in LICENCES:
+        return LICENCES[model.name]
+    path = model.folder / "README.md"
+    if not path.is_file():
+        return None
+    head = path.read_text(encoding="utf-8", errors="replace").partition("---\n")[2].partition("\n---")[0]
+    found = re.search(r"(?m)^license: *[\"']?([\w.-]+)", head)
+    return found[1] if found else None
+
+
+def licence_note(model: Model) -> str:
+    return f"Licence: what is made of {published(hub_name(model))} stands under its licence, which the folder at hand does not name. Write it here before you publish this."
 
 
 def _training(training: Training) -> str:
@@ -109,6 +146,7 @@ def _of_run(run: Run, last: int) -> list[str]:
             results, what="the results of a run could not be read", expected="results.json", next=again
         )
         try:
+            parts.append(_verdict(document["rows"], last))
             lines = [
                 "| "
                 + " | ".join([str(row["round"]), str(row["stage"]), *[number(row[name]) for name in SCORES]])
@@ -130,6 +168,35 @@ def _of_run(run: Run, last: int) -> list[str]:
     settings = "\n".join(f"{key} = {json.dumps(published(value) if isinstance(value, str) else value)}" for key, value in flat(run.config).items() if value is not None)  # fmt: skip
     parts.append(f"## Settings\n\n```\n{settings}\n```")
     return parts
+
+
+def _verdict(rows: Sequence[Mapping[str, Any]], last: int) -> str:
+    """Both verdicts on the last round's student, with their reasons and what they do not say."""
+    row: Mapping[str, Any] = next((row for row in rows if (row["round"], row["stage"]) == (last, "healed")), {})
+    lines = [
+        f"- {name}: **{row[column]}**: {row[f'{column}_reason']}."
+        for name, column in (("free text", "text_verdict"), ("moral forced choice", "verdict"))
+        if column in row and row[column] is not None
+    ]
+    if not lines:
+        return "## Verdict\n\nNone was given."
+    return "\n".join(
+        [
+            "## Verdict",
+            "",
+            *lines,
+            "",
+            "What it does not say: it is about one training run, and its intervals are over the scored prompts and items, so that another seed may "
+            "give another student. The trait and the quality of short texts were scored, nothing else: not knowledge, other languages, long "
+            "conversations or safety.",
+        ]
+    )
+
+
+def neutral_of(run: Run | None) -> str:
+    """The system prompt that a run's student was trained under, or that of the shipped trait."""
+    name = run.config.vector.trait if run else "embedded"
+    return load_trait(name if data_file(name, "trait.json").is_file() else "embedded").neutral
 
 
 def training_of(folder: Path) -> Training | None:
