@@ -17,7 +17,7 @@ from shared.errors import Exit, SteerHealError
 from shared.preconditions import check
 from shared.publish import atomic_folder
 from shared.records import DATA, write_jsonl
-from shared.trait_checks import check_trait_files, read_trait_files, refusal
+from shared.trait_checks import near_copies, read_trait_files
 from shared.trait_template import FILES, dilemmas, guide, heldout, trait_json
 
 FOLDER = Path("traits")  # of a NAME without a folder
@@ -117,15 +117,10 @@ def check_folder(config: Path) -> None:
         SteerHealError: a file cannot be read, a placeholder is left, or a held-out prompt is trained on.
     """
     settings, _ = configuration.resolve(config)
-    found = list(check_trait_files(read_trait_files(settings)))
-    again = command_of("shared.init", "--check", config.parent)
-    if worth := [one for one in found if not one.refused]:
-        for one in worth:
-            say(f"worth a look: {one.place}: {one.problem}", "yellow")
-    if refused := [one for one in found if one.refused]:
-        raise refusal(refused, again)
     check(settings)
-    say(f"{config.parent}: ready" + (f", {len(worth)} things worth a look" if worth else ""))
+    for one in near_copies(read_trait_files(settings)):
+        say(f"worth a look: {one.place}: {one.problem}", "yellow")
+    say(f"{config.parent}: ready")
     say(f"next: {round_command(Path('runs') / config.stem, config=config)}")
 
 

@@ -5,12 +5,14 @@ Cheap things come first and the model last: its weights are downloaded only for 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 
 from shared.commands import nearest, setting
 from shared.context import fitted, lengths
@@ -172,6 +174,19 @@ def tracker(name: str) -> None:
             given=f"train.report_to = {name}: no package {lacking[0]}",
             expected="an installed package, or an empty train.report_to",
             next=f".venv/bin/python -m pip install {lacking[0]}, or {setting('train.report_to=[]')}",
+        )
+    _login(name)
+
+
+def _login(name: str) -> None:
+    """Raise SteerHealError for W&B without an account: it asks for one at the terminal, hours into a run, or ends the training."""
+    alone = os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled", "dryrun")
+    if name == "wandb" and not (alone or os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").is_file()):
+        raise SteerHealError(
+            "W&B has no account to report to",
+            given="train.report_to = wandb: no WANDB_API_KEY and no ~/.netrc",
+            expected="an account, or WANDB_MODE=offline, which writes into the folder wandb",
+            next=".venv/bin/wandb login, or export WANDB_MODE=offline",
         )
 
 

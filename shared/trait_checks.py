@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from shared.commands import command_of
@@ -106,34 +107,18 @@ def refuse_unready(config: Config) -> None:
     files = read_trait_files(config)
     if not files.own:
         return
-    found = list(check_trait_files(files, quick=True))
+    found = [finding for check in CHECKS for finding in check(files)]
     if refused := [one for one in found if one.refused]:
-        raise refusal(refused, command_of("shared.init", "--check", files.path))
+        folder = Path(files.path).parent
+        made = (folder / f"{folder.resolve().name}.toml").is_file()  # by `steer-heal init`
+        raise SteerHealError(
+            "the files of a trait are not ready for a run",
+            given="; ".join(f"{one.place}: {one.problem}" for one in refused),
+            expected="your text in place of every placeholder, and held-out prompts that nothing is trained on",
+            next=f"edit them, then {command_of('shared.init', '--check', folder) if made else 'the same command'}",
+        )
     for one in found:
         say(f"worth a look: {one.place}: {one.problem}", "yellow")
-
-
-def refusal(refused: Sequence[Finding], again: str) -> SteerHealError:
-    """The error about findings with which no run begins. again: the command that looks at the files once more."""
-    return SteerHealError(
-        "the files of a trait are not ready for a run",
-        given="; ".join(f"{one.place}: {one.problem}" for one in refused),
-        expected="your text in place of every placeholder, and held-out prompts that nothing is trained on",
-        next=f"edit them, then {again}",
-    )
-
-
-def check_trait_files(files: TraitFiles, *, quick: bool = False) -> Iterator[Finding]:
-    """Everything that is wrong with a trait's files.
-
-    Args:
-        files: as read.
-        quick: without the comparison of every held-out prompt with every other prompt by its words.
-    """
-    for check in CHECKS:
-        yield from check(files)
-    if not quick:
-        yield from near_copies(files)
 
 
 def placeholders(files: TraitFiles) -> Iterator[Finding]:
@@ -177,7 +162,7 @@ def trained_and_held_out(files: TraitFiles) -> Iterator[Finding]:
 
 
 def near_copies(files: TraitFiles) -> Iterator[Finding]:
-    """Held-out prompts whose words are mostly those of one prompt that is trained on."""
+    """Held-out prompts whose words are mostly those of one prompt that is trained on. Takes time with the product of both numbers."""
     known = [(place, _plain(_said(row)), _content(_said(row))) for place, row in files.trained_on]
     for place, row in files.prompts["eval.heldout"]:
         plain, words = _plain(_said(row)), _content(_said(row))

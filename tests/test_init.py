@@ -17,7 +17,7 @@ from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.init import find_config, folder_of, write_trait_folder
 from shared.run import open_run
-from shared.trait_checks import Finding, check_trait_files, read_trait_files
+from shared.trait_checks import CHECKS, Finding, near_copies, read_trait_files
 from shared.traits import load_trait
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
@@ -43,7 +43,8 @@ def edited(folder: Path, **trait: Any) -> Path:
 
 
 def found(folder: Path) -> list[Finding]:
-    return list(check_trait_files(read_trait_files(resolve(find_config(str(folder)))[0])))
+    files = read_trait_files(resolve(find_config(str(folder)))[0])
+    return [one for check in (*CHECKS, near_copies) for one in check(files)]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -80,6 +81,7 @@ def test_the_commands_as_they_are_typed(tmp_path: Path) -> None:
     edited(tmp_path / "traits" / "thrift")
     ready = steer_heal("--check", "traits/thrift/trait.json")
     assert ready.returncode == 0, ready.stderr
+    assert ready.stdout.count("sweep.n_dilemmas asks for 36") == 1 and "traits/thrift: ready" in ready.stdout
     assert "round --run runs/thrift --config traits/thrift/thrift.toml" in ready.stdout
     again = steer_heal("thrift", "--config", str(CONFIG))
     assert again.returncode == 2 and "there is a trait of this name" in again.stderr

@@ -14,6 +14,8 @@ from evals.results import results_of
 from evals.round import Round
 from evals.scored import scored_rounds
 from evals.tracking import TRACKERS, entries, track
+from shared import preconditions
+from shared.errors import SteerHealError
 from shared.preconditions import TRACKERS as KNOWN
 from shared.run import Run
 
@@ -109,3 +111,15 @@ def test_other_trackers_take_them(
     train = run.config.train.model_copy(update={"report_to": [name]})
     track(Run(tmp_path, run.config.model_copy(update={"train": train})), rounds, rows, PAGE)
     assert f"scores of 3 steps sent to {name}" in capsys.readouterr().out
+
+
+def test_wandb_without_an_account_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preconditions, "find_spec", lambda name: True)  # as if it were installed
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SteerHealError, match="no account") as refused:
+        preconditions.tracker("wandb")
+    assert "WANDB_MODE=offline" in refused.value.next
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    preconditions.tracker("wandb")
