@@ -17,6 +17,7 @@ table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; font-weight: 600; padding: .5rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; max-width: 46rem; } svg { width: 100%; height: auto; }
 .said { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 .said > div { background: var(--soft); padding: .5rem .8rem; border-radius: .4rem; }
 .said p { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -33,15 +34,16 @@ class Prompt:
     said: Sequence[tuple[str, Sequence[str]]]
 
 
-def compare_page(title: str, tables: Sequence[Table], prompts: Sequence[Prompt]) -> str:
+def compare_page(title: str, tables: Sequence[Table], prompts: Sequence[Prompt], chart: str = "") -> str:
     """The page as HTML: no script, nothing from elsewhere, every text escaped.
 
     Args:
         title: of the page.
         tables: in their order.
         prompts: with what each model said.
+        chart: SVG, as `evals.overlay` makes it; goes between the tables and the texts.
     """
-    parts = [_table(table) for table in tables]
+    parts = [*(_table(table) for table in tables), chart]
     if prompts:
         parts.append('<h2 id="texts">Texts side by side</h2>')
         parts += [_prompt(prompt) for prompt in prompts]

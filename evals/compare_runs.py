@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from evals.agree import OF_A_ROUND
 from evals.compare_page import Prompt, compare_page
 from evals.ending import trait_column
 from evals.evidence import AUTHORITY_FALLS, shift
-from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import Llr, text_delta, texts_of
-from evals.results import results_of
+from evals.overlay import Dot, overlay
 from evals.round import Round
-from evals.scored import STEP, scored_rounds
+from evals.scored import STEP
+from evals.side import Side, read_side
 from evals.statistics import Estimate
 from evals.table import Table, ranged
 from shared import config as configuration
@@ -26,10 +24,8 @@ from shared.config import NOT_IN_RESULTS
 from shared.console import number, say
 from shared.console import table as show
 from shared.errors import SteerHealError
-from shared.nearby import nearest_run
 from shared.options import Options
 from shared.publish import write_text
-from shared.run import Run
 
 # settings of the scoring that no score file holds; two runs must have them in common
 SCORING = ("eval.stop", "eval.generation_samples", "eval.generation_tokens", "model.dtype", "model.chat_template_kwargs", "sweep.temperature", "sweep.top_p")  # fmt: skip
@@ -46,49 +42,6 @@ FIGURES = (
     ("price_less_steering", "price_less_steering_ci", 3, True),
 )
 OF_STEERED = ("perplexity", "coherence", "auth_nats")
-
-
-@dataclass(frozen=True)
-class Side:
-    """A scored run. rows: of results.json."""
-
-    run: Run
-    rounds: Sequence[Round]
-    rows: Sequence[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        return str(self.run.folder)
-
-    def row(self, number: int, stage: str) -> dict[str, Any] | None:
-        return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
-
-    def at(self, number: int) -> Round:
-        return self.rounds[number - 1]
-
-    def condition(self, number: int, stage: str) -> str | None:
-        """The name of a round's headline condition; the base's and the prompted base's are in the first round."""
-        lines = self.at(max(number, 1)).scores.conditions
-        return next((line.name for line in lines if line.stage == stage and line.headline), None)
-
-    def texts(self, number: int, stage: str) -> list[Generation]:
-        name = self.condition(number, stage)
-        return self.at(max(number, 1)).generations.get(name, []) if name else []
-
-
-def read_side(folder: Path, mode: str) -> Side:
-    """A run with its scored rounds. mode: EVAL, `round` or `full`. Raises SteerHealError for one that is missing, edited or not scored."""
-    if not (folder / "config.toml").is_file():
-        meant = nearest_run(folder)
-        raise SteerHealError(
-            "there is no such run",
-            given=folder,
-            expected=f"did you mean {meant}?" if meant else "the folder of a run",
-            next=command_of("shared.status", "--run", meant or folder.parent),
-        )
-    run = Run(folder, configuration.resolve(folder / "config.toml")[0])
-    rounds = scored_rounds(run, mode)
-    return Side(run, rounds, results_of(run, rounds)["rows"])
 
 
 def refuse_incomparable(one: Side, other: Side, mode: str) -> None:
@@ -238,6 +191,21 @@ def _less(one: Side, other: Side, place: tuple[int, str], name: str) -> str:
     return f"{value} [{', '.join(number(end, 3, True) for end in found.interval)}]" if found.interval else value
 
 
+def dots(one: Side, other: Side) -> list[Dot]:
+    """The conditions of the chart: the base and the prompted base of the first run, teachers and students of both."""
+    column = trait_column([*one.rows, *other.rows])
+    found = []
+    for index, side in enumerate((one, other)):
+        for row in side.rows:
+            shown = row["stage"] in ("steered", "healed") or (index == 0 and row["stage"] in ("base", "prompted"))
+            if shown and row[column] is not None and row["perplexity"] is not None:
+                name = row["stage"] if row["round"] == 0 else f"{row['round']} {row['stage']}"
+                found.append(
+                    Dot(index, name, row[column], row["perplexity"], row[f"{column}_ci"], row["perplexity_ci"])
+                )
+    return found
+
+
 def side_by_side(one: Side, other: Side) -> list[Prompt]:
     """The texts of the original model and of both runs' last students, by held-out prompt."""
     columns = [
@@ -279,7 +247,8 @@ def compare_two(options: Options, arguments: Any) -> None:
             say(table.note)
     if arguments.page:
         title = f"{one.name} and {other.name}"
-        write_text(arguments.page, compare_page(title, tables, side_by_side(one, other)))
+        chart = overlay(dots(one, other), (one.name, other.name), trait_column([*one.rows, *other.rows]))
+        write_text(arguments.page, compare_page(title, tables, side_by_side(one, other), chart))
         say(f"page {arguments.page}")
     else:
         say(f"texts side by side: {options.prog} {shlex.join(map(str, arguments.runs))} --page compare.html")

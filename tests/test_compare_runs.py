@@ -7,14 +7,17 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from synthetic_run import NASTY, build
 
 from evals.compare import main
 from evals.compare_page import compare_page
-from evals.compare_runs import Side, figures, read_side, refuse_incomparable, settings, side_by_side, verdicts
+from evals.compare_runs import dots, figures, refuse_incomparable, settings, side_by_side, verdicts
 from evals.evidence import shift
+from evals.overlay import overlay
+from evals.side import Side, read_side
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.main import options_of
@@ -70,6 +73,25 @@ def test_the_page_has_every_text_once_a_model_and_no_markup_of_theirs(sides: tup
     assert page.count("<section>") == 6 and "Texts side by side" in page
     assert NASTY not in page and "<b>" not in page and "<script" not in page
     assert all(f"round {count}</h4>" in page for count in (1, 2))
+
+
+def test_the_chart_has_every_teacher_and_student_at_its_place(sides: tuple[Side, Side]) -> None:
+    shown = dots(*sides)
+    assert [(dot.side, dot.label) for dot in shown] == [
+        (0, "base"), (0, "prompted"), (0, "1 steered"), (0, "1 healed"),
+        (1, "1 steered"), (1, "1 healed"), (1, "2 steered"), (1, "2 healed"),
+    ]  # fmt: skip
+    svg = overlay(shown, ("a<", "b"), "llr_opposite")
+    tree = ElementTree.fromstring(svg)
+    marks = [node for node in tree.iter() if node.tag in ("circle", "rect")]
+    assert len(marks) == len(shown) + 2  # and two of the legend
+    places = {dot.label: float(node.get("cx") or 0) for dot, node in zip(shown[:4], marks, strict=False)}
+    assert places["base"] < places["prompted"] < places["1 healed"] < places["1 steered"], "dearer lies further right"
+    heights = {dot.label: float(node.get("cy") or 0) for dot, node in zip(shown[:4], marks, strict=False)}
+    assert heights["prompted"] < heights["1 steered"] < heights["1 healed"] < heights["base"], "more trait lies higher"
+    assert "base: llr_opposite -0.07" in str(tree.find("svg").get("aria-label"))  # type: ignore[union-attr]
+    assert overlay([], ("a", "b"), "llr_opposite") == ""
+    assert ElementTree.fromstring(overlay(shown[:1], ("a", "b"), "x")) is not None, "one dot alone has a place"
 
 
 def test_the_command_line(

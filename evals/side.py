@@ -1,0 +1,61 @@
+"""A scored run as `compare RUN RUN` takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.measures.free_text.rows import Generation
+from evals.results import results_of
+from evals.round import Round
+from evals.scored import scored_rounds
+from shared import config as configuration
+from shared.commands import command_of
+from shared.errors import SteerHealError
+from shared.nearby import nearest_run
+from shared.run import Run
+
+
+@dataclass(frozen=True)
+class Side:
+    """A scored run. rows: of results.json."""
+
+    run: Run
+    rounds: Sequence[Round]
+    rows: Sequence[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return str(self.run.folder)
+
+    def row(self, number: int, stage: str) -> dict[str, Any] | None:
+        return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
+
+    def at(self, number: int) -> Round:
+        return self.rounds[number - 1]
+
+    def condition(self, number: int, stage: str) -> str | None:
+        """The name of a round's headline condition; the base's and the prompted base's are in the first round."""
+        lines = self.at(max(number, 1)).scores.conditions
+        return next((line.name for line in lines if line.stage == stage and line.headline), None)
+
+    def texts(self, number: int, stage: str) -> list[Generation]:
+        name = self.condition(number, stage)
+        return self.at(max(number, 1)).generations.get(name, []) if name else []
+
+
+def read_side(folder: Path, mode: str) -> Side:
+    """A run with its scored rounds. mode: EVAL, `round` or `full`. Raises SteerHealError for one that is missing, edited or not scored."""
+    if not (folder / "config.toml").is_file():
+        meant = nearest_run(folder)
+        raise SteerHealError(
+            "there is no such run",
+            given=folder,
+            expected=f"did you mean {meant}?" if meant else "the folder of a run",
+            next=command_of("shared.status", "--run", meant or folder.parent),
+        )
+    run = Run(folder, configuration.resolve(folder / "config.toml")[0])
+    rounds = scored_rounds(run, mode)
+    return Side(run, rounds, results_of(run, rounds)["rows"])
