@@ -183,8 +183,8 @@ def _less(one: Side, other: Side, place: tuple[int, str], name: str) -> str:
         mine, theirs = one.texts(*place), other.texts(*place)
         found = text_delta(texts_of(mine), texts_of(theirs), measure) if mine and theirs else None
     elif name == "auth_nats":
-        sides = [side.at(max(place[0], 1)).answers[side.condition(*place) or ""] for side in (one, other)]
-        found = shift(*sides, AUTHORITY_FALLS.foundation)
+        first, second = (side.at(max(place[0], 1)).answers[side.condition(*place) or ""] for side in (one, other))
+        found = shift(first, second, AUTHORITY_FALLS.foundation)
     if found is None:
         return number(None)
     value = number(found.value, 3, True)

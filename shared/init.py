@@ -85,7 +85,7 @@ def _settings(folder: Path, config: Path) -> str:
         section, _, field = key.partition(".")
         if section not in document:
             document.add(section, tomlkit.table())
-        document[section][field] = (folder / name).as_posix()  # type: ignore[index]
+        document[section][field] = (folder / name).as_posix()
     return tomlkit.dumps(document)
 
 

@@ -78,7 +78,7 @@ def check(config: Config) -> Config:
     if sweep.n_mundane:
         with _key("sweep.mundane", sweep.mundane):
             _prompts(sweep.mundane, "mundane.jsonl")
-    refuse_unready(config)
+    refuse_unready(config, ROWS)
     with _key("model.name", model.name):
         described = resolve(model.name, model.revision, weights=False)
         described.chats()

@@ -68,8 +68,13 @@ class TraitFiles:
         return [row for key, rows in self.prompts.items() if key != "eval.heldout" for row in rows]
 
 
-def read_trait_files(config: Config) -> TraitFiles:
-    """Read what a configuration names. Raises SteerHealError for a file that cannot be read."""
+def read_trait_files(config: Config, most: int = ROWS) -> TraitFiles:
+    """Read what a configuration names. Raises SteerHealError for a file that cannot be read.
+
+    Args:
+        config: names the trait file and the prompt sets.
+        most: rows of a prompt set that are read.
+    """
     values = {
         "vector.trait": config.vector.trait,
         "vector.contexts": config.vector.contexts,
@@ -79,7 +84,7 @@ def read_trait_files(config: Config) -> TraitFiles:
     }
     if not config.sweep.n_mundane:
         del values["sweep.mundane"]
-    prompts = {key: list(_rows(key, value)) for key, value in values.items() if key != "vector.trait"}
+    prompts = {key: list(_rows(key, value, most)) for key, value in values.items() if key != "vector.trait"}
     return TraitFiles(
         config,
         load_trait(config.vector.trait),
@@ -89,22 +94,22 @@ def read_trait_files(config: Config) -> TraitFiles:
     )
 
 
-def _rows(key: str, value: str) -> Iterator[Located]:
+def _rows(key: str, value: str, most: int) -> Iterator[Located]:
     if key == "eval.heldout":
         load_heldout(value)  # refuses rows without an id and rows that are there twice
     with open_prompts(named(value, f"{key.rpartition('.')[2]}.jsonl")) as prompts:
-        yield from islice(prompts, ROWS)
+        yield from islice(prompts, most)
 
 
-def refuse_unready(config: Config) -> None:
+def refuse_unready(config: Config, most: int = ROWS) -> None:
     """Look over the files of a trait of one's own before a run begins with them, and print what is worth a look.
 
-    A configuration that names shipped files alone is not looked at.
+    A configuration that names shipped files alone is not looked at. Args: as of `read_trait_files`.
 
     Raises:
         SteerHealError: a placeholder is left, or a held-out prompt is trained on.
     """
-    files = read_trait_files(config)
+    files = read_trait_files(config, most)
     if not files.own:
         return
     found = [finding for check in CHECKS for finding in check(files)]

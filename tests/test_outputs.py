@@ -43,6 +43,8 @@ def reading() -> Iterator[tuple[str, str]]:
         options = options_of(name)
         instead = {action.dest for action in options.file_options.actions} if options.file_options else set()
         for action in words_of(options):
+            if action.dest == "runs":  # of compare, which has no --out then
+                continue
             if action.dest in options.reads and not (action.dest == "run" and "out" in instead):  # it has no --out then
                 yield name, action.dest
 
