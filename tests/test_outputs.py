@@ -57,7 +57,7 @@ def line(options: Options, **values: Path) -> list[str]:
         if value is None:
             continue
         value = f"x={value}" if action.metavar == "NAME=FILE" else value
-        words += [action.option_strings[0], str(value)]
+        words += [*action.option_strings[:1], str(value)]
     return words
 
 
