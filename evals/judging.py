@@ -91,13 +91,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of one row; None where there is nothing to say. price: of the healed student against plain steering."""
+    """Of one row; None where there is nothing to say. price, text_price: of the healed student against plain
+    steering, at the same shift of the forced choice and of free text."""
 
     verdict: str | None = None
     reason: str | None = None
     text_verdict: str | None = None
     text_reason: str | None = None
     price: Price | None = None
+    text_price: Price | None = None
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,9 @@ class Judging:
         gone, less = _retention(case.estimates.get("ret_kl"))
         lost = problem or states["broken"] or gone
         worse = [why for why in (states["degraded"], less) if why]
-        text, reason = self._text(case, lost, worse)
+        text, reason, text_price = self._text(case, lost, worse)
         if self.target is None:
-            return Verdicts(None, NO_FOUNDATION, text, reason)
+            return Verdicts(None, NO_FOUNDATION, text, reason, text_price=text_price)
         evidence = of_answers(
             self.base.answers,
             self.steered.answers,
@@ -194,13 +196,13 @@ class Judging:
             price=self._price(case, "authority"),
             target=self.target,
         )
-        return Verdicts(*judge(evidence), text, reason, evidence.price)
+        return Verdicts(*judge(evidence), text, reason, evidence.price, text_price)
 
-    def _text(self, case: Case, lost: str | None, worse: Sequence[str]) -> tuple[str | None, str | None]:
+    def _text(self, case: Case, lost: str | None, worse: Sequence[str]) -> tuple[str | None, str | None, Price | None]:
         if not case.generations:
-            return None, None
+            return None, None, None
         if not all(one.texts.has(TRAIT) for one in (self.base, self.steered, case)):
-            return None, NO_LLR
+            return None, NO_LLR, None
         evidence = of_texts(
             self.base.texts,
             self.steered.texts,
@@ -213,7 +215,7 @@ class Judging:
             degraded=worse,
             price=self._price(case, TRAIT),
         )
-        return judge(evidence)
+        return *judge(evidence), evidence.price
 
     def _price(self, case: Case, axis: Axis) -> Price | None:
         """Against plain steering at the same shift: ln of perplexity where there are texts, else the answer mass lost."""

@@ -142,6 +142,12 @@ def _judged(case: Case, judging: Judging) -> dict[str, Any]:
         **pair("share_of_prompted", "share_of_prompted_ci", judging.share_of_prompted(case)),
         "price": judged.price.name if judged.price else None,
         **pair("price_less_steering", "price_less_steering_ci", judged.price.less if judged.price else None),
+        "text_price": judged.text_price.name if judged.text_price else None,
+        **pair(
+            "text_price_less_steering",
+            "text_price_less_steering_ci",
+            judged.text_price.less if judged.text_price else None,
+        ),
         "verdict": judged.verdict,
         "verdict_reason": judged.reason,
         "text_verdict": judged.text_verdict,

@@ -18,7 +18,7 @@ from test_report import restamp
 from evals.measures.forced_choice.instrument import load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.free_text.rows import Generation
-from evals.report.__main__ import tables_of
+from evals.report.__main__ import grouped_tables
 from evals.report.page import page
 from evals.report.reading import reading
 from evals.results import results_of
@@ -338,7 +338,7 @@ def test_reports(data: st.DataObject, scored: Run) -> None:
         rounds = scored_rounds(scored, "round")
         found = results_of(scored, rounds)
         rows, extra, said = found["rows"], found["extra"], reading(found["rows"], found["extra"], rounds)
-        page("", tables_of(scored, rounds, found, "round"), said, dict.fromkeys(["trajectory", "training", "profile"], b""), rounds, rows, extra, "")  # fmt: skip
+        page("", "", grouped_tables(scored, rounds, found, "round"), said, rounds, rows, extra, "")  # fmt: skip
         json.dumps(found, allow_nan=False)
     except SteerHealError as error:
         assert error.next

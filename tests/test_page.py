@@ -139,7 +139,7 @@ def test_text_of_a_model_stays_text(browser: Browser, page: Path) -> None:
 def test_a_point_says_its_figures_and_is_shown_in_every_panel(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     place = browser.run(
-        "(() => { const point = document.querySelector('svg .pt[data-stage=healed]:not(:has(path[fill=none])) path:last-of-type');"
+        "(() => { const point = document.querySelector('svg .pt[data-key^=\"round 1 healed\"] use');"
         " point.scrollIntoView({block: 'center'}); const box = point.getBoundingClientRect();"
         " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
     )
@@ -178,16 +178,16 @@ def test_arms_can_be_hidden_and_the_base_stays(browser: Browser, pages: dict[str
 
 def test_tables_sort_by_their_figures_both_ways(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
-    table = "document.querySelector('#against-base + div table')"
+    table = "document.querySelector('#against-base table')"
     column = f"[...{table}.tHead.rows[0].cells].findIndex(head => head.textContent === 'd_auth')"
     values = f"[...{table}.tBodies[0].rows].map(row => parseFloat(row.cells[{column}].textContent))"
     before = browser.run(values)
-    browser.run(f"{table}.tHead.rows[0].cells[{column}].click()")
+    browser.run(f"{table}.tHead.rows[0].cells[{column}].querySelector('button').click()")
     assert browser.run(values) == sorted(before)
-    browser.run(f"{table}.tHead.rows[0].cells[{column}].click()")
+    browser.run(f"{table}.tHead.rows[0].cells[{column}].querySelector('button').click()")
     assert browser.run(values) == sorted(before, reverse=True) and len(before) > 3
     retain = f"[...{table}.tHead.rows[0].cells].findIndex(head => head.textContent === 'retain')"
     cells = f"[...{table}.tBodies[0].rows].map(row => row.cells[{retain}].textContent)"
     for _ in range(2):
-        browser.run(f"{table}.tHead.rows[0].cells[{retain}].click()")
+        browser.run(f"{table}.tHead.rows[0].cells[{retain}].querySelector('button').click()")
         assert browser.run(cells)[-1] == "–" and browser.run(cells)[0] != "–", "a cell without a figure comes last"

@@ -9,7 +9,9 @@ import pytest
 from test_statistics import COUNT, answers, without
 
 from evals.measures.forced_choice.levels import levels
-from evals.report.profile import HUMAN, bars, profiles
+from evals.report.figures.profile import HUMAN, bars, profiles
+from evals.report.panel import side_by_side, svg
+from shared.instrument import FOUNDATIONS
 
 RATED = replace(answers(), label=np.random.default_rng(5).dirichlet(np.ones(7), 28))
 
@@ -24,7 +26,14 @@ def test_raters_and_conditions_are_means_over_the_same_items() -> None:
         assert [value.value for value in shown] == pytest.approx(values[kept].mean(0))
         assert sum(value.value for value in shown) == pytest.approx(1.0)
         assert all(value.interval[0] <= value.value <= value.interval[1] for value in shown)
-    assert bars(found).startswith(b"\x89PNG")
+    panel = bars(found)
+    largest = kept_largest(RATED.label[kept].mean(0))
+    assert f"{HUMAN[0]} {largest}" in panel.finding and "beside the raters" in panel.title
+    assert "authority" in svg(panel, "profile") and side_by_side([panel], 1).startswith(b"\x89PNG")
+
+
+def kept_largest(mean: np.ndarray) -> str:
+    return f"{FOUNDATIONS[int(mean.argmax())]} {mean.max():.2f}"
 
 
 def test_one_item_without_a_rating_leaves_no_human_profile() -> None:

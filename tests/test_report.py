@@ -80,6 +80,7 @@ def test_files_and_terminal(made: tuple[Run, str]) -> None:
     run, said = made
     folder = run.folder / "report"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "doses.png",
         "index.html",
         "profile.png",
         "report.json",
@@ -161,11 +162,16 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
     assert not tags.open
     names = {tag for tag, _ in tags.seen}
     assert not names & {"link", "iframe"} and [tag for tag, _ in tags.seen].count("script") == 1
-    assert hashlib.sha256((ROOT / "evals" / "report" / "page.js").read_bytes()).digest() in {
+    assert hashlib.sha256((ROOT / "evals" / "report" / "templates" / "page.js").read_bytes()).digest() in {
         base64.b64decode(found) for found in re.findall(r"script-src 'sha256-([^']+)'", page)
     }
-    assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags.seen if tag == "img")
-    assert all(attributes["href"].startswith("#") for tag, attributes in tags.seen if tag == "a")
+    ids = [attributes["id"] for _, attributes in tags.seen if "id" in attributes]
+    assert len(ids) == len(set(ids)) and "img" not in names
+    for tag, attributes in tags.seen:
+        for name in ("href", "xlink:href", "aria-labelledby"):
+            target = attributes.get(name)
+            if target is not None and not (tag == "a" and target.startswith("data:text/csv;")):
+                assert target.removeprefix("#") in ids and (name == "aria-labelledby" or target.startswith("#"))
     assert page.count("<script") == 1 and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "http-equiv" in page and "default-src 'none'" in page
     assert (
@@ -176,7 +182,7 @@ def test_page_is_whole_and_model_text_stays_text(made: tuple[Run, str]) -> None:
 def test_training_is_shown(made: tuple[Run, str]) -> None:
     """Curves, the diagnosis in the reading, and every token of the strip with its figures, deeper where KL is higher."""
     page = (made[0].folder / "report" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and 'class="broad"' in page
+    assert "Round 2: cross-entropy (nats)" in page and "It was on at 67 % of the steps." in page
     assert "training, overfit: the held-out cross-entropy rises &lt;script" in page
     strip = page[page.index('class="strip"') :]
     assert (
@@ -186,6 +192,36 @@ def test_training_is_shown(made: tuple[Run, str]) -> None:
     assert '<span class="over" title="KL to the original 1.500' in strip and "rgba(213,94,0,0.60)" in strip
     assert "held out, first" in page and "gradient ratio" in page
     assert "made by an earlier version" in page and "over 830 tokens of 21 rows, in nats: student: mean 2.5e-06" in page
+
+
+def test_the_answer_comes_first(made: tuple[Run, str]) -> None:
+    """The card, one prompt before and after, the picture, and then the groups in their order."""
+    page = (made[0].folder / "report" / "index.html").read_text()
+    marks = ["It worked, but it is not shown", "Is the trait in its free text?", "Is it better than prompting?", "Is it better than steering less?",
+        "Do its moral choices follow?", "before and after", "What it gives and what it costs", 'id="results"', 'id="measures"', 'id="texts"', 'id="training"', 'id="record"']  # fmt: skip
+    places = [page.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert "Dilemma 0 &lt;script&gt;" in page[places[5] : places[6]]
+
+
+def test_every_technical_column_is_defined(made: tuple[Run, str]) -> None:
+    page = (made[0].folder / "report" / "index.html").read_text()
+    heads = re.findall(r'<th scope="col"[^>]*><button[^>]*>(.*?)</button></th>', page)
+    assert len(heads) > 60
+    bare = {head for head in heads if "<abbr" not in head}
+    assert not [head for head in bare if "_" in head], bare
+    assert any('<abbr title="change of auth_nats' in head for head in heads)
+
+
+def test_a_table_has_its_figures_as_csv(made: tuple[Run, str]) -> None:
+    page = (made[0].folder / "report" / "index.html").read_text()
+    found = dict(re.findall(r'<a download="([\w-]+)\.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', page))
+    lines = list(csv.DictReader(base64.b64decode(found["against-base"]).decode().splitlines()))
+    row = rows_of(made[0])[1, "healed"]
+    shown = next(line for line in lines if line["round, stage"] == "1 healed")
+    assert float(shown["d_auth"]) == pytest.approx(row["d_auth"], abs=6e-4)
+    assert [float(shown[f"d_auth {end}"]) for end in ("low", "high")] == pytest.approx(row["d_auth_ci"], abs=6e-4)
+    assert lines[0]["retain"] == lines[0]["retain low"] == ""
 
 
 def test_markdown_reads_and_counts(made: tuple[Run, str]) -> None:

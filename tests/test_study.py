@@ -533,9 +533,13 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
         "## Every arm, round by round, seed 1",
         "## Cells that stopped",
         "kl_rev, 1 | 2 filter | the filter starved: &lt;b&gt;too few&lt;/b&gt;; given: 3 |",
-        "| random | control | 0 of 1 |",
-        "| kl_rev | arm | 2 of 2, 1 of 2 | 1 |",  # compared at the round that both seeds reached
+        "| random | – | – | – | control | 0 of 1 |",
+        "| arm | 2 of 2, 1 of 2 | 1 |",  # compared at the round that both seeds reached
         "## Provenance",
+        "## Reading",
+        "- 2 arms and 2 seeds; 3 of 5 cells reached their last round. Arms are compared along authority",
+        "- kl_rev, round 1: verdict healed by the forced choice",
+        "- kl_rev-s1 stopped in round 2, filter: the filter starved",
     ):
         assert part in page, part
     with open(out / "results.csv", newline="") as handle:
@@ -545,6 +549,7 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
         "kl_rev",
     }
     html = (out / "index.html").read_text()
+    assert html.count('class="answers"') == 2 and "seed 0: " in html and "seed 1: " in html
     assert "kl_rev, seed 0, round 2 healed" in html and "&lt;b&gt;too few&lt;/b&gt;" in html and "<b>" not in html
     tex = (out / "tables.tex").read_text()
     assert tex.count("\\toprule") == tex.count("\\bottomrule") == 10 and "kl\\_rev" in tex and "auth_nats" not in tex

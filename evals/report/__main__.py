@@ -1,4 +1,4 @@
-"""The report of a run from its files: results.json, .md and .csv, run.tex, trajectory.png, training.png, profile.png and index.html in RUN/report."""
+"""The report of a run from its files: results.json, .md and .csv, run.tex, a PNG a figure, and index.html in RUN/report."""
 
 from __future__ import annotations
 
@@ -36,93 +36,109 @@ from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
 from shared.locks import held
-from shared.publish import atomic_folder, write_json
+from shared.publish import atomic_folder, digest, write_json
+from shared.records import data_file
 from shared.report_record import NAME, write_report_record
 from shared.run import Run
+from shared.traits import load_trait
 
-FILES = (
-    "index.html",
-    "results.json",
-    "results.csv",
-    "results.md",
-    "trajectory.png",
-    "training.png",
-    "profile.png",
-    "run.tex",
-)
+FILES = ("index.html", "results.json", "results.csv", "results.md", "run.tex")
 
 
-def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> list[Table]:
-    """Every table of the report, in its order."""
+def grouped_tables(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> dict[str, list[Table]]:
+    """Every table of the report by the group of the page that it stands in."""
     rows, extra = found["rows"], found["extra"]
-    return [
-        verdicts(rows),
-        levels(rows),
-        shifts(rows),
-        coherence(rows),
-        *[
+    return {
+        "results": [
+            verdicts(rows),
+            levels(rows),
+            shifts(rows),
+            coherence(rows),
+            *(
+                [
+                    levels(extra, "Other doses, draws and gates"),
+                    shifts(extra, "Other doses, draws and gates, against base"),
+                ]
+                if extra
+                else []
+            ),
+        ],
+        "measures": [
             table
             for measure in rounds[0].measures
             for table in measure.tables(rows, [(r.number, r.data[measure.name]) for r in rounds])
         ],
-        *(
-            [levels(extra, "Other doses, draws and gates"), shifts(extra, "Other doses, draws and gates, against base")]
-            if extra
-            else []
-        ),
-        sweep(rounds),
-        survivors(rounds),
-        rejections(rounds),
-        healing(rounds),
-        agreement(rounds),
-        times(rounds, mode),
-        stages((f"{r.number} {name}", manifest) for r in rounds for name, manifest in r.manifests.items()),
-        difference(run),
-        provenance(run, rounds),
-    ]
+        "training": [sweep(rounds), survivors(rounds), rejections(rounds), healing(rounds), agreement(rounds)],
+        "record": [
+            times(rounds, mode),
+            stages((f"{r.number} {name}", manifest) for r in rounds for name, manifest in r.manifests.items()),
+            difference(run),
+            provenance(run, rounds),
+        ],
+    }
+
+
+def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> list[Table]:
+    """Every table of the report, in its order."""
+    return [table for tables in grouped_tables(run, rounds, found, mode).values() for table in tables]
 
 
 def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
-    from evals.report.figure import trajectory  # matplotlib takes seconds to import, which a refusal does not wait for
+    # matplotlib takes seconds to import, which a refusal does not wait for
+    from evals.report.figures.base import Shown
+    from evals.report.figures.registry import FIGURES, pngs
     from evals.report.page import page
-    from evals.report.profile import bars, profiles
-    from evals.report.training import curves
 
     folder = run.folder / "report"
     rows, extra = found["rows"], found["extra"]
     scores, config = rounds[0].scores, run.config
-    title = f"steer-heal: {config.model.name}, {config.train.divergence}, seed {config.seed}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}, {len(scores.items)} items, {scores.debias}"
-    tables = tables_of(run, rounds, found, mode)
+    title = f"{config.model.name}, {config.train.divergence}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}: did it work?"
+    subtitle = f"steer-heal, seed {config.seed}, {len(scores.items)} items, {scores.debias}. {trait_said(run, rounds)}"
+    tables = grouped_tables(run, rounds, found, mode)
     sentences = reading(rows, extra, rounds)
-    last, first = rounds[-1], rounds[0]
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
-    chosen = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
     manifests = [run.manifest(r.number, STEP[mode]) for r in rounds]
-    with held(folder), atomic_folder(folder, of=(*FILES, NAME)) as out:
-        figures = {
-            "trajectory": trajectory(rows, extra),
-            "training": curves(rounds),
-            "profile": bars(profiles(chosen)),
-        }
+    files = (*FILES, *(f"{one.file}.png" for one in FIGURES), NAME)
+    with held(folder), atomic_folder(folder, of=files) as out:
+        figures = pngs(Shown(rows, extra, rounds))
         write_json(out / "results.json", found)
         (out / "run.tex").write_text(paper(rows, f"{title[len('steer-heal: ') :]}."), encoding="utf-8")
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():
             (out / f"{name}.png").write_bytes(png)
-        (out / "results.md").write_text(as_markdown(title, tables, sentences), encoding="utf-8")
+        listed = [table for of_group in tables.values() for table in of_group]
+        (out / "results.md").write_text(as_markdown(title, listed, sentences, list(figures)), encoding="utf-8")
         (out / "index.html").write_text(
-            page(title, tables, sentences, figures, rounds, rows, extra, frozen), encoding="utf-8"
+            page(title, subtitle, tables, sentences, rounds, rows, extra, frozen), encoding="utf-8"
         )
         write_report_record(run, manifests, out)
     return folder / "index.html"
 
 
-def as_markdown(title: str, tables: Sequence[Table], sentences: Sequence[str]) -> str:
+def trait_said(run: Run, rounds: Sequence[Round]) -> str:
+    """The trait in its own words, where its file is still the one that the vector was made from."""
+    path = data_file(run.config.vector.trait, "trait.json")
+    manifest = rounds[0].manifests.get("extract")
+    recorded = manifest.inputs.get("trait") if manifest else None
+    if not path.is_file() or (recorded is not None and digest(path) != recorded):
+        return f"The trait is that of {run.config.vector.trait} as it was when the run was begun."
+    return f"The trait: “{load_trait(run.config.vector.trait).trait}”"
+
+
+def as_markdown(title: str, tables: Sequence[Table], sentences: Sequence[str], figures: Sequence[str]) -> str:
+    """results.md. figures: names of the PNGs beside it, the first on top."""
     bullets = "\n".join(f"- {html(line, quote=False)}" for line in sentences)
-    return (
-        f"# {html(title, quote=False)}\n\n![trajectory](trajectory.png)\n\n{markdown(tables[0])}\n## Reading\n\n{bullets}\n\n![profile](profile.png)\n\n![training](training.png)\n\n"
-        + "\n".join(markdown(table) for table in tables[1:])
+    first, *others = [f"![{name}]({name}.png)" for name in figures]
+    return "\n\n".join(
+        [
+            f"# {html(title, quote=False)}",
+            first,
+            markdown(tables[0]).rstrip("\n"),
+            f"## Reading\n\n{bullets}",
+            *others,
+            "\n".join(markdown(table) for table in tables[1:]),
+        ]
     )
 
 

@@ -6,21 +6,20 @@ import html
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evals.commandline import study_options
-from evals.report.lineage import stages
 from evals.report.tables import comma_separated
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
-from evals.study.collect import Outcome, Row, collect, document
+from evals.study.collect import Outcome, collect, document
 from evals.study.drive import drive
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
 from evals.study.matched import SHARES, Comparison, matched
 from evals.study.plan import STEERING, Plan, load
+from evals.study.reading import reading
 from evals.study.stopped import reason
 from evals.study.tables import (
     against_controls,
@@ -37,9 +36,6 @@ from shared.console import say, table
 from shared.errors import SteerHealError
 from shared.locks import held
 from shared.publish import atomic_folder, replaceable, write_json
-
-if TYPE_CHECKING:
-    from evals.report.page import Column
 
 CONTENT = (
     *("results.json", "results.csv", "results.md", "tables.tex", "index.html"),
@@ -84,29 +80,12 @@ def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparis
     return reference, [matched(paths, reference, share) for share in SHARES]
 
 
-def once(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the original model once a seed, where every arm has them."""
-    first = {row["seed"]: row["arm"] for row in reversed(rows)}
-    return [row for row in rows if row["round"] or row["arm"] == first[row["seed"]]]
-
-
-def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
-    """The base and the last healed student of every arm and control of the first seed that has any."""
-    seed = next(o.cell.seed for o in outcomes if o.rounds)
-    mine = [o for o in outcomes if o.rounds and o.cell.seed == seed]
-    found: list[Column] = [("base", "base", mine[0].rounds[0].generations["base"])]
-    for o in mine:
-        r = o.rounds[-1]
-        found.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[r.healed]))
-    return found
-
-
 def publish(plan: Plan, out: Path) -> None:
     """Tables, figures and results into out, as one whole."""
-    from evals.report.charts import panels  # matplotlib takes seconds to import, which a refusal does not wait for
-    from evals.report.page import grid, image, side_by_side, verbatim, whole
+    # matplotlib takes seconds to import, which a refusal does not wait for
     from evals.study.curves import doses, training
     from evals.study.figure import trajectories
+    from evals.study.page import study_page
 
     outcomes = collect(plan)
     if not any(outcome.rounds for outcome in outcomes):
@@ -120,14 +99,20 @@ def publish(plan: Plan, out: Path) -> None:
     compared = compare(outcomes, axis)
     found = document(plan, outcomes)
     apart = differences(outcomes, axis)
-    tables = [arms(outcomes), summary(outcomes), *apart]
+    grouped = {
+        "results": [summary(outcomes), *apart],
+        "measures": [cyclic(outcomes)],
+        "record": [arms(outcomes), stopped(outcomes), provenance(outcomes)],
+    }
     if any(outcome.cell.arm.role == "control" for outcome in outcomes):
-        tables.append(against_controls(outcomes))
+        grouped["results"].append(against_controls(outcomes))
     if compared is not None:
         reference, at = compared
-        tables.append(at_one_shift(axis, reference, at))
+        grouped["results"].append(at_one_shift(axis, reference, at))
         found["at_one_shift"] = {"axis": axis, "reference": reference, "shares": [asdict(one) for one in at]}
-    tables += [*by_round(outcomes), cyclic(outcomes), stopped(outcomes), provenance(outcomes)]
+    grouped["results"] += by_round(outcomes)
+    tables = [one for group in grouped.values() for one in group]
+    said = reading(outcomes, axis, compared)
     figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
     with held(out), atomic_folder(out, of=CONTENT) as folder:
         write_json(folder / "results.json", found)
@@ -136,33 +121,12 @@ def publish(plan: Plan, out: Path) -> None:
         for name, kinds in figures.items():
             for kind, content in kinds.items():
                 (folder / f"{name}.{kind}").write_bytes(content)
-        sections = [
-            (
-                "Figure",
-                image("Trait, incoherence and their trade, over the rounds of every arm", figures["study"]["png"]),
-            ),
-            ("Every row", panels(once(found["rows"]), [])),
-            ("Doses", image("Trait, perplexity and share kept by relative dose", figures["doses"]["png"])),
-            (
-                "Training",
-                image("Cross-entropy and divergence over the steps of every arm", figures["training"]["png"], "broad"),
-            ),
-            *[(one.title, grid(one)) for one in tables],
-            ("Generations", side_by_side(last_students(outcomes))),
-            (
-                "Stages",
-                grid(
-                    stages(
-                        (f"{o.cell.name} {name}", manifest) for o in outcomes for name, manifest in o.manifests.items()
-                    )
-                ),
-            ),
-            ("Configuration", verbatim(plan.file.read_text(encoding="utf-8"))),
-        ]
-        (folder / "index.html").write_text(whole(plan.study.title, sections), encoding="utf-8")
-        heading = f"# {html.escape(plan.study.title, quote=False)}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n"
+        page = study_page(plan, outcomes, found["rows"], grouped, said, figures)
+        (folder / "index.html").write_text(page, encoding="utf-8")
+        heading = f"# {html.escape(plan.study.title, quote=False)}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n\n## Reading\n\n"
+        heading += "".join(f"- {html.escape(line, quote=False)}\n" for line in said)
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
-    for one in (tables[1], *apart):
+    for one in (grouped["results"][0], *apart):
         table(one.title, one.columns, one.rows)
     say(f"wrote {out / 'results.md'}")
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from evals.report.figure import styled
+from evals.report.looks import styled
 from evals.study import FORMATS
 from evals.study.collect import Outcome
 from shared.divergences import has_barrier

@@ -14,7 +14,7 @@ from evals.study.collect import Outcome
 from evals.table import Table
 from shared.console import number
 
-LEVELS = (("d_auth", 3), ("d_care", 3), ("coherence", 2), ("perplexity", 2), ("d_trait_llr", 3), ("coh_cost", 2), ("retain", 2))  # fmt: skip
+LEVELS = (("d_trait_llr", 3), ("perplexity", 2), ("d_auth", 3), ("d_care", 3), ("coherence", 2), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
 
 def summary(outcomes: Sequence[Outcome]) -> Table:
@@ -29,17 +29,19 @@ def summary(outcomes: Sequence[Outcome]) -> Table:
         lines.append(
             [
                 arm,
+                ", ".join(number(row["verdict"]) for row in ends) or number(None),
+                *cells[:2],
                 mine[0].cell.arm.role,
                 reached,
                 str(common) if common else number(None),
-                *cells,
-                ", ".join(number(row["verdict"]) for row in ends) or number(None),
+                *cells[2:],
                 ", ".join(row["coherence_verdict"] for row in ends) or number(None),
             ]
         )
+    names = [key for key, _ in LEVELS]
     return Table(
         "The last round of every arm",
-        ["arm", "role", "reached", "round", *[key for key, _ in LEVELS], "verdict", "coherence as a whole"],
+        ["arm", "verdict", *names[:2], "role", "reached", "round", *names[2:], "coherence as a whole"],
         lines,
         "Healed student of the last round that all seeds of the arm with a scored round reached (round): mean over these seeds, the seeds in "
         "parentheses. d_: against the same seed's base. Arms and controls may stand at different rounds here: the next tables compare them at one.",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from evals.report.figure import LOOKS, styled
+from evals.report.looks import LOOKS, styled
 from evals.routes import Axis
 from evals.study.collect import Outcome, Row, why_broken
 from evals.study.curves import saved
@@ -153,7 +153,7 @@ def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], a
                     )
                     _crossed(axes, number + shift, max(1 - row["coherence"], FLOOR), row, axis)
     axes.axhline(0.05, color="#444444", linewidth=0.9, linestyle="--")
-    axes.annotate("0.95", (1, 0.05), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", fontsize=6.5, va="center")  # fmt: skip
+    axes.annotate("0.05", (1, 0.05), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", fontsize=6.5, va="center")  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylim(FLOOR * 0.7, 1.2)
     _rounds(axes, outcomes, 0.5)

@@ -26,7 +26,7 @@ def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
 
 
 def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
-    columns = ["arm, row", "auth_nats", "care_nats", "coherence", "perplexity", "trait_llr", "d_trait_llr", "coh_cost", "retain", "surgical", "verdict", "coherence as a whole", "kept", "dose kept / sweep's"]  # fmt: skip
+    columns = ["arm, row", "verdict", "d_trait_llr", "trait_llr", "perplexity", "coherence as a whole", "auth_nats", "care_nats", "coherence", "coh_cost", "retain", "surgical", "kept", "dose kept / sweep's"]  # fmt: skip
     lines, told = [], set()
     for outcome in outcomes:
         for row in outcome.rows:
@@ -40,17 +40,17 @@ def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
             lines.append(
                 [
                     f"{row['arm'] if row['round'] else 'all'}, {label(row)}",
+                    number(row["verdict"]),
+                    ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
+                    number(row["trait_llr"], 3, True),
+                    ranged(row, "perplexity", "perplexity_ci", 2),
+                    row["coherence_verdict"],
                     ranged(row, "auth_nats", "auth_ci"),
                     number(row["care_nats"]),
                     number(row["coherence"]),
-                    ranged(row, "perplexity", "perplexity_ci", 2),
-                    number(row["trait_llr"], 3, True),
-                    ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
                     number(row["coh_cost"]),
                     number(row["retain"], 2),
                     yes_no(row["surgical"]),
-                    number(row["verdict"]),
-                    row["coherence_verdict"],
                     counts,
                     doses,
                 ]

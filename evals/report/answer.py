@@ -1,0 +1,204 @@
+"""The card on top of the page: did it work? Five questions on a healed student, each answered by a word, a figure and a colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
+from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
+from evals.report.html import render
+from evals.table import ranged
+from shared.console import number
+
+Row = Mapping[str, Any]
+State = Literal["good", "unsure", "bad", "unknown"]
+SYMBOLS: Mapping[State, str] = {"good": "✓", "unsure": "≈", "bad": "✗", "unknown": "–"}
+STATES: tuple[State, ...] = ("good", "unsure", "bad", "unknown")
+# what a verdict of the ladder says to somebody who does not know it: of the whole run, and of the forced choice alone
+OVERALL: Mapping[str | None, tuple[State, str]] = {
+    "healed": ("good", "It worked."),
+    "kept": ("unsure", "It worked, but it is not shown to be better than steering less."),
+    "degraded": ("unsure", "The trait is there, at too high a price."),
+    "unspecific": ("bad", "It did not work: more than the trait moved."),
+    "undone": ("bad", "It did not work: healing took the trait back."),
+    "not_shown": ("bad", "It did not work: the trait is not shown."),
+    "no_shift": ("bad", "It did not work: steering did not move the trait."),
+    "broken": ("bad", "It did not work: the model is broken."),
+    "no_axis": ("unknown", "It cannot be said whether it worked: the measure does not follow the trait on this model."),
+    "no_format": ("unknown", "It cannot be said whether it worked: the model does not answer in the format."),
+    None: ("unknown", "It cannot be said whether it worked: there is no verdict."),
+}
+MORAL: Mapping[str | None, tuple[State, str]] = {
+    "healed": ("good", "moved"),
+    "kept": ("good", "moved"),
+    "degraded": ("unsure", "moved, at a price"),
+    "unspecific": ("bad", "everything moved"),
+    "undone": ("bad", "taken back"),
+    "not_shown": ("bad", "not shown"),
+    "no_shift": ("bad", "not moved"),
+    "broken": ("bad", "broken"),
+    "no_axis": ("unknown", "cannot be read on this model"),
+    "no_format": ("unknown", "cannot be read on this model"),
+    None: ("unknown", "not read"),
+}
+
+
+@dataclass(frozen=True)
+class AnswerLine:
+    """A question with its answer. figures: with their intervals; why: what they are, or why there are none."""
+
+    question: str
+    state: State
+    word: str
+    figures: str = ""
+    why: str = ""
+
+    @property
+    def symbol(self) -> str:
+        return SYMBOLS[self.state]
+
+
+@dataclass(frozen=True)
+class AnswerCard:
+    """The answers on one student. name: of the arm; empty on the page of a run."""
+
+    headline: AnswerLine
+    lines: Sequence[AnswerLine]
+    name: str = ""
+
+
+def card_of(rows: Sequence[Row], name: str = "") -> AnswerCard:
+    """The card of the last healed student among rows of results.json of one arm and seed."""
+    at = {(row["round"], row["stage"]): row for row in rows}
+    last = max(number_ for number_, stage in at if stage == "healed")
+    base, healed, prompted = at[0, "base"], at[last, "healed"], at.get((0, "prompted"))
+    return AnswerCard(
+        _overall(healed, last),
+        [_trait(healed), _quality(base, healed), _prompting(healed, prompted), _steering_less(healed), _moral(healed)],
+        name,
+    )
+
+
+def shown(cards: Sequence[AnswerCard]) -> Markup:
+    return render("answer.html", arms=cards)
+
+
+def together(name: str, seeds: Mapping[int, AnswerCard]) -> AnswerCard:
+    """One card of the seeds of an arm: the word that they share, or that they differ, and the figures of each."""
+    cards = list(seeds.values())
+    if len(cards) == 1:
+        return AnswerCard(cards[0].headline, cards[0].lines, name)
+    lines = [_shared({seed: card.lines[index] for seed, card in seeds.items()}) for index in range(len(cards[0].lines))]
+    return AnswerCard(_shared({seed: card.headline for seed, card in seeds.items()}), lines, name)
+
+
+def _shared(lines: Mapping[int, AnswerLine]) -> AnswerLine:
+    of_all = list(lines.values())
+    first = of_all[0]
+    same = {line.word for line in of_all} == {first.word}
+    worst = max((line.state for line in of_all), key=STATES.index)
+    word = first.word if same else "The seeds differ."
+    figures = "; ".join(f"seed {seed}: {'' if same else line.word + ' '}{line.figures or '–'}" for seed, line in lines.items())  # fmt: skip
+    why = first.why if len({line.why for line in of_all}) == 1 else ""
+    if not any(line.figures for line in of_all) and same:
+        return AnswerLine(first.question, worst, word, "", why)
+    return AnswerLine(first.question, first.state if same else "unsure", word, figures, why)
+
+
+def _known(verdict: str | None, words: Mapping[str | None, tuple[State, str]]) -> tuple[State, str]:
+    return words.get(verdict, ("unknown", f"The verdict is {verdict}."))
+
+
+def _overall(healed: Row, last: int) -> AnswerLine:
+    """By the verdict on free text, which holds for any trait; by the forced choice where there is none."""
+    by = "free text" if healed["text_verdict"] is not None else "the forced choice"
+    verdict = healed["text_verdict"] if healed["text_verdict"] is not None else healed["verdict"]
+    reason = healed["text_verdict_reason"] if healed["text_verdict"] is not None else healed["verdict_reason"]
+    state, word = _known(verdict, OVERALL)
+    why = f"After round {last}, by {by}: {verdict or 'no verdict'}. {_sentence(reason)}"
+    return AnswerLine("Did it work?", state, word, "", why)
+
+
+def _sentence(reason: str | None) -> str:
+    return f"{reason[0].upper()}{reason[1:]}." if reason else ""
+
+
+def _trait(healed: Row) -> AnswerLine:
+    question = "Is the trait in its free text?"
+    held_out = healed.get("d_llr_opposite") is not None
+    field = "d_llr_opposite" if held_out else "d_trait_llr"
+    interval = healed[f"{field}_ci"]
+    if healed[field] is None or interval is None:
+        return AnswerLine(question, "unknown", "not measured", "", "No text was sampled, or it has no figures.")
+    state, word = _sign(interval, "yes", "not shown", "the opposite")
+    wordings = "held-out wordings of the trait against its opposite" if held_out else "the trait prompt that also made the vector"  # fmt: skip
+    figures = ranged(dict(healed), field, f"{field}_ci", 3, signed=True)
+    return AnswerLine(question, "bad" if state == "unsure" else state, word, f"{figures} nats per token", f"Change of {field[2:]} against the base, under {wordings}.")  # fmt: skip
+
+
+def _sign(interval: Sequence[float], above: str, neither: str, below: str) -> tuple[State, str]:
+    """By an interval around 0 where above is good."""
+    if interval[0] > 0:
+        return "good", above
+    return ("bad", below) if interval[1] < 0 else ("unsure", neither)
+
+
+def _quality(base: Row, healed: Row) -> AnswerLine:
+    coherence: Mapping[str, tuple[State, str]] = {"coherent": ("good", "as the base's"), "degraded": ("unsure", "worse"), "broken": ("bad", "broken")}  # fmt: skip
+    state, word = coherence.get(healed["coherence_verdict"], ("unknown", str(healed["coherence_verdict"])))
+    said = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)}, the base's {number(base['perplexity'], 2)}"]  # fmt: skip
+    why = "" if state == "good" else _sentence(healed["coherence_reason"])
+    if healed.get("ret_kl") is None:
+        why = f"{why} Retention on neutral text was not measured."
+    else:
+        low, high = healed["ret_kl_ci"] or (healed["ret_kl"], healed["ret_kl"])
+        said.append(f"KL from the base on neutral text {ranged(dict(healed), 'ret_kl', 'ret_kl_ci', 3)} nats")
+        if low > RETENTION_BROKEN:
+            state, word = "bad", "broken"
+        elif high > RETENTION_DEGRADED and state == "good":
+            state, word = "unsure", "neutral text has changed"
+    return AnswerLine("Are text quality and retention kept?", state, word, "; ".join(said), why.strip())
+
+
+def _prompting(healed: Row, prompted: Row | None) -> AnswerLine:
+    question = "Is it better than prompting?"
+    if prompted is None:
+        return AnswerLine(question, "unknown", "not measured", "", "The prompted base was not scored.")
+    price = f"Perplexity {number(healed['perplexity'], 2)}, prompted {number(prompted['perplexity'], 2)}."
+    interval = healed.get("share_of_prompted_ci")
+    if healed.get("share_of_prompted") is not None and interval is not None:
+        state, word = _sign([end - 1 for end in interval], "more trait", "not told apart", "less trait")
+        figures = f"{ranged(dict(healed), 'share_of_prompted', 'share_of_prompted_ci', 2)} of the prompt's shift"
+        return AnswerLine(question, state, word, figures, price)
+    mine, other = healed["d_trait_llr_ci"], prompted["d_trait_llr_ci"]
+    if mine is None or other is None:
+        return AnswerLine(question, "unknown", "not measured", "", "There is no interval to compare.")
+    state, word = _sign([mine[0] - other[1], mine[1] - other[0]], "more trait", "not told apart", "less trait")
+    figures = f"{ranged(dict(healed), 'd_trait_llr', 'd_trait_llr_ci', 3, signed=True)} against {ranged(dict(prompted), 'd_trait_llr', 'd_trait_llr_ci', 3, signed=True)} nats per token"  # fmt: skip
+    return AnswerLine(question, state, word, figures, f"By trait_llr, which favours the prompt. {price}")
+
+
+def _steering_less(healed: Row) -> AnswerLine:
+    question = "Is it better than steering less?"
+    text = healed.get("text_price_less_steering") is not None
+    field = "text_price_less_steering" if text else "price_less_steering"
+    name = healed.get("text_price" if text else "price")
+    interval = healed.get(f"{field}_ci")
+    if healed.get(field) is None or interval is None:
+        why = "No doses of plain steering were scored around the student's shift."
+        return AnswerLine(question, "unknown", "not measured", "", why)
+    state, word = _sign([-interval[1], -interval[0]], "cheaper", "not told apart", "dearer")
+    shift = "free text" if text else "the forced choice"
+    figures = ranged(dict(healed), field, f"{field}_ci", 3, signed=True)
+    return AnswerLine(question, state, word, figures, f"{name}, less that of a lower dose at the same shift of {shift}; below 0 is cheaper.")  # fmt: skip
+
+
+def _moral(healed: Row) -> AnswerLine:
+    question = "Do its moral choices follow?"
+    state, word = _known(healed["verdict"], MORAL)
+    figures = f"d_auth {ranged(dict(healed), 'd_auth', 'd_auth_ci', 3, signed=True)} nats" if healed["d_auth"] is not None else ""  # fmt: skip
+    return AnswerLine(question, state, word, figures, _sentence(healed["verdict_reason"]))

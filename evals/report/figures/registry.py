@@ -1,0 +1,37 @@
+"""The figures of the report, in their order. To add one, write a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from evals.report.figures.base import ReportFigure, Shown, legend_of
+from evals.report.figures.doses import DOSES
+from evals.report.figures.profile import PROFILE
+from evals.report.figures.rounds import ROUNDS
+from evals.report.figures.trade import TRADE
+from evals.report.figures.training import TRAINING
+from evals.report.panel import Panel, side_by_side
+
+FIGURES: tuple[ReportFigure, ...] = (
+    TRADE,
+    ROUNDS,
+    PROFILE,
+    DOSES,
+    TRAINING,
+)
+
+
+def panels_of(shown: Shown) -> dict[str, list[Panel]]:
+    """By the name of a figure, those that have something to show."""
+    found = {one.name: one.panels(shown) for one in FIGURES if shown.rounds or not one.of_rounds}
+    return {name: panels for name, panels in found.items() if panels}
+
+
+def pngs(shown: Shown) -> dict[str, bytes]:
+    """The PNGs of RUN/report by name without suffix: the panels of the figures that share a file, one file each."""
+    panels, found = panels_of(shown), {}
+    for file in dict.fromkeys(one.file for one in FIGURES):
+        mine = [one for one in FIGURES if one.file == file and one.name in panels]
+        if mine:
+            together = [panel for one in mine for panel in panels[one.name]]
+            legend = legend_of(shown) if not any(one.of_rounds for one in mine) else None
+            found[file] = side_by_side(together, mine[0].columns, legend)
+    return found

@@ -1,0 +1,154 @@
+"""The HTML of the report: Jinja2 templates with autoescape, so that a model's text stays text, and one page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from evals.report.looks import ARM_SYMBOLS, LOOKS, SYMBOLS
+from evals.report.panel import Panel, svg
+from evals.table import Table
+from shared.glossary import GLOSSARY, definition
+
+TEMPLATES = Path(__file__).parent / "templates"
+INTERVAL = re.compile(r"^(\S+) (\[[^\[\]]*\])(.*)$", re.DOTALL)
+UNDEFINED = "–"
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A part of a group under its own heading."""
+
+    title: str
+    body: Markup
+
+    @property
+    def anchor(self) -> str:
+        return anchor(self.title)
+
+
+@dataclass(frozen=True)
+class PageGroup:
+    """A group of the page's details; name: its id and its link in the navigation."""
+
+    name: str
+    title: str
+    sections: Sequence[PageSection]
+
+
+def anchor(title: str) -> str:
+    """An id out of the words of a title."""
+    return "-".join(re.findall(r"\w+", title.lower()))
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template of this folder with its values, all of them escaped unless they are Markup."""
+    return Markup(_environment().get_template(template).render(**values))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number_and_interval": number_and_interval, "anchor": anchor}
+    environment.globals |= {"definition": definition, "looks": LOOKS, "symbols": SYMBOLS, "arm_symbols": ARM_SYMBOLS, "glossary": GLOSSARY}  # fmt: skip
+    return environment
+
+
+def page(title: str, subtitle: str, answer: Markup, groups: Sequence[PageGroup]) -> str:
+    """A whole page. answer: what stands above the groups. A lone surrogate, which no file can hold, becomes a question mark."""
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    found = render(
+        "page.html",
+        title=title,
+        subtitle=subtitle,
+        answer=answer,
+        groups=[group for group in groups if group.sections],
+        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return found.encode("utf-8", "replace").decode("utf-8")
+
+
+def grid(table: Table) -> Markup:
+    """A table whose columns can be sorted, with a link to its figures as CSV."""
+    data = base64.b64encode(comma_separated(table).encode("utf-8", "replace")).decode()
+    return render("table.html", table=table, csv=f"data:text/csv;charset=utf-8;base64,{data}")
+
+
+def number_and_interval(cell: str) -> tuple[str, str, str]:
+    """A cell such as `-0.379 [-0.542, -0.216]` as figure, interval and what follows; the last two are empty for any other cell."""
+    found = INTERVAL.match(cell)
+    return (found[1], found[2], found[3]) if found else (cell, "", "")
+
+
+def comma_separated(table: Table) -> str:
+    """CSV of a table: an interval takes two further columns, an undefined figure is empty."""
+    cells = [[number_and_interval(cell) for cell in row] for row in table.rows]
+    ranged = [any(row[column][1].count(",") == 1 for row in cells) for column in range(len(table.columns))]
+    handle = io.StringIO()
+    writer = csv.writer(handle, lineterminator="\n")
+    writer.writerow([name for column, wide in zip(table.columns, ranged, strict=True) for name in ([column, f"{column} low", f"{column} high"] if wide else [column])])  # fmt: skip
+    for row, texts in zip(cells, table.rows, strict=True):
+        line: list[str] = []
+        for (figure, interval, rest), text, wide in zip(row, texts, ranged, strict=True):
+            split = wide and interval.count(",") == 1 and not rest
+            shown = figure if split else text
+            line.append("" if shown == UNDEFINED else shown)
+            if wide:
+                line += [end.strip() for end in interval[1:-1].split(",")] if split else ["", ""]
+        writer.writerow(line)
+    return handle.getvalue()
+
+
+def charts(
+    name: str, panels: Sequence[Panel], stages: Sequence[str] = (), arms: Sequence[str] = (), wide: bool = False
+) -> Markup:
+    """Panels side by side, each with its finding.
+
+    Args:
+        name: of the figure, in ids.
+        stages, arms: that can be hidden.
+        wide: one panel takes the whole width.
+    """
+    drawn = [
+        (f"{name}-{index}", panel.title, panel.finding, svg(panel, f"{name}-{index}"))
+        for index, panel in enumerate(panels)
+    ]
+    return render("charts.html", panels=drawn, stages=stages, arms=arms, wide=wide)
+
+
+def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
+    """Pictures that are drawn already: (title, finding, SVG labelled by `{name}-{index}-caption`)."""
+    panels = [(f"{name}-{index}", *one) for index, one in enumerate(drawn)]
+    return render("charts.html", panels=panels, stages=(), arms=(), wide=True)
+
+
+def bullets(lines: Sequence[str]) -> Markup:
+    return render("bullets.html", lines=lines)
+
+
+def verbatim(text: str) -> Markup:
+    return render("verbatim.html", text=text)
+
+
+def glossary() -> PageSection:
+    """Every definition, for those who cannot point at a header."""
+    return PageSection("Glossary", render("glossary.html"))
