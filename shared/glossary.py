@@ -83,6 +83,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "unscorable": "items whose answer has no finite log-probabilities",
         "items": "vignettes of the forced choice",
         "detectable": "the shift of auth_nats that these items would have shown four times in five",
+        "text_price_less_steering": "price_less_steering at one shift of free text",
         "price_less_steering": "what the student paid less what plain steering pays at the same shift; below 0 is cheaper",
     },
     "Verdicts": {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from synthetic_run import IDENTITY, build
 from test_report import restamp
 
@@ -19,7 +20,10 @@ from evals.measures.forced_choice.instrument import load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.free_text.rows import Generation
 from evals.report.__main__ import grouped_tables
+from evals.report.figures.base import Shown
+from evals.report.figures.registry import panels_of
 from evals.report.page import page
+from evals.report.panel import Plot
 from evals.report.reading import reading
 from evals.results import results_of
 from evals.rows import LogRow, TokenRow
@@ -338,7 +342,11 @@ def test_reports(data: st.DataObject, scored: Run) -> None:
         rounds = scored_rounds(scored, "round")
         found = results_of(scored, rounds)
         rows, extra, said = found["rows"], found["extra"], reading(found["rows"], found["extra"], rounds)
-        page("", "", grouped_tables(scored, rounds, found, "round"), said, rounds, rows, extra, "")  # fmt: skip
+        drawn = Shown(rows, extra, rounds)
+        axes = Figure().subplots()  # drawn, and not written: that takes ten times as long
+        for panel in [panel for panels in panels_of(drawn).values() for panel in panels]:
+            panel.draw(Plot(axes))
+        page("", "", grouped_tables(scored, rounds, found, "round"), said, drawn, {}, "")  # fmt: skip
         json.dumps(found, allow_nan=False)
     except SteerHealError as error:
         assert error.next

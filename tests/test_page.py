@@ -4,6 +4,7 @@ their controls work."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -18,6 +19,7 @@ from synthetic_run import NASTY, build, build_study, published
 from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = os.environ.get("AXE_CORE", "")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
@@ -111,7 +113,7 @@ def pages(page: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return {"run": page, "dead": dead.folder / "report" / "index.html", "study": folder / "out" / "index.html"}
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1440, 1280, 390])
 @pytest.mark.parametrize("which", ["run", "dead", "study"])
 def test_it_loads_without_a_complaint_without_network_and_without_overflow(
     browser: Browser, pages: dict[str, Path], which: str, width: int
@@ -126,13 +128,84 @@ def test_it_loads_without_a_complaint_without_network_and_without_overflow(
         f"[...document.querySelectorAll('body *')].filter(one => one.getBoundingClientRect().right > {width} && !one.closest('.wide')).map(one => one.outerHTML.slice(0, 80))"
     )
     assert browser.run("document.documentElement.scrollWidth") <= width, wide
-    assert browser.run("[...document.images].every(image => image.naturalWidth > 0)") is True
+    cut = "[...document.querySelectorAll('.wide')].filter(one => one.scrollWidth > one.clientWidth).map(one => one.querySelector('table').ariaLabel)"
+    assert width < 500 or browser.run(cut) == [], "columns that are cut off"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("which", ["run", "dead", "study"])
+def test_axe_finds_no_violation(browser: Browser, pages: dict[str, Path], which: str, scheme: str) -> None:
+    """By axe-core, which is not ours: `npm pack axe-core`, unpacked, and AXE_CORE names its axe.min.js."""
+    if not AXE:
+        pytest.skip("AXE_CORE does not name axe-core's axe.min.js")
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(pages[which], 1280)
+    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    browser.run(Path(AXE).read_text(encoding="utf-8"))
+    said = browser.call("Runtime.evaluate", expression="axe.run().then(found => JSON.stringify(found.violations.map(one => [one.id, one.nodes.length, one.nodes.slice(0, 3).map(node => node.html.slice(0, 200) + node.failureSummary)])))", awaitPromise=True)  # fmt: skip
+    browser.call("Emulation.setEmulatedMedia", features=[])
+    assert json.loads(said["result"]["value"]) == []
+
+
+def test_the_answer_is_on_the_first_screen(browser: Browser, pages: dict[str, Path]) -> None:
+    for width in (1280, 390):
+        browser.open(pages["run"], width)
+        assert browser.run("document.querySelector('.headline').getBoundingClientRect().bottom") < 600
+        lines = browser.run("[...document.querySelectorAll('.lines > div')].map(one => one.getBoundingClientRect().bottom)")  # fmt: skip
+        assert len(lines) == 5 and (width < 500 or lines[-1] < 900)
+        assert browser.run("[...document.querySelectorAll('.lines .symbol')].every(one => one.textContent.length === 1)")  # fmt: skip
+
+
+def test_the_page_can_be_walked_by_its_parts(browser: Browser, pages: dict[str, Path]) -> None:
+    """Skip link, one main, five groups in a navigation that stays, and a first column that stays."""
+    browser.open(pages["run"], 390)
+    assert browser.run("document.querySelectorAll('main').length") == 1
+    assert browser.run("document.querySelector('a.skip').getAttribute('href')") == "#answer"
+    links = browser.run("[...document.querySelectorAll('nav a')].map(one => one.getAttribute('href'))")
+    assert links == ["#answer", "#results", "#measures", "#texts", "#training", "#record"]
+    browser.run("document.getElementById('levels').scrollIntoView()")
+    assert browser.run("document.querySelector('nav').getBoundingClientRect().top") == 0
+    browser.run("document.querySelector('#levels .wide').scrollLeft = 200")
+    assert browser.run("document.querySelector('#levels tbody th').getBoundingClientRect().left - document.querySelector('#levels .wide').getBoundingClientRect().left") == 0  # fmt: skip
+
+
+def test_a_chart_is_one_tab_stop_with_arrow_keys(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    stops = "[...document.querySelectorAll('svg.panel')].filter(one => one.querySelector('.pt')).map(one => one.querySelectorAll('[tabindex=\"0\"]').length)"
+    assert set(browser.run(stops)) == {1}
+    browser.run("document.querySelector('svg .pt').focus()")
+    told = "document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent.split('\\n')[0]"
+    first = browser.run(told)
+    for key, code in (("ArrowRight", 39), ("ArrowRight", 39)):
+        browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code)
+    second = browser.run(told)
+    assert first and second and first != second and set(browser.run(stops)) == {1}
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="Home", code="Home", windowsVirtualKeyCode=36)
+    assert browser.run(told) == first
+
+
+def test_texts_are_searched_and_sorted_and_have_a_link_each(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    shown = "[...document.querySelectorAll('.sample')].filter(one => !one.hidden).length"
+    whole = browser.run(shown)
+    search = "(words => { const box = document.querySelector('[data-search]'); box.value = words; box.dispatchEvent(new Event('input')); })"
+    browser.run(f"{search}('dilemma 3')")
+    assert whole == 12 and browser.run(shown) == 2
+    assert browser.run("document.querySelector('[data-count]').textContent") == "2 samples"
+    browser.run(f"{search}('')")
+    for key in ("perplexity", "trait", "kl"):
+        browser.run(f"(() => {{ const box = document.querySelector('[data-order]'); box.value = '{key}'; box.dispatchEvent(new Event('change')); }})()")  # fmt: skip
+        values = browser.run(f"[...document.querySelectorAll('.sample')].map(one => Number(one.dataset.{key}))")
+        assert values == sorted(values, reverse=True) and len(set(values)) > 3
+    browser.run("document.getElementById('text-7').open = false; location.hash = '#text-7'")
+    browser.run("new Promise(done => setTimeout(done, 200))")
+    assert browser.run("document.getElementById('text-7').open") is True
 
 
 def test_text_of_a_model_stays_text(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     assert browser.run("document.scripts.length") == 1
-    texts = browser.run("[...document.querySelectorAll('.card pre')].map(one => one.textContent)")
+    texts = browser.run("[...document.querySelectorAll('.sample .card pre')].map(one => one.textContent)")
     assert texts and all(NASTY in text for text in texts)
 
 

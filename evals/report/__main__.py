@@ -87,7 +87,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
     # matplotlib takes seconds to import, which a refusal does not wait for
     from evals.report.figures.base import Shown
-    from evals.report.figures.registry import FIGURES, pngs
+    from evals.report.figures.registry import FIGURES, panels_of, pngs
     from evals.report.page import page
 
     folder = run.folder / "report"
@@ -101,7 +101,9 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     manifests = [run.manifest(r.number, STEP[mode]) for r in rounds]
     files = (*FILES, *(f"{one.file}.png" for one in FIGURES), NAME)
     with held(folder), atomic_folder(folder, of=files) as out:
-        figures = pngs(Shown(rows, extra, rounds))
+        drawn = Shown(rows, extra, rounds)
+        panels = panels_of(drawn)
+        figures = pngs(drawn, panels)
         write_json(out / "results.json", found)
         (out / "run.tex").write_text(paper(rows, f"{title[len('steer-heal: ') :]}."), encoding="utf-8")
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
@@ -110,7 +112,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         listed = [table for of_group in tables.values() for table in of_group]
         (out / "results.md").write_text(as_markdown(title, listed, sentences, list(figures)), encoding="utf-8")
         (out / "index.html").write_text(
-            page(title, subtitle, tables, sentences, rounds, rows, extra, frozen), encoding="utf-8"
+            page(title, subtitle, tables, sentences, drawn, panels, frozen), encoding="utf-8"
         )
         write_report_record(run, manifests, out)
     return folder / "index.html"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
 from evals.report.answer import card_of, shown
 from evals.report.figures.base import Shown
-from evals.report.figures.registry import FIGURES, panels_of
+from evals.report.figures.registry import FIGURES
 from evals.report.html import PageGroup, PageSection, bullets, charts, glossary, grid, render, verbatim
 from evals.report.html import page as whole
 from evals.report.panel import Panel
 from evals.report.samples import borderline, diary, of_rounds, rejected, samples_of, searchable
 from evals.report.strips import strips
-from evals.round import Round
 from evals.table import Table
 
 GROUPS = {
@@ -32,9 +30,8 @@ def page(
     subtitle: str,
     tables: Mapping[str, Sequence[Table]],
     sentences: Sequence[str],
-    rounds: Sequence[Round],
-    rows: Sequence[dict[str, Any]],
-    extra: Sequence[dict[str, Any]],
+    drawn: Shown,
+    panels: Mapping[str, Sequence[Panel]],
     config: str,
 ) -> str:
     """The page of a run.
@@ -42,11 +39,11 @@ def page(
     Args:
         tables: by group, in the order of the page.
         sentences: of the reading.
-        rows, extra: those of results.json.
+        drawn: rows and rounds of the run.
+        panels: of its figures, by their names.
         config: the run's config.toml.
     """
-    drawn = Shown(rows, extra, rounds)
-    panels = panels_of(drawn)
+    rounds = drawn.rounds
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
     groups["results"].insert(1, PageSection("Reading", bullets(sentences)))
     groups["texts"] += [
@@ -59,11 +56,12 @@ def page(
     groups["record"] += [PageSection("Configuration", verbatim(config)), glossary()]
     with_figures(groups, drawn, panels)
     found = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
-    return whole(title, subtitle, answer(drawn, panels, rounds), found)
+    return whole(title, subtitle, answer(drawn, panels), found)
 
 
-def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]], rounds: Sequence[Round]) -> Markup:
+def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
     """What stands on top: the card, one prompt before and after the last round, and the picture."""
+    rounds = drawn.rounds
     texts = [column for column in of_rounds(rounds) if column[0] == "base"] + of_rounds(rounds[-1:])
     samples = samples_of([*dict((heading, (stage, heading, generations)) for stage, heading, generations in texts).values()])  # fmt: skip
     parts = [shown([card_of(drawn.rows)])]

@@ -28,6 +28,12 @@ COLOURS = {
     "#ffffff": "var(--paper)",
     **dict.fromkeys(("#333333", "#444444", "#555555"), "var(--faint)"),
 }
+MARGINS = (
+    0.68,
+    0.32,
+    0.48,
+    0.08,
+)  # inches left, right, below and above: a layout that is computed takes twice the time
 ET.register_namespace("", SVG)
 ET.register_namespace("xlink", XLINK)
 
@@ -97,8 +103,11 @@ def svg(panel: Panel, name: str) -> Markup:
     Args:
         name: unique on the page; every id begins with it. The element is labelled by the element with the id `{name}-caption`.
     """
-    figure = Figure(figsize=panel.size, layout="constrained")
-    plot = Plot(figure.subplots())
+    figure = Figure(figsize=panel.size)
+    left, right, below, above = MARGINS
+    width, height = panel.size
+    edges = {"left": left / width, "right": 1 - right / width, "bottom": below / height, "top": 1 - above / height}
+    plot = Plot(figure.subplots(gridspec_kw=edges))
     panel.draw(plot)
     styled(plot.axes, size=8)
     buffer = io.BytesIO()

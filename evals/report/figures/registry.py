@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from evals.report.figures.base import ReportFigure, Shown, legend_of
 from evals.report.figures.doses import DOSES
 from evals.report.figures.profile import PROFILE
@@ -25,9 +27,9 @@ def panels_of(shown: Shown) -> dict[str, list[Panel]]:
     return {name: panels for name, panels in found.items() if panels}
 
 
-def pngs(shown: Shown) -> dict[str, bytes]:
+def pngs(shown: Shown, panels: Mapping[str, Sequence[Panel]]) -> dict[str, bytes]:
     """The PNGs of RUN/report by name without suffix: the panels of the figures that share a file, one file each."""
-    panels, found = panels_of(shown), {}
+    found = {}
     for file in dict.fromkeys(one.file for one in FIGURES):
         mine = [one for one in FIGURES if one.file == file and one.name in panels]
         if mine:
