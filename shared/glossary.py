@@ -99,6 +99,22 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "verdict kept": "the trait is there at little cost, but a lower dose of plain steering may be as cheap",
         "verdict healed": "the trait is there, and the student is cheaper than plain steering at the same shift",
     },
+    "Student": {
+        "‖v_student‖ / ‖v‖": "norm of the student's own shift of activations over that of the round's vector",
+        "cos to the round's vector": "cosine of the student's own shift with the vector that taught it",
+        "cos to round 1's, from base": "cosine of the shift since the base with the first round's vector",
+        "split-half cosine": "cosine of the shifts over two halves of the prompts: near 0 it is noise",
+    },
+    "Study": {
+        "arm": "one set of settings that a study compares, over the same seeds",
+        "role": "arm, which is compared, or control, which shows what the arms are worth",
+        "reached": "rounds scored of those planned, by seed",
+        "coherence as a whole": "coherent, degraded or broken: the worst of the parts of text and answer slot",
+        "dose kept / sweep's": "mean relative dose of the kept completions, and of the whole sweep",
+        "answer mass lost": "what of the base's answer mass the condition has lost; the price along the forced choice",
+        "ln of perplexity / base's": "ln of perplexity over the base's; the price along free text",
+        "arrive": "share of resamples in which the arm reaches the shift in all seeds",
+    },
     "Sweep and training": {
         "n": "completions sampled",
         "kept": "completions that passed every rule of the filter",

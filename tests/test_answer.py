@@ -55,6 +55,7 @@ def test_a_student_that_worked() -> None:
         (4, {"text_price_less_steering": None, "price_less_steering": None}, "unknown", "not measured"),
         (5, {"verdict": "kept"}, "good", "moved"),
         (5, {"verdict": None}, "unknown", "not read"),
+        (0, {"share_of_prompted_ci": [0.2, 0.9]}, "unsure", "It worked. The trait prompt alone does more."),
         (0, {"text_verdict": None, "verdict": "undone"}, "bad", "It did not work: healing took the trait back."),
         (0, {"text_verdict": "a new one"}, "unknown", "The verdict is a new one."),
     ],
@@ -82,4 +83,4 @@ def test_seeds_that_differ_are_said_to() -> None:
     same = together("arm", {0: good, 1: good})
     assert same.headline.word == "It worked." and isinstance(same, AnswerCard) and same.lines[0].state == "good"
     html = shown([card])
-    assert "<b>" not in html and "arm &lt;b&gt;" in html and "The base &lt;b&gt;" in html
+    assert "<b>" not in html and "arm &lt;b&gt;" in html and "The base &lt;b&gt;." in html

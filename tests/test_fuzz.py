@@ -24,7 +24,7 @@ from evals.report.figures.base import Shown
 from evals.report.figures.registry import panels_of
 from evals.report.page import page
 from evals.report.panel import Plot
-from evals.report.reading import reading
+from evals.report.reading import grouped
 from evals.results import results_of
 from evals.rows import LogRow, TokenRow
 from evals.scored import scored_rounds
@@ -341,7 +341,7 @@ def test_reports(data: st.DataObject, scored: Run) -> None:
             restamp(scored, int(path.relative_to(scored.folder).parts[1]))
         rounds = scored_rounds(scored, "round")
         found = results_of(scored, rounds)
-        rows, extra, said = found["rows"], found["extra"], reading(found["rows"], found["extra"], rounds)
+        rows, extra, said = found["rows"], found["extra"], grouped(found["rows"], found["extra"], rounds)
         drawn = Shown(rows, extra, rounds)
         axes = Figure().subplots()  # drawn, and not written: that takes ten times as long
         for panel in [panel for panels in panels_of(drawn).values() for panel in panels]:

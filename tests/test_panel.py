@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
+from typing import Any
+
+from conftest import ROOT
 
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES, panels_of
 from evals.report.figures.trade import panels as trade
-from evals.report.html import anchor, charts, comma_separated, grid, number_and_interval
+from evals.report.html import anchor, charts, comma_separated, grid, meaning_of, number_and_interval
 from evals.report.looks import GREEN, ORANGE
 from evals.report.panel import SVG, Mark, Panel, Plot, side_by_side, svg
 from evals.table import Table
+from shared.glossary import definition
 
 NASTY = "<b>&\"'</b>"
 
@@ -69,3 +73,25 @@ def test_cells_are_escaped_and_intervals_stand_under_their_figure() -> None:
     ]
     assert number_and_interval("0.1 [0.0, 0.2]*") == ("0.1", "[0.0, 0.2]", "*")
     assert number_and_interval("a word [1]") == ("a word [1]", "", "") and anchor("Other doses, draws") == "other-doses-draws"  # fmt: skip
+
+
+def test_a_difference_has_the_meaning_of_what_it_is_of() -> None:
+    assert meaning_of("d_auth") == definition("d_auth") is not None
+    assert meaning_of("-d_auth less nll's") == f"{definition('d_auth')}; with the opposite sign; less nll's"
+    assert meaning_of("no such column") is None
+
+
+def test_the_example_of_the_docs_is_a_figure() -> None:
+    code = (ROOT / "docs" / "report.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    row = {"arm": "nll", "seed": 0, "draw": None, "gate": None, "coefficient": 0.0, "verdict": None, **dict.fromkeys(
+        ("auth_nats", "auth_ci", "care_nats", "care_ci", "coherence", "coherence_ci", "perplexity", "perplexity_ci", "trait_llr", "trait_llr_ci")
+    )}  # fmt: skip
+    rows = [
+        {**row, "round": 0, "stage": "base", "looping": 0.0},
+        {**row, "round": 1, "stage": "healed", "looping": 0.25},
+    ]
+    (drawn,) = names["LOOPING"].panels(Shown(rows, []))
+    assert drawn.finding == "Looping: base 0.000, healed 0.250."
+    assert svg(drawn, "looping").count('class="pt"') == 2

@@ -550,6 +550,8 @@ def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
     }
     html = (out / "index.html").read_text()
     assert html.count('class="answers"') == 2 and "seed 0: " in html and "seed 1: " in html
+    heads = re.findall(r'<th scope="col"[^>]*><button[^>]*>(.*?)</button></th>', html)
+    assert len(heads) > 40 and not [head for head in heads if "_" in head and "<abbr" not in head]
     assert "kl_rev, seed 0, round 2 healed" in html and "&lt;b&gt;too few&lt;/b&gt;" in html and "<b>" not in html
     tex = (out / "tables.tex").read_text()
     assert tex.count("\\toprule") == tex.count("\\bottomrule") == 10 and "kl\\_rev" in tex and "auth_nats" not in tex

@@ -12,7 +12,7 @@ from evals.ending import show_ending
 from evals.paper import paper
 from evals.report.lineage import difference, provenance, stages
 from evals.report.quality import coherence
-from evals.report.reading import reading
+from evals.report.reading import grouped, reading
 from evals.report.tables import (
     agreement,
     comma_separated,
@@ -112,7 +112,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         listed = [table for of_group in tables.values() for table in of_group]
         (out / "results.md").write_text(as_markdown(title, listed, sentences, list(figures)), encoding="utf-8")
         (out / "index.html").write_text(
-            page(title, subtitle, tables, sentences, drawn, panels, frozen), encoding="utf-8"
+            page(title, subtitle, tables, grouped(rows, extra, rounds), drawn, panels, frozen), encoding="utf-8"
         )
         write_report_record(run, manifests, out)
     return folder / "index.html"

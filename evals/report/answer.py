@@ -76,11 +76,9 @@ def card_of(rows: Sequence[Row], name: str = "") -> AnswerCard:
     at = {(row["round"], row["stage"]): row for row in rows}
     last = max(number_ for number_, stage in at if stage == "healed")
     base, healed, prompted = at[0, "base"], at[last, "healed"], at.get((0, "prompted"))
-    return AnswerCard(
-        _overall(healed, last),
-        [_trait(healed), _quality(base, healed), _prompting(healed, prompted), _steering_less(healed), _moral(healed)],
-        name,
-    )
+    prompting = _prompting(healed, prompted)
+    lines = [_trait(healed), _quality(base, healed), prompting, _steering_less(healed), _moral(healed)]
+    return AnswerCard(_overall(healed, last, prompting.state), lines, name)
 
 
 def shown(cards: Sequence[AnswerCard]) -> Markup:
@@ -113,18 +111,25 @@ def _known(verdict: str | None, words: Mapping[str | None, tuple[State, str]]) -
     return words.get(verdict, ("unknown", f"The verdict is {verdict}."))
 
 
-def _overall(healed: Row, last: int) -> AnswerLine:
-    """By the verdict on free text, which holds for any trait; by the forced choice where there is none."""
+def _overall(healed: Row, last: int, prompting: State) -> AnswerLine:
+    """By the verdict on free text, which holds for any trait; by the forced choice where there is none. Where the trait prompt alone
+    does more, nothing has been gained by training."""
     by = "free text" if healed["text_verdict"] is not None else "the forced choice"
     verdict = healed["text_verdict"] if healed["text_verdict"] is not None else healed["verdict"]
     reason = healed["text_verdict_reason"] if healed["text_verdict"] is not None else healed["verdict_reason"]
     state, word = _known(verdict, OVERALL)
-    why = f"After round {last}, by {by}: {verdict or 'no verdict'}. {_sentence(reason)}"
-    return AnswerLine("Did it work?", state, word, "", why)
+    if prompting == "bad" and verdict in ("healed", "kept", "degraded"):
+        state, word = "unsure", f"{word} The trait prompt alone does more."
+    because = f", because {reason}" if reason else ""
+    return AnswerLine("Did it work?", state, word, "", f"After round {last}, by {by}: {verdict or 'no verdict'}{because}.")  # fmt: skip
 
 
 def _sentence(reason: str | None) -> str:
-    return f"{reason[0].upper()}{reason[1:]}." if reason else ""
+    """A reason as a sentence; the name of a figure keeps its small letter."""
+    if not reason:
+        return ""
+    first = reason.split()[0]
+    return f"{reason if '_' in first else reason[0].upper() + reason[1:]}."
 
 
 def _trait(healed: Row) -> AnswerLine:

@@ -67,7 +67,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number_and_interval": number_and_interval, "anchor": anchor}
-    environment.globals |= {"definition": definition, "looks": LOOKS, "symbols": SYMBOLS, "arm_symbols": ARM_SYMBOLS, "glossary": GLOSSARY}  # fmt: skip
+    environment.globals |= {"definition": definition, "meaning": meaning_of, "looks": LOOKS, "symbols": SYMBOLS, "arm_symbols": ARM_SYMBOLS, "glossary": GLOSSARY}  # fmt: skip
     return environment
 
 
@@ -97,6 +97,18 @@ def number_and_interval(cell: str) -> tuple[str, str, str]:
     """A cell such as `-0.379 [-0.542, -0.216]` as figure, interval and what follows; the last two are empty for any other cell."""
     found = INTERVAL.match(cell)
     return (found[1], found[2], found[3]) if found else (cell, "", "")
+
+
+def meaning_of(column: str) -> str | None:
+    """What a column's head means; of a difference, `X less Y's`, what X means."""
+    if (meaning := definition(column)) is not None:
+        return meaning
+    first, less, other = column.removeprefix("change of ").partition(" less ")
+    negative = first.startswith("-")
+    if (meaning := definition(first.removeprefix("-"))) is None:
+        return None
+    parts = [meaning, *(["with the opposite sign"] if negative else []), *([f"less {other}"] if less else [])]
+    return "; ".join(parts)
 
 
 def comma_separated(table: Table) -> str:
@@ -143,6 +155,11 @@ def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
 
 def bullets(lines: Sequence[str]) -> Markup:
     return render("bullets.html", lines=lines)
+
+
+def folded(said: Sequence[tuple[str, Sequence[str]]]) -> Markup:
+    """Sentences under titles that fold, the last of them open."""
+    return render("folded.html", said=said)
 
 
 def verbatim(text: str) -> Markup:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from evals.report.answer import card_of, shown
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES
-from evals.report.html import PageGroup, PageSection, bullets, charts, glossary, grid, render, verbatim
+from evals.report.html import PageGroup, PageSection, charts, folded, glossary, grid, render, verbatim
 from evals.report.html import page as whole
 from evals.report.panel import Panel
 from evals.report.samples import borderline, diary, of_rounds, rejected, samples_of, searchable
@@ -29,7 +29,7 @@ def page(
     title: str,
     subtitle: str,
     tables: Mapping[str, Sequence[Table]],
-    sentences: Sequence[str],
+    said: Sequence[tuple[str, Sequence[str]]],
     drawn: Shown,
     panels: Mapping[str, Sequence[Panel]],
     config: str,
@@ -38,14 +38,14 @@ def page(
 
     Args:
         tables: by group, in the order of the page.
-        sentences: of the reading.
+        said: the reading, sentences under titles.
         drawn: rows and rounds of the run.
         panels: of its figures, by their names.
         config: the run's config.toml.
     """
     rounds = drawn.rounds
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
-    groups["results"].insert(1, PageSection("Reading", bullets(sentences)))
+    groups["results"].insert(1, PageSection("Reading", folded(said)))
     groups["texts"] += [
         PageSection("Generations", searchable(samples_of(of_rounds(rounds)))),
         PageSection("Diary of the highest dose", diary(rounds)),

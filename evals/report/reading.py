@@ -15,6 +15,12 @@ Row = dict[str, Any]
 
 def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
     """Sentences, the general ones first, then round by round."""
+    general, *by_round = grouped(rows, extra, rounds)
+    return [*general[1], *[f"{title}: {sentence}" for title, said in by_round for sentence in said]]
+
+
+def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
+    """(title, sentences): on the measures and the base, then of each round."""
     at = {(row["round"], row["stage"]): row for row in rows}
     base = at[0, "base"]
     scores, measures = rounds[0].scores, rounds[0].measures
@@ -28,6 +34,7 @@ def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
         lines.append(
             f"The trait prompt alone, without steering or training, moves auth_nats by {shift} and trait_llr by {llr}."
         )
+    found = [("The base and the measures", [*lines, *_starvation(rounds)])]
     for r in rounds:
         mine = {stage: at[r.number, stage] for stage in ("steered", "random", "healed") if (r.number, stage) in at}
         others = [row for row in extra if row["round"] == r.number]
@@ -38,8 +45,8 @@ def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
             *_survivors(r),
             *_training(r),
         ]
-        lines += [f"Round {r.number}: {sentence}" for sentence in said]
-    return [*lines, *_starvation(rounds)]
+        found.append((f"Round {r.number}", said))
+    return found
 
 
 def _verdict(mine: dict[str, Row]) -> list[str]:
