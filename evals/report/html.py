@@ -71,10 +71,10 @@ def _environment() -> Environment:
     return environment
 
 
-def page(title: str, subtitle: str, answer: Markup, groups: Sequence[PageGroup]) -> str:
+def whole_page(title: str, subtitle: str, answer: Markup, groups: Sequence[PageGroup]) -> str:
     """A whole page. answer: what stands above the groups. A lone surrogate, which no file can hold, becomes a question mark."""
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    found = render(
+    content = render(
         "page.html",
         title=title,
         subtitle=subtitle,
@@ -84,7 +84,7 @@ def page(title: str, subtitle: str, answer: Markup, groups: Sequence[PageGroup])
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return found.encode("utf-8", "replace").decode("utf-8")
+    return content.encode("utf-8", "replace").decode("utf-8")
 
 
 def grid(table: Table) -> Markup:
@@ -95,8 +95,8 @@ def grid(table: Table) -> Markup:
 
 def number_and_interval(cell: str) -> tuple[str, str, str]:
     """A cell such as `-0.379 [-0.542, -0.216]` as figure, interval and what follows; the last two are empty for any other cell."""
-    found = INTERVAL.match(cell)
-    return (found[1], found[2], found[3]) if found else (cell, "", "")
+    match = INTERVAL.match(cell)
+    return (match[1], match[2], match[3]) if match else (cell, "", "")
 
 
 def meaning_of(column: str) -> str | None:

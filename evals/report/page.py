@@ -9,8 +9,7 @@ from markupsafe import Markup
 from evals.report.answer import card_of, shown
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES
-from evals.report.html import PageGroup, PageSection, charts, folded, glossary, grid, render, verbatim
-from evals.report.html import page as whole
+from evals.report.html import PageGroup, PageSection, charts, folded, glossary, grid, render, verbatim, whole_page
 from evals.report.panel import Panel
 from evals.report.samples import borderline, diary, of_rounds, rejected, samples_of, searchable
 from evals.report.strips import strips
@@ -55,8 +54,8 @@ def page(
     groups["training"].append(PageSection("Divergence by token", strips(rounds)))
     groups["record"] += [PageSection("Configuration", verbatim(config)), glossary()]
     with_figures(groups, drawn, panels)
-    found = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
-    return whole(title, subtitle, answer(drawn, panels), found)
+    page_groups = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
+    return whole_page(title, subtitle, answer(drawn, panels), page_groups)
 
 
 def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:

@@ -160,13 +160,13 @@ def _styles(root: ET.Element) -> list[ET.Element]:
 
 def _used(root: ET.Element, marks: Mapping[str, Mark]) -> set[str]:
     """Ids that something refers to."""
-    found = set(marks)
+    names = set(marks)
     for element in root.iter():
         for attribute, value in element.attrib.items():
             if attribute.endswith("href"):
-                found.add(value.removeprefix("#"))
-            found |= set(re.findall(r"url\(#([^)]+)\)", value))
-    return found
+                names.add(value.removeprefix("#"))
+            names |= set(re.findall(r"url\(#([^)]+)\)", value))
+    return names
 
 
 def _coloured(style: str) -> str:

@@ -34,7 +34,7 @@ def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
         lines.append(
             f"The trait prompt alone, without steering or training, moves auth_nats by {shift} and trait_llr by {llr}."
         )
-    found = [("The base and the measures", [*lines, *_starvation(rounds)])]
+    titled = [("The base and the measures", [*lines, *_starvation(rounds)])]
     for r in rounds:
         mine = {stage: at[r.number, stage] for stage in ("steered", "random", "healed") if (r.number, stage) in at}
         others = [row for row in extra if row["round"] == r.number]
@@ -45,8 +45,8 @@ def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
             *_survivors(r),
             *_training(r),
         ]
-        found.append((f"Round {r.number}", said))
-    return found
+        titled.append((f"Round {r.number}", said))
+    return titled
 
 
 def _verdict(mine: dict[str, Row]) -> list[str]:

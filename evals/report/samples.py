@@ -44,14 +44,14 @@ class Sample:
 
 def of_rounds(rounds: Sequence[Round]) -> list[Column]:
     """base, then each round's steered and healed."""
-    found: list[Column] = []
+    columns: list[Column] = []
     for r in rounds:
         for line in r.scores.conditions:
             if line.headline and line.stage in ("base", "steered", "healed"):
                 dose = f" at {line.coefficient:.2f}" if line.stage == "steered" and line.coefficient is not None else ""
                 heading = "base" if line.stage == "base" else f"round {r.number}, {line.stage}{dose}"
-                found.append((line.stage, heading, r.generations[line.name]))
-    return found
+                columns.append((line.stage, heading, r.generations[line.name]))
+    return columns
 
 
 def samples_of(columns: Sequence[Column]) -> list[Sample]:
@@ -60,15 +60,15 @@ def samples_of(columns: Sequence[Column]) -> list[Sample]:
     first = columns[0][2]
     usual = [math.log(row.perplexity) for row in first if row.perplexity is not None]
     base = sum(usual) / len(usual) if usual else None
-    found = []
+    samples = []
     for index, asked in enumerate(first):
         place = (asked.prompt_id, asked.sample)
         shown = [(stage, heading, rows[place]) for stage, heading, rows in by_place if place in rows]
         cards = [TextCard(stage, heading, row.text, figures_of(row), _tint(row, base)) for stage, heading, row in shown]
         last = shown[-1][2]
         figures = {"perplexity": last.perplexity, "trait": _trait(last), "kl": _kl(last)}
-        found.append(Sample(f"text-{index}", asked.prompt, asked.sample, cards, figures))
-    return found
+        samples.append(Sample(f"text-{index}", asked.prompt, asked.sample, cards, figures))
+    return samples
 
 
 def searchable(samples: Sequence[Sample]) -> Markup:

@@ -32,11 +32,13 @@ def strips(rounds: Sequence[Round]) -> Markup:
 
 
 def _tokens(row: TokenRow, training: Training) -> list[dict[str, Any]]:
-    found = []
+    tokens = []
     symbol, barred = DIVERGENCES[training.divergence].symbol, has_barrier(training.divergence)
     for token, ce, base, previous in zip(row.tokens, row.ce, row.kl_base, row.kl_previous, strict=True):
         kl = max(base if training.reference == "base" else previous, 0.0)
         title = f"{symbol} to the original {base:.3f}, to the previous student {previous:.3f}, cross-entropy {ce:.3f}"
         depth = min(kl / (kl + 1), DEEPEST)
-        found.append({"lines": token.split("\n"), "title": title, "depth": depth, "over": barred and kl > training.tau})
-    return found
+        tokens.append(
+            {"lines": token.split("\n"), "title": title, "depth": depth, "over": barred and kl > training.tau}
+        )
+    return tokens

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from evals.report.answer import AnswerCard, card_of, shown, together
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import panels_of
-from evals.report.html import PageGroup, PageSection, bullets, glossary, grid, page, pictures, render, verbatim
+from evals.report.html import PageGroup, PageSection, bullets, glossary, grid, pictures, render, verbatim, whole_page
 from evals.report.lineage import stages
 from evals.report.page import GROUPS, picture, with_figures
 from evals.report.panel import for_page
@@ -65,8 +65,8 @@ def study_page(
     ]
     arms = [o for o in outcomes if o.rounds]
     subtitle = f"steer-heal study: {len({o.cell.arm.name for o in arms})} arms with a scored round, {len({o.cell.seed for o in arms})} seeds."
-    found = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
-    return page(plan.study.title, subtitle, Markup("\n").join(top), found)
+    page_groups = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
+    return whole_page(plan.study.title, subtitle, Markup("\n").join(top), page_groups)
 
 
 def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
@@ -88,8 +88,8 @@ def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
     """The base and the last healed student of every arm and control of the first seed that has any."""
     seed = next(o.cell.seed for o in outcomes if o.rounds)
     mine = [o for o in outcomes if o.rounds and o.cell.seed == seed]
-    found: list[Column] = [("base", "base", mine[0].rounds[0].generations["base"])]
+    columns: list[Column] = [("base", "base", mine[0].rounds[0].generations["base"])]
     for o in mine:
         r = o.rounds[-1]
-        found.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[r.healed]))
-    return found
+        columns.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[r.healed]))
+    return columns

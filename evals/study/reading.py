@@ -30,11 +30,11 @@ def reading(outcomes: Sequence[Outcome], axis: Axis, compared: tuple[str, list[C
 
 
 def _by_arm(outcomes: Sequence[Outcome], role: str) -> dict[str, list[Outcome]]:
-    found: dict[str, list[Outcome]] = {}
+    by_arm: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.rounds and outcome.cell.arm.role == role:
-            found.setdefault(outcome.cell.arm.name, []).append(outcome)
-    return found
+            by_arm.setdefault(outcome.cell.arm.name, []).append(outcome)
+    return by_arm
 
 
 def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
@@ -84,8 +84,8 @@ def _prompted(outcomes: Sequence[Outcome]) -> list[str]:
 def _at_one_shift(axis: Axis, compared: tuple[str, list[Comparison]] | None) -> list[str]:
     if compared is None:
         return []
-    reference, found = compared
-    middle = next((one for one in found if one.share == MIDDLE), found[0])
+    reference, comparisons = compared
+    middle = next((one for one in comparisons if one.share == MIDDLE), comparisons[0])
     lines, same = [], []
     for arm in middle.arms:
         if arm.arm == reference or arm.against is None:

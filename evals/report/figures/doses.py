@@ -27,20 +27,20 @@ def _panel(shown: Shown, words: str, title: str, figure_of: Callable[[SweepLine]
 
     def draw(plot: Plot) -> None:
         for index, r in enumerate(shown.rounds):
-            found = values(sorted(r.scores.sweep, key=lambda line: line.coefficient))
+            points = values(sorted(r.scores.sweep, key=lambda line: line.coefficient))
             # coefficient 0 is the original model, which only round 1 steers
-            joined = [(line, value) for line, value in found if line.coefficient or r.number == 1]
+            joined = [(line, value) for line, value in points if line.coefficient or r.number == 1]
             colour = BY_ROUND[index % len(BY_ROUND)]
             plot.path([line.coefficient for line, _ in joined], [value for _, value in joined], colour=colour, mark=Mark({}))  # fmt: skip
-            for line, value in found:
+            for line, value in points:
                 said = f"round {r.number}, coefficient {line.coefficient:g}\n{words} {number(value)}\n{line.kept} of {line.n} kept"
                 plot.point(line.coefficient, value, marker=ARM_MARKERS[index % len(ARM_MARKERS)], colour=colour, mark=Mark({"key": f"{r.number} at {line.coefficient:g}"}, said))  # fmt: skip
         plot.axes.set_xlabel("coefficient", fontsize=8)
         plot.axes.set_ylabel(words, fontsize=8)
 
     last = shown.rounds[-1]
-    found = values(sorted(last.scores.sweep, key=lambda line: line.coefficient))
-    said = ", ".join(f"{number(value, 2)} at {line.coefficient:g}" for line, value in found[:8])
+    points = values(sorted(last.scores.sweep, key=lambda line: line.coefficient))
+    said = ", ".join(f"{number(value, 2)} at {line.coefficient:g}" for line, value in points[:8])
     return Panel(title, f"Round {last.number}, {words}: {said or 'no figure'}.", draw)
 
 

@@ -26,8 +26,8 @@ def profiles(conditions: Mapping[str, Answers]) -> dict[str, list[Estimate | Non
     every = np.logical_and.reduce([a.scorable for a in conditions.values()])
     first = next(iter(conditions.values()))
     truth = first.truth[every]
-    found = {HUMAN[0]: profile(first.label[every], truth)} if first.rated else {}
-    return {**found, **{name: profile(a.p[every], truth) for name, a in conditions.items()}}
+    by_name = {HUMAN[0]: profile(first.label[every], truth)} if first.rated else {}
+    return {**by_name, **{name: profile(a.p[every], truth) for name, a in conditions.items()}}
 
 
 def panels(shown: Shown) -> list[Panel]:
@@ -36,14 +36,14 @@ def panels(shown: Shown) -> list[Panel]:
     return [bars(profiles(answers))]
 
 
-def bars(found: Mapping[str, list[Estimate | None]]) -> Panel:
+def bars(by_name: Mapping[str, list[Estimate | None]]) -> Panel:
     """Grouped bars with intervals, a group per foundation."""
 
     def draw(plot: Plot) -> None:
-        axes, width = plot.axes, 0.8 / len(found)
-        for index, (name, values) in enumerate(found.items()):
+        axes, width = plot.axes, 0.8 / len(by_name)
+        for index, (name, values) in enumerate(by_name.items()):
             colour = HUMAN[1] if name == HUMAN[0] else LOOKS[name][0]
-            x = np.arange(len(FOUNDATIONS)) + (index - (len(found) - 1) / 2) * width
+            x = np.arange(len(FOUNDATIONS)) + (index - (len(by_name) - 1) / 2) * width
             heights = [value.value if value else np.nan for value in values]
             axes.bar(x, heights, width, label=name, color=colour, alpha=0.85 if name == HUMAN[0] else 0.6)
             for place, value in zip(x, values, strict=True):
@@ -53,9 +53,9 @@ def bars(found: Mapping[str, list[Estimate | None]]) -> Panel:
         axes.set_ylabel("mean mass", fontsize=8)
         axes.legend(fontsize=8, frameon=False, ncols=2)
 
-    said = "; ".join(f"{name} {_largest(values)}" for name, values in found.items())
+    said = "; ".join(f"{name} {_largest(values)}" for name, values in by_name.items())
     return Panel(
-        "Mean mass on each foundation" + (", beside the raters" if HUMAN[0] in found else ""),
+        "Mean mass on each foundation" + (", beside the raters" if HUMAN[0] in by_name else ""),
         f"The largest: {said}.",
         draw,
         (6.8, 3.2),

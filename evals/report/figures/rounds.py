@@ -13,13 +13,13 @@ COHERENT = 0.95  # answer mass over the base's under which the answer slot count
 
 def panels(shown: Shown) -> list[Panel]:
     trait, trait_interval, words = trait_of(shown.rows)
-    found = [
+    drawn = [
         _over_rounds(shown, trait, trait_interval, words, "Trait in free text over the rounds", f"d_{trait}", "trait"),
         _over_rounds(shown, "auth_nats", "auth_ci", "auth_nats (nats)", "Authority over the rounds; lower is less", "d_auth", "auth_nats"),
         _over_rounds(shown, "coherence", "coherence_ci", "answer mass / base's", "Answer mass over the rounds", "d_coh", "answer mass", COHERENT),
         _care(shown),
     ]  # fmt: skip
-    return [panel for panel in found if panel is not None]
+    return [panel for panel in drawn if panel is not None]
 
 
 def _groups(rows: list[Row]) -> list[list[Row]]:
