@@ -79,6 +79,7 @@ def test_seeds_that_differ_are_said_to() -> None:
     bad = card_of([BASE, PROMPTED, {**HEALED, "text_verdict": "undone", "d_llr_opposite_ci": [-0.1, 0.2]}])
     card = together("arm <b>", {0: good, 1: bad})
     assert (card.headline.state, card.headline.word) == ("unsure", "The seeds differ.")
+    assert "Seed 0: It worked." in card.headline.why and "Seed 1: It did not work" in card.headline.why
     assert "seed 0: yes +0.140" in card.lines[0].figures and "seed 1: not shown" in card.lines[0].figures
     same = together("arm", {0: good, 1: good})
     assert same.headline.word == "It worked." and isinstance(same, AnswerCard) and same.lines[0].state == "good"

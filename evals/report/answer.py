@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from markupsafe import Markup
@@ -91,7 +91,9 @@ def together(name: str, seeds: Mapping[int, AnswerCard]) -> AnswerCard:
     if len(cards) == 1:
         return AnswerCard(cards[0].headline, cards[0].lines, name)
     lines = [_shared({seed: card.lines[index] for seed, card in seeds.items()}) for index in range(len(cards[0].lines))]
-    return AnswerCard(_shared({seed: card.headline for seed, card in seeds.items()}), lines, name)
+    headline = _shared({seed: card.headline for seed, card in seeds.items()})
+    each = " ".join(f"Seed {seed}: {card.headline.word} {card.headline.why}" for seed, card in seeds.items())
+    return AnswerCard(replace(headline, figures="", why=each), lines, name)
 
 
 def _shared(lines: Mapping[int, AnswerLine]) -> AnswerLine:

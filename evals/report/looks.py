@@ -25,8 +25,9 @@ LOOKS = {
     "healed": (GREEN, "o", 0.0),
 }
 SYMBOLS = {"*": "★", "s": "■", "D": "◆", "P": "✚", "^": "▲", "X": "✖", "o": "●"}  # of a marker, in text
-ARM_MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">", "d", "p")  # of an arm, told apart without colour
-ARM_SYMBOLS = ("●", "■", "◆", "▼", "✚", "⬢", "◀", "▶", "♦", "⬟")
+# of an arm, told apart without colour; the last three are also those of a stage
+ARM_MARKERS = ("o", "v", "h", "<", ">", "p", "d", "^", "s", "D")
+ARM_SYMBOLS = ("●", "▼", "⬢", "◀", "▶", "⬟", "♦", "▲", "■", "◆")
 
 
 def styled(axes: Axes, size: float = 9, grid: Literal["both", "y"] = "both") -> None:

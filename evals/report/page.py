@@ -87,4 +87,6 @@ def with_figures(groups: dict[str, list[PageSection]], drawn: Shown, panels: Map
             sections = groups[one.group]
             titles = [section.title for section in sections]
             place = titles.index(one.before) if one.before in titles else 0
-            sections.insert(place, PageSection(one.title, charts(one.name, panels[one.name])))
+            sections.insert(
+                place, PageSection(one.title, charts(one.name, panels[one.name], wide=len(panels[one.name]) == 1))
+            )

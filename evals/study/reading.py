@@ -90,7 +90,7 @@ def _at_one_shift(axis: Axis, compared: tuple[str, list[Comparison]] | None) -> 
     for arm in middle.arms:
         if arm.arm == reference or arm.against is None:
             continue
-        name = "Plain steering" if arm.arm == STEERING else arm.arm
+        name = "plain steering" if arm.arm == STEERING else arm.arm
         if _apart(arm.against):
             word = "more" if arm.against.value > 0 else "less"
             lines.append(f"At {middle.share:g} of the lesser reach {name} pays {word} than {reference}: {show(arm.against)} ({PRICE[axis]}).")  # fmt: skip

@@ -51,6 +51,14 @@ def bars(by_name: Mapping[str, list[Estimate | None]]) -> Panel:
                     axes.plot([place, place], value.interval, color=GREY, linewidth=0.9)
         axes.set_xticks(range(len(FOUNDATIONS)), FOUNDATIONS, fontsize=8)
         axes.set_ylabel("mean mass", fontsize=8)
+        ends = [
+            end
+            for values in by_name.values()
+            for value in values
+            if value
+            for end in (value.value, *(value.interval or ()))
+        ]
+        axes.set_ylim(0, 1.25 * max(ends, default=1.0))  # room for the legend
         axes.legend(fontsize=8, frameon=False, ncols=2)
 
     said = "; ".join(f"{name} {_largest(values)}" for name, values in by_name.items())

@@ -40,7 +40,7 @@ def panels(shown: Shown) -> list[Panel]:
     name = field
     trait, price = levels_said(rows, field, 3, True), levels_said(rows, "perplexity", 2)
     finding = f"{name}: {trait}. Perplexity: {price}.{moved_said(shown.rows, f'd_{field}', 'trait')}"
-    return [Panel("Trait against perplexity; up and left is better", finding, draw, (5.6, 3.4))]
+    return [Panel("Trait against perplexity; up and left is better", finding, draw, (4.8, 3.1))]
 
 
 TRADE = ReportFigure("trade", "What it gives and what it costs", "answer", "trajectory", panels)
