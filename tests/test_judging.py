@@ -60,6 +60,9 @@ def test_a_student_that_is_cheaper_than_a_lower_dose_is_healed(run: Run) -> None
     assert found[2, "healed"]["verdict"] == "kept", "no dose of round 1 moves as far as the second student"
     assert first["verdict"] == "healed" and first["price_less_steering_ci"][1] < 0, first["verdict_reason"]
     assert "cheaper than a lower dose" in first["verdict_reason"] and first["text_verdict"] in ("kept", "healed")
+    less = first["text_price_less_steering_ci"]
+    assert (first["text_verdict"] == "healed") == (less is not None and less[1] < 0)
+    assert (first["text_price"] is None) == (less is None)
 
 
 def test_without_doses_it_is_kept(run: Run) -> None:

@@ -38,6 +38,7 @@ class Browser:
         self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a headless tab has no focus of its own
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
