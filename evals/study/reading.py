@@ -111,7 +111,8 @@ def _controls(outcomes: Sequence[Outcome]) -> list[str]:
     """How the arms of round 1 stand to each control of their seed, by trait_llr paired over prompts."""
     lines = []
     for control, theirs in _by_arm(outcomes, "control").items():
-        above, not_above = [], []
+        above: list[str] = []
+        not_above: list[str] = []
         for name, mine in _by_arm(outcomes, "arm").items():
             pairs = [(o, c) for o in mine for c in theirs if o.cell.seed == c.cell.seed]
             gaps = [text_delta(texts_of(_healed(c)), texts_of(_healed(o))) for o, c in pairs]
