@@ -93,7 +93,9 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     folder = run.folder / "report"
     rows, extra = found["rows"], found["extra"]
     scores, config = rounds[0].scores, run.config
-    title = f"{config.model.name}, {config.train.divergence}, {'round 1' if len(rounds) == 1 else f'rounds 1 to {len(rounds)}'}: did it work?"
+    extent = "round 1" if len(rounds) == 1 else f"rounds 1 to {len(rounds)}"
+    title = f"{config.model.name}, {config.train.divergence}, {extent}: did it work?"
+    described = f"{config.model.name}, {config.train.divergence}, seed {config.seed}, {extent}, {len(scores.items)} items, {scores.debias}"
     subtitle = f"steer-heal, seed {config.seed}, {len(scores.items)} items, {scores.debias}. {trait_said(run, rounds)}"
     tables = grouped_tables(run, rounds, found, mode)
     sentences = reading(rows, extra, rounds)
@@ -105,7 +107,7 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
         panels = panels_of(drawn)
         figures = pngs(drawn, panels)
         write_json(out / "results.json", found)
-        (out / "run.tex").write_text(paper(rows, f"{title[len('steer-heal: ') :]}."), encoding="utf-8")
+        (out / "run.tex").write_text(paper(rows, f"{described}."), encoding="utf-8")
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():
             (out / f"{name}.png").write_bytes(png)
