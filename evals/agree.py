@@ -130,8 +130,8 @@ def _swept(run: Run, r: Round) -> None:
             f"{wrong.key}, reasons {wrong.reasons}",
             "reasons of each rejected row, and of no other",
         )
-    steered = run.config.filter.source == "steered"
-    lines = {line.coefficient: line for line in r.scores.sweep if (line.coefficient != 0) == steered}
+    source = run.config.filter.source
+    lines = {line.coefficient: line for line in r.scores.sweep if line.source == source}
     tally = Tally()
     for rows, kept in ((r.kept, True), (r.rejected, False)):
         for row in rows:

@@ -80,7 +80,7 @@ class Scores(Record):
         listed: dict[str, Sequence[object]] = {
             "items": self.items,
             "conditions": [line.name for line in self.conditions],
-            "coefficients of the sweep": [line.coefficient for line in self.sweep],
+            "coefficients of the sweep": [(line.coefficient, line.prompted) for line in self.sweep],
             "layers of the student": [line.layer for line in self.student],
         }
         for what, keys in listed.items():

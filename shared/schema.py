@@ -173,6 +173,11 @@ class SweepConfig(Section):
     dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
     dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
     dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
+    until_kept: int | None = Field(
+        None,
+        ge=1,
+        description="end the sweep with the first window at whose end so many rows pass the filter; by default, and where so few pass, all windows are made",
+    )
 
     @field_validator("coefficients")
     @classmethod
@@ -201,8 +206,9 @@ class FilterConfig(Section):
         0.5, ge=0, le=1, description="trait_llr must reach this quantile of the unsteered completions"
     )
     off: bool = Field(False, description="keep every completion that has tokens, as a control")
-    source: Literal["steered", "unsteered"] = Field(
-        "steered", description="unsteered: train on the original model's completions at coefficient 0, as a control"
+    source: Literal["steered", "unsteered", "prompted"] = Field(
+        "steered",
+        description="controls: unsteered trains on the original model's completions at coefficient 0; prompted on its completions under the trait prompt, which are sampled in place of the steered ones",
     )
     min_kept: int = Field(16, ge=1, description="fewer kept rows than this is starvation, an error")
 
@@ -340,6 +346,11 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def walks(self) -> bool:
+        """Whether the sweep searches for its dose; completions under the trait prompt have none."""
+        return self.sweep.dose == "walk" and self.filter.source != "prompted"
 
     @property
     def scored_trait(self) -> str:

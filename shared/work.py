@@ -137,11 +137,11 @@ def sizes(config: Config, number: int) -> Sizes:
     )  # fmt: skip
     n, m = min(sweep.n_dilemmas, dilemmas), min(sweep.n_mundane, mundane)
     length = (n * conflict + m * plain) / max(1, n + m)
-    steered = 1 if sweep.dose == "walk" else len(sweep.coefficients)
+    steered = 1 if config.walks else len(sweep.coefficients)
     conditions = steered + (1 if number == 1 else 0)
     neutral, trait = _system_tokens(config)
     rows = (n + m) * conditions * sweep.samples
-    if sweep.dose == "walk":
+    if config.walks:
         rows += (2 * sweep.dose_steps + 2) * min(sweep.dose_prompts, n + m)
     return Sizes(rows, conditions, n + m, length + neutral, length + trait, sweep.max_tokens)
 

@@ -186,7 +186,8 @@ def depends(config: Config, stage: str) -> str:
     model = config.model.model_dump(exclude=place)
     found: list[Any] = [stage, model, config.vector, config.seed if random else None]
     if stage != "extract":
-        found += [config.sweep, config.seed, config.filter if config.sweep.dose == "walk" else None]
+        judged = config.walks or config.sweep.until_kept is not None
+        found += [config.sweep, config.seed, config.filter if judged else config.filter.source == "prompted"]
     if stage == "filter":
         found.append(config.filter)
     return repr(found)
