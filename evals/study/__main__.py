@@ -15,7 +15,7 @@ from evals.report.lineage import stages
 from evals.report.tables import comma_separated
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
-from evals.study.collect import Outcome, Row, collect, document
+from evals.study.collect import Outcome, Row, collect, document, trait_measure
 from evals.study.drive import drive
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
@@ -48,9 +48,9 @@ CONTENT = (
 
 
 def axis_of(outcomes: Sequence[Outcome]) -> Axis:
-    """authority where every base passes the preflight, else trait_llr."""
+    """authority where every base passes the preflight, else what free text is read for."""
     bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
-    return "authority" if bases and all(row["verdict"] is None for row in bases) else "trait_llr"
+    return "authority" if bases and all(row["verdict"] is None for row in bases) else trait_measure(outcomes)
 
 
 def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
