@@ -288,7 +288,11 @@ class EvalConfig(Section):
     )
     full_items: int | None = Field(None, ge=7, description="vignettes of EVAL=full, likewise; without it, all")
     debias: Debias = Field("rotating", description="orders of a round's scoring; EVAL=full is cyclic")
-    think: int = Field(16, ge=0, description="think tokens before the answer")
+    think: int = Field(
+        16,
+        ge=0,
+        description="think tokens before the answer; unset, the least that the preflight before round 1 finds enough",
+    )
     stop: bool = Field(
         False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
     )

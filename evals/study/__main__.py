@@ -173,6 +173,8 @@ def main() -> None:
     plan = load(arguments.config, arguments.run, arguments.out)
     replaceable(arguments.out, CONTENT)  # now, not after hours
     stopped = {} if arguments.report else drive(plan)
+    if any(cell.waits for cell in plan.cells):  # by now settled, where the arm that tau is taken from is trained
+        plan = load(arguments.config, arguments.run, arguments.out)
     publish(plan, arguments.out)
     if stopped:
         raise SteerHealError(

@@ -249,6 +249,15 @@ def stopped(outcomes: Sequence[Outcome]) -> Table:
     return Table("Cells that stopped", ["arm, seed", "at", "because"], lines, "" if lines else "None.", prose=True)
 
 
+def _settings(of_arm: Sequence[Outcome]) -> str:
+    """The overrides of an arm, and by seed the tau that it has from another."""
+    cells = [o.cell for o in of_arm]
+    if not cells[0].arm.tau:
+        return cells[0].arm.set or "as configured"
+    taus = ", ".join(number(None) if cell.waits else f"{cell.config.train.tau:g}" for cell in cells)
+    return f"{cells[0].arm.set} tau = {cells[0].arm.tau} ({taus})".strip()
+
+
 def arms(outcomes: Sequence[Outcome]) -> Table:
     seen: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -260,7 +269,7 @@ def arms(outcomes: Sequence[Outcome]) -> Table:
             [
                 name,
                 o[0].cell.arm.role,
-                o[0].cell.arm.set or "as configured",
+                _settings(o),
                 ", ".join(str(one.cell.seed) for one in o),
                 str(o[0].cell.rounds),
                 o[0].cell.arm.says,
