@@ -151,9 +151,9 @@ def _swept(run: Run, r: Round) -> None:
                 )
     dose = float(np.mean([row.coefficient for row in r.kept])) if r.kept else None
     for line in r.scores.conditions:
-        if line.stage not in ("steered", "random") and line.coefficient:
+        if line.stage not in ("steered", "random", "decoy") and line.coefficient:
             raise _disagree(run, r.number, r.manifests, f"{line.name} at coefficient {line.coefficient:g}", "no vector")
-        at_dose = line.stage == "random" or (line.stage == "steered" and line.headline)
+        at_dose = line.stage in ("random", "decoy") or (line.stage == "steered" and line.headline)
         if at_dose and not _close(line.coefficient, dose):
             raise _disagree(
                 run,

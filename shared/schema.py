@@ -304,6 +304,10 @@ class EvalConfig(Section):
         ge=1,
         description="random directions of equal norm scored in a round, all but the first by the forced choice alone",
     )
+    decoy_vectors: bool = Field(
+        False,
+        description="steer with a vector of each decoy persona of vector.trait as well, as long as the trait's: a harder null than random directions",
+    )
     gates: list[float] = Field(
         [], description="gates of the round at which its healed student is scored as well; it always is at 1"
     )
@@ -322,6 +326,10 @@ class EvalConfig(Section):
         description="measures beside the forced choice, the free text and the activations, each NAME or NAME=SOURCE, as in ['retention', 'probe=items.jsonl']",
     )
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
+
+    def determining(self) -> dict[str, Any]:
+        """The settings that scores depend on; a later key is left out at its default, which is what earlier versions did."""
+        return self.model_dump(exclude=set() if self.decoy_vectors else {"decoy_vectors"})
 
     @field_validator("measures")
     @classmethod

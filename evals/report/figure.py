@@ -21,6 +21,7 @@ LOOKS = {
     "prompted_decoy": ("#CC79A7", "P", 0.24),
     "steered": ("#D55E00", "^", -0.08),
     "random": ("#808080", "X", 0.08),
+    "decoy": ("#E69F00", "v", 0.16),
     "healed": ("#009E73", "o", 0.0),
 }
 
@@ -97,7 +98,7 @@ def _over_rounds(axes: Axes, rows: Sequence[Row], extra: Sequence[Row], name: st
             marker,
             color=colour,
             markersize=size,
-            label=stage,
+            label=stage if mine else None,
             zorder=3,
         )
         hollow = [row for row in extra if row["stage"] == stage and row[name] is not None]
