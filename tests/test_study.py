@@ -603,9 +603,9 @@ def test_free_text_is_read_for_llr_opposite_where_every_base_has_it(study: Path)
     for found, name, other in ((lost, "llr_opposite", "trait_llr"), (without, "trait_llr", "llr_opposite")):
         columns = [[*one.columns] for one in (summary(found), against_controls(found), *by_round(found))]
         assert all(f"d_{name}" in words and f"d_{other}" not in words for words in columns)
-    row = next(line for line in summary(lost).rows if line[0] == "nll")
+    line = next(line for line in summary(lost).rows if line[0] == "nll")
     ends = [row for o in lost if o.cell.arm.name == "nll" and (row := o.at(len(o.rounds), "healed"))]
-    assert row[summary(lost).columns.index("d_llr_opposite")].startswith(
+    assert line[summary(lost).columns.index("d_llr_opposite")].startswith(
         f"{np.mean([end['d_llr_opposite'] for end in ends]):.3f}"
     )
     assert trajectories(lost, "llr_opposite")["svg"]
