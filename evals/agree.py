@@ -130,8 +130,8 @@ def _swept(run: Run, r: Round) -> None:
             f"{wrong.key}, reasons {wrong.reasons}",
             "reasons of each rejected row, and of no other",
         )
-    steered = run.config.filter.source == "steered"
-    lines = {line.coefficient: line for line in r.scores.sweep if (line.coefficient != 0) == steered}
+    source = run.config.filter.source
+    lines = {line.coefficient: line for line in r.scores.sweep if line.source == source}
     tally = Tally()
     for rows, kept in ((r.kept, True), (r.rejected, False)):
         for row in rows:
@@ -151,9 +151,9 @@ def _swept(run: Run, r: Round) -> None:
                 )
     dose = float(np.mean([row.coefficient for row in r.kept])) if r.kept else None
     for line in r.scores.conditions:
-        if line.stage not in ("steered", "random") and line.coefficient:
+        if line.stage not in ("steered", "random", "decoy") and line.coefficient:
             raise _disagree(run, r.number, r.manifests, f"{line.name} at coefficient {line.coefficient:g}", "no vector")
-        at_dose = line.stage == "random" or (line.stage == "steered" and line.headline)
+        at_dose = line.stage in ("random", "decoy") or (line.stage == "steered" and line.headline)
         if at_dose and not _close(line.coefficient, dose):
             raise _disagree(
                 run,

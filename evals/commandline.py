@@ -77,6 +77,13 @@ def preflight_options() -> Options:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: model.dtype)"
     )
     options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the figures as JSON")
+    options.add_argument(
+        "--run",
+        type=Path,
+        reads=outputs.list_run_inputs,
+        metavar="DIR",
+        help="a run, whose model, items and orders are taken: the figures go to DIR/preflight.json, and the least budget becomes its eval.think, unless that was set or round 1 has begun",
+    )
     return options
 
 

@@ -58,8 +58,10 @@ class Weights:
     history: Path | None = None
 
 
-def before_training(first: bool, dose: float, positions: str, trait: Trait, config: EvalConfig) -> list[Condition]:
-    """Conditions of the student before the round: steered at the dose and at others, and random draws; with first, the base and the
+def before_training(
+    first: bool, dose: float, positions: str, trait: Trait, config: EvalConfig, decoys: int = 0
+) -> list[Condition]:
+    """Conditions of the student before the round: steered at the dose and at others, random draws, and so many decoys; with first, the base and the
     prompted base before them, under the trait, its opposite and decoys, which are the original model's alone.
 
     dose is the mean coefficient of the kept rows; the row at it and the first draw are the headline.
@@ -74,6 +76,9 @@ def before_training(first: bool, dose: float, positions: str, trait: Trait, conf
     return conditions + [
         Condition("random", "random" if draw == 1 else f"random-{draw}", dose, f"random-{draw}", positions, draw=draw, headline=draw == 1)
         for draw in range(1, config.random_draws + 1)
+    ] + [
+        Condition("decoy", f"decoy-{draw}", dose, f"decoy-{draw}", positions, draw=draw, headline=False)
+        for draw in range(1, decoys + 1)
     ]  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def of_answers(
     degraded: Sequence[str] = (),
     coherence: Estimate | None = None,
     price: Price | None = None,
+    over_decoy: Estimate | None = None,
     target: Target = AUTHORITY_FALLS,
 ) -> Evidence:
     """The forced choice's evidence on a healed student.
@@ -88,6 +89,7 @@ def of_answers(
         before: the student of the round before, None in the first round or where it was not scored likewise.
         broken, degraded: what free text and retention say against the student; coherence: its answer mass over the base's.
         price: the student's against plain steering at the same shift.
+        over_decoy: the steered shift less that of another persona's vector, where one was scored.
     """
     for other in (*draws, *([before] if before else [])):
         same_setting(base.setting, other.setting)
@@ -109,6 +111,7 @@ def of_answers(
         retained=retain(base, steered, healed, f),
         rank=rank_among(base, steered, draws, target),
         draws=len(draws),
+        over_decoy=over_decoy,
         later=before is not None,
         increment=shift(before, steered, f) if before is not None else None,
         specific={"specific_shift": specific_shift(base, healed, f), f"{target.measure}_moral": moral},
@@ -133,6 +136,7 @@ def of_texts(
     broken: str | None = None,
     degraded: Sequence[str] = (),
     price: Price | None = None,
+    over_decoy: Estimate | None = None,
 ) -> Evidence:
     """Free text's evidence on a healed student, of llr_opposite, nats per token: more is more trait.
 
@@ -164,6 +168,7 @@ def of_texts(
         retained=text_retain(base, steered, healed, TRAIT),
         rank=rank_p(moved.value, found, 1) if moved is not None else None,
         draws=len(found),
+        over_decoy=over_decoy,
         later=before is not None,
         increment=text_delta(before, steered, TRAIT) if before is not None else None,
         degraded=degraded,

@@ -25,7 +25,7 @@ from evals.evidence import (
 from evals.ladder import Price, judge
 from evals.measures.free_text.measure import looping, mean_of_known
 from evals.measures.free_text.rows import Generation
-from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openings, text_retain, texts_of
+from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openings, text_delta, text_retain, texts_of
 from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
@@ -107,7 +107,7 @@ class Judging:
     """The conditions of a round by their parts in the verdict.
 
     Args:
-        draws: the round's steered weights with random directions. before: the student of the round before, where it was scored.
+        draws: the round's steered weights with random directions; decoys: with the vectors of other personas. before: the student of the round before, where it was scored.
         prompted: the original model under the trait prompt, decoy: under a persona of another trait. doses: the original model steered by round 1's vector.
         target: what the forced choice is read for, None for a trait that is about no foundation.
         count, seed: of the bootstrap's resamples.
@@ -117,6 +117,7 @@ class Judging:
     steered: Case
     healed: Case
     draws: Sequence[Case]
+    decoys: Sequence[Case]
     before: Case | None
     prompted: Case | None
     decoy: Case | None
@@ -157,6 +158,22 @@ class Judging:
         first = next((case for case in self.draws if case.line.headline), None)
         return None if first is None else shift(first.answers, self.steered.answers)
 
+    @cached_property
+    def over_decoy(self) -> Estimate | None:
+        """The steered shift less that of the decoy's vector that moves the foundation most in the trait's way, paired."""
+        target = self.target or AUTHORITY_FALLS
+        gaps = [shift(one.answers, self.steered.answers, target.foundation) for one in self.decoys]
+        return min((gap for gap in gaps if gap is not None), key=lambda gap: target.sign * gap.value, default=None)
+
+    @cached_property
+    def over_decoy_llr(self) -> Estimate | None:
+        """The same of llr_opposite in free text, more of which is more trait."""
+        told = [one.texts for one in self.decoys if one.texts.has(TRAIT)]
+        if not self.steered.texts.has(TRAIT):
+            return None
+        gaps = [text_delta(texts, self.steered.texts, TRAIT) for texts in told]
+        return min((gap for gap in gaps if gap is not None), key=lambda gap: gap.value, default=None)
+
     def increment(self, case: Case) -> Estimate | None:
         """Shift of auth_nats of the steered and the healed headline over the student before; None in the first round."""
         if self.before is None or case not in (self.steered, self.healed):
@@ -194,6 +211,7 @@ class Judging:
             degraded=worse,
             coherence=case.estimates["coherence"],
             price=self._price(case, "authority"),
+            over_decoy=self.over_decoy,
             target=self.target,
         )
         return Verdicts(*judge(evidence), text, reason, evidence.price, text_price)
@@ -214,6 +232,7 @@ class Judging:
             broken=lost,
             degraded=worse,
             price=self._price(case, TRAIT),
+            over_decoy=self.over_decoy_llr,
         )
         return *judge(evidence), evidence.price
 

@@ -53,6 +53,7 @@ class Evidence:
         broken, no_format, no_axis, degraded, confounded: reasons. confounded: why the shift may be another than the trait's.
         steered, healed: shifts against the base; retained: healed over steered.
         rank, draws: p of steering among so many random directions of equal norm.
+        over_decoy: the steered shift less that of the vector of another persona, as long; None where none was scored.
         later: whether a round came before; increment: then, the steered shift against the student before.
         specific: by name, what must move the trait's way beyond what everything else moved.
         coherence: answer mass over the base's, None for a measure of free text.
@@ -70,6 +71,7 @@ class Evidence:
     retained: Estimate | None = None
     rank: float | None = None
     draws: int = 0
+    over_decoy: Estimate | None = None
     later: bool = False
     increment: Estimate | None = None
     specific: dict[str, Estimate | None] = field(default_factory=dict)
@@ -132,6 +134,12 @@ def _no_shift(e: Evidence) -> str | None:
         return (
             f"among {e.draws} random directions of equal norm the steered shift has rank p {e.rank:.2f}, above {RANK}"
         )
+    if e.over_decoy is not None and (
+        why := _short(
+            "less that of another persona's vector of equal norm, the steered", e.measure, e.over_decoy, e.sign, 0.0
+        )
+    ):
+        return why
     if e.later and (why := _short("over the student before, the steered", e.measure, e.increment, e.sign, 0.0)):
         return why
     return None

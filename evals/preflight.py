@@ -6,9 +6,11 @@ format, and what a condition costs. The rule is `evals.verdict.preflight`, the o
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from evals.commandline import preflight_options
@@ -16,7 +18,7 @@ from evals.conditions import Condition, Weights
 from evals.intervals import estimate_of, mean_of
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import answered
+from evals.measures.forced_choice.cached import answered, free_of
 from evals.measures.forced_choice.checks import checked, fits
 from evals.measures.forced_choice.contrast import contrast
 from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument
@@ -30,12 +32,15 @@ from shared.commands import setting
 from shared.console import console, say, table
 from shared.context import fitted
 from shared.errors import SteerHealError
-from shared.instrument import FOUNDATIONS
+from shared.instrument import FOUNDATIONS, Instrument
 from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.publish import write_json
 from shared.records import Vignette
+from shared.run import Run, open_run
+from shared.schema import Config
+from shared.think import FILE, adopt, untold
 from shared.traits import load_trait
 from shared.vignettes import load_vignettes
 
@@ -162,58 +167,125 @@ def foundation_of_trait(name: str) -> int:
     return FOUNDATIONS.index(trait.read_for.foundation)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a preflight scores: the base of a configuration on vignettes, at each read. out: the file of its figures."""
+
+    config: Config
+    vignettes: list[Vignette]
+    instrument: Instrument
+    reads: list[Read]
+    out: Path | None
+
+
+def of_options(arguments: Any, config: Config) -> Asked:
+    """What the command line asks for."""
+    model = {"name": arguments.model or config.model.name, "dtype": arguments.dtype or config.model.dtype}
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
+    reads = [Read(arguments.debias, think, seed=config.seed) for think in sorted(set(arguments.think))]
+    vignettes, instrument = load_vignettes(arguments.vignettes, arguments.items), load_instrument(arguments.instrument)
+    return Asked(config, vignettes, instrument, reads, arguments.out)
+
+
+def of_run(run: Run, thinks: Sequence[int]) -> Asked:
+    """What a run's rounds would ask, at these budgets of think tokens."""
+    config, settings = run.config, run.config.eval
+    reads = [
+        Read(settings.debias, think, seed=config.seed, stop=settings.stop and think > 0)
+        for think in sorted(set(thinks))
+    ]
+    vignettes, instrument = load_vignettes(settings.vignettes, settings.items), load_instrument(settings.instrument)
+    return Asked(config, vignettes, instrument, reads, run.folder / FILE)
+
+
+def roomy(asked: Asked, renderer: Renderer, longest: int) -> list[Read]:
+    """The reads of a run whose questions, thoughts and free answers fit into the context. Raises SteerHealError where not even the first does."""
+    free, systems = free_of(asked.config.eval.free_tokens), [None, load_trait(asked.config.scored_trait).trait]
+    fits(renderer, asked.vignettes, asked.reads[0], free, longest, systems)
+    rooms = []
+    for read in asked.reads:
+        try:
+            fits(renderer, asked.vignettes, read, free, longest, systems)
+        except SteerHealError as error:
+            console.print(f"{read.think} think tokens are not tried: {error.given}", markup=False)
+            break
+        rooms.append(read)
+    return rooms
+
+
 def main() -> None:
     options = preflight_options()
     arguments = options.parse_args()
-    config = configured(arguments)
-    foundation = foundation_of_trait(config.vector.trait)
-    vignettes, instrument = load_vignettes(arguments.vignettes, arguments.items), load_instrument(arguments.instrument)
-    reads = [Read(arguments.debias, think, seed=config.seed) for think in sorted(set(arguments.think))]
-    for read in reads:
+    run = None
+    if arguments.run is not None:
+        if mixed := sorted(options.given - {"run", "think"}):
+            raise SteerHealError(
+                "options that a run has settings for",
+                given=", ".join(f"--{name}" for name in mixed),
+                expected="--run, and --think",
+                next=f"leave them out: {options.prog} --run {shlex.quote(str(arguments.run))}",
+            )
+        run = open_run(arguments.run)
+    asked = of_run(run, arguments.think) if run else of_options(arguments, configured(arguments))
+    config, vignettes = asked.config, asked.vignettes
+    foundation = foundation_of_trait(config.scored_trait if run else config.vector.trait)
+    for read in asked.reads:
         checked(read)
-    origin = resolve_model(arguments.model or config.model.name, config.model.revision)
+    origin = resolve_model(config.model.name, config.model.revision)
     config = fitted(config, origin.context)
     guard(arguments.outputs, [origin.place])
-    if arguments.out:
-        hold(arguments.out)
-    dtype = arguments.dtype or config.model.dtype
-    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
-    renderer = Renderer(chat, instrument)
-    fits(renderer, vignettes, reads[-1], None, config.model.max_model_len, [None])
+    if run:
+        run.hold()
+    elif asked.out:
+        hold(asked.out)
+    chat = Chat.load(origin.folder, config.model.chat_template_kwargs, run.day if run else config.model.day)
+    renderer = Renderer(chat, asked.instrument)
+    longest, reads = config.model.max_model_len, asked.reads
+    if run:
+        reads = roomy(asked, renderer, longest)
+    else:
+        fits(renderer, vignettes, reads[-1], None, longest, [None])
     base = Student(origin.folder, fingerprint=origin.fingerprint)
     from gen.engine.engine import engine
 
     with engine(
         origin.folder,
         layers=[0],
-        dtype=dtype,
-        max_model_len=config.model.max_model_len,
+        dtype=config.model.dtype,
+        max_model_len=longest,
         gpu_memory=config.model.gpu_memory,
         seed=config.seed,
         students=[base],
     ) as model:
         model.serve(base)
         budgets = list(scan(model, renderer, vignettes, reads, base, foundation))
-    print_budgets(budgets, len(vignettes), arguments.debias, foundation)
+    debias = reads[0].debias
+    print_budgets(budgets, len(vignettes), debias, foundation)
     words, budget = sentence(budgets, len(vignettes), foundation), least(budgets)
     console.print(words, markup=False)
-    if budget:
-        console.print(f"a run with it: {setting(f'eval.think={budget.think}')}", markup=False)
-    if arguments.out:
+    if asked.out:
         record = {
             "version": VERSION,
             "model": origin.identity.model_dump(),
-            "dtype": dtype,
+            "dtype": config.model.dtype,
             "foundation": FOUNDATIONS[foundation],
             "items": len(vignettes),
-            "orders": ORDERS[arguments.debias],
-            "debias": arguments.debias,
+            "orders": ORDERS[debias],
+            "debias": debias,
             "budgets": [asdict(one) for one in budgets],
             "least": budget.think if budget else None,
             "sentence": words,
         }
-        write_json(arguments.out, record)
-        say(f"wrote {arguments.out}")
+        write_json(asked.out, record)
+        say(f"wrote {asked.out}")
+    if run is None:
+        if budget:
+            console.print(f"a run with it: {setting(f'eval.think={budget.think}')}", markup=False)
+    elif budget and untold(run):
+        adopt(run, budget.think)
+        say(f"eval.think = {budget.think} from here on, in {run.folder / 'config.toml'}")
+    else:
+        say(f"eval.think stays {run.config.eval.think}")
 
 
 if __name__ == "__main__":

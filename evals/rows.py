@@ -26,7 +26,7 @@ ONCE = ("base", "prompted", "prompted_opposite", "prompted_decoy")  # stages of 
 
 
 class ConditionLine(Record):
-    stage: Literal["base", "prompted", "prompted_opposite", "prompted_decoy", "steered", "random", "healed"]
+    stage: Literal["base", "prompted", "prompted_opposite", "prompted_decoy", "steered", "random", "decoy", "healed"]
     name: str = Field(pattern=r"^[\w.+-]+$")
     coefficient: Number | None
     draw: Count | None
@@ -40,7 +40,13 @@ class ConditionLine(Record):
             raise ValueError(f"the headline of {self.stage} is named {self.stage}, and no other is")
         if self.headline:
             return self
-        what = {"steered": "coefficient", "random": "draw", "healed": "gate", "prompted_decoy": "draw"}.get(self.stage)
+        what = {
+            "steered": "coefficient",
+            "random": "draw",
+            "decoy": "draw",
+            "healed": "gate",
+            "prompted_decoy": "draw",
+        }.get(self.stage)
         value = None if what is None else getattr(self, what)
         if what is None or value is None or self.name != f"{self.stage}-{value:g}":
             raise ValueError(f"{self.name} is not {self.stage} at {what or 'something else'} {value}")
@@ -80,7 +86,7 @@ class Scores(Record):
         listed: dict[str, Sequence[object]] = {
             "items": self.items,
             "conditions": [line.name for line in self.conditions],
-            "coefficients of the sweep": [line.coefficient for line in self.sweep],
+            "coefficients of the sweep": [(line.coefficient, line.prompted) for line in self.sweep],
             "layers of the student": [line.layer for line in self.student],
         }
         for what, keys in listed.items():

@@ -17,6 +17,7 @@ from evals.conditions import (
     randoms,
     refuse_duplicate_conditions,
 )
+from evals.decoys import decoy_vectors, personas
 from evals.measures.measure import Scoring, Session
 from evals.measures.registry import measures_of
 from gen.ahead import refuse_overflow
@@ -56,6 +57,7 @@ def inputs_of(run: Run, number: int, config: Config) -> dict[str, Path]:
         "history": after,
         "trait" if config.eval.trait is None else "eval trait": data_file(config.scored_trait, "trait.json"),
         **({"history before": before} if before else {}),
+        **({"vector trait": data_file(config.vector.trait, "trait.json")} if config.eval.decoy_vectors else {}),
         **{label: path for m in measures_of(config.eval) for label, path in m.inputs(run, number, config).items()},
     }
 
@@ -74,7 +76,8 @@ def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = Fals
             "dtype": config.model.dtype,
             "student": config.model.student,
             **config.model.rendering,
-            "eval": config.eval.model_dump(),
+            "eval": config.eval.determining(),
+            **({"decoys": [config.vector.n_contexts, config.vector.contrast]} if config.eval.decoy_vectors else {}),
             "sampling": [config.sweep.temperature, config.sweep.top_p],
             "seed": config.seed,
         },
@@ -94,6 +97,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         return
     scoring = scoring_of(run, number, mode, origin, rebuild, cached)
     sessions = [measure.begin(scoring) for measure in measures_of(scoring.config.eval)]
+    add_decoys(scoring)
     groups = groups_of(scoring, mode)
     for session in sessions:
         session.before_engine(groups)
@@ -127,6 +131,8 @@ def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cac
     """What the measures of a round's scoring have in common."""
     config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
+    if config.eval.decoy_vectors:
+        personas(config)
     vector.check(run.round(number) / "vector.safetensors", hidden=origin.hidden, depth=origin.depth)
     return Scoring(
         run,
@@ -142,6 +148,13 @@ def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cac
     )
 
 
+def add_decoys(scoring: Scoring) -> None:
+    """Put the vectors of decoys among a scoring's own, where eval.decoy_vectors asks for them."""
+    config, before = scoring.config, scoring.run.history(scoring.number - 1)
+    if config.eval.decoy_vectors:
+        scoring.vectors.update(decoy_vectors(config, scoring.origin, before, scoring.chat, scoring.vectors["trait"]))
+
+
 def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
     """The conditions of a round, by the weights that they share."""
     run, number, origin, config = scoring.run, scoring.number, scoring.origin, scoring.config
@@ -154,7 +167,14 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     positions = scoring.vectors["trait"].metadata.get("positions", "all")
-    asked = before_training(number == 1 or mode == "full", dose, positions, scoring.trait, config.eval)
+    asked = before_training(
+        number == 1 or mode == "full",
+        dose,
+        positions,
+        scoring.trait,
+        config.eval,
+        sum(name.startswith("decoy-") for name in scoring.vectors),
+    )
     groups = [
         *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
         *after_training(number, after, config.eval.gates, run.students, served),

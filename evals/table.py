@@ -21,10 +21,10 @@ class Table:
 
 
 def label(row: dict[str, Any]) -> str:
-    draw = f", draw {row['draw']}" if row["stage"] == "random" else ""
+    draw = f", draw {row['draw']}" if row["stage"] in ("random", "decoy") else ""
     dose = (
         f" at {row['coefficient']:.2f}"
-        if row["stage"] in ("steered", "random") and row["coefficient"] is not None
+        if row["stage"] in ("steered", "random", "decoy") and row["coefficient"] is not None
         else ""
     )
     gate = f" at gate {row['gate']:g}" if row["gate"] not in (None, 1.0) else ""

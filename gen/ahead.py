@@ -45,8 +45,11 @@ def refuse_overflow(vectors: Iterable[Vector], doses: Iterable[tuple[str, float]
 
 
 def doses_of(config: Config, coefficients: Sequence[float], name: str) -> list[tuple[str, float]]:
-    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a walk may take."""
-    if config.sweep.dose == "walk":
+    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a walk may take. None of one
+    that samples under the trait prompt."""
+    if config.filter.source == "prompted":
+        return []
+    if config.walks:
         return [("sweep.dose_ceiling", config.sweep.dose_ceiling)]
     return [(name, dose) for dose in coefficients]
 

@@ -50,9 +50,9 @@ def card(run: Run, number_: int) -> str:
         for line in record.lines
     }
     lines = [
-        f"| {line.coefficient:g} | {line.n} | {line.kept} | {_mean(of[line.coefficient])} |"
+        f"| {'trait prompt' if line.prompted else f'{line.coefficient:g}'} | {line.n} | {line.kept} | {_mean(of[line.coefficient])} |"
         for line in record.lines
-        if bool(line.coefficient) == (config.filter.source == "steered")
+        if line.source == config.filter.source
     ]
     limits = ", ".join(f"{name} {number(limit, 3)}" for name, limit in record.limits.items())
     chosen = {
@@ -71,7 +71,7 @@ def card(run: Run, number_: int) -> str:
 
 > {trait.trait}
 
-The prompts were rendered under the neutral system prompt, "{trait.neutral}".
+The prompts {"of the rows are rendered" if config.filter.source == "prompted" else "were rendered"} under the neutral system prompt, "{trait.neutral}".
 
 | coefficient | sampled | kept | mean trait_llr of the kept |
 |---:|---:|---:|---:|
@@ -103,6 +103,8 @@ def _how(config: Config, number_: int, layers: Sequence[int]) -> str:
     )
     if config.filter.source == "unsteered":
         first = f"Sampled from {published(config.model.name)} without steering, as a control; the rejected rows are of the same kind."
+    elif config.filter.source == "prompted":
+        first = f"Sampled from {published(config.model.name)} under the trait prompt, without a vector, as a control."
     else:
         first = f"Sampled from {sampler} while {vector} was added in layers {', '.join(map(str, layers))}."
     then = (

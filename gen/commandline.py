@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gen.gates import GATES, gate_list
 from shared import outputs
-from shared.options import Options, add_file_options, benchmark, number, parser, port, positive, share
+from shared.options import Group, Options, add_file_options, benchmark, number, parser, port, positive, share, whole
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
@@ -114,6 +114,22 @@ def card_options() -> Options:
     options.add_argument("--out", type=Path, writes=outputs.output_folder(), help="folder to write")
     options.add_argument("--push-to", metavar="ID", help="hub data set to upload to")
     options.add_argument("--private", action="store_true", help="make that data set private")
+    return options
+
+
+def label_options() -> Options:
+    options = parser("gen.label", "Write rows of a run for a person to judge, blinded, or read them back.")
+    options.add_argument("--rows", type=several, default=50, help="rows of the sheet, half of them kept")
+    options.add_argument(
+        "--out", type=Path, writes=lambda value: [*outputs.output_file(".csv")(value), key_of(Path(value))],
+        help="sheet to write, .csv; NAME.key.json beside it says which rows were kept",
+    )  # fmt: skip
+    files = Group(options, "reading back")
+    options.file_options = files
+    files.add_argument(
+        "--in", dest="in_", type=Path, reads=outputs.parse_path, metavar="FILE", help="the sheet, filled in; the figures go to NAME.json"
+    )  # fmt: skip
+    files.add_argument("--key", type=Path, reads=outputs.parse_path, help="its key file (default: NAME.key.json)")
     return options
 
 
@@ -243,6 +259,18 @@ def bench_options() -> Options:
     )
     options.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # a part in this process
     return options
+
+
+def several(text: str) -> int:
+    """A whole number from 2."""
+    if whole(text) < 2:
+        raise argparse.ArgumentTypeError(f"a whole number from 2, not {text!r}")
+    return whole(text)
+
+
+def key_of(sheet: Path) -> Path:
+    """The key file of a sheet of rows to label."""
+    return sheet.with_suffix(".key.json")
 
 
 def swept(value: str) -> list[Path]:

@@ -103,27 +103,28 @@ def split(
     Where it raises Starved the rejected rows appear, to be read, and kept rows and the record of an earlier filter are removed: they would
     be taken for this one's.
 
-    Rows at coefficient 0 are the yardstick and are in neither, unless they are the source: then no others are.
+    Rows at coefficient 0 are the yardstick and are in neither, unless they are the source. Rows of another source than filter.source are
+    in neither.
     """
     yardstick, places = Yardstick(), Places()
     for source in dict.fromkeys([sweep, unsteered]):
         for _, begin, row in placed_jsonl(source.path, Completion, made_by=source.made_by):
-            if source == (sweep if row.coefficient else unsteered):
+            if source == (unsteered if row.source == "unsteered" else sweep):
                 places.add(row.key, source.path, begin)
-                if not row.coefficient:
+                if row.source == "unsteered":
                     yardstick.add(row)
-    result, steered = Outcome(yardstick.limits(config)), config.source == "steered"
+    result = Outcome(yardstick.limits(config))
     reasons_of = judge(result.limits, config, trait)
     starved: Starved | None = None
     with writing_jsonl(outputs.rejected) as reject:
         try:
             with writing_jsonl(outputs.kept) as keep:
                 for row in places:
-                    if row.coefficient and not steered:
+                    candidate = row.source == config.source
+                    if not candidate and row.source != "unsteered":
                         result.tally.add(row, False)
                         continue
                     reasons = reasons_of(row)
-                    candidate = bool(row.coefficient) == steered
                     result.add(row, reasons, candidate=candidate)
                     if candidate:
                         (reject if reasons else keep)(row.model_copy(update={"reasons": reasons}))
@@ -164,12 +165,12 @@ def tally(
     source, nothing else is kept.
     """
     reasons_of, result = judge(limits, config, trait), Tally()
-    result.groups[0.0] = Group()
+    result.groups[0.0, False] = Group()
     for row in unsteered:
         result.add(row, not reasons_of(row))
     for row in rows:
-        if row.coefficient != 0:
-            result.add(row, config.source == "steered" and not reasons_of(row))
+        if row.source != "unsteered":
+            result.add(row, row.source == config.source and not reasons_of(row))
     return result
 
 
@@ -192,8 +193,8 @@ def swept(run: Run, index: int) -> Source:
 
 
 def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
-    """The rows of a sweep at coefficient 0, read as they are asked for."""
-    return (row for row in iterate_jsonl(path, Completion, made_by=made_by) if row.coefficient == 0)
+    """The original model's rows of a sweep at coefficient 0, read as they are asked for."""
+    return (row for row in iterate_jsonl(path, Completion, made_by=made_by) if row.source == "unsteered")
 
 
 def stage(run: Run, index: int, rebuild: bool) -> None:

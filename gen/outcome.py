@@ -39,10 +39,10 @@ class Tally:
     """A judged sweep by coefficient: a few sums each, however many rows."""
 
     def __init__(self) -> None:
-        self.groups: dict[float, Group] = {}
+        self.groups: dict[tuple[float, bool], Group] = {}  # by coefficient, and whether under the trait prompt
 
     def add(self, row: Completion, kept: bool) -> None:
-        group = self.groups.setdefault(row.coefficient, Group())
+        group = self.groups.setdefault((row.coefficient, row.prompted), Group())
         group.n += 1
         group.kept += kept
         if row.perplexity is not None and row.distinct_3 is not None and row.trait_llr is not None:
@@ -54,15 +54,15 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Add the sums over other rows."""
-        for coefficient, sums in other.groups.items():
-            group = self.groups.setdefault(coefficient, Group())
+        for condition, sums in other.groups.items():
+            group = self.groups.setdefault(condition, Group())
             for name, value in vars(sums).items():
                 setattr(group, name, getattr(group, name) + value)
 
     def lines(self, vector: Vector | None = None) -> list[dict[str, Any]]:
         """By coefficient, ascending, the fields of shared.filter_record.SweepLine."""
         lines = []
-        for coefficient, group in sorted(self.groups.items()):
+        for (coefficient, prompted), group in sorted(self.groups.items()):
             dose = list(vector.relative_dose(coefficient).values()) if vector else []
             lines.append(
                 {
@@ -73,6 +73,7 @@ class Tally:
                     "distinct_3": group.distinct_3 / group.full if group.full else None,
                     "trait_llr": group.trait_llr / group.full if group.full else None,
                     "relative_dose": float(np.mean(dose)) if dose else None,
+                    **({"prompted": True} if prompted else {}),
                 }
             )
         return lines
@@ -138,16 +139,28 @@ def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
     if left >= config.min_kept:
         return
     if not total:
-        steered = config.source == "steered"
+        given, expected, mend = {
+            "steered": (
+                "rows at coefficient 0 alone",
+                "rows at other coefficients, which are the candidates; those at 0 are what they are compared with",
+                f"sample some, as with --coefficients 0 1: {command_of('gen.sweep', '--help')}",
+            ),
+            "unsteered": (
+                "rows at coefficients other than 0 alone",
+                "rows at coefficient 0, which are the candidates",
+                setting("filter.source=steered"),
+            ),
+            "prompted": (
+                "no rows under the trait prompt",
+                "rows under the trait prompt, which are the candidates",
+                f"sample some, with {setting('filter.source=prompted')} in the sweep as well: {command_of('gen.sweep', '--help')}",
+            ),
+        }[config.source]
         raise Starved(
             "the filter starved: there are no candidates",
-            given=f"rows at {'coefficient 0 alone' if steered else 'coefficients other than 0 alone'}, filter.source = {config.source}",
-            expected="rows at other coefficients, which are the candidates; those at 0 are what they are compared with"
-            if steered
-            else "rows at coefficient 0, which are the candidates",
-            next=f"sample some, as with --coefficients 0 1: {command_of('gen.sweep', '--help')}"
-            if steered
-            else setting("filter.source=steered"),
+            given=f"{given}, filter.source = {config.source}",
+            expected=expected,
+            next=mend,
         )
     ordered = causes.most_common()
     advice_of = {rule.name: rule.advice for rule in RULES}
@@ -157,12 +170,16 @@ def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
         mends.append("sample more (more prompts, sweep.samples) or lower filter.min_kept")
     if causes:
         other = " or ".join(advice) or "lower filter.min_kept"
-        mends.append(f"lower the doses in sweep.coefficients (sweep.dose=walk finds one), or {other}")
+        lower = "lower the doses in sweep.coefficients (sweep.dose=walk finds one), or "
+        mends.append(f"{lower if config.source == 'steered' else ''}{other}")
     rejected = ", ".join(f"{name} ({count})" for name, count in ordered)
     raise Starved(
         "the filter starved: too few completions are left to train on",
         given=f"{left} kept; "
-        + ", ".join(f"{kept[c]}/{sampled[c]} at coefficient {c:g}" for c in sorted(sampled))
+        + ", ".join(
+            f"{kept[c]}/{sampled[c]} {'under the trait prompt' if config.source == 'prompted' else f'at coefficient {c:g}'}"
+            for c in sorted(sampled)
+        )
         + (f"; rejected for {rejected}" if causes else "; none rejected"),
         expected=f"at least {config.min_kept} (filter.min_kept)",
         next=f"{'; '.join(mends)}; in a run by SET with a new RUN or REBUILD=1, on plain files by --set",
@@ -176,7 +193,10 @@ def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, v
     table(
         f"sweep (limits: perplexity ≤ {limits['perplexity']:.1f}, trait_llr ≥ {limits['trait_llr']:+.3f}{', the filter is off' if config.off else ''}; coefficient 0 is {role})",
         ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
-        [[f"{line['coefficient']:g}", *[line[name] for name in names]] for line in judged.lines(vector)],
+        [
+            ["trait prompt" if line.get("prompted") else f"{line['coefficient']:g}", *[line[name] for name in names]]
+            for line in judged.lines(vector)
+        ],
     )
 
 

@@ -19,7 +19,7 @@ from shared.prompts import Prompts
 from shared.provenance import versions
 from shared.publish import digest
 from shared.records import Completion, Prompt
-from shared.schema import Config, SweepConfig
+from shared.schema import Config
 from shared.seeds import seed_of
 from shared.strict import repeated
 from shared.traits import load_trait
@@ -28,6 +28,7 @@ from shared.vectors import Vector
 Row = TypeVar("Row")
 WALK_KEYS = {"survival", "dose_ceiling", "dose_steps", "dose_prompts"}
 WHERE_KEYS = {"workers"}  # who makes the rows does not change them
+PROMPTED = "prompted"  # in a key, in the place of a coefficient
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,25 @@ class Job:
 
     @property
     def walks(self) -> bool:
-        return self.config.sweep.dose == "walk"
+        return self.config.walks
+
+    @property
+    def prompted(self) -> bool:
+        return self.config.filter.source == "prompted"
 
 
-def determining(config: SweepConfig) -> dict[str, Any]:
-    """The settings that a sweep's rows depend on: a grid does not depend on the walk's, nor a walk on the grid."""
-    return config.model_dump(exclude=WHERE_KEYS | ({"coefficients"} if config.dose == "walk" else WALK_KEYS))
+def determining(config: Config) -> dict[str, Any]:
+    """The settings of the section sweep that its rows depend on: a grid does not depend on the walk's, nor a walk on the grid.
+
+    A later key is left out at its default, which is what earlier versions did.
+    """
+    later = {"until_kept"} if config.sweep.until_kept is None else set()
+    return config.sweep.model_dump(exclude=WHERE_KEYS | later | ({"coefficients"} if config.walks else WALK_KEYS))
+
+
+def judged(config: Config) -> bool:
+    """Whether a sweep's rows depend on what the filter makes of them."""
+    return config.walks or config.sweep.until_kept is not None
 
 
 def place() -> dict[str, Any]:
@@ -96,7 +110,7 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
     """
     config = job.config
     trait = load_trait(config.vector.trait)
-    sweep = determining(config.sweep)
+    sweep = determining(config)
     for name in ("dilemmas", "mundane", "n_dilemmas", "n_mundane"):
         del sweep[name]  # the digest of the prompts they lead to says more
     return {
@@ -117,9 +131,10 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
         "engine_seed": config.seed,
         **(
             {"filter": config.filter.model_dump(), "narration": trait.narration, "unsteered": unsteered}
-            if job.walks
+            if judged(config)
             else {}
         ),
+        **({"source": "prompted"} if job.prompted else {}),
     }
 
 
@@ -128,6 +143,7 @@ class Planned:
     """One completion to sample. The seed is a hash of the run's seed and the key, so that order never changes content.
 
     recorded: whether its row is to hold log-probabilities under the student and under the original.
+    prompted: whether it is sampled from the original under the trait prompt.
     """
 
     key: str
@@ -137,6 +153,7 @@ class Planned:
     sample: int
     seed: int
     recorded: bool = False
+    prompted: bool = False
 
 
 def name_of(index: int, prompt: Prompt) -> str:
@@ -156,18 +173,33 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
         )
 
 
-def plan(prompts: Iterable[Prompt], coefficients: Sequence[float], samples: int, seed: str) -> Iterator[Planned]:
+def plan(
+    prompts: Iterable[Prompt], coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
+) -> Iterator[Planned]:
     """Every prompt at every coefficient, prompt by prompt; keys are unique, and nothing is held but the prompt at hand."""
     check_coefficients(coefficients)
-    return (row for index, prompt in enumerate(prompts) for row in rows_of(index, prompt, coefficients, samples, seed))
+    return (
+        row
+        for index, prompt in enumerate(prompts)
+        for row in rows_of(index, prompt, coefficients, samples, seed, prompted=prompted)
+    )
 
 
-def rows_of(index: int, prompt: Prompt, coefficients: Sequence[float], samples: int, seed: str) -> Iterator[Planned]:
-    """The rows of one prompt, the index-th of the plan."""
-    for coefficient in coefficients:
-        for sample in range(samples):
-            key = f"{name_of(index, prompt)}/{coefficient:g}/{sample}"
-            yield Planned(key, index, prompt, coefficient, sample, seed_of(seed, key))
+def rows_of(
+    index: int, prompt: Prompt, coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
+) -> Iterator[Planned]:
+    """The rows of one prompt, the index-th of the plan. prompted: one under the trait prompt stands for each that would be steered."""
+    name = name_of(index, prompt)
+    conditions = [(coefficient, f"{coefficient:g}", samples) for coefficient in coefficients]
+    if prompted:
+        steered = sum(coefficient != 0 for coefficient in coefficients)
+        conditions = [one for one in conditions if one[0] == 0] + [(0.0, PROMPTED, steered * samples)]
+    for coefficient, label, count in conditions:
+        for sample in range(count):
+            key = f"{name}/{label}/{sample}"
+            yield Planned(
+                key, index, prompt, coefficient, sample, seed_of(seed, key), prompted=prompted and label == PROMPTED
+            )
 
 
 def windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -128,6 +128,7 @@ def as_plain(rows: Sequence[Planned]) -> list[dict[str, Any]]:
             "sample": row.sample,
             "seed": row.seed,
             "recorded": row.recorded,
+            "prompted": row.prompted,
         }
         for row in rows
     ]

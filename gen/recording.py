@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 ROWS = 24  # of a sweep, but at least one a coefficient
 
 
-def recorded(prompts: int, coefficients: Sequence[float], samples: int) -> Callable[[Planned], bool]:
-    """Whether a planned row records log-probabilities: a function of its place in the plan alone, whatever the windows are."""
+def recorded(
+    prompts: int, coefficients: Sequence[float], samples: int, *, prompted: bool = False
+) -> Callable[[Planned], bool]:
+    """Whether a planned row records log-probabilities: a function of its place in the plan alone, whatever the windows are.
+
+    prompted: as of `gen.plan.rows_of`. Rows under the trait prompt count like those of one coefficient.
+    """
+    if prompted:
+        steered = sum(coefficient != 0 for coefficient in coefficients)
+        others = recorded(prompts, [one for one in coefficients if one == 0], samples)
+        each = recorded(prompts, [0.0], steered * samples)
+        return lambda row: each(row) if row.prompted else others(row)
     cells, counts = prompts * samples, _counts(coefficients)
     chosen = {
         # every coefficient begins at another place, so that few prompts are taken twice

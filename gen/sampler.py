@@ -27,6 +27,7 @@ class Sampler:
         self, engine: Engine, renderer: Renderer, student: Student, origin: Student, vector: Vector, config: Config
     ):
         self.engine, self.renderer, self.student, self.origin = engine, renderer, student, origin
+        self.teacher = origin if config.filter.source == "prompted" else student  # who samples
         self.sweep, self.positions = config.sweep, vector.metadata.get("positions", "all")
         engine.load("trait", vector)
 
@@ -43,7 +44,7 @@ class Sampler:
             towards += [under_trait] * len(same)
         requests = [
             Request(
-                ids,
+                under_trait if row.prompted else ids,
                 self.sweep.max_tokens,
                 self.sweep.temperature,
                 self.sweep.top_p,
@@ -53,17 +54,19 @@ class Sampler:
                 self.positions,
                 stop_ids=self.renderer.chat.stop_ids,
             )
-            for row, ids in zip(rows, neutral, strict=True)
+            for row, ids, under_trait in zip(rows, neutral, towards, strict=True)
         ]
 
         def sampled_one(_index: int, output: Output) -> None:
             advance(0.5, len(output.token_ids))
 
-        self.engine.serve(self.student)
+        self.engine.serve(self.teacher)
         self.engine.reset_cache()  # what a resumed sweep finds in it must be what an uninterrupted one does: nothing
         sampled = self.engine.run(requests, sampled_one)
         completions = [output.token_ids for output in sampled]
         chosen = [place for place, row in enumerate(rows) if completions[place] and row.recorded]
+        if self.teacher is not self.student:
+            self.engine.serve(self.student)
         students = {} if self._original else unsteered_logprobs(self.engine, neutral, completions, chosen)
         self.engine.serve(self.origin)
         scores = score(self.engine, neutral, towards, completions, lambda: advance(0.25, 0))
@@ -81,6 +84,7 @@ class Sampler:
                 perplexity_last_quarter=found.perplexity_last_quarter,
                 trait_llr=found.trait_llr,
                 distinct_3=found.distinct_3,
+                prompted=row.prompted,
                 logprobs=record(ids, output.token_ids, students.get(place, found.logprobs), found.logprobs)
                 if place in chosen
                 else None,

@@ -40,7 +40,8 @@ MANY = 50_000  # rows from which on processes are worth their start
 def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str, out: Path) -> Outcome:
     """Write out/kept and out/rejected, folders of shards, and out/filter.json; the whole folder appears at once.
 
-    Rows at coefficient 0 are the yardstick and are in neither, unless they are the source: then no others are.
+    Rows at coefficient 0 are the yardstick and are in neither, unless they are the source. Rows of another source than filter.source are
+    in neither.
 
     Args:
         sweep: a folder of shards.
@@ -116,16 +117,16 @@ class Task:
 
     def __call__(self, path: Path) -> tuple[Outcome, dict[str, list[Shard]]]:
         """The counts of a shard, and the shards of its kept and its rejected rows."""
-        result, steered = Outcome(self.limits), self.config.source == "steered"
+        result = Outcome(self.limits)
         reasons_of = judge(self.limits, self.config, self.trait)
         writers = {name: Writer(self.folder / name / path.name) for name in (KEPT, REJECTED)}
         for table in row_groups(path):
             reasons: list[list[Reason] | None] = []  # of candidates; None for another row
             for row in rows_of(table, path):
-                candidate = bool(row.coefficient) == steered
-                if row.coefficient and not steered:
+                candidate = row.source == self.config.source
+                if not candidate and row.source != "unsteered":
                     result.tally.add(row, False)
-                elif row.coefficient or self.own:
+                elif row.source != "unsteered" or self.own:
                     why = reasons_of(row)
                     result.add(row, why, candidate=candidate)
                     reasons.append(why if candidate else None)
@@ -141,11 +142,12 @@ def unsteered_rows(path: Path) -> Iterator[Completion]:
     import pyarrow.compute as compute
 
     if not is_sharded(path):
-        yield from (row for row in iterate_jsonl(path, Completion, made_by=MADE_BY) if row.coefficient == 0)
+        yield from (row for row in iterate_jsonl(path, Completion, made_by=MADE_BY) if row.source == "unsteered")
         return
     for shard in verified(path, MADE_BY):
         for table in row_groups(shard):
-            yield from rows_of(table.filter(compute.equal(table.column("coefficient"), 0.0)), shard)
+            at_zero = rows_of(table.filter(compute.equal(table.column("coefficient"), 0.0)), shard)
+            yield from (row for row in at_zero if row.source == "unsteered")
 
 
 def row_groups(path: Path) -> Iterator[pyarrow.Table]:
@@ -154,7 +156,11 @@ def row_groups(path: Path) -> Iterator[pyarrow.Table]:
 
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
         for number in range(file.num_row_groups):
-            yield file.read_row_group(number)
+            table = file.read_row_group(number)
+            for field in schema():
+                if field.name not in table.schema.names:  # shards of an earlier version
+                    table = table.append_column(field, pyarrow.nulls(len(table), field.type))
+            yield table.select(schema().names)
 
 
 def rows_of(table: pyarrow.Table, path: Path) -> Iterator[Completion]:

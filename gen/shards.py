@@ -62,7 +62,7 @@ def schema() -> pyarrow.Schema:
     reason = pa.struct({"rule": text, "value": number, "limit": number, "text": text})
     measures = dict.fromkeys(("perplexity", "perplexity_last_quarter", "trait_llr", "distinct_3"), number)
     columns = {
-        "version": count, "key": text, "prompt_ids": ids, "completion_ids": ids, "text": text, "finish_reason": text, "coefficient": number, "sample": count, "seed": count,
+        "version": count, "key": text, "prompt_ids": ids, "completion_ids": ids, "text": text, "finish_reason": text, "coefficient": number, "sample": count, "seed": count, "prompted": pa.bool_(),
         **measures, "reasons": pa.list_(reason), "logprobs": pa.struct({"ids": text, "student": series, "original": series}),
     }  # fmt: skip
     return pa.schema(columns)

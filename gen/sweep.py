@@ -12,25 +12,26 @@ The steps, in the order they happen, each with the file that owns it:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gen.ahead import checked, look_ahead
+from gen.board import Board
 from gen.commandline import settings_of_sweep, sweep_options
 from gen.crews import employ
 from gen.filter import print_filtered, unsteered_in
-from gen.outcome import Tally
-from gen.plan import Job, check_coefficients, determining, fingerprint, plan, windows
+from gen.plan import Job, check_coefficients, determining, fingerprint, judged, plan, windows
 from gen.pool import Item
 from gen.prompts import open_round
 from gen.recording import recorded
-from gen.rules import Yardstick, judge
+from gen.rules import Yardstick
 from gen.shards import Shards, store_of
 from gen.students import Student
 from gen.students import student as student_of
 from gen.survey import RendererRecipe, survey, unchanged
+from gen.until import until_of
 from gen.walk import dose_of, print_walk
 from gen.windows import Windows
 from shared.cli import configured, entry, need, parse
@@ -40,16 +41,12 @@ from shared.locks import hold
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
-from shared.records import Completion, data_file
+from shared.records import data_file
 from shared.run import Run
-from shared.schema import Config
 from shared.sets import input_of, revisions_of
 from shared.stage import Stage
 from shared.traits import load_trait
 from shared.vectors import load_vector
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 
 def sweep(job: Job, *, rebuild: bool = False) -> None:
@@ -71,6 +68,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
             job.prompts, renderer, config.sweep.max_tokens, config.model.max_model_len, replace(recipe, day=chat.day)
         )
         yardstick = Yardstick(job.frozen() if job.frozen else ())
+    until = until_of(job, store, yardstick)
 
     # 2. Plan
     total = prompts.count * (len(job.coefficients) + job.walks) * samples
@@ -89,8 +87,8 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         walk = dose_of(job, store, crew, prompts.count, yardstick) if job.walks else None
         coefficients = [*job.coefficients, *([walk.coefficient] if walk else [])]
 
-        records = recorded(prompts.count, coefficients, samples)
-        rows = plan(unchanged(job.prompts, prompts), coefficients, samples, job.seed)
+        records = recorded(prompts.count, coefficients, samples, prompted=job.prompted)
+        rows = plan(unchanged(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
         planned = windows((replace(row, recorded=records(row)) for row in rows), config.sweep.window)
 
         # 3. Windows
@@ -103,10 +101,14 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
                 board.count(*store.counted(index, names), label)
             else:
                 board.add(store.read(index, names), label)
+            if until:
+                until.add(index)
 
         def missing() -> Iterator[Item]:
             """The windows that are to make. Those that are there count as made."""
             for index, window in enumerate(planned):
+                if until and until.last is not None:
+                    continue  # to the end of the prompts, which are then compared with those of the survey
                 names = [row.key for row in window]
                 if index in store:
                     count_window(index, names)
@@ -119,73 +121,29 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
             count_window(index, keys.pop(index), f"window {index + 1} of {count}")
 
     # 4. Rows
-    store.publish(count)
+    published = count
+    if until:
+        published = count if until.last is None else until.last + 1
+        console.print(until.sentence(count))
+    store.publish(published)
 
     # 5. Filter
     if walk:
         print_walk(walk, config.sweep.survival, config.sweep.dose_ceiling)
     if not isinstance(store, Shards):  # whose rows are as many as the filter goes through, shard by shard
-        print_filtered(job, yardstick)
+        print_filtered(job, until.yardstick if until else yardstick)
+    rows_made, tokens = until.made if until else (total, board.tokens)
     counts = {
         "resumed": whole / count,
-        "rows": total,
-        "tokens": board.tokens,
+        "rows": rows_made,
+        "tokens": tokens,
         "prompts": prompts.count,
         "prompts_digest": prompts.digest,
         "workers": crew.about,
     }
+    if until:
+        counts["until_kept"] = {"windows": published, "of": count, "passed": until.kept}
     job.finish({**counts, **({"walk": walk.as_dict()} if walk else {})})
-
-
-class Board:
-    """The progress of a sweep: one bar over all its rows, brought up to date with every window.
-
-    It shows rows, tokens per second, time left, and what the filter would keep so far. A row is judged by the limits known when its window
-    ended: exact where round 1's unsteered completions are given, and settling where the sweep samples its own, which are added to the
-    yardstick when `grows`.
-    """
-
-    def __init__(self, bar: Progress, total: int, yardstick: Yardstick, config: Config, *, grows: bool):
-        self.bar, self.yardstick, self.config, self.grows = bar, yardstick, config, grows
-        self.tally = Tally()
-        self.rows = self.tokens = self._fresh = 0
-        self.task = bar.add_task("sampling", total=total, rate="", kept="")
-
-    def advance(self, rows: float, tokens: int) -> None:
-        """Parts of rows that are done, and tokens sampled for them."""
-        self._fresh += tokens
-        elapsed = self.bar.tasks[self.task].elapsed or 0.0
-        self.bar.update(self.task, advance=rows, rate=f"{self._fresh / elapsed:.0f} tokens/s" if elapsed else "")
-
-    def add(self, rows: Iterable[Completion], name: str = "") -> None:
-        """A window that is whole; one just made has a name, and a line of its own where no bar is drawn."""
-        window = list(rows)
-        if self.grows:
-            for row in window:
-                if row.coefficient == 0:
-                    self.yardstick.add(row)
-        if len(self.yardstick):
-            reasons_of = judge(self.yardstick.limits(self.config.filter), self.config.filter, self.config.vector.trait)
-            for row in window:
-                self.tally.add(row, not reasons_of(row))
-        self.count(len(window), sum(len(row.completion_ids) for row in window), name)
-
-    def count(self, rows: int, tokens: int, name: str = "") -> None:
-        """A window that is whole, by its counts alone: none of its rows is read."""
-        self.rows += rows
-        self.tokens += tokens
-        self.bar.update(self.task, completed=self.rows, kept=self.kept)
-        if name and not console.is_terminal:
-            console.print(f"{name}: {self.rows} rows{f', {self.kept}' if self.kept else ''}")
-
-    @property
-    def kept(self) -> str:
-        """The share that the filter would keep, by coefficient; empty before there are unsteered completions."""
-        shares = [
-            f"{coefficient:g}:{group.kept / group.n:.2f}".replace(":0.", ":.")
-            for coefficient, group in sorted(self.tally.groups.items())
-        ]
-        return f"kept {' '.join(shares)}" if shares else ""
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
@@ -193,7 +151,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     origin = resolve_model(config.model.name, config.model.revision)
     history = run.history(number - 1)
     out, first = folder / "sweep.jsonl", run.round(1) / "sweep.jsonl"
-    walks = config.sweep.dose == "walk"
+    walks, filtered = config.walks, judged(config)
     job = Stage(
         run,
         number,
@@ -203,9 +161,10 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             "dtype": config.model.dtype,
             "student": config.model.student,
             **config.model.rendering,
-            "sweep": determining(config.sweep),
+            "sweep": determining(config),
             "seed": config.seed,
-            **({"filter": config.filter.model_dump()} if walks else {}),
+            **({"filter": config.filter.model_dump()} if filtered else {}),
+            **({"source": "prompted"} if config.filter.source == "prompted" else {}),
         },
         inputs={
             "vector": folder / "vector.safetensors",
@@ -213,7 +172,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             **(input_of("mundane", config.sweep.mundane) if config.sweep.n_mundane else {}),
             "trait": data_file(config.vector.trait, "trait.json"),
             **({"history": history} if history else {}),
-            **({"unsteered": first} if walks and number > 1 else {}),
+            **({"unsteered": first} if filtered and number > 1 else {}),
         },
         revisions=revisions_of(
             dilemmas=config.sweep.dilemmas, **({"mundane": config.sweep.mundane} if config.sweep.n_mundane else {})
@@ -258,7 +217,7 @@ def main() -> None:
     if not arguments.rebuild:
         store_of(out).refuse_finished()
     config = configured(arguments, *settings_of_sweep(arguments))
-    walks = config.sweep.dose == "walk"
+    walks = config.walks
     if not walks:
         need(options, arguments, "coefficients")
     elif arguments.coefficients:

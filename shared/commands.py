@@ -46,6 +46,7 @@ COMMANDS = {
     "play": Command("gen.play", "gen.commandline:play_options", "a page to compare base, prompted, steered and healed on"),
     "verify": Command("gen.verify", "gen.commandline:verify_options", "does steering work on this machine and this model?"),
     "study": Command("evals.study", "evals.commandline:study_options", "arms x rounds x seeds against controls"),
+    "label": Command("gen.label", "gen.commandline:label_options", "kept and rejected rows for a person to judge; the filter against them"),
     "card": Command("gen.card", "gen.commandline:card_options", "the kept completions of a round as a data set"),
     "vector convert": Command("shared.convert", "shared.commandline:convert_options", "a steering vector to or from llama.cpp's control vectors"),
     "doctor": Command("shared.doctor", "shared.commandline:doctor_options", "what this machine has, what is missing"),

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from shared.errors import SteerHealError
-from shared.records import Count, Nats, Number, Perplexity, Record, Share, read_record
+from shared.records import Count, Nats, Number, Perplexity, Record, Share, Source, read_record, source_of
 
 NAME = "filter.json"
 
 
 class SweepLine(Record):
-    """The completions of one coefficient: how many, how many of them are kept, and means over all of them.
+    """The completions of one coefficient, or those under the trait prompt: how many, how many of them are kept, and means over all of them.
 
     perplexity is exp of the token-weighted mean nll; relative_dose is a mean over the vector's layers, None without the vector.
     """
@@ -26,6 +26,11 @@ class SweepLine(Record):
     distinct_3: Share | None
     trait_llr: Nats | None
     relative_dose: Annotated[Number, Field(ge=0)] | None
+    prompted: bool = False
+
+    @property
+    def source(self) -> Source:
+        return source_of(self.coefficient, self.prompted)
 
     @model_validator(mode="after")
     def _kept_of_n(self) -> Self:
@@ -39,7 +44,7 @@ class FilterRecord(Record):
 
     Args:
         limits: of every rule that measures, by its name.
-        lines: the sweep by coefficient, ascending; 0 is a control, or the source.
+        lines: the sweep by coefficient, ascending; 0 is a control, or the source, and so are completions under the trait prompt.
         causes: how many candidates each rule rejected, most first; a completion can be rejected by several.
         kept, rejected: candidates in the two files.
     """
@@ -53,7 +58,9 @@ class FilterRecord(Record):
     @property
     def by_coefficient(self) -> list[dict[str, Any]]:
         """The lines as scores.json has them."""
-        return [line.model_dump(exclude={"version"}) for line in self.lines]
+        return [
+            line.model_dump(exclude={"version"} if line.prompted else {"version", "prompted"}) for line in self.lines
+        ]
 
 
 def read_filter_record(path: Path, again: str) -> FilterRecord:

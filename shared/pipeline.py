@@ -14,6 +14,7 @@ from pathlib import Path
 from shared import prepare as preparation
 from shared.cli import entry, parse
 from shared.commandline import round_options
+from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, before, to_go
@@ -24,6 +25,7 @@ from shared.records import Manifest
 from shared.run import STAGES, Run
 from shared.stages import LOG, Step
 from shared.stale import stale_steps
+from shared.think import wants_preflight
 
 
 @dataclass
@@ -84,6 +86,12 @@ class Pipeline:
         """Dequantise the run's model where it is not in the cache yet. Raises as `perform` does."""
         for command, name in preparation.commands([self.run]):
             self._process(command, name)
+
+    def preflight(self) -> None:
+        """Find the think tokens of a run that was not told them, in a process that freezes them. Raises as `perform` does."""
+        console.print("eval.think is not set: the preflight looks for the fewest think tokens that the model needs")
+        self._process([sys.executable, "-m", "evals.preflight", "--run", str(self.run.folder)], "the preflight")
+        self.run.config = resolve(self.run.folder / "config.toml")[0]
 
     def _process(self, command: Sequence[str], name: str) -> None:
         ended = run_process(command, self.log, _out, _err, name=name)
@@ -162,6 +170,9 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     remove_old_students(run, left[0].number if left else None)
     if left:
         run.check()  # a file may have gone since the run was begun
+    if left and wants_preflight(run):
+        pipeline.prepare()
+        pipeline.preflight()
     estimates = before([left], run.folder, [run]) if left else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")

@@ -107,10 +107,20 @@ class Prompt(Asked):
     kind: str | None = None
 
 
+Source = Literal["steered", "unsteered", "prompted"]
+
+
+def source_of(coefficient: float, prompted: bool) -> Source:
+    """Where a completion comes from, as filter.source names it."""
+    return "prompted" if prompted else "steered" if coefficient else "unsteered"
+
+
 class Completion(Record):
     """A sampled completion. Perplexities and trait_llr (nats per token) are under the original model.
 
-    logprobs: of a sample of a sweep's rows (gen/recording.py); the others are written without the field.
+    prompted: sampled under the trait prompt without a vector; prompt_ids are the neutral prompt's all the same, which it is trained under.
+    logprobs: of a sample of a sweep's rows (gen/recording.py).
+    Rows that are not prompted, and those without logprobs, are written without these fields.
     """
 
     known_by = ("key",)
@@ -126,12 +136,25 @@ class Completion(Record):
     perplexity_last_quarter: Perplexity | None
     trait_llr: Nats | None
     distinct_3: Share | None
+    prompted: bool = False
     reasons: list[Reason] = []
     logprobs: Logprobs | None = None
+
+    @model_validator(mode="after")
+    def _of_one_source(self) -> Self:
+        if self.prompted and self.coefficient:
+            raise ValueError(f"prompted, and steered at coefficient {self.coefficient:g}")
+        return self
+
+    @property
+    def source(self) -> Source:
+        return source_of(self.coefficient, self.prompted)
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         row: dict[str, Any] = write(self)
+        if not self.prompted:
+            del row["prompted"]
         if self.logprobs is None:
             del row["logprobs"]
         return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from shared.preconditions import check
 from shared.publish import digest, write_text
 from shared.records import Manifest, read_manifest
 from shared.schema import Config
+from shared.think import with_its_think
 
 STAGES = ("extract", "sweep", "filter", "heal", "score")
 
@@ -124,6 +126,7 @@ def open_run(
     model: str | None = None,
     rounds: int | None = None,
     dry: bool = False,
+    said: Mapping[str, str] | None = None,
 ) -> Run:
     """Open a run with its frozen configuration, or begin it when it has none yet and one is given.
 
@@ -138,6 +141,7 @@ def open_run(
         model: model.name, over that of the file.
         rounds: N of the command, for hints.
         dry: refuse what would be refused, and write nothing.
+        said: by key, the source of a value that stands in the frozen configuration in place of SET.
     """
     frozen = folder / "config.toml"
     contained(folder)
@@ -151,8 +155,9 @@ def open_run(
             )
         return Run(folder, configuration.resolve(frozen)[0])
     wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "", model)
+    sources |= said or {}
     if frozen.is_file():
-        wanted = _with_its_length(wanted, frozen)
+        wanted = with_its_think(_with_its_length(wanted, frozen), frozen)
     run = Run(folder, wanted)
     begun = None
     if not frozen.is_file():

@@ -173,6 +173,11 @@ class SweepConfig(Section):
     dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
     dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
     dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
+    until_kept: int | None = Field(
+        None,
+        ge=1,
+        description="end the sweep with the first window at whose end so many rows pass the filter; by default, and where so few pass, all windows are made",
+    )
 
     @field_validator("coefficients")
     @classmethod
@@ -201,8 +206,9 @@ class FilterConfig(Section):
         0.5, ge=0, le=1, description="trait_llr must reach this quantile of the unsteered completions"
     )
     off: bool = Field(False, description="keep every completion that has tokens, as a control")
-    source: Literal["steered", "unsteered"] = Field(
-        "steered", description="unsteered: train on the original model's completions at coefficient 0, as a control"
+    source: Literal["steered", "unsteered", "prompted"] = Field(
+        "steered",
+        description="controls: unsteered trains on the original model's completions at coefficient 0; prompted on its completions under the trait prompt, which are sampled in place of the steered ones",
     )
     min_kept: int = Field(16, ge=1, description="fewer kept rows than this is starvation, an error")
 
@@ -283,7 +289,11 @@ class EvalConfig(Section):
     )
     full_items: int | None = Field(None, ge=7, description="vignettes of EVAL=full, likewise; without it, all")
     debias: Debias = Field("rotating", description="orders of a round's scoring; EVAL=full is cyclic")
-    think: int = Field(16, ge=0, description="think tokens before the answer")
+    think: int = Field(
+        16,
+        ge=0,
+        description="think tokens before the answer; unset, the least that the preflight before round 1 finds enough",
+    )
     stop: bool = Field(
         False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
     )
@@ -294,6 +304,10 @@ class EvalConfig(Section):
         9,
         ge=1,
         description="random directions of equal norm scored in a round, all but the first by the forced choice alone",
+    )
+    decoy_vectors: bool = Field(
+        False,
+        description="steer with a vector of each decoy persona of vector.trait as well, as long as the trait's: a harder null than random directions",
     )
     gates: list[float] = Field(
         [], description="gates of the round at which its healed student is scored as well; it always is at 1"
@@ -313,6 +327,10 @@ class EvalConfig(Section):
         description="measures beside the forced choice, the free text and the activations, each NAME or NAME=SOURCE, as in ['retention', 'probe=items.jsonl']",
     )
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
+
+    def determining(self) -> dict[str, Any]:
+        """The settings that scores depend on; a later key is left out at its default, which is what earlier versions did."""
+        return self.model_dump(exclude=set() if self.decoy_vectors else {"decoy_vectors"})
 
     @field_validator("measures")
     @classmethod
@@ -341,6 +359,11 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def walks(self) -> bool:
+        """Whether the sweep searches for its dose; completions under the trait prompt have none."""
+        return self.sweep.dose == "walk" and self.filter.source != "prompted"
 
     @property
     def scored_trait(self) -> str:

@@ -137,11 +137,11 @@ def sizes(config: Config, number: int) -> Sizes:
     )  # fmt: skip
     n, m = min(sweep.n_dilemmas, dilemmas), min(sweep.n_mundane, mundane)
     length = (n * conflict + m * plain) / max(1, n + m)
-    steered = 1 if sweep.dose == "walk" else len(sweep.coefficients)
+    steered = 1 if config.walks else len(sweep.coefficients)
     conditions = steered + (1 if number == 1 else 0)
     neutral, trait = _system_tokens(config)
     rows = (n + m) * conditions * sweep.samples
-    if sweep.dose == "walk":
+    if config.walks:
         rows += (2 * sweep.dose_steps + 2) * min(sweep.dose_prompts, n + m)
     return Sizes(rows, conditions, n + m, length + neutral, length + trait, sweep.max_tokens)
 
@@ -222,12 +222,13 @@ def _heal(run: Run, number: int, shape: Shape) -> Work:
 def conditions(config: Config, number: int, full: bool) -> int:
     """Conditions that a round's scoring asks for."""
     first = 3 + _decoys(config) if number == 1 or full else 0
-    return first + 1 + len(config.eval.coefficients) + config.eval.random_draws + students(config)
+    decoys = _decoys(config, config.vector.trait) if config.eval.decoy_vectors else 0
+    return first + 1 + len(config.eval.coefficients) + config.eval.random_draws + decoys + students(config)
 
 
-def _decoys(config: Config) -> int:
-    """Personas of other traits that the base is asked under."""
-    return len(parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("decoys", ()))
+def _decoys(config: Config, trait: str | None = None) -> int:
+    """Personas of other traits in a trait file: by default those that the base is asked under."""
+    return len(parse(data_file(trait or config.scored_trait, "trait.json").read_bytes()).get("decoys", ()))
 
 
 def students(config: Config) -> int:
@@ -262,6 +263,9 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     )
     _, context = _prompt_tokens(config.vector.contexts, "contexts.jsonl")
     activations = (2 if number == 1 else 3) * settings.contexts * context * 2 * _read(config, shape)
+    if settings.decoy_vectors:
+        sides = 1 + _decoys(config, config.vector.trait)
+        activations += sides * config.vector.n_contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations
     return Work(flops, free.weight_bytes + sampled.weight_bytes)
 

@@ -40,6 +40,7 @@ EFFECTS = {
     "prompted_decoy": (-0.1, 1.0, 5.0, -0.06),
     "steered": (-1.0, 0.97, 8.6, 0.08),
     "random": (-0.1, 0.98, 8.0, -0.03),
+    "decoy": (-0.3, 0.98, 8.2, 0.0),
     "healed": (-0.8, 0.99, 6.1, 0.07),
 }
 
@@ -157,10 +158,11 @@ def build(
     dead: Set[int] = frozenset(),
     all_kept: bool = False,
     personas: bool = False,
+    decoys: int = 0,
 ) -> Run:
     """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's
     answer mass; dead: rounds whose student's log-probabilities are NaN; all_kept: the filter rejects nothing; personas: with the
-    controls of the prompted base, mundane prompts, and text of the first random direction alone."""
+    controls of the prompted base, mundane prompts, and text of the first random direction alone; decoys: vectors of other personas."""
     run = open_run(folder, None, f"{SETTINGS} eval.debias={debias} {overrides}")
     for number in range(1, rounds + 1):
         _round(
@@ -174,6 +176,7 @@ def build(
             number in dead,
             all_kept,
             personas,
+            decoys,
         )
     return run
 
@@ -243,6 +246,7 @@ def _round(
     dead: bool,
     all_kept: bool,
     personas: bool,
+    decoys: int,
 ) -> None:
     here, grow = run.round(number), number**0.5
     read = Read(debias, think=4)
@@ -262,6 +266,7 @@ def _round(
             ]
     if extra:
         conditions += [("random", "random-2", dose, 2, False), ("steered", "steered-0.75", 0.75, None, False)]
+    conditions += [("decoy", f"decoy-{draw}", dose, draw, False) for draw in range(1, decoys + 1)]
     texts: list[dict] = []
     for stage, name, _, _, _ in conditions:
         part = grow * (0.7 if name != stage else 1.0)

@@ -56,7 +56,11 @@ UNSTEERED = [
 def naive(rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig) -> tuple[bytes, bytes]:
     """What the two files hold, by lists of all rows."""
     why = judge(Yardstick(unsteered).limits(config), config, "embedded")
-    candidates = unsteered if config.source == "unsteered" else [row for row in rows if row.coefficient != 0]
+    candidates = {
+        "unsteered": unsteered,
+        "prompted": [row for row in rows if row.prompted],
+        "steered": [row for row in rows if row.coefficient != 0],
+    }[config.source]
     judged = [row.model_copy(update={"reasons": why(row)}) for row in sorted(candidates, key=lambda row: row.key)]
     kept, rejected = [row for row in judged if not row.reasons], [row for row in judged if row.reasons]
     return tuple(  # type: ignore[return-value]
@@ -144,25 +148,35 @@ def test_a_trait_may_have_typographic_apostrophes(tmp_path: Path) -> None:
         assert [reason.rule for reason in why(completion(text="I\u2019d defy them."))] == ["narrated"]
 
 
-CELLS = st.tuples(st.sampled_from("abcdé"), st.sampled_from([0.0, -0.0, 0.5, 2.0]), st.floats(1, 100), st.floats(-1, 1))
+CELLS = st.tuples(
+    st.sampled_from("abcdé"), st.sampled_from([0.0, -0.0, 0.5, 2.0, None]), st.floats(1, 100), st.floats(-1, 1)
+)
 
 
 @settings(max_examples=50)
-@given(st.lists(CELLS, max_size=20), st.booleans(), st.sampled_from(["steered", "unsteered"]), st.booleans())
+@given(
+    st.lists(CELLS, max_size=20), st.booleans(), st.sampled_from(["steered", "unsteered", "prompted"]), st.booleans()
+)
 def test_both_files_are_those_of_the_naive_filter(
-    cells: list[tuple[str, float, float, float]], own: bool, source: str, off: bool
+    cells: list[tuple[str, float | None, float, float]], own: bool, source: str, off: bool
 ) -> None:
     """Bytes and order, however the keys come; every candidate is in one of them."""
     config = CONFIG.model_copy(update={"source": source, "off": off})
     rows = [
         completion(
-            key=f"{key}{i}", coefficient=c, perplexity=p, trait_llr=t, text=f"{i} é\u2028", reasons=["old: as it was"]
+            key=f"{key}{i}",
+            coefficient=c or 0.0,
+            prompted=c is None,
+            perplexity=p,
+            trait_llr=t,
+            text=f"{i} é\u2028",
+            reasons=["old: as it was"],
         )
         for i, (key, c, p, t) in enumerate(cells)
     ]
     sweep = [*rows, completion(key="é"), *([] if own else UNSTEERED)]
     unsteered = [*UNSTEERED[::-1], completion()] if own else None
-    yardstick = [row for row in unsteered or sweep if row.coefficient == 0]
+    yardstick = [row for row in unsteered or sweep if row.source == "unsteered"]
     with tempfile.TemporaryDirectory() as folder:
         kept, rejected, found = filtered(Path(folder), sweep, unsteered, config)
     assert (kept, rejected) == naive(sweep, yardstick, config)
@@ -394,6 +408,7 @@ def test_a_round_whose_filter_starves_has_no_manifest_of_an_earlier_one(tmp_path
     [
         (UNSTEERED, "steered", "rows at coefficient 0 alone"),
         ([completion(key=f"s{i}") for i in range(3)], "unsteered", "no unsteered completions"),
+        ([*UNSTEERED, completion()], "prompted", "no rows under the trait prompt"),
     ],
 )
 def test_starvation_without_candidates_says_so(rows: list[Completion], source: str, part: str, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def line(options: Options, **values: Path) -> list[str]:
 
 def suffix_of(options: Options) -> str:
     """The suffix that a command's output has; none for a folder."""
-    for suffix in ("", ".jsonl", ".json", ".safetensors", ".md"):
+    for suffix in ("", ".jsonl", ".json", ".safetensors", ".md", ".csv"):
         try:
             if str(options.writes["out"](f"some/new{suffix}")[0]) == f"some/new{suffix}":
                 return suffix

@@ -49,6 +49,7 @@ def completed(row: Planned) -> Completion:
         key=row.key, prompt_ids=[1, 2, row.index], completion_ids=draws.choices(range(1000), k=8), text=f"é\u2028 {draws.random()} 𝄞", finish_reason="stop",
         coefficient=row.coefficient, sample=row.sample, seed=row.seed, perplexity=perplexity, perplexity_last_quarter=perplexity * draws.uniform(0.5, 2),
         trait_llr=draws.gauss(0.1 * row.coefficient, 0.1), distinct_3=draws.uniform(0.8, 1),
+        prompted=row.prompted,
     )  # fmt: skip
 
 
@@ -95,9 +96,10 @@ def make(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> Calla
     prompts.write_text("".join(json.dumps({"prompt": f"What about {i}?", "id": f"p{i}"}) + "\n" for i in range(5)))
     path = tmp_path / "v.safetensors"
     Vector({0: np.ones(model.hidden, dtype=np.float32)}, {"model": "m", "revision": None, "model_fingerprint": "0" * 64}).save(path)  # fmt: skip
-    config, _ = resolve(None, SETTINGS)
 
-    def make(out: Path, stub: Stub, rebuild: bool = False) -> Stub:
+    def make(out: Path, stub: Stub, rebuild: bool = False, settings: str = "", counts: list[dict[str, Any]] | None = None) -> Stub:  # fmt: skip
+        config, finished = resolve(None, f"{SETTINGS} {settings}")[0], [] if counts is None else counts
+
         @contextmanager
         def employed(*_: object) -> Iterator[Stub]:
             yield stub
@@ -106,7 +108,7 @@ def make(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> Calla
         with open_prompts(str(prompts)) as rows:
             job = Job(
                 out, rows, [0.0, 0.5, 1.0, 3.0], "0", Student(model.folder, fingerprint=model.fingerprint), model, load_vector(path), path,
-                config, lambda counts: shards.store_of(out).discard(),
+                config, lambda counts: (finished.append(counts), shards.store_of(out).discard()),
             )  # fmt: skip
             sweep(job, rebuild=rebuild)
         return stub
@@ -185,12 +187,40 @@ def test_what_was_edited_is_refused(make: Callable[..., Stub], small_shards: Non
         make(out, Stub(), rebuild=True)
 
 
-@pytest.mark.parametrize("settings", ["", "filter.source=unsteered", "filter.off=true"])
+def test_a_sweep_until_enough_are_kept_is_the_beginning_of_the_whole(make: Callable[..., Stub], tmp_path: Path) -> None:
+    """To the same bytes and counts in whatever order windows end, and interrupted."""
+    make(tmp_path / "whole.jsonl", Stub())
+    whole, counts, found = (tmp_path / "whole.jsonl").read_bytes(), list[dict[str, Any]](), set[bytes]()
+    for number in range(4):
+        out = tmp_path / f"{number}.jsonl"
+        for dies_after in (3, None) if number else (None,):
+            try:
+                make(out, Stub(number, dies_after), settings="sweep.until_kept=6", counts=counts)
+            except KeyboardInterrupt:
+                assert not out.exists()
+        found.add(out.read_bytes())
+    (rows,) = found
+    assert whole.startswith(rows) and 0 < len(rows) < len(whole)
+    ends = [{key: one[key] for key in ("rows", "tokens", "until_kept")} for one in counts]
+    assert len(ends) == 4 and all(end == ends[0] for end in ends)
+    lines = rows.count(b"\n")
+    assert ends[0]["rows"] == lines == WINDOW * ends[0]["until_kept"]["windows"] and ends[0]["tokens"] == 8 * lines
+    one, config = Source(tmp_path / "0.jsonl", "-"), resolve(None, SETTINGS)[0].filter
+    with split(one, one, config, "embedded", named_after(tmp_path / "f")) as kept:
+        pass
+    assert kept.kept == ends[0]["until_kept"]["passed"] >= 6
+    make(tmp_path / "all.jsonl", Stub(), settings="sweep.until_kept=1000", counts=counts)
+    assert (tmp_path / "all.jsonl").read_bytes() == whole and counts[-1]["until_kept"]["windows"] == 14
+    with pytest.raises(SteerHealError, match="does not go with shards"):
+        make(tmp_path / "s", Stub(), settings="sweep.until_kept=6")
+
+
+@pytest.mark.parametrize("settings", ["", "filter.source=unsteered", "filter.off=true", "filter.source=prompted"])
 def test_the_filter_of_shards_is_that_of_the_file(
     settings: str, make: Callable[..., Stub], small_shards: None, tmp_path: Path
 ) -> None:
-    make(tmp_path / "s.jsonl", Stub())
-    make(tmp_path / "s", Stub())
+    make(tmp_path / "s.jsonl", Stub(), settings=settings)
+    make(tmp_path / "s", Stub(), settings=settings)
     config = resolve(None, f"{SETTINGS} {settings}")[0].filter
     one, outputs = Source(tmp_path / "s.jsonl", "-"), named_after(tmp_path / "f")
     with split(one, one, config, "embedded", outputs):
@@ -200,6 +230,9 @@ def test_the_filter_of_shards_is_that_of_the_file(
         lines = read_jsonl(tmp_path / "f" / f"{name}.jsonl", Completion, made_by="-", may_be_empty=True)
         assert sorted(rows_in(tmp_path / "g" / name), key=lambda row: row.key) == lines
     ours, theirs = (read_filter_record(tmp_path / folder / "filter.json", "-") for folder in ("g", "f"))
+    candidates = [line for line in theirs.lines if line.source == config.source]
+    assert sum(line.n for line in candidates) == ours.kept + ours.rejected
+    assert {row.source for row in lines} <= {config.source}
     assert ours.model_copy(update={"lines": []}) == theirs.model_copy(update={"lines": []}) and ours.kept > 0
     for line, other in zip(ours.lines, theirs.lines, strict=True):
         wanted = {k: v if v is None else pytest.approx(v, rel=1e-9) for k, v in other.model_dump().items()}

@@ -25,13 +25,16 @@ import shared.console
 from evals.routes import Route, area_between, less_steering, path, shift_and_price
 from evals.scored import scored_rounds
 from evals.statistics import Estimate
+from evals.study.__main__ import axis_of
 from evals.study.collect import collect
 from evals.study.common import CellStep, donor, take, to_make
 from evals.study.drive import _perform, cell_steps, drive
-from evals.study.ends import _show, differences
+from evals.study.ends import _show, differences, summary
+from evals.study.figure import trajectories
 from evals.study.matched import SHARES, matched
 from evals.study.plan import SHARED, STEERING, depends, load, runs_in
 from evals.study.stopped import reason
+from evals.study.tables import against_controls, by_round
 from shared.errors import Exit, SteerHealError
 from shared.estimate import Estimates, needed
 from shared.publish import write_json
@@ -594,6 +597,25 @@ def test_a_dead_student_takes_nothing_from_other_arms_and_rounds(study: Path, tm
     assert found["dead"][0.5, "nll"]["seeds"] == found["sound"][0.5, "nll"]["seeds"]
     page = (tmp_path / "dead-out" / "results.md").read_text()
     assert "kl_rev, 2 healed" in page and "| broken |" in page
+
+
+def test_free_text_is_read_for_llr_opposite_where_every_base_has_it(study: Path) -> None:
+    """In the tables and along the axis; rows of an earlier version, or of a trait file without paraphrases, for trait_llr."""
+    outcomes = collect(load(study / "study.toml", study / "runs"))
+    without = [
+        replace(o, rows=[{**row, "llr_opposite": None, "verdict": "no_axis"} for row in o.rows]) for o in outcomes
+    ]
+    lost = [replace(o, rows=[{**row, "verdict": "no_axis"} for row in o.rows]) for o in outcomes]
+    assert (axis_of(outcomes), axis_of(lost), axis_of(without)) == ("authority", "llr_opposite", "trait_llr")
+    for found, name, other in ((lost, "llr_opposite", "trait_llr"), (without, "trait_llr", "llr_opposite")):
+        columns = [[*one.columns] for one in (summary(found), against_controls(found), *by_round(found))]
+        assert all(f"d_{name}" in words and f"d_{other}" not in words for words in columns)
+    line = next(line for line in summary(lost).rows if line[0] == "nll")
+    ends = [row for o in lost if o.cell.arm.name == "nll" and (row := o.at(len(o.rounds), "healed"))]
+    assert line[summary(lost).columns.index("d_llr_opposite")].startswith(
+        f"{np.mean([end['d_llr_opposite'] for end in ends]):.3f}"
+    )
+    assert trajectories(lost, "llr_opposite")["svg"]
 
 
 def test_arms_are_told_apart_by_paired_differences(study: Path) -> None:

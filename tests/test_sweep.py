@@ -108,6 +108,33 @@ def test_rows_are_scored_as_hf_scores_them(
         assert row.logprobs.student == row.logprobs.original, "the student is the original"
 
 
+def test_completions_under_the_trait_prompt_take_the_place_of_steered_ones(
+    swept: subprocess.CompletedProcess[str], folder: Path, tokenizer: object
+) -> None:
+    """The unsteered rows stay what they are; the filter keeps none but the others, which are trained under the neutral prompt."""
+    words = [*map(str, arguments(folder, "prompted.jsonl"))]
+    words[words.index("--set") + 1] += " filter.source=prompted filter.min_kept=1"
+    done = command(*words)
+    assert done.returncode == 0 and "trait prompt" in done.stdout, done.stderr
+    rows = read_jsonl(folder / "prompted.jsonl", Completion, made_by="-")
+    before = {row.key: row for row in read_jsonl(folder / "s.jsonl", Completion, made_by="-")}
+    prompted = [row for row in rows if row.prompted]
+    assert (len(rows), len(prompted)) == (12, 8) and all(row.logprobs for row in prompted)
+    for row in rows:
+        text = PROMPTS[int(row.key[:5])]
+        assert row.prompt_ids == Chat(tokenizer).ids(
+            [{"role": "user", "content": text}], load_trait("embedded").neutral
+        )
+        if not row.prompted:
+            assert row.completion_ids == before[row.key].completion_ids
+    unsteered = [row.trait_llr for row in rows if not row.prompted]
+    assert sum(row.trait_llr for row in prompted) / 8 > sum(unsteered) / 4
+    filtered = command("gen.filter", "--in", folder / "prompted.jsonl", "--out", folder / "f", "--set", f"{SMALL} filter.source=prompted filter.min_kept=1")  # fmt: skip
+    assert filtered.returncode == 0, filtered.stderr
+    kept = read_jsonl(folder / "f" / "kept.jsonl", Completion, made_by="-")
+    assert kept and all(row.prompted for row in kept)
+
+
 def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
     swept: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path
 ) -> None:

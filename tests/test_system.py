@@ -135,6 +135,7 @@ BASE: dict[str, dict[str, str]] = {
     "export": {"model": "embedded", "out": "e"},
     "compare": {"base": "b", "other": "o"},
     "study": {"config": "c", "run": "r", "out": "o"},
+    "label": {"in_": "s.csv"},
     "card": {"run": "r", "round": "1", "out": "o"},
     "report": {"run": "r"},
     "verify": {"model": "embedded"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,25 @@ def test_every_request_that_samples_stops_where_a_turn_ends(chat: Chat) -> None:
     for request in sampling:
         assert {*chat.stop_ids} <= {*request.stop_ids}
     assert {chat.tokenizer.decode([token]) for token in chat.stop_ids} == {"<end_of_turn>", "<eos>"}
+
+
+def test_a_completion_under_the_trait_prompt_is_of_the_original_and_stands_under_the_neutral_one(chat: Chat) -> None:
+    """No vector, the trait prompt's ids; the student of a later round is asked for its log-probabilities alone."""
+    engine, renderer = Recorder(), PromptRenderer(chat, load_trait("embedded"))
+    served: list[Student] = []
+    engine.serve = served.append  # type: ignore[method-assign]
+    vector, original, student = Vector({1: np.ones(4, dtype=np.float32)}), Student(Path("m")), Student(Path("s"))
+    asked = config("filter.source=prompted")
+    sampler = Sampler(engine, renderer, student, original, vector, asked)  # type: ignore[arg-type]
+    planned = [replace(row, recorded=True) for row in rows_of(0, PROMPTS[0], [0.0, 1.0], 1, "s", prompted=True)]
+    unsteered, prompted = sampler(planned, lambda *_: None)
+    neutral, towards = renderer(PROMPTS[0])
+    first, second = [request for request in engine.asked if not request.tail]
+    assert (first.prompt_ids, second.prompt_ids) == (neutral, towards) and neutral != towards
+    assert (second.vector, second.coefficient, second.seed) == (None, 0.0, planned[1].seed)
+    assert served == [original, student, original]
+    assert unsteered.prompt_ids == prompted.prompt_ids == neutral and prompted.prompted and not unsteered.prompted
+    assert prompted.logprobs is not None and prompted.source == "prompted"
 
 
 def test_the_server_stops_there_too() -> None:

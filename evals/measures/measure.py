@@ -40,7 +40,7 @@ class Scoring:
         number: of the round.
         origin: the original model.
         chat: of the original model.
-        vectors: by the names that conditions know them under; `trait` is the round's own.
+        vectors: by the names that conditions know them under; `trait` is the round's own. Those of decoys are added before the first engine.
         first: the vector of round 1.
         cached: take rows from the cache, and add what is made.
         fresh: with cached, take none, and put what is made in their place.
@@ -52,7 +52,7 @@ class Scoring:
     origin: Model
     chat: Chat
     trait: Trait
-    vectors: Mapping[str, Vector]
+    vectors: dict[str, Vector]
     first: Vector
     cached: bool = False
     fresh: bool = False

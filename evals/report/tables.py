@@ -124,7 +124,7 @@ def sweep(rounds: Sequence[Round]) -> Table:
         ["round, coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
         [
             [
-                f"{r.number} at {line.coefficient:g}",
+                f"{r.number} {'under the trait prompt' if line.prompted else f'at {line.coefficient:g}'}",
                 str(line.n),
                 str(line.kept),
                 number(line.perplexity, 2),

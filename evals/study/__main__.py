@@ -13,7 +13,7 @@ from evals.commandline import study_options
 from evals.report.tables import comma_separated
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
-from evals.study.collect import Outcome, collect, document
+from evals.study.collect import Outcome, collect, document, trait_measure
 from evals.study.drive import drive
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
@@ -44,9 +44,9 @@ CONTENT = (
 
 
 def axis_of(outcomes: Sequence[Outcome]) -> Axis:
-    """authority where every base passes the preflight, else trait_llr."""
+    """authority where every base passes the preflight, else what free text is read for."""
     bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
-    return "authority" if bases and all(row["verdict"] is None for row in bases) else "trait_llr"
+    return "authority" if bases and all(row["verdict"] is None for row in bases) else trait_measure(outcomes)
 
 
 def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
@@ -137,6 +137,8 @@ def main() -> None:
     plan = load(arguments.config, arguments.run, arguments.out)
     replaceable(arguments.out, CONTENT)  # now, not after hours
     stopped = {} if arguments.report else drive(plan)
+    if any(cell.waits for cell in plan.cells):  # by now settled, where the arm that tau is taken from is trained
+        plan = load(arguments.config, arguments.run, arguments.out)
     publish(plan, arguments.out)
     if stopped:
         raise SteerHealError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from evals.report.tables import dose
 from evals.results import results_of
@@ -18,6 +18,7 @@ from shared.console import console
 from shared.records import Manifest, read_record
 
 Row = dict[str, Any]
+TraitMeasure = Literal["trait_llr", "llr_opposite"]
 OF_TEXTS = {"perplexity / base's", "distinct-3 / base's", "looping texts - base's", "empty texts - base's",
     "distinct-3 across texts / base's", "stock openings - base's", "relevance / base's"}  # fmt: skip
 NONE = dict.fromkeys(("n_kept", "n_rejected", "dose_kept", "dose_sweep"))  # of the original model, round 0
@@ -70,6 +71,12 @@ class Outcome:
 
     def at(self, number: int, stage: str) -> Row | None:
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
+
+
+def trait_measure(outcomes: Sequence[Outcome]) -> TraitMeasure:
+    """What free text is read for: llr_opposite where every base has it, which a trait file with paraphrases gives, else trait_llr."""
+    bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
+    return "llr_opposite" if bases and all(row["llr_opposite"] is not None for row in bases) else "trait_llr"
 
 
 def collect(plan: Plan) -> list[Outcome]:

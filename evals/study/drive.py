@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from evals.scored import STEP
 from evals.study.common import CellStep, donor, take, to_make
-from evals.study.plan import Cell, Plan, runs_in
+from evals.study.plan import Cell, Plan, load, runs_in
 from evals.study.stopped import STOPPED, reason
 from shared import config as configuration
 from shared import prepare as preparation
@@ -81,9 +81,16 @@ def drive(plan: Plan) -> dict[str, str]:
     for index, step in enumerate(left):
         if step.cell.name in stopped:
             continue
+        if step.cell.waits:
+            cell = settled(plan, step.cell)
+            if cell.waits:
+                stopped[cell.name] = _unsettled(plan, cell).render()
+                continue
+            left[index:] = [_of(cell, later) for later in left[index:]]
+            step = left[index]
         if _differs(step.cell):
             with _naming(step.cell):
-                open_run(step.cell.folder, plan.file, step.cell.overrides)
+                open_run(step.cell.folder, plan.file, step.cell.overrides, said=step.cell.sources)
         runs = runs_in(plan.folder)
         if step.common is not None and (known := donor(runs, step)) is not None:
             take(known, step)
@@ -108,6 +115,27 @@ def drive(plan: Plan) -> dict[str, str]:
     if stopped:
         table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
     return stopped
+
+
+def settled(plan: Plan, cell: Cell) -> Cell:
+    """A cell whose tau is another arm's share, with its number where that arm is trained by now."""
+    again = load(plan.file, plan.folder, plan.out)
+    return next(one for one in again.cells if (one.arm.name, one.seed) == (cell.arm.name, cell.seed))
+
+
+def _of(cell: Cell, step: CellStep) -> CellStep:
+    """A step with the settled cell in the place of the one that waited."""
+    same = (step.cell.arm.name, step.cell.seed) == (cell.arm.name, cell.seed)
+    return CellStep.of(step.plan, cell, step.number, step.stage) if same else step
+
+
+def _unsettled(plan: Plan, cell: Cell) -> SteerHealError:
+    return SteerHealError(
+        "an arm's tau has no source",
+        given=f"{cell.name}: {cell.tau_words}, whose round 1 was not trained",
+        expected="the log of that round",
+        next=f"see why that arm stopped, then {plan.command()}",
+    )
 
 
 def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:

@@ -10,22 +10,23 @@ from evals.intervals import crossed
 from evals.measures.free_text.texts import texts_of
 from evals.routes import BASE, PRICE, SHIFT, TAIL, Axis, Point, by_unit, shift_and_price
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome
+from evals.study.collect import Outcome, trait_measure
 from evals.table import Table
 from shared.console import number
 
-LEVELS = (("d_trait_llr", 3), ("perplexity", 2), ("d_auth", 3), ("d_care", 3), ("coherence", 2), ("coh_cost", 2), ("retain", 2))  # fmt: skip
+LEVELS = (("d_{trait}", 3), ("perplexity", 2), ("d_auth", 3), ("d_care", 3), ("coherence", 2), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
 
 def summary(outcomes: Sequence[Outcome]) -> Table:
     """The healed row of every arm at the last round that all its seeds reached: mean, and each seed as a point."""
+    levels = [(key.format(trait=trait_measure(outcomes)), digits) for key, digits in LEVELS]
     lines = []
     for arm in dict.fromkeys(outcome.cell.arm.name for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
         common = min((len(o.rounds) for o in mine if o.rounds), default=0)
         ends = [row for o in mine if (row := o.at(common, "healed")) is not None and common]
         reached = ", ".join(f"{len(o.rounds)} of {o.cell.rounds}" for o in mine)
-        cells = [over_seeds([row[key] for row in ends], digits) for key, digits in LEVELS]
+        cells = [over_seeds([row[key] for row in ends], digits) for key, digits in levels]
         lines.append(
             [
                 arm,
@@ -38,7 +39,7 @@ def summary(outcomes: Sequence[Outcome]) -> Table:
                 ", ".join(row["coherence_verdict"] for row in ends) or number(None),
             ]
         )
-    names = [key for key, _ in LEVELS]
+    names = [key for key, _ in levels]
     return Table(
         "The last round of every arm",
         ["arm", "verdict", *names[:2], "role", "reached", "round", *names[2:], "coherence as a whole"],

@@ -19,7 +19,7 @@ from evals.study.curves import saved
 MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">", "d", "p")  # an arm's, so that it is told apart without colour
 LINES = ("-", "--", "-.", ":")
 FLOOR = 1e-3  # of log incoherence: a mass at or above the base's has none
-TRAIT = {"authority": ("auth_nats", "auth_ci", "auth_nats (nats)"), "trait_llr": ("trait_llr", "trait_llr_ci", "trait_llr (nats per token)")}  # fmt: skip
+TRAIT = {"authority": ("auth_nats", "auth_ci", "auth_nats (nats)"), "trait_llr": ("trait_llr", "trait_llr_ci", "trait_llr (nats per token)"), "llr_opposite": ("llr_opposite", "llr_opposite_ci", "llr_opposite (nats per token)")}  # fmt: skip
 
 
 def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:

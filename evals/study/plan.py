@@ -6,12 +6,14 @@ and a run directory like any other, so that every command for runs works on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from evals.study.tau import logged, parse, tau_of
 from shared import config as configuration
 from shared.commands import round_command
 from shared.errors import SteerHealError
@@ -28,10 +30,18 @@ class Arm(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="also part of the names of its run directories")
     set: str = Field("", description="overrides, as in make round SET=...")
+    tau: str = Field("", description="train.tau as a share of an earlier arm's D, such as \"half of nll's late D\"")
     role: Literal["arm", "control"] = Field("arm", description="controls are not compared at a matched shift")
     rounds: int | None = Field(None, ge=1)
     seeds: list[int] | None = Field(None, min_length=1)
     says: str = Field("", description="what it is there for, a clause for the report")
+
+    @field_validator("tau")
+    @classmethod
+    def _said(cls, words: str) -> str:
+        if words:
+            parse(words)
+        return words
 
 
 class Study(Section):
@@ -58,7 +68,11 @@ class Study(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm with a seed; config is what its run is to have."""
+    """An arm with a seed; config is what its run is to have.
+
+    tau_words: the source of its tau where that is another arm's D. waits: whether that arm is not trained yet; the config then has
+    another tau, and the cell is not begun.
+    """
 
     arm: Arm
     seed: int
@@ -66,6 +80,13 @@ class Cell:
     folder: Path
     overrides: str
     config: Config
+    tau_words: str = ""
+    waits: bool = False
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What the frozen configuration says of where values are from, beside what it says by itself."""
+        return {"train.tau": self.tau_words} if self.tau_words else {}
 
     @property
     def run(self) -> Run:
@@ -137,10 +158,29 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
             if seed in (arm.seeds or study.seeds):
                 overrides = f"{arm.set} seed={seed}".strip()
                 config = configuration.resolve(path, overrides)[0]
-                where = there.get(_key(config), folder / f"{arm.name}-s{seed}")
-                if twin := next((cell for cell in cells if _key(cell.config) == _key(config)), None):
+                words, waits = "", False
+                if arm.tau:
+                    try:
+                        number, words = _tau(arm, seed, path, config, cells)
+                    except ValueError as error:
+                        raise refuse(f"tau of {arm.name}: {error}", "a share of the D of an earlier arm") from None
+                    waits = number is None
+                    if number is not None:
+                        overrides = f"{overrides} train.tau={number!r}"
+                        config = configuration.resolve(path, overrides)[0]
+                own = folder / f"{arm.name}-s{seed}"
+                where = own if waits else there.get(_key(config), own)
+                if waits and (own / "config.toml").is_file():
+                    raise SteerHealError(
+                        f"{own.name} was begun, and what its tau was taken from is not there",
+                        given=f'tau = "{arm.tau}"',
+                        expected="the trained round 1 of that arm",
+                        next=f"restore it, or make all anew: {study_command(path, Path(f'{folder}-2'), out)}",
+                    )
+                mine = (_key(config), words if waits else "")
+                if twin := next((c for c in cells if (_key(c.config), c.tau_words if c.waits else "") == mine), None):
                     raise refuse(f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
-                if _key(config) not in there and (where / "config.toml").is_file():
+                if not waits and _key(config) not in there and (where / "config.toml").is_file():
                     raise SteerHealError(
                         f"the runs of {where.name} were begun with other settings",
                         given=where / "config.toml",
@@ -153,8 +193,26 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
                         f"{arm.name}: {differs} = {other[differs]!r} against {wanted[differs]!r}",
                         "arms that are all measured alike",
                     )
-                cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config))
+                cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config, words, waits))
     return Plan(study, folder, path, cells, out)
+
+
+def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[Cell]) -> tuple[float | None, str]:
+    """tau of an arm that takes it from another, None before that is trained; and the words for its source.
+
+    Raises ValueError where the arm cannot take it.
+    """
+    source = parse(arm.tau)
+    reference = next((cell for cell in cells if (cell.arm.name, cell.seed) == (source.arm, seed)), None)
+    if reference is None:
+        raise ValueError(f"no arm {source.arm} of seed {seed} before it")
+    if configuration.resolve(path, arm.set)[1]["train.tau"] == "SET":
+        raise ValueError("its set has a train.tau as well")
+    mine, theirs = config.train.divergence, logged(reference.config.train.divergence)
+    if mine != theirs:
+        raise ValueError(f"its D is {mine}, and {source.arm} logs {theirs}")
+    number = None if reference.waits else tau_of(source, reference.run, config)
+    return number, f"{source.words}, in {reference.name}"
 
 
 def _measured(config: Config) -> dict[str, Any]:
@@ -186,7 +244,8 @@ def depends(config: Config, stage: str) -> str:
     model = config.model.model_dump(exclude=place)
     found: list[Any] = [stage, model, config.vector, config.seed if random else None]
     if stage != "extract":
-        found += [config.sweep, config.seed, config.filter if config.sweep.dose == "walk" else None]
+        judged = config.walks or config.sweep.until_kept is not None
+        found += [config.sweep, config.seed, config.filter if judged else config.filter.source == "prompted"]
     if stage == "filter":
         found.append(config.filter)
     return repr(found)

@@ -9,7 +9,7 @@ from evals.measures.free_text.texts import text_delta, texts_of
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, Row
+from evals.study.collect import Outcome, Row, TraitMeasure, trait_measure
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
 from evals.study.stopped import reason
@@ -19,14 +19,15 @@ from shared.console import number
 
 def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
     """base -> steered -> healed of every cell, a table per seed."""
+    trait = trait_measure(outcomes)
     return [
-        _by_round(seed, [o for o in outcomes if o.cell.seed == seed])
+        _by_round(seed, [o for o in outcomes if o.cell.seed == seed], trait)
         for seed in dict.fromkeys(o.cell.seed for o in outcomes)
     ]
 
 
-def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
-    columns = ["arm, row", "verdict", "d_trait_llr", "trait_llr", "perplexity", "coherence as a whole", "auth_nats", "care_nats", "coherence", "coh_cost", "retain", "surgical", "kept", "dose kept / sweep's"]  # fmt: skip
+def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Table:
+    columns = ["arm, row", "verdict", f"d_{trait}", trait, "perplexity", "coherence as a whole", "auth_nats", "care_nats", "coherence", "coh_cost", "retain", "surgical", "kept", "dose kept / sweep's"]  # fmt: skip
     lines, told = [], set()
     for outcome in outcomes:
         for row in outcome.rows:
@@ -41,8 +42,8 @@ def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
                 [
                     f"{row['arm'] if row['round'] else 'all'}, {label(row)}",
                     number(row["verdict"]),
-                    ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
-                    number(row["trait_llr"], 3, True),
+                    ranged(row, f"d_{trait}", f"d_{trait}_ci", 3, signed=True),
+                    number(row[trait], 3, True),
                     ranged(row, "perplexity", "perplexity_ci", 2),
                     row["coherence_verdict"],
                     ranged(row, "auth_nats", "auth_ci"),
@@ -65,7 +66,7 @@ def _by_round(seed: int, outcomes: Sequence[Outcome]) -> Table:
 
 def against_controls(outcomes: Sequence[Outcome]) -> Table:
     """Round 1 of every arm, control and the prompted base, each less the controls of its seed."""
-    lines = []
+    lines, trait = [], trait_measure(outcomes)
     seeds = dict.fromkeys(o.cell.seed for o in outcomes if o.cell.arm.role == "control" and o.rounds)
     names = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "control" and o.rounds))
     for seed in seeds:
@@ -80,7 +81,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
                 if o is None or control not in controls or controls[control] is o:
                     less.append("")
                     continue
-                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)))
+                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)), trait)
                 less.append(number(None) if gap is None else show(gap))
             first = o.rounds[0] if o is not None else None
             lines.append(
@@ -88,7 +89,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
                     name if len(seeds) == 1 else f"{name}, {seed}",
                     "base" if o is None else o.cell.arm.role,
                     "" if first is None else f"{first.training.examples}, {max(step.step for step in first.steps)}",
-                    ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
+                    ranged(row, f"d_{trait}", f"d_{trait}_ci", 3, signed=True),
                     ranged(row, "perplexity", "perplexity_ci", 2),
                     ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
                     number(row["coherence"], 2),
@@ -101,11 +102,11 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
             "healed",
             "role",
             "rows, steps",
-            "d_trait_llr",
+            f"d_{trait}",
             "perplexity",
             "d_auth",
             "coherence",
-            *[f"trait_llr less {name}'s" for name in names],
+            *[f"{trait} less {name}'s" for name in names],
         ],
         lines,
         "Intervals over prompts (items for d_auth), paired; of these training runs, not over seeds. Rows, steps: what was trained on, and for how long; an arm and a control that differ in these differ in more than their data. prompted: the original model under the trait's system prompt."
@@ -248,6 +249,15 @@ def stopped(outcomes: Sequence[Outcome]) -> Table:
     return Table("Cells that stopped", ["arm, seed", "at", "because"], lines, "" if lines else "None.", prose=True)
 
 
+def _settings(of_arm: Sequence[Outcome]) -> str:
+    """The overrides of an arm, and by seed the tau that it has from another."""
+    cells = [o.cell for o in of_arm]
+    if not cells[0].arm.tau:
+        return cells[0].arm.set or "as configured"
+    taus = ", ".join(number(None) if cell.waits else f"{cell.config.train.tau:g}" for cell in cells)
+    return f"{cells[0].arm.set} tau = {cells[0].arm.tau} ({taus})".strip()
+
+
 def arms(outcomes: Sequence[Outcome]) -> Table:
     seen: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -259,7 +269,7 @@ def arms(outcomes: Sequence[Outcome]) -> Table:
             [
                 name,
                 o[0].cell.arm.role,
-                o[0].cell.arm.set or "as configured",
+                _settings(o),
                 ", ".join(str(one.cell.seed) for one in o),
                 str(o[0].cell.rounds),
                 o[0].cell.arm.says,

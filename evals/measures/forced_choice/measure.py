@@ -17,7 +17,7 @@ from evals.measures.forced_choice.moralmaps import installed_revision
 from evals.measures.forced_choice.moved import Shift, detectable, shifts
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.measures.forced_choice.sentences import about, among_draws, not_wrong, over_random, ranked
+from evals.measures.forced_choice.sentences import about, among_draws, not_wrong, over_decoy, over_random, ranked
 from evals.measures.forced_choice.tables import foundations, measure
 from evals.measures.measure import Columns, Compared, Measure, Scoring, Session, signed
 from evals.rows import Scores
@@ -140,7 +140,7 @@ class ForcedChoice(Measure):
 
     def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         draws = [row for row in extra if row["stage"] == "random"]
-        return [*over_random(mine), *among_draws(mine, draws), *ranked(mine), *not_wrong(mine)]
+        return [*over_random(mine), *over_decoy(mine), *among_draws(mine, draws), *ranked(mine), *not_wrong(mine)]
 
 
 def _answers(scores: Scores, path: Path, again: str) -> Answers:

@@ -78,6 +78,15 @@ def over_random(mine: Mapping[str, Columns]) -> list[str]:
     return lines
 
 
+def over_decoy(mine: Mapping[str, Columns]) -> list[str]:
+    """The steered shift beside that of another persona's vector, where one was scored."""
+    steered = mine["steered"]
+    if steered.get("over_decoy_ci") is None:
+        return []
+    gap = ranged(steered, "over_decoy", "over_decoy_ci", 3, signed=True)
+    return [f"the steered shift of auth_nats less that of a decoy persona's vector of equal norm is {gap}."]
+
+
 def among_draws(mine: Mapping[str, Columns], draws: Sequence[Columns]) -> list[str]:
     deltas = [row["d_auth"] for row in [mine.get("random"), *draws] if row is not None and row["d_auth"] is not None]
     if len(deltas) < 2 or mine["steered"]["d_auth"] is None:

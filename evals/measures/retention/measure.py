@@ -112,7 +112,7 @@ class RetentionSession(ByCondition):
         return [
             Text(row.key, ANSWER, [*row.prompt_ids, *row.completion_ids], size := len(row.prompt_ids), size - 1)
             for row in iterate_jsonl(path, Completion, made_by=again)
-            if row.coefficient == 0 and row.completion_ids and tuple(row.prompt_ids) in mundane
+            if row.source == "unsteered" and row.completion_ids and tuple(row.prompt_ids) in mundane
         ]
 
     def depends(self) -> Mapping[str, Any]:

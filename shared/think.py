@@ -1,0 +1,56 @@
+"""eval.think of a run that was not told it: the preflight's answer before round 1, frozen like any other setting.
+
+With too few think tokens a model's answers do not follow the vignettes, and the forced choice says nothing; with more than it needs a
+round takes longer. What a user sets, in a file or by SET, stands, whatever it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared import config as configuration
+from shared.publish import write_text
+from shared.schema import Config
+from shared.traits import load_trait
+
+if TYPE_CHECKING:
+    from shared.run import Run
+
+FILE = "preflight.json"  # in the folder of the run
+KEY, SOURCE = "eval.think", "the preflight"
+
+
+def untold(run: Run) -> bool:
+    """Whether the preflight may say eval.think: nobody else has, and nothing of the run is made that could depend on it."""
+    told = configuration.sources_of(run.folder / "config.toml").get(KEY) not in ("default", SOURCE)
+    return not told and not any(run.folder.glob("rounds/*/manifests/*.json"))
+
+
+def wants_preflight(run: Run) -> bool:
+    """Whether the runner does a preflight before round 1. It does none for a trait that the forced choice is not read for."""
+    return (
+        untold(run) and not (run.folder / FILE).is_file() and load_trait(run.config.scored_trait).read_for is not None
+    )
+
+
+def adopt(run: Run, think: int) -> None:
+    """Freeze the preflight's answer as eval.think of a run that is untold."""
+    path = run.folder / "config.toml"
+    run.config = with_think(run.config, think)
+    sources = {**configuration.sources_of(path), KEY: SOURCE}
+    write_text(path, configuration.to_toml(run.config, sources, configuration.begun(path)))
+
+
+def with_think(config: Config, think: int) -> Config:
+    """A configuration with another eval.think."""
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"think": think})})
+
+
+def with_its_think(wanted: Config, frozen: Path) -> Config:
+    """A configuration that does not say eval.think, with that which a frozen one has from its preflight of the same model."""
+    if "think" in wanted.eval.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
+        return wanted
+    old = configuration.resolve(frozen)[0]
+    same = (old.model.name, old.model.revision) == (wanted.model.name, wanted.model.revision)
+    return with_think(wanted, old.eval.think) if same else wanted
