@@ -94,6 +94,8 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
         prompts, unsteered: digests of the rendered prompts and of round 1's unsteered rows.
         made_in: `place` of the processes that make them.
     """
+    from gen.engine.options import precision_options
+
     config = job.config
     trait = load_trait(config.vector.trait)
     sweep = determining(config.sweep)
@@ -109,6 +111,7 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
         "student": job.student.fingerprint,
         "original": job.origin.fingerprint,
         "dtype": config.model.dtype,
+        **precision_options(job.origin.folder, config.model.dtype),
         "max_model_len": config.model.max_model_len,
         "chat_template_kwargs": config.model.chat_template_kwargs,
         **({"date": chat.day.isoformat()} if chat.dated else {}),

@@ -10,7 +10,8 @@ from gen.plan import Planned
 from gen.prompts import Renderer
 from gen.recording import record, unsteered_logprobs
 from gen.scoring import score
-from gen.students import Student
+from gen.students import Student, adapter_room
+from shared.models import Model
 from shared.records import Completion
 from shared.schema import Config
 from shared.vectors import Vector
@@ -108,5 +109,7 @@ def start_sampler(
         gpu_memory=config.model.gpu_memory,
         seed=config.seed,
         students=[student],
+        room=adapter_room(config, Model(str(origin.folder), origin.folder, None), [student]),
+        window=config.sweep.window,
     )
     return built, Sampler(built, renderer, student, origin, vector, config)
