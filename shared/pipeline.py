@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared import prepare as preparation
+from shared.cards import show_cards
 from shared.cli import entry, parse
 from shared.commandline import round_options
 from shared.console import console, number, say, table
@@ -192,7 +193,10 @@ def main() -> None:
     )
     if arguments.dry_run:
         run.check()
-        before([pending(todo, arguments.rebuild)], run.folder, [run])
+        left = pending(todo, arguments.rebuild)
+        before([left], run.folder, [run])
+        if left:
+            show_cards(left)
         return
     try:
         run_steps(run, todo, arguments.eval, arguments.rebuild)
