@@ -70,7 +70,6 @@ class Engine:
                 model=str(folder),
                 worker_cls=plugin.WORKER,
                 additional_config=Settings(layers=self.layers, slots=slots, count=True, adapted=adapted),
-                load_format="safetensors",
                 trust_remote_code=False,
                 dtype=dtype,
                 max_model_len=max_model_len,

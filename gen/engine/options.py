@@ -46,6 +46,7 @@ def engine_options(
 ) -> dict[str, Any]:
     """What this package asks of vLLM for an engine in a script, besides the model, its context and the steering; arguments as of Engine."""
     return {
+        "load_format": "safetensors",
         "enable_prefix_caching": True,
         "language_model_only": True,  # of a model that sees images as well: no request brings one
         **platform_options(window),
