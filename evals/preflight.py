@@ -189,6 +189,7 @@ def main() -> None:
         dtype=dtype,
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
         seed=config.seed,
         students=[base],
     ) as model:

@@ -177,6 +177,7 @@ def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
         slots=len(scoring.vectors),
         seed=config.seed,
         students=students,

@@ -112,6 +112,7 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
         "original": job.origin.fingerprint,
         "dtype": config.model.dtype,
         **precision_options(job.origin.folder, config.model.dtype),
+        **({"tensor_parallel": config.model.tensor_parallel} if config.model.tensor_parallel > 1 else {}),
         "max_model_len": config.model.max_model_len,
         "chat_template_kwargs": config.model.chat_template_kwargs,
         **({"date": chat.day.isoformat()} if chat.dated else {}),

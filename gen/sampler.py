@@ -107,6 +107,7 @@ def start_sampler(
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
         seed=config.seed,
         students=[student],
         room=adapter_room(config, Model(str(origin.folder), origin.folder, None), [student]),

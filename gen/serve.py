@@ -194,6 +194,7 @@ def main() -> None:
         WITHOUT_TOOLKIT,
         command_line,
         memory_options,
+        parallel_options,
         platform_options,
         precision_options,
         set_unless_set,
@@ -234,6 +235,7 @@ def main() -> None:
             {
                 **platform_options(),
                 **memory_options(config.model.gpu_memory),
+                **parallel_options(config.model.tensor_parallel),
                 **precision_options(folder, config.model.dtype),
             }
         ),

@@ -197,6 +197,7 @@ def examined(
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,
         gpu_memory=settings.gpu_memory,
+        tensor_parallel=settings.tensor_parallel,
         **eager,
     ) as built:
         built.load("v", vector)

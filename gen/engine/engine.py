@@ -34,7 +34,8 @@ class Engine:
 
     folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache; slots: vectors held
     at a time; students: those it is to serve, so that it makes room for their adapters; room: what the run makes room for besides;
-    window: sweep.window, for how many sequences a GPU is set up; gpu_memory: share of a GPU's memory to take.
+    window: sweep.window, for how many sequences a GPU is set up; gpu_memory: share of a GPU's memory to take;
+    tensor_parallel: GPUs that it is split over.
 
     vLLM compiles once for all engines of one model, dtype, context, layers, room and window.
     """
@@ -52,10 +53,11 @@ class Engine:
         room: AdapterRoom | None = None,
         window: int = LARGEST_BATCH,
         gpu_memory: float = 0.9,
+        tensor_parallel: int = 1,
         **options: Any,
     ):
         set_environment()
-        options = {**engine_options(folder, dtype, students, room, window, gpu_memory), **options}
+        options = {**engine_options(folder, dtype, students, room, window, gpu_memory, tensor_parallel), **options}
         adapted = sorted(set(room.layers if room else ()).union(*(student.layers for student in students)))
         self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None

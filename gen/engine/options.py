@@ -14,7 +14,7 @@ from typing import Any
 
 from gen.students import EXPERTS, AdapterRoom, Student
 from shared.commands import setting
-from shared.errors import SteerHealError
+from shared.errors import Exit, SteerHealError
 from shared.gpu import on_gpu
 from shared.models import Model
 
@@ -43,6 +43,7 @@ def engine_options(
     room: AdapterRoom | None = None,
     window: int = LARGEST_BATCH,
     gpu_memory: float = 0.9,
+    tensor_parallel: int = 1,
 ) -> dict[str, Any]:
     """What this package asks of vLLM for an engine in a script, besides the model, its context and the steering; arguments as of Engine."""
     return {
@@ -51,6 +52,7 @@ def engine_options(
         "language_model_only": True,  # of a model that sees images as well: no request brings one
         **platform_options(window),
         **memory_options(gpu_memory),
+        **parallel_options(tensor_parallel),
         **precision_options(folder, dtype),
         **lora_options(students, room),
     }
@@ -83,6 +85,23 @@ def gpu_options(memory: int, window: int) -> dict[str, Any]:
 def memory_options(share: float) -> dict[str, Any]:
     """How much of a GPU's memory an engine takes; nothing where there is none."""
     return {"gpu_memory_utilization": share} if on_gpu() else {}
+
+
+def parallel_options(size: int) -> dict[str, Any]:
+    """Over how many GPUs an engine is split; nothing for one, and on a CPU. Raises SteerHealError where there are fewer."""
+    if size == 1 or not on_gpu():
+        return {}
+    import torch
+
+    if (there := torch.cuda.device_count()) < size:
+        raise SteerHealError(
+            "there are fewer GPUs than an engine is split over",
+            given=f"model.tensor_parallel = {size}, {there} GPUs",
+            expected=f"at most {there}",
+            next=setting(f"model.tensor_parallel={there}"),
+            code=Exit.MACHINE,
+        )
+    return {"tensor_parallel_size": size}
 
 
 def precision_options(folder: Path, dtype: str) -> dict[str, Any]:
