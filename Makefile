@@ -117,7 +117,7 @@ bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour
 	@$(PY) -m train.bench --out docs/bench.json
 	@$(PY) -m evals.bench --out docs/bench.json
 
-gpu: $(STAMP) ## on a machine with a GPU: verify, parity, benchmarks and a round, into docs/gpu.json and docs/gpu.md (about 25 minutes; goes on where it was interrupted)
+gpu: $(STAMP) ## on a machine with a GPU: verify, parity, benchmarks and a round, into docs/gpu.json and docs/gpu.md (about half an hour; goes on where it was interrupted)
 	@$(PY) -m shared.gpu_report --ready
 	@$(MAKE) --no-print-directory $(PEERS)
 	@$(PY) -m shared.gpu_report

@@ -27,7 +27,7 @@ def round_options() -> Options:
     return options
 
 
-GPU_PARTS = ("verify", "parity", "sampling", "sampling, 4B", "sweep", "training", "scoring", "round")
+GPU_PARTS = ("verify", "parity", "sampling", "sampling, 4B", "sweep", "training", "training, 4B", "scoring", "round")
 
 
 def gpu_options() -> Options:

@@ -68,6 +68,7 @@ def parts(scratch: Path) -> list[Part]:
         Part("sampling, 4B", 3, bench("gen.throughput", "--shape", "qwen3-4b"), lambda: of_ratios(ratios, "sampling_qwen3_4b")),
         Part("sweep", 5, bench("gen.bench", "--quick", "--only", "B"), lambda: of_ratios(ratios, "sweep_speedup")),
         Part("training", 4, bench("train.bench", "--quick"), lambda: of_ratios(ratios, "heal_")),
+        Part("training, 4B", 4, bench("train.bench", "--shape", "qwen3-4b"), lambda: of_ratios(ratios, "healing_")),
         Part("scoring", 1, bench("evals.bench", "--quick"), lambda: of_ratios(ratios, "score_")),
         Part("round", 6, [PY, "-m", "shared.pipeline", "--run", str(run), "--config", CONFIG, "--set", half], lambda: of_run(run)),
     ]  # fmt: skip
@@ -98,11 +99,17 @@ def of_ratios(path: Path, *begins: str) -> dict[str, str]:
     for name, row in rows.items():
         if not name.startswith(begins):
             continue
-        speed = row.get("tokens_per_second")
+        speed, peak = row.get("tokens_per_second"), row.get("peak_gib")
         text = f"{row['median']:.3f}" if row["median"] < 100 else f"{row['median']:,.0f}"
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         bound = "" if row.get("bound") is None else f", bound {row['bound']:g} {'met' if row['met'] else 'not met'}"
-        found[name] = text + ends + bound + (f", {speed:,.0f} tokens/s" if speed else "")
+        found[name] = (
+            text
+            + ends
+            + bound
+            + (f", {speed:,.0f} tokens/s" if speed else "")
+            + (f", peak {peak:.1f} GiB" if peak else "")
+        )
     return found
 
 

@@ -72,7 +72,7 @@ class Settings(BaseModel):
 def settings_of(vllm_config: Any) -> Settings | None:
     """The steering of an engine's configuration, or None."""
     extra = vllm_config.additional_config
-    found = extra.get("steering") if isinstance(extra, dict) else extra
+    found = extra.get("steering") if isinstance(extra, dict) else extra if isinstance(extra, Settings) else None
     if found is None:
         return None
     settings = found if isinstance(found, Settings) else Settings.model_validate(found)
