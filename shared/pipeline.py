@@ -192,7 +192,7 @@ def main() -> None:
         else round_steps(run, range(1, arguments.rounds + 1), arguments.eval)
     )
     if arguments.dry_run:
-        run.check()
+        run.check(weights=False)
         left = pending(todo, arguments.rebuild)
         before([left], run.folder, [run])
         if left:
