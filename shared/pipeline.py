@@ -194,9 +194,9 @@ def main() -> None:
     if arguments.dry_run:
         run.check(weights=False)
         left = pending(todo, arguments.rebuild)
-        before([left], run.folder, [run])
         if left:
-            show_cards(left)
+            show_cards(left)  # first: this machine may have too little memory for a model that a GPU holds
+        before([left], run.folder, [run])
         return
     try:
         run_steps(run, todo, arguments.eval, arguments.rebuild)

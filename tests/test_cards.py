@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +106,33 @@ def test_a_shipped_filter_keeps_answers_that_did_not_end(name: str) -> None:
     assert set(config.eval.coefficients) <= {0.25, 0.5} and config.eval.gates
     assert config.sweep.max_tokens + 200 <= config.train.max_length <= config.model.max_model_len
     assert config.train.gradient_checkpointing and sources["filter.drop_truncated"]
+
+
+def test_a_dry_run_of_a_4b_model_needs_no_weights(tmp_path: Path, model: Model) -> None:
+    """From the hub's cache, which holds the configuration and the tokenizer alone."""
+    cached = tmp_path / "hub" / "models--Qwen--Qwen3-4B"
+    snapshot = cached / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    for file in model.folder.iterdir():
+        if "token" in file.name or file.suffix == ".jinja":
+            shutil.copy(file, snapshot)
+    (snapshot / "config.json").write_text(json.dumps({**QWEN, "max_position_embeddings": 40960}))
+    config, run = ROOT / "configs" / "qwen3-4b.toml", tmp_path / "run"
+    words = ["--run", run, "--config", config, "--set", "eval.vignettes=embedded"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+
+    def pipeline(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "shared.pipeline", *map(str, words), *more]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    done = pipeline("--dry-run")
+    if (
+        "too little memory" not in done.stderr and "too little room" not in done.stderr
+    ):  # of this machine, which is told first
+        assert done.returncode == 0, done.stderr
+        for word in ("24 GB", "80 GB", "1,600", "409,600", "not measured"):
+            assert word in done.stdout, done.stdout
+    refused = pipeline()
+    assert refused.returncode == 2 and "safetensors" in refused.stderr and not run.exists(), refused.stderr
