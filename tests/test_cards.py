@@ -128,11 +128,8 @@ def test_a_dry_run_of_a_4b_model_needs_no_weights(tmp_path: Path, model: Model) 
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     done = pipeline("--dry-run")
-    if (
-        "too little memory" not in done.stderr and "too little room" not in done.stderr
-    ):  # of this machine, which is told first
-        assert done.returncode == 0, done.stderr
-        for word in ("24 GB", "80 GB", "1,600", "409,600", "not measured"):
-            assert word in done.stdout, done.stdout
+    assert done.returncode == 0 or "too little memory" in done.stderr or "too little room" in done.stderr, done.stderr
+    for word in ("24 GB", "80 GB", "1,600", "409,600", "not measured"):
+        assert word in done.stdout, done.stdout
     refused = pipeline()
     assert refused.returncode == 2 and "safetensors" in refused.stderr and not run.exists(), refused.stderr
