@@ -252,11 +252,12 @@ def main() -> None:
     rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="make setup")[:16]
     prompts = [chat.ids(row.turns, trait.neutral) for row in rows]
     graphs = on_gpu()
+    plain = Reference(model, config.model.dtype)
+    if vector is None:
+        vector = noise(plain.norms(layers, prompts[:2]), model.hidden)
     with console.status("a plain forward with hooks"):
-        plain = Reference(model, config.model.dtype)
-        vector = vector or noise(plain.norms(layers, prompts[:2]), model.hidden)
         reference = plain.logprobs(vector, prompts[0])
-        del plain
+    del plain
     ask = functools.partial(examined, model, config.model, vector, reference, prompts)
     with console.status("checking"):
         patched, found = apart(ask, True) if graphs else ask(False)
