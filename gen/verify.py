@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -172,7 +173,7 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
 
 
 def examined(
-    model: Model,
+    folder: Path,
     settings: ModelConfig,
     vector: Vector,
     reference: np.ndarray,
@@ -182,7 +183,7 @@ def examined(
     """Start an engine and look at it: the names of the layers that it has patched, and its checks.
 
     Args:
-        model, settings: the model and how it is run.
+        folder, settings: the model and how it is run.
         vector: what steers.
         reference: log-probabilities of the first prompt under hooks at coefficient 1.
         prompts: of tokens.
@@ -192,7 +193,7 @@ def examined(
 
     eager = {} if graphs or not on_gpu() else {"enforce_eager": True}
     with engine(
-        model.folder,
+        folder,
         layers=sorted(vector.layers),
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,
@@ -201,9 +202,10 @@ def examined(
         **eager,
     ) as built:
         built.load("v", vector)
-        found = [] if eager else effects(built, reference, settings.dtype, prompts)
-        if not graphs:
-            found += [stock(built, prompts[0]), overhead(built, prompts)]
+        with console.status("checking"):
+            found = [] if eager else effects(built, reference, settings.dtype, prompts)
+            if not graphs:
+                found += [stock(built, prompts[0]), overhead(built, prompts)]
         return built.patched, found
 
 
@@ -258,11 +260,10 @@ def main() -> None:
     with console.status("a plain forward with hooks"):
         reference = plain.logprobs(vector, prompts[0])
     del plain
-    ask = functools.partial(examined, model, config.model, vector, reference, prompts)
-    with console.status("checking"):
-        patched, found = apart(ask, True) if graphs else ask(False)
-        if graphs:
-            found += apart(ask, False)[1]
+    ask = functools.partial(examined, model.folder, config.model, vector, reference, prompts)
+    patched, found = apart(ask, True) if graphs else ask(False)
+    if graphs:
+        found += apart(ask, False)[1]
     text = report(model, config.model.dtype, patched, found)
     console.print(text, markup=False)
     if arguments.out:

@@ -44,6 +44,21 @@ def test_an_engine_of_its_own_process_hands_its_error_over() -> None:
     assert refused.value.given == "24 GB"
 
 
+def test_what_an_engine_is_examined_with_goes_to_another_process(model: Model) -> None:
+    """A dequantised model does not: it holds the function that makes it."""
+    import functools
+    import pickle
+
+    from gen.verify import examined
+    from shared.config import resolve
+
+    settings = resolve(None, "")[0].model
+    ask = functools.partial(examined, model.folder, settings, noise({3: 1.0}, 64), np.zeros(3), [[1, 2]])
+    again = pickle.loads(pickle.dumps(ask))
+    assert again.args[0] == model.folder and again.args[1] == settings
+    assert (again.args[2].layers[3] == ask.args[2].layers[3]).all()
+
+
 @pytest.mark.slow
 def test_this_machine_passes(tmp_path: Path) -> None:
     done = command(
