@@ -97,7 +97,7 @@ def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve:
     if serves_adapters(serve):
         loaded = admitted(adapter, origin, by_engine=True)
         modules = tuple(sorted({name.rpartition(".")[2] for name in loaded.modules}))
-        layers = {int(found[1]) for name in loaded.modules if (found := DECODER.fullmatch(name))}
+        layers = {int(match[1]) for name in loaded.modules if (match := DECODER.fullmatch(name))}
         return Student(
             origin.folder,
             adapter,

@@ -91,7 +91,7 @@ def measure(model: Model, dtype: str, size: Size, name: str, *, compare: bool, *
     vocabulary = int(model.text_config["vocab_size"])
     context = 8 * -(-(size.prompt + size.tokens + 1) // 8)
     shared = {"dtype": dtype, "max_model_len": context, "enable_prefix_caching": False, **options}
-    found: dict[str, Any] = {}
+    records: dict[str, Any] = {}
     with engine(model.folder, layers=layers, gpu_memory=SHARE if compare else 0.9, **shared) as steered:
         steered.load("v", vector)
         for count in size.sequences:
@@ -99,7 +99,7 @@ def measure(model: Model, dtype: str, size: Size, name: str, *, compare: bool, *
             sides = {"steered": Side(lambda work=work: _tokens(steered, work))}  # type: ignore[misc]
             what = f"{count} sequences of {size.prompt} + {size.tokens} tokens, {dtype}"
             if not compare:
-                found[f"sampling_{name}_{count}_sequences"] = _speed(sides["steered"], size, count, what)
+                records[f"sampling_{name}_{count}_sequences"] = _speed(sides["steered"], size, count, what)
                 continue
             with _unsteered(steered, model.folder, work, shared) as plain:
                 sides = {"steered": replace(sides["steered"], prepare=_patch(steered, True)), "stock": plain}
@@ -107,17 +107,18 @@ def measure(model: Model, dtype: str, size: Size, name: str, *, compare: bool, *
                 interleave(what, sides, size.rounds)
             row = ratio(sides["steered"], sides["stock"], f"time of {what}, steered in {len(layers)} layers over stock vLLM", bound=1.02)  # fmt: skip
             speed = count * size.tokens / statistics.median(sides["steered"].seconds)
-            found[f"steered_over_stock_{count}_sequences"] = {**row, "tokens_per_second": speed}
+            records[f"steered_over_stock_{count}_sequences"] = {**row, "tokens_per_second": speed}
         count = max(size.sequences)
         one, many = (
-            requests(size, count, vocabulary, given) for given in ([0.5], [(1 + index) / 64 for index in range(64)])
+            requests(size, count, vocabulary, coefficients)
+            for coefficients in ([0.5], [(1 + index) / 64 for index in range(64)])
         )
         both = {"64": Side(lambda: _tokens(steered, many)), "1": Side(lambda: _tokens(steered, one))}
         warm(both)
         interleave("coefficients", both, size.rounds)
     key = "coefficients_64_over_1" if compare else f"sampling_{name}_coefficients_64_over_1"
-    found[f"{key}_at_{count}_sequences"] = ratio(both["64"], both["1"], f"time with 64 coefficients over one; {count} sequences, {dtype}", bound=1.01)  # fmt: skip
-    return found
+    records[f"{key}_at_{count}_sequences"] = ratio(both["64"], both["1"], f"time with 64 coefficients over one; {count} sequences, {dtype}", bound=1.01)  # fmt: skip
+    return records
 
 
 def _tokens(steered: Engine, work: Sequence[Request]) -> list[list[int]]:
@@ -164,12 +165,12 @@ def main() -> None:
     if arguments.shape:
         with of_shape(SHAPES[arguments.shape]) as model:
             name = arguments.shape.replace("-", "_")
-            found = measure(model, dtype, size, name, compare=False, load_format="dummy")
+            records = measure(model, dtype, size, name, compare=False, load_format="dummy")
     else:
-        found = measure(resolve("embedded"), dtype, size, "embedded", compare=True)
-    for name, row in found.items():
+        records = measure(resolve("embedded"), dtype, size, "embedded", compare=True)
+    for name, row in records.items():
         console.print(f"{name}: {row['median']:.3f}")
-    file(arguments.out, found)
+    file(arguments.out, records)
     closing(arguments.out, begin)
 
 

@@ -85,8 +85,8 @@ class Reference:
 
     def norms(self, layers: Sequence[int], prompts: Sequence[Sequence[int]]) -> dict[int, float]:
         """Mean norm of the residual stream after each layer, at the prompts' last tokens."""
-        found = activations(self._network, self._model.depth, layers, prompts, 1, "a plain forward")
-        return {layer: float(np.linalg.norm(states, axis=1).mean()) for layer, states in found.items()}
+        states_of = activations(self._network, self._model.depth, layers, prompts, 1, "a plain forward")
+        return {layer: float(np.linalg.norm(states, axis=1).mean()) for layer, states in states_of.items()}
 
     def logprobs(self, vector: Vector, prompt: Sequence[int]) -> np.ndarray:
         """Log-probabilities [tokens - 1] of the prompt's tokens 1.., steered at coefficient 1, nats."""
@@ -98,8 +98,8 @@ class Reference:
         with plain.steered([1.0]), torch.inference_mode():
             ids = torch.tensor([list(prompt)])
             table = plain.network(ids).logits[0, :-1].float().log_softmax(-1)
-        found: np.ndarray = table.gather(1, ids[0, 1:, None])[:, 0].numpy()
-        return found
+        logprobs: np.ndarray = table.gather(1, ids[0, 1:, None])[:, 0].numpy()
+        return logprobs
 
 
 def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[Any]:
@@ -203,10 +203,10 @@ def examined(
     ) as built:
         built.load("v", vector)
         with console.status("checking"):
-            found = [] if eager else effects(built, reference, settings.dtype, prompts)
+            checks = [] if eager else effects(built, reference, settings.dtype, prompts)
             if not graphs:
-                found += [stock(built, prompts[0]), overhead(built, prompts)]
-        return built.patched, found
+                checks += [stock(built, prompts[0]), overhead(built, prompts)]
+        return built.patched, checks
 
 
 def apart(work: Callable[[bool], Result], graphs: bool) -> Result:
@@ -261,16 +261,16 @@ def main() -> None:
         reference = plain.logprobs(vector, prompts[0])
     del plain
     ask = functools.partial(examined, model.folder, config.model, vector, reference, prompts)
-    patched, found = apart(ask, True) if graphs else ask(False)
+    patched, checks = apart(ask, True) if graphs else ask(False)
     if graphs:
-        found += apart(ask, False)[1]
-    text = report(model, config.model.dtype, patched, found)
+        checks += apart(ask, False)[1]
+    text = report(model, config.model.dtype, patched, checks)
     console.print(text, markup=False)
     if arguments.out:
         from shared.publish import write_text
 
         write_text(arguments.out, text + "\n")
-    if failed := [check.name for check in found if check.passed is False]:
+    if failed := [check.name for check in checks if check.passed is False]:
         raise SteerHealError(
             "steering does not work here",
             given="; ".join(failed),

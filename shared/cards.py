@@ -129,25 +129,25 @@ def show_cards(todo: Sequence[Step]) -> None:
     """The table of steps to do on both kinds of card, and a warning where a stage does not fit."""
     stages = list(dict.fromkeys(step.stage for step in todo))
     costs: dict[str, list[list[Cost]]] = {stage: [[] for _ in CARDS] for stage in stages}
-    made = {stage: (0.0, 0.0) for stage in stages}
+    totals = {stage: (0.0, 0.0) for stage in stages}
     compiled = False
     for step in todo:
         rows, tokens = rows_and_tokens(step.run, step.number, step.stage)
-        before = made[step.stage]
-        made[step.stage] = before[0] + (0 if step.stage == "filter" else rows), before[1] + (0 if step.stage == "filter" else tokens)  # fmt: skip
+        before = totals[step.stage]
+        totals[step.stage] = before[0] + (0 if step.stage == "filter" else rows), before[1] + (0 if step.stage == "filter" else tokens)  # fmt: skip
         for place, card in enumerate(CARDS):
             costs[step.stage][place].append(cost(step.run, step.number, step.stage, card, first=not compiled))
         compiled = compiled or step.stage == "sweep"
     lines: list[list[object]] = [
         [
             stage,
-            *(f"{value:,.0f}" if value else "" for value in made[stage]),
-            *(cell for found in costs[stage] for cell in _cells(found)),
+            *(f"{value:,.0f}" if value else "" for value in totals[stage]),
+            *(cell for group in costs[stage] for cell in _cells(group)),
         ]
         for stage in stages
     ]
     total = [[one for stage in stages for one in costs[stage][place]] for place in range(len(CARDS))]
-    lines.append(["in all", "", "", *(cell for found in total for cell in _cells(found))])
+    lines.append(["in all", "", "", *(cell for group in total for cell in _cells(group))])
     heads = [head for card in CARDS for head in (f"{card.name}: GiB", "minutes")]
     table("on a GPU, from the plan: not measured", ["stage", "rows", "tokens, at most", *heads], lines)
     for place, card in enumerate(CARDS):
@@ -157,6 +157,6 @@ def show_cards(todo: Sequence[Step]) -> None:
                 say(f"{stage} does not fit a card of {card.name}: about {most / GIB:.0f} GiB", "yellow")
 
 
-def _cells(found: Sequence[Cost]) -> list[str | None]:
+def _cells(group: Sequence[Cost]) -> list[str | None]:
     """Memory of the largest, and minutes of all."""
-    return [number(max(one.memory for one in found) / GIB, 0), number(sum(one.seconds for one in found) / 60, 1)]
+    return [number(max(one.memory for one in group) / GIB, 0), number(sum(one.seconds for one in group) / 60, 1)]

@@ -54,14 +54,14 @@ class Card:
 
 
 def cards() -> tuple[list[Card], str]:
-    """The GPUs that the driver sees, and, where there is none, what nvidia-smi said last (empty: there is no nvidia-smi)."""
+    """The GPUs that the driver sees, and, where there is none, what nvidia-smi message last (empty: there is no nvidia-smi)."""
     if not shutil.which("nvidia-smi"):
         return [], ""
     done = subprocess.run(QUERY, capture_output=True, text=True, timeout=60)
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 3]
     last = (done.stdout + done.stderr).strip().splitlines()
-    said = last[-1] if last else f"exit status {done.returncode}"
-    return ([], said) if done.returncode else ([Card(*row) for row in rows], "" if rows else said)
+    message = last[-1] if last else f"exit status {done.returncode}"
+    return ([], message) if done.returncode else ([Card(*row) for row in rows], "" if rows else message)
 
 
 def on_gpu() -> bool:
@@ -83,20 +83,20 @@ def on_gpu() -> bool:
 
 def unseen(version: str) -> SteerHealError:
     """The error of a CUDA build of torch that sees no GPU, with the cause where it is known."""
-    found, said = cards()
-    known = next((card.problem for card in found if card.problem), None)
+    seen, message = cards()
+    known = next((card.problem for card in seen if card.problem), None)
     if known is not None:
         return known
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if found and hidden is not None:
-        given, next_ = f"CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES"
-    elif found:
-        given, next_ = f"{found[0].name}, driver {found[0].driver}, which nvidia-smi sees", "restart the machine or the container: the driver's kernel module and its libraries may be of two versions"  # fmt: skip
+    if seen and hidden is not None:
+        fact, next_ = f"CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES"
+    elif seen:
+        fact, next_ = f"{seen[0].name}, driver {seen[0].driver}, which nvidia-smi sees", "restart the machine or the container: the driver's kernel module and its libraries may be of two versions"  # fmt: skip
     else:
-        given, next_ = said or "no nvidia-smi", "mend the driver (in a container, pass the GPU through: --gpus all)"
+        fact, next_ = message or "no nvidia-smi", "mend the driver (in a container, pass the GPU through: --gpus all)"
     return SteerHealError(
         "torch is a CUDA build and sees no GPU",
-        given=f"torch {version}; {given}",
+        given=f"torch {version}; {fact}",
         expected="a GPU: nothing is computed on the CPU by these packages",
         next=f"{next_}, {CPU_LOCK}",
         code=Exit.MACHINE,

@@ -38,7 +38,7 @@ TAIL = 6  # lines of a failed part that are kept
 
 @dataclass(frozen=True)
 class Part:
-    """A command, and what it found.
+    """A command, and how its result is read.
 
     Args:
         name: of the part.
@@ -78,49 +78,49 @@ def of_report(path: Path) -> dict[str, str]:
     """Checks of gen.verify's report."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    return {name: f"{state}, {found}" for name, state, found in cells if state in ("ok", "FAILED", "–")}
+    return {name: f"{state}, {text}" for name, state, text in cells if state in ("ok", "FAILED", "–")}
 
 
 def of_tests(path: Path) -> dict[str, str]:
     """Tests of a JUnit file, by name."""
     if not path.is_file():
         return {}
-    found = {}
+    rows = {}
     for case in ElementTree.parse(path).iter("testcase"):
         kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-        found[str(case.get("name"))] = kinds[0] if kinds else "passed"
-    return found
+        rows[str(case.get("name"))] = kinds[0] if kinds else "passed"
+    return rows
 
 
 def of_ratios(path: Path, *begins: str) -> dict[str, str]:
     """Rows of a benchmark file whose names begin so, with their interval, bound, and tokens a second where they are known."""
-    rows = parse(path.read_bytes())["ratios"] if path.is_file() else {}
-    found = {}
-    for name, row in rows.items():
+    ratios = parse(path.read_bytes())["ratios"] if path.is_file() else {}
+    rows = {}
+    for name, row in ratios.items():
         if not name.startswith(begins):
             continue
         speed, peak = row.get("tokens_per_second"), row.get("peak_gib")
         text = f"{row['median']:.3f}" if row["median"] < 100 else f"{row['median']:,.0f}"
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         bound = "" if row.get("bound") is None else f", bound {row['bound']:g} {'met' if row['met'] else 'not met'}"
-        found[name] = (
+        rows[name] = (
             text
             + ends
             + bound
             + (f", {speed:,.0f} tokens/s" if speed else "")
             + (f", peak {peak:.1f} GiB" if peak else "")
         )
-    return found
+    return rows
 
 
 def of_run(folder: Path) -> dict[str, str]:
     """Seconds of the stages of a run's first round that ended."""
-    found = {}
+    rows = {}
     for stage in STAGES:
         path = folder / "rounds" / "01" / "manifests" / f"{stage}.json"
         if path.is_file():
-            found[stage] = f"{read_manifest(path, f'remove {path}').seconds:.0f} s"
-    return found
+            rows[stage] = f"{read_manifest(path, f'remove {path}').seconds:.0f} s"
+    return rows
 
 
 def place() -> dict[str, Any]:
@@ -134,8 +134,8 @@ def place() -> dict[str, Any]:
             code=Exit.MACHINE,
         )
     machine = hardware()
-    found, _ = cards()
-    driver = {"driver": found[0].driver, "gpu_memory": found[0].memory} if found else {}
+    seen, _ = cards()
+    driver = {"driver": seen[0].driver, "gpu_memory": seen[0].memory} if seen else {}
     kept = {name: machine[name] for name in ("gpu", "processor", "cores", "memory_gib")}
     return {"machine": {**kept, **driver}, "versions": versions()}
 
@@ -145,10 +145,10 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"version": VERSION, "parts": {}}
     try:
-        found = dict(parse(path.read_bytes()))
-        if found["version"] == VERSION and isinstance(found["parts"], dict):
-            return found
-        problem = f"version {found['version']}"
+        results = dict(parse(path.read_bytes()))
+        if results["version"] == VERSION and isinstance(results["parts"], dict):
+            return results
+        problem = f"version {results['version']}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = repr(error)
     raise SteerHealError(
@@ -181,13 +181,13 @@ def measure(todo: Sequence[Part], out: Path, page: Path, here: dict[str, Any]) -
         console.print(f"[bold]{part.name}[/], about {part.minutes} min")
         begin = time.monotonic()
         passed, tail = _run(part.command)
-        found = part.reads()
+        rows = part.reads()
         results["parts"][part.name] = {
-            "passed": passed and bool(found),
+            "passed": passed and bool(rows),
             "seconds": round(time.monotonic() - begin, 1),
             "command": " ".join(["python", *part.command[1:]]),
-            "found": found,
-            **({} if passed else {"said": tail}),
+            "rows": rows,
+            **({} if passed else {"last_lines": tail}),
         }
         write_json(out, results)
         put(page, rendered(results))
@@ -206,7 +206,7 @@ def _run(command: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def rendered(results: dict[str, Any]) -> str:
-    """The results as Markdown: machine and versions, then a table with a row for everything found."""
+    """The results as Markdown: machine and versions, then a table with a row for every result."""
     machine, installed = results["machine"], results["versions"]
     known = {"vllm", "torch", "transformers", "unsloth", "peft", "triton", "flashinfer-python", "steer-heal"}
     lines = [
@@ -215,13 +215,17 @@ def rendered(results: dict[str, Any]) -> str:
         "",
         ", ".join(f"{name} {version}" for name, version in installed.items() if name in known) + ".",
         "",
-        "| part | what | found |",
+        "| part | what | result |",
         "| --- | --- | --- |",
     ]
     for name, part in results["parts"].items():
-        state = "passed" if part["passed"] else f"FAILED: {_cell('; '.join(part.get('said', ['nothing was found'])))}"
+        state = (
+            "passed"
+            if part["passed"]
+            else f"FAILED: {_cell('; '.join(part.get('last_lines', ['it wrote no result'])))}"
+        )
         lines.append(f"| **{name}** | {part['seconds']:.0f} s | {state} |")
-        lines += [f"| | {_cell(what)} | {_cell(found)} |" for what, found in part["found"].items()]
+        lines += [f"| | {_cell(what)} | {_cell(text)} |" for what, text in part["rows"].items()]
     return "\n".join(lines)
 
 

@@ -153,18 +153,18 @@ def the_disk(run: Path) -> Iterator[Row]:
 
 def the_gpu() -> Iterator[Row]:
     """What the driver says, with or without a torch that sees the GPU."""
-    found, said = cards()
+    seen, message = cards()
     wanted = lock().stem == "gpu"
-    if not found and not said:
+    if not seen and not message:
         yield Row("GPU", "no NVIDIA driver: CPU builds")
         return
-    if not found:
+    if not seen:
         yield Row(
             "GPU",
             "none that the driver sees",
             SteerHealError(
                 "there is nvidia-smi and no GPU",
-                given=said,
+                given=message,
                 expected="the name of a GPU",
                 next=f"mend the driver (in a container, pass the GPU through), {CPU_LOCK}",
             )
@@ -172,7 +172,7 @@ def the_gpu() -> Iterator[Row]:
             else None,
         )
         return
-    for card in found:
+    for card in seen:
         yield Row(
             "GPU",
             f"{card.name}, {card.memory}, driver {card.driver}, compute capability {card.capability}",

@@ -76,7 +76,7 @@ def test_parts_are_filed_as_they_end_and_only_failed_ones_are_made_again(tmp_pat
     assert measure([good, bad], out, page, HERE) == ["parity"] and count.read_text() == "x"
     found = json.loads(out.read_text())
     assert found["parts"]["verify"]["passed"] and found["machine"] == HERE["machine"]
-    assert found["parts"]["parity"]["said"] == ["out of | memory"] and not found["parts"]["parity"]["passed"]
+    assert found["parts"]["parity"]["last_lines"] == ["out of | memory"] and not found["parts"]["parity"]["passed"]
     text = page.read_text()
     assert text.startswith("# A page\n") and text.endswith("\n\nThe end.\n") and "nothing yet" not in text
     assert "| | a check | ok / 1 |" in text and "FAILED: out of / memory" in text
@@ -91,7 +91,7 @@ def test_a_part_that_ends_well_and_finds_nothing_has_failed(tmp_path: Path, page
 
 
 def test_the_table_names_hardware_and_versions() -> None:
-    part = {"passed": True, "seconds": 61.0, "command": "python -m x", "found": {"sampling": "15,000 tokens/s"}}
+    part = {"passed": True, "seconds": 61.0, "command": "python -m x", "rows": {"sampling": "15,000 tokens/s"}}
     text = rendered({**HERE, "parts": {"sampling": part}})
     assert "NVIDIA H100, 81559 MiB, driver 580.65.06; AMD EPYC, 16 cores" in text
     assert "vllm 0.32.0, torch 2.13.0." in text and "numpy" not in text

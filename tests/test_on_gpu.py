@@ -143,12 +143,12 @@ def test_a_thousand_coefficients_in_one_batch(built: Any, prompts: list[list[int
 
 
 def test_logits_are_not_rounded_to_half_precision(built: Any, prompts: list[list[int]]) -> None:
-    """Rounded to bfloat16, two hundred labels share some dozens of values."""
+    """Rounded to bfloat16, a hundred labels share some dozens of values."""
     from gen.engine.sampling import Request
 
-    labels = list(range(100, 300))
+    labels = list(range(100, 228))  # 128, which is what vLLM takes at most
     found = built.run([Request(prompts[0], label_ids=labels)])[0].label_logprobs
-    assert len(set(found)) >= 198
+    assert len(set(found)) >= 126
 
 
 def test_the_head_s_products_are_those_of_fp64() -> None:

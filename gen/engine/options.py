@@ -144,8 +144,8 @@ def lora_options(students: Sequence[Student], room: AdapterRoom | None = None) -
         rank, modules = max(rank, room.rank), modules | set(room.modules)
     if not rank:
         return {}
-    found = next((size for size in LORA_RANKS if size >= rank), None)
-    if found is None:
+    widest = next((size for size in LORA_RANKS if size >= rank), None)
+    if widest is None:
         raise SteerHealError(
             "a folded history is too wide to serve as an adapter",
             given=f"rank {rank}",
@@ -156,7 +156,7 @@ def lora_options(students: Sequence[Student], room: AdapterRoom | None = None) -
         _no_experts_on_a_cpu(student)
     return {
         "enable_lora": True,
-        "max_lora_rank": found,
+        "max_lora_rank": widest,
         # An engine serves one adapter at a time. On the CPU one more than are used: a request without an adapter beside one with it
         # gets the last slot's.
         "max_loras": 1 if on_gpu() else 2,
