@@ -100,8 +100,8 @@ def of_ratios(path: Path, *begins: str) -> dict[str, str]:
         if not name.startswith(begins):
             continue
         speed, peak = row.get("tokens_per_second"), row.get("peak_gib")
-        text = f"{row['median']:.3f}" if row["median"] < 100 else f"{row['median']:,.0f}"
-        ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+        text = _figure(row["median"])
+        ends = "" if row["low"] is None else f" [{_figure(row['low'])}, {_figure(row['high'])}]"
         bound = "" if row.get("bound") is None else f", bound {row['bound']:g} {'met' if row['met'] else 'not met'}"
         rows[name] = (
             text
@@ -111,6 +111,11 @@ def of_ratios(path: Path, *begins: str) -> dict[str, str]:
             + (f", peak {peak:.1f} GiB" if peak else "")
         )
     return rows
+
+
+def _figure(value: float) -> str:
+    """A ratio to three places, tokens a second in whole numbers."""
+    return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
 
 
 def of_run(folder: Path) -> dict[str, str]:

@@ -112,13 +112,13 @@ def test_what_the_parts_write_is_read(tmp_path: Path) -> None:
             "met": True,
             "tokens_per_second": 12_345.0,
         },
-        "sampling_4b": {"median": 15_432.1, "low": None, "high": None},
+        "sampling_4b": {"median": 15_432.1, "low": 15_000.0, "high": 16_000.4},
     }
     (tmp_path / "b.json").write_text(json.dumps({"ratios": rows}))
     assert of_ratios(tmp_path / "b.json", "heal") == {
         "heal_step": "0.500 [0.400, 0.600], bound 0.75 met, 12,345 tokens/s"
     }
-    assert of_ratios(tmp_path / "b.json", "sampling") == {"sampling_4b": "15,432"}
+    assert of_ratios(tmp_path / "b.json", "sampling") == {"sampling_4b": "15,432 [15,000, 16,000]"}
     for read in (of_report, of_tests, of_run, lambda path: of_ratios(path, "a")):
         assert read(tmp_path / "nowhere") == {}
 
