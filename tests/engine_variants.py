@@ -355,53 +355,51 @@ def halves(folder: Path) -> dict[str, Any]:
     import itertools
     import time
 
-    from evals.bridges.huggingface import HuggingFace
     from evals.conditions import Condition
     from evals.measures.forced_choice.ask import Read, forced_choice
     from evals.measures.forced_choice.instrument import Renderer, load_instrument
     from shared.chat import Chat
+    from shared.models import resolve
     from shared.vignettes import load_vignettes
 
-    engine, _, weights = build(dtype="bfloat16", max_model_len=1024)
-    chat, vignettes, read = Chat.load(weights), load_vignettes("embedded", 14), Read("reversal", 0)
+    weights = resolve("embedded").folder
+    chat, vignettes, read = Chat.load(weights), load_vignettes("embedded", 7), Read("rotating", 0)
     renderer = Renderer(chat, load_instrument("embedded"))
     seconds = []
 
-    def rows() -> np.ndarray:
+    def rows(engine: Any) -> np.ndarray:
         engine.reset_cache()
         begin = time.perf_counter()
-        found = forced_choice(
-            engine, renderer, vignettes, [Condition("base", "base")], read, chat.tokenizer, lambda: None
-        )["base"]
+        base = Condition("base", "base")
+        lines = forced_choice(engine, renderer, vignettes, [base], read, chat.tokenizer, lambda: None)["base"]
         seconds.append(time.perf_counter() - begin)
-        return np.array([row["lp"] for row in found]).reshape(-1, 7)
+        return np.array([row["lp"] for row in lines]).reshape(-1, 7)
 
-    rows()
-    kept = rows()
+    engine, _, _ = build(dtype="bfloat16", max_model_len=1024)
+    kept = rows(engine)
     heads = [module for module in _worker(engine).model_runner.get_model().modules() if hasattr(module, "head_dtype")]
-    before = {str(module.head_dtype) for module in heads}
+    dtypes = {str(module.head_dtype) for module in heads}
     for module in heads:
         module.head_dtype = None
-    rounded = rows()
-    exact = HuggingFace(weights, "float32", chat.end_id, "cpu").forced_choice(
-        renderer, vignettes, read, chat.tokenizer, 4
-    )
-    wanted = np.array([row["lp"] for row in exact]).reshape(-1, 7)
+    rounded = rows(engine)
+    engine.close()
+    engine, _, _ = build(max_model_len=1024)
+    exact = rows(engine)
 
     def apart(one: np.ndarray, other: np.ndarray) -> list[float]:
         return [float(np.abs(one - other).mean()), float(np.abs(one - other).max())]
 
-    def ties(found: np.ndarray) -> int:
-        return sum(row[a] == row[b] for row in found for a, b in itertools.combinations(range(7), 2))
+    def ties(labels: np.ndarray) -> int:
+        return sum(row[a] == row[b] for row in labels for a, b in itertools.combinations(range(7), 2))
 
     return {
-        "dtypes": sorted(before),
+        "dtypes": sorted(dtypes),
         "reads": len(kept),
-        "kept": apart(kept, wanted),
-        "rounded": apart(rounded, wanted),
+        "kept": apart(kept, exact),
+        "rounded": apart(rounded, exact),
         "rounding": apart(kept, rounded),
-        "ties": {"kept": int(ties(kept)), "rounded": int(ties(rounded)), "exact": int(ties(wanted))},
-        "seconds": seconds[1:],
+        "ties": {"kept": int(ties(kept)), "rounded": int(ties(rounded)), "exact": int(ties(exact))},
+        "seconds": seconds,
     }
 
 

@@ -103,6 +103,7 @@ def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path:
     assert found["effect"] > 0.1, "the adapter must matter, or this test proves nothing"
 
 
+@pytest.mark.long
 def test_score_rows_in_half_precision_are_not_rounded_at_the_head(tmp_path: Path) -> None:
     """Labels are told apart by what the weights' own rounding leaves, and not by steps of an eighth of a nat."""
     found = variant("halves", tmp_path)
