@@ -107,8 +107,7 @@ def parallel_options(size: int) -> dict[str, Any]:
 def precision_options(folder: Path, dtype: str) -> dict[str, Any]:
     """Logits in float32 of a model whose weights are in half precision; nothing for float32.
 
-    A bfloat16 number between 16 and 32 has steps of 0.125: rounded logits move every log-probability by up to 0.06 nats, and two labels
-    tie exactly. vLLM reads head_dtype from the configuration of the class that owns the head, which in a multimodal wrapper is that of
+    A bfloat16 number between 16 and 32 has steps of 0.125: rounded logits move every log-probability by up to 0.06 nats. vLLM reads head_dtype from the configuration of the class that owns the head, which in a multimodal wrapper is that of
     the text model: both levels are set. On CUDA the product is summed in float32 without a copy of the weight.
     """
     if dtype == "float32":
