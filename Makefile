@@ -38,7 +38,7 @@ BEGUN = $(if $(FROZEN)$(call given,CONFIG),,$(if $(call given,RUN),--default-con
 
 # Misspelt variables and targets, and variables that no target at hand uses, which make itself takes without a word.
 KNOWN := CONFIG RUN N SET EVAL REBUILD MODEL PORT VECTORS WORKERS OUT PYTHON LOCK
-TARGETS := round report status study serve verify bench bench-setup cluster test test-long check docs docs-results doctor setup clean help
+TARGETS := round report status study serve verify bench gpu bench-setup cluster test test-long check docs docs-results doctor setup clean help
 USES_round := CONFIG RUN N SET EVAL REBUILD MODEL WORKERS
 USES_report := CONFIG RUN SET EVAL REBUILD MODEL
 USES_status := RUN
@@ -79,7 +79,7 @@ $(error REBUILD=$(REBUILD) says nothing: REBUILD=1, or none)
 endif
 
 # How hints spell a command. No comment behind the value: the blank before it would be part of it.
-round report study serve verify status doctor docs-results: export STEER_HEAL_FORM := make
+round report study serve verify gpu status doctor docs-results: export STEER_HEAL_FORM := make
 
 .PHONY: $(TARGETS) mend
 .DELETE_ON_ERROR:
@@ -117,6 +117,11 @@ bench: $(PEERS) ## the benchmarks as ratios, into docs/bench.json (about an hour
 	@$(PY) -m gen.bench --out docs/bench.json
 	@$(PY) -m train.bench --out docs/bench.json
 	@$(PY) -m evals.bench --out docs/bench.json
+
+gpu: $(STAMP) ## on a machine with a GPU: verify, parity, benchmarks and a round, into docs/gpu.json and docs/gpu.md (about half an hour; goes on where it was interrupted)
+	@$(PY) -m shared.gpu_report --ready
+	@$(MAKE) --no-print-directory $(PEERS)
+	@$(PY) -m shared.gpu_report
 
 bench-setup: $(STAMP) ## set-up against plain pip, into docs/bench.json (downloads all six times: 10 to 40 minutes)
 	@$(PY) -m shared.bench --out docs/bench.json

@@ -86,6 +86,7 @@ def score(arguments: Any) -> None:
         dtype=dtype,
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
         slots=max(1, len(vectors)),
         seed=config.seed,
         students=[student],

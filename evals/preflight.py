@@ -254,6 +254,7 @@ def main() -> None:
         dtype=config.model.dtype,
         max_model_len=longest,
         gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
         seed=config.seed,
         students=[base],
     ) as model:

@@ -21,7 +21,7 @@ from evals.decoys import decoy_vectors, personas
 from evals.measures.measure import Scoring, Session
 from evals.measures.registry import measures_of
 from gen.ahead import refuse_overflow
-from gen.students import Student
+from gen.students import Student, adapter_room
 from gen.students import student as student_of
 from shared.chat import Chat
 from shared.cli import entry, need, parse
@@ -190,16 +190,19 @@ def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]
     """Start an engine, put every session's requests to it group by group, and last those to the original model."""
     from gen.engine.engine import engine
 
-    config = scoring.config
+    config, students = scoring.config, [group.student for group in groups]
     with engine(
         groups[0].student.folder,
         layers=sorted(scoring.vectors["trait"].layers),
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
         slots=len(scoring.vectors),
         seed=config.seed,
-        students=[group.student for group in groups],
+        students=students,
+        room=adapter_room(config, scoring.origin, students),
+        window=config.sweep.window,
     ) as model:
         for label, vector in scoring.vectors.items():
             model.load(label, vector)

@@ -42,10 +42,18 @@ class Hooked:
     def __init__(self, folder: Path, vector: Vector, *, dtype: str, stop: int, pad: int, device: str = "cpu"):
         import torch
 
-        network = load_network(folder, getattr(torch, dtype))
-        self.network = network.to(device)
-        self.vector, self.stop, self.pad, self.device = vector, stop, pad, device
-        self._layers = decoder_layers(self.network, self.network.config.get_text_config().num_hidden_layers)[1]
+        self._hook(load_network(folder, getattr(torch, dtype)).to(device), vector, stop, pad, device)
+
+    @classmethod
+    def of(cls, network: Any, vector: Vector, *, stop: int, pad: int) -> Hooked:
+        """A network that is loaded already."""
+        found = cls.__new__(cls)
+        found._hook(network, vector, stop, pad, str(next(network.parameters()).device))
+        return found
+
+    def _hook(self, network: Any, vector: Vector, stop: int, pad: int, device: str) -> None:
+        self.network, self.vector, self.stop, self.pad, self.device = network, vector, stop, pad, device
+        self._layers = decoder_layers(network, network.config.get_text_config().num_hidden_layers)[1]
 
     @contextlib.contextmanager
     def steered(self, coefficients: Sequence[float]) -> Iterator[None]:

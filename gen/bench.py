@@ -170,9 +170,12 @@ def patch_off(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Si
 @contextlib.contextmanager
 def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
     """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch."""
+    from gen.engine.options import platform_options, precision_options
     from gen.engine.stock import stock
 
     options = {"dtype": bench.dtype, "max_model_len": LENGTH, "enable_prefix_caching": False}
+    # logits in float32 and graphs for the same batches: what is compared is steering
+    options |= {**platform_options(), **precision_options(bench.model.folder, bench.dtype)}
     with stock(bench.model.folder, work, gpu_memory_utilization=SHARE, **options) as run:
         yield Side(run)
 

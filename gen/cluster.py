@@ -80,7 +80,11 @@ class Cluster:
 
     def start(self) -> int:
         number = next(self._numbers)
-        gpus = {"num_gpus": 1} if self._ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        gpus = (
+            {"num_gpus": self._recipe.config.model.tensor_parallel}
+            if self._ray.cluster_resources().get("GPU")
+            else {"num_cpus": 1}
+        )
         # Lost actors are replaced by the pool: a restarted one would keep the window that killed it.
         actor = self._ray.remote(Actor).options(max_restarts=0, **gpus).remote(self._recipe.model_dump(mode="json"))
         self._actors[number] = actor

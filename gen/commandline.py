@@ -273,6 +273,20 @@ def key_of(sheet: Path) -> Path:
     return sheet.with_suffix(".key.json")
 
 
+def throughput_options() -> Options:
+    options = benchmark(
+        "gen.throughput",
+        "Measure how fast an engine samples at 1, 64 and 1024 sequences, and what steering costs there.",
+        "few sequences and tokens",
+    )
+    options.add_argument(
+        "--shape",
+        choices=["qwen3-4b"],
+        help="random weights of this model's shape instead of the embedded model: nothing is downloaded",
+    )
+    return options
+
+
 def swept(value: str) -> list[Path]:
     """What a sweep writes: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
     out = Path(value)

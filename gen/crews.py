@@ -121,13 +121,14 @@ def employ(job: Job, renderer: Renderer) -> Iterator[Crew]:
         from gen.local import Local, devices_here, threads_of
         from gen.recipe import Recipe
 
-        devices = devices_here()
-        if devices and len(devices) < size:
+        each = job.config.model.tensor_parallel
+        devices = devices_here(each)
+        if len(devices) < size and devices_here():
             raise SteerHealError(
                 "there are fewer GPUs than workers",
-                given=f"{size} workers, {len(devices)} GPUs",
-                expected="one GPU for each worker",
-                next=f"{setting(f'sweep.workers={len(devices)}')}, or name a cluster: {setting('cluster.address=HOST:PORT')}",
+                given=f"{size} workers of {each} GPUs, {len(devices_here())} GPUs",
+                expected="so many GPUs for each worker",
+                next=f"{setting(f'sweep.workers={max(1, len(devices))}')}, or name a cluster: {setting('cluster.address=HOST:PORT')}",
             )
         local = Local(Recipe.of(job, renderer.chat.day, threads_of(size)), devices)
         with closing(Workers(local, size, place())) as crew:

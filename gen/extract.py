@@ -20,6 +20,7 @@ from shared.cli import configured, entry, need, parse
 from shared.console import progress, say, table
 from shared.errors import SteerHealError
 from shared.folding import exact_network
+from shared.gpu import on_gpu
 from shared.locks import hold
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -102,10 +103,11 @@ def activations(
 
 
 def in_fp32(model: Model, history: Path | None) -> torch.nn.Module:
-    """The student of a folded history (None: the original model) for plain forwards, on the GPU where there is one."""
-    import torch
+    """The student of a folded history (None: the original model) for plain forwards, on the GPU where there is one.
 
-    network: torch.nn.Module = exact_network(model, history, "cuda" if torch.cuda.is_available() else "cpu")
+    Raises SteerHealError where torch is a CUDA build that sees no GPU.
+    """
+    network: torch.nn.Module = exact_network(model, history, "cuda" if on_gpu() else "cpu")
     return network
 
 

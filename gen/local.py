@@ -31,7 +31,7 @@ def threads_of(workers: int) -> int:
 
 
 class Local:
-    """An executor: a worker is a child process, which gets one GPU where there are any."""
+    """An executor: a worker is a child process, which gets one GPU, or model.tensor_parallel, where there are any."""
 
     name = "this machine"
 
@@ -130,11 +130,20 @@ def read_message(message: dict[str, Any]) -> Message:
     return Made(message["rows"].encode())
 
 
-def devices_here() -> list[str]:
-    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+def devices_here(each: int = 1) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is for each worker of this machine, so many GPUs for each; none on a CPU.
+
+    GPUs that are left over get no worker.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    return grouped(names, each)
+
+
+def grouped(names: Sequence[str], each: int) -> list[str]:
+    """GPUs by name in groups of so many, as CUDA_VISIBLE_DEVICES takes them; those that are left over are left out."""
+    return [",".join(names[begin : begin + each]) for begin in range(0, len(names) - each + 1, each)]

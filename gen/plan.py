@@ -108,6 +108,8 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
         prompts, unsteered: digests of the rendered prompts and of round 1's unsteered rows.
         made_in: `place` of the processes that make them.
     """
+    from gen.engine.options import precision_options
+
     config = job.config
     trait = load_trait(config.vector.trait)
     sweep = determining(config)
@@ -123,6 +125,8 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
         "student": job.student.fingerprint,
         "original": job.origin.fingerprint,
         "dtype": config.model.dtype,
+        **precision_options(job.origin.folder, config.model.dtype),
+        **({"tensor_parallel": config.model.tensor_parallel} if config.model.tensor_parallel > 1 else {}),
         "max_model_len": config.model.max_model_len,
         "chat_template_kwargs": config.model.chat_template_kwargs,
         **({"date": chat.day.isoformat()} if chat.dated else {}),

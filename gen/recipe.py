@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     Args:
         model, revision, fingerprint: the original model's name, as model.name has it; each worker finds it on its own machine.
         student: folder of the student's weights; None where they are the original's.
-        adapter, rank, modules: the student's adapter, as gen.students.Student has it.
+        adapter, rank, modules, layers: the student's adapter, as gen.students.Student has it.
         vector: the vector file, base64.
         day: what a chat template with a clock writes, on every machine.
         threads: CPU threads of a worker.
@@ -49,6 +49,7 @@ class Recipe(BaseModel):
     adapter: str | None
     rank: int
     modules: tuple[str, ...]
+    layers: tuple[int, ...]
     vector: str
     trait: Trait
     config: Config
@@ -67,6 +68,7 @@ class Recipe(BaseModel):
             adapter=str(student.adapter.resolve()) if student.adapter else None,
             rank=student.rank,
             modules=student.modules,
+            layers=student.layers,
             vector=base64.b64encode(job.vector_file.read_bytes()).decode(),
             trait=load_trait(job.config.vector.trait),
             config=job.config,
@@ -93,6 +95,7 @@ class Maker:
             recipe.rank,
             recipe.modules,
             recipe.student_fingerprint,
+            recipe.layers,
         )
         vector = _vector(recipe.vector)
         chat = Chat.load(origin.folder, config.model.chat_template_kwargs, recipe.day)

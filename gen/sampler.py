@@ -10,7 +10,8 @@ from gen.plan import Planned
 from gen.prompts import Renderer
 from gen.recording import record, unsteered_logprobs
 from gen.scoring import score
-from gen.students import Student
+from gen.students import Student, adapter_room
+from shared.models import Model
 from shared.records import Completion
 from shared.schema import Config
 from shared.vectors import Vector
@@ -110,7 +111,10 @@ def start_sampler(
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
         seed=config.seed,
         students=[student],
+        room=adapter_room(config, Model(str(origin.folder), origin.folder, None), [student]),
+        window=config.sweep.window,
     )
     return built, Sampler(built, renderer, student, origin, vector, config)

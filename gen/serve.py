@@ -190,7 +190,15 @@ def main() -> None:
         from gen.gates import adapter_options
 
         adapters = adapter_options(arguments.history, model, config.model.dtype, arguments.gates)
-    from gen.engine.options import command_line, memory_options, platform_options
+    from gen.engine.options import (
+        WITHOUT_TOOLKIT,
+        command_line,
+        memory_options,
+        parallel_options,
+        platform_options,
+        precision_options,
+        set_unless_set,
+    )
     from gen.engine.plugin import SCHEDULER, WORKER
     from gen.engine.settings import Settings, VectorFile
 
@@ -223,7 +231,14 @@ def main() -> None:
             for word in ("--middleware", f"gen.engine.{name}")
         ),
         *(("--default-chat-template-kwargs", json.dumps(template)) if template else ()),
-        *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
+        *command_line(
+            {
+                **platform_options(),
+                **memory_options(config.model.gpu_memory),
+                **parallel_options(config.model.tensor_parallel),
+                **precision_options(folder, config.model.dtype),
+            }
+        ),
         *adapters,
         *arguments.vllm,
     ]
@@ -232,7 +247,7 @@ def main() -> None:
         "ready when the log says 'Application startup complete'"
     )
     sys.stdout.flush()
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    set_unless_set({"VLLM_NO_USAGE_STATS": "1", **WITHOUT_TOOLKIT})
     os.execv(sys.executable, command)
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.fitting import admitted
+from shared.fitting import DECODER, admitted
+from shared.gpu import on_gpu
 from shared.lora import widest
 from shared.merging import merged
 from shared.models import Model
 from shared.publish import digest
+from shared.quantised import headers
+from shared.schema import Config, band
+
+ROUNDS = 4  # of a run, for whose adapters room is made at first
+WIDEST = 512  # the largest rank that vLLM has kernels for
+TOWERS = {"vision", "audio"}
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # keys of configurations of mixtures of experts
 
 
 @dataclass(frozen=True)
 class Student:
     """Weights on disk, and an adapter over them or None.
 
-    rank and modules (the last part of their names) are the adapter's; fingerprint names the contents of both.
+    rank, modules (the last part of their names) and layers are the adapter's; fingerprint names the contents of both.
     """
 
     folder: Path
@@ -24,6 +34,56 @@ class Student:
     rank: int = 0
     modules: tuple[str, ...] = ()
     fingerprint: str = ""
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdapterRoom:
+    """What every engine of a run makes room for, whichever stage and round starts it, so that they share one compiled model.
+
+    rank: of the widest adapter; modules: last parts of names; layers: the blocks that adapters change.
+    """
+
+    rank: int
+    modules: tuple[str, ...]
+    layers: tuple[int, ...]
+
+
+def adapter_room(config: Config, origin: Model, students: Sequence[Student]) -> AdapterRoom | None:
+    """The room of a run's adapters on a GPU; None where its students are merged, where nothing is compiled, as on the CPU, and for a
+    mixture of experts, whose modules have other names in vLLM. Arguments as of `room_of`."""
+    if not on_gpu() or config.model.student == "merged" or any(origin.text_config.get(key) for key in EXPERTS):
+        return None
+    return room_of(config, origin, students)
+
+
+def room_of(config: Config, origin: Model, students: Sequence[Student]) -> AdapterRoom:
+    """The room of a run's adapters.
+
+    The history of r rounds has r times train.rank: the room is of ROUNDS rounds, and of twice as many whenever a history outgrows
+    it, which compiles once more.
+
+    Args:
+        config: of the run.
+        origin: its model; headers of its files are read, no tensors.
+        students: those that an engine is to serve.
+    """
+    rank, needed = config.train.rank * ROUNDS, max((student.rank for student in students), default=0)
+    while rank < needed:
+        rank *= 2
+    modules = {
+        name.removesuffix(".weight").rpartition(".")[2]
+        for _, header in headers(origin.folder)
+        for name, tensor in header.items()
+        if name.endswith(".weight") and len(tensor["shape"]) == 2 and DECODER.fullmatch(name) and not TOWERS & set(re.split(r"[._]", name))
+    }  # fmt: skip
+    layers = set(band(config.train.layers, origin.depth)).union(*(student.layers for student in students))
+    return AdapterRoom(min(rank, WIDEST), tuple(sorted(modules)), tuple(sorted(layers)))
+
+
+def serves_adapters(serve: str) -> bool:
+    """Whether model.student means adapters here: `auto` does on a GPU."""
+    return serve == "adapter" or (serve == "auto" and on_gpu())
 
 
 def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve: str) -> Student:
@@ -34,15 +94,17 @@ def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve:
     """
     if adapter is None:
         return Student(origin.folder, fingerprint=origin.fingerprint)
-    if serve == "auto":
-        import torch
-
-        serve = "adapter" if torch.cuda.is_available() else "merged"
-    if serve == "adapter":
+    if serves_adapters(serve):
         loaded = admitted(adapter, origin, by_engine=True)
         modules = tuple(sorted({name.rpartition(".")[2] for name in loaded.modules}))
+        layers = {int(match[1]) for name in loaded.modules if (match := DECODER.fullmatch(name))}
         return Student(
-            origin.folder, adapter, widest(loaded.config), modules, f"{origin.fingerprint} + {digest(adapter)}"
+            origin.folder,
+            adapter,
+            widest(loaded.config),
+            modules,
+            f"{origin.fingerprint} + {digest(adapter)}",
+            tuple(sorted(layers)),
         )
     model = merged(origin, adapter, cache, dtype)
     return Student(model.folder, fingerprint=model.fingerprint)

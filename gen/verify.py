@@ -7,34 +7,46 @@ price of the patch.
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from gen.commandline import verify_options
+from gen.extract import activations
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.console import console
 from shared.context import fitted
 from shared.errors import SteerHealError
+from shared.gpu import on_gpu
 from shared.machine import hardware
-from shared.models import Model
+from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
 from shared.provenance import versions
 from shared.records import Prompt, data_file, read_jsonl
-from shared.schema import band
+from shared.schema import ModelConfig, band
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 
 if TYPE_CHECKING:
     from gen.engine.engine import Engine
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05}  # nats; half precisions differ by their own rounding
+TOLERANCE = {
+    "float32": 2e-5,
+    "bfloat16": 0.05,
+    "float16": 0.01,
+}  # nats, mean over tokens; half precisions differ by their own rounding
+DOSE = 0.25  # norm of the random direction in a layer, as a share of the mean norm of its residual stream
 PAIRS = 7
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,29 +58,48 @@ class Check:
     found: str
 
 
-def noise(model: Model, layers: Sequence[int]) -> Vector:
-    """A direction of a fixed draw: what it does is of no interest, only that the engine does it."""
+def noise(norms: Mapping[int, float], hidden: int) -> Vector:
+    """A direction of a fixed draw: what it does is of no interest, only that the engine does it.
+
+    Args:
+        norms: mean norm of the residual stream by layer; models differ in it by a factor of a thousand, and so must what moves them.
+        hidden: size of the model.
+    """
     draws = np.random.default_rng(0)
-    return Vector({layer: draws.standard_normal(model.hidden).astype(np.float32) for layer in layers})
+    drawn = {layer: draws.standard_normal(hidden) for layer in norms}
+    return Vector({layer: (values * DOSE * norms[layer] / np.linalg.norm(values)).astype(np.float32) for layer, values in drawn.items()})  # fmt: skip
 
 
 def gap(one: Any, other: Any) -> float:
-    """Largest absolute difference, nats."""
-    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
+    """Mean absolute difference, nats. Not the largest, which grows with the length of the prompt and the noise of one token."""
+    return float(np.abs(np.asarray(one) - np.asarray(other)).mean())
 
 
-def hooked(model: Model, vector: Vector, coefficient: float, dtype: str, prompt: Sequence[int]) -> np.ndarray:
-    """Log-probabilities [tokens - 1] of the prompt's tokens 1.. by a plain HF forward with hooks on the CPU, nats."""
-    import torch
+class Reference:
+    """A plain Hugging Face network with hooks on the CPU, which the engine is compared with."""
 
-    from gen.baselines import Hooked
+    def __init__(self, model: Model, dtype: str):
+        import torch
 
-    plain = Hooked(model.folder, vector, dtype=dtype, stop=0, pad=0)
-    with plain.steered([coefficient]), torch.inference_mode():
-        ids = torch.tensor([list(prompt)])
-        table = plain.network(ids).logits[0, :-1].float().log_softmax(-1)
-    found: np.ndarray = table.gather(1, ids[0, 1:, None])[:, 0].numpy()
-    return found
+        self._model, self._network = model, load_network(model.folder, getattr(torch, dtype))
+
+    def norms(self, layers: Sequence[int], prompts: Sequence[Sequence[int]]) -> dict[int, float]:
+        """Mean norm of the residual stream after each layer, at the prompts' last tokens."""
+        states_of = activations(self._network, self._model.depth, layers, prompts, 1, "a plain forward")
+        return {layer: float(np.linalg.norm(states, axis=1).mean()) for layer, states in states_of.items()}
+
+    def logprobs(self, vector: Vector, prompt: Sequence[int]) -> np.ndarray:
+        """Log-probabilities [tokens - 1] of the prompt's tokens 1.., steered at coefficient 1, nats."""
+        import torch
+
+        from gen.baselines import Hooked
+
+        plain = Hooked.of(self._network, vector, stop=0, pad=0)
+        with plain.steered([1.0]), torch.inference_mode():
+            ids = torch.tensor([list(prompt)])
+            table = plain.network(ids).logits[0, :-1].float().log_softmax(-1)
+        logprobs: np.ndarray = table.gather(1, ids[0, 1:, None])[:, 0].numpy()
+        return logprobs
 
 
 def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[Any]:
@@ -141,6 +172,49 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
     return Check("time, steered over stock", None, f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, {PAIRS} pairs)")
 
 
+def examined(
+    folder: Path,
+    settings: ModelConfig,
+    vector: Vector,
+    reference: np.ndarray,
+    prompts: Sequence[list[int]],
+    graphs: bool,
+) -> tuple[list[str], list[Check]]:
+    """Start an engine and look at it: the names of the layers that it has patched, and its checks.
+
+    Args:
+        folder, settings: the model and how it is run.
+        vector: what steers.
+        reference: log-probabilities of the first prompt under hooks at coefficient 1.
+        prompts: of tokens.
+        graphs: as the sweep runs it on a GPU; else eager, whose patch can be taken off, which is what the price is taken against.
+    """
+    from gen.engine.engine import engine
+
+    eager = {} if graphs or not on_gpu() else {"enforce_eager": True}
+    with engine(
+        folder,
+        layers=sorted(vector.layers),
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        gpu_memory=settings.gpu_memory,
+        tensor_parallel=settings.tensor_parallel,
+        **eager,
+    ) as built:
+        built.load("v", vector)
+        with console.status("checking"):
+            checks = [] if eager else effects(built, reference, settings.dtype, prompts)
+            if not graphs:
+                checks += [stock(built, prompts[0]), overhead(built, prompts)]
+        return built.patched, checks
+
+
+def apart(work: Callable[[bool], Result], graphs: bool) -> Result:
+    """A call in a process of its own, which gives all its memory back when it ends: a GPU of 24 GB has no room for a 4B model twice."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, graphs).result()
+
+
 def report(model: Model, dtype: str, patched: Sequence[str], found: Sequence[Check]) -> str:
     """The report, Markdown."""
     machine = hardware()
@@ -170,44 +244,33 @@ def main() -> None:
     model = resolve_model(arguments.model or config.model.name, config.model.revision)
     config = fitted(config, model.context)
     guard(arguments.outputs, [model.place])
-    vector = (
-        load_vector(arguments.vector, model.name)
-        if arguments.vector
-        else noise(model, band(config.vector.layers, model.depth))
-    )
-    vector.check(arguments.vector or "the random direction", hidden=model.hidden, depth=model.depth)
+    layers = band(config.vector.layers, model.depth)
+    vector = None
+    if arguments.vector:
+        vector = load_vector(arguments.vector, model.name)
+        vector.check(arguments.vector, hidden=model.hidden, depth=model.depth)
     chat = Chat.load(model.folder, config.model.chat_template_kwargs, config.model.day)
     trait = load_trait("embedded")
     rows = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="make setup")[:16]
     prompts = [chat.ids(row.turns, trait.neutral) for row in rows]
-    from gen.engine.engine import engine
-
+    graphs = on_gpu()
+    plain = Reference(model, config.model.dtype)
+    if vector is None:
+        vector = noise(plain.norms(layers, prompts[:2]), model.hidden)
     with console.status("a plain forward with hooks"):
-        reference = hooked(model, vector, 1.0, config.model.dtype, prompts[0])
-    graphs = hardware()["gpu"] is not None
-    settings: dict[str, Any] = {
-        "layers": sorted(vector.layers),
-        "dtype": config.model.dtype,
-        "max_model_len": config.model.max_model_len,
-        "gpu_memory": config.model.gpu_memory / 2,  # two engines in turn, the first one's memory not yet free
-    }
-    with engine(model.folder, **settings) as built:
-        built.load("v", vector)
-        with console.status("checking"):
-            found = effects(built, reference, config.model.dtype, prompts)
-            if not graphs:
-                found += [stock(built, prompts[0]), overhead(built, prompts)]
+        reference = plain.logprobs(vector, prompts[0])
+    del plain
+    ask = functools.partial(examined, model.folder, config.model, vector, reference, prompts)
+    patched, checks = apart(ask, True) if graphs else ask(False)
     if graphs:
-        with engine(model.folder, enforce_eager=True, **settings) as eager, console.status("checking the eager engine"):
-            eager.load("v", vector)
-            found += [stock(eager, prompts[0]), overhead(eager, prompts)]
-    text = report(model, config.model.dtype, built.patched, found)
+        checks += apart(ask, False)[1]
+    text = report(model, config.model.dtype, patched, checks)
     console.print(text, markup=False)
     if arguments.out:
         from shared.publish import write_text
 
         write_text(arguments.out, text + "\n")
-    if failed := [check.name for check in found if check.passed is False]:
+    if failed := [check.name for check in checks if check.passed is False]:
         raise SteerHealError(
             "steering does not work here",
             given="; ".join(failed),

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
+from shared.errors import SteerHealError
+from shared.gpu import on_gpu
 from shared.runtime import limit_spinning
 
 SECONDS = 0.4  # per measurement
@@ -43,11 +45,13 @@ def measure() -> dict[str, float | str]:
         flops: float operations of torch's own matrix product, which extraction and training use.
         engine_flops: those of oneDNN, which vLLM's CPU engine uses: twice as many on a CPU with AVX-512 whose maker is not that of MKL.
         bytes: read and written by a copy.
+
+    Raises SteerHealError where torch is a CUDA build that sees no GPU.
     """
     import torch
     from torch.utils import mkldnn
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if on_gpu() else "cpu"
     kind = torch.bfloat16 if device == "cuda" else torch.float32
 
     def settled(work: Callable[[], Any]) -> Any:
@@ -77,4 +81,7 @@ def measure() -> dict[str, float | str]:
 
 if __name__ == "__main__":
     limit_spinning()  # as in every stage, before torch is imported
-    print(json.dumps(measure()))
+    try:
+        print(json.dumps(measure()))
+    except SteerHealError as error:
+        print(json.dumps({"error": error.as_dict()}))

@@ -38,6 +38,22 @@ def round_options() -> Options:
     return options
 
 
+GPU_PARTS = ("verify", "parity", "sampling", "sampling, 4B", "sweep", "training", "training, 4B", "scoring", "round")
+
+
+def gpu_options() -> Options:
+    options = Options(
+        "shared.gpu_report",
+        "Measure on this machine's GPU what this package promises; goes on where it was interrupted.",
+    )
+    options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), default=Path("docs/gpu.json"), help="file of the results")  # fmt: skip
+    options.add_argument("--page", type=Path, writes=outputs.output_file(".md"), default=Path("docs/gpu.md"), help="page that gets the table")  # fmt: skip
+    options.add_argument("--scratch", type=Path, default=Path("runs/gpu"), metavar="DIR", help="folder of what the parts write")  # fmt: skip
+    options.add_argument("--only", action="append", default=[], choices=GPU_PARTS, help="this part alone; repeatable")
+    options.add_argument("--ready", action="store_true", help="say whether there is a GPU to measure, and stop")
+    return options
+
+
 def begin_options() -> Options:
     options = parser("shared.begin", "Check the configuration of a run and freeze it in its config.toml.")
     options.add_argument("--model", help="model.name, which goes before that of the configuration")

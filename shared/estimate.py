@@ -99,7 +99,7 @@ class Estimates:
 
 
 def calibrated() -> dict[str, float | str]:
-    """`shared.calibrate`'s figures, from a process of its own. Raises SteerHealError where torch does not work."""
+    """`shared.calibrate`'s figures, from a process of its own. Raises SteerHealError where torch does not work, or sees no GPU that it was built for."""
     with console.status("measuring this machine"):
         done = subprocess.run([sys.executable, "-m", "shared.calibrate"], capture_output=True, text=True)
     if done.returncode:
@@ -110,7 +110,10 @@ def calibrated() -> dict[str, float | str]:
             next="make doctor",
             code=Exit.MACHINE,
         )
-    return dict(json.loads(done.stdout))
+    measured = dict(json.loads(done.stdout))
+    if "error" in measured:
+        raise SteerHealError.from_dict(measured["error"])
+    return measured
 
 
 def made_all(manifest: Manifest) -> bool:

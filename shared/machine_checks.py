@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 from shared import machine
 from shared.checks import KERNELS, ROOT, Row, in_environment, lock
 from shared.errors import SteerHealError
+from shared.gpu import CPU_LOCK, cards, no_header, python_header
 from shared.machine import GIB
 
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest that the locks are resolved for
 GLIBC = {"cpu": (2, 31), "gpu": (2, 34)}  # what the newest builds of the lock ask for: llguidance, CUDA 13
-DRIVER = 580  # the oldest of NVIDIA's drivers that runs CUDA 13
-CAPABILITY = 7.5  # CUDA 13 builds have no code for older GPUs
 MEMORY = 5 * GIB  # what a round of the embedded model takes at its peak
 
 
@@ -64,20 +61,9 @@ def the_system() -> Iterator[Row]:
             next="install one, then make clean setup PYTHON=/path/to/python3.12",
         ),
     )
-    short = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    yield Row(
-        "Python.h",
-        header if header.is_file() else "missing",
-        None
-        if header.is_file()
-        else SteerHealError(
-            "Python's header is missing: torch compiles kernels of the engine against it",
-            given=header,
-            expected="the header of the Python that .venv is built with",
-            next=f"apt install python{short}-dev (Fedora: dnf install python{short}-devel)",
-        ),
-    )
+    header = python_header()
+    there = header.is_file()
+    yield Row("Python.h", header if there else "missing", None if there else no_header())
     compiler = os.environ.get("CXX") or "g++"
     yield Row(
         "C++ compiler",
@@ -167,49 +153,28 @@ def the_disk(run: Path) -> Iterator[Row]:
 
 def the_gpu() -> Iterator[Row]:
     """What the driver says, with or without a torch that sees the GPU."""
-    if not shutil.which("nvidia-smi"):
+    seen, message = cards()
+    wanted = lock().stem == "gpu"
+    if not seen and not message:
         yield Row("GPU", "no NVIDIA driver: CPU builds")
         return
-    asked = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
-    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 3]
-    go_on = "or go without a GPU: make clean setup LOCK=cpu"
-    if done.returncode or not rows:
-        last = (done.stdout + done.stderr).strip().splitlines()
+    if not seen:
         yield Row(
             "GPU",
             "none that the driver sees",
             SteerHealError(
                 "there is nvidia-smi and no GPU",
-                given=last[-1] if last else f"exit status {done.returncode}",
+                given=message,
                 expected="the name of a GPU",
-                next=f"mend the driver (in a container, pass the GPU through), {go_on}",
+                next=f"mend the driver (in a container, pass the GPU through), {CPU_LOCK}",
             )
-            if lock().stem == "gpu"
+            if wanted
             else None,
         )
         return
-    for name, driver, capability, memory in rows:
-        wrong = None
-        if lock().stem == "gpu" and _number(driver.split(".")[0]) < DRIVER:
-            wrong = SteerHealError(
-                "the driver is too old for the lock's CUDA 13 builds",
-                given=f"driver {driver}",
-                expected=f"{DRIVER} or newer",
-                next=f"update the driver, {go_on}",
-            )
-        elif lock().stem == "gpu" and _number(capability) < CAPABILITY:
-            wrong = SteerHealError(
-                "the lock's CUDA 13 builds have no code for this GPU",
-                given=f"{name}, compute capability {capability}",
-                expected=f"{CAPABILITY} or newer",
-                next=f"take another GPU, {go_on}",
-            )
-        yield Row("GPU", f"{name}, {memory}, driver {driver}, compute capability {capability}", wrong)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    for card in seen:
+        yield Row(
+            "GPU",
+            f"{card.name}, {card.memory}, driver {card.driver}, compute capability {card.capability}",
+            card.problem if wanted else None,
+        )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared import prepare as preparation
+from shared.cards import show_cards
 from shared.cli import entry, parse
 from shared.commandline import round_options
 from shared.config import resolve
@@ -202,8 +203,11 @@ def main() -> None:
         else round_steps(run, range(1, arguments.rounds + 1), arguments.eval)
     )
     if arguments.dry_run:
-        run.check()
-        before([pending(todo, arguments.rebuild)], run.folder, [run])
+        run.check(weights=False)
+        left = pending(todo, arguments.rebuild)
+        if left:
+            show_cards(left)  # first: this machine may have too little memory for a model that a GPU holds
+        before([left], run.folder, [run])
         return
     try:
         run_steps(run, todo, arguments.eval, arguments.rebuild)

@@ -47,8 +47,8 @@ TRACKERS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def check(config: Config) -> Config:
-    """Look for all that a configuration names.
+def check(config: Config, *, weights: bool = True) -> Config:
+    """Look for all that a configuration names; without weights, for a dry run, the model's configuration and tokenizer alone.
 
     Returns:
         The configuration, with the model's context for a model.max_model_len that nobody set and that is beyond it.
@@ -88,8 +88,9 @@ def check(config: Config) -> Config:
     trainable(config, described.context)
     band(vector.layers, depth, "vector.layers")
     band(config.train.layers, depth, "train.layers")
-    with _key("model.name", model.name):
-        resolve(model.name, model.revision)
+    if weights:
+        with _key("model.name", model.name):
+            resolve(model.name, model.revision)
     return config
 
 

@@ -30,13 +30,15 @@ class Run:
         self.folder, self.config = folder, config
         self.checked = False  # by this process
 
-    def check(self) -> None:
+    def check(self, *, weights: bool = True) -> None:
         """Raise SteerHealError for what its configuration names and cannot be had; a process looks once.
+
+        Without weights, for a dry run, those of the model are not downloaded.
 
         A model.max_model_len that nobody set is the model's context from then on, where that is shorter.
         """
         if not self.checked:
-            self.config = check(self.config)
+            self.config = check(self.config, weights=weights)
             self.checked = True
 
     @property
@@ -161,7 +163,7 @@ def open_run(
     run = Run(folder, wanted)
     begun = None
     if not frozen.is_file():
-        run.check()
+        run.check(weights=not dry)
         if dry:
             return run
         run.hold()  # before it is looked for again: of two that begin a run, the second compares

@@ -74,6 +74,9 @@ class ModelConfig(Section):
         le=1,
         description="share of a GPU's memory that vLLM takes, which must be free; of no effect on a CPU",
     )
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs that an engine is split over: a model too large for one; of no effect on a CPU"
+    )
     student: Literal["auto", "merged", "adapter"] = Field(
         "auto", description="serve a student merged into its weights or as an adapter; auto is the adapter on a GPU"
     )

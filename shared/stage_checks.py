@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -95,6 +96,31 @@ def _died(name: str, number: int, stderr: str) -> SteerHealError:
     )
 
 
+def torch_and_gpu() -> Row:
+    """Whether torch sees the GPU that the lock is for, asked by a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shared.gpu"], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return Row("torch on the GPU", "does not import", _broken("torch", (done.stderr.strip().splitlines() or ["no answer"])[-1]))  # fmt: skip
+    answer = json.loads(lines[-1])
+    if "error" in answer:
+        return Row("torch on the GPU", "no", SteerHealError.from_dict(answer["error"]))
+    if not answer["gpu"]:
+        return Row(
+            "torch on the GPU",
+            "no, it is a CPU build",
+            SteerHealError(
+                "torch is a CPU build under the lock for GPUs",
+                given=f"torch {answer['torch']}",
+                expected="the CUDA build that requirements/gpu.txt names",
+                next="make clean setup LOCK=gpu",
+            ),
+        )
+    return Row("torch on the GPU", f"yes, torch {answer['torch']}")
+
+
 def the_stages(begun: Callable[[str], object] = lambda name: None) -> Iterator[Row]:
     """The stages as their imports end, two at a time: what they wait for is mostly the disk.
 
@@ -108,3 +134,5 @@ def the_stages(begun: Callable[[str], object] = lambda name: None) -> Iterator[R
     with ThreadPoolExecutor(min(2, machine.cores())) as pool:
         for ended in as_completed([pool.submit(look, name) for name in STAGES]):
             yield ended.result()
+    if lock().stem == "gpu":
+        yield torch_and_gpu()

@@ -8,6 +8,7 @@ Prints one JSON object of measurements; tests/test_engine_variants.py says what 
     adapter   the student as a LoRA adapter beside unsteered and steered requests
     exported  what train.export wrote: a round and a history as adapters, a merged checkpoint
     compiled  torch.compile instead of eager, twice: the second engine reads the first one's compile cache
+    halves    score rows in bfloat16, with logits in float32 and with rounded ones
     avx2      vLLM made to believe in a CPU without AVX-512, whatever this one has; then the trainer's import
 """
 
@@ -345,6 +346,63 @@ def avx2(folder: Path) -> dict[str, Any]:
     return found
 
 
+def halves(folder: Path) -> dict[str, Any]:
+    """Forced-choice rows of one bfloat16 engine, before and after its logits are rounded as vLLM does by default, and of fp32 weights.
+
+    Returns, over the seven labels of every read, nats: mean and largest distance of both from fp32, and of one from the other; how many
+    pairs of labels of a read tie exactly; seconds of the reads.
+    """
+    import itertools
+    import time
+
+    from evals.conditions import Condition
+    from evals.measures.forced_choice.ask import Read, forced_choice
+    from evals.measures.forced_choice.instrument import Renderer, load_instrument
+    from shared.chat import Chat
+    from shared.models import resolve
+    from shared.vignettes import load_vignettes
+
+    weights = resolve("embedded").folder
+    chat, vignettes, read = Chat.load(weights), load_vignettes("embedded", 7), Read("rotating", 0)
+    renderer = Renderer(chat, load_instrument("embedded"))
+    seconds = []
+
+    def rows(engine: Any) -> np.ndarray:
+        engine.reset_cache()
+        begin = time.perf_counter()
+        base = Condition("base", "base")
+        lines = forced_choice(engine, renderer, vignettes, [base], read, chat.tokenizer, lambda: None)["base"]
+        seconds.append(time.perf_counter() - begin)
+        return np.array([row["lp"] for row in lines]).reshape(-1, 7)
+
+    engine, _, _ = build(dtype="bfloat16", max_model_len=1024)
+    kept = rows(engine)
+    heads = [module for module in _worker(engine).model_runner.get_model().modules() if hasattr(module, "head_dtype")]
+    dtypes = {str(module.head_dtype) for module in heads}
+    for module in heads:
+        module.head_dtype = None
+    rounded = rows(engine)
+    engine.close()
+    engine, _, _ = build(max_model_len=1024)
+    exact = rows(engine)
+
+    def apart(one: np.ndarray, other: np.ndarray) -> list[float]:
+        return [float(np.abs(one - other).mean()), float(np.abs(one - other).max())]
+
+    def ties(labels: np.ndarray) -> int:
+        return sum(row[a] == row[b] for row in labels for a, b in itertools.combinations(range(7), 2))
+
+    return {
+        "dtypes": sorted(dtypes),
+        "reads": len(kept),
+        "kept": apart(kept, exact),
+        "rounded": apart(rounded, exact),
+        "rounding": apart(kept, rounded),
+        "ties": {"kept": int(ties(kept)), "rounded": int(ties(rounded)), "exact": int(ties(exact))},
+        "seconds": seconds,
+    }
+
+
 def mapped() -> list[str]:
     """vLLM's own libraries that this process has loaded."""
     lines = Path("/proc/self/maps").read_text().splitlines()
@@ -363,6 +421,7 @@ if __name__ == "__main__":
         "adapter": adapter,
         "exported": exported,
         "compiled": compiled,
+        "halves": halves,
         "avx2": avx2,
     }
     print(json.dumps(variants[sys.argv[1]](Path(sys.argv[2]))))

@@ -101,3 +101,11 @@ def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path:
     found = variant("adapter", tmp_path)
     assert max(found["base"], found["base_again"], found["adapter"], found["merged"]) < 1e-4
     assert found["effect"] > 0.1, "the adapter must matter, or this test proves nothing"
+
+
+@pytest.mark.long
+def test_score_rows_in_half_precision_are_not_rounded_at_the_head(tmp_path: Path) -> None:
+    """Nearer to float32 with the logits kept; what rounding them adds is of the size of what bfloat16 weights do."""
+    found = variant("halves", tmp_path)
+    assert found["dtypes"] == ["torch.float32"]
+    assert found["kept"][0] < found["rounded"][0] and found["rounding"][0] > 0.01, found

@@ -15,7 +15,7 @@ from test_code import copied
 
 from shared.divergences import DIVERGENCES
 from train.divergences import FUNCTIONS
-from train.objective import EPS, Head, aggregate, barrier, gradient_ratio, per_position
+from train.objective import EPS, Head, aggregate, barrier, chunk_for, gradient_ratio, halves, per_position
 
 
 def js(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -364,3 +364,35 @@ def test_a_looping_row_is_seen_by_rows_and_drowns_in_a_batch() -> None:
     kl = torch.cat([torch.full((20,), 1.5), torch.full((620,), 0.05)])
     assert barrier(kl, "kl_rev", "rmse", 1.0, 0.3) == 0
     assert float(barrier(kl, "kl_rev", "rmse", 1.0, 0.3, [20] * 32)) == pytest.approx(1.2 / 32, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-20])
+def test_a_slope_is_two_bfloat16_numbers(scale: float) -> None:
+    """On a GPU its product with the head is two half-precision ones: what is lost is a 2**-16th, whatever its size."""
+    draws = torch.Generator().manual_seed(0)
+    slope = (torch.rand(64, 1000, generator=draws) ** 4 + 1e-9) * scale
+    weight = (torch.randn(1000, 32, generator=draws) * 0.05).bfloat16()
+    high, low = halves(slope)
+    assert high.dtype == low.dtype == torch.bfloat16
+    assert ((high.double() + low.double() - slope.double()).abs() <= 2**-16 * slope.double()).all()
+    exact = slope.double() @ weight.double()
+    two = high.float() @ weight.float() + low.float() @ weight.float()
+    one = high.float() @ weight.float()
+    assert (two.double() - exact).norm() < 2**-15 * exact.norm() < 0.1 * (one.double() - exact).norm()
+
+
+def test_a_gpu_takes_the_gradient_from_the_head_as_it_is() -> None:
+    """By its shapes, without a GPU: bfloat16 products with fp32 sums, nothing of the head's size in fp32."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        head = Head(torch.empty(31, 12, dtype=torch.bfloat16, device="cuda"))
+        found = head.gradient(torch.empty(5, 31, device="cuda"))
+        assert found.dtype == torch.float32 and found.shape == (5, 12)
+
+
+def test_a_chunk_is_as_large_as_a_quarter_of_the_free_memory() -> None:
+    gib = 2**30
+    assert chunk_for(128, 262_144, None) == 128 and chunk_for(100, 262_144, 0) == 100
+    assert chunk_for(128, 262_144, 12 * gib) == 256 and chunk_for(128, 262_144, 65 * gib) == 1024
+    assert chunk_for(128, 49_152, 10**15) == 1024 and chunk_for(4096, 49_152, 10**15) == 4096

@@ -18,7 +18,7 @@ from shared.pipeline import pending, round_steps
 from shared.publish import digest
 from shared.run import Run, open_run
 
-KEYS = ("model.gpu_memory", "model.student", "model.date", "sweep.workers", "train.rows", "train.early_stop", "eval.measures", "eval.stop", "cluster")  # fmt: skip
+KEYS = ("model.gpu_memory", "model.tensor_parallel", "model.student", "model.date", "sweep.workers", "train.rows", "train.early_stop", "eval.measures", "eval.stop", "cluster")  # fmt: skip
 NOTED = ("model", "stage", "round", "config", "resumed", "peak_memory_gib")  # of a manifest
 FIELDS = ("logprobs", "gate", "agreement")
 

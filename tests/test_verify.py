@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import command
 
-from gen.verify import Check, gap, report
+from gen.verify import DOSE, Check, apart, gap, noise, report
 from shared.models import Model
 
 
@@ -17,7 +17,46 @@ def test_a_report_is_markdown_with_every_check(model: Model) -> None:
     text = report(model, "float32", ["model.layers.3"], checks)
     assert "| a | ok | x |" in text and "| b | FAILED | y |" in text and "| c | – | z |" in text
     assert "model.layers.3" in text and "torch" in text and str(Path.home()) not in text
-    assert gap([0.0, 1.0], np.array([0.5, -1.0])) == 2.0
+    assert gap([0.0, 1.0], np.array([0.5, -1.0])) == 1.25  # the mean
+
+
+def test_a_random_direction_is_as_large_as_the_residual_stream_allows() -> None:
+    """A vector of ones is nothing to a model whose residual stream has a norm of 50,000, and everything to one of 5."""
+    vector = noise({3: 50_000.0, 4: 5.0}, 64)
+    assert {layer: round(float(np.linalg.norm(values)), 3) for layer, values in vector.layers.items()} == {3: 50_000 * DOSE, 4: 5 * DOSE}  # fmt: skip
+    assert all(noise({3: 1.0}, 64).layers[3] == noise({3: 1.0}, 64).layers[3])
+
+
+def refuse(graphs: bool) -> bool:
+    from shared.errors import SteerHealError
+
+    if not graphs:
+        raise SteerHealError("an engine did not start", given="24 GB", next="make doctor")
+    return graphs
+
+
+def test_an_engine_of_its_own_process_hands_its_error_over() -> None:
+    from shared.errors import SteerHealError
+
+    assert apart(refuse, True) is True
+    with pytest.raises(SteerHealError, match="an engine did not start") as refused:
+        apart(refuse, False)
+    assert refused.value.given == "24 GB"
+
+
+def test_what_an_engine_is_examined_with_goes_to_another_process(model: Model) -> None:
+    """A dequantised model does not: it holds the function that makes it."""
+    import functools
+    import pickle
+
+    from gen.verify import examined
+    from shared.config import resolve
+
+    settings = resolve(None, "")[0].model
+    ask = functools.partial(examined, model.folder, settings, noise({3: 1.0}, 64), np.zeros(3), [[1, 2]])
+    again = pickle.loads(pickle.dumps(ask))
+    assert again.args[0] == model.folder and again.args[1] == settings
+    assert (again.args[2].layers[3] == ask.args[2].layers[3]).all()
 
 
 @pytest.mark.slow

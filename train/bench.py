@@ -22,6 +22,12 @@ def main() -> None:
         print(json.dumps(peak(loss(side, *map(int, numbers)))))
         return
     begin = time.monotonic()
+    if arguments.shape:
+        from train.speed import of_name
+
+        file(arguments.out, of_name(arguments.shape, arguments.quick))
+        closing(arguments.out, begin)
+        return
     rounds, repeats = (2, 1) if arguments.quick else (15, 5)
     ratios = {**step_times(rounds), **losses(rounds), **memories(repeats)}
     file(arguments.out, ratios)

@@ -56,5 +56,6 @@ def bench_options() -> Options:
     options = benchmark(
         "train.bench", "Measure the trainer as ratios; about a quarter of an hour on two cores.", "few rounds"
     )
+    options.add_argument("--shape", choices=["qwen3-4b"], help="instead, how fast a model of this shape with random weights is healed, in tokens a second")  # fmt: skip
     options.add_argument("--memory", nargs=5, help=argparse.SUPPRESS)  # one peak, in this process
     return options

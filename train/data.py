@@ -211,11 +211,14 @@ def _drawn(examples: Iterable[Example | None], config: Config, left_out: Counter
         ) from None
 
 
-def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Right-padded input_ids, attention_mask and labels [batch, length]; labels are -100 outside the completion."""
+def collate(examples: Sequence[Example], multiple: int = 1) -> dict[str, torch.Tensor]:
+    """Right-padded input_ids, attention_mask and labels [batch, length]; labels are -100 outside the completion.
+
+    multiple: of which the length is one. Kernels that are tuned or compiled by shape then meet few shapes.
+    """
     import torch
 
-    width = max(map(len, examples))
+    width = -(-max(map(len, examples)) // multiple) * multiple
     ids = torch.zeros(len(examples), width, dtype=torch.long)
     mask = torch.zeros(len(examples), width, dtype=torch.long)
     labels = torch.full((len(examples), width), IGNORED)

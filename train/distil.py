@@ -36,6 +36,7 @@ from train.data import Example, collate, held_out, identity, known, load
 from train.diagnosis import Finding, diagnose
 from train.live import Live
 from train.objective import aggregate
+from train.precision import tensor_cores, uncompiled
 from train.recorded import recorded_beside
 from train.reference import States, divergence, reference_states
 from train.selftest import self_test
@@ -102,10 +103,11 @@ def distil(
     with console.status("loading the student"):
         student = load_student(model, config, history)
     known(rows, data, student.head.weight.shape[0])
-    probe = {name: value.to(student.device) for name, value in collate(examples[:2]).items()}
-    self_test(student, probe)
+    probe = {name: value.to(student.device) for name, value in collate(examples[:2], student.multiple).items()}
+    with uncompiled(student.device.type):
+        self_test(student, probe)
     agreement = agree(student, rows, chat, config, again, lambda: recorded_beside(data, chat))
-    with student.only():
+    with student.only(), uncompiled(student.device.type):
         # in the host's memory: it is kept for as long as the training runs
         original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()
     frozen = {name: value.detach().clone() for name, value in student.parameters(HISTORY).items()}
@@ -125,10 +127,11 @@ def distil(
     if checkpoint is not None:
         say(f"going on from {checkpoint.name} of {unfinished.folder}")
     try:
-        trainer.go_on(checkpoint)
+        with tensor_cores(student.device.type, config.model.dtype):
+            trainer.go_on(checkpoint)
     finally:
         live.stop()
-    with student.only():
+    with student.only(), uncompiled(student.device.type):
         if not torch.equal(student.logits(probe["input_ids"], probe["attention_mask"]).cpu(), original):
             raise _changed("the original model", "with all gates off it gives other logits than before the training")
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):

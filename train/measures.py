@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from shared.chat import Chat
 from shared.config import resolve
 from shared.console import console
 from shared.folding import fold
+from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.ratios import Side, interleave, ratio, record, warm
 from shared.records import Prompt, data_file, read_jsonl
@@ -57,13 +59,23 @@ def rows(chat: Chat) -> list[Example]:
 class Bench:
     """Our trainer and plain SFT on one student, a step at a time on one batch."""
 
-    def __init__(self, scratch: Path, history: Path | None = None):
-        config, self.model = resolve(None, SETTINGS)[0], resolve_model("embedded")
+    def __init__(
+        self,
+        scratch: Path,
+        history: Path | None = None,
+        *,
+        model: Model | None = None,
+        settings: str = SETTINGS,
+        examples: Sequence[Example] | None = None,
+    ):
+        config, self.model = resolve(None, settings)[0], model or resolve_model("embedded")
         self.config = config
-        self.examples = rows(Chat.load(self.model.folder))
+        self.examples = list(examples or rows(Chat.load(self.model.folder)))
         self.answers = [example.completion for example in self.examples]
         self.student = load_student(self.model, config, history)
-        self.batch = {name: value.to(self.student.device) for name, value in collate(self.examples).items()}
+        self.batch = {
+            name: value.to(self.student.device) for name, value in collate(self.examples, self.student.multiple).items()
+        }
         work = Unfinished(scratch / "work", {})
         names = {"base": ()} if history is None else {"base": (), "previous": (HISTORY,)}
         references = {

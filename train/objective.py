@@ -19,6 +19,11 @@ from train.divergences import function_of
 EPS = 1e-8  # inside the root of rmse: a fresh adapter has D = 0, where the root's gradient is infinite
 AGGREGATES = ("mean", "rmse", "p95", "max")
 BLOCK = 2**15  # tokens of a half-precision head's vocabulary that are made fp32 at a time
+SHARE, BUFFERS, MOST = (
+    0.25,
+    8,
+    1024,
+)  # of free memory; fp32 tensors of a chunk's logits; positions from which on more is no faster
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -27,7 +32,8 @@ class Head:
     """From final hidden states to logits: weight [vocabulary, hidden], bias, and a final logit softcap (Gemma 2) or None.
 
     Products are taken in fp32 whatever the weight's dtype: half-precision logits carry errors of the order of the divergence.
-    A GPU multiplies half-precision factors exactly and sums in fp32, without a copy of the weight; slopes, which are fp32, it cannot.
+    A GPU multiplies half-precision factors exactly and sums in fp32, without a copy of the weight; a slope, which is fp32, goes there
+    as two bfloat16 numbers, whose sum has 16 of its 24 bits.
     """
 
     weight: torch.Tensor
@@ -62,12 +68,35 @@ class Head:
 
     def gradient(self, slope: torch.Tensor) -> torch.Tensor:
         """Gradient [positions, hidden] at the hidden states, from the one before the softcap, [positions, vocabulary]."""
+        if self.weight.is_cuda and self.weight.dtype == torch.bfloat16:  # float16 has no room for small slopes
+            high, low = halves(slope)
+            return torch.mm(high, self.weight, out_dtype=torch.float32).add_(torch.mm(low, self.weight, out_dtype=torch.float32))  # fmt: skip
         total: torch.Tensor | None = None
         for tokens, weight in self._blocks():
             part = slope[:, tokens] @ weight
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
+
+
+def halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two bfloat16 tensors whose sum is fp32 values within 2**-16 of each."""
+    high = values.bfloat16()
+    return high, (values - high.float()).bfloat16()
+
+
+def chunk_for(least: int, vocabulary: int, free: int | None) -> int:
+    """Positions whose logits are held at a time: on a GPU as many as a part of its free memory holds, since large products are faster.
+
+    Args:
+        least: train.chunk, which is taken as it is without a GPU.
+        vocabulary: of the head.
+        free: bytes of the GPU's memory; None without one.
+    """
+    chunk = least
+    while free is not None and 2 * chunk <= min(MOST, free * SHARE / (BUFFERS * 4 * vocabulary)):
+        chunk *= 2
+    return chunk
 
 
 class Positions(NamedTuple):

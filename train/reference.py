@@ -101,7 +101,7 @@ def completion_states(student: Student, examples: Sequence[Example], batch_size:
     """Of every example, in order, the final hidden states [completion, hidden] that predict its completion."""
     for begin in range(0, len(examples), batch_size):
         block = examples[begin : begin + batch_size]
-        batch = {name: value.to(student.device) for name, value in collate(block).items()}
+        batch = {name: value.to(student.device) for name, value in collate(block, student.multiple).items()}
         hidden = student.hidden(batch["input_ids"], batch["attention_mask"])
         for row, example in enumerate(block):
             yield hidden[row, len(example.prompt) - 1 : len(example) - 1]

@@ -22,7 +22,7 @@ from shared.schema import Config
 from shared.strict import parse
 from train.arguments import training_arguments
 from train.data import IGNORED, Example, collate
-from train.objective import AGGREGATES, aggregate, barrier, divergences_of, gradient_ratio, per_position
+from train.objective import AGGREGATES, aggregate, barrier, chunk_for, divergences_of, gradient_ratio, per_position
 from train.reference import States
 from train.unfinished import Unfinished
 from train.unsloth_model import Student
@@ -66,6 +66,8 @@ class HealTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # num_items_in_batch normalises CE; Trainer must not divide again
         self.student, self.examples, self.heldout, self.references = student, examples, heldout, references
         self.config, self.lam, self.work = config, lam, work
+        free = torch.cuda.mem_get_info()[0] if student.device.type == "cuda" else None
+        self.chunk = chunk_for(config.train.chunk, len(student.head.weight), free)
         self.rows: list[dict[str, Any]] = []
         self._parts: list[dict[str, float]] = []
         self._seen: list[int] = []  # rows of the optimiser step in the making
@@ -73,7 +75,7 @@ class HealTrainer(Trainer):
         self.checkpoint: Path | None = None
 
     def _collate(self, rows: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        batch = collate([self.examples[row["row"]] for row in rows])
+        batch = collate([self.examples[row["row"]] for row in rows], self.student.multiple)
         return {**batch, "row": torch.tensor([row["row"] for row in rows])}
 
     def compute_loss(
@@ -84,7 +86,7 @@ class HealTrainer(Trainer):
         states, targets = _completions(self.student, inputs)
         references = {name: states_.of(rows).to(states.device) for name, states_ in self.references.items()}
         positions = per_position(
-            states, targets, list(references.values()), self.student.head, train.divergence, train.chunk
+            states, targets, list(references.values()), self.student.head, train.divergence, self.chunk
         )
         lengths = [len(self.examples[row].completion) for row in rows]
         sizes = lengths if train.barrier_unit == "row" else None
@@ -182,9 +184,9 @@ class HealTrainer(Trainer):
         total = tokens = 0.0
         with torch.no_grad():
             for begin in range(0, len(self.heldout), train.batch_size):
-                batch = collate(self.heldout[begin : begin + train.batch_size])
+                batch = collate(self.heldout[begin : begin + train.batch_size], self.student.multiple)
                 states, targets = _completions(self.student, {k: v.to(self.student.device) for k, v in batch.items()})
-                values = per_position(states, targets, [], self.student.head, "nll", train.chunk)
+                values = per_position(states, targets, [], self.student.head, "nll", self.chunk)
                 total, tokens = total + float(values.ce.sum()), tokens + len(targets)
         best = min((row["heldout_ce"] for row in self._held_out), default=math.inf)
         ce = total / tokens

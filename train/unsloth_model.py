@@ -95,14 +95,17 @@ class Student:
         return self.network(**self._inputs(input_ids, attention_mask)).logits
 
     def _inputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if self.network.config.model_type == "gemma3":  # refuses to train without knowing which tokens are images: none
-            inputs["token_type_ids"] = torch.zeros_like(input_ids)
-        return inputs
+        # No token_type_ids for Gemma 3: Transformers 5 trains without, and zeros would take the mask for images in place of a causal one.
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
 
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    @property
+    def multiple(self) -> int:
+        """Of which the length of a batch is one: Unsloth compiles blocks and FlexAttention tunes itself by shape on a GPU."""
+        return 64 if self.device.type == "cuda" else 1
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
         return {name: value for name, value in self.network.named_parameters() if f".{adapter}." in name}

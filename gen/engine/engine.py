@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 
 from gen.engine.options import (
-    lora_options,
-    memory_options,
-    platform_options,
+    LARGEST_BATCH,
+    engine_options,
     set_environment,
     uncompiled,
     vision_explained,
 )
 from gen.engine.requests import Registry
 from gen.engine.sampling import Output, Request, output_of, params_of
-from gen.students import Student
+from gen.students import AdapterRoom, Student
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.runtime import gc_disabled
@@ -34,7 +33,11 @@ class Engine:
     """vLLM over one student at a time.
 
     folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache; slots: vectors held
-    at a time; students: those it is to serve, so that it makes room for their adapters; gpu_memory: share of a GPU's memory to take.
+    at a time; students: those it is to serve, so that it makes room for their adapters; room: what the run makes room for besides;
+    window: sweep.window, for how many sequences a GPU is set up; gpu_memory: share of a GPU's memory to take;
+    tensor_parallel: GPUs that it is split over.
+
+    vLLM compiles once for all engines of one model, dtype, context, layers, room and window.
     """
 
     def __init__(
@@ -47,18 +50,15 @@ class Engine:
         slots: int = 16,
         seed: int = 0,
         students: Sequence[Student] = (),
+        room: AdapterRoom | None = None,
+        window: int = LARGEST_BATCH,
         gpu_memory: float = 0.9,
+        tensor_parallel: int = 1,
         **options: Any,
     ):
         set_environment()
-        options = {
-            "enable_prefix_caching": True,
-            "language_model_only": True,  # of a model that sees images as well: no request brings one
-            **platform_options(),
-            **memory_options(gpu_memory),
-            **lora_options(students),
-            **options,
-        }
+        options = {**engine_options(folder, dtype, students, room, window, gpu_memory, tensor_parallel), **options}
+        adapted = sorted(set(room.layers if room else ()).union(*(student.layers for student in students)))
         self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None
         with uncompiled(options), gc_disabled(), vision_explained(folder):
@@ -71,8 +71,7 @@ class Engine:
             self._llm = LLM(
                 model=str(folder),
                 worker_cls=plugin.WORKER,
-                additional_config={"steering": Settings(layers=self.layers, slots=slots, count=True).model_dump()},
-                load_format="safetensors",
+                additional_config=Settings(layers=self.layers, slots=slots, count=True, adapted=adapted),
                 trust_remote_code=False,
                 dtype=dtype,
                 max_model_len=max_model_len,

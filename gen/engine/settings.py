@@ -1,10 +1,13 @@
-"""How an engine is told to steer: vLLM's additional_config["steering"], which every process sees and the compile cache is keyed by.
+"""How an engine is told to steer: vLLM's additional_config, which every process sees and vLLM's compile key is made of.
 
-Without that key an unsteered compiled model would be loaded and the steering silently gone.
+A script hands Settings over as they are, a command line {"steering": settings}. Without them in the key an unsteered compiled model
+would be loaded and the steering silently gone.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ class Settings(BaseModel):
     The vectors of API keys that survived a restart are among them, as OWNER/NAME; folder is where such vectors are kept, None for nowhere.
     model: fingerprint of the model.
     count: whether steered tokens are counted by request, for a caller that asks for the counts. stop_ids: tokens that end a turn, at which
-    every request stops beside those that vLLM knows of.
+    every request stops beside those that vLLM knows of. adapted: blocks that adapters change, empty for all.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,6 +46,14 @@ class Settings(BaseModel):
     vectors: dict[str, VectorFile] = {}
     folder: str | None = None
     model: str = ""
+    adapted: list[int] = []
+
+    def compute_hash(self) -> str:
+        """What vLLM's compile key holds of the steering: what the compiled graph depends on, the op's version and its layers.
+
+        Slots, vectors and the rest are contents of buffers that the op reads, so that a sweep and a scoring share one compiled model.
+        """
+        return hashlib.sha256(json.dumps([self.version, sorted(self.layers)]).encode()).hexdigest()
 
     def load(self) -> Iterator[tuple[str, Vector]]:
         """The vectors by name, in the order of their slots. Raises SteerHealError when a file has changed since it was chosen."""
@@ -61,12 +72,22 @@ class Settings(BaseModel):
 def settings_of(vllm_config: Any) -> Settings | None:
     """The steering of an engine's configuration, or None."""
     extra = vllm_config.additional_config
-    found = extra.get("steering") if isinstance(extra, dict) else None
+    found = extra.get("steering") if isinstance(extra, dict) else extra if isinstance(extra, Settings) else None
     if found is None:
         return None
-    settings = Settings.model_validate(found)
+    settings = found if isinstance(found, Settings) else Settings.model_validate(found)
     refuse_unsupported(vllm_config)
     return settings
+
+
+def key_by_graph(vllm_config: Any, settings: Settings) -> None:
+    """Let a command line's additional_config enter the compile key as a script's does, unless it holds other things too.
+
+    vLLM hashes a dictionary as a whole: a server with another vector would compile anew.
+    """
+    extra = vllm_config.additional_config
+    if isinstance(extra, dict) and set(extra) == {"steering"}:
+        vllm_config.additional_config = settings
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

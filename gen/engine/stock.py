@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gen.engine.options import set_environment
 from gen.engine.sampling import Request
 
 
 @contextmanager
 def stock(folder: Path, requests: Sequence[Request], **options: Any) -> Iterator[Callable[[], list[list[int]]]]:
-    """A call that samples the requests unsteered and returns their tokens; options are vLLM's.
+    """A call that samples the requests unsteered and returns their tokens; options are vLLM's, environment as of a steered engine.
 
     The end of this engine ends vLLM's process groups, and with them any other engine of the process.
     """
+    set_environment()
     from vllm import LLM, SamplingParams
 
     llm = LLM(model=str(folder), disable_log_stats=True, use_tqdm_on_load=False, **options)

@@ -9,11 +9,11 @@ import numpy as np
 from vllm.platforms import current_platform
 from vllm.v1.worker.worker_base import WorkerBase
 
-from gen.engine import isolation, steering
+from gen.engine import adapters, isolation, steering
 from gen.engine.generators import make_rewindable
 from gen.engine.plugin import SCHEDULER
 from gen.engine.requests import RESOLVED
-from gen.engine.settings import settings_of
+from gen.engine.settings import key_by_graph, settings_of
 from gen.engine.steering import UNSTEERED, Steer, Term
 from shared.vectors import load_vector
 
@@ -37,8 +37,11 @@ class Steering(WorkerBase):
             raise RuntimeError("a steered worker without additional_config['steering']")
         if self.scheduler_config.scheduler_cls != SCHEDULER:
             raise RuntimeError(f"steering is configured but the scheduler is not ours: --scheduler-cls {SCHEDULER}")
-        super().load_model(*args, **kwargs)
+        key_by_graph(self.vllm_config, settings)
         text = self.model_config.hf_text_config
+        if settings.adapted:
+            adapters.narrow(self.model_runner, settings.adapted, text.num_hidden_layers)
+        super().load_model(*args, **kwargs)
         self.steering = steering.Buffers.allocate(
             settings.layers,
             settings.slots,
