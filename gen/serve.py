@@ -190,6 +190,7 @@ def main() -> None:
         from gen.gates import adapter_options
 
         adapters = adapter_options(arguments.history, model, config.model.dtype, arguments.gates)
+    from gen.engine.drain import SECONDS
     from gen.engine.options import command_line, memory_options, platform_options
     from gen.engine.plugin import SCHEDULER, WORKER
     from gen.engine.settings import Settings, VectorFile
@@ -219,11 +220,19 @@ def main() -> None:
         *("--additional-config", json.dumps({"steering": settings.model_dump()})),
         *(
             word
-            for name in ("vectors.Vectors", "play.Play", "limits.StrictBody", "limits.BodyLimit", "limits.Gate")
+            for name in (
+                "vectors.Vectors",
+                "play.Play",
+                "limits.StrictBody",
+                "limits.BodyLimit",
+                "limits.Gate",
+                "drain.Drain",
+            )
             for word in ("--middleware", f"gen.engine.{name}")
         ),
         *(("--default-chat-template-kwargs", json.dumps(template)) if template else ()),
         *command_line({**platform_options(), **memory_options(config.model.gpu_memory)}),
+        *("--shutdown-timeout", str(SECONDS)),
         *adapters,
         *arguments.vllm,
     ]

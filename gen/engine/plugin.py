@@ -10,7 +10,7 @@ import functools
 import sys
 from typing import Any
 
-from gen.engine import lifecycle, metrics
+from gen.engine import drain, lifecycle, metrics
 from gen.engine.fields import misplaced_steering
 from gen.engine.limits import StrictBody, owner
 from gen.engine.requests import RESOLVED, Registry, meant
@@ -33,6 +33,7 @@ def register() -> None:
         InputProcessor.process_inputs = _with_steering(InputProcessor.process_inputs)
         InputProcessor.steering_registry = None
         lifecycle.register()
+        drain.register()
         _wrap_http_requests()
         _wrap_http_bodies()
 
