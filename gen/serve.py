@@ -204,6 +204,7 @@ def main() -> None:
         },
         folder=str(arguments.keep.resolve()) if arguments.keep else None,
         model=model.fingerprint,
+        read=arguments.read,
     )
     command = [
         *(sys.executable, "-m", "gen.engine.launch", "serve", str(folder)),

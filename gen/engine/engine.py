@@ -34,7 +34,8 @@ class Engine:
     """vLLM over one student at a time.
 
     folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache; slots: vectors held
-    at a time; students: those it is to serve, so that it makes room for their adapters; gpu_memory: share of a GPU's memory to take.
+    at a time; students: those it is to serve, so that it makes room for their adapters; gpu_memory: share of a GPU's memory to take;
+    read: whether requests may be read.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Engine:
         seed: int = 0,
         students: Sequence[Student] = (),
         gpu_memory: float = 0.9,
+        read: bool = False,
         **options: Any,
     ):
         set_environment()
@@ -71,7 +73,9 @@ class Engine:
             self._llm = LLM(
                 model=str(folder),
                 worker_cls=plugin.WORKER,
-                additional_config={"steering": Settings(layers=self.layers, slots=slots, count=True).model_dump()},
+                additional_config={
+                    "steering": Settings(layers=self.layers, slots=slots, count=True, read=read).model_dump()
+                },
                 load_format="safetensors",
                 trust_remote_code=False,
                 dtype=dtype,

@@ -30,6 +30,7 @@ class Settings(BaseModel):
 
     The vectors of API keys that survived a restart are among them, as OWNER/NAME; folder is where such vectors are kept, None for nowhere.
     model: fingerprint of the model.
+    read: whether requests may ask for projections of the residual stream.
     count: whether steered tokens are counted by request, for a caller that asks for the counts. stop_ids: tokens that end a turn, at which
     every request stops beside those that vLLM knows of.
     """
@@ -43,6 +44,7 @@ class Settings(BaseModel):
     vectors: dict[str, VectorFile] = {}
     folder: str | None = None
     model: str = ""
+    read: bool = False
 
     def load(self) -> Iterator[tuple[str, Vector]]:
         """The vectors by name, in the order of their slots. Raises SteerHealError when a file has changed since it was chosen."""
@@ -66,6 +68,13 @@ def settings_of(vllm_config: Any) -> Settings | None:
         return None
     settings = Settings.model_validate(found)
     refuse_unsupported(vllm_config)
+    if settings.read and vllm_config.aux_output_config.enabled:
+        raise SteerHealError(
+            "projections take the way of the routed experts to a client",
+            given="--read and --enable-return-routed-experts",
+            expected="one of them",
+            next="start it without --enable-return-routed-experts",
+        )
     return settings
 
 
