@@ -55,6 +55,51 @@ def test_rows_are_put_by_their_positions_and_the_last_counts() -> None:
     assert by_position(None, 4) is None
 
 
+def test_the_op_over_steps_of_a_mixed_batch() -> None:
+    """Two steps: `a` in two chunks, `b` read on another slot, `c` not read; residual beside hidden, and padded rows."""
+    import torch
+
+    from gen.engine import reading, steering
+
+    draws = torch.Generator().manual_seed(0)
+    buffers = steering.Buffers.allocate([3, 5], 2, 8, 4, torch.device("cpu"))
+    buffers.readings = reading.Readings.allocate(buffers)
+    buffers.readings.alive = {"a", "b", "c"}
+    for slot in (1, 2):
+        buffers.put(slot, {layer: torch.randn(4, generator=draws).numpy() for layer in ([3, 5] if slot == 1 else [5])})
+    streams = []
+    for names, slots, scheduled, computed in (
+        (["a", "b", "c"], [1, 2, 0], [3, 1, 2], [0, 7, 0]),
+        (["c", "a"], [0, 1], [1, 2], [2, 3]),
+    ):
+        counts, behind = np.array(scheduled), np.array(computed)
+        buffers.fill(names, [()] * len(names), counts, behind)
+        buffers.readings.fill(names, slots, counts, behind)
+        hidden, residual = torch.randn(2, 8, 4, generator=draws)
+        before = hidden.clone()
+        for row in (0, 1):
+            torch.ops.steer_heal.read(hidden, residual if row else None, row)
+        assert torch.equal(hidden, before)
+        streams.append([hidden, hidden + residual])
+    taken = buffers.readings.take(["a", "b", "c"])
+    assert set(taken) == {"a", "b"} and buffers.readings.take(["a"]) == {}
+    bank = buffers.bank
+    a = np.concatenate(
+        [
+            np.stack([(streams[step][row][rows] @ bank[row, 1] / bank[row, 1].norm()).numpy() for row in (0, 1)], 1)
+            for step, rows in ((0, slice(0, 3)), (1, slice(1, 3)))
+        ]
+    )
+    table = by_position(taken["a"], 5)
+    np.testing.assert_allclose(table, a, atol=1e-6)
+    assert taken["b"][0, 0] == 7 and np.isnan(taken["b"][0, 1]), "slot 2 has no vector in the first layer"
+    assert taken["b"][0, 2] == pytest.approx(float(streams[0][1][3] @ bank[1, 2] / bank[1, 2].norm()), abs=1e-6)
+    buffers.readings.fill(["a"], [1], np.array([1]), np.array([5]))
+    buffers.readings.alive = set()  # aborted
+    buffers.clear()
+    assert buffers.readings.take(["a"]) == {} and not buffers.readings.slot.any()
+
+
 def test_an_engine_that_does_not_read_refuses(vector: Vector) -> None:
     registry = Registry(2)
     registry.add("v", vector)
