@@ -74,12 +74,12 @@ def test_a_request_that_outlasts_the_time_is_told_and_a_new_one_refused(monkeypa
 @pytest.mark.slow
 def test_sigterm_lets_running_requests_end_and_refuses_new_ones(vector: Vector, tmp_path: Path) -> None:
     with serving(vector, tmp_path) as server, ThreadPoolExecutor(4) as pool:
-        alone = [whole(stream(server, 200, **steering)) for steering in ({}, STEERED)]
+        alone = [whole(stream(server, 100, **steering)) for steering in ({}, STEERED)]
         assert [reason for _, reason in alone] == ["length"] * 2 and alone[0] != alone[1]
-        running = [stream(server, 200, **steering) for steering in ({}, STEERED)]
+        running = [stream(server, 100, **steering) for steering in ({}, STEERED)]
         begun = [next(iter(one)).choices[0].text for one in running]
         unstreamed = pool.submit(
-            server.http.post, "/v1/completions", json={"model": "embedded", "prompt": PROMPT, "max_tokens": 150, "ignore_eos": True}
+            server.http.post, "/v1/completions", json={"model": "embedded", "prompt": PROMPT, "max_tokens": 80, "ignore_eos": True}
         )  # fmt: skip
         time.sleep(0.5)
         rests = [pool.submit(whole, one) for one in running]
@@ -93,7 +93,7 @@ def test_sigterm_lets_running_requests_end_and_refuses_new_ones(vector: Vector, 
         assert not any(rest.done() for rest in rests), "requests must run on, or this test proves nothing"
         for text, rest, (expected, _) in zip(begun, rests, alone, strict=True):
             assert (text + rest.result()[0], rest.result()[1]) == (expected, "length")
-        assert unstreamed.result().json()["usage"]["completion_tokens"] == 150
+        assert unstreamed.result().json()["usage"]["completion_tokens"] == 80
         server.http.close()
         assert server.process.wait(drain.SECONDS + 2 * drain.GRACE) == 0
         print(f"ended {time.monotonic() - begin:.1f} s after the signal")
