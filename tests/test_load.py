@@ -1,18 +1,14 @@
 """Work at length: a sweep of 20,000 rows whose memory stays flat, and a server under 32 clients whose answers stay their own.
 
-The figures are printed: `python -m pytest -m long tests/test_load.py -s`; about 50 minutes on two cores. LOAD_SECONDS shortens the ten
-minutes of the clients.
+The figures are printed: `python -m pytest -m long tests/test_load.py -s`; about 50 minutes on two cores.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +27,9 @@ pytestmark = pytest.mark.long
 
 PROMPTS, COEFFICIENTS, SAMPLES = 2500, (0.0, 0.5, 1.0, 1.5), 2
 GROWTH = 1.05  # of memory, from the second fifth of the time to the last, beyond which it is not flat
-CLIENTS, SECONDS = 32, int(os.environ.get("LOAD_SECONDS", 600))
+CLIENTS, SECONDS = 32, 600
 TIE = 1e-4  # nats between the two best tokens within which another batch may choose the other one
 SAME = 1e-3  # nats within which a log-probability is the same
-NEAR = 1e-2  # within which a projection is, of a residual stream whose norm is about 100
 
 
 def resident(process: psutil.Process) -> int:
@@ -95,60 +90,14 @@ def test_a_long_sweep_takes_no_more_memory_than_a_short_one(vector: Vector, tmp_
 def server(vector: Vector, tmp_path: Path) -> Iterator[Server]:
     """Preempting, and with two slots beside those of `trait` and `minus`, for vectors that come and go."""
     blocks = ("--num-gpu-blocks-override", "48")
-    with serving(vector, tmp_path, *blocks, arguments=("--slots", "4", "--read"), key="one") as running:
+    with serving(vector, tmp_path, *blocks, arguments=("--slots", "4"), key="one") as running:
         yield running
-
-
-class Answer:
-    """Of one completion, whole or in parts. projections is None where none was asked for; ahead: of the second best token, nats."""
-
-    def __init__(self, choices: list[Any]):
-        parts = [choice.logprobs for choice in choices if choice.logprobs]
-        self.tokens: list[str] = [token for part in parts for token in part.tokens]
-        self.logprobs: list[float] = [float(value) for part in parts for value in part.token_logprobs]
-        self.ahead = [float(np.ptp(sorted(best.values())[-2:])) for part in parts for best in part.top_logprobs]
-        read = getattr(choices[-1], "steer_projections", None)
-        self.projections = None if read is None else np.array(read["values"], dtype=float)
-        assert len(self.tokens) == len(self.logprobs) == len(self.ahead) > 0
-
-
-def harass(server: Server, end: float) -> int:
-    """A client that means harm: the largest coefficients, streams that are dropped, bodies that say nonsense or do not end, vectors that
-    are none. How often it was refused."""
-    refused, number = 0, 0
-    largest = server.http.get("/steer/vectors/trait").json()["largest_coefficient"]
-    address = server.http.base_url.host, server.http.base_url.port
-    ask = {"model": "embedded", "prompt": [5, 6, 7], "max_tokens": 64, "ignore_eos": True}
-    asks: list[tuple[str, dict[str, Any]]] = [
-        ("/v1/completions", {"json": {**ask, "vllm_xargs": {"steer_vector": "none", "steer_coefficient": 1.0}}}),
-        ("/v1/completions", {"json": {**ask, "vllm_xargs": {"steer_terms": "[" * 5000}}}),
-        ("/v1/completions", {"content": b'{"prompt": "\xff', "headers": {"content-type": "application/json"}}),
-        ("/v1/completions", {"json": ask, "headers": {"authorization": "Bearer two"}}),
-        ("/steer/vectors?name=bad", {"content": b"\0" * 10000}),
-        ("/steer/vectors?name=../../etc", {"content": b""}),
-    ]
-    while time.monotonic() < end:
-        path, options = asks[number % len(asks)]
-        refused += server.http.post(path, **options).status_code in (400, 401)
-        if number % 3 == 0:
-            with socket.create_connection(address) as half:
-                half.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer one\r\ncontent-length: 99\r\n\r\n{"
-                )
-        steering = {"steer_vector": "trait", "steer_coefficient": largest * (-1) ** number, "steer_read": "minus"}
-        body = {**ask, "stream": True, "logprobs": 0, "vllm_xargs": steering}
-        with server.http.stream("POST", "/v1/completions", json=body) as answer:
-            for _, _ in zip(answer.iter_lines(), range(number % 9), strict=False):
-                pass
-        number += 1
-    return refused
 
 
 def test_every_client_gets_its_own_answer_under_load(server: Server, vector: Vector, tmp_path: Path) -> None:
     """Greedy in fp32: the tokens of an answer are those it has alone, up to the first tie; an unsteered one would not be.
 
-    Two more clients bring multiples of `trait`, ask with them at the coefficient that makes them `trait` again, and take them away. A hostile
-    one is beside them. Memory is looked at all the while.
+    Two more clients bring multiples of `trait`, ask with them at the coefficient that makes them `trait` again, and take them away.
     """
     prompts = [[1, 4093, 198, *(100 + 13 * index * place % 900 for index in range(40))] for place in range(1, 11)]
     steerings = [
@@ -166,21 +115,23 @@ def test_every_client_gets_its_own_answer_under_load(server: Server, vector: Vec
     ]
     asks = [(prompt, steering) for prompt in prompts for steering in steerings]
 
-    def ask(index: int, steering: dict[str, Any] | None = None, *, read: bool = False, stream: bool = False) -> Answer:
+    def ask(index: int, steering: dict[str, Any] | None = None) -> tuple[list[str], list[float], list[float]]:
+        """Tokens, their log-probabilities, and how far ahead of the second best each was, nats."""
         prompt, steering = asks[index][0], asks[index][1] if steering is None else steering
-        xargs = {**steering, **({"steer_read": "trait"} if read else {})}
-        options: dict[str, Any] = {"extra_body": {"vllm_xargs": xargs}} if xargs else {}
         answer = server.client.completions.create(
-            model="embedded", prompt=prompt, temperature=0, max_tokens=16, logprobs=2, stream=stream, **options
-        )
-        return Answer([part.choices[0] for part in (answer if stream else [answer])])
+            model="embedded", prompt=prompt, temperature=0, max_tokens=16, logprobs=2,
+            extra_body={"vllm_xargs": steering} if steering else {},
+        ).choices[0].logprobs  # fmt: skip
+        assert answer is not None and answer.tokens and answer.token_logprobs and answer.top_logprobs
+        ahead = [float(np.ptp(sorted(best.values())[-2:])) for best in answer.top_logprobs]
+        return answer.tokens, [float(value) for value in answer.token_logprobs], ahead
 
-    alone = [ask(index, read=True) for index in range(len(asks))]
+    alone = [ask(index) for index in range(len(asks))]
     for place in range(0, len(asks), len(steerings)):
         mine = alone[place : place + len(steerings)]
-        for k, one in enumerate(mine):
-            for other in mine[:k]:
-                far = one.tokens != other.tokens or np.abs(np.subtract(one.logprobs, other.logprobs)).max() > 2 * SAME
+        for k, (tokens, logprobs, _) in enumerate(mine):
+            for others, levels, _ in mine[:k]:
+                far = tokens != others or max(abs(a - b) for a, b in zip(logprobs, levels, strict=True)) > 2 * SAME
                 assert far, "each steering must change the answer, or this test proves nothing"
     end = time.monotonic() + SECONDS
 
@@ -198,9 +149,9 @@ def test_every_client_gets_its_own_answer_under_load(server: Server, vector: Vec
                 continue
             assert said.status_code == 200, said.text
             index = 2 + len(steerings) * number  # trait at 1
-            logprob = ask(index, {"steer_vector": f"v{number}", "steer_coefficient": 1.0 / by}).logprobs[0]
-            if not np.allclose(logprob, alone[index].logprobs[0], atol=SAME):
-                wrong.append(f"v{number} at {by}: {logprob} against {alone[index].logprobs[0]}")
+            _, logprobs, _ = ask(index, {"steer_vector": f"v{number}", "steer_coefficient": 1.0 / by})
+            if not np.allclose(logprobs[0], alone[index][1][0], atol=SAME):
+                wrong.append(f"v{number} at {by}: {logprobs[0]} against {alone[index][1][0]}")
             assert server.http.delete(f"/steer/vectors/v{number}").status_code == 200
             answers += 1
         assert answers > 10, f"{full} times the bank was full"
@@ -211,51 +162,26 @@ def test_every_client_gets_its_own_answer_under_load(server: Server, vector: Vec
         draws, answers, ties, wrong = random.Random(number), 0, 0, []
         while time.monotonic() < end:
             index = draws.randrange(len(asks))
-            own, theirs = ask(index, read=draws.random() < 0.3, stream=draws.random() < 0.3), alone[index]
-            pairs = enumerate(zip(own.tokens, theirs.tokens, strict=True))
-            same = next((k for k, (mine, other) in pairs if mine != other), len(theirs.tokens))
+            tokens, logprobs, _ = ask(index)
+            wanted, levels, ahead = alone[index]
+            pairs = enumerate(zip(tokens, wanted, strict=True))
+            same = next((k for k, (mine, theirs) in pairs if mine != theirs), len(wanted))
             answers += 1
-            if same < len(theirs.tokens):
+            if same < len(wanted):
                 ties += 1
-                if theirs.ahead[same] > TIE:
-                    wrong.append(
-                        f"{asks[index][1]}: token {same} differs, where the best was {theirs.ahead[same]:.2e} ahead"
-                    )
-            for what, mine, other, within in (
-                ("log-probabilities", own.logprobs, theirs.logprobs, SAME),
-                ("projections", own.projections, theirs.projections, NEAR),
-            ):
-                if mine is not None and not np.allclose(mine[:same], other[:same], atol=within):
-                    wrong.append(f"{asks[index][1]}: {what} {mine[:same]} against {other[:same]}")
+                if ahead[same] > TIE:
+                    wrong.append(f"{asks[index][1]}: token {same} differs, where the best was {ahead[same]:.2e} ahead")
+            if not np.allclose(logprobs[:same], levels[:same], atol=SAME):
+                wrong.append(f"{asks[index][1]}: log-probabilities {logprobs[:same]} against {levels[:same]}")
         return answers, ties, wrong
 
-    seen: list[int] = []
-    process = psutil.Process(server.process.pid)
-    stopped = threading.Event()
-
-    def watch() -> None:
-        while not stopped.wait(2):
-            seen.append(resident(process))
-
-    with ThreadPoolExecutor(CLIENTS + 4) as pool:
-        watching = pool.submit(watch)
-        hostile = pool.submit(harass, server, end)
+    with ThreadPoolExecutor(CLIENTS + 2) as pool:
         movers = [pool.submit(come_and_go, number) for number in range(2)]
-        try:
-            found = [*pool.map(client, range(CLIENTS)), *(mover.result() for mover in movers)]
-        finally:
-            stopped.set()
-        watching.result()
-        refused = hostile.result()
-    fifth = len(seen) // 5
-    early, late = np.median(seen[fifth : 2 * fifth]), np.median(seen[-fifth:])
+        found = [*pool.map(client, range(CLIENTS)), *(mover.result() for mover in movers)]
     answers, ties = (sum(one[place] for one in found) for place in (0, 1))
     wrong = [line for _, _, lines in found for line in lines]
     print(
-        f"\n{CLIENTS} clients, {SECONDS} s: {answers} answers, {ties} that left the one alone at a tie, {len(wrong)} wrong; a hostile client"
-        f" was refused {refused} times; resident memory {early / 2**20:.0f} MiB in the second fifth of the time, {late / 2**20:.0f} in the last,"
-        f" {max(seen) / 2**20:.0f} at most"
+        f"\n{CLIENTS} clients, {SECONDS} s: {answers} answers, {ties} that left the one alone at a tie, {len(wrong)} wrong"
     )
     assert not wrong, wrong[:5]
-    assert refused > 10 and late < GROWTH * early
     assert answers > 10 * CLIENTS

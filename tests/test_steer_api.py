@@ -376,31 +376,3 @@ def test_the_page_fits_a_phone_stops_and_keeps_text_text(page: Page, scheme: str
     assert page.tab.run("document.images.length") == 0
     unlabelled = "[...document.querySelectorAll('input, select, textarea')].filter(one => !one.labels.length).length"
     assert page.tab.run(unlabelled) == 0
-
-
-AXE = os.environ.get("AXE")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.skipif(
-    AXE is None, reason="no axe-core: AXE names its axe.min.js, of `npm pack axe-core`, which is not in the repository"
-)
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_axe_finds_nothing_on_the_page(page: Page, scheme: str, width: int) -> None:
-    """Before a prompt, and with tinted answers."""
-    page.tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    page.open(width)
-    page.tab.run(Path(str(AXE)).read_text() + "; undefined")
-    found = violations(page)
-    page.enter_key()
-    page.tab.run("$('tokens').value = 8; $('coefficient').value = 2; void go()")
-    page.until("$('status').textContent === 'done'")
-    assert page.tab.run("document.querySelectorAll('.answer span').length") > 8
-    assert found + violations(page) == []
-
-
-def violations(page: Page) -> list[str]:
-    script = "axe.run().then(found => found.violations.map(one => `${one.id}: ${one.nodes.map(node => node.html + ' ' + node.failureSummary).join(' | ')}`))"
-    result = page.tab.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-    assert "exceptionDetails" not in result, result
-    return list(result["result"]["value"])
