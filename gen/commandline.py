@@ -186,6 +186,9 @@ def _add_server_options(options: Options) -> None:
         metavar="0,0.5,1",
         help="of the newest round of --history, made ahead (default: 0,0.25,0.5,0.75,1)",
     )
+    options.add_argument(
+        "--read", action="store_true", help="let requests ask for projections of the residual stream (steer_read)"
+    )
     options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
     options.add_argument("--port", type=port, default=8000, help="port to bind")
     options.add_argument(

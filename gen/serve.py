@@ -190,6 +190,7 @@ def main() -> None:
         from gen.gates import adapter_options
 
         adapters = adapter_options(arguments.history, model, config.model.dtype, arguments.gates)
+    from gen.engine.drain import SECONDS
     from gen.engine.options import (
         WITHOUT_TOOLKIT,
         command_line,
@@ -211,6 +212,7 @@ def main() -> None:
         },
         folder=str(arguments.keep.resolve()) if arguments.keep else None,
         model=model.fingerprint,
+        read=arguments.read,
     )
     command = [
         *(sys.executable, "-m", "gen.engine.launch", "serve", str(folder)),
@@ -227,7 +229,14 @@ def main() -> None:
         *("--additional-config", json.dumps({"steering": settings.model_dump()})),
         *(
             word
-            for name in ("vectors.Vectors", "play.Play", "limits.StrictBody", "limits.BodyLimit", "limits.Gate")
+            for name in (
+                "vectors.Vectors",
+                "play.Play",
+                "limits.StrictBody",
+                "limits.BodyLimit",
+                "limits.Gate",
+                "drain.Drain",
+            )
             for word in ("--middleware", f"gen.engine.{name}")
         ),
         *(("--default-chat-template-kwargs", json.dumps(template)) if template else ()),
@@ -239,6 +248,7 @@ def main() -> None:
                 **precision_options(folder, config.model.dtype),
             }
         ),
+        *("--shutdown-timeout", str(SECONDS)),
         *adapters,
         *arguments.vllm,
     ]

@@ -65,7 +65,7 @@ def engine(model: Model, vector: Vector) -> Iterator[object]:
     from gen.engine.engine import engine as build
 
     small = {"max_model_len": 1024, "max_num_batched_tokens": 256, "kv_cache_memory_bytes": 512 << 20}
-    with build(model.folder, layers=LAYERS, dtype="float32", **small) as built:
+    with build(model.folder, layers=LAYERS, dtype="float32", read=True, **small) as built:
         built.load("v", vector)
         yield built
 

@@ -51,6 +51,7 @@ class Windowed:
 
         self.network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.terms: list[tuple[Vector, float, int, int]] = []
+        self.layers = layers
         for layer in layers:
             self.network.get_decoder().layers[layer].register_forward_hook(self._add(layer))
 
@@ -69,3 +70,20 @@ class Windowed:
         """[len(ids), vocabulary], of the token that follows each."""
         self.terms = terms
         return self.network(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    def streams(self, ids: list[int], terms: list[tuple[Vector, float, int, int]]) -> dict[int, np.ndarray]:
+        """[len(ids), hidden] behind each of the layers: the residual stream as the next layer reads it."""
+        caught: dict[int, np.ndarray] = {}
+
+        def catch(layer: int) -> object:
+            def hook(_module: object, _inputs: object, output: torch.Tensor) -> None:
+                caught[layer] = output[0].numpy().copy()
+
+            return hook
+
+        stack = self.network.get_decoder().layers
+        handles = [stack[layer].register_forward_hook(catch(layer)) for layer in self.layers]
+        self.logprobs(ids, terms)
+        for handle in handles:
+            handle.remove()
+        return caught

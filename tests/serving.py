@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ STARTUP = 300  # seconds
 class Server:
     """A server of this test's own, greedy through the completions endpoint."""
 
-    def __init__(self, url: str, key: str = "-"):
+    def __init__(self, url: str, process: subprocess.Popen[bytes], key: str = "-"):
         from openai import OpenAI
 
-        self.url = url
+        self.url, self.process = url, process
         self.client = OpenAI(base_url=url, api_key=key, max_retries=0)
         self.http = httpx.Client(
             base_url=url.removesuffix("/v1"), headers={"authorization": f"Bearer {key}"}, timeout=120
@@ -91,7 +91,8 @@ def serving(
                         break
                 except httpx.TransportError:
                     time.sleep(1)
-            yield Server(f"http://127.0.0.1:{port}/v1", *key.split()[:1])
+            yield Server(f"http://127.0.0.1:{port}/v1", process, *key.split()[:1])
         finally:
-            os.killpg(process.pid, 15)
+            with suppress(ProcessLookupError):  # a test has ended it
+                os.killpg(process.pid, 15)
             process.wait(60)

@@ -130,6 +130,20 @@ def test_inspect_reads_the_same_slot(engine: Any, tokenizer: Any, model: Model, 
             Condition("steered", "generated", 1.0, "v", "generated"),
             {"vector": "trait", "coefficient": 1.0, "positions": "generated"},
         ),
+        (
+            Condition(
+                "steered", "terms", 1.0, "v", "generated"
+            ),  # the same sum out of three windows, two of which cancel out
+            {
+                "vector": "trait",
+                "coefficient": 1.0,
+                "steer_from": "end-1",
+                "terms": [
+                    {"vector": "minus", "coefficient": 0.5, "positions": "last"},
+                    {"vector": "trait", "coefficient": 0.5, "from": "end-1", "until": "end"},
+                ],
+            },
+        ),
     ],
 )
 def test_inspect_reads_a_steered_server_by_token_ids(
@@ -250,12 +264,22 @@ def test_a_label_without_a_log_probability_makes_its_item_unscorable(tmp_path: P
 def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
     from evals.bridges.inspect_task import forced_choice as task
 
-    for wrong in ({"debias": "random"}, {"think": -1}, {"vector": "trait"}, {"coefficient": 1.0}):
+    for wrong in ({"debias": "random"}, {"think": -1}, {"vector": "trait"}, {"coefficient": 1.0}, {"steer_from": 3}):
         with pytest.raises(SteerHealError, match="cannot be asked"):
             task(**wrong)
+    term = {"vector": "trait", "coefficient": 1.0}
+    for terms, part in (
+        ([{**term, "from": "end+2"}], "behind the question"),
+        ([{**term, "scale": 2}], "unknown"),
+        ([{"vector": "trait"}], "a vector and a coefficient"),
+        ([term] * 5, "too many terms"),
+    ):
+        with pytest.raises(SteerHealError, match=part):
+            task(terms=terms)
     for asked, part in (
         ({"tokenizer": "embedded"}, "do not go together"),
         ({"vector": "trait", "coefficient": 1.0}, "cannot be asked to steer"),
+        ({"terms": [term]}, "cannot be asked to steer"),
         ({"think": 16}, "not the length asked for"),
     ):
         log = inspected(tmp_path, mocked({"0": -1.0}), items=1, **{"think": 0, **asked})

@@ -31,6 +31,7 @@ PASSED_THROUGH = {
     "tokenizer_call_args": {"add_special_tokens": False},
     "do_sample": False,
 }  # of the provider hf
+LONG = 2**20  # tokens: more than a question has
 EXACT = "inspect eval steer_heal/forced_choice --model openai-api-completions/SERVICE/MODEL -T tokenizer=MODEL"
 
 
@@ -63,7 +64,7 @@ class Ids:
         renderer: Renderer,
         read: Read,
         system: str | None,
-        steering: dict[str, Any],
+        steering: list[dict[str, Any]],
         as_text: bool,
     ):
         self._renderer, self._tokenizer, self._read, self._system = renderer, renderer.chat.tokenizer, read, system
@@ -85,15 +86,13 @@ class Ids:
     def body(self, question: list[int], answering: bool) -> dict[str, Any] | None:
         if self._as_text:
             return None
-        steering = dict(self._steering)
-        if steering.get("steer_positions") == "generated":
-            steering["steer_from"] = len(question) - 1
+        steering = {"vllm_xargs": {"steer_terms": placed(self._steering, len(question))}} if self._steering else {}
         asked = (
             {"logprob_token_ids": self._renderer.label_ids}
             if answering
             else {**_undisturbed(self._read), "stop_token_ids": self._renderer.stop_ids}
         )
-        return {"return_tokens_as_token_ids": True, **asked, **({"vllm_xargs": steering} if steering else {})}
+        return {"return_tokens_as_token_ids": True, **asked, **steering}
 
     def thought(self, tokens: Sequence[Logprob], completion: str) -> tuple[list[int], str, int | None]:
         names = [token.token for token in tokens]
@@ -122,7 +121,7 @@ class Turns:
     route = "chat turns"
 
     def __init__(
-        self, instrument: Instrument, read: Read, system: str | None, steering: dict[str, Any], template: dict[str, Any], continued: bool
+        self, instrument: Instrument, read: Read, system: str | None, steering: list[dict[str, Any]], template: dict[str, Any], continued: bool
     ):  # fmt: skip
         self._instrument, self._read, self._system, self._steering = instrument, read, system, steering
         self._arguments, self._continued, self.labels = template, continued, instrument.labels
@@ -144,7 +143,7 @@ class Turns:
         if not self._continued:
             return None
         template = {"chat_template_kwargs": self._arguments} if self._arguments else {}
-        steering = {"vllm_xargs": self._steering} if self._steering else {}
+        steering = {"vllm_xargs": {"steer_terms": placed(self._steering, 1)}} if self._steering else {}
         thinking = {} if answering else _undisturbed(self._read)
         return {"continue_final_message": True, "add_generation_prompt": False, **thinking, **template, **steering}
 
@@ -165,7 +164,7 @@ def form_of(
     *,
     chat: Chat | None,
     system: str | None,
-    steering: dict[str, Any],
+    steering: list[dict[str, Any]],
     template: dict[str, Any],
 ) -> Form:
     """How a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it."""
@@ -186,16 +185,57 @@ def form_of(
             expected="a template that passes the prompt through, no special tokens added, greedy decoding",
             next=f"--model hf/FOLDER {arguments} -T tokenizer=FOLDER",
         )
-    if steering and (provider not in STEERABLE or (not by_id and steering["steer_positions"] != "all")):
+    if steering and (provider not in STEERABLE or (not by_id and windowed(steering))):
         raise SteerHealError(
             "this provider cannot be asked to steer like this",
             given=f"{model}, {steering}",
-            expected=f"one of {', '.join(STEERABLE)}; positions 'generated' with token ids alone",
+            expected=f"one of {', '.join(STEERABLE)}; windows, and positions other than 'all', with token ids alone",
             next=f"make serve VECTORS=NAME=FILE, then {EXACT}",
         )
     if chat is not None:
         return Ids(Renderer(chat, instrument), read, system, steering, as_text)
     return Turns(instrument, read, system, steering, template, provider in CONTINUED)
+
+
+def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
+    """The terms of a task, checked, each with positions or a window of its own. Raises SteerHealError for what no server would take, and for
+    a window that begins behind the question: in the second phase of a read nobody could say where that is."""
+    from gen.engine.terms import LIST, read_terms
+
+    whole = [
+        {"positions": "all", **term} if not {"positions", "from", "until"} & set(term) else dict(term) for term in terms
+    ]
+    for term in read_terms({LIST: whole}) if whole else ():
+        if term.window(LONG, "all")[0] >= LONG:
+            raise SteerHealError(
+                "a window begins behind the question",
+                given=f"from {term.start}",
+                expected='a position from 0, or "end-1" and before: the bridge reads its answer in two phases',
+                next="-T steer_from=end-1",
+            )
+    return whole
+
+
+def placed(terms: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """The terms with their windows as absolute positions, of a question of so many tokens."""
+    from gen.engine.steering import END
+    from gen.engine.terms import LIST, read_terms
+
+    windows = [(term, *term.window(size, "all")) for term in read_terms({LIST: list(terms)})]
+    return [
+        {
+            "vector": term.vector,
+            "coefficient": float(term.coefficient),
+            "from": start,
+            **({"until": end} if end < END else {}),
+        }
+        for term, start, end in windows
+    ]
+
+
+def windowed(terms: Sequence[dict[str, Any]]) -> bool:
+    """Whether a term is not everywhere."""
+    return any(term.get("positions", "") != "all" for term in terms)
 
 
 def _undisturbed(read: Read) -> dict[str, Any]:

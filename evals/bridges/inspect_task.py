@@ -36,7 +36,7 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, registry_info
 
-from evals.bridges.inspect_prompts import EXACT, Form, form_of
+from evals.bridges.inspect_prompts import EXACT, Form, form_of, in_the_question
 from evals.measures.forced_choice.answers import points
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, load_instrument, orders, rotations_of
@@ -65,24 +65,41 @@ def forced_choice(
     vector: str | None = None,
     coefficient: float | None = None,
     positions: str = "all",
+    steer_from: int | str | None = None,
+    steer_until: int | str | None = None,
+    terms: Sequence[dict[str, Any]] = (),
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Task:
     """One sample per vignette, asked in every order.
 
     vignettes, instrument, debias, think and stop as in evals.measures.forced_choice.ask; items: a stratified number of them. tokenizer:
-    'embedded', a folder, a GGUF file or a Hugging Face id. system: a system prompt for the question. vector, coefficient and positions: the
-    steering asked of a server of gen.serve.
+    'embedded', a folder, a GGUF file or a Hugging Face id. system: a system prompt for the question. vector, coefficient, positions,
+    steer_from and steer_until: the steering asked of a server of gen.serve; terms: further ones, as steer_terms has them. Their windows are
+    counted in the question, in both phases of the read.
     """
-    if debias not in ORDERS or think < 0 or (vector is None) != (coefficient is None):
+    if (
+        debias not in ORDERS
+        or think < 0
+        or (vector is None) != (coefficient is None)
+        or (vector is None and (steer_from is not None or steer_until is not None))
+    ):
         raise SteerHealError(
             "the forced choice cannot be asked like this",
             given=f"debias {debias}, think {think}, vector {vector}, coefficient {coefficient}",
             expected="debias 'reversal', 'rotating' or 'cyclic', think from 0, a vector with a coefficient or neither",
             next="-T debias=cyclic -T think=16 -T vector=trait -T coefficient=1.5",
         )
-    steering: dict[str, Any] = {}
-    if vector is not None and coefficient is not None:
-        steering = {"steer_vector": vector, "steer_coefficient": float(coefficient), "steer_positions": positions}
+    single = {
+        "vector": vector,
+        "coefficient": coefficient,
+        "positions": positions,
+        "from": steer_from,
+        "until": steer_until,
+    }
+    if steer_from is not None or steer_until is not None:
+        del single["positions"]
+    given = {name: value for name, value in single.items() if value is not None}
+    steering = in_the_question([*([given] if vector is not None else []), *terms])
     loaded = load_vignettes(vignettes, items)
     samples = [
         Sample(
@@ -117,7 +134,7 @@ def ask(
     top_logprobs: int,
     tokenizer: str | None,
     system: str | None,
-    steering: dict[str, Any],
+    steering: list[dict[str, Any]],
     chat_template_kwargs: dict[str, Any],
 ) -> Solver:
     """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
@@ -195,7 +212,7 @@ def _logprobs(model: Model, output: ModelOutput) -> list[Logprob]:
 async def _refuses_half_a_steering(model: Model, form: Form, question: Any) -> None:
     """A server without the patch takes steering fields and leaves them out: one that reads them refuses a vector without a coefficient."""
     body = form.body(question, True) or {}
-    half = {"steer_vector": body["vllm_xargs"]["steer_vector"]}
+    half = {"steer_vector": body["vllm_xargs"]["steer_terms"][0]["vector"]}  # a text, which every vLLM takes
     config = GenerateConfig(max_tokens=1, logprobs=True, extra_body={**body, "vllm_xargs": half})
     try:
         await model.generate(form.prompt(question, None)[0], config=config)

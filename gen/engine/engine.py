@@ -35,7 +35,7 @@ class Engine:
     folder: model folder; layers: the layers that any vector of this engine may steer; dtype of weights and cache; slots: vectors held
     at a time; students: those it is to serve, so that it makes room for their adapters; room: what the run makes room for besides;
     window: sweep.window, for how many sequences a GPU is set up; gpu_memory: share of a GPU's memory to take;
-    tensor_parallel: GPUs that it is split over.
+    tensor_parallel: GPUs that it is split over; read: whether requests may be read.
 
     vLLM compiles once for all engines of one model, dtype, context, layers, room and window.
     """
@@ -54,6 +54,7 @@ class Engine:
         window: int = LARGEST_BATCH,
         gpu_memory: float = 0.9,
         tensor_parallel: int = 1,
+        read: bool = False,
         **options: Any,
     ):
         set_environment()
@@ -71,7 +72,7 @@ class Engine:
             self._llm = LLM(
                 model=str(folder),
                 worker_cls=plugin.WORKER,
-                additional_config=Settings(layers=self.layers, slots=slots, count=True, adapted=adapted),
+                additional_config=Settings(layers=self.layers, slots=slots, count=True, adapted=adapted, read=read),
                 trust_remote_code=False,
                 dtype=dtype,
                 max_model_len=max_model_len,

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gen.engine.requests import meant
-from gen.engine.terms import KEYS
+from gen.engine.terms import KEYS, READ
 from shared.errors import SteerHealError
 
 XARGS = "vllm_xargs"
@@ -65,7 +65,8 @@ def _steering(value: Any, path: str, passed: frozenset[str]) -> Iterator[str]:
 
 def _refusal(what: str, name: str) -> SteerHealError:
     word = re.sub("[^a-z]+", "_", name.rpartition(".")[2].lower()).strip("_")
-    near = difflib.get_close_matches(word, KEYS, 1) or difflib.get_close_matches(f"steer_{word}", KEYS, 1)
+    keys = [key for key in KEYS if key != READ or "read" in word]
+    near = difflib.get_close_matches(word, keys, 1) or difflib.get_close_matches(f"steer_{word}", keys, 1)
     hint = f"{XARGS}.{near[0]}? Steering" if near else "steering"
     return SteerHealError(
         what,

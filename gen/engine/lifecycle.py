@@ -9,7 +9,9 @@ import functools
 from typing import Any
 
 from gen.engine import metrics
+from gen.engine.reading import SLOT
 from gen.engine.requests import RESOLVED
+from gen.engine.steering import Term
 
 
 def register() -> None:
@@ -41,8 +43,10 @@ def _entered(stock: Any) -> Any:
         stock(self, request, *args, **kwargs)
         extra = getattr(request.sampling_params, "extra_args", None) or {}
         if self.steering_registry is not None and RESOLVED in extra:
-            self.steering_registry.begin(request.request_id, extra[RESOLVED])
-            metrics.requests.inc()
+            steer = [Term(*term) for term in extra[RESOLVED]]
+            read = [Term(extra[SLOT], 0.0, 0, 0)] if SLOT in extra else []  # holds its slot, and steers no position
+            self.steering_registry.begin(request.request_id, (*steer, *read))
+            metrics.requests.inc(bool(steer))
 
     return add_request
 

@@ -195,7 +195,7 @@ def ambiguous(body: bytes) -> str | None:
 
 KINDS = {
     400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError", 405: "MethodNotAllowedError",
-    409: "ConflictError", 413: "RequestTooLargeError", 429: "RateLimitError",
+    409: "ConflictError", 413: "RequestTooLargeError", 429: "RateLimitError", 503: "ServiceUnavailableError",
 }  # fmt: skip
 
 

@@ -10,12 +10,12 @@ import functools
 import sys
 from typing import Any
 
-from gen.engine import lifecycle, metrics
+from gen.engine import drain, lifecycle, metrics, projections, reading
 from gen.engine.fields import misplaced_steering
 from gen.engine.limits import StrictBody, owner
 from gen.engine.requests import RESOLVED, Registry, meant
 from gen.engine.steering import Steer
-from gen.engine.terms import UNKNOWN
+from gen.engine.terms import READ, UNKNOWN
 from shared.errors import SteerHealError
 
 WORKER = "gen.engine.worker.Worker"
@@ -33,6 +33,8 @@ def register() -> None:
         InputProcessor.process_inputs = _with_steering(InputProcessor.process_inputs)
         InputProcessor.steering_registry = None
         lifecycle.register()
+        drain.register()
+        reading.register()
         _wrap_http_requests()
         _wrap_http_bodies()
 
@@ -59,6 +61,7 @@ def _with_registry(stock: Any) -> Any:
         model = vllm_config.model_config
         limit = float(torch.finfo(model.dtype).max)
         _registry = self.steering_registry = Registry(settings.slots, limit, model.hf_text_config.model_type)
+        _registry.layers, _registry.reads = settings.layers, settings.read
         for name, vector in settings.load():
             self.steering_registry.add(name, vector)
 
@@ -81,14 +84,17 @@ def _with_steering(stock: Any) -> Any:
         if sampling is None or not sampling.extra_args:
             return request
         steer, salt = _read(self.steering_registry, sampling.extra_args, len(request.prompt_token_ids or ()))
-        if salt is not None:
+        slot = self.steering_registry.slot_read(sampling.extra_args, owner.get())
+        if salt is not None or slot:
             if request.resumable:
                 raise _invalid("a streamed prompt cannot be steered: its positions are not known")
-            _reached(steer, len(request.prompt_token_ids), sampling.max_tokens)
             sampling.extra_args = {
                 **sampling.extra_args,
                 RESOLVED: [list(term) for term in steer],
+                **({reading.SLOT: slot} if slot else {}),
             }  # the engine's own copy of the params
+        if salt is not None:
+            _reached(steer, len(request.prompt_token_ids), sampling.max_tokens)
             request.cache_salt = f"{request.cache_salt or ''}\0{salt}"
         return request
 
@@ -114,6 +120,8 @@ def _wrap_http_requests() -> None:
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
+    if "vllm.entrypoints.cli.main" in sys.modules:
+        projections.register()
     for kind, client in (
         (ChatCompletionRequest, chat.CompletionCreateParamsNonStreaming),
         (CompletionRequest, completion.CompletionCreateParamsNonStreaming),
@@ -124,9 +132,10 @@ def _wrap_http_requests() -> None:
         ):  # a server: building a request model again takes 0.2 s, which a sweep is spared
             _take_objects(kind)
         sent = frozenset(client.__annotations__)
-        kind.to_sampling_params = _checked(kind.to_sampling_params, sent, steerable=True)
+        readable = kind is not ResponsesRequest
+        kind.to_sampling_params = _checked(kind.to_sampling_params, sent, steerable=True, readable=readable)
         if hasattr(kind, "to_beam_search_params"):
-            kind.to_beam_search_params = _checked(kind.to_beam_search_params, sent, steerable=False)
+            kind.to_beam_search_params = _checked(kind.to_beam_search_params, sent, steerable=False, readable=False)
 
 
 def _take_objects(kind: Any) -> None:
@@ -168,7 +177,7 @@ def _wrap_http_bodies() -> None:
         application.init_entrypoints_middleware = with_steering_body  # type: ignore[attr-defined]
 
 
-def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> Any:
+def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool, readable: bool) -> Any:
     @functools.wraps(stock)
     def to_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         steering = _registry is not None and _registry.slots > 0
@@ -180,7 +189,16 @@ def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool) -> A
             raise _invalid("beam search cannot be steered")
         if _registry is not None:
             _read(_registry, asked, UNKNOWN)  # the prompt is not tokenised yet; its length is checked when it is
-        return stock(self, *args, **kwargs)
+        if READ in asked and not readable:
+            raise _invalid(
+                f"{READ}: this endpoint has no place for projections; /v1/completions and /v1/chat/completions have"
+            )
+        params = stock(self, *args, **kwargs)
+        if READ in asked and params.logprobs is None:
+            raise _invalid(
+                f"{READ}: projections come with the log-probabilities, and the request asks for none (logprobs)"
+            )
+        return params
 
     return to_params
 

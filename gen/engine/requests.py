@@ -13,7 +13,7 @@ from typing import Any
 
 from gen.engine.overflow import FLOAT32_MAX, largest_coefficient
 from gen.engine.steering import UNSTEERED, Steer, Term
-from gen.engine.terms import KEYS, Asked, read_terms, refuse
+from gen.engine.terms import KEYS, READ, Asked, read_terms, refuse
 from shared.errors import SteerHealError
 from shared.vectors import Vector
 
@@ -67,6 +67,8 @@ class Registry:
 
     def __init__(self, slots: int, limit: float = FLOAT32_MAX, model_type: str = ""):
         self.slots, self.limit, self.model_type = slots, limit, model_type
+        self.layers: list[int] = []  # that the engine has patched, in their order
+        self.reads = False  # whether it reads the residual stream
         self.loaded: dict[str, Loaded] = {}
         self.running: Container[str] = ()  # ids of the requests in the engine
         self._users: dict[str, Steer] = {}
@@ -148,6 +150,9 @@ class Registry:
             return UNSTEERED, None
         if unknown := sorted(set(asked) - set(KEYS)):
             raise refuse("a steering field is unknown", unknown[0], ", ".join(KEYS))
+        self.slot_read(asked, owner)
+        if not (asked := {key: value for key, value in asked.items() if key != READ}):
+            return UNSTEERED, None
         terms = read_terms(asked)
         visible = self.visible(owner)
         vectors = [_named(term.vector, visible) for term in terms]
@@ -161,6 +166,18 @@ class Registry:
         steer = tuple(Term(slot, coefficient, start, end) for _, start, end, coefficient, slot in resolved)
         salt = "; ".join(f"{digest} {coefficient!r} {start} {end}" for digest, start, end, coefficient, _ in resolved)
         return steer, f"steer {salt}"
+
+    def slot_read(self, extra: Mapping[str, Any] | None, owner: str = "") -> int:
+        """The slot of the vector that a request's residual stream is projected on; 0 when it asks for none.
+
+        Raises SteerHealError for an unknown vector, and in an engine that does not read.
+        """
+        if READ not in (extra or {}):
+            return 0
+        name = (extra or {})[READ]
+        if not self.reads:
+            raise refuse("this engine does not read the residual stream", f"{READ}: {name!r}", "one that is started to read", next="steer-heal serve --read ...")  # fmt: skip
+        return _named(name, self.visible(owner)).slot
 
     @staticmethod
     def _admit(terms: list[Asked], vectors: list[Loaded]) -> None:

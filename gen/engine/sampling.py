@@ -21,7 +21,8 @@ class Request:
     an object of that file.
     min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token, tail for those of
     the last so many alone, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
-    log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary.
+    log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary. read names a vector that the residual
+    stream is projected on, in an engine that reads.
 
     Raises SteerHealError for a coefficient without a vector: the request would run unsteered.
     """
@@ -43,6 +44,7 @@ class Request:
     tail: int = 0
     label_ids: Sequence[int] = ()
     top_k: int = 0
+    read: str | None = None
 
     def __post_init__(self) -> None:
         if self.vector is None and self.coefficient:
@@ -57,6 +59,8 @@ class Request:
 @dataclass(frozen=True)
 class Output:
     """token_ids sampled; text, empty where log-probabilities were asked for; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats.
+    projections [prompt + sampled - 1 tokens, patched layers], <h, v> / ||v|| of the residual stream h behind a layer; NaN where the cache held a
+    position, and in a layer without the vector.
 
     A request whose logits were not finite has finish_reason "error", no tokens, and log-probabilities that are all NaN.
     """
@@ -66,12 +70,15 @@ class Output:
     finish_reason: str
     prompt_logprobs: np.ndarray | None
     label_logprobs: np.ndarray | None
+    projections: np.ndarray | None = None
 
 
 def params_of(request: Request) -> Any:
     """As vLLM's SamplingParams, with the steering in its extra_args."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
+
+    from gen.engine.terms import READ
 
     extra: dict[str, Any] = {}
     if request.vector is not None:
@@ -84,6 +91,8 @@ def params_of(request: Request) -> Any:
             extra["steer_from"] = request.steer_from
         if request.steer_until is not None:
             extra["steer_until"] = request.steer_until
+    if request.read is not None:
+        extra[READ] = request.read
     if request.terms:
         extra["steer_terms"] = [dict(term) for term in request.terms]
     return SamplingParams(
@@ -130,4 +139,20 @@ def output_of(result: Any, request: Request) -> Output | None:
         scored = np.array([entry[token].logprob for token, entry in pairs])
     if request.label_ids:
         labels = np.array([sampled.logprobs[0][token].logprob for token in request.label_ids])
-    return Output(list(sampled.token_ids), sampled.text, sampled.finish_reason, scored, labels)
+    projections = by_position(sampled.routed_experts, len(request.prompt_ids) + len(sampled.token_ids) - 1)
+    return Output(list(sampled.token_ids), sampled.text, sampled.finish_reason, scored, labels, projections)
+
+
+def by_position(rows: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Projections [count, layers] of the positions from 0 on; NaN for those that were not computed, since the cache held them.
+
+    Args:
+        rows: [n, 1 + layers] as Readings.take has them, in the order of the steps: of a position that a preemption made compute
+            again the last counts. None for a request that was not read.
+    """
+    if rows is None:
+        return None
+    table = np.full((count, rows.shape[1] - 1), np.nan, dtype=np.float32)
+    within = rows[rows[:, 0] < count]
+    table[within[:, 0].astype(int)] = within[:, 1:]
+    return table

@@ -16,6 +16,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
+from gen.engine.reading import slot_of
+
 logger = init_logger(f"vllm.{__name__}")  # under vLLM's own, for its level and form
 
 
@@ -32,7 +34,14 @@ class IsolatingScheduler(Scheduler):
         zeroed = ZeroedCacheConfig(
             **{field.name: getattr(kv_cache_config, field.name) for field in fields(kv_cache_config)}
         )
+        self.reading: set[str] = set()  # requests whose residual stream is read
         super().__init__(*args, kv_cache_config=zeroed, **kwargs)
+
+    def add_request(self, request: Any) -> None:
+        """As vLLM's; gen/engine/reading.py takes what was read with the tokens of these requests."""
+        if slot_of(request.sampling_params):
+            self.reading.add(request.request_id)
+        super().add_request(request)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """As vLLM's, but a request with a logit that is not finite ends with the finish reason `error`.

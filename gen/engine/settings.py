@@ -33,6 +33,7 @@ class Settings(BaseModel):
 
     The vectors of API keys that survived a restart are among them, as OWNER/NAME; folder is where such vectors are kept, None for nowhere.
     model: fingerprint of the model.
+    read: whether requests may ask for projections of the residual stream.
     count: whether steered tokens are counted by request, for a caller that asks for the counts. stop_ids: tokens that end a turn, at which
     every request stops beside those that vLLM knows of. adapted: blocks that adapters change, empty for all.
     """
@@ -47,13 +48,14 @@ class Settings(BaseModel):
     folder: str | None = None
     model: str = ""
     adapted: list[int] = []
+    read: bool = False
 
     def compute_hash(self) -> str:
-        """What vLLM's compile key holds of the steering: what the compiled graph depends on, the op's version and its layers.
+        """What vLLM's compile key holds of the steering: what the compiled graph depends on: the op's version, its layers, and whether it reads.
 
         Slots, vectors and the rest are contents of buffers that the op reads, so that a sweep and a scoring share one compiled model.
         """
-        return hashlib.sha256(json.dumps([self.version, sorted(self.layers)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.version, sorted(self.layers), self.read]).encode()).hexdigest()
 
     def load(self) -> Iterator[tuple[str, Vector]]:
         """The vectors by name, in the order of their slots. Raises SteerHealError when a file has changed since it was chosen."""
@@ -77,6 +79,13 @@ def settings_of(vllm_config: Any) -> Settings | None:
         return None
     settings = found if isinstance(found, Settings) else Settings.model_validate(found)
     refuse_unsupported(vllm_config)
+    if settings.read and vllm_config.aux_output_config.enabled:
+        raise SteerHealError(
+            "projections take the way of the routed experts to a client",
+            given="--read and --enable-return-routed-experts",
+            expected="one of them",
+            next="start it without --enable-return-routed-experts",
+        )
     return settings
 
 

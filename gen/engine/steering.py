@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from shared.layers import decoder_layers
+
+if TYPE_CHECKING:
+    from gen.engine.reading import Readings
 
 VERSION = 3  # part of vLLM's compile-cache key: change it with the op
 TERMS = 4  # vectors that are summed at a token, at most
@@ -51,6 +54,7 @@ class Buffers:
     offsets: torch.Tensor
     ran: torch.Tensor
     rows: dict[int, int]  # model layer -> row of the bank
+    readings: Readings | None = None  # of an engine that reads the residual stream
     count: bool = True
     used: int = 0  # tokens the last fill wrote
     steps: int = 0  # fills with a steered token since the last report
@@ -110,6 +114,8 @@ class Buffers:
         self.slot[: self.used] = 0
         self.coefficient[: self.used] = 0
         self.used = 0
+        if self.readings is not None:
+            self.readings.clear()
 
     def forget(self) -> None:
         """Steer nothing, and count from here on."""
@@ -219,23 +225,27 @@ class Patch:
     after a layer is hidden + residual where both are returned; adding to hidden steers the sum.
     """
 
-    def __init__(self, model: torch.nn.Module, depth: int, rows: dict[int, int]):
+    def __init__(self, model: torch.nn.Module, depth: int, rows: dict[int, int], *, read: bool = False):
         name, stack = decoder_layers(model, depth)
+        self.read = read
         self.layers = {f"{name}.{layer}": (stack[layer], type(stack[layer]), row) for layer, row in rows.items()}
 
     def put_on(self) -> None:
         for module, stock, row in self.layers.values():
-            module.__class__ = _steered(stock, row)
+            module.__class__ = _steered(stock, row, self.read)
 
     def take_off(self) -> None:
         for module, stock, _ in self.layers.values():
             module.__class__ = stock
 
 
-def _steered(base: type[torch.nn.Module], row: int) -> type[torch.nn.Module]:
+def _steered(base: type[torch.nn.Module], row: int, read: bool) -> type[torch.nn.Module]:
     def forward(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
         output = base.forward(self, *args, **kwargs)
-        torch.ops.steer_heal.steer(output[0] if isinstance(output, tuple) else output, row)
+        hidden, *rest = output if isinstance(output, tuple) else (output,)
+        torch.ops.steer_heal.steer(hidden, row)
+        if read:
+            torch.ops.steer_heal.read(hidden, rest[0] if rest else None, row)
         return output
 
     return type(f"Steered{base.__name__}", (base,), {"forward": forward})

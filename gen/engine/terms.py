@@ -17,8 +17,9 @@ from shared.errors import SteerHealError
 
 PREFIX = "steer_"
 LIST = "steer_terms"
+READ = "steer_read"  # no term: the vector that the residual stream is projected on
 FIELDS = ("vector", "coefficient", "positions", "from", "until")
-KEYS = (*(PREFIX + field for field in FIELDS), LIST)
+KEYS = (*(PREFIX + field for field in FIELDS), LIST, READ)
 POSITIONS = ("all", "generated", "last")
 UNKNOWN = 2**30  # tokens of a prompt that is not tokenised yet: more than any has
 _RELATIVE = re.compile(r"end([+-][0-9]{1,9})?")

@@ -164,6 +164,7 @@ class Steered:
             "slots": {"total": self.registry.slots, "free": self.registry.free},
             "terms": TERMS,
             "positions": list(POSITIONS),
+            "reading": self.settings.read,
             "upload": {"bytes": LIMIT, "key": bool(owner.get()), "kept": self.settings.folder is not None},
             "versions": {
                 "vllm": importlib.metadata.version("vllm"),

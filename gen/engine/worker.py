@@ -12,6 +12,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 from gen.engine import adapters, isolation, steering
 from gen.engine.generators import make_rewindable
 from gen.engine.plugin import SCHEDULER
+from gen.engine.reading import Readings, slot_of
 from gen.engine.requests import RESOLVED
 from gen.engine.settings import key_by_graph, settings_of
 from gen.engine.steering import UNSTEERED, Steer, Term
@@ -50,11 +51,15 @@ class Steering(WorkerBase):
             self.model_runner.device,
         )
         self.steering.count = settings.count
+        if settings.read:
+            self.steering.readings = Readings.allocate(self.steering)
         steering.activate(self.steering)
         for slot, (name, vector) in enumerate(settings.load(), start=1):
             vector.check(name, hidden=text.hidden_size, depth=text.num_hidden_layers)
             self.steering.put(slot, vector.layers)
-        self.patch = steering.Patch(self.model_runner.get_model(), text.num_hidden_layers, self.steering.rows)
+        self.patch = steering.Patch(
+            self.model_runner.get_model(), text.num_hidden_layers, self.steering.rows, read=settings.read
+        )
         self.patch_on = self.probing = False
         second = hasattr(self.model_runner, "req_states")
         if not second and self.model_runner.device.type == "cpu":
@@ -114,6 +119,10 @@ class Steering(WorkerBase):
         """Put a vector file into a slot of the bank."""
         self.steering.put(slot, load_vector(Path(path)).layers)
 
+    def steer_readings(self, names: list[str]) -> dict[str, np.ndarray]:
+        """What was read of requests since the last call, by id: fp32 [n, 1 + patched layers], positions and projections."""
+        return self.steering.readings.take(names) if self.steering.readings is not None else {}
+
     def steer_fired(self) -> dict[str, int]:
         """Tokens steered per request id since the last call."""
         return self.steering.report()
@@ -136,6 +145,10 @@ def _follow_v1(worker: Any) -> dict[str, Any]:
             num_scheduled_tokens[:count],
             batch.num_computed_tokens_cpu[:count],
         )
+        if (readings := worker.steering.readings) is not None:
+            readings.alive = runner.requests
+            slots = [slot_of(runner.requests[name].sampling_params) for name in batch.req_ids]
+            readings.fill(batch.req_ids, slots, num_scheduled_tokens[:count], batch.num_computed_tokens_cpu[:count])
         return stock(scheduler_output, num_scheduled_tokens, *args, **kwargs)
 
     return {"_prepare_inputs": prepare_inputs, "_bookkeeping_sync": isolation.report_overflow_v1(runner)}
@@ -147,25 +160,27 @@ def _follow_v2(worker: Any) -> dict[str, Any]:
     It forgets the sampling parameters once a request is added, and adds a preempted request again when it resumes. Dummy steps,
     which graphs are captured in, prepare no inputs: they find the buffers cleared.
     """
-    runner, steers = worker.model_runner, dict[str, Steer]()
+    runner, steers, slots = worker.model_runner, dict[str, Steer](), dict[str, int]()
     isolation.report_overflow_v2(runner)
     add, prepare, execute = runner.add_requests, runner.prepare_inputs, runner.execute_model
 
     def add_requests(scheduler_output: Any) -> None:
         for name in scheduler_output.finished_req_ids:
             steers.pop(name, None)
+            slots.pop(name, None)
         for new in scheduler_output.scheduled_new_reqs:
             steers[new.req_id] = steer_of(new.sampling_params)
+            slots[new.req_id] = slot_of(new.sampling_params)
         add(scheduler_output)
 
     def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
         batch = prepare(*args, **kwargs)
-        worker.steering.fill(
-            batch.req_ids,
-            [steers[name] for name in batch.req_ids],
-            np.asarray(batch.num_scheduled_tokens[: batch.num_reqs]),
-            batch.num_computed_tokens_np[: batch.num_reqs],
-        )
+        scheduled = np.asarray(batch.num_scheduled_tokens[: batch.num_reqs])
+        computed = batch.num_computed_tokens_np[: batch.num_reqs]
+        worker.steering.fill(batch.req_ids, [steers[name] for name in batch.req_ids], scheduled, computed)
+        if (readings := worker.steering.readings) is not None:
+            readings.alive = slots
+            readings.fill(batch.req_ids, [slots[name] for name in batch.req_ids], scheduled, computed)
         return batch
 
     def execute_model(scheduler_output: Any, *args: Any, dummy_run: bool = False, **kwargs: Any) -> Any:
