@@ -46,6 +46,27 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The embedded model's tokenizer and architecture with six narrow layers of random weights: a round on it takes seconds.
+
+    For tests of what training does with a model, and not of what the model says.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    embedded = resolve("embedded").folder
+    config = AutoConfig.from_pretrained(embedded)
+    config.update({"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1})  # fmt: skip
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:6]
+    folder = tmp_path_factory.mktemp("small_model")
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
+    return resolve(str(folder))
+
+
+@pytest.fixture(scope="session")
 def tokenizer(model: Model) -> object:
     from shared.chat import load_tokenizer
 
@@ -95,6 +116,6 @@ def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
-def heal(data: Path, out: Path, overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run train.heal on plain files and the embedded model."""
-    return command("train.heal", "--model", "embedded", "--data", data, "--out", out, "--set", overrides)
+def heal(data: Path, out: Path, overrides: str, model: object = "embedded") -> subprocess.CompletedProcess[str]:
+    """Run train.heal on plain files."""
+    return command("train.heal", "--model", model, "--data", data, "--out", out, "--set", overrides)

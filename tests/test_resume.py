@@ -38,6 +38,11 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
+def model(small_model: Model) -> Model:
+    return small_model
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fourteen prompts, eleven to train on: three optimiser steps an epoch, the last of a short batch."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
@@ -81,7 +86,9 @@ def stopping_after(steps: int) -> Callable[..., torch.Tensor]:
     return stop
 
 
-def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_uninterrupted(
+    model: Model, data: Path, history: Path, whole: Path, tmp_path: Path
+) -> None:
     """SIGKILL as soon as a checkpoint is whole, twice: both in the middle of an epoch and of a row of the log."""
     out, kills = tmp_path / "adapter", 0
     line = [
@@ -89,7 +96,7 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, history: Path, whole: P
         "-m",
         "train.heal",
         "--model",
-        "embedded",
+        model.folder,
         "--data",
         data,
         "--history",
@@ -317,16 +324,16 @@ def test_early_stop_without_held_out_rows_is_refused(model: Model, data: Path, t
         )
 
 
-def test_the_log_goes_to_tensorboard_and_an_unknown_place_is_refused(data: Path, tmp_path: Path) -> None:
+def test_the_log_goes_to_tensorboard_and_an_unknown_place_is_refused(model: Model, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fast = f'{SMALL.replace("epochs=4", "epochs=1")} train.report_to=["tensorboard"]'
-    done = heal(data, tmp_path / "adapter", fast)
+    done = heal(data, tmp_path / "adapter", fast, model.folder)
     assert done.returncode == 0, done.stderr
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "adapter" / "train.jsonl").read_text().splitlines()]
     assert [e.value for e in events.Scalars("train/ce")] == pytest.approx([row["ce"] for row in rows if "ce" in row])
-    bad = heal(data, tmp_path / "b", fast.replace("tensorboard", "nowhere"))
+    bad = heal(data, tmp_path / "b", fast.replace("tensorboard", "nowhere"), model.folder)
     assert bad.returncode == 2 and "nowhere" in bad.stderr and "Traceback" not in bad.stderr, bad.stderr
     assert os.listdir(tmp_path).count("b") == 0
