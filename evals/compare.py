@@ -29,6 +29,7 @@ from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.records import read_jsonl
+from shared.strict import repeated
 from shared.tables import read_parquet
 
 MADE_BY = "python -m evals.score --help"
@@ -66,14 +67,15 @@ def rows_of(given: str) -> tuple[Path, list[ScoreRow]]:
     path, name = split(given)
     rows = (read_parquet if path.suffix == ".parquet" else read_jsonl)(path, ScoreRow, made_by=MADE_BY)
     names = list(dict.fromkeys(row.name for row in rows if row.name is not None))
+    unnamed = sum(row.name is None for row in rows)
     if name:
         rows = [row for row in rows if row.name == name]
-    elif len(names) > 1:
+    elif len(names) + bool(unnamed) > 1:
         raise SteerHealError(
             "a score file holds several conditions",
-            given=f"{path}: {', '.join(names)}",
+            given=f"{path}: {', '.join(names)}" + (f", and {unnamed} rows without a name" if unnamed else ""),
             expected=f"the name of one behind the file, as {path}:{names[0]}",
-            next=f"python -m evals.compare --base {path}:{names[0]} --other {path}:{names[1]}",
+            next=f"python -m evals.compare --base {path}:{names[0]} --other {path}:{names[-1]}",
         )
     if not rows:
         raise SteerHealError(
@@ -81,6 +83,20 @@ def rows_of(given: str) -> tuple[Path, list[ScoreRow]]:
             given=given,
             expected=f"one of {', '.join(names) or 'none, its rows have no names'}",
             next=f"--other {path}{f':{names[-1]}' if names else ''}",
+        )
+    if len(coefficients := sorted({row.coefficient for row in rows if row.coefficient is not None})) > 1:
+        raise SteerHealError(
+            "a score file holds several conditions",
+            given=f"{given}: coefficients {', '.join(f'{one:g}' for one in coefficients)}",
+            expected="rows of one coefficient",
+            next="write those of each into a file of its own, or give them names",
+        )
+    if twice := sorted(repeated([row.id for row in rows])):
+        raise SteerHealError(
+            "a vignette is there twice in one condition",
+            given=f"{given}: {twice[0]}",
+            expected="one row of each id",
+            next="leave one of them out",
         )
     return path, rows
 
@@ -104,6 +120,37 @@ def load_dose(given: str) -> tuple[float, Answers]:
             next="python -m evals.score --model MODEL --vector FILE --coefficient 0.5 0.75 1 --out doses.jsonl",
         )
     return coefficient, answers(rows, path, MADE_BY)
+
+
+def load_draws(draws: Sequence[str], steered: Sequence[str], others: Sequence[str]) -> list[Answers]:
+    """Random directions as a null: each counts once, and is of the steered side's dose.
+
+    Args:
+        draws: their files, as `rows_of` names them.
+        steered, others: files of the steered side, and of the sides that are no draws.
+
+    Raises:
+        SteerHealError: a draw is there twice, is another side, or was scored at another coefficient than the steered side.
+    """
+    rows = {given: rows_of(given)[1] for given in dict.fromkeys([*draws, *steered, *others])}
+    answered = {given: [row.lp for row in rows[given]] for given in rows}
+    for place, given in enumerate(draws):
+        if same := next((one for one in [*draws[:place], *steered, *others] if answered[one] == answered[given]), None):
+            raise SteerHealError(
+                "a random direction is there twice",
+                given=f"--random {given}: the answers of {same}",
+                expected="a direction of its own in every file, so that the rank among them means something",
+                next="leave it out, or score another draw: python -m evals.score --help",
+            )
+        doses = {row.coefficient for name in (given, *steered) for row in rows[name] if row.coefficient is not None}
+        if len(doses) > 1:
+            raise SteerHealError(
+                "a random direction has another dose than the steered side",
+                given=f"--random {given}: coefficients {', '.join(f'{one:g}' for one in sorted(doses))}",
+                expected="directions as long as the vector, at its coefficient",
+                next="score the draw at the coefficient of --steered",
+            )
+    return [answers(rows[given], split(given)[0], MADE_BY) for given in draws]
 
 
 def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
@@ -184,7 +231,11 @@ def sides_of(arguments: Any) -> list[Sides]:
             next="compare each seed by itself",
         )
     draws, doses = (
-        [load(given) for given in arguments.random or []],
+        load_draws(
+            arguments.random or [],
+            arguments.steered or [],
+            [*arguments.base, *arguments.other, *(arguments.before or [])],
+        ),
         [load_dose(given) for given in arguments.doses or []],
     )
     if len({coefficient for coefficient, _ in doses}) < len(doses):

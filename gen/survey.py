@@ -23,6 +23,7 @@ from shared.errors import SteerHealError
 from shared.machine import cores
 from shared.prompts import Prompts
 from shared.records import Prompt
+from shared.template import unheard
 from shared.traits import load_trait
 
 FEW = 8192  # prompts rendered here first: a process takes some seconds to start
@@ -82,6 +83,8 @@ def rendered(prompt: Prompt, renderer: Renderer) -> Rendered:
         ids = renderer(prompt)
     except SteerHealError as error:
         return Rendered(0, b"", error)
+    if ids[0] == ids[1]:  # a template may leave a system turn out of some conversations and not of others
+        return Rendered(0, b"", unheard())
     return Rendered(max(map(len, ids)), json.dumps(ids).encode())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from shared import code  # noqa: F401  takes the digest of the code at the start of every command
 from shared import stage as stage_module
-from shared.commands import CONFIG, as_typed, option, round_command, setting
+from shared.commands import CONFIG, as_typed, form, option, round_command, setting
 from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
@@ -85,6 +85,8 @@ def _no_such_run(arguments: argparse.Namespace, begins: bool) -> None:
         begin = round_command(
             folder, rounds, **{**options, "config": options["config"] or default or (CONFIG if meant else None)}
         )
+        if getattr(arguments, "dry_run", False) and form() != "make":
+            begin += " --dry-run"  # what was asked is what it would take, and not a round
         again = f"the same command with {option('RUN', '--run', meant)}"
         if hasattr(arguments, "report"):  # `make round` and `make report`
             report = arguments.report

@@ -51,6 +51,7 @@ HINTS = {  # what to do with a field that is refused
     **dict.fromkeys(("system", "system_prompt"), "; write it as the first message"),
     **dict.fromkeys(("context", "input", "instruction"), "; write it into the prompt, or leave the field out"),
 }
+MEANING = {"prompt", "messages", "completion", "label", *BESIDE, *THOUGHTS}  # fields without which a row is another
 LAST = "messages have a role and content each, and the last is the user's"
 
 Turns = list[dict[str, str]]
@@ -220,10 +221,18 @@ def _in_our_shape(row: dict[str, Any], kind: str, needed: tuple[str, ...] = ("pr
 
 
 def _nothing_beside(row: dict[str, Any], also: tuple[str, ...] = ()) -> None:
+    for name in row:
+        if name not in MEANING and row[name] is not None and (meant := folded(name)) in MEANING:
+            raise ValueError(f"field {name!r} is not read: name it {meant!r}")
     if beside := [name for name in (*BESIDE, *also) if row.get(name)]:
         raise ValueError(
             f"{beside[0]} would not be seen: only prompt, messages and completion are read{HINTS.get(beside[0], '')}"
         )
+
+
+def folded(name: str) -> str:
+    """A field's name without what a spreadsheet or a hand adds to it: blanks around it, and capitals."""
+    return name.strip().lower()
 
 
 def _refuse_foreign(row: dict[str, Any]) -> None:

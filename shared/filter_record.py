@@ -55,6 +55,15 @@ class FilterRecord(Record):
     kept: Count
     rejected: Count
 
+    @model_validator(mode="after")
+    def _each_coefficient_once(self) -> Self:
+        lines = [(line.coefficient, line.prompted) for line in self.lines]
+        if len(set(lines)) < len(lines):
+            raise ValueError("two lines of one coefficient")
+        if self.kept > sum(line.kept for line in self.lines):
+            raise ValueError(f"{self.kept} kept, and {sum(line.kept for line in self.lines)} in all lines together")
+        return self
+
     @property
     def by_coefficient(self) -> list[dict[str, Any]]:
         """The lines as scores.json has them."""

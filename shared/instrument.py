@@ -22,8 +22,10 @@ FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty"
 
 
 def foundation_of(label: str) -> int | None:
-    """Canonical index of a label such as 'Authority' or 'Social Norms', None for another."""
-    return next((index for index, name in enumerate(FOUNDATIONS) if label.lower().startswith(name)), None)
+    """Canonical index of a label such as 'Authority', 'Care (e)' or 'Social Norms', None for another."""
+    name = "".join(filter(str.isalpha, label.partition("(")[0].lower()))
+    name = "social" if name == "socialnorms" else name
+    return next((index for index, foundation in enumerate(FOUNDATIONS) if name == foundation), None)
 
 
 class Instrument(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as calendar
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -152,7 +153,7 @@ class SweepConfig(Section):
     )
     dilemmas: str = Field(
         "embedded",
-        description="prompts the trait is enacted on, JSONL or '<dataset id>:<set>:<split>' ('<dataset id>:<split>' where it has one set)",
+        description="prompts the trait is enacted on, JSONL, CSV or Parquet, or '<dataset id>:<set>:<split>' ('<dataset id>:<split>' where it has one set)",
     )
     mundane: str = Field("embedded", description="prompts without a conflict, likewise")
     n_dilemmas: int = Field(64, ge=1, description="dilemmas per round")
@@ -381,20 +382,23 @@ def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
         try:
             first, last = float(low), float(high)
         except ValueError:
+            first, last = math.nan, math.nan
+        if not 0 <= first <= last <= 1:  # '0-5' would be every layer, where blocks 0 to 5 are meant
             raise SteerHealError(
                 "a layer band could not be read",
                 given=f"{key} = {spec}",
-                expected="'0.45-0.55' or [14, 15]",
+                expected="two shares of the depth, from 0 to 1, as '0.45-0.55'; or a list of blocks, as [14, 15]",
                 next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
-            ) from None
+            )
         layers = [index for index in range(depth) if first * depth <= index + 0.5 <= last * depth]
     else:
         layers = sorted(set(spec))
-    if not layers or layers[0] < 0 or layers[-1] >= depth:
+    outside = [layer for layer in layers if not 0 <= layer < depth]
+    if outside or not layers:
         raise SteerHealError(
             "a layer band does not fit the model",
-            given=f"{key} = {spec}",
-            expected=f"at least one of the layers 0 to {depth - 1}",
+            given=f"{key} = {spec}" + (f", of which the model has no {outside[0]}" if outside else ": no layer"),
+            expected=f"layers from 0 to {depth - 1}, at least one",
             next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
         )
     return layers

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from shared.conversations import COLUMNS
+from shared.conversations import COLUMNS, folded
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, needed, problem_of
 from shared.publish import digest
@@ -106,7 +106,9 @@ def _of_table(name: str, table: Any, kind: type[Row], made_by: str) -> Iterator[
     known = {*kind.model_fields, *COLUMNS}
     if not len(table):
         raise _no_rows(name, kind, made_by)
-    for number, row in enumerate(table.select_columns([column for column in table.column_names if column in known])):
+    for number, row in enumerate(
+        table.select_columns([column for column in table.column_names if column in known or folded(column) in known])
+    ):
         try:
             yield number, kind.model_validate(present(row, kind))
         except ValidationError as error:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from shared.conversations import COLUMNS
+from shared.conversations import COLUMNS, folded
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, needed, open_rows_file, placed_jsonl, problem_of
 from shared.publish import atomic_file
@@ -189,7 +189,7 @@ def _parquet(path: Path, row: type[Row], made_by: str, begin: int, end: int | No
             table = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
             known = {*row.model_fields, *COLUMNS}
             for batch in table.iter_batches(
-                BATCH, columns=[name for name in table.schema_arrow.names if name in known]
+                BATCH, columns=[name for name in table.schema_arrow.names if name in known or folded(name) in known]
             ):
                 if number + len(batch) <= begin:
                     number += len(batch)

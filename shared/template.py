@@ -171,12 +171,7 @@ class Template:
     def hears(self) -> None:
         """Raise SteerHealError where a system prompt is dropped: whatever is asked under one would be asked without it."""
         if self.system == "dropped":
-            raise SteerHealError(
-                "the trait prompt does not reach the model",
-                given="a chat template that leaves the system prompt out",
-                expected="a chat template that renders it",
-                next=f"choose a chat model whose template has a system turn, such as {setting('model.name=embedded')}",
-            )
+            raise unheard()
 
     @cached_property
     def dated(self) -> bool:
@@ -245,3 +240,13 @@ def ends_of(folder: Path) -> tuple[int, ...]:
             if ids := [token for token in ids if isinstance(token, int) and token >= 0]:
                 return tuple(ids)
     return ()
+
+
+def unheard() -> SteerHealError:
+    """The error of a conversation that is the same under every system prompt."""
+    return SteerHealError(
+        "the trait prompt does not reach the model",
+        given="a chat template that leaves the system prompt out",
+        expected="a chat template that renders it",
+        next=f"choose a chat model whose template has a system turn, such as {setting('model.name=embedded')}",
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, problem_of
@@ -13,14 +13,20 @@ from shared.records import Record, data_file
 from shared.strict import parse
 
 
-class ReadFor(Record):
+class Closed(Record):
+    """A part of a file that people write: a field that is misspelt would be left out without a word."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReadFor(Closed):
     """What the forced choice is read for: a foundation, and the sign of a shift of its mass that is more trait."""
 
     foundation: Literal["care", "fairness", "loyalty", "authority", "sanctity", "liberty"]
     sign: Literal[-1, 1]
 
 
-class Paraphrases(Record):
+class Paraphrases(Closed):
     """System prompts that say the trait, and its opposite, in other words: free text is scored under these, and neither the vector nor
     the filter sees them."""
 
@@ -34,7 +40,7 @@ class Paraphrases(Record):
         return self
 
 
-class Trait(Record):
+class Trait(Closed):
     """trait, opposite and neutral are system prompts; decoys are personas of like length that have nothing to do with the trait;
     narration holds regular expressions of first-person declarations; read_for is None for a trait that is about none of the forced
     choice's foundations; without paraphrases there is no llr_opposite, and no verdict on free text."""
@@ -47,12 +53,14 @@ class Trait(Record):
     paraphrases: Paraphrases | None = None
     narration: list[str] = Field([], description="regular expressions")
     read_for: ReadFor | None = None
+    about: Any = Field(None, description="notes of whoever wrote the file")
 
     @field_validator("narration")
     @classmethod
     def _compiles(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
-            re.compile(pattern)
+            if re.compile(pattern).search(""):
+                raise ValueError(f"the pattern {pattern!r} matches every text")
         return patterns
 
     @model_validator(mode="after")

@@ -6,11 +6,14 @@ import difflib
 import shlex
 import sys
 
+MEANT = {"ROUND": "N", "ROUNDS": "N", "SETTINGS": "SET", "OVERRIDES": "SET"}  # words for what a variable holds
+
 
 def nearest(word: str, known: list[str]) -> str | None:
     """The known word that a misspelt one was meant to be; None where none is near."""
-    same = [one for one in known if one.lower() == word.lower()]
-    matches = same or difflib.get_close_matches(word, known, 1, 0.6)
+    same = [one for one in known if one.lower() == word.lower() or one == MEANT.get(word)]
+    like = [one for one in known if abs(len(one) - len(word)) <= 2]  # RUN stands in DRYRUN and in ROUNDS
+    matches = same or difflib.get_close_matches(word, like, 1, 0.6)
     return matches[0] if matches else None
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, foundation_of
 from shared.lines import problem_of
-from shared.records import DATA, Vignette, read_jsonl
+from shared.records import DATA, SEVEN, Vignette, read_jsonl
 from shared.sets import COLON, names_set, open_set
 from shared.strata import stratified
 from shared.strict import repeated
@@ -57,6 +57,11 @@ def _once(vignettes: list[Vignette], source: str) -> list[Vignette]:
     return vignettes
 
 
+def _partly_rated(vignette: Vignette) -> bool:
+    ratings = [getattr(vignette, name) for name in SEVEN]
+    return None in ratings and any(value is not None for value in ratings)
+
+
 def human(vignette: Vignette) -> list[float] | None:
     """The raters' distribution over the seven foundations in canonical order (Clifford et al. 2015), or None where nobody rated."""
     shares = [
@@ -82,6 +87,13 @@ def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
     if empty := [vignette.id for vignette in vignettes if not vignette.text.strip()]:
         raise SteerHealError(
             "a vignette has no text", given=f"{source}: {empty[0]}", expected="text in every row", next=f"mend {source}"
+        )
+    if partly := [vignette.id for vignette in vignettes if _partly_rated(vignette)]:
+        raise SteerHealError(
+            "a vignette is rated for some foundations alone",
+            given=f"{source}: {partly[0]}",
+            expected="all seven of human_Care to human_SocialNorms, or none of them",
+            next=f"mend {source}",
         )
     rated = [vignette.id for vignette in vignettes if human(vignette) is not None]
     if rated and (unrated := [vignette.id for vignette in vignettes if human(vignette) is None]):

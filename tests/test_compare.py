@@ -11,7 +11,7 @@ import pytest
 from conftest import command
 from synthetic_run import answers
 
-from evals.compare import main
+from evals.compare import load, main
 from evals.measures.forced_choice.ask import Read
 from shared.errors import SteerHealError
 from shared.records import write_jsonl
@@ -117,3 +117,46 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(SteerHealError) as refused:
         main()
     assert said in refused.value.render() and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("draws", "coefficients", "said"),
+    [
+        (["a", "a"], (1.0, 1.0), "a random direction is there twice"),
+        (["a", "copy"], (1.0, 1.0), "a random direction is there twice"),
+        (["healed"], (1.0, 1.0), "a random direction is there twice"),
+        (["a", "b"], (1.0, 0.01), "another dose than the steered side"),
+    ],
+)
+def test_a_draw_counts_once_and_is_of_the_steered_sides_dose(
+    draws: list[str],
+    coefficients: tuple[float, float],
+    said: str,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One file nine times would be a rank among nine."""
+    steered, drawn = coefficients
+    for name, growth, coefficient in (("steered", 1.2, steered), ("a", 1.02, drawn), ("copy", 1.02, drawn), ("b", 0.98, drawn)):  # fmt: skip
+        rows = [{**row, "coefficient": coefficient} for row in answers("healed", READ, 2.5, grow=growth)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    line = ["evals.compare", "--base", files["base"], "--other", files["healed"], "--steered", tmp_path / "steered.jsonl", "--random", *[tmp_path / f"{name}.jsonl" for name in draws]]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+    with pytest.raises(SteerHealError) as refused:
+        main()
+    assert said in refused.value.render()
+
+
+def test_rows_of_two_conditions_are_not_pooled(files: dict[str, Path], tmp_path: Path) -> None:
+    named, plain = rows_of(files["healed"]), rows_of(files["base"])
+    half = len(plain) // 2
+    for rows, said in (
+        ([*({**row, "name": "healed"} for row in named[:half]), *plain[half:]], "rows without a name"),
+        ([*({**row, "coefficient": 1.0} for row in named[:half]), *({**row, "coefficient": 0.25} for row in named[half:])], "coefficients 0.25, 1"),
+        ([*plain, plain[0]], "there twice"),
+    ):  # fmt: skip
+        write_jsonl(tmp_path / "mixed.jsonl", rows)
+        with pytest.raises(SteerHealError) as refused:
+            load(str(tmp_path / "mixed.jsonl"))
+        assert said in refused.value.render()

@@ -41,11 +41,6 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def model(small_model: Model) -> Model:
-    return small_model
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in PAIRS))
