@@ -65,7 +65,7 @@ def test_any_text_has_a_value(text: str) -> None:
     """What is neither a list nor a table is a word, and the schema says what it should have been."""
     found = read_bare(text)
     assert isinstance(found, str | int | float | list | dict)
-    if isinstance(found, str) and not text.startswith(("'", '"')):
+    if isinstance(found, str) and not text.strip().startswith(("'", '"')):
         assert found == text
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from evals.report.charts import panels
-from evals.report.figure import trajectory
 from synthetic_run import build
 
 from evals.conditions import before_training
 from evals.decoys import decoy_vectors, personas
 from evals.measures.activations import states
+from evals.report.figures.base import Shown, legend_of
+from evals.report.figures.registry import panels_of, pngs
 from evals.results import results_of
 from evals.scored import scored_rounds
 from gen.extract import contexts_of, extract
@@ -77,8 +76,9 @@ def test_the_steered_shift_is_told_beside_a_decoy_s(tmp_path: Path) -> None:
     assert healed["verdict"] not in (None, "no_shift")
     (said,) = [line for line in rounds[0].measures[0].sentences({}, {"steered": steered, "healed": healed}, []) if "decoy" in line]  # fmt: skip
     assert "decoy persona's vector of equal norm" in said
-    assert 'data-stage="decoy"' in panels(found["rows"], found["extra"])
-    assert np.frombuffer(trajectory(found["rows"], found["extra"])[:4], dtype=np.uint8).tolist()[1:] == [80, 78, 71]
+    shown = Shown(found["rows"], found["extra"], rounds)
+    assert "decoy" in legend_of(shown)
+    assert all(png.startswith(b"\x89PNG") for png in pngs(shown, panels_of(shown)).values())
 
 
 def test_without_decoys_there_is_nothing_to_exceed(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_bad_path_of_a_command_is_our_error_before_an_engine_starts(
         for key, value in {**BASE[name], dest: str(path)}.items():
             action = next(action for action in options._actions if action.dest == key)
             value = f"x={path}" if action.metavar == "NAME=FILE" else value
-            words += [action.option_strings[0], value]
+            words += [*action.option_strings[:1], value]  # a positional word has no option
         monkeypatch.setattr(sys, "argv", [name, *words])
         try:
             main()

@@ -28,7 +28,7 @@ def with_random_weights(model: Model) -> None:
     """Write weights of a model's shape beside its configuration, in its dtype."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model.folder)
+    config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     network.save_pretrained(model.folder)

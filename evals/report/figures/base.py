@@ -36,7 +36,7 @@ class Shown:
 
     @property
     def stages(self) -> list[str]:
-        return [stage for stage in LOOKS if any(row["stage"] == stage for row in self.rows)]
+        return [stage for stage in LOOKS if any(row["stage"] == stage for row in (*self.rows, *self.extra))]
 
     def marker(self, row: Row) -> str:
         """Of the stage; of the arm for what the arms of a study do not share."""
