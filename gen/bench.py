@@ -27,6 +27,7 @@ from shared.chat import Chat
 from shared.cli import entry
 from shared.console import console
 from shared.errors import SteerHealError
+from shared.gpu import on_gpu
 from shared.models import Model
 from shared.models import resolve as resolve_model
 from shared.ratios import Side, all_cores, closing, file, interleave, ratio, refuse_foreign, warm
@@ -87,12 +88,6 @@ class Bench:
             for index, ids in enumerate(self.prompts[:prompts])
             for place, coefficient in enumerate(coefficients)
         ]
-
-
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def dtype_here() -> str:

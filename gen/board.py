@@ -39,9 +39,7 @@ class Board:
         """A window that is whole; one just made has a name, and a line of its own where no bar is drawn."""
         window = list(rows)
         if self.grows:
-            for row in window:
-                if row.source == "unsteered":
-                    self.yardstick.add(row)
+            self.yardstick.extend(window)
         if len(self.yardstick):
             reasons_of = judge(self.yardstick.limits(self.config.filter), self.config.filter, self.config.vector.trait)
             for row in window:

@@ -120,13 +120,8 @@ def split(
         try:
             with writing_jsonl(outputs.kept) as keep:
                 for row in places:
-                    candidate = row.source == config.source
-                    if not candidate and row.source != "unsteered":
-                        result.tally.add(row, False)
-                        continue
-                    reasons = reasons_of(row)
-                    result.add(row, reasons, candidate=candidate)
-                    if candidate:
+                    reasons = result.judge(row, config.source, reasons_of)
+                    if reasons is not None:
                         (reject if reasons else keep)(row.model_copy(update={"reasons": reasons}))
                 yield result
             result.write(outputs.record, vector)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from shared.console import console, number, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.reasons import Reason
-from shared.records import VERSION, Completion
+from shared.records import VERSION, Completion, Source
 from shared.schema import FilterConfig
 from shared.vectors import Vector
 
@@ -99,6 +99,27 @@ class Outcome:
             self.per[row.coefficient] += 1
             self.alive[row.coefficient] += not reasons
             self.causes.update(reason.rule for reason in reasons)
+
+    def judge(
+        self, row: Completion, source: Source, reasons_of: Callable[[Completion], list[Reason]]
+    ) -> list[Reason] | None:
+        """Count a row of any source.
+
+        Args:
+            row: of the sweep.
+            source: filter.source, whose rows are the candidates. Unsteered rows besides are a control, and others are counted alone.
+            reasons_of: the filter.
+
+        Returns:
+            The reasons that a candidate is rejected for, none where it is kept; None for a row that is no candidate.
+        """
+        candidate = row.source == source
+        if not candidate and row.source != "unsteered":
+            self.tally.add(row, False)
+            return None
+        reasons = reasons_of(row)
+        self.add(row, reasons, candidate=candidate)
+        return reasons if candidate else None
 
     @property
     def kept(self) -> int:

@@ -176,6 +176,12 @@ class Yardstick:
             for name, value in values.items():
                 self._values[name].append(float(value or 0))
 
+    def extend(self, rows: Iterable[Completion]) -> None:
+        """Add the unsteered ones among rows of a sweep."""
+        for row in rows:
+            if row.source == "unsteered":
+                self.add(row)
+
     def digest(self) -> str:
         return hashlib.sha256(b"".join(values.tobytes() for values in self._values.values())).hexdigest()
 

@@ -123,15 +123,8 @@ class Task:
         for table in row_groups(path):
             reasons: list[list[Reason] | None] = []  # of candidates; None for another row
             for row in rows_of(table, path):
-                candidate = row.source == self.config.source
-                if not candidate and row.source != "unsteered":
-                    result.tally.add(row, False)
-                elif row.source != "unsteered" or self.own:
-                    why = reasons_of(row)
-                    result.add(row, why, candidate=candidate)
-                    reasons.append(why if candidate else None)
-                    continue
-                reasons.append(None)
+                passed_over = row.source == "unsteered" and not self.own
+                reasons.append(None if passed_over else result.judge(row, self.config.source, reasons_of))
             writers[KEPT].write(table, [why == [] for why in reasons], reasons)
             writers[REJECTED].write(table, [bool(why) for why in reasons], reasons)
         return result, {name: writer.close() for name, writer in writers.items()}

@@ -79,9 +79,7 @@ class Until:
         rows = list(self._rows(index))
         self.made = (self.made[0] + len(rows), self.made[1] + sum(len(row.completion_ids) for row in rows))
         if self.grows:
-            for row in rows:
-                if row.source == "unsteered":
-                    self.yardstick.add(row)
+            self.yardstick.extend(rows)
         if not len(self.yardstick):
             return
         self._passed += self._passing(rows)

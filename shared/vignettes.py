@@ -64,15 +64,7 @@ def _partly_rated(vignette: Vignette) -> bool:
 
 def human(vignette: Vignette) -> list[float] | None:
     """The raters' distribution over the seven foundations in canonical order (Clifford et al. 2015), or None where nobody rated."""
-    shares = [
-        vignette.human_Care,
-        vignette.human_Fairness,
-        vignette.human_Loyalty,
-        vignette.human_Authority,
-        vignette.human_Sanctity,
-        vignette.human_Liberty,
-        vignette.human_SocialNorms,
-    ]
+    shares = [getattr(vignette, name) for name in SEVEN]
     known = [share for share in shares if share is not None]
     return [share / sum(known) for share in known] if len(known) == len(shares) and sum(known) > 0 else None
 
