@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,15 @@ def rows_of(given: str) -> tuple[Path, list[ScoreRow]]:
 
 def load(given: str) -> Answers:
     """The answers of one condition, as `rows_of` names it."""
-    path, rows = rows_of(given)
+    return answers_of(*rows_of(given))
+
+
+def answers_of(path: Path, rows: list[ScoreRow]) -> Answers:
     return answers(rows, path, MADE_BY)
 
 
-def load_dose(given: str) -> tuple[float, Answers]:
+def dose_of(given: str, path: Path, rows: list[ScoreRow]) -> tuple[float, Answers]:
     """A dose of plain steering: its coefficient, which its rows must have, and its answers."""
-    path, rows = rows_of(given)
     found = {row.coefficient for row in rows}
     coefficient = found.pop() if len(found) == 1 else None
     if coefficient is None or coefficient <= 0:
@@ -122,17 +125,23 @@ def load_dose(given: str) -> tuple[float, Answers]:
     return coefficient, answers(rows, path, MADE_BY)
 
 
-def load_draws(draws: Sequence[str], steered: Sequence[str], others: Sequence[str]) -> list[Answers]:
+def refuse_draws(
+    draws: Sequence[str],
+    steered: Sequence[str],
+    others: Sequence[str],
+    read: Callable[[str], tuple[Path, list[ScoreRow]]],
+) -> None:
     """Random directions as a null: each counts once, and is of the steered side's dose.
 
     Args:
         draws: their files, as `rows_of` names them.
         steered, others: files of the steered side, and of the sides that are no draws.
+        read: `rows_of`.
 
     Raises:
         SteerHealError: a draw is there twice, is another side, or was scored at another coefficient than the steered side.
     """
-    rows = {given: rows_of(given)[1] for given in dict.fromkeys([*draws, *steered, *others])}
+    rows = {given: read(given)[1] for given in dict.fromkeys([*draws, *steered, *others])}
     answered = {given: [row.lp for row in rows[given]] for given in rows}
     for place, given in enumerate(draws):
         if same := next((one for one in [*draws[:place], *steered, *others] if answered[one] == answered[given]), None):
@@ -150,7 +159,6 @@ def load_draws(draws: Sequence[str], steered: Sequence[str], others: Sequence[st
                 expected="directions as long as the vector, at its coefficient",
                 next="score the draw at the coefficient of --steered",
             )
-    return [answers(rows[given], split(given)[0], MADE_BY) for given in draws]
 
 
 def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
@@ -230,22 +238,21 @@ def sides_of(arguments: Any) -> list[Sides]:
             expected="one, with its own --random and --doses",
             next="compare each seed by itself",
         )
-    draws, doses = (
-        load_draws(
-            arguments.random or [],
-            arguments.steered or [],
-            [*arguments.base, *arguments.other, *(arguments.before or [])],
-        ),
-        [load_dose(given) for given in arguments.doses or []],
-    )
+    read = cache(rows_of)  # a file may stand for several sides
+    others = [*arguments.base, *arguments.other, *(arguments.before or [])]
+    refuse_draws(arguments.random or [], arguments.steered or [], others, read)
+    draws = [answers_of(*read(given)) for given in arguments.random or []]
+    doses = [dose_of(given, *read(given)) for given in arguments.doses or []]
     if len({coefficient for coefficient, _ in doses}) < len(doses):
         raise SteerHealError("a dose is there twice", given=", ".join(arguments.doses), expected="each coefficient once", next="leave one of them out")  # fmt: skip
     nothing = [None] * len(arguments.base)
     lists = (arguments.base, arguments.other, arguments.steered or nothing, arguments.before or nothing)
+
+    def side(given: str | None) -> Answers | None:
+        return answers_of(*read(given)) if given else None
+
     return [
-        Sides(
-            load(base), load(other), load(steered) if steered else None, draws, load(before) if before else None, doses
-        )
+        Sides(answers_of(*read(base)), answers_of(*read(other)), side(steered), draws, side(before), doses)
         for base, other, steered, before in zip(*lists, strict=True)
     ]
 

@@ -27,14 +27,14 @@ a.skip { position: absolute; left: -999px; } a.skip:focus { position: static; }
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptTexts:
     """A held-out prompt with what each model said to it, sample by sample."""
 
     text: str
     said: Sequence[tuple[str, Sequence[str]]]
 
 
-def compare_page(title: str, tables: Sequence[Table], prompts: Sequence[Prompt], chart: str = "") -> str:
+def compare_page(title: str, tables: Sequence[Table], prompts: Sequence[PromptTexts], chart: str = "") -> str:
     """The page as HTML: no script, nothing from elsewhere, every text escaped.
 
     Args:
@@ -81,7 +81,7 @@ def _table(table: Table) -> str:
     )
 
 
-def _prompt(prompt: Prompt) -> str:
+def _prompt(prompt: PromptTexts) -> str:
     said = "".join(
         f"<div><h4>{escape(name)}</h4>" + "".join(f"<p>{escape(text)}</p>" for text in texts) + "</div>"
         for name, texts in prompt.said

@@ -8,16 +8,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from evals.agree import OF_A_ROUND
-from evals.compare_page import Prompt, compare_page
-from evals.ending import trait_column
+from evals.compare_page import PromptTexts, compare_page
 from evals.evidence import AUTHORITY_FALLS, shift
 from evals.measures.free_text.texts import Llr, text_delta, texts_of
 from evals.overlay import Dot, overlay
 from evals.round import Round
 from evals.scored import STEP
-from evals.side import Side, read_side
+from evals.side import ScoredRun, read_side
 from evals.statistics import Estimate
-from evals.table import Table, ranged
+from evals.table import Table, ranged, trait_column
 from shared import config as configuration
 from shared.commands import command_of, round_command
 from shared.config import NOT_IN_RESULTS
@@ -44,7 +43,7 @@ FIGURES = (
 OF_STEERED = ("perplexity", "coherence", "auth_nats")
 
 
-def refuse_incomparable(one: Side, other: Side, mode: str) -> None:
+def refuse_incomparable(one: ScoredRun, other: ScoredRun, mode: str) -> None:
     """Raise SteerHealError, by name, for what the two runs were scored by and do not have in common."""
     if one.run.folder.resolve() == other.run.folder.resolve():
         raise SteerHealError(
@@ -62,7 +61,7 @@ def refuse_incomparable(one: Side, other: Side, mode: str) -> None:
         )
 
 
-def _again(one: Side, other: Side) -> str:
+def _again(one: ScoredRun, other: ScoredRun) -> str:
     """The command that makes the second run once more, beside itself, scored as the first one is."""
     ours, yours = configuration.flat(one.run.config), configuration.flat(other.run.config)
     if ours["model.name"] != yours["model.name"]:
@@ -80,7 +79,7 @@ def _toml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _differing(one: Side, other: Side, mode: str) -> Iterator[str]:
+def _differing(one: ScoredRun, other: ScoredRun, mode: str) -> Iterator[str]:
     first, second = one.at(1), other.at(1)
     for name in OF_SCORES:
         mine, theirs = getattr(first.scores, name), getattr(second.scores, name)
@@ -113,7 +112,7 @@ def _inputs(first: Round, mode: str) -> Mapping[str, str]:
     }
 
 
-def settings(one: Side, other: Side) -> Table:
+def settings(one: ScoredRun, other: ScoredRun) -> Table:
     """Every configuration key in which the two runs differ."""
     ours, yours = configuration.flat(one.run.config), configuration.flat(other.run.config)
     keys = [key for key in ours if ours[key] != yours[key]]
@@ -130,7 +129,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def verdicts(one: Side, other: Side) -> Table:
+def verdicts(one: ScoredRun, other: ScoredRun) -> Table:
     """Both verdicts on the healed student of every round, with their reasons."""
     rows = []
     for index in range(max(len(one.rounds), len(other.rounds))):
@@ -147,7 +146,7 @@ def _verdict(row: Mapping[str, Any] | None, column: str) -> str:
     return f"{number(row[column])}{f': {reason}' if reason else ''}"
 
 
-def figures(one: Side, other: Side) -> Table:
+def figures(one: ScoredRun, other: ScoredRun) -> Table:
     """Figures of the rounds that both runs have, with the second's less the first's, paired over prompts or items."""
     column = trait_column([*one.rows, *other.rows])
     rows = []
@@ -175,7 +174,7 @@ def figures(one: Side, other: Side) -> Table:
     )
 
 
-def _less(one: Side, other: Side, place: tuple[int, str], name: str) -> str:
+def _less(one: ScoredRun, other: ScoredRun, place: tuple[int, str], name: str) -> str:
     """The second run's figure less the first's, paired; a dash where no pairing is defined."""
     found: Estimate | None = None
     if name in ("llr_opposite", "trait_llr"):
@@ -191,7 +190,7 @@ def _less(one: Side, other: Side, place: tuple[int, str], name: str) -> str:
     return f"{value} [{', '.join(number(end, 3, True) for end in found.interval)}]" if found.interval else value
 
 
-def dots(one: Side, other: Side) -> list[Dot]:
+def dots(one: ScoredRun, other: ScoredRun) -> list[Dot]:
     """The conditions of the chart: the base and the prompted base of the first run, teachers and students of both."""
     column = trait_column([*one.rows, *other.rows])
     found = []
@@ -206,7 +205,7 @@ def dots(one: Side, other: Side) -> list[Dot]:
     return found
 
 
-def side_by_side(one: Side, other: Side) -> list[Prompt]:
+def side_by_side(one: ScoredRun, other: ScoredRun) -> list[PromptTexts]:
     """The texts of the original model and of both runs' last students, by held-out prompt."""
     columns = [
         ("original model", one.texts(0, "base")),
@@ -214,7 +213,7 @@ def side_by_side(one: Side, other: Side) -> list[Prompt]:
     ]
     prompts = {row.prompt_id: row.prompt for _, rows in columns for row in rows}
     return [
-        Prompt(text, [(name, [row.text for row in rows if row.prompt_id == key]) for name, rows in columns])
+        PromptTexts(text, [(name, [row.text for row in rows if row.prompt_id == key]) for name, rows in columns])
         for key, text in prompts.items()
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.table import ranged
+from evals.table import ranged, trait_column
 from shared.commands import command_of, round_command
 from shared.console import console, number, say
 from shared.errors import SteerHealError
@@ -14,11 +14,6 @@ from shared.run import Run
 from shared.traits import load_trait
 
 Row = Mapping[str, Any]
-
-
-def trait_column(rows: Sequence[Row]) -> str:
-    """The column that says how much of the trait there is: llr_opposite where the trait file has paraphrases, else trait_llr."""
-    return "llr_opposite" if any(row.get("llr_opposite") is not None for row in rows) else "trait_llr"
 
 
 def answer(rows: Sequence[Row], *, read_for: bool) -> list[tuple[str, str]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.ending import trait_column
 from evals.study.latex import ESCAPES
-from evals.table import label
+from evals.table import label, trait_column
 from shared.console import number
 
 Row = Mapping[str, Any]

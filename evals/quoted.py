@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.ending import answer, trait_column
-from evals.table import label, ranged
+from evals.ending import answer
+from evals.table import label, ranged, trait_column
 from shared.console import number
 from shared.errors import SteerHealError
 from shared.strict import parse

@@ -19,7 +19,7 @@ from shared.run import Run
 
 
 @dataclass(frozen=True)
-class Side:
+class ScoredRun:
     """A scored run. rows: of results.json."""
 
     run: Run
@@ -46,7 +46,7 @@ class Side:
         return self.at(max(number, 1)).generations.get(name, []) if name else []
 
 
-def read_side(folder: Path, mode: str) -> Side:
+def read_side(folder: Path, mode: str) -> ScoredRun:
     """A run with its scored rounds. mode: EVAL, `round` or `full`. Raises SteerHealError for one that is missing, edited or not scored."""
     if not (folder / "config.toml").is_file():
         meant = nearest_run(folder)
@@ -58,4 +58,4 @@ def read_side(folder: Path, mode: str) -> Side:
         )
     run = Run(folder, configuration.resolve(folder / "config.toml")[0])
     rounds = scored_rounds(run, mode)
-    return Side(run, rounds, results_of(run, rounds)["rows"])
+    return ScoredRun(run, rounds, results_of(run, rounds)["rows"])

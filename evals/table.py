@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,3 +51,8 @@ def _cell(text: str) -> str:
     """Text of a Markdown table: one line, no column of its own, no markup."""
     one = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
     return one.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def trait_column(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The column that says how much of the trait there is: llr_opposite where the trait file has paraphrases, else trait_llr."""
+    return "llr_opposite" if any(row.get("llr_opposite") is not None for row in rows) else "trait_llr"

@@ -40,7 +40,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class PersonAgreement:
     """Three figures with their intervals; recall is None where the person would keep nothing, kappa where chance alone agrees."""
 
     precision: float
@@ -51,7 +51,7 @@ class Agreement:
     kappa_ci: Interval
 
 
-def agreement(kept: Sampled, rejected: Sampled, seed: int = 0) -> Agreement:
+def agreement(kept: Sampled, rejected: Sampled, seed: int = 0) -> PersonAgreement:
     """The filter against a person. Raises ValueError for a side with no labelled row."""
     if not (kept.labelled and rejected.labelled):
         raise ValueError("a side of the filter has no labelled row")
@@ -61,7 +61,7 @@ def agreement(kept: Sampled, rejected: Sampled, seed: int = 0) -> Agreement:
     point = _figures(np.array([kept.share]), np.array([rejected.share]), weight)
     values = [float(figure[0]) if np.isfinite(figure[0]) else None for figure in point]
     precision, recall, kappa = (_central(figure) for figure in drawn)
-    return Agreement(kept.share, precision, values[1], recall, values[2], kappa)
+    return PersonAgreement(kept.share, precision, values[1], recall, values[2], kappa)
 
 
 def _figures(p: np.ndarray, q: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gen.commandline import key_of, label_options
-from gen.kappa import Agreement, Sampled, agreement
+from gen.kappa import PersonAgreement, Sampled, agreement
 from gen.plan import name_of
 from gen.prompts import open_round
 from gen.sheet import QUESTIONS, Key, Sheet, read_sheet, wanted, write_sheet
@@ -171,7 +171,7 @@ def compare(path: Path, key: Path) -> None:
     say(f"wrote {out}")
 
 
-def _cells(kept: Sampled, rejected: Sampled, result: Agreement) -> list[str]:
+def _cells(kept: Sampled, rejected: Sampled, result: PersonAgreement) -> list[str]:
     def shown(value: float | None, interval: tuple[float, float]) -> str:
         return f"{number(value, 2)} [{number(interval[0], 2)}, {number(interval[1], 2)}]"
 

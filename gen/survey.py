@@ -32,7 +32,7 @@ Placed = tuple[str, Prompt]
 
 
 @dataclass(frozen=True)
-class Survey:
+class PromptSurvey:
     """What one pass over the prompts says of them; longest is in tokens, without a completion; digest is of ids and turns."""
 
     count: int
@@ -96,7 +96,7 @@ def _rendered_in_pool(batch: list[Placed]) -> list[Rendered]:
 
 def survey(
     prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len: int, recipe: RendererRecipe | None = None
-) -> Survey:
+) -> PromptSurvey:
     """Read, validate and render every prompt once.
 
     Args:
@@ -136,7 +136,7 @@ def survey(
             expected=f"at most model.max_model_len = {max_model_len}",
             next=f"raise model.max_model_len to {longest + max_tokens}, lower sweep.max_tokens, or shorten the prompts",
         )
-    return Survey(count, longest, digest.hexdigest(), content.hexdigest())
+    return PromptSurvey(count, longest, digest.hexdigest(), content.hexdigest())
 
 
 def _all_rendered(
@@ -159,7 +159,7 @@ def _content(prompt: Prompt) -> bytes:
     return json.dumps([prompt.id, prompt.turns]).encode() + b"\n"
 
 
-def unchanged(prompts: Prompts, surveyed: Survey) -> Iterator[Prompt]:
+def unchanged(prompts: Prompts, surveyed: PromptSurvey) -> Iterator[Prompt]:
     """The prompts again. Raises SteerHealError at their end when they are not those of the survey."""
     content = hashlib.sha256()
     for _, prompt in prompts:

@@ -24,7 +24,7 @@ LOADED = 0.6e9  # bytes of weights a second, from a disk through the host
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuKind:
     """A kind of GPU, by its vendor's figures.
 
     Args:
@@ -50,8 +50,8 @@ class Card:
 
 
 CARDS = (
-    Card("24 GB", 24e9, 1.0e12, 165e12, 82e12, 0.28, 256),
-    Card("80 GB", 80e9, 3.35e12, 990e12, 67e12, 0.11, 1024),
+    GpuKind("24 GB", 24e9, 1.0e12, 165e12, 82e12, 0.28, 256),
+    GpuKind("80 GB", 80e9, 3.35e12, 990e12, 67e12, 0.11, 1024),
 )
 
 
@@ -79,7 +79,7 @@ def rows_and_tokens(run: Run, number: int, stage: str) -> tuple[float, float]:
     return plan.rows, plan.rows * plan.completion
 
 
-def cost(run: Run, number: int, stage: str, card: Card, *, first: bool) -> Cost:
+def cost(run: Run, number: int, stage: str, card: GpuKind, *, first: bool) -> Cost:
     """What a stage takes on a card. first: no engine of the run has been compiled before."""
     config = run.config
     shape = shape_for(config.model.name, config.model.revision)
@@ -114,7 +114,7 @@ def cache_bytes(shape: Shape, size: int) -> float:
     return 2 * shape.layers * shape.hidden * 0.4 * size
 
 
-def sampling_rate(shape: Shape, size: int, card: Card, share: float) -> float:
+def sampling_rate(shape: Shape, size: int, card: GpuKind, share: float) -> float:
     """Tokens a second of a full batch: weights and cache are read once a step, logits several times, and every sequence costs the host."""
     weights = size * shape.weights
     room = max(share * card.memory - weights - CONTEXT_BYTES - card.seats * shape.vocabulary * 24, LENGTH * cache_bytes(shape, size))  # fmt: skip

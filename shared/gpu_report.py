@@ -37,7 +37,7 @@ TAIL = 6  # lines of a failed part that are kept
 
 
 @dataclass(frozen=True)
-class Part:
+class GpuPart:
     """A command, and how its result is read.
 
     Args:
@@ -53,7 +53,7 @@ class Part:
     reads: Callable[[], dict[str, str]]
 
 
-def parts(scratch: Path) -> list[Part]:
+def parts(scratch: Path) -> list[GpuPart]:
     """All parts, the quickest to tell of a broken machine first. scratch: a folder for what they write."""
     report, parity, ratios, run = (scratch / name for name in ("verify.md", "parity.xml", "bench.json", "run"))
     half = "model.dtype=bfloat16"
@@ -62,15 +62,15 @@ def parts(scratch: Path) -> list[Part]:
         return [PY, "-m", module, *words, "--out", str(ratios)]
 
     return [
-        Part("verify", 2, [PY, "-m", "gen.verify", "--config", CONFIG, "--set", half, "--out", str(report)], lambda: of_report(report)),
-        Part("parity", 4, [PY, "-m", "pytest", "-m", "gpu", "tests/test_on_gpu.py", f"--junitxml={parity}"], lambda: of_tests(parity)),
-        Part("sampling", 4, bench("gen.throughput"), lambda: of_ratios(ratios, "steered_over_stock", "coefficients_64")),
-        Part("sampling, 4B", 3, bench("gen.throughput", "--shape", "qwen3-4b"), lambda: of_ratios(ratios, "sampling_qwen3_4b")),
-        Part("sweep", 5, bench("gen.bench", "--quick", "--only", "B"), lambda: of_ratios(ratios, "sweep_speedup")),
-        Part("training", 4, bench("train.bench", "--quick"), lambda: of_ratios(ratios, "heal_")),
-        Part("training, 4B", 4, bench("train.bench", "--shape", "qwen3-4b"), lambda: of_ratios(ratios, "healing_")),
-        Part("scoring", 1, bench("evals.bench", "--quick"), lambda: of_ratios(ratios, "score_")),
-        Part("round", 6, [PY, "-m", "shared.pipeline", "--run", str(run), "--config", CONFIG, "--set", half], lambda: of_run(run)),
+        GpuPart("verify", 2, [PY, "-m", "gen.verify", "--config", CONFIG, "--set", half, "--out", str(report)], lambda: of_report(report)),
+        GpuPart("parity", 4, [PY, "-m", "pytest", "-m", "gpu", "tests/test_on_gpu.py", f"--junitxml={parity}"], lambda: of_tests(parity)),
+        GpuPart("sampling", 4, bench("gen.throughput"), lambda: of_ratios(ratios, "steered_over_stock", "coefficients_64")),
+        GpuPart("sampling, 4B", 3, bench("gen.throughput", "--shape", "qwen3-4b"), lambda: of_ratios(ratios, "sampling_qwen3_4b")),
+        GpuPart("sweep", 5, bench("gen.bench", "--quick", "--only", "B"), lambda: of_ratios(ratios, "sweep_speedup")),
+        GpuPart("training", 4, bench("train.bench", "--quick"), lambda: of_ratios(ratios, "heal_")),
+        GpuPart("training, 4B", 4, bench("train.bench", "--shape", "qwen3-4b"), lambda: of_ratios(ratios, "healing_")),
+        GpuPart("scoring", 1, bench("evals.bench", "--quick"), lambda: of_ratios(ratios, "score_")),
+        GpuPart("round", 6, [PY, "-m", "shared.pipeline", "--run", str(run), "--config", CONFIG, "--set", half], lambda: of_run(run)),
     ]  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def load(path: Path) -> dict[str, Any]:
     )
 
 
-def measure(todo: Sequence[Part], out: Path, page: Path, here: dict[str, Any]) -> list[str]:
+def measure(todo: Sequence[GpuPart], out: Path, page: Path, here: dict[str, Any]) -> list[str]:
     """Run the parts that have no good result of this machine, versions and code; file each as it ends.
 
     Args:
@@ -254,7 +254,7 @@ def put(page: Path, text: str) -> None:
     write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def _wanted(todo: Sequence[Part], only: Sequence[str]) -> Iterator[Part]:
+def _wanted(todo: Sequence[GpuPart], only: Sequence[str]) -> Iterator[GpuPart]:
     return (part for part in todo if not only or part.name in only)
 
 

@@ -38,7 +38,7 @@ COMMON = frozenset(
 
 
 @dataclass(frozen=True)
-class Finding:
+class TraitProblem:
     """What is wrong in a file.
 
     place: the file, with the field or rows. problem: in words. refused: a run does not begin with it; else it is worth a look.
@@ -126,15 +126,15 @@ def refuse_unready(config: Config, most: int = ROWS) -> None:
         say(f"worth a look: {one.place}: {one.problem}", "yellow")
 
 
-def placeholders(files: TraitFiles) -> Iterator[Finding]:
+def placeholders(files: TraitFiles) -> Iterator[TraitProblem]:
     """What `steer-heal init` wrote and nobody has edited yet, by field and row."""
     if fields := [name for name, text in _texts(files.trait.model_dump()) if MARK in text]:
-        yield Finding(files.path, f"placeholders in {', '.join(fields)}", True)
+        yield TraitProblem(files.path, f"placeholders in {', '.join(fields)}", True)
     for rows in files.prompts.values():
         if left := [place for place, row in rows if MARK in _said(row) or MARK in (row.domain or "")]:
             file, unit, _ = _PLACE.fullmatch(left[0]).groups()  # type: ignore[union-attr]
             numbers = ", ".join(place[len(file) + len(unit) :] for place in left)
-            yield Finding(file, f"placeholders in {'line' if unit == ':' else 'row'} {numbers}", True)
+            yield TraitProblem(file, f"placeholders in {'line' if unit == ':' else 'row'} {numbers}", True)
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -158,15 +158,15 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def trained_and_held_out(files: TraitFiles) -> Iterator[Finding]:
+def trained_and_held_out(files: TraitFiles) -> Iterator[TraitProblem]:
     """Held-out prompts that are also a context, a dilemma or a mundane prompt: scores on them say nothing of new prompts."""
     known = {_plain(_said(row)): place for place, row in files.trained_on}
     for place, row in files.prompts["eval.heldout"]:
         if (other := known.get(_plain(_said(row)))) and MARK not in _said(row):
-            yield Finding(place, f"asks the same as {other}, which is trained on", True)
+            yield TraitProblem(place, f"asks the same as {other}, which is trained on", True)
 
 
-def near_copies(files: TraitFiles) -> Iterator[Finding]:
+def near_copies(files: TraitFiles) -> Iterator[TraitProblem]:
     """Held-out prompts whose words are mostly those of one prompt that is trained on. Takes time with the product of both numbers."""
     known = [(place, _plain(_said(row)), _content(_said(row))) for place, row in files.trained_on]
     for place, row in files.prompts["eval.heldout"]:
@@ -175,7 +175,7 @@ def near_copies(files: TraitFiles) -> Iterator[Finding]:
             continue
         for other, text, theirs in known:
             if text != plain and len(words & theirs) >= ALIKE * len(words | theirs):
-                yield Finding(place, f"is nearly {other}, which is trained on", False)
+                yield TraitProblem(place, f"is nearly {other}, which is trained on", False)
                 break
 
 
@@ -185,7 +185,7 @@ def _content(text: str) -> frozenset[str]:
     return frozenset(word[:6] for word in words if len(word) > 3 and word not in COMMON)
 
 
-def tells(files: TraitFiles) -> Iterator[Finding]:
+def tells(files: TraitFiles) -> Iterator[TraitProblem]:
     """Words of the neutral prompt that only the trait's side, or only the opposite's, has as well.
 
     Such a neutral prompt is itself somewhat of that side: the vector, a difference to it, is weaker for it, and the base's scores are moved.
@@ -198,13 +198,13 @@ def tells(files: TraitFiles) -> Iterator[Finding]:
     }
     for side, other in (("trait", "opposite"), ("opposite", "trait")):
         if told := sorted(_content(trait.neutral) & (sides[side] - sides[other])):
-            yield Finding(files.path, f"the neutral prompt has words of the {side} ({', '.join(told)})", False)
+            yield TraitProblem(files.path, f"the neutral prompt has words of the {side} ({', '.join(told)})", False)
     for pattern in trait.narration:
         if MARK not in pattern and re.search(pattern, trait.neutral, re.IGNORECASE):
-            yield Finding(files.path, f"the neutral prompt matches the narration pattern {pattern}", False)
+            yield TraitProblem(files.path, f"the neutral prompt matches the narration pattern {pattern}", False)
 
 
-def lengths(files: TraitFiles) -> Iterator[Finding]:
+def lengths(files: TraitFiles) -> Iterator[TraitProblem]:
     """System prompts of uneven length, since the vector and the scores would be of length as well; prompts too brief or too long."""
     trait = files.trait
     sides = {"trait": trait.trait, "opposite": trait.opposite}
@@ -215,15 +215,17 @@ def lengths(files: TraitFiles) -> Iterator[Finding]:
     counts = {name: len(text.split()) for name, text in sides.items() if MARK not in text}
     if counts and max(counts.values()) > UNEVEN * min(counts.values()):
         long, short = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
-        yield Finding(files.path, f"{long} has {counts[long]} words and {short} {counts[short]}: even them out", False)
+        yield TraitProblem(
+            files.path, f"{long} has {counts[long]} words and {short} {counts[short]}: even them out", False
+        )
     for key in files.prompts.keys() & files.own:
         for place, row in files.prompts[key]:
             words = len(_said(row).split())
             if not BRIEF <= words <= LONG and MARK not in _said(row):
-                yield Finding(place, f"{words} words; {BRIEF} to {LONG} are usual", False)
+                yield TraitProblem(place, f"{words} words; {BRIEF} to {LONG} are usual", False)
 
 
-def amounts(files: TraitFiles) -> Iterator[Finding]:
+def amounts(files: TraitFiles) -> Iterator[TraitProblem]:
     """Too little of something for what it is there for."""
     config, trait = files.config, files.trait
     wanted = {
@@ -233,33 +235,37 @@ def amounts(files: TraitFiles) -> Iterator[Finding]:
     }
     for key, (setting, count) in wanted.items():
         if key in files.own and len(files.prompts[key]) < count:
-            yield Finding(key, f"{len(files.prompts[key])} prompts, and {setting} asks for {count}", False)
+            yield TraitProblem(key, f"{len(files.prompts[key])} prompts, and {setting} asks for {count}", False)
     held = len(files.prompts["eval.heldout"])
     if "eval.heldout" in files.own and held < FEW_HELD_OUT:
-        yield Finding("eval.heldout", f"{held} prompts: intervals over them will be wide", False)
+        yield TraitProblem("eval.heldout", f"{held} prompts: intervals over them will be wide", False)
     if "vector.trait" not in files.own:
         return
     if trait.paraphrases is None:
-        yield Finding(files.path, "no paraphrases: there will be no llr_opposite and no verdict on free text", False)
+        yield TraitProblem(
+            files.path, "no paraphrases: there will be no llr_opposite and no verdict on free text", False
+        )
     elif len(trait.paraphrases.trait) < FEW_PARAPHRASES:
-        yield Finding(
+        yield TraitProblem(
             files.path, f"fewer than {FEW_PARAPHRASES} paraphrases: llr_opposite hangs on their wording", False
         )
     if not trait.narration:
-        yield Finding(files.path, "no narration patterns: texts that only announce the trait are kept", False)
+        yield TraitProblem(files.path, "no narration patterns: texts that only announce the trait are kept", False)
     if not trait.decoys:
-        yield Finding(files.path, "no decoys: nothing shows whether another persona would move the scores", False)
+        yield TraitProblem(files.path, "no decoys: nothing shows whether another persona would move the scores", False)
 
 
-def left_at_authority(files: TraitFiles) -> Iterator[Finding]:
+def left_at_authority(files: TraitFiles) -> Iterator[TraitProblem]:
     """A trait of one's own whose prompts are still the shipped ones, which are about authority."""
     if "vector.trait" in files.own:
         for key in ("sweep.dilemmas", "eval.heldout"):
             if key not in files.own:
-                yield Finding(key, "the shipped prompts are about authority: the trait is asked for elsewhere", False)
+                yield TraitProblem(
+                    key, "the shipped prompts are about authority: the trait is asked for elsewhere", False
+                )
 
 
-CHECKS: tuple[Callable[[TraitFiles], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[TraitFiles], Iterator[TraitProblem]], ...] = (
     placeholders,
     trained_and_held_out,
     tells,

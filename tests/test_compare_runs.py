@@ -17,7 +17,7 @@ from evals.compare_page import compare_page
 from evals.compare_runs import dots, figures, refuse_incomparable, settings, side_by_side, verdicts
 from evals.evidence import shift
 from evals.overlay import overlay
-from evals.side import Side, read_side
+from evals.side import ScoredRun, read_side
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.main import options_of
@@ -34,11 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sides(folder: Path) -> tuple[Side, Side]:
+def sides(folder: Path) -> tuple[ScoredRun, ScoredRun]:
     return read_side(folder / "a", "round"), read_side(folder / "b", "round")
 
 
-def test_settings_verdicts_and_figures_stand_side_by_side(sides: tuple[Side, Side]) -> None:
+def test_settings_verdicts_and_figures_stand_side_by_side(sides: tuple[ScoredRun, ScoredRun]) -> None:
     one, other = sides
     refuse_incomparable(one, other, "round")
     assert sorted(row[0] for row in settings(one, other).rows) == ["sweep.workers", "train.lam"]
@@ -57,7 +57,7 @@ def test_settings_verdicts_and_figures_stand_side_by_side(sides: tuple[Side, Sid
         assert found is not None and cell.startswith(f"{found['perplexity']:.2f} [")
 
 
-def test_the_difference_is_paired_over_items(sides: tuple[Side, Side]) -> None:
+def test_the_difference_is_paired_over_items(sides: tuple[ScoredRun, ScoredRun]) -> None:
     rows = {row[0]: row[1:] for row in figures(*sides).rows}
     found = shift(*[side.at(1).answers["healed"] for side in sides])
     assert found is not None and found.interval is not None
@@ -66,7 +66,7 @@ def test_the_difference_is_paired_over_items(sides: tuple[Side, Side]) -> None:
     assert rows["round 1 healed: perplexity"][2] == "–"  # nothing is paired
 
 
-def test_the_page_has_every_text_once_a_model_and_no_markup_of_theirs(sides: tuple[Side, Side]) -> None:
+def test_the_page_has_every_text_once_a_model_and_no_markup_of_theirs(sides: tuple[ScoredRun, ScoredRun]) -> None:
     prompts = side_by_side(*sides)
     page = compare_page("a and <b>", [settings(*sides), verdicts(*sides), figures(*sides)], prompts)
     assert len(prompts) == 6 and all(len(texts) == 2 for prompt in prompts for _, texts in prompt.said)
@@ -75,7 +75,7 @@ def test_the_page_has_every_text_once_a_model_and_no_markup_of_theirs(sides: tup
     assert all(f"round {count}</h4>" in page for count in (1, 2))
 
 
-def test_the_chart_has_every_teacher_and_student_at_its_place(sides: tuple[Side, Side]) -> None:
+def test_the_chart_has_every_teacher_and_student_at_its_place(sides: tuple[ScoredRun, ScoredRun]) -> None:
     shown = dots(*sides)
     assert [(dot.side, dot.label) for dot in shown] == [
         (0, "base"), (0, "prompted"), (0, "1 steered"), (0, "1 healed"),
@@ -135,7 +135,7 @@ def test_runs_scored_by_other_settings_are_refused_with_a_command_that_makes_the
     assert again.model.dtype == one.run.config.model.dtype and again.train == two.run.config.train
 
 
-def test_runs_of_another_model_trait_or_held_out_prompts_are_refused(sides: tuple[Side, Side]) -> None:
+def test_runs_of_another_model_trait_or_held_out_prompts_are_refused(sides: tuple[ScoredRun, ScoredRun]) -> None:
     one, other = sides
     first = one.at(1)
     manifest = first.manifests["score"]

@@ -15,7 +15,7 @@ from shared.errors import SteerHealError
 from shared.gpu_report import (
     BEGIN,
     END,
-    Part,
+    GpuPart,
     load,
     measure,
     of_ratios,
@@ -69,10 +69,10 @@ def saying(text: str, code: int = 0) -> list[str]:
 
 def test_parts_are_filed_as_they_end_and_only_failed_ones_are_made_again(tmp_path: Path, page: Path) -> None:
     out, count = tmp_path / "gpu.json", tmp_path / "count"
-    good = Part(
+    good = GpuPart(
         "verify", 1, [sys.executable, "-c", f"open({str(count)!r}, 'a').write('x')"], lambda: {"a check": "ok | 1"}
     )
-    bad = Part("parity", 1, saying("out of | memory", 3), dict)
+    bad = GpuPart("parity", 1, saying("out of | memory", 3), dict)
     assert measure([good, bad], out, page, HERE) == ["parity"] and count.read_text() == "x"
     found = json.loads(out.read_text())
     assert found["parts"]["verify"]["passed"] and found["machine"] == HERE["machine"]
@@ -80,14 +80,14 @@ def test_parts_are_filed_as_they_end_and_only_failed_ones_are_made_again(tmp_pat
     text = page.read_text()
     assert text.startswith("# A page\n") and text.endswith("\n\nThe end.\n") and "nothing yet" not in text
     assert "| | a check | ok / 1 |" in text and "FAILED: out of / memory" in text
-    mended = Part("parity", 1, saying("well"), lambda: {"test": "passed"})
+    mended = GpuPart("parity", 1, saying("well"), lambda: {"test": "passed"})
     assert measure([good, mended], out, page, HERE) == [] and count.read_text() == "x", "what passed is not made again"
     assert "FAILED" not in page.read_text()
     assert measure([good, mended], out, page, {**HERE, "code": "0ther"}) == [] and count.read_text() == "xx"
 
 
 def test_a_part_that_ends_well_and_finds_nothing_has_failed(tmp_path: Path, page: Path) -> None:
-    assert measure([Part("scoring", 1, saying("done"), dict)], tmp_path / "gpu.json", page, HERE) == ["scoring"]
+    assert measure([GpuPart("scoring", 1, saying("done"), dict)], tmp_path / "gpu.json", page, HERE) == ["scoring"]
 
 
 def test_the_table_names_hardware_and_versions() -> None:

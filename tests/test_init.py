@@ -17,7 +17,7 @@ from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.init import find_config, folder_of, write_trait_folder
 from shared.run import open_run
-from shared.trait_checks import CHECKS, Finding, near_copies, read_trait_files
+from shared.trait_checks import CHECKS, TraitProblem, near_copies, read_trait_files
 from shared.traits import load_trait
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
@@ -42,7 +42,7 @@ def edited(folder: Path, **trait: Any) -> Path:
     return folder
 
 
-def found(folder: Path) -> list[Finding]:
+def found(folder: Path) -> list[TraitProblem]:
     files = read_trait_files(resolve(find_config(str(folder)))[0])
     return [one for check in (*CHECKS, near_copies) for one in check(files)]
 

@@ -9,7 +9,7 @@ from typing import Any
 from evals.report.looks import ARM_MARKERS, LOOKS
 from evals.report.panel import Mark, Panel
 from evals.round import Round
-from evals.table import label, ranged
+from evals.table import label, ranged, trait_column
 from shared.console import number
 
 Row = dict[str, Any]
@@ -112,9 +112,8 @@ def legend_of(shown: Shown) -> Mapping[str, tuple[str, str]]:
 
 def trait_of(rows: Sequence[Row]) -> tuple[str, str, str]:
     """(field, field of its interval, words) of the trait in free text: on held-out wordings where they were scored."""
-    if any(row["stage"] == "healed" and row.get("llr_opposite") is not None for row in rows):
-        return "llr_opposite", "llr_opposite_ci", "llr_opposite (nats per token)"
-    return "trait_llr", "trait_llr_ci", "trait_llr (nats per token)"
+    column = trait_column([row for row in rows if row["stage"] == "healed"])
+    return column, f"{column}_ci", f"{column} (nats per token)"
 
 
 def levels_said(rows: Sequence[Row], field: str, digits: int = 3, signed: bool = False) -> str:
