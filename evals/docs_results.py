@@ -14,6 +14,7 @@ from shared.cli import entry
 from shared.commands import round_command
 from shared.console import say
 from shared.errors import SteerHealError
+from shared.nearby import no_such_run
 from shared.publish import atomic_folder, write_json, write_text
 from shared.records import read_record
 from shared.report_record import NAME, ReportRecord, verified_results
@@ -85,9 +86,7 @@ def publish(run: Run, out: Path, pages: list[Path]) -> list[Path]:
 def main() -> None:
     arguments = docs_results_options().parse_args()
     if not (arguments.run / "config.toml").is_file():
-        raise SteerHealError(
-            "there is no such run", given=arguments.run, expected="the folder of a run", next=round_command(arguments.run, 2)
-        )  # fmt: skip
+        raise no_such_run(arguments.run, round_command(arguments.run, 2))
     run = Run(arguments.run, configuration.resolve(arguments.run / "config.toml")[0])
     pages = [page for page in arguments.page if BLOCK.search(page.read_text(encoding="utf-8"))]
     changed = publish(run, arguments.out, pages)

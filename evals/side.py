@@ -13,8 +13,7 @@ from evals.round import Round
 from evals.scored import scored_rounds
 from shared import config as configuration
 from shared.commands import command_of
-from shared.errors import SteerHealError
-from shared.nearby import nearest_run
+from shared.nearby import nearest_run, no_such_run
 from shared.run import Run
 
 
@@ -50,12 +49,7 @@ def read_side(folder: Path, mode: str) -> ScoredRun:
     """A run with its scored rounds. mode: EVAL, `round` or `full`. Raises SteerHealError for one that is missing, edited or not scored."""
     if not (folder / "config.toml").is_file():
         meant = nearest_run(folder)
-        raise SteerHealError(
-            "there is no such run",
-            given=folder,
-            expected=f"did you mean {meant}?" if meant else "the folder of a run",
-            next=command_of("shared.status", "--run", meant or folder.parent),
-        )
+        raise no_such_run(folder, command_of("shared.status", "--run", meant or folder.parent), meant)
     run = Run(folder, configuration.resolve(folder / "config.toml")[0])
     rounds = scored_rounds(run, mode)
     return ScoredRun(run, rounds, results_of(run, rounds)["rows"])

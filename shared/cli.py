@@ -15,13 +15,13 @@ from typing import Any
 
 from shared import code  # noqa: F401  takes the digest of the code at the start of every command
 from shared import stage as stage_module
-from shared.commands import CONFIG, as_typed, form, option, round_command, setting
+from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
 from shared.locks import RUNNER
 from shared.machine import process_began
-from shared.nearby import nearest_run
+from shared.nearby import nearest_run, no_such_run
 from shared.options import Options
 from shared.outputs import guard, settings_of
 from shared.process import watch_extensions
@@ -85,18 +85,11 @@ def _no_such_run(arguments: argparse.Namespace, begins: bool) -> None:
         begin = round_command(
             folder, rounds, **{**options, "config": options["config"] or default or (CONFIG if meant else None)}
         )
-        if getattr(arguments, "dry_run", False) and form() != "make":
-            begin += " --dry-run"  # what was asked is what it would take, and not a round
         again = f"the same command with {option('RUN', '--run', meant)}"
         if hasattr(arguments, "report"):  # `make round` and `make report`
             report = arguments.report
             again = round_command(meant, None if report else rounds, target="report" if report else "round")
-        raise SteerHealError(
-            "there is no such run",
-            given=folder,
-            expected=f"did you mean {meant}?" if meant else "the folder of a run",
-            next=f"{again}; or begin a new run: {begin}" if meant else begin,
-        )
+        raise no_such_run(folder, f"{again}; or begin a new run: {begin}" if meant else begin, meant)
 
 
 def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:

@@ -125,6 +125,7 @@ def round_command(
     out: Path | str | None = None,
     rebuild: bool = False,
     target: str = "round",
+    dry: bool = False,
 ) -> str:
     """The command that brings a run to a round, with every option it needs.
 
@@ -138,6 +139,7 @@ def round_command(
         out: OUT of a study: the folder of its results.
         rebuild: make stages again whose settings or inputs changed.
         target: `round`, `report` (which also scores, with mode full) or `study`.
+        dry: say what the round would take, and stop; `make` has no word for it.
     """
     if form() == "steer-heal" and target == "round":
         run = RUN if run is None else run
@@ -147,7 +149,9 @@ def round_command(
     if form() == "steer-heal":
         words = [word for _, option, value in options for word in (option, shlex.quote(value))]
         command = ["round", "--report"] if target == "report" else [target]  # `report` alone makes no scores
-        return " ".join([program(), *command, *words, *(["--rebuild"] if rebuild else [])])
+        return " ".join(
+            [program(), *command, *words, *(["--rebuild"] if rebuild else []), *(["--dry-run"] if dry else [])]
+        )
     words = [_assigned(variable, value) for variable, _, value in options]
     return " ".join(["make", target, *words, *(["REBUILD=1"] if rebuild else [])])
 

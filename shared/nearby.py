@@ -7,6 +7,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from shared.commands import nearest
+from shared.errors import SteerHealError
 
 ALIKE = (
     0.8  # share of the letters that two names of runs have in common from which one is taken for a typo of the other
@@ -26,6 +27,15 @@ def nearest_run(folder: Path) -> Path | None:
     ]
     ratio, run = max(runs, key=lambda item: item[0], default=(0.0, None))
     return run if ratio > ALIKE else None
+
+
+def no_such_run(
+    folder: Path, next: str, meant: Path | None = None, expected: str = "the folder of a run"
+) -> SteerHealError:
+    """The error about a run that is not there. meant: the one whose name it is a likely typo of, as `nearest_run` has it."""
+    return SteerHealError(
+        "there is no such run", given=folder, expected=f"did you mean {meant}?" if meant else expected, next=next
+    )
 
 
 def _letters(name: str) -> str:

@@ -153,7 +153,7 @@ def open_run(
                 "a run has no configuration",
                 given=frozen,
                 expected="the config.toml that begins a run",
-                next=round_command(folder, rounds or 1, config=CONFIG),
+                next=round_command(folder, rounds or 1, config=CONFIG, dry=dry),
             )
         return Run(folder, configuration.resolve(frozen)[0])
     wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "", model)

@@ -15,7 +15,7 @@ from shared.commands import COMMANDS, NAMES, option, round_command
 from shared.console import number, say, table
 from shared.errors import SteerHealError
 from shared.locks import lock_holder
-from shared.nearby import nearest_run
+from shared.nearby import nearest_run, no_such_run
 from shared.progress import Half, half_made, in_minutes, time_left
 from shared.records import read_manifest
 from shared.run import STAGES, Run
@@ -223,12 +223,8 @@ def main() -> None:
         print(json.dumps({"version": 1, "runs": [asdict(one) for one in states]}, indent=2, ensure_ascii=False))
     elif not states and not folder.exists() and folder != DEFAULT:
         meant = nearest_run(folder)
-        raise SteerHealError(
-            "there is no such run",
-            given=folder,
-            expected=f"did you mean {meant}?" if meant else "a run, or a folder of runs",
-            next=f"the same command with {option('RUN', '--run', meant)}" if meant else round_command(rounds=1),
-        )
+        next_ = f"the same command with {option('RUN', '--run', meant)}" if meant else round_command(rounds=1)
+        raise no_such_run(folder, next_, meant, "a run, or a folder of runs")
     elif not states:
         say(f"there are no runs in {folder}/ yet\nnext: {round_command(rounds=1)}")
     elif (folder / "config.toml").is_file():

@@ -11,6 +11,7 @@ from shared.errors import SteerHealError
 from shared.filter_record import FilterRecord
 from shared.instrument import foundation_of
 from shared.records import DATA, Pair, Prompt, Vignette
+from shared.run import open_run
 from shared.schema import band
 from shared.tables import numbered_rows
 from shared.traits import load_trait
@@ -91,3 +92,14 @@ def test_a_filter_record_adds_up() -> None:
     for lines, kept in (([line], 300), ([line, line], 3)):
         with pytest.raises(ValueError):
             FilterRecord.model_validate({**whole, "lines": lines, "kept": kept})
+
+
+@pytest.mark.parametrize(("form", "dry"), [("steer-heal", True), ("make", False)])
+def test_a_hint_asks_for_no_more_than_the_command_did(
+    form: str, dry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round would take is not a round."""
+    monkeypatch.setenv("STEER_HEAL_FORM", form)
+    with pytest.raises(SteerHealError, match="a run has no configuration") as refused:
+        open_run(tmp_path / "run", None, None, dry=True)
+    assert refused.value.next.endswith(" --dry-run") == dry
