@@ -75,6 +75,18 @@ def read_trait_files(config: Config, most: int = ROWS) -> TraitFiles:
         config: names the trait file and the prompt sets.
         most: rows of a prompt set that are read.
     """
+    prompts = {key: list(_rows(key, value, most)) for key, value in _values(config).items() if key != "vector.trait"}
+    return TraitFiles(
+        config,
+        load_trait(config.vector.trait),
+        str(data_file(config.vector.trait, "trait.json")),
+        prompts,
+        _own(config),
+    )
+
+
+def _values(config: Config) -> dict[str, str]:
+    """The trait file and the prompt sets by configuration key."""
     values = {
         "vector.trait": config.vector.trait,
         "vector.contexts": config.vector.contexts,
@@ -84,14 +96,12 @@ def read_trait_files(config: Config, most: int = ROWS) -> TraitFiles:
     }
     if not config.sweep.n_mundane:
         del values["sweep.mundane"]
-    prompts = {key: list(_rows(key, value, most)) for key, value in values.items() if key != "vector.trait"}
-    return TraitFiles(
-        config,
-        load_trait(config.vector.trait),
-        str(data_file(config.vector.trait, "trait.json")),
-        prompts,
-        frozenset(key for key, value in values.items() if value != "embedded"),
-    )
+    return values
+
+
+def _own(config: Config) -> frozenset[str]:
+    """Keys whose value is not the shipped file."""
+    return frozenset(key for key, value in _values(config).items() if value != "embedded")
 
 
 def _rows(key: str, value: str, most: int) -> Iterator[Located]:
@@ -109,9 +119,9 @@ def refuse_unready(config: Config, most: int = ROWS) -> None:
     Raises:
         SteerHealError: a placeholder is left, or a held-out prompt is trained on.
     """
-    files = read_trait_files(config, most)
-    if not files.own:
+    if not _own(config):
         return
+    files = read_trait_files(config, most)
     found = [finding for check in CHECKS for finding in check(files)]
     if refused := [one for one in found if one.refused]:
         folder = Path(files.path).parent
