@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evals.report.html import render
 from evals.table import Table
 
 
@@ -28,4 +27,6 @@ def compare_page(title: str, tables: Sequence[Table], prompts: Sequence[PromptTe
         prompts: with what each model said.
         chart: SVG, as `evals.overlay` makes it; goes between the tables and the texts.
     """
+    from evals.report.html import render  # with matplotlib, which a refusal does not wait for
+
     return str(render("compare.html", title=title, tables=tables, prompts=prompts, chart=Markup(chart)))

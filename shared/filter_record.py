@@ -60,7 +60,7 @@ class FilterRecord(Record):
         lines = [(line.coefficient, line.prompted) for line in self.lines]
         if len(set(lines)) < len(lines):
             raise ValueError("two lines of one coefficient")
-        if self.kept > sum(line.kept for line in self.lines):
+        if self.lines and self.kept > sum(line.kept for line in self.lines):
             raise ValueError(f"{self.kept} kept, and {sum(line.kept for line in self.lines)} in all lines together")
         return self
 

@@ -58,7 +58,10 @@ def read_model(path: Path) -> Header:
     for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count"):
         if (header.whole(f"{architecture}.{key}") or 0) < 1:
             _refuse(header, f"{architecture}.{key} is {header.fields.get(f'{architecture}.{key}')!r}", "a whole number")
-    turned, width = header.whole(f"{architecture}.rope.dimension_count"), text_config(header)["head_dim"]
+    turned, width = header.whole(f"{architecture}.rope.dimension_count"), text_config(header).get("head_dim")
+    if width is None:  # a head of hidden // heads = 0 dimensions
+        heads, hidden = (header.whole(f"{architecture}.{key}") for key in ("attention.head_count", "embedding_length"))
+        _refuse(header, f"{heads} heads share {hidden} dimensions", "a head of at least one")
     if turned not in (None, width):
         _refuse(header, f"{turned} of {width} dimensions of a head turn with the position", "all of them")
     return header
