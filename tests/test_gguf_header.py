@@ -95,6 +95,17 @@ def test_what_is_no_model_is_refused_by_name(tmp_path: Path, fields: dict[str, A
     assert part in str(refused.value.given)
 
 
+def test_heads_without_a_dimension_are_refused(tmp_path: Path) -> None:
+    path = small(tmp_path / "m.gguf")
+    key = b"attention.head_count" + struct.pack("<I", 4)  # a uint32
+    data = path.read_bytes()
+    assert data.count(key + struct.pack("<I", 2)) == 1
+    path.write_bytes(data.replace(key + struct.pack("<I", 2), key + struct.pack("<I", 64)))
+    with pytest.raises(SteerHealError, match="not a model that can be dequantised") as refused:
+        read_model(path)
+    assert "64 heads share 32 dimensions" in str(refused.value.given)
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
