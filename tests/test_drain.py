@@ -17,7 +17,7 @@ from gen.engine import drain
 from shared.vectors import Vector
 
 PROMPT = [1, 4093, 198] + [100 + 13 * index % 900 for index in range(40)]
-STEERED = {"steer_vector": "trait", "steer_coefficient": 1.0}
+STEERED = {"steer_vector": "trait", "steer_coefficient": 8.0}  # at 1 the first hundred greedy tokens are the same
 
 
 def stream(server: Server, tokens: int, **steering: Any) -> Any:
