@@ -38,6 +38,25 @@ settings.register_profile(
 settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 LAYERS = [14, 15]
+MINUTES: dict[str, float] = {}  # of the longest files, as measured in one worker
+
+
+def of_session(item: pytest.Item, name: str) -> bool:
+    """Does a test take the fixture of this name, and is it one of the whole session's, not its own file's?"""
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.get(name, ())  # noqa: B009 (pytest shows it to plugins alone)
+    return bool(definitions) and definitions[-1].scope == "session"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each worker of `make test` whole files, the longest first, and all files of one engine or server to one worker.
+
+    Two workers then end at about the same time, and an engine, which takes half a minute to start, is started once.
+    """
+    shared = {item.path for item in items if any(of_session(item, name) for name in ("engine", "server"))}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("engine" if item.path in shared else item.path.stem))
+    items.sort(key=lambda item: (item.path not in shared, -MINUTES.get(item.path.stem, 0)))
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +110,14 @@ def engine(model: Model, vector: Vector) -> Iterator[object]:
         yield built
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(vector: Vector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server in fp32, with the vector as `trait` and its negative as `minus`; gone after the file, since it takes 4 GiB.
+    """A server in fp32 that steers and reads, with the vector as `trait` and its negative as `minus`.
 
-    Its cache is so small that a few long requests are preempted.
+    Its cache is so small that a few long requests are preempted. It takes 4 GiB.
     """
-    with serving(vector, tmp_path_factory.mktemp("serve"), "--num-gpu-blocks-override", "48") as running:
+    blocks = ("--num-gpu-blocks-override", "48")
+    with serving(vector, tmp_path_factory.mktemp("serve"), *blocks, arguments=("--read",)) as running:
         yield running
 
 

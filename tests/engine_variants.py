@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-LAYERS = [14, 15]
+MODEL = sys.argv[3] if len(sys.argv) > 3 else "embedded"
 
 
 def interpret_triton() -> None:
@@ -39,12 +39,12 @@ def build(**options: Any) -> Any:
     from shared.models import resolve
     from shared.vectors import Vector
 
-    draws = np.random.default_rng(0)
-    vector = Vector({layer: draws.standard_normal(576).astype(np.float32) * 0.4 for layer in LAYERS})
-    folder = resolve("embedded").folder
-    engine = Engine(folder, **{"layers": LAYERS, "dtype": "float32", "max_model_len": 512, **options})
+    model, draws = resolve(MODEL), np.random.default_rng(0)
+    layers = [model.depth // 2 - 1, model.depth // 2]
+    vector = Vector({layer: draws.standard_normal(model.hidden).astype(np.float32) * 0.4 for layer in layers})
+    engine = Engine(model.folder, **{"layers": layers, "dtype": "float32", "max_model_len": 512, **options})
     engine.load("v", vector)
-    return engine, vector, folder
+    return engine, vector, model.folder
 
 
 def compare(engine: Any, oracle: Any, prompts: list[list[int]]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def preempted(folder: Path) -> dict[str, Any]:
 
     engine, vector, weights = build(num_gpu_blocks_override=8, max_num_seqs=8, max_model_len=128)
     engine.load("double", Vector({layer: 2 * values for layer, values in vector.layers.items()}))
-    oracle = Windowed(weights, LAYERS)
+    oracle = Windowed(weights, sorted(vector.layers))
     preempted = preemptions(engine)
     prompts = [[100 + (11 * index * (place + 1)) % 700 for index in range(28)] for place in range(6)]
     windows = [("all", 0, END), ("generated", 27, END), ("last", 27, 28)]
@@ -254,7 +254,7 @@ def adapter(folder: Path) -> dict[str, Any]:
     from gen.students import student as student_of
     from shared.models import resolve
 
-    served = student_of(resolve("embedded"), folder / "adapter", folder, "float32", "adapter")
+    served = student_of(resolve(MODEL), folder / "adapter", folder, "float32", "adapter")
     engine, vector, weights = build(students=[served], max_num_seqs=16)
     base, healed = Hooked(weights, vector), Hooked(weights, vector, folder / "adapter")
     expected = [(ids, c) for ids in long_prompts()[:2] for c in (0.0, 1.0)]
@@ -289,7 +289,7 @@ def exported(folder: Path) -> dict[str, Any]:
     from gen.students import student as student_of
     from shared.models import resolve
 
-    origin = resolve("embedded")
+    origin = resolve(MODEL)
     served = {
         name: student_of(origin, folder / name, folder, "float32", "adapter")
         for name in ("round", "history", "dialled")
@@ -362,7 +362,7 @@ def halves(folder: Path) -> dict[str, Any]:
     from shared.models import resolve
     from shared.vignettes import load_vignettes
 
-    weights = resolve("embedded").folder
+    weights = resolve(MODEL).folder
     chat, vignettes, read = Chat.load(weights), load_vignettes("embedded", 7), Read("rotating", 0)
     renderer = Renderer(chat, load_instrument("embedded"))
     seconds = []

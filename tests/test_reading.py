@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hooked import Windowed
-from serving import Server, serving
+from serving import Server
 from test_serve import preemptions
 
 from gen.engine.engine import Engine
@@ -171,14 +170,6 @@ TRAIT = {"steer_vector": "trait", "steer_coefficient": 1.0}
 SHORT = [1, 4093, 198] + [100 + 13 * index % 900 for index in range(40)]
 
 
-@pytest.fixture(scope="module")
-def reader(vector: Vector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that reads, whose cache is so small that a few long requests are preempted."""
-    blocks = ("--num-gpu-blocks-override", "48")
-    with serving(vector, tmp_path_factory.mktemp("read"), *blocks, arguments=("--read",)) as running:
-        yield running
-
-
 def projections(choice: Any, first: int) -> np.ndarray:
     read = choice.steer_projections if hasattr(choice, "steer_projections") else choice["steer_projections"]
     assert (read["vector"], read["layers"], read["first"]) == ("trait", LAYERS, first)
@@ -186,46 +177,46 @@ def projections(choice: Any, first: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_every_way_of_asking_has_the_projections(reader: Server, oracle: Windowed, vector: Vector) -> None:
+def test_every_way_of_asking_has_the_projections(server: Server, oracle: Windowed, vector: Vector) -> None:
     ask: dict[str, Any] = {
         "model": "embedded", "prompt": SHORT, "temperature": 0, "max_tokens": 8, "logprobs": 1,
         "extra_body": {"vllm_xargs": {**TRAIT, "steer_read": "trait"}, "return_tokens_as_token_ids": True},
     }  # fmt: skip
-    answer = reader.client.completions.create(**ask).choices[0]
+    answer = server.client.completions.create(**ask).choices[0]
     ids = [int(name.removeprefix("token_id:")) for name in answer.logprobs.tokens]
     table = expected(oracle, [*SHORT, *ids[:-1]], [(vector, 1.0, 0, END)], vector)
     at = len(SHORT) - 1
     np.testing.assert_allclose(projections(answer, at), table[at:], **CLOSE)
     assert "routed_experts" not in answer.model_dump(exclude_none=True)
-    parts = list(reader.client.completions.create(**ask, stream=True))
+    parts = list(server.client.completions.create(**ask, stream=True))
     assert [part.choices[0].finish_reason is not None for part in parts] == [
         hasattr(part.choices[0], "steer_projections") for part in parts
     ]
     np.testing.assert_allclose(projections(parts[-1].choices[0], at), table[at:], **CLOSE)
     whole = {**ask["extra_body"], "prompt_logprobs": 0}
     np.testing.assert_allclose(
-        projections(reader.client.completions.create(**{**ask, "extra_body": whole}).choices[0], 0), table, **CLOSE
+        projections(server.client.completions.create(**{**ask, "extra_body": whole}).choices[0], 0), table, **CLOSE
     )
-    several = reader.client.completions.create(**{**ask, "prompt": [SHORT, SHORT[:20]], "temperature": 1e-6}, n=2)
+    several = server.client.completions.create(**{**ask, "prompt": [SHORT, SHORT[:20]], "temperature": 1e-6}, n=2)
     for place, choice in enumerate(several.choices):
         assert len(projections(choice, [at, 19][place // 2])) == len(choice.logprobs.tokens)
-    stop = reader.ask(SHORT, **TRAIT)[0][4:6]
-    cut = reader.client.completions.create(**ask, stop=stop).choices[0]
+    stop = server.ask(SHORT, **TRAIT)[0][4:6]
+    cut = server.client.completions.create(**ask, stop=stop).choices[0]
     assert cut.finish_reason == "stop" and len(projections(cut, at)) == len(cut.logprobs.tokens)
 
 
 @pytest.mark.slow
-def test_chat_has_the_projections(reader: Server) -> None:
+def test_chat_has_the_projections(server: Server) -> None:
     ask: dict[str, Any] = {
         "model": "embedded", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 4, "logprobs": True,
         "extra_body": {"vllm_xargs": {"steer_read": "trait"}},
     }  # fmt: skip
-    answer = reader.client.chat.completions.create(**ask)
+    answer = server.client.chat.completions.create(**ask)
     values = projections(answer.choices[0], answer.usage.prompt_tokens - 1)
     assert values.shape == (len(answer.choices[0].logprobs.content), 2)
-    parts = list(reader.client.chat.completions.create(**ask, stream=True))
+    parts = list(server.client.chat.completions.create(**ask, stream=True))
     np.testing.assert_allclose(projections(parts[-1].choices[0], answer.usage.prompt_tokens - 1), values, **CLOSE)
-    plain = reader.client.chat.completions.create(**{**ask, "extra_body": {}}).choices[0]
+    plain = server.client.chat.completions.create(**{**ask, "extra_body": {}}).choices[0]
     assert plain.message.content == answer.choices[0].message.content and not hasattr(plain, "steer_projections")
 
 
@@ -245,28 +236,28 @@ def test_chat_has_the_projections(reader: Server) -> None:
     ],
 )
 def test_a_reading_that_has_no_answer_is_refused(
-    reader: Server, endpoint: str, fields: dict[str, Any], words: str
+    server: Server, endpoint: str, fields: dict[str, Any], words: str
 ) -> None:
-    answer = reader.http.post(f"/v1/{endpoint}", json={"model": "embedded", **fields})
+    answer = server.http.post(f"/v1/{endpoint}", json={"model": "embedded", **fields})
     assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
 
 
 @pytest.mark.slow
-def test_preempted_requests_are_read(reader: Server, oracle: Windowed, vector: Vector) -> None:
+def test_preempted_requests_are_read(server: Server, oracle: Windowed, vector: Vector) -> None:
     ask = {
         "model": "embedded", "prompt": SHORT, "temperature": 0, "max_tokens": 160, "logprobs": 0, "ignore_eos": True,
         "vllm_xargs": {**TRAIT, "steer_read": "trait"}, "return_tokens_as_token_ids": True,
     }  # fmt: skip
 
     def read(_: int) -> tuple[tuple[int, ...], np.ndarray]:
-        choice = reader.http.post("/v1/completions", json=ask).json()["choices"][0]
+        choice = server.http.post("/v1/completions", json=ask).json()["choices"][0]
         ids = tuple(int(name.removeprefix("token_id:")) for name in choice["logprobs"]["tokens"])
         return ids, projections(choice, len(SHORT) - 1)
 
-    before = preemptions(reader)
+    before = preemptions(server)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(read, range(8)))
-    assert preemptions(reader) > before, "blocks must run out, or this test proves nothing"
+    assert preemptions(server) > before, "blocks must run out, or this test proves nothing"
     tables = {ids: expected(oracle, [*SHORT, *ids[:-1]], [(vector, 1.0, 0, END)], vector) for ids, _ in answers}
     for ids, values in answers:
         np.testing.assert_allclose(values, tables[ids][len(SHORT) - 1 :], **CLOSE)

@@ -205,6 +205,7 @@ def test_a_hostile_client_does_not_reach_an_honest_one(server: Server) -> None:
 
     with pytest.raises(BadRequestError, match="overflow") as refused:
         server.ask(PROMPTS[0], steer_vector="trait", steer_coefficient=1e38)
+    before = preemptions(server)
     largest = float(re.findall(r"from \S+ to (\S+) for", str(refused.value))[0])
     honest = [(PROMPTS[0], {}), (PROMPTS[1], {"steer_vector": "trait", "steer_coefficient": 2.0})]
     alone = [server.ask(ids, **steering) for ids, steering in honest]
@@ -225,7 +226,7 @@ def test_a_hostile_client_does_not_reach_an_honest_one(server: Server) -> None:
         assert all(each.result() for each in hostile)
     for (text, logprobs), each in zip(alone * 6, beside, strict=True):
         assert each.result()[0] == text and each.result()[1] == pytest.approx(logprobs, abs=1e-4)
-    assert preemptions(server) > 0, "blocks must run out, or this test proves nothing"
+    assert preemptions(server) > before, "blocks must run out, or this test proves nothing"
     for (text, logprobs), (ids, steering) in zip(alone, honest, strict=True):
         after = server.ask(ids, **steering)
         assert after[0] == text and after[1] == pytest.approx(logprobs, abs=1e-4)
