@@ -64,10 +64,10 @@ def read_by(manifests: Mapping[str, Manifest], mode: str) -> list[tuple[str, Man
 
 def _other_settings(config: Config, stage: str, settings: Mapping[str, Any]) -> Iterator[str]:
     """Lines on the settings that a stage records and the configuration has too, where the two differ."""
-    whole = config.model_dump(mode="json")
+    settings_ = config.model_dump(mode="json")
     now: dict[str, Any] = {
-        **{name: whole["model"][name] for name in ("dtype", "student", "chat_template_kwargs", "date")},
-        **{name: whole[name] for name in ("vector", "sweep", "filter", "train", "eval")},
+        **{name: settings_["model"][name] for name in ("dtype", "student", "chat_template_kwargs", "date")},
+        **{name: settings_[name] for name in ("vector", "sweep", "filter", "train", "eval")},
         "sampling": [config.sweep.temperature, config.sweep.top_p],
         **({} if stage == "extract" else {"seed": config.seed}),  # extract's, of a random direction, is its own
     }
@@ -182,16 +182,16 @@ def _swept(run: Run, r: Round) -> None:
         )
 
 
-def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
+def _asked(run: Run, number: int, conditions: Sequence[tuple[str, Round]]) -> None:
     """The same held-out prompts, so often, of every condition: a mean over others is another number."""
     first: list[tuple[str, int, str]] | None = None
     free: bool | None = None
-    for name, r in named:
+    for name, r in conditions:
         if name not in r.generations:  # a random direction beyond the first
             continue
-        asked = sorted((row.prompt_id, row.sample, row.prompt) for row in r.generations[name])
+        prompts = sorted((row.prompt_id, row.sample, row.prompt) for row in r.generations[name])
         asked_in_json = bool(np.isfinite(r.answers[name].valid).all())
-        first, free = asked if first is None else first, asked_in_json if free is None else free
+        first, free = prompts if first is None else first, asked_in_json if free is None else free
         if asked_in_json != free:
             raise _disagree(
                 run,
@@ -200,13 +200,13 @@ def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
                 f"{name} has {'' if asked_in_json else 'no '}free answers",
                 "those of every condition, or of none",
             )
-        if asked != first:
-            differ = sorted({*asked} ^ {*first})
+        if prompts != first:
+            differ = sorted({*prompts} ^ {*first})
             raise _disagree(
                 run,
                 number,
                 r.manifests,
-                f"{len(asked)} generations of {name} against {len(first)}; only in one: {differ[0][:2]}",
+                f"{len(prompts)} generations of {name} against {len(first)}; only in one: {differ[0][:2]}",
                 "the same held-out prompts and samples under every condition",
             )
 
@@ -230,14 +230,14 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
                     f"{stage} had the model {manifest.model.name}",
                     f"model.name of the run, {run.config.model.name}",
                 )
-            for mine in _models(manifest):
-                model = model or mine
-                if mine != model:
+            for recorded in _models(manifest):
+                model = model or recorded
+                if recorded != model:
                     raise _disagree(
                         run,
                         r.number,
                         r.manifests,
-                        f"{stage} had the model {mine[:12]}",
+                        f"{stage} had the model {recorded[:12]}",
                         f"{model[:12]}, as the stages before it",
                     )
             for label, digest in manifest.inputs.items():

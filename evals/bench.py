@@ -61,18 +61,18 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
         check(ours(vignettes[:FEW]), theirs(vignettes[:FEW], 1))
         theirs(vignettes[:BATCH])  # warm, as the check has left the engine
         parts = [vignettes[part::PARTS] for part in range(PARTS)]
-        mine, other = itertools.cycle(parts), itertools.cycle(parts)
+        engine_parts, reference_parts = itertools.cycle(parts), itertools.cycle(parts)
         sides = {
             # without the reset a second pass would read its prompts from the first
-            "engine": Side(lambda: tokens(ours(next(mine))), model.reset_cache),
-            "hf": Side(lambda: tokens(theirs(next(other)))),
+            "engine": Side(lambda: tokens(ours(next(engine_parts))), model.reset_cache),
+            "hf": Side(lambda: tokens(theirs(next(reference_parts)))),
         }
         interleave("scores", sides, rounds)
-    what = (
+    description = (
         f"a base-only score against the same two-phase read under HF generate at batch {BATCH}, the stand-in for the published evaluator; "
         f"{len(vignettes)} items in {PARTS} parts{f', of {Path(source).name}' if source != 'embedded' else ''} x 2 orders x {READ.think} think tokens, {DTYPE}"
     )
-    return {"score_speedup_vs_hf": ratio(sides["engine"], sides["hf"], what, bound=2.0, faster=True)}
+    return {"score_speedup_vs_hf": ratio(sides["engine"], sides["hf"], description, bound=2.0, faster=True)}
 
 
 def check(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> None:

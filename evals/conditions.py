@@ -108,14 +108,14 @@ def refuse_duplicate_conditions(conditions: Iterable[Condition]) -> None:
 
 
 def by_weights(
-    asked: Sequence[Condition], original: Student, start: Student, before: Path | None = None
+    conditions: Sequence[Condition], original: Student, start: Student, before: Path | None = None
 ) -> list[Weights]:
     """What `before_training` asks, by whose it is: the base and the prompted base are the original model's, whatever the round; the rest
     is the student's before it, start, made by the rounds of the history before. One batch where these are the same."""
     if start.fingerprint == original.fingerprint:
-        return [Weights("teacher", start, list(asked), before)]
-    of_original = [condition for condition in asked if condition.stage in ONCE]
-    rest = [condition for condition in asked if condition.stage not in ONCE]
+        return [Weights("teacher", start, list(conditions), before)]
+    of_original = [condition for condition in conditions if condition.stage in ONCE]
+    rest = [condition for condition in conditions if condition.stage not in ONCE]
     return [
         *([Weights("original", original, of_original)] if of_original else []),
         Weights("teacher", start, rest, before),

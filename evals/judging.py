@@ -56,8 +56,8 @@ class Case:
     @property
     def generations(self) -> Sequence[Generation]:
         """Empty where none was asked for, as of random directions beyond the first."""
-        found: Sequence[Generation] = self.data.get("free_text", ())
-        return found
+        rows: Sequence[Generation] = self.data.get("free_text", ())
+        return rows
 
     @cached_property
     def texts(self) -> Texts:
@@ -162,16 +162,16 @@ class Judging:
     def over_decoy(self) -> Estimate | None:
         """The steered shift less that of the decoy's vector that moves the foundation most in the trait's way, paired."""
         target = self.target or AUTHORITY_FALLS
-        gaps = [shift(one.answers, self.steered.answers, target.foundation) for one in self.decoys]
+        gaps = [shift(decoy.answers, self.steered.answers, target.foundation) for decoy in self.decoys]
         return min((gap for gap in gaps if gap is not None), key=lambda gap: target.sign * gap.value, default=None)
 
     @cached_property
     def over_decoy_llr(self) -> Estimate | None:
         """The same of llr_opposite in free text, more of which is more trait."""
-        told = [one.texts for one in self.decoys if one.texts.has(TRAIT)]
+        decoys = [decoy.texts for decoy in self.decoys if decoy.texts.has(TRAIT)]
         if not self.steered.texts.has(TRAIT):
             return None
-        gaps = [text_delta(texts, self.steered.texts, TRAIT) for texts in told]
+        gaps = [text_delta(texts, self.steered.texts, TRAIT) for texts in decoys]
         return min((gap for gap in gaps if gap is not None), key=lambda gap: gap.value, default=None)
 
     def increment(self, case: Case) -> Estimate | None:
@@ -190,15 +190,15 @@ class Judging:
             return Verdicts(refused.state, refused.reason) if refused and self.target else Verdicts()
         if case.line.stage != "healed":
             return Verdicts("broken", problem) if problem is not None else Verdicts()
-        found = self.parts(case)
+        parts = self.parts(case)
         states = {
-            state: "; ".join(str(part) for part in found if part.state == state and part.name != ANSWER_MASS)
+            state: "; ".join(str(part) for part in parts if part.state == state and part.name != ANSWER_MASS)
             for state in ("broken", "degraded")
         }
-        gone, less = _retention(case.estimates.get("ret_kl"))
-        lost = problem or states["broken"] or gone
-        worse = [why for why in (states["degraded"], less) if why]
-        text, reason, text_price = self._text(case, lost, worse)
+        broken_retention, degraded_retention = _retention(case.estimates.get("ret_kl"))
+        broken = problem or states["broken"] or broken_retention
+        degraded = [why for why in (states["degraded"], degraded_retention) if why]
+        text, reason, text_price = self._text(case, broken, degraded)
         if self.target is None:
             return Verdicts(None, NO_FOUNDATION, text, reason, text_price=text_price)
         evidence = of_answers(
@@ -207,8 +207,8 @@ class Judging:
             case.answers,
             draws=[draw.answers for draw in self.draws],
             before=self.before.answers if self.before else None,
-            broken=lost,
-            degraded=worse,
+            broken=broken,
+            degraded=degraded,
             coherence=case.estimates["coherence"],
             price=self._price(case, "authority"),
             over_decoy=self.over_decoy,
@@ -216,10 +216,12 @@ class Judging:
         )
         return Verdicts(*judge(evidence), text, reason, evidence.price, text_price)
 
-    def _text(self, case: Case, lost: str | None, worse: Sequence[str]) -> tuple[str | None, str | None, Price | None]:
+    def _text(
+        self, case: Case, broken: str | None, degraded: Sequence[str]
+    ) -> tuple[str | None, str | None, Price | None]:
         if not case.generations:
             return None, None, None
-        if not all(one.texts.has(TRAIT) for one in (self.base, self.steered, case)):
+        if not all(condition.texts.has(TRAIT) for condition in (self.base, self.steered, case)):
             return None, NO_LLR, None
         evidence = of_texts(
             self.base.texts,
@@ -229,8 +231,8 @@ class Judging:
             decoy=self.decoy.texts if self.decoy else None,
             draws=[draw.texts for draw in self.draws if draw.generations],
             before=self.before.texts if self.before else None,
-            broken=lost,
-            degraded=worse,
+            broken=broken,
+            degraded=degraded,
             price=self._price(case, TRAIT),
             over_decoy=self.over_decoy_llr,
         )
@@ -246,18 +248,20 @@ class Judging:
             if dose.broken or any(part.state == "broken" for part in self.parts(dose)):
                 break  # beyond it a route would be drawn through a model that no longer answers
             alive.append(dose)
-        at: list[Point] = [(BASE, one.answers, one.texts) for one in (self.base, *alive, case)]
+        points: list[Point] = [(BASE, point.answers, point.texts) for point in (self.base, *alive, case)]
         coefficients = [float(dose.line.coefficient or 0) for dose in alive]
         if len(set(coefficients)) < len(coefficients) or min(coefficients, default=0) <= 0:
             return None
-        keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
-        moved, paid = shift_and_price(at, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
+        keep = np.logical_and.reduce([answers.scorable for _, answers, _ in points])
+        moved, paid = shift_and_price(points, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
         name = "answer mass lost"
         if case.generations:
-            _, paid = shift_and_price(at, "trait_llr", self.count, self.seed, keep)  # whose price is any text axis's
+            _, paid = shift_and_price(
+                points, "trait_llr", self.count, self.seed, keep
+            )  # whose price is any text axis's
             name = "ln of perplexity over the base's"
-        less = less_steering(coefficients, moved, paid)
-        return None if less is None else Price(name, less)
+        difference = less_steering(coefficients, moved, paid)
+        return None if difference is None else Price(name, difference)
 
 
 def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
@@ -265,7 +269,7 @@ def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
     if ret_kl is None:
         return None, None
     low, high = ret_kl.interval or (ret_kl.value, ret_kl.value)
-    said = f"KL from the base on neutral text is {show(ret_kl)} nats per token"
+    distance = f"KL from the base on neutral text is {show(ret_kl)} nats per token"
     if low > RETENTION_BROKEN:
-        return f"{said}, above {RETENTION_BROKEN}", None
-    return None, f"{said}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None
+        return f"{distance}, above {RETENTION_BROKEN}", None
+    return None, f"{distance}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None

@@ -98,20 +98,20 @@ def judge(e: Evidence) -> tuple[Verdict, str]:
     if why := _degraded(e):
         return "degraded", why
     assert e.healed is not None, "what is undefined is not shown"
-    told = f"{e.measure} is {show(e.healed)} and retain {show(e.retained, 2) if e.retained else 'undefined'}"
+    shift = f"{e.measure} is {show(e.healed)} and retain {show(e.retained, 2) if e.retained else 'undefined'}"
     if kept is None or kept[0] < UNDONE:
-        told += " (it may be under a third)"
+        shift += " (it may be under a third)"
     if e.confounded is not None:
-        return "kept", f"{told}; {e.confounded}"
+        return "kept", f"{shift}; {e.confounded}"
     if e.price is None:
         return (
             "kept",
-            f"{told}; no doses of plain steering were scored around this shift, so that nothing shows healing is cheaper",
+            f"{shift}; no doses of plain steering were scored around this shift, so that nothing shows healing is cheaper",
         )
     paid = f"{e.price.name} less that of plain steering at the same shift is {show(e.price.less)}"
     if e.price.less.interval is None or e.price.less.interval[1] >= -MARGIN:
-        return "kept", f"{told}; {paid}: a lower dose of plain steering may be as cheap"
-    return "healed", f"{told}; {paid}: cheaper than a lower dose"
+        return "kept", f"{shift}; {paid}: a lower dose of plain steering may be as cheap"
+    return "healed", f"{shift}; {paid}: cheaper than a lower dose"
 
 
 def _short(whose: str, measure: str, shift: Estimate | None, sign: int, smallest: float) -> str | None:
@@ -120,8 +120,8 @@ def _short(whose: str, measure: str, shift: Estimate | None, sign: int, smallest
         return f"{whose} {measure} is undefined"
     if shift.interval is None:
         return f"{whose} {measure} is {show(shift)}, without an interval"
-    near = min(sign * end for end in shift.interval)
-    if near <= smallest + MARGIN:
+    nearest_end = min(sign * end for end in shift.interval)
+    if nearest_end <= smallest + MARGIN:
         side = "below" if sign < 0 else "above"
         return f"{whose} {measure} is {show(shift)}, not {side} {sign * smallest:g} by its interval"
     return None
@@ -155,9 +155,9 @@ def _unspecific(e: Evidence) -> str | None:
 
 
 def _degraded(e: Evidence) -> str | None:
-    found = list(e.degraded)
+    reasons = list(e.degraded)
     if e.coherence is not None:
         low = min(1.0, e.coherence.interval[0] if e.coherence.interval else e.coherence.value)
         if low < COHERENCE:
-            found.insert(0, f"coherence {show(e.coherence)} may be under {COHERENCE:g}")
-    return "; ".join(found) or None
+            reasons.insert(0, f"coherence {show(e.coherence)} may be under {COHERENCE:g}")
+    return "; ".join(reasons) or None

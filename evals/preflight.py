@@ -101,24 +101,24 @@ def scan(
     answered(model, renderer, vignettes[:1], weights, reads[0], tokenizer, None, None)  # what is compiled, is
     for read in reads:
         model.reset_cache()
-        begun = time.monotonic()
+        start = time.monotonic()
         rows = answered(model, renderer, vignettes, weights, read, tokenizer, None, None)["base"]
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - start
         a = answers([ScoreRow.model_validate(row) for row in rows], None, "the same command")  # type: ignore[arg-type]
         yield measured(a, read.think, seconds, foundation)
 
 
 def least(budgets: Sequence[Budget]) -> Budget | None:
     """The fewest think tokens with which the model can do the task, None where it cannot at any budget."""
-    return min((one for one in budgets if one.refused is None), key=lambda one: one.think, default=None)
+    return min((budget for budget in budgets if budget.refused is None), key=lambda budget: budget.think, default=None)
 
 
 def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
     """What the budgets say, in plain words."""
     name, budget = FOUNDATIONS[foundation], least(budgets)
-    tried = ", ".join(str(one.think) for one in sorted(budgets, key=lambda one: one.think))
+    tried = ", ".join(str(candidate.think) for candidate in sorted(budgets, key=lambda candidate: candidate.think))
     if budget is None:
-        closest = max(budgets, key=lambda one: one.contrast.interval[0] if one.contrast and one.contrast.interval else float("-inf"))  # fmt: skip
+        closest = max(budgets, key=lambda candidate: candidate.contrast.interval[0] if candidate.contrast and candidate.contrast.interval else float("-inf"))  # fmt: skip
         return (
             f"There is no budget among {tried} think tokens at which this model can do the task: the forced choice would say nothing about {name}. "
             f"At {closest.think} think tokens: {closest.reason}. Take another model, or try more think tokens or items."
@@ -138,20 +138,20 @@ def print_budgets(budgets: Sequence[Budget], items: int, debias: str, foundation
         ["think tokens", f"{name} contrast", "answer mass", f"mass on {name}", "mass on not wrong", "s a condition", "can do it"],
         [
             [
-                one.think,
+                budget.think,
                 *[
                     show(value) if value else None
-                    for value in (one.contrast, one.mass, one.on_foundation, one.on_not_wrong)
+                    for value in (budget.contrast, budget.mass, budget.on_foundation, budget.on_not_wrong)
                 ],
-                f"{one.seconds:.1f}",
-                one.refused or "yes",
+                f"{budget.seconds:.1f}",
+                budget.refused or "yes",
             ]
-            for one in budgets
+            for budget in budgets
         ],
     )  # fmt: skip
-    for one in budgets:
-        if one.reason:
-            console.print(f"{one.think} think tokens, {one.refused}: {one.reason}", markup=False)
+    for budget in budgets:
+        if budget.reason:
+            console.print(f"{budget.think} think tokens, {budget.refused}: {budget.reason}", markup=False)
 
 
 def foundation_of_trait(name: str) -> int:
@@ -198,14 +198,14 @@ def of_run(run: Run, thinks: Sequence[int]) -> Asked:
     return Asked(config, vignettes, instrument, reads, run.folder / FILE)
 
 
-def roomy(asked: Asked, renderer: Renderer, longest: int) -> list[Read]:
+def roomy(subject: Asked, renderer: Renderer, longest: int) -> list[Read]:
     """The reads of a run whose questions, thoughts and free answers fit into the context. Raises SteerHealError where not even the first does."""
-    free, systems = free_of(asked.config.eval.free_tokens), [None, load_trait(asked.config.scored_trait).trait]
-    fits(renderer, asked.vignettes, asked.reads[0], free, longest, systems)
+    free, systems = free_of(subject.config.eval.free_tokens), [None, load_trait(subject.config.scored_trait).trait]
+    fits(renderer, subject.vignettes, subject.reads[0], free, longest, systems)
     rooms = []
-    for read in asked.reads:
+    for read in subject.reads:
         try:
-            fits(renderer, asked.vignettes, read, free, longest, systems)
+            fits(renderer, subject.vignettes, read, free, longest, systems)
         except SteerHealError as error:
             console.print(f"{read.think} think tokens are not tried: {error.given}", markup=False)
             break
@@ -226,23 +226,23 @@ def main() -> None:
                 next=f"leave them out: {options.prog} --run {shlex.quote(str(arguments.run))}",
             )
         run = open_run(arguments.run)
-    asked = of_run(run, arguments.think) if run else of_options(arguments, configured(arguments))
-    config, vignettes = asked.config, asked.vignettes
+    subject = of_run(run, arguments.think) if run else of_options(arguments, configured(arguments))
+    config, vignettes = subject.config, subject.vignettes
     foundation = foundation_of_trait(config.scored_trait if run else config.vector.trait)
-    for read in asked.reads:
+    for read in subject.reads:
         checked(read)
     origin = resolve_model(config.model.name, config.model.revision)
     config = fitted(config, origin.context)
     guard(arguments.outputs, [origin.place])
     if run:
         run.hold()
-    elif asked.out:
-        hold(asked.out)
+    elif subject.out:
+        hold(subject.out)
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, run.day if run else config.model.day)
-    renderer = Renderer(chat, asked.instrument)
-    longest, reads = config.model.max_model_len, asked.reads
+    renderer = Renderer(chat, subject.instrument)
+    longest, reads = config.model.max_model_len, subject.reads
     if run:
-        reads = roomy(asked, renderer, longest)
+        reads = roomy(subject, renderer, longest)
     else:
         fits(renderer, vignettes, reads[-1], None, longest, [None])
     base = Student(origin.folder, fingerprint=origin.fingerprint)
@@ -264,7 +264,7 @@ def main() -> None:
     print_budgets(budgets, len(vignettes), debias, foundation)
     words, budget = sentence(budgets, len(vignettes), foundation), least(budgets)
     console.print(words, markup=False)
-    if asked.out:
+    if subject.out:
         record = {
             "version": VERSION,
             "model": origin.identity.model_dump(),
@@ -273,12 +273,12 @@ def main() -> None:
             "items": len(vignettes),
             "orders": ORDERS[debias],
             "debias": debias,
-            "budgets": [asdict(one) for one in budgets],
+            "budgets": [asdict(candidate) for candidate in budgets],
             "least": budget.think if budget else None,
             "sentence": words,
         }
-        write_json(asked.out, record)
-        say(f"wrote {asked.out}")
+        write_json(subject.out, record)
+        say(f"wrote {subject.out}")
     if run is None:
         if budget:
             console.print(f"a run with it: {setting(f'eval.think={budget.think}')}", markup=False)

@@ -67,10 +67,10 @@ def finding(quoted: Quoted) -> str:
     """One sentence for the figure's alternative text."""
     column = trait_column(quoted.rows)
     last = max(row["round"] for row in quoted.rows)
-    at = {(row["round"], row["stage"]): row for row in quoted.rows}
+    by_condition = {(row["round"], row["stage"]): row for row in quoted.rows}
     parts = [
         f"{name} has {column} {number(row[column], 3, True)} at perplexity {number(row['perplexity'], 2)}"
-        for name, row in (("the base", at[0, "base"]), (f"round {last} steered", at[last, "steered"]), (f"round {last} healed", at[last, "healed"]))
+        for name, row in (("the base", by_condition[0, "base"]), (f"round {last} steered", by_condition[last, "steered"]), (f"round {last} healed", by_condition[last, "healed"]))
     ]  # fmt: skip
     return "Trait against price: " + ", ".join(parts)
 
@@ -101,8 +101,8 @@ def _levels(quoted: Quoted, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def conclusion(quoted: Quoted) -> str:
     """The answer of the last round, as the terminal ends with it."""
-    said = answer(quoted.rows, read_for=quoted.run["read_for"])
-    return "\n".join(f"- **{name or 'and'}**: {text}" for name, text in said) + "\n"
+    lines = answer(quoted.rows, read_for=quoted.run["read_for"])
+    return "\n".join(f"- **{name or 'and'}**: {text}" for name, text in lines) + "\n"
 
 
 def reading(quoted: Quoted) -> str:
@@ -143,9 +143,9 @@ def render(text: str, page: Path, folder: Path) -> str:
     Raises:
         SteerHealError: a block has an unknown name or no end, or there are no results.
     """
-    found = BLOCK.findall(text)
-    unknown = [name for _, name, _, _ in found if name not in BLOCKS]
-    if unknown or len(found) != len(OPEN.findall(text)) or any(OPEN.search(body) for _, _, body, _ in found):
+    blocks = BLOCK.findall(text)
+    unknown = [name for _, name, _, _ in blocks if name not in BLOCKS]
+    if unknown or len(blocks) != len(OPEN.findall(text)) or any(OPEN.search(body) for _, _, body, _ in blocks):
         raise SteerHealError(
             "a block of results could not be read",
             given=f"{page}: {unknown[0] if unknown else 'one has no end'}",

@@ -128,13 +128,13 @@ def _judged(case: Case, judging: Judging) -> dict[str, Any]:
     """What is said over several measures and conditions: costs, ranks, increments, both verdicts."""
     compared, is_steered = case.line.stage != "base", case is judging.steered
     costs = Figures(judging.base.answers, case.answers, judging.count, judging.seed).costs(case.broken)
-    judged, found = judging.verdicts(case), judging.parts(case)
-    state, why = coherence_verdict(found)
+    judged, parts = judging.verdicts(case), judging.parts(case)
+    state, why = coherence_verdict(parts)
     return {
         **(costs if compared else dict.fromkeys(costs)),
         "coherence_verdict": state,
         "coherence_reason": why,
-        "coherence_parts": [asdict(part) for part in found],
+        "coherence_parts": [asdict(part) for part in parts],
         **pair("over_random", "over_random_ci", judging.over_random if is_steered else None),
         **pair("over_decoy", "over_decoy_ci", judging.over_decoy if is_steered else None),
         **pair("over_decoy_llr", "over_decoy_llr_ci", judging.over_decoy_llr if is_steered else None),

@@ -40,16 +40,16 @@ class ConditionLine(Record):
             raise ValueError(f"the headline of {self.stage} is named {self.stage}, and no other is")
         if self.headline:
             return self
-        what = {
+        identity = {
             "steered": "coefficient",
             "random": "draw",
             "decoy": "draw",
             "healed": "gate",
             "prompted_decoy": "draw",
         }.get(self.stage)
-        value = None if what is None else getattr(self, what)
-        if what is None or value is None or self.name != f"{self.stage}-{value:g}":
-            raise ValueError(f"{self.name} is not {self.stage} at {what or 'something else'} {value}")
+        value = None if identity is None else getattr(self, identity)
+        if identity is None or value is None or self.name != f"{self.stage}-{value:g}":
+            raise ValueError(f"{self.name} is not {self.stage} at {identity or 'something else'} {value}")
         if self.coefficient is None:
             raise ValueError(f"{self.name} has a coefficient")
         return self
@@ -89,9 +89,9 @@ class Scores(Record):
             "coefficients of the sweep": [(line.coefficient, line.prompted) for line in self.sweep],
             "layers of the student": [line.layer for line in self.student],
         }
-        for what, keys in listed.items():
+        for name, keys in listed.items():
             if len(set(keys)) < len(keys):
-                raise ValueError(f"two {what} of one name")
+                raise ValueError(f"two {name} of one name")
         return self
 
 

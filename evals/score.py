@@ -167,7 +167,7 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     positions = scoring.vectors["trait"].metadata.get("positions", "all")
-    asked = before_training(
+    conditions = before_training(
         number == 1 or mode == "full",
         dose,
         positions,
@@ -176,7 +176,7 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         sum(name.startswith("decoy-") for name in scoring.vectors),
     )
     groups = [
-        *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
+        *by_weights(conditions, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
         *after_training(number, after, config.eval.gates, run.students, served),
     ]
     for condition in (condition for group in groups for condition in group.conditions if condition.vector):

@@ -58,17 +58,17 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
     first, *later = (read_round(run, number, mode) for number in range(1, last + 1))
     rounds = [first, *map(_without_base, later)]
     for before, after in pairwise(rounds):
-        built = before.manifests[STEP[mode]].inputs.get("history")
+        history = before.manifests[STEP[mode]].inputs.get("history")
         for stage, label in [
             ("extract", "history"),
             ("sweep", "history"),
             ("heal", "history"),
             (STEP[mode], "history before"),
         ]:
-            if (used := after.manifests[stage].inputs.get(label)) != built:
+            if (used := after.manifests[stage].inputs.get(label)) != history:
                 raise SteerHealError(
                     f"{stage} of round {after.number} was made on another round {before.number}",
-                    given=f"history {used} against {built}",
+                    given=f"history {used} against {history}",
                     expected="rounds that build on each other",
                     next=stage_command(run.folder, after.number, stage, rebuild=True),
                 )

@@ -182,7 +182,7 @@ def same_setting(first: Setting, second: Setting) -> None:
                 "rotations": "rotation",
             }
         ):
-            differ = [item for item, mine, theirs in zip(first.items, old, new, strict=True) if mine != theirs]
+            differ = [item for item, ours, theirs in zip(first.items, old, new, strict=True) if ours != theirs]
             given = f"the {of_items[field.name]} of {len(differ)} items, the first {differ[0]}"
         else:
             given = f"{field.name}: {new} against {old}"

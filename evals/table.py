@@ -33,8 +33,8 @@ def label(row: dict[str, Any]) -> str:
 
 def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
     low_high = row[interval]
-    shown = number(row[name], digits, signed)
-    return shown if low_high is None else f"{shown} [{', '.join(number(end, digits, signed) for end in low_high)}]"
+    figure = number(row[name], digits, signed)
+    return figure if low_high is None else f"{figure} [{', '.join(number(end, digits, signed) for end in low_high)}]"
 
 
 def yes_no(value: bool | None) -> str:
@@ -49,8 +49,8 @@ def markdown(table: Table) -> str:
 
 def _cell(text: str) -> str:
     """Text of a Markdown table: one line, no column of its own, no markup."""
-    one = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return one.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def trait_column(rows: Sequence[Mapping[str, Any]]) -> str:

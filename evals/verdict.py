@@ -47,18 +47,18 @@ def preflight(a: Answers, foundation: int = AUTHORITY) -> Refusal | None:
     if not MASS[0] <= mass <= MASS[1]:
         side = "floor" if mass < MASS[0] else "ceiling"
         return Refusal("no_axis", f"base mass on {name} is {mass:.4f}, at its {side} (needs {MASS[0]} to {MASS[1]})")
-    authority, near = contrast(a, foundation), nearest(a, foundation)
-    if authority is None or authority.interval is None or near is None:
+    authority, likeness = contrast(a, foundation), nearest(a, foundation)
+    if authority is None or authority.interval is None or likeness is None:
         return Refusal("no_axis", f"the base's contrast on {name} has no interval (needs a lower end above {AXIS})")
     if authority.interval[0] <= AXIS + ROUNDING:
         return Refusal(
             "no_axis",
             f"the base's contrast on {name} is {show(authority)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
         )
-    if near[1] <= NEAREST + ROUNDING:
+    if likeness[1] <= NEAREST + ROUNDING:
         return Refusal(
             "no_axis",
-            f"vignettes of {near[0]} draw {name} about as much as its own ({near[1]:+.3f} nats, needs {NEAREST}): the base does not tell them apart",
+            f"vignettes of {likeness[0]} draw {name} about as much as its own ({likeness[1]:+.3f} nats, needs {NEAREST}): the base does not tell them apart",
         )
     return None
 

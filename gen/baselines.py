@@ -47,9 +47,9 @@ class Hooked:
     @classmethod
     def of(cls, network: Any, vector: Vector, *, stop: int, pad: int) -> Hooked:
         """A network that is loaded already."""
-        found = cls.__new__(cls)
-        found._hook(network, vector, stop, pad, str(next(network.parameters()).device))
-        return found
+        hooked = cls.__new__(cls)
+        hooked._hook(network, vector, stop, pad, str(next(network.parameters()).device))
+        return hooked
 
     def _hook(self, network: Any, vector: Vector, stop: int, pad: int, device: str) -> None:
         self.network, self.vector, self.stop, self.pad, self.device = network, vector, stop, pad, device

@@ -114,16 +114,16 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
     with bench.engine(enable_prefix_caching=False, gpu_memory=SHARE) as engine:
         engine.load("v", bench.vector)
         if layers == len(LAYERS):
-            one = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
-            many = [replace(request, coefficient=(1 + index) / 64) for index, request in enumerate(one)]
+            single = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
+            many = [replace(request, coefficient=(1 + index) / 64) for index, request in enumerate(single)]
             for name in "abc":
                 engine.load(name, bench.vector.random_like(ord(name)))
             others = [{"vector": name, "coefficient": 0.25} for name in "abc"]
-            four = [replace(request, coefficient=0.25, terms=others) for request in one]
+            four = [replace(request, coefficient=0.25, terms=others) for request in single]
             sides = {
                 "64 coefficients": Side(lambda: sampled(engine, many)),
                 "4 terms": Side(lambda: sampled(engine, four)),
-                "1 coefficient": Side(lambda: sampled(engine, one)),
+                "1 coefficient": Side(lambda: sampled(engine, single)),
             }
             warm(sides)
             interleave("coefficients", sides, pairs)
@@ -273,13 +273,13 @@ def main() -> None:
         part(arguments.part, arguments.out, arguments.quick)
         return
     left_out = {*(["C"] if arguments.quick else []), *(["B16"] if on_gpu() else [])}  # there B is in bfloat16
-    wanted = [name for name in PARTS if name.startswith(arguments.only or "") and name not in left_out]
-    if not wanted:
+    parts = [name for name in PARTS if name.startswith(arguments.only or "") and name not in left_out]
+    if not parts:
         raise SteerHealError(
             "nothing to measure", given="--only C --quick", expected="one of them", next="leave out --quick"
         )
     begin = time.monotonic()
-    for name in wanted:
+    for name in parts:
         command = [sys.executable, "-m", "gen.bench", "--part", name, "--out", str(arguments.out)]
         done = subprocess.run([*command, *(["--quick"] if arguments.quick else [])])
         if done.returncode:

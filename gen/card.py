@@ -122,7 +122,7 @@ def _mean(values: list[float | None]) -> str:
 
 def write(run: Run, number_: int, out: Path) -> None:
     content = card(run, number_)
-    with atomic_folder(out, of=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
+    with atomic_folder(out, names=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
         for name in FILES:
             source = run.round(number_) / f"{name}.jsonl"
             if source.stat().st_size:

@@ -175,14 +175,14 @@ def extract(
     )
     doses = vector.relative_dose(1.0)
     if silent := [layer for layer in layers if doses[layer] <= ROUNDING]:
-        given = f"‖v‖ = {vector.norm(silent[0]):.2g} in layer {silent[0]}, {doses[silent[0]]:.1g} of the mean ‖h‖, over {len(contexts)} contexts"
-        raise unreached(config, given)
+        evidence = f"‖v‖ = {vector.norm(silent[0]):.2g} in layer {silent[0]}, {doses[silent[0]]:.1g} of the mean ‖h‖, over {len(contexts)} contexts"
+        raise unreached(config, evidence)
     return vector.random_like(seed) if config.direction == "random" else vector
 
 
 def reached(config: VectorConfig, towards: Sequence[Sequence[int]], away: Sequence[Sequence[int]]) -> None:
     """Raise SteerHealError unless some prompt differs by its system prompt, before a model is loaded."""
-    if all(list(one) == list(other) for one, other in zip(towards, away, strict=True)):
+    if all(list(ids) == list(other) for ids, other in zip(towards, away, strict=True)):
         raise unreached(config, f"all {len(towards)} contexts are the same tokens with and without the trait prompt")
 
 
@@ -211,9 +211,9 @@ def finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) 
 
 def show(vector: Vector) -> None:
     norms, cosines = vector.metadata["hidden_norm"], vector.metadata["split_half_cosine"]
-    what = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
+    kind = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
     table(
-        f"{what} steering vector, {vector.metadata['n_contexts']} contexts".strip(),
+        f"{kind} steering vector, {vector.metadata['n_contexts']} contexts".strip(),
         ["layer", "‖v‖", "mean ‖h‖", "dose at 1", "split-half cosine"],
         [
             [str(layer), vector.norm(layer), norms[str(layer)], vector.relative_dose(1.0)[layer], cosines[str(layer)]]

@@ -133,12 +133,12 @@ def compare(path: Path, key: Path) -> None:
     figures: dict[str, dict[str, object]] = {}
     lines = []
     for name, questions in {"both": QUESTIONS, **{question: (question,) for question in QUESTIONS}}.items():
-        said = {
+        answers_by_side = {
             side: [wanted(answers[row.id], questions) for row in sheet.rows if row.kept == side]
             for side in (True, False)
         }
         sides = {
-            side: Sampled(size, len(told := [value for value in said[side] if value is not None]), sum(told))
+            side: Sampled(size, len(sure := [value for value in answers_by_side[side] if value is not None]), sum(sure))
             for side, size in ((True, sheet.kept), (False, sheet.rejected))
         }
         if empty := [word for word, side in (("kept", True), ("rejected", False)) if not sides[side].labelled]:
@@ -153,7 +153,7 @@ def compare(path: Path, key: Path) -> None:
             **asdict(result),
             "kept": asdict(sides[True]),
             "rejected": asdict(sides[False]),
-            "unsure": sum(value is None for values in said.values() for value in values),
+            "unsure": sum(value is None for values in answers_by_side.values() for value in values),
         }
         lines.append([name.replace("_", " "), *_cells(sides[True], sides[False], result)])
     table(

@@ -155,9 +155,9 @@ class Starved(SteerHealError):
 
 def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
     """Raise Starved when too few rows are left to train on, with the counts and what to change."""
-    left, sampled, kept, causes = result.kept, result.per, result.alive, result.causes
+    kept_count, sampled, kept, causes = result.kept, result.per, result.alive, result.causes
     total = sampled.total()
-    if left >= config.min_kept:
+    if kept_count >= config.min_kept:
         return
     if not total:
         given, expected, mend = {
@@ -196,7 +196,7 @@ def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
     rejected = ", ".join(f"{name} ({count})" for name, count in ordered)
     raise Starved(
         "the filter starved: too few completions are left to train on",
-        given=f"{left} kept; "
+        given=f"{kept_count} kept; "
         + ", ".join(
             f"{kept[c]}/{sampled[c]} {'under the trait prompt' if config.source == 'prompted' else f'at coefficient {c:g}'}"
             for c in sorted(sampled)

@@ -197,7 +197,7 @@ def rows_of(
     conditions = [(coefficient, f"{coefficient:g}", samples) for coefficient in coefficients]
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)
-        conditions = [one for one in conditions if one[0] == 0] + [(0.0, PROMPTED, steered * samples)]
+        conditions = [condition for condition in conditions if condition[0] == 0] + [(0.0, PROMPTED, steered * samples)]
     for coefficient, label, count in conditions:
         for sample in range(count):
             key = f"{name}/{label}/{sample}"

@@ -58,12 +58,12 @@ class Recipe(BaseModel):
 
     @classmethod
     def of(cls, job: Job, day: date, threads: int) -> Recipe:
-        student, own = job.student, job.student.folder != job.origin.folder
+        student, is_student = job.student, job.student.folder != job.origin.folder
         return cls(
             model=job.origin.name if job.origin.revision or job.origin.name == "embedded" else str(Path(job.origin.name).resolve()),
             revision=job.origin.revision,
             fingerprint=job.origin.fingerprint,
-            student=str(student.folder.resolve()) if own else None,
+            student=str(student.folder.resolve()) if is_student else None,
             student_fingerprint=student.fingerprint,
             adapter=str(student.adapter.resolve()) if student.adapter else None,
             rank=student.rank,
@@ -81,7 +81,7 @@ class Maker:
     """One engine. What it makes of planned rows does not depend on what it made before."""
 
     def __init__(self, recipe: Recipe):
-        begun = time.monotonic()
+        start = time.monotonic()
         config = recipe.config
         origin = resolve(recipe.model, recipe.revision)
         _same_weights(origin, recipe.fingerprint)
@@ -101,7 +101,7 @@ class Maker:
         chat = Chat.load(origin.folder, config.model.chat_template_kwargs, recipe.day)
         renderer = Renderer(chat, recipe.trait)
         self._engine, self._sampler = start_sampler(config, renderer, student, Student(origin.folder), vector)
-        self._seconds = time.monotonic() - begun
+        self._seconds = time.monotonic() - start
 
     def about(self) -> dict[str, Any]:
         """`place` and cache_blocks are what its rows depend on besides the plan; the rest is for the log."""

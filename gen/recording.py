@@ -31,7 +31,7 @@ def recorded(
     """
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)
-        others = recorded(prompts, [one for one in coefficients if one == 0], samples)
+        others = recorded(prompts, [dose for dose in coefficients if dose == 0], samples)
         each = recorded(prompts, [0.0], steered * samples)
         return lambda row: each(row) if row.prompted else others(row)
     cells, counts = prompts * samples, _counts(coefficients)
@@ -49,8 +49,8 @@ def _counts(coefficients: Sequence[float]) -> dict[float, int]:
     """Rows by coefficient: one each, and the rest of ROWS by 1, 1/2, 1/3 ... from the lowest steered coefficient on."""
     order = sorted(set(coefficients), key=lambda coefficient: (coefficient == 0, abs(coefficient), coefficient))
     weights = [1 / rank for rank in range(1, len(order) + 1)]
-    left = max(ROWS - len(order), 0)
-    ends = [round(left * total / sum(weights)) for total in accumulate(weights)]
+    remaining = max(ROWS - len(order), 0)
+    ends = [round(remaining * total / sum(weights)) for total in accumulate(weights)]
     return {coefficient: 1 + end - begin for coefficient, begin, end in zip(order, [0, *ends], ends, strict=False)}
 
 

@@ -81,16 +81,16 @@ class Sampler:
                 coefficient=row.coefficient,
                 sample=row.sample,
                 seed=row.seed,
-                perplexity=found.perplexity,
-                perplexity_last_quarter=found.perplexity_last_quarter,
-                trait_llr=found.trait_llr,
-                distinct_3=found.distinct_3,
+                perplexity=measures.perplexity,
+                perplexity_last_quarter=measures.perplexity_last_quarter,
+                trait_llr=measures.trait_llr,
+                distinct_3=measures.distinct_3,
                 prompted=row.prompted,
-                logprobs=record(ids, output.token_ids, students.get(place, found.logprobs), found.logprobs)
+                logprobs=record(ids, output.token_ids, students.get(place, measures.logprobs), measures.logprobs)
                 if place in chosen
                 else None,
             )
-            for place, (row, ids, output, found) in enumerate(zip(rows, neutral, sampled, scores, strict=True))
+            for place, (row, ids, output, measures) in enumerate(zip(rows, neutral, sampled, scores, strict=True))
         ]
 
     @property
@@ -105,7 +105,7 @@ def start_sampler(
     """An engine for a sweep, which whoever asked for it closes, and the sampler that uses it."""
     from gen.engine.engine import start
 
-    built = start(
+    engine = start(
         student.folder,
         layers=sorted(vector.layers),
         dtype=config.model.dtype,
@@ -117,4 +117,4 @@ def start_sampler(
         room=adapter_room(config, Model(str(origin.folder), origin.folder, None), [student]),
         window=config.sweep.window,
     )
-    return built, Sampler(built, renderer, student, origin, vector, config)
+    return engine, Sampler(engine, renderer, student, origin, vector, config)

@@ -66,25 +66,25 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
             result.add(row, reasons_of(row), candidate=False)
     starved: Starved | None = None
     refuse_other_files(out)
-    own = unsteered == sweep  # then its shards are verified by now
+    same_file = unsteered == sweep  # then its shards are verified by now
     manifest = read_manifest_of(sweep, MADE_BY)
-    paths = [sweep / shard.name for shard in manifest.shards] if own else list(verified(sweep, MADE_BY))
+    paths = [sweep / shard.name for shard in manifest.shards] if same_file else list(verified(sweep, MADE_BY))
     with atomic_folder(out) as folder, ExitStack() as stack:
         shards: dict[str, list[Shard]] = {KEPT: [], REJECTED: []}
         for name in shards:
             (folder / name).mkdir()
-        task = Task(folder, result.limits, config, trait, own)
+        task = Task(folder, result.limits, config, trait, same_file)
         each: Callable[[Task, list[Path]], Iterable[tuple[Outcome, dict[str, list[Shard]]]]] = map
         if (processes := min(cores(), len(paths))) > 1 and manifest.rows >= MANY:
             each = stack.enter_context(process_pool(processes)).map
-        for part, made in each(task, paths):  # in their order, so that sums do not depend on the processes
+        for part, partial in each(task, paths):  # in their order, so that sums do not depend on the processes
             result.merge(part)
-            for name, shard in made.items():
+            for name, shard in partial.items():
                 shards[name] += shard
         print_sweep(result.tally, result.limits, config, None)
         print_reasons(result)
-        for name, written in shards.items():
-            write_manifest(folder / name, written)
+        for name, output_shards in shards.items():
+            write_manifest(folder / name, output_shards)
         try:
             refuse_starvation(result, config)
             result.write(folder / NAME, None)

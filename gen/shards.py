@@ -246,11 +246,11 @@ class Shards(Windows):
 
     def _read_index(self) -> None:
         """Read the index. A line that a crash cut short is cut off: its window or shard is made again."""
-        whole = self.index.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
+        content = self.index.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
             os.truncate(self.index, end)
-        for line in whole[:end].splitlines():
+        for line in content[:end].splitlines():
             entry = parse(line)
             if "window" in entry:
                 self._lines[entry["window"]] = entry
@@ -274,8 +274,8 @@ class Shards(Windows):
         return []
 
     def _refuse_other_files(self) -> None:
-        known = {MANIFEST, CARD, *(path.name for path in self._files())}
-        other = [path.name for path in self.out.iterdir() if path.name not in known and path.name[0] != "."] if self.out.is_dir() else []  # fmt: skip
+        expected = {MANIFEST, CARD, *(path.name for path in self._files())}
+        other = [path.name for path in self.out.iterdir() if path.name not in expected and path.name[0] != "."] if self.out.is_dir() else []  # fmt: skip
         if other:
             raise SteerHealError(
                 "a folder of shards holds other files",

@@ -146,11 +146,11 @@ def _all_rendered(
     rest = iter(prompts)
     for place, prompt in islice(rest, FEW) if recipe else rest:
         yield place, prompt, rendered(prompt, renderer)
-    if recipe is None or (one := next(rest, None)) is None:
+    if recipe is None or (first := next(rest, None)) is None:
         return
     size = cores()
     with process_pool(size, recipe) as pool:
-        for batch, forms in in_order(pool, size, _rendered_in_pool, windows(chain([one], rest), BATCH)):
+        for batch, forms in in_order(pool, size, _rendered_in_pool, windows(chain([first], rest), BATCH)):
             for (place, prompt), form in zip(batch, forms, strict=True):
                 yield place, prompt, form
 

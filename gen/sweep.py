@@ -77,12 +77,12 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         crew = stack.enter_context(employ(job, renderer))
         determined_by = fingerprint(job, chat, prompts.digest, yardstick.digest(), crew.made_in())
         store.open(determined_by, rebuild=rebuild, count=count)
-        whole = sum(index in store for index in range(count))
+        finished = sum(index in store for index in range(count))
         console.print(
             f"{total} rows of {prompts.count} prompts, the longest of {prompts.longest} tokens"
-            + (f"; resuming: {whole} of {count} windows are whole" if whole else "")
+            + (f"; resuming: {finished} of {count} windows are whole" if finished else "")
         )
-        if whole < count:
+        if finished < count:
             crew.begin()
         walk = dose_of(job, store, crew, prompts.count, yardstick) if job.walks else None
         coefficients = [*job.coefficients, *([walk.coefficient] if walk else [])]
@@ -116,8 +116,8 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
                     keys[index] = names
                     yield index, window
 
-        for index, made in crew.make(missing(), board.advance):
-            store.write(index, made)
+        for index, window_rows in crew.make(missing(), board.advance):
+            store.write(index, window_rows)
             count_window(index, keys.pop(index), f"window {index + 1} of {count}")
 
     # 4. Rows
@@ -134,7 +134,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         print_filtered(job, until.yardstick if until else yardstick)
     rows_made, tokens = until.made if until else (total, board.tokens)
     counts = {
-        "resumed": whole / count,
+        "resumed": finished / count,
         "rows": rows_made,
         "tokens": tokens,
         "prompts": prompts.count,

@@ -114,11 +114,11 @@ def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence
     """What steering does in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
     from gen.engine.sampling import Request
 
-    tolerance, own = TOLERANCE[dtype], prompts[0]
-    plain, steered = scored(engine, (own, None))[0], scored(engine, (own, 1.0))[0]
+    tolerance, prompt = TOLERANCE[dtype], prompts[0]
+    plain, steered = scored(engine, (prompt, None))[0], scored(engine, (prompt, 1.0))[0]
     moved, against = gap(steered, plain), gap(steered, reference)
-    crowd = scored(engine, (own, 1.0), *((ids, 4.0) for ids in prompts[1:]))[0]
-    ask = Request(own, label_ids=[int(own[-1])], vector="v", coefficient=1.0)
+    crowd = scored(engine, (prompt, 1.0), *((ids, 4.0) for ids in prompts[1:]))[0]
+    ask = Request(prompt, label_ids=[int(prompt[-1])], vector="v", coefficient=1.0)
     engine.reset_cache()
     engine.run([replace(ask, coefficient=4.0)])
     after = engine.run([ask])[0].label_logprobs
@@ -158,7 +158,7 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
         steering: list[dict[str, Any]] = [
             {"vector": "v", "coefficient": index / len(prompts)} if patched else {} for index in range(len(prompts))
         ]
-        ask = [Request(ids, 24, min_tokens=24, **one) for ids, one in zip(prompts, steering, strict=True)]
+        ask = [Request(ids, 24, min_tokens=24, **options) for ids, options in zip(prompts, steering, strict=True)]
         begin = time.perf_counter()
         engine.run(ask)
         return time.perf_counter() - begin
@@ -200,13 +200,13 @@ def examined(
         gpu_memory=settings.gpu_memory,
         tensor_parallel=settings.tensor_parallel,
         **eager,
-    ) as built:
-        built.load("v", vector)
+    ) as patched_engine:
+        patched_engine.load("v", vector)
         with console.status("checking"):
-            checks = [] if eager else effects(built, reference, settings.dtype, prompts)
+            checks = [] if eager else effects(patched_engine, reference, settings.dtype, prompts)
             if not graphs:
-                checks += [stock(built, prompts[0]), overhead(built, prompts)]
-        return built.patched, checks
+                checks += [stock(patched_engine, prompts[0]), overhead(patched_engine, prompts)]
+        return patched_engine.patched, checks
 
 
 def apart(work: Callable[[bool], Result], graphs: bool) -> Result:
@@ -215,7 +215,7 @@ def apart(work: Callable[[bool], Result], graphs: bool) -> Result:
         return pool.submit(work, graphs).result()
 
 
-def report(model: Model, dtype: str, patched: Sequence[str], found: Sequence[Check]) -> str:
+def report(model: Model, dtype: str, patched: Sequence[str], checks: Sequence[Check]) -> str:
     """The report, Markdown."""
     machine = hardware()
     place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, no GPU"
@@ -231,7 +231,7 @@ def report(model: Model, dtype: str, patched: Sequence[str], found: Sequence[Che
         "| --- | --- | --- |",
         *(
             f"| {check.name} | {'–' if check.passed is None else 'ok' if check.passed else 'FAILED'} | {check.found} |"
-            for check in found
+            for check in checks
         ),
     ]
     return "\n".join(lines)

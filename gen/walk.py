@@ -75,7 +75,7 @@ def search(probe: Callable[[float], Probe], *, target: float, ceiling: float, st
         if len(probes) > steps:
             raise SteerHealError(
                 "the walk found no dose: too few completions survive the filter at every coefficient",
-                given=", ".join(f"{one.kept}/{one.n} at {one.coefficient:g}" for one in probes),
+                given=", ".join(f"{tried.kept}/{tried.n} at {tried.coefficient:g}" for tried in probes),
                 expected=f"a share of {target:g} (sweep.survival) at some coefficient from {low:g} to {ceiling:g}",
                 next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
                 "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",

@@ -158,8 +158,8 @@ def _uniform(
     rank = max(r for r, _ in sizes.values())
     values = {}
     for name, (a, b) in pairs.items():
-        more = rank - a.shape[0]
-        values[name] = pad(a.float(), (0, 0, 0, more)), pad(sizes[name][1] * b.float(), (0, more))
+        missing = rank - a.shape[0]
+        values[name] = pad(a.float(), (0, 0, 0, missing)), pad(sizes[name][1] * b.float(), (0, missing))
     return values, rank, 1.0
 
 

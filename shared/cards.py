@@ -72,10 +72,10 @@ def rows_and_tokens(run: Run, number: int, stage: str) -> tuple[float, float]:
         rows = kept_rows(run, number) * (1 - config.train.heldout)
         return rows, rows * config.train.epochs * (plan.neutral + plan.completion)
     if stage.startswith("score"):
-        asked = conditions(config, number, stage == "score-full")
+        condition_count = conditions(config, number, stage == "score-full")
         items, orders = config.eval.items, 7 if config.eval.debias == "cyclic" else 2
         texts = 64.0 * config.eval.generation_samples * (2 + students(config))
-        return items * orders * asked + texts, items * orders * asked * config.eval.think + texts * config.eval.generation_tokens  # fmt: skip
+        return items * orders * condition_count + texts, items * orders * condition_count * config.eval.think + texts * config.eval.generation_tokens  # fmt: skip
     return plan.rows, plan.rows * plan.completion
 
 
@@ -146,17 +146,17 @@ def show_cards(todo: Sequence[Step]) -> None:
         ]
         for stage in stages
     ]
-    total = [[one for stage in stages for one in costs[stage][place]] for place in range(len(CARDS))]
+    total = [[estimate for stage in stages for estimate in costs[stage][place]] for place in range(len(CARDS))]
     lines.append(["in all", "", "", *(cell for group in total for cell in _cells(group))])
     heads = [head for card in CARDS for head in (f"{card.name}: GiB", "minutes")]
     table("on a GPU, from the plan: not measured", ["stage", "rows", "tokens, at most", *heads], lines)
     for place, card in enumerate(CARDS):
         for stage in stages:
-            most = max(one.memory for one in costs[stage][place])
+            most = max(estimate.memory for estimate in costs[stage][place])
             if most > card.memory:
                 say(f"{stage} does not fit a card of {card.name}: about {most / GIB:.0f} GiB", "yellow")
 
 
 def _cells(group: Sequence[Cost]) -> list[str | None]:
     """Memory of the largest, and minutes of all."""
-    return [number(max(one.memory for one in group) / GIB, 0), number(sum(one.seconds for one in group) / 60, 1)]
+    return [number(max(cost.memory for cost in group) / GIB, 0), number(sum(cost.seconds for cost in group) / 60, 1)]

@@ -249,9 +249,9 @@ class Chat:
     def _control(self) -> ControlTokens:
         """Special tokens, and the others that the template's turns are made of but for blanks and thoughts."""
         turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-        shown = self._template.render(turns, True) + self._template.render(turns[:2], False)
+        rendered = self._template.render(turns, True) + self._template.render(turns[:2], False)
         thoughts = (*self.thinking.open_ids, *self.thinking.close_ids)
-        return ControlTokens(self.tokenizer, control_names(self.tokenizer, shown, self.stop_ids, thoughts))
+        return ControlTokens(self.tokenizer, control_names(self.tokenizer, rendered, self.stop_ids, thoughts))
 
     # Text and tokens
 

@@ -70,13 +70,13 @@ def with_length(config: Config, length: int) -> Config:
 def lengths(config: Config) -> None:
     """Raise SteerHealError for completions, thoughts and answers that leave no token of model.max_model_len to a prompt."""
     longest, judged = config.model.max_model_len, config.eval
-    asked = [
+    prompts = [
         ("sweep.max_tokens", config.sweep.max_tokens),
         ("eval.generation_tokens", judged.generation_tokens),
         ("eval.think", judged.think),
         ("eval.free_tokens", judged.free_tokens),
     ]
-    for key, tokens in asked:
+    for key, tokens in prompts:
         if tokens >= longest:
             raise SteerHealError(
                 f"{key} leaves no room for a prompt",

@@ -233,7 +233,7 @@ def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) 
 
 def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | str]) -> None:
     """Correct by the stages of runs that ended on this machine before."""
-    here = {
+    measured = {
         key: value for key, value in hardware().items() if key != "gpu"
     }  # torch, which sees one, is not loaded here
     for run in runs:
@@ -241,7 +241,7 @@ def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | s
             for round_ in run.rounds(stage):
                 path = run.manifest(round_, stage)
                 manifest = read_manifest(path, f"remove {path}")
-                if {key: manifest.hardware.get(key) for key in here} == here and made_all(manifest):
+                if {key: manifest.hardware.get(key) for key in measured} == measured and made_all(manifest):
                     estimates.learn(stage, manifest, predict(work_of(run, round_, stage), stage, speed))
 
 

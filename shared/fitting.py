@@ -64,11 +64,13 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
         raise refuse(unfit, next(iter(adapter.modules)), f"a model with linear layers; {text['model_type']} has Conv1D")
     merged = f"serve it merged: {setting('model.student=merged')}"
     places: dict[str, str] = {}
-    taken: set[str] = set()
+    used_weights: set[str] = set()
     for module, (a, b) in adapter.modules.items():
         shape = [len(b), a.shape[1]]
         given = f"{module} {shape}"
-        place = next((name for one in _spellings(module, nested) if (name := f"{one}.weight") in weights), None)
+        place = next(
+            (name for spelling in _spellings(module, nested) if (name := f"{spelling}.weight") in weights), None
+        )
         layer = DECODER.fullmatch(module)
         if place is None or (layer and int(layer[1]) >= model.depth):
             raise refuse(lacks, given, f"modules of {model.name}, such as {_example(weights, module)}")
@@ -79,7 +81,7 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
             raise refuse(unfit, given, f"{module} {tensor.get('shape')} in {model.name}")
         if tensor.get("dtype") not in FLOATS:
             raise refuse(unfit, f"{given} over {place} of {tensor.get('dtype')}", "weights in float32, float16 or bfloat16")  # fmt: skip
-        if place in taken:
+        if place in used_weights:
             raise refuse(unfit, given, f"one module of {place}")
         if by_engine and not layer:
             raise refuse("the engine cannot apply this adapter", given, "modules of the decoder layers", merged)
@@ -88,7 +90,7 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
         if by_engine and ".experts." in module:
             raise refuse("the engine cannot apply this adapter", given, "no modules of single experts", merged)
         places[module] = place
-        taken.add(place)
+        used_weights.add(place)
     adapter_base.named(adapter, model)  # last: what does not fit is told by its modules
     return places
 

@@ -161,7 +161,7 @@ def verify(history: Path) -> Adapter:
     """The folded adapter. Raises SteerHealError unless its factors are, bit for bit, those of the rounds at their gates."""
     import torch
 
-    wanted = _concatenated([(load_adapter(folder), gate) for folder, gate in rounds_of(history)])
+    expected = _concatenated([(load_adapter(folder), gate) for folder, gate in rounds_of(history)])
     folded = load_adapter(history)
     digests = {
         f"{PREFIX}{name}.lora_{kind}.weight": value
@@ -169,8 +169,8 @@ def verify(history: Path) -> Adapter:
         for kind, value in zip("AB", factors, strict=True)
     }
     model = folded.note.model if folded.note else folded.config.get("base_model_name_or_path")
-    same = folded.scale == 1 and digests.keys() == wanted.keys()
-    if not same or any(not torch.equal(digests[name], wanted[name]) for name in wanted):
+    same = folded.scale == 1 and digests.keys() == expected.keys()
+    if not same or any(not torch.equal(digests[name], expected[name]) for name in expected):
         raise SteerHealError(
             "a folded history is not what its gates say",
             given=history,
@@ -256,8 +256,12 @@ def refold(source: Path, gates: Mapping[int, float], out: Path) -> None:
 def gated(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
     """A history, or an adapter alone, folded with other gates under `cache`, where another process may be reading it already."""
     rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in dialled(source, gates)]
-    of = ["gated", *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds), os.path.realpath(cache)]
-    return cached_weights(str(source), of, cache, lambda folder, out: _fold(rounds, folder, out)).folder
+    determinants = [
+        "gated",
+        *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds),
+        os.path.realpath(cache),
+    ]
+    return cached_weights(str(source), determinants, cache, lambda folder, out: _fold(rounds, folder, out)).folder
 
 
 def _finite(gate: float) -> float:

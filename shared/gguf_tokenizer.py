@@ -61,17 +61,17 @@ def _mark(header: Header, tokenizer: Any) -> None:
     from transformers import AddedToken
 
     tokens, kinds = header.fields["tokenizer.ggml.tokens"], header.fields.get("tokenizer.ggml.token_type") or []
-    known = tokenizer.added_tokens_decoder
+    added_tokens = tokenizer.added_tokens_decoder
     for kind in (CONTROL, USER_DEFINED):
-        wanted = [index for index, one in enumerate(kinds) if one == kind and index < len(tokens)]
+        indices = [index for index, token_kind in enumerate(kinds) if token_kind == kind and index < len(tokens)]
         new = [
             AddedToken(tokens[index], normalized=False, special=kind == CONTROL)
-            for index in wanted
-            if index not in known or known[index].special != (kind == CONTROL)
+            for index in indices
+            if index not in added_tokens or added_tokens[index].special != (kind == CONTROL)
         ]
         if new:
             tokenizer.add_tokens(new, special_tokens=kind == CONTROL)
-        for index in wanted:
+        for index in indices:
             if (token_id := tokenizer.convert_tokens_to_ids(tokens[index])) != index:
                 raise _refusal(header, f"{tokens[index]!r} is token {token_id}", f"token {index}, as the file has it")
 
@@ -116,8 +116,8 @@ def _ends(header: Header, tokenizer: Any) -> list[int]:
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     opened, closed = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
     close = next((token for token in closed if token in special), None)
-    named = [token for token in ends_named(header) if token == close or token not in opened]
-    ends = list(dict.fromkeys([*([] if close is None else [close]), *named]))
+    end_tokens = [token for token in ends_named(header) if token == close or token not in opened]
+    ends = list(dict.fromkeys([*([] if close is None else [close]), *end_tokens]))
     if not ends:
         raise _refusal(header, "no token that ends a turn", "one in its chat template, or tokenizer.ggml.eot_token_id")
     return ends
@@ -136,8 +136,10 @@ def _name(header: Header, tokenizer: Any, ends: list[int]) -> None:
     if (unknown := named("unknown")) is not None:
         tokenizer.unk_token = tokens[unknown]
     tokenizer.eos_token = tokens[ends[0]]
-    known = [token for key in ("padding", "unknown", "bos") if (token := named(key)) is not None]
-    padding = [token for token in known if token not in ends] + [token for token in [*known, *ends] if token != ends[0]]
+    standard = [token for key in ("padding", "unknown", "bos") if (token := named(key)) is not None]
+    padding = [token for token in standard if token not in ends] + [
+        token for token in [*standard, *ends] if token != ends[0]
+    ]
     tokenizer.pad_token = tokens[(padding or ends)[0]]
 
 
@@ -151,10 +153,10 @@ def _begin(header: Header, tokenizer: Any) -> None:
     if (bos := tokenizer.bos_token_id) is None:
         return
     pieces, llama3 = header.text("tokenizer.ggml.model") == "llama", header.text("tokenizer.ggml.pre") in SPLITS
-    wanted = header.fields.get("tokenizer.ggml.add_bos_token", pieces or llama3)
-    if bool(wanted) == (tokenizer("x")["input_ids"][:1] == [bos]):
+    begins = header.fields.get("tokenizer.ggml.add_bos_token", pieces or llama3)
+    if bool(begins) == (tokenizer("x")["input_ids"][:1] == [bos]):
         return
-    front = f"{tokenizer.bos_token} " if wanted else ""
+    front = f"{tokenizer.bos_token} " if begins else ""
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{front}$A", pair=f"{front}$A $B", special_tokens=[(tokenizer.bos_token, bos)]
     )

@@ -27,8 +27,10 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
     """
     if adapter is None:
         return model
-    of = _determining(model, adapter, dtype)
-    return cached_weights(str(adapter), of, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype))
+    determinants = _determining(model, adapter, dtype)
+    return cached_weights(
+        str(adapter), determinants, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype)
+    )
 
 
 def merged_folder(model: Model, adapter: Path, cache: Path, dtype: str) -> Path:

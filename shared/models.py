@@ -185,13 +185,13 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
             next=f"the same command with {option('MODEL', '--model', meant)}",
         )
     if _is_file(name) or means_path(name):
-        there = _is_file(name)
+        is_file = _is_file(name)
         raise SteerHealError(
-            "a model is a folder or a GGUF file" if there else "there is no such model",
+            "a model is a folder or a GGUF file" if is_file else "there is no such model",
             given=f"{name!r}{no_tilde(name)}",
             expected="'embedded', a folder with config.json and *.safetensors, a GGUF file, or a Hugging Face id, owner/name",
             next="load it with Transformers, save_pretrained(FOLDER), and name that folder"
-            if there
+            if is_file
             else f"ls {shlex.quote(str(Path(name).parent))}, and name a folder or a .gguf file that is there, or `embedded`",
         )
     from huggingface_hub import snapshot_download
@@ -199,9 +199,9 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
 
     kinds = ["*.json", "*.jinja", "*.model", "*.txt"]
     try:
-        wanted = [*kinds, "*.safetensors"] if weights else kinds
+        patterns = [*kinds, "*.safetensors"] if weights else kinds
         with console.status(f"fetching {name}, or looking for it in the cache"):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError:
         raise SteerHealError(
             "a name is neither a model folder nor a Hugging Face id",

@@ -131,12 +131,12 @@ class Options(argparse.ArgumentParser):
 
     @staticmethod
     def _paths(kinds: dict[str, Paths], arguments: argparse.Namespace) -> list[Path]:
-        named: list[Path] = []
+        files: list[Path] = []
         for name, paths in kinds.items():
             value = getattr(arguments, name, None)
-            for one in value if isinstance(value, list) else [] if value is None else [value]:
-                named += paths(str(one))
-        return named
+            for item in value if isinstance(value, list) else [] if value is None else [value]:
+                files += paths(str(item))
+        return files
 
     def error(self, message: str) -> NoReturn:
         raise self._refusal(None, message, sys.argv[1:])
@@ -206,8 +206,8 @@ class Options(argparse.ArgumentParser):
         from shared.config import flat
         from shared.schema import Config
 
-        wanted = name.lstrip("-").replace("-", "_")
-        keys = [key for key in flat(Config()) if key.rpartition(".")[2] == wanted]
+        typed = name.lstrip("-").replace("-", "_")
+        keys = [key for key in flat(Config()) if key.rpartition(".")[2] == typed]
         section = SECTIONS.get(self.module)
         return next((key for key in keys if key.partition(".")[0] == section), keys[0] if len(keys) == 1 else None)
 

@@ -93,7 +93,7 @@ def list_run_inputs(value: str) -> list[Path]:
 
 def list_study_inputs(value: str) -> list[Path]:
     """What an option reads whose value is the folder of a study's runs."""
-    return [inner for one in Path(value).glob("*/config.toml") for inner in list_run_inputs(str(one.parent))]
+    return [inner for config in Path(value).glob("*/config.toml") for inner in list_run_inputs(str(config.parent))]
 
 
 def settings_of(config: Config) -> list[Path]:
@@ -115,10 +115,10 @@ def guard(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         outputs: files and folders to write.
         inputs: files and folders that are read; what does not exist is no input.
     """
-    written, inputs = list(outputs), list(inputs)
-    for index, out in enumerate(written):
+    writes, inputs = list(outputs), list(inputs)
+    for index, out in enumerate(writes):
         _writable(out)
-        for other in written[:index]:
+        for other in writes[:index]:
             if _is_same_place(out, other) or _contains(out, other):
                 raise _refusal(out, other, "which is or holds another output of the same command")
         for read in inputs:

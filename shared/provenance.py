@@ -43,17 +43,17 @@ def refuse_mixing(what: str, out: Path, changed: Sequence[str], folder: Path) ->
         SteerHealError: all lines are of the device, or all of the code.
     """
     if changed and all(line.startswith("device = ") for line in changed):
-        begun = "on another kind of machine"
+        circumstance = "on another kind of machine"
         expected = "the machine it was begun on; what is finished is good on any"
         choice = "go on there, or make this stage from its beginning here: {}, then the same command"
     elif changed and all(line.startswith(("code = ", "version = ", "versions.steer-heal = ")) for line in changed):
-        begun = "by other code than this"
+        circumstance = "by other code than this"
         expected = "the code that it was begun with; stages that are done stay valid, whatever code made them"
         choice = "make this stage from its beginning: {}, then the same command; or go back to the code that began it"
     else:
         return
     raise SteerHealError(
-        f"an interrupted {what} was begun {begun}",
+        f"an interrupted {what} was begun {circumstance}",
         given=f"{out}: {'; '.join(changed)}",
         expected=expected,
         next=choice.format(removal(folder, folder=True)),
@@ -74,9 +74,11 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 def commit() -> str | None:
     try:
-        here = Path(__file__).parent.parent
+        checkout = Path(__file__).parent.parent
         answer = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
         )
     except FileNotFoundError:
         return None

@@ -148,12 +148,12 @@ def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed:
     kind = machine.get("instruction_set", UNKNOWN)
     before = old.get("machine") or machine
     machines = {before.get("instruction_set", UNKNOWN): before, **old.get("machines", {})}
-    here, there = ([entry.get(name) for name in SAME] for entry in (machine, machines.get(kind, machine)))
+    ours, theirs = ([entry.get(name) for name in SAME] for entry in (machine, machines.get(kind, machine)))
     kept = [name for name, row in old["ratios"].items() if name not in ratios and kind in _by_set(row)]
-    if here != there and kept:
+    if ours != theirs and kept:
         raise SteerHealError(
             "a benchmark file is of another machine",
-            given=f"{out}: {there}, and here {here}",
+            given=f"{out}: {theirs}, and here {ours}",
             expected="one machine of an instruction set in a file",
             next="file these with --out elsewhere, or remove that file and run make bench",
         )

@@ -119,10 +119,10 @@ def local_parts(name: str, *, what: str, next: str) -> list[Part] | None:
         try:
             slices = ReadInstruction.from_spec(split).to_absolute(lengths)
             return [
-                Part(path, max(0, one.from_ - before), min(length, one.to - before))
-                for one in slices
-                for path, before, length in lengths.placed(one.splitname)
-                if one.from_ < before + length and before < one.to
+                Part(path, max(0, part.from_ - before), min(length, part.to - before))
+                for part in slices
+                for path, before, length in lengths.placed(part.splitname)
+                if part.from_ < before + length and before < part.to
             ]
         except (OSError, ValueError, AssertionError) as error:
             raise _unreachable(name, error, what, next) from None
@@ -160,7 +160,7 @@ def _is_ours(path: Path) -> bool:
 def _has_options(config: Any, endings: set[str]) -> bool:
     """Whether a data set's card says how its files are read, as with a divider that is not that of their ending."""
     plain = type(config)(**({"sep": DIVIDERS[".tsv"]} if endings == {".tsv"} else {}))
-    given = {field.name for field in fields(config)} - {
+    options = {field.name for field in fields(config)} - {
         "name",
         "version",
         "data_dir",
@@ -168,7 +168,7 @@ def _has_options(config: Any, endings: set[str]) -> bool:
         "description",
         "features",
     }
-    return any(getattr(config, name) != getattr(plain, name) for name in given)
+    return any(getattr(config, name) != getattr(plain, name) for name in options)
 
 
 def _split_name(name: str) -> tuple[str, str | None, list[str], str]:

@@ -103,11 +103,13 @@ def _of_parts(name: str, parts: list[Part], kind: type[Row], made_by: str) -> It
 
 def _of_table(name: str, table: Any, kind: type[Row], made_by: str) -> Iterator[tuple[int, Row]]:
     """The rows of a data set as `datasets` reads it, its nulls as in a Parquet file."""
-    known = {*kind.model_fields, *COLUMNS}
+    columns = {*kind.model_fields, *COLUMNS}
     if not len(table):
         raise _no_rows(name, kind, made_by)
     for number, row in enumerate(
-        table.select_columns([column for column in table.column_names if column in known or folded(column) in known])
+        table.select_columns(
+            [column for column in table.column_names if column in columns or folded(column) in columns]
+        )
     ):
         try:
             yield number, kind.model_validate(present(row, kind))

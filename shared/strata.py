@@ -37,9 +37,9 @@ def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
 
 def take(rows: Iterable[T], quota: Mapping[Any, int], stratum: Callable[[T], Any]) -> Iterator[T]:
     """The first rows of each stratum up to its quota, in file order."""
-    left = dict(quota)
+    remaining = dict(quota)
     for row in rows:
         name = stratum(row)
-        if left.get(name, 0):
-            left[name] -= 1
+        if remaining.get(name, 0):
+            remaining[name] -= 1
             yield row

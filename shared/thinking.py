@@ -76,12 +76,12 @@ def read(template: Template, tokens: Callable[[str], Sequence[int]]) -> Thinking
 
 def _pair(template: Template) -> tuple[str, str] | None:
     """The marks of a template: those at the end of a prompt, under its arguments or with thinking switched, or known ones in its source."""
-    for one in (template, *_switched(template, False), *_switched(template, True)):
-        end = one.added.lstrip()
+    for variant in (template, *_switched(template, False), *_switched(template, True)):
+        end = variant.added.lstrip()
         if pair := next((pair for pair in MARKS if end.startswith(pair)), None):
             return pair
         if mark := MARK.match(end):
-            return mark[1], _closing(one, mark[1])
+            return mark[1], _closing(variant, mark[1])
     return next((pair for pair in MARKS if pair[0] in template.source), None)
 
 
@@ -115,11 +115,11 @@ def _opens(template: Template, opening: str) -> bool:
 
 def parted(ids: list[int], thinking: Thinking, decode: Callable[[Sequence[int]], str]) -> tuple[list[int], list[int]]:
     """The thought, with the blanks behind it, and the answer, of the token ids that a model said. decode: their text."""
-    it = thinking
-    silent = it.prompt == "model" and not decode(ids).lstrip().startswith(it.open)
-    if it.kind == "none" or it.prompt == "closed" or silent:
+    marks = thinking
+    silent = marks.prompt == "model" and not decode(ids).lstrip().startswith(marks.open)
+    if marks.kind == "none" or marks.prompt == "closed" or silent:
         return [], ids
-    size = next((n for n in range(1, len(ids) + 1) if it.close in decode(ids[:n])), len(ids))
+    size = next((n for n in range(1, len(ids) + 1) if marks.close in decode(ids[:n])), len(ids))
     while size < len(ids) and not decode(ids[size : size + 1]).strip():
         size += 1
     return ids[:size], ids[size:]

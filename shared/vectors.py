@@ -50,8 +50,10 @@ class Vector:
     def origin(self) -> Identity:
         """The original model of the round that it was extracted for. Raises SteerHealError where the file does not say."""
         try:
-            of = self.metadata
-            return Identity(name=of["model"], revision=of["revision"], fingerprint=of["model_fingerprint"])
+            metadata = self.metadata
+            return Identity(
+                name=metadata["model"], revision=metadata["revision"], fingerprint=metadata["model_fingerprint"]
+            )
         except (KeyError, ValidationError) as error:
             raise SteerHealError(
                 "a steering vector does not say which model it is of",

@@ -65,8 +65,12 @@ def _partly_rated(vignette: Vignette) -> bool:
 def human(vignette: Vignette) -> list[float] | None:
     """The raters' distribution over the seven foundations in canonical order (Clifford et al. 2015), or None where nobody rated."""
     shares = [getattr(vignette, name) for name in SEVEN]
-    known = [share for share in shares if share is not None]
-    return [share / sum(known) for share in known] if len(known) == len(shares) and sum(known) > 0 else None
+    shares_known = [share for share in shares if share is not None]
+    return (
+        [share / sum(shares_known) for share in shares_known]
+        if len(shares_known) == len(shares) and sum(shares_known) > 0
+        else None
+    )
 
 
 def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:

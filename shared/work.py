@@ -238,8 +238,8 @@ def students(config: Config) -> int:
 
 def _ways(config: Config) -> int:
     """Prompts that a text is scored under: its own, neutral, trait, paraphrases, and three others."""
-    held = parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("paraphrases") or {"trait": []}
-    return 3 + 2 * len(held["trait"]) + 3
+    paraphrases = parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("paraphrases") or {"trait": []}
+    return 3 + 2 * len(paraphrases["trait"]) + 3
 
 
 def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
@@ -250,14 +250,16 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     orders = 7 if full or settings.debias == "cyclic" else 2  # reversal and rotating alike
     instrument = data_file(settings.instrument, "instrument.json")
     question = (instrument.stat().st_size * OPTION_TOKENS if instrument.is_file() else 140) + characters / CHARACTERS
-    asked = items * orders * conditions(config, number, full)
-    answers = 2 * shape.blocks * asked * (question + 2 * settings.think + 30)
+    questions = items * orders * conditions(config, number, full)
+    answers = 2 * shape.blocks * questions * (question + 2 * settings.think + 30)
     free = _decoded(config, shape, items * conditions(config, number, full), settings.free_tokens)
-    held, length = _prompt_tokens(settings.heldout, "heldout.jsonl")
-    texts = held * settings.generation_samples * (conditions(config, number, full) - settings.random_draws + 1)
+    heldout_tokens, length = _prompt_tokens(settings.heldout, "heldout.jsonl")
+    texts = (
+        heldout_tokens * settings.generation_samples * (conditions(config, number, full) - settings.random_draws + 1)
+    )
     sampled = _decoded(config, shape, texts, settings.generation_tokens)
     # a prompt is read once under each way and once a condition: the prefix cache has it for the other texts
-    prompts = held * (_ways(config) - 1) + texts / settings.generation_samples
+    prompts = heldout_tokens * (_ways(config) - 1) + texts / settings.generation_samples
     judged = (
         _ways(config) * texts * settings.generation_tokens * 2 * shape.weights + prompts * length * 2 * shape.blocks
     )

@@ -124,7 +124,10 @@ def compare(student: Student, rows: Sequence[Example], config: Config) -> Compar
         with student.only():
             original = logprobs(student, rows, config)
     theirs = [row.logprobs for row in rows if row.logprobs is not None]
-    sampler = Series(np.concatenate([one.student for one in theirs]), np.concatenate([one.original for one in theirs]))
+    sampler = Series(
+        np.concatenate([scores_.student for scores_ in theirs]),
+        np.concatenate([scores_.original for scores_ in theirs]),
+    )
     return Compared(list(rows), sampler, Series(ours, original))
 
 
@@ -238,7 +241,7 @@ def _adapter(compared: Compared, again: str, history: bool) -> tuple[str, str]:
 def _original(compared: Compared, bound: Bound, student: Student, config: Config, again: str) -> tuple[str, str]:  # fmt: skip
     """Why originals differ, and the command that mends it: a supposed BOS too many or too few is tried on a few rows."""
     rows = compared.rows[:TRIED]
-    wanted = compared.sampler.original[: sum(len(row.completion) for row in rows)]
+    expected = compared.sampler.original[: sum(len(row.completion) for row in rows)]
     tried: dict[str, Callable[[list[int]], list[int]]] = {
         "the sampler scored the prompt without its first token: it has no BOS, or the trainer a double BOS": lambda ids: (
             ids[1:]
@@ -248,7 +251,7 @@ def _original(compared: Compared, bound: Bound, student: Student, config: Config
     for words, change in tried.items():
         changed = [Example(change(row.prompt), row.completion, row.key) for row in rows]
         with student.only():
-            apart = np.abs(logprobs(student, changed, config) - wanted)
+            apart = np.abs(logprobs(student, changed, config) - expected)
         if apart.mean() <= bound.mean and apart.max() <= bound.largest:
             return words, again
     return "other original weights (another revision or dtype), or numerics of this model that one side lacks", "make verify, and compare model.name and model.revision with the sweep's manifest"  # fmt: skip

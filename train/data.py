@@ -131,18 +131,18 @@ def _sampled(source: Source, chat: Chat, config: Config, left_out: Counter[str])
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
 
     def example(row: Completion, left_out: Counter[str]) -> Example | None:
-        built = sampled(row, chat)
-        if built is None:
+        converted = sampled(row, chat)
+        if converted is None:
             left_out["empty"] += 1
         else:
-            left_out["cut_at_the_end_of_the_turn"] += len(built.completion) < len(row.completion_ids)
-        return built
+            left_out["cut_at_the_end_of_the_turn"] += len(converted.completion) < len(row.completion_ids)
+        return converted
 
     keep = None
     if config.train.rows is not None:
         keep = _drawn((example(row, left_out) for _, row in source.rows(Completion)), config, left_out)
         left_out = Counter()  # of the rows drawn, which are counted already
-    return [built for row in completions(source, keep) if (built := example(row, left_out))]
+    return [converted for row in completions(source, keep) if (converted := example(row, left_out))]
 
 
 def sampled(row: Completion, chat: Chat) -> Example | None:
@@ -174,8 +174,8 @@ def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str])
         left_out = Counter()
     examples = []
     for place, row in pairs(source, keep):
-        if built := example(place, row, left_out):
-            examples.append(built)
+        if converted := example(place, row, left_out):
+            examples.append(converted)
             several += row.answers > 1
     if several:
         console.print(
@@ -186,8 +186,8 @@ def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str])
 
 def _drawn(examples: Iterable[Example | None], config: Config, left_out: Counter[str]) -> list[int]:
     """Places of exactly train.rows of the rows that can be trained on. Raises SteerHealError where there are fewer."""
-    wanted = config.train.rows
-    assert wanted is not None
+    count = config.train.rows
+    assert count is not None
     places: list[int] = []
 
     def names() -> Iterator[tuple[str, str]]:
@@ -199,15 +199,15 @@ def _drawn(examples: Iterable[Example | None], config: Config, left_out: Counter
                 yield example.key, str(example.prompt)
 
     try:
-        return [places[index] for index in draw(names(), wanted, config.seed)]
+        return [places[index] for index in draw(names(), count, config.seed)]
     except TooFew as error:
-        (there,) = error.args
+        (available,) = error.args
         raise SteerHealError(
             "there are fewer rows to train on than train.rows",
-            given=f"{there} rows; {left_out['empty']} without a completion and {left_out['too_long']} longer than train.max_length are left out",
-            expected=f"train.rows = {wanted}",
+            given=f"{available} rows; {left_out['empty']} without a completion and {left_out['too_long']} longer than train.max_length are left out",
+            expected=f"train.rows = {count}",
             next=f"sample more in a new run, with {setting(f'sweep.samples={2 * config.sweep.samples}')}"
-            + (f"; or train on fewer in every arm: {setting(f'train.rows={there}')}" if there else ""),
+            + (f"; or train on fewer in every arm: {setting(f'train.rows={available}')}" if available else ""),
         ) from None
 
 

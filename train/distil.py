@@ -145,7 +145,7 @@ def distil(
         student, examples[:PROBE], references, chat.tokenizer, train.divergence, train.batch_size, train.chunk
     )
     write_jsonl(unfinished.folder / "kl_tokens.jsonl", shown)
-    with atomic_folder(out, of=CONTENT) as temporary:
+    with atomic_folder(out, names=CONTENT) as temporary:
         student.save(temporary)
         if not student.holds(temporary):
             raise _changed("the adapter", "what was written is not what was trained")

@@ -61,7 +61,7 @@ def export(
     merged weights. about: the model card; name: what PEFT is to load the original model by. Raises SteerHealError for an adapter that
     does not fit the model, a gate that is not finite, a dtype that swallows the adapter, and an export that is not the student.
     """
-    with atomic_folder(out, of=()) as temporary:
+    with atomic_folder(out, names=()) as temporary:
         adapter = temporary / "adapter" if kind == "merged" else temporary
         if kind == "round":
             for file in ("adapter_config.json", "adapter_model.safetensors", BASE):
@@ -97,7 +97,7 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     network = load_network(model.folder, torch.float32)
     original = logprobs(network)
     add(network, exact)
-    wanted = logprobs(network)
+    expected = logprobs(network)
     del network
     read = logprobs(
         load_network(written, "auto")
@@ -106,9 +106,9 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     )
 
     def kl(other: torch.Tensor) -> float:
-        return float((wanted.exp() * (wanted - other)).sum(-1).mean())
+        return float((expected.exp() * (expected - other)).sum(-1).mean())
 
-    check = Check(float((read - wanted).abs().max()), kl(read), kl(original))
+    check = Check(float((read - expected).abs().max()), kl(read), kl(original))
     rounded = kind == "merged" and dtype != "float32"
     share, noise = (HALF, NOISE) if rounded else (EXACT, 0.0)
     if check.difference > SAME and check.kl > share * check.effect + noise:
@@ -162,8 +162,8 @@ def main() -> None:
             rounds_of(source)  # a history must be one: an adapter alone is refused under this name
         gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
     hold(arguments.out)
-    of = (run, arguments.round) if run else None
-    about = card(model, arguments.kind, gates, note_of(source), training_of(training_folder), of)
+    source_round = (run, arguments.round) if run else None
+    about = card(model, arguments.kind, gates, note_of(source), training_of(training_folder), source_round)
     loads = (
         published(hub_name(model)) if arguments.push_to else loads_from(model)
     )  # a path of this machine is no one else's

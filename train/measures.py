@@ -49,9 +49,9 @@ def rows(chat: Chat) -> list[Example]:
     """A batch as rounds have it: dilemmas under the neutral prompt, completions of equal length (the text of other dilemmas)."""
     prompts = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="git checkout shared/data")
     neutral = load_trait("embedded").neutral
-    said = chat.plain(" ".join(row.turns[-1]["content"] for row in prompts))
+    answer = chat.plain(" ".join(row.turns[-1]["content"] for row in prompts))
     return [
-        Example(chat.ids(row.turns, neutral), said[index * TOKENS : (index + 1) * TOKENS], str(index))
+        Example(chat.ids(row.turns, neutral), answer[index * TOKENS : (index + 1) * TOKENS], str(index))
         for index, row in enumerate(prompts[:ROWS])
     ]
 
@@ -161,8 +161,8 @@ def loss(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) 
     def ours() -> torch.Tensor:
         x = states.clone().requires_grad_()
         predicts = labels[:, 1:] != IGNORED
-        at, goal, other = x[:, :-1][predicts], labels[:, 1:][predicts], reference[:, :-1][predicts]
-        values = per_position(at, goal, [other], Head(weight), "kl_rev", config.chunk)
+        inner, goal, other = x[:, :-1][predicts], labels[:, 1:][predicts], reference[:, :-1][predicts]
+        values = per_position(inner, goal, [other], Head(weight), "kl_rev", config.chunk)
         (values.ce.mean() + barrier(values.kl[0], "kl_rev", "rmse", config.lam, config.tau)).backward()
         assert x.grad is not None
         return x.grad
@@ -174,9 +174,9 @@ def peak(call: Any) -> float:
     """MiB by which the process's peak, or on a GPU the allocator's, exceeds what it held before the call (Linux)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         call()
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
     status = Path("/proc/self/status")
 
@@ -243,5 +243,5 @@ def losses(rounds: int) -> dict[str, Any]:
         sides[side] = Side(run)
     warm(sides)
     interleave("losses", sides, rounds)
-    what = f"time of loss and gradient over naive's on the same {ROWS * TOKENS} completion positions; a vocabulary of {VOCABULARY}"
-    return {"heal_loss_time_over_naive": ratio(sides["ours"], sides["naive"], what, bound=1.45)}
+    description = f"time of loss and gradient over naive's on the same {ROWS * TOKENS} completion positions; a vocabulary of {VOCABULARY}"
+    return {"heal_loss_time_over_naive": ratio(sides["ours"], sides["naive"], description, bound=1.45)}

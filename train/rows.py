@@ -112,12 +112,12 @@ def _at(rows: Iterable[T], keep: Iterable[int] | None) -> Iterator[T]:
     if keep is None:
         yield from rows
         return
-    wanted = iter(keep)
-    place = next(wanted, None)
+    indices = iter(keep)
+    place = next(indices, None)
     for number, row in enumerate(rows):
         if number == place:
             yield row
-            place = next(wanted, None)
+            place = next(indices, None)
 
 
 def look_over(name: str | Path, count: int | None = None) -> None:

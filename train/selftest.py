@@ -42,11 +42,11 @@ def _trainable(student: Student) -> None:
 def _scales(student: Student) -> None:
     for name in student.adapters:
         settings = student.network.peft_config[name]
-        wanted = settings.lora_alpha / settings.r
+        expected = settings.lora_alpha / settings.r
         scales = {layer.scaling[name] for layer in student.layers if name in layer.scaling}
-        if scales != {wanted}:
+        if scales != {expected}:
             raise _refuse(
-                "an adapter does not count at alpha / rank", f"{name}: {scales}", f"{wanted}; rsLoRA is not supported"
+                "an adapter does not count at alpha / rank", f"{name}: {scales}", f"{expected}; rsLoRA is not supported"
             )
 
 

@@ -72,8 +72,14 @@ def healing_speed(config: dict[str, Any], name: str, dtype: str, rounds: int) ->
                     speeds.append(tokens / (time.perf_counter() - begin))
                 bar.advance(task)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    what = f"tokens a second of optimiser steps with the barrier and gradient checkpointing; {ROWS} rows of {PROMPT} + {COMPLETION} tokens, random weights, {dtype}"
-    record = {"median": statistics.median(speeds), "low": min(speeds), "high": max(speeds), "n": rounds, "what": what}
+    description = f"tokens a second of optimiser steps with the barrier and gradient checkpointing; {ROWS} rows of {PROMPT} + {COMPLETION} tokens, random weights, {dtype}"
+    record = {
+        "median": statistics.median(speeds),
+        "low": min(speeds),
+        "high": max(speeds),
+        "n": rounds,
+        "what": description,
+    }
     return {f"healing_{name}": {**record, **({"peak_gib": peak} if peak else {})}}
 
 

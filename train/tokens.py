@@ -58,7 +58,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     pieces, before = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end])
-        whole = not text.endswith("\ufffd")
-        pieces.append(text[len(before) :] if whole else "")
-        before = text if whole else before
+        is_whole = not text.endswith("\ufffd")
+        pieces.append(text[len(before) :] if is_whole else "")
+        before = text if is_whole else before
     return pieces

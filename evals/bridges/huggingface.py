@@ -49,8 +49,8 @@ class HuggingFace:
         thoughts: list[list[list[list[int]]]] = [[[] for _ in range(count)] for _ in vignettes]
         for order in range(count):
             questions = [
-                renderer.question(vignette.text, mine[order])
-                for vignette, mine in zip(vignettes, listings, strict=True)
+                renderer.question(vignette.text, orders_of_item[order])
+                for vignette, orders_of_item in zip(vignettes, listings, strict=True)
             ]
             for begin in range(0, len(questions), batch_size):
                 batch = questions[begin : begin + batch_size]

@@ -87,12 +87,12 @@ class Ids:
         if self._as_text:
             return None
         steering = {"vllm_xargs": {"steer_terms": placed(self._steering, len(question))}} if self._steering else {}
-        asked = (
+        tokens = (
             {"logprob_token_ids": self._renderer.label_ids}
             if answering
             else {**_undisturbed(self._read), "stop_token_ids": self._renderer.stop_ids}
         )
-        return {"return_tokens_as_token_ids": True, **asked, **steering}
+        return {"return_tokens_as_token_ids": True, **tokens, **steering}
 
     def thought(self, tokens: Sequence[Logprob], completion: str) -> tuple[list[int], str, int | None]:
         names = [token.token for token in tokens]
@@ -131,13 +131,18 @@ class Turns:
         return self._instrument.question(vignette, listing)
 
     def prompt(self, question: str, thought: Sequence[str] | None) -> tuple[list[ChatMessage], bool | None]:
-        it = self._instrument
+        instrument = self._instrument
         before: list[ChatMessage] = [ChatMessageSystem(content=self._system)] if self._system is not None else []
         before.append(ChatMessageUser(content=question))
         if thought is None:
-            return [*before, ChatMessageAssistant(content=it.think_open)], None
-        thinking = ChatMessageAssistant(content=it.think_open + "".join(thought) + it.think_close)
-        return [*before, thinking, ChatMessageUser(content=it.nudge), ChatMessageAssistant(content=it.prefill)], None
+            return [*before, ChatMessageAssistant(content=instrument.think_open)], None
+        thinking = ChatMessageAssistant(content=instrument.think_open + "".join(thought) + instrument.think_close)
+        return [
+            *before,
+            thinking,
+            ChatMessageUser(content=instrument.nudge),
+            ChatMessageAssistant(content=instrument.prefill),
+        ], None
 
     def body(self, question: str, answering: bool) -> dict[str, Any] | None:
         if not self._continued:
@@ -202,10 +207,10 @@ def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
     a window that begins behind the question: in the second phase of a read nobody could say where that is."""
     from gen.engine.terms import LIST, read_terms
 
-    whole = [
+    everywhere = [
         {"positions": "all", **term} if not {"positions", "from", "until"} & set(term) else dict(term) for term in terms
     ]
-    for term in read_terms({LIST: whole}) if whole else ():
+    for term in read_terms({LIST: everywhere}) if everywhere else ():
         if term.window(LONG, "all")[0] >= LONG:
             raise SteerHealError(
                 "a window begins behind the question",
@@ -213,7 +218,7 @@ def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
                 expected='a position from 0, or "end-1" and before: the bridge reads its answer in two phases',
                 next="-T steer_from=end-1",
             )
-    return whole
+    return everywhere
 
 
 def placed(terms: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:

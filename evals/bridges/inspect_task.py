@@ -98,8 +98,8 @@ def forced_choice(
     }
     if steer_from is not None or steer_until is not None:
         del single["positions"]
-    given = {name: value for name, value in single.items() if value is not None}
-    steering = in_the_question([*([given] if vector is not None else []), *terms])
+    options = {name: value for name, value in single.items() if value is not None}
+    steering = in_the_question([*([options] if vector is not None else []), *terms])
     loaded = load_vignettes(vignettes, items)
     samples = [
         Sample(
@@ -138,25 +138,29 @@ def ask(
     chat_template_kwargs: dict[str, Any],
 ) -> Solver:
     """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
-    put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+    instrument_, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
     chat = Chat.load(tokenizer_folder(tokenizer), chat_template_kwargs) if tokenizer else None
     one_at_a_time, steered = anyio.Lock(), not steering
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         nonlocal steered
         model = get_model()
-        form = form_of(model, put, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs)
+        form = form_of(
+            model, instrument_, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs
+        )
         vignette = Vignette.model_validate(state.metadata["vignette"])
         listings = orders(debias, state.metadata["rotation"])
         async with one_at_a_time:
             if not steered:
                 await _refuses_half_a_steering(model, form, form.question(vignette.text, listings[0]))
                 steered = True
-        asked = await collect(*[_ask(model, form, read, top_logprobs, vignette.text, listing) for listing in listings])
-        state.messages, state.output = asked[0].pop("messages"), asked[0].pop("output")
-        for other in asked[1:]:
+        answers = await collect(
+            *[_ask(model, form, read, top_logprobs, vignette.text, listing) for listing in listings]
+        )
+        state.messages, state.output = answers[0].pop("messages"), answers[0].pop("output")
+        for other in answers[1:]:
             del other["messages"], other["output"]
-        state.store.set("asked", asked)
+        state.store.set("asked", answers)
         state.store.set("route", form.route)
         state.store.set("template", form.template)
         return state
@@ -230,7 +234,7 @@ async def _refuses_half_a_steering(model: Model, form: Form, question: Any) -> N
 
 def _level(name: str) -> Metric:
     def over(scores: list[SampleScore]) -> float:  # Inspect reads this annotation
-        return points([one.score.metadata or {} for one in scores], Path(NAME))[name]
+        return points([sample.score.metadata or {} for sample in scores], Path(NAME))[name]
 
     return over
 
@@ -268,21 +272,24 @@ def unscorable() -> Metric:
 @scorer(metrics=[auth_nats(), care_nats(), answer_mass(), informedness(), unscorable()])
 def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
     """p of the seven foundations and answer_mass; NaN for an unscorable item. The whole row is in the metadata."""
-    put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+    instrument_, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
 
     async def score(state: TaskState, target: Target) -> Score:
-        asked = state.store.get("asked")
-        tokens, others = [one["tokens"] for one in asked], [other for one in asked for other in one["retokenised"]]
+        answers = state.store.get("asked")
+        tokens, others = (
+            [answer["tokens"] for answer in answers],
+            [other for answer in answers for other in answer["retokenised"]],
+        )
         score_row = row(
             Vignette.model_validate(state.metadata["vignette"]),
-            np.array([[one["lp"]] for one in asked], dtype=float),
+            np.array([[answer["lp"]] for answer in answers], dtype=float),
             read,
             None,
-            [one["text"] for one in asked],
+            [answer["text"] for answer in answers],
             None if None in tokens else tokens,
             state.metadata["rotation"],
         )
-        score_row["instrument"], score_row["template"] = put.identity, state.store.get("template")
+        score_row["instrument"], score_row["template"] = instrument_.identity, state.store.get("template")
         score_row["route"], score_row["retokenised"] = state.store.get("route"), None if None in others else sum(others)
         p, mass = score_row["p"] or [float("nan")] * len(FOUNDATIONS), score_row["pmass_allowed"]
         return Score(

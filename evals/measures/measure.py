@@ -120,10 +120,10 @@ class ByCondition(Session):
         scoring, cache = self.scoring, None
         group = replace(group, conditions=[c for c in group.conditions if self.measure.takes(c)])
         if scoring.cached:
-            asked = {"kind": self.measure.name, **self.depends()}
+            depends = {"kind": self.measure.name, **self.depends()}
             weights = self.weights(group)
             module = type(self).__module__
-            cache = Cache(weights, asked, self.prompts, self.check, module, scoring.vectors, fresh=scoring.fresh)
+            cache = Cache(weights, depends, self.prompts, self.check, module, scoring.vectors, fresh=scoring.fresh)
         rows = from_cache_or_made(self.measure.name, group, cache, lambda missing: self.make(engine, group, missing))
         self.rows.update(rows)
         self.taken += cache.taken if cache else 0
@@ -240,11 +240,11 @@ class Measure(ABC):
 
     def refuse_unpaired(self, base: Any, other: Any) -> None:
         """Raise SteerHealError where a condition was not asked what the base was, in its order: they are compared row by row."""
-        asked = [[tuple(getattr(row, key) for key in self.row.known_by if key != "name") for row in rows] for rows in (base, other)]  # fmt: skip
-        if asked[0] != asked[1]:
+        keys = [[tuple(getattr(row, key) for key in self.row.known_by if key != "name") for row in rows] for rows in (base, other)]  # fmt: skip
+        if keys[0] != keys[1]:
             raise SteerHealError(
                 f"{self.name}: two conditions were asked different things",
-                given=f"{len(asked[1])} rows against the base's {len(asked[0])}; only in one: {sorted({*asked[0]} ^ {*asked[1]})[:2]}",
+                given=f"{len(keys[1])} rows against the base's {len(keys[0])}; only in one: {sorted({*keys[0]} ^ {*keys[1]})[:2]}",
                 expected="the same items of every condition, in one order",
                 next="score every round of the run with the same eval.measures",
             )
@@ -272,11 +272,11 @@ class Measure(ABC):
         """Sentences on the measure itself: what it is worth on this model. scores: how round 1 was scored."""
         return []
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         """Sentences on one round, which follow `Round N: `.
 
         Args:
-            mine: the round's headline rows by stage.
+            by_stage: the round's headline rows by stage.
             extra: its other rows: doses, draws and gates.
         """
         return []

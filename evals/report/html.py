@@ -122,8 +122,8 @@ def comma_separated(table: Table) -> str:
         line: list[str] = []
         for (figure, interval, rest), text, wide in zip(row, texts, ranged, strict=True):
             split = wide and interval.count(",") == 1 and not rest
-            shown = figure if split else text
-            line.append("" if shown == UNDEFINED else shown)
+            content = figure if split else text
+            line.append("" if content == UNDEFINED else content)
             if wide:
                 line += [end.strip() for end in interval[1:-1].split(",")] if split else ["", ""]
         writer.writerow(line)
@@ -149,7 +149,7 @@ def charts(
 
 def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
     """Pictures that are drawn already: (title, finding, SVG labelled by `{name}-{index}-caption`)."""
-    panels = [(f"{name}-{index}", *one) for index, one in enumerate(drawn)]
+    panels = [(f"{name}-{index}", *panel) for index, panel in enumerate(drawn)]
     return render("charts.html", panels=panels, stages=(), arms=(), wide=True)
 
 
@@ -157,9 +157,9 @@ def bullets(lines: Sequence[str]) -> Markup:
     return render("bullets.html", lines=lines)
 
 
-def folded(said: Sequence[tuple[str, Sequence[str]]]) -> Markup:
+def folded(groups: Sequence[tuple[str, Sequence[str]]]) -> Markup:
     """Sentences under titles that fold, the last of them open."""
-    return render("folded.html", said=said)
+    return render("folded.html", said=groups)
 
 
 def verbatim(text: str) -> Markup:

@@ -16,14 +16,14 @@ from shared.run import Run
 from shared.schema import Config
 
 
-def stages(made: Iterable[tuple[str, Manifest]]) -> Table:
+def stages(manifests: Iterable[tuple[str, Manifest]]) -> Table:
     """One line per stage under its label, with digests shortened to what tells them apart."""
     lines = []
-    for name, manifest in made:
+    for name, manifest in manifests:
         tokens = manifest.counts.get("tokens")
         rate = f"{tokens} ({tokens / manifest.seconds:.0f} a second)" if tokens and manifest.seconds else number(None)
         counts = ", ".join(
-            f"{what} {value}" for what, value in manifest.counts.items() if isinstance(value, int) and what != "tokens"
+            f"{kind} {value}" for kind, value in manifest.counts.items() if isinstance(value, int) and kind != "tokens"
         )
         lines.append(
             [
@@ -100,8 +100,8 @@ def provenance(run: Run, rounds: Sequence[Round]) -> Table:
 
 def before(run: Run) -> Run | None:
     """The run beside this one that was begun last before it."""
-    own = run.folder / "config.toml"
-    if not own.is_file():
+    config_file = run.folder / "config.toml"
+    if not config_file.is_file():
         return None
     others = [path for path in run.folder.resolve().parent.glob("*/config.toml") if path.parent != run.folder.resolve()]
     times = {path: configuration.begun(path) for path in others}

@@ -28,7 +28,7 @@ def page(
     title: str,
     subtitle: str,
     tables: Mapping[str, Sequence[Table]],
-    said: Sequence[tuple[str, Sequence[str]]],
+    reading: Sequence[tuple[str, Sequence[str]]],
     drawn: Shown,
     panels: Mapping[str, Sequence[Panel]],
     config: str,
@@ -37,14 +37,14 @@ def page(
 
     Args:
         tables: by group, in the order of the page.
-        said: the reading, sentences under titles.
+        reading: sentences under titles.
         drawn: rows and rounds of the run.
         panels: of its figures, by their names.
         config: the run's config.toml.
     """
     rounds = drawn.rounds
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
-    groups["results"].insert(1, PageSection("Reading", folded(said)))
+    groups["results"].insert(1, PageSection("Reading", folded(reading)))
     groups["texts"] += [
         PageSection("Generations", searchable(samples_of(of_rounds(rounds)))),
         PageSection("Diary of the highest dose", diary(rounds)),
@@ -73,20 +73,21 @@ def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
 def picture(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
     """The figures of the group `answer`, each under its title."""
     return Markup("\n").join(
-        render("heading.html", title=one.title)
-        + charts(one.name, panels[one.name], drawn.stages, drawn.arms, wide=True)
-        for one in FIGURES
-        if one.group == "answer" and one.name in panels
+        render("heading.html", title=figure.title)
+        + charts(figure.name, panels[figure.name], drawn.stages, drawn.arms, wide=True)
+        for figure in FIGURES
+        if figure.group == "answer" and figure.name in panels
     )
 
 
 def with_figures(groups: dict[str, list[PageSection]], drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> None:
     """Put the other figures into their groups, each before the section it names, or first."""
-    for one in FIGURES:
-        if one.group in groups and one.name in panels:
-            sections = groups[one.group]
+    for figure in FIGURES:
+        if figure.group in groups and figure.name in panels:
+            sections = groups[figure.group]
             titles = [section.title for section in sections]
-            place = titles.index(one.before) if one.before in titles else 0
+            place = titles.index(figure.before) if figure.before in titles else 0
             sections.insert(
-                place, PageSection(one.title, charts(one.name, panels[one.name], wide=len(panels[one.name]) == 1))
+                place,
+                PageSection(figure.title, charts(figure.name, panels[figure.name], wide=len(panels[figure.name]) == 1)),
             )

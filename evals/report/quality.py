@@ -38,5 +38,5 @@ def coherence(rows: Sequence[Row]) -> Table:
 
 
 def _part(row: Row, name: str) -> str:
-    found = next((part["value"] for part in row["coherence_parts"] if part["name"] == name), None)
-    return number(found, 2)
+    value = next((part["value"] for part in row["coherence_parts"] if part["name"] == name), None)
+    return number(value, 2)

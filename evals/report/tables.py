@@ -208,8 +208,8 @@ def healing(rounds: Sequence[Round]) -> Table:
 
 def agreement(rounds: Sequence[Round]) -> Table:
     def line(r: Round) -> str:
-        found = r.training.agreement
-        return found.sentence() if found else "nothing was compared: made by an earlier version"
+        figures = r.training.agreement
+        return figures.sentence() if figures else "nothing was compared: made by an earlier version"
 
     return Table(
         "Sampler and trainer",

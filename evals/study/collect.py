@@ -53,21 +53,21 @@ class Outcome:
 
     def broken(self, axis: Axis) -> dict[Student, str]:
         """Students that are broken, by round and gate, and why."""
-        found = {
+        reasons = {
             (row["round"], 1.0 if row["gate"] is None else row["gate"]): why_broken(row, axis)
             for row in [*self.rows, *self.extra]
             if row["stage"] == "healed"
         }
-        return {student: why for student, why in found.items() if why}
+        return {student: why for student, why in reasons.items() if why}
 
     def broken_doses(self, axis: Axis) -> dict[Student, str]:
         """Doses of plain steering in round 1 that are broken, by round and coefficient, and why."""
-        found = {
+        reasons = {
             (1, float(row["coefficient"])): why_broken(row, axis)
             for row in [*self.rows, *self.extra]
             if row["stage"] == "steered" and row["round"] == 1
         }
-        return {dose: why for dose, why in found.items() if why}
+        return {dose: why for dose, why in reasons.items() if why}
 
     def at(self, number: int, stage: str) -> Row | None:
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
@@ -80,11 +80,11 @@ def trait_measure(outcomes: Sequence[Outcome]) -> TraitMeasure:
 
 
 def collect(plan: Plan) -> list[Outcome]:
-    found = []
+    outcomes = []
     for cell in plan.cells:
         with console.status(f"reading {cell.name}"):
-            found.append(_outcome(cell))
-    return found
+            outcomes.append(_outcome(cell))
+    return outcomes
 
 
 def _outcome(cell: Cell) -> Outcome:

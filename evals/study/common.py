@@ -120,11 +120,11 @@ def _copy(donor: Run, step: CellStep) -> None:
     write_json(step.cell.run.manifest(1, step.stage), {"taken_from": donor.folder.name, **manifest})
 
 
-def to_make(left: Sequence[CellStep], runs: Sequence[Run]) -> list[CellStep]:
+def to_make(waiting: Sequence[CellStep], runs: Sequence[Run]) -> list[CellStep]:
     """The steps that will run: of those that cells have in common the first, and none that a run here has made already."""
     chosen: list[CellStep] = []
     common: set[str] = set()
-    for step in left:
+    for step in waiting:
         if step.common is not None:
             if step.common in common or donor(runs, step) is not None:
                 continue

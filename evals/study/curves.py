@@ -45,8 +45,8 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
                 [line.perplexity for line in lines],
                 [line.kept / line.n if line.n else None for line in lines],
             )
-            for axes, found in zip(panels, figures, strict=True):
-                y = np.array(found, dtype=float)
+            for axes, panel_lines in zip(panels, figures, strict=True):
+                y = np.array(panel_lines, dtype=float)
                 if (curve := (id(axes), x.tobytes(), y.tobytes())) in drawn:  # of a sweep that arms share
                     continue
                 drawn.add(curve)
@@ -75,8 +75,8 @@ def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     looks = dict(zip(dict.fromkeys(o.cell.seed for o in outcomes), itertools.cycle(LINES)))
     figure = Figure(figsize=(6.8, 1.5 * len(arms) + 0.4), layout="constrained")
     for row, arm in zip(figure.subplots(len(arms), 2, squeeze=False, sharex="row"), arms, strict=True):
-        mine = [o for o in outcomes if o.cell.arm.name == arm]
-        for o in mine:
+        arm_outcomes = [o for o in outcomes if o.cell.arm.name == arm]
+        for o in arm_outcomes:
             line = looks[o.cell.seed]
             begin = 0
             for r in o.rounds:
@@ -88,7 +88,7 @@ def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
                     "o",
                     color="#D55E00",
                     markersize=2.5,
-                    fillstyle="full" if o is mine[0] else "none",
+                    fillstyle="full" if o is arm_outcomes[0] else "none",
                 )
                 kl = [getattr(step, f"kl_{r.training.reference}_rmse") for step in r.steps]
                 row[1].plot(x, kl, color="#009E73", linewidth=0.8, linestyle=line)
@@ -112,7 +112,7 @@ def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
 
 def saved(figure: Figure) -> dict[str, bytes]:
     """By format, the same bytes for the same figure; text in SVG and PDF stays text."""
-    found = {}
+    files = {}
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "steer-heal", "pdf.fonttype": 42}):
         for kind in FORMATS:
             buffer = io.BytesIO()
@@ -122,5 +122,5 @@ def saved(figure: Figure) -> dict[str, bytes]:
                 "pdf": {"CreationDate": None, "Producer": None},
             }[kind]
             figure.savefig(buffer, format=kind, dpi=250, metadata=metadata)
-            found[kind] = buffer.getvalue()
-    return found
+            files[kind] = buffer.getvalue()
+    return files

@@ -56,7 +56,7 @@ def drive(plan: Plan) -> dict[str, str]:
     contained(plan.folder)
     hold(plan.folder, plan.folder / ".lock")
     everything = list(cell_steps(plan))
-    left = [step for step in everything if not step.done]
+    waiting = [step for step in everything if not step.done]
     for step in everything:
         if step.done:
             step.run.verify(step.number, step.stage)
@@ -65,11 +65,11 @@ def drive(plan: Plan) -> dict[str, str]:
             with _naming(cell):
                 _as_written(check(cell.config), cell, plan)
     console.print(
-        f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; "
+        f"{len(plan.cells)} cells, {len(everything) - len(waiting)} of {len(everything)} stages done; "
         "interrupt at any time, the same command goes on"
     )
-    _remove_old_students(plan, left)
-    making = to_make(left, runs_in(plan.folder))
+    _remove_old_students(plan, waiting)
+    making = to_make(waiting, runs_in(plan.folder))
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
     estimates = before(groups, plan.folder, [cell.run for cell in plan.cells])
@@ -77,8 +77,8 @@ def drive(plan: Plan) -> dict[str, str]:
         if error := exit_error(run_process(command, plan.folder / LOG, name=name), name, plan.folder / LOG):
             raise error
     stopped: dict[str, str] = {}
-    begun = time.monotonic()
-    for index, step in enumerate(left):
+    start = time.monotonic()
+    for index, step in enumerate(waiting):
         if step.cell.name in stopped:
             continue
         if step.cell.waits:
@@ -86,41 +86,41 @@ def drive(plan: Plan) -> dict[str, str]:
             if cell.waits:
                 stopped[cell.name] = _unsettled(plan, cell).render()
                 continue
-            left[index:] = [_of(cell, later) for later in left[index:]]
-            step = left[index]
+            waiting[index:] = [_of(cell, later) for later in waiting[index:]]
+            step = waiting[index]
         if _differs(step.cell):
             with _naming(step.cell):
                 open_run(step.cell.folder, plan.file, step.cell.overrides, said=step.cell.sources)
         runs = runs_in(plan.folder)
-        if step.common is not None and (known := donor(runs, step)) is not None:
-            take(known, step)
+        if step.common is not None and (source := donor(runs, step)) is not None:
+            take(source, step)
             continue
-        remaining = to_make([later for later in left[index:] if later.cell.name not in stopped], runs)
+        remaining = to_make([later for later in waiting[index:] if later.cell.name not in stopped], runs)
         console.print(
-            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, {to_go(estimates.left(remaining))})[/]"
+            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - start) / 60:.0f} min in, {to_go(estimates.left(remaining))})[/]"
         )
         error = _perform(step)
         if error:
-            said = error.render()
-            stopped[step.cell.name] = said
+            message = error.render()
+            stopped[step.cell.name] = message
             write_json(
-                step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": said}
+                step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": message}
             )
-            console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(said))}")
+            console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(message))}")
             continue
         estimates.ended(step.key, step.manifest)
         (step.cell.folder / STOPPED).unlink(missing_ok=True)
         if step.stage == STEP["full"]:  # the last of a cell; merged weights are large, and can be made again
             shutil.rmtree(step.run.students, ignore_errors=True)
     if stopped:
-        table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
+        table("cells that stopped", ["cell", "why"], [[name, reason(message)] for name, message in stopped.items()])
     return stopped
 
 
 def settled(plan: Plan, cell: Cell) -> Cell:
     """A cell whose tau is another arm's share, with its number where that arm is trained by now."""
     again = load(plan.file, plan.folder, plan.out)
-    return next(one for one in again.cells if (one.arm.name, one.seed) == (cell.arm.name, cell.seed))
+    return next(other for other in again.cells if (other.arm.name, other.seed) == (cell.arm.name, cell.seed))
 
 
 def _of(cell: Cell, step: CellStep) -> CellStep:
@@ -138,9 +138,9 @@ def _unsettled(plan: Plan, cell: Cell) -> SteerHealError:
     )
 
 
-def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:
+def _remove_old_students(plan: Plan, waiting: Sequence[CellStep]) -> None:
     """Of every cell: a study that was interrupted, and cells run by themselves, leave merged weights behind."""
-    first = {step.cell.name: step.number for step in reversed(left)}
+    first = {step.cell.name: step.number for step in reversed(waiting)}
     for cell in plan.cells:
         if cell.run.students.is_dir():
             cell.run.hold()

@@ -27,20 +27,20 @@ def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     arms = [name for name in dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "arm" and o.rounds)]
     figure = Figure(figsize=(3.4, 7.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, height_ratios=[1, 1, 1.1])
-    mine = [o for o in outcomes if o.rounds and o.cell.arm.role == "arm"]
+    arm_outcomes = [o for o in outcomes if o.rounds and o.cell.arm.role == "arm"]
     words = TRAIT[axis][2]
     _over_rounds(top, [o for o in outcomes if o.cell.arm.role == "arm"], arms, axis)
     top.set_ylabel(words, fontsize=8)
     top.set_title(f"(a) trait, {'lower' if axis == 'authority' else 'higher'} is more", loc="left", fontsize=8.5)
     if axis == "authority":
         top.invert_yaxis()
-    _incoherence(middle, mine, arms, axis)
+    _incoherence(middle, arm_outcomes, arms, axis)
     _frontier(bottom, [o for o in outcomes if o.rounds], arms, axis)
     handles = [Line2D([], [], color=LOOKS[stage][0], marker="*" if stage == "base" else "o", linestyle="", label=stage) for stage in ("base", "steered", "healed")]  # fmt: skip
     handles += [Line2D([], [], color="#555555", marker=_look(k)[0], linestyle=_look(k)[1], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
-    if any(why_broken(row, axis) for o in mine for row in o.rows):
-        what = "broken" if axis == "authority" else "text broken"
-        handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=what))
+    if any(why_broken(row, axis) for o in arm_outcomes for row in o.rows):
+        label = "broken" if axis == "authority" else "text broken"
+        handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=label))
     handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier, healed"))
     figure.legend(
         handles=handles,
@@ -69,7 +69,7 @@ def _beside(index: int, count: int) -> float:
 def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
     """Rounds of an arm with the rows of its seeds."""
     numbers = range(1, max((len(o.rounds) for o in outcomes), default=0) + 1)
-    found = []
+    by_round = []
     for number in numbers:
         rows = [
             row
@@ -77,8 +77,8 @@ def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list
             if o.cell.arm.name == arm and (row := o.at(number, stage)) is not None and row[key] is not None
         ]
         if rows:
-            found.append((number, rows))
-    return found
+            by_round.append((number, rows))
+    return by_round
 
 
 def _crossed(axes: Axes, x: float, y: float, row: Row, axis: Axis) -> None:
@@ -166,7 +166,7 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
     key, sign = TRAIT[axis][0], -1.0 if axis == "authority" else 1.0
     best: list[tuple[float, float]] = []
     drawn: set[tuple[str, float, float]] = set()
-    named: dict[str, tuple[float, float]] = {}
+    by_arm: dict[str, tuple[float, float]] = {}
     for o in outcomes:
         for row in o.rows:
             if row[key] is None or row["perplexity"] is None:
@@ -178,12 +178,12 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
                 best.append((row["perplexity"], sign * row[key]))
             name = o.cell.arm.name if control else stage if stage == "prompted" else ""
             if name:  # what every arm has in common is named once
-                named.setdefault(name, (row["perplexity"], row[key]))
+                by_arm.setdefault(name, (row["perplexity"], row[key]))
             if not control and (stage, row["perplexity"], row[key]) in drawn:  # of a stage that arms share
                 continue
             drawn.add((stage, row["perplexity"], row[key]))
             _point(axes, row, axis, control, arms.index(o.cell.arm.name) if not control else 0)
-    for (name, place), (across, up) in zip(named.items(), itertools.cycle([(5, 3), (5, -8), (-5, 6), (-5, -9)])):  # fmt: skip
+    for (name, place), (across, up) in zip(by_arm.items(), itertools.cycle([(5, 3), (5, -8), (-5, 6), (-5, -9)])):  # fmt: skip
         axes.annotate(name, place, xytext=(across, up), textcoords="offset points", fontsize=6, color="#333333", ha="left" if across > 0 else "right", zorder=6)  # fmt: skip
     best.sort()
     tops = list(itertools.accumulate((trait for _, trait in best), max))

@@ -30,7 +30,7 @@ def study_page(
     outcomes: Sequence[Outcome],
     rows: Sequence[Row],
     tables: Mapping[str, Sequence[Table]],
-    said: Sequence[str],
+    sentences: Sequence[str],
     figures: Mapping[str, Mapping[str, bytes]],
 ) -> str:
     """The page of a study.
@@ -38,7 +38,7 @@ def study_page(
     Args:
         rows: of results.json.
         tables: by group of the page.
-        said: sentences of the reading.
+        sentences: of the reading.
         figures: by name, the bytes of each format.
     """
     drawn = Shown(once(rows), [])
@@ -48,17 +48,19 @@ def study_page(
         name: PageSection(title, pictures(name, [(title, finding, for_page(figures[name]["svg"], f"{name}-0"))]))
         for name, (title, finding) in IN_PRINT.items()
     }
-    made = stages((f"{o.cell.name} {name}", manifest) for o in outcomes for name, manifest in o.manifests.items())
+    stage_table = stages(
+        (f"{o.cell.name} {name}", manifest) for o in outcomes for name, manifest in o.manifests.items()
+    )
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
     groups["results"].append(printed["study"])
     groups["texts"].append(PageSection("Generations", searchable(samples)))
     groups["training"] += [printed["doses"], printed["training"]]
     configuration = plan.file.read_text(encoding="utf-8")
-    groups["record"] += [PageSection(made.title, grid(made)), PageSection("Configuration", verbatim(configuration)), glossary()]  # fmt: skip
+    groups["record"] += [PageSection(stage_table.title, grid(stage_table)), PageSection("Configuration", verbatim(configuration)), glossary()]  # fmt: skip
     with_figures(groups, drawn, panels)
     top = [
         render("heading.html", title="What the arms came to"),
-        bullets(said),
+        bullets(sentences),
         shown(cards(outcomes)),
         *([render("before_after.html", sample=samples[0])] if samples else []),
         picture(drawn, panels),
@@ -87,9 +89,9 @@ def once(rows: Sequence[Row]) -> list[Row]:
 def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
     """The base and the last healed student of every arm and control of the first seed that has any."""
     seed = next(o.cell.seed for o in outcomes if o.rounds)
-    mine = [o for o in outcomes if o.rounds and o.cell.seed == seed]
-    columns: list[Column] = [("base", "base", mine[0].rounds[0].generations["base"])]
-    for o in mine:
+    seed_outcomes = [o for o in outcomes if o.rounds and o.cell.seed == seed]
+    columns: list[Column] = [("base", "base", seed_outcomes[0].rounds[0].generations["base"])]
+    for o in seed_outcomes:
         r = o.rounds[-1]
         columns.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[r.healed]))
     return columns

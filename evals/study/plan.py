@@ -148,7 +148,7 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         raise refuse(f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
-    there = {_key(run.config): run.folder for run in runs_in(folder)}
+    existing = {_key(run.config): run.folder for run in runs_in(folder)}
     for arm in study.arm:
         if configuration.resolve(path, arm.set)[1]["seed"] == "SET":  # which the cell's own would take the place of
             raise refuse(f"the set of {arm.name} has a seed", "seeds = [...], of the arm or of the study")
@@ -168,19 +168,21 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
                     if number is not None:
                         overrides = f"{overrides} train.tau={number!r}"
                         config = configuration.resolve(path, overrides)[0]
-                own = folder / f"{arm.name}-s{seed}"
-                where = own if waits else there.get(_key(config), own)
-                if waits and (own / "config.toml").is_file():
+                cell_folder = folder / f"{arm.name}-s{seed}"
+                where = cell_folder if waits else existing.get(_key(config), cell_folder)
+                if waits and (cell_folder / "config.toml").is_file():
                     raise SteerHealError(
-                        f"{own.name} was begun, and what its tau was taken from is not there",
+                        f"{cell_folder.name} was begun, and what its tau was taken from is not there",
                         given=f'tau = "{arm.tau}"',
                         expected="the trained round 1 of that arm",
                         next=f"restore it, or make all anew: {study_command(path, Path(f'{folder}-2'), out)}",
                     )
-                mine = (_key(config), words if waits else "")
-                if twin := next((c for c in cells if (_key(c.config), c.tau_words if c.waits else "") == mine), None):
+                identity = (_key(config), words if waits else "")
+                if twin := next(
+                    (c for c in cells if (_key(c.config), c.tau_words if c.waits else "") == identity), None
+                ):
                     raise refuse(f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
-                if not waits and _key(config) not in there and (where / "config.toml").is_file():
+                if not waits and _key(config) not in existing and (where / "config.toml").is_file():
                     raise SteerHealError(
                         f"the runs of {where.name} were begun with other settings",
                         given=where / "config.toml",
@@ -208,9 +210,9 @@ def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[Cell])
         raise ValueError(f"no arm {source.arm} of seed {seed} before it")
     if configuration.resolve(path, arm.set)[1]["train.tau"] == "SET":
         raise ValueError("its set has a train.tau as well")
-    mine, theirs = config.train.divergence, logged(reference.config.train.divergence)
-    if mine != theirs:
-        raise ValueError(f"its D is {mine}, and {source.arm} logs {theirs}")
+    ours, theirs = config.train.divergence, logged(reference.config.train.divergence)
+    if ours != theirs:
+        raise ValueError(f"its D is {ours}, and {source.arm} logs {theirs}")
     number = None if reference.waits else tau_of(source, reference.run, config)
     return number, f"{source.words}, in {reference.name}"
 
@@ -242,13 +244,13 @@ def depends(config: Config, stage: str) -> str:
     random = config.vector.direction == "random"
     place = {key.removeprefix("model.") for key in configuration.NOT_IN_RESULTS if key.startswith("model.")}
     model = config.model.model_dump(exclude=place)
-    found: list[Any] = [stage, model, config.vector, config.seed if random else None]
+    parts: list[Any] = [stage, model, config.vector, config.seed if random else None]
     if stage != "extract":
         judged = config.walks or config.sweep.until_kept is not None
-        found += [config.sweep, config.seed, config.filter if judged else config.filter.source == "prompted"]
+        parts += [config.sweep, config.seed, config.filter if judged else config.filter.source == "prompted"]
     if stage == "filter":
-        found.append(config.filter)
-    return repr(found)
+        parts.append(config.filter)
+    return repr(parts)
 
 
 def study_command(path: Path, folder: Path | None = None, out: Path | None = None) -> str:

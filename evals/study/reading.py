@@ -21,7 +21,7 @@ def reading(outcomes: Sequence[Outcome], axis: Axis, compared: tuple[str, list[C
     """Sentences: how far the study is, every arm in its last round, prompting, the arms at one shift, controls, cells that stopped."""
     return [
         _extent(outcomes, axis),
-        *[_arm(name, mine) for name, mine in _by_arm(outcomes, "arm").items()],
+        *[_arm(name, arm_outcomes) for name, arm_outcomes in _by_arm(outcomes, "arm").items()],
         *_prompted(outcomes),
         *_at_one_shift(axis, compared),
         *_controls(outcomes),
@@ -38,7 +38,7 @@ def _by_arm(outcomes: Sequence[Outcome], role: str) -> dict[str, list[Outcome]]:
 
 
 def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
-    whole = sum(len(o.rounds) == o.cell.rounds for o in outcomes)
+    complete = sum(len(o.rounds) == o.cell.rounds for o in outcomes)
     arms = {o.cell.arm.name for o in outcomes if o.cell.arm.role == "arm"}
     seeds = {o.cell.seed for o in outcomes}
     why = (
@@ -47,14 +47,14 @@ def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
         else "the forced choice says nothing of this base"
     )
     return (
-        f"{len(arms)} arms and {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}; {whole} of {len(outcomes)} cells reached their last round. "
+        f"{len(arms)} arms and {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}; {complete} of {len(outcomes)} cells reached their last round. "
         f"Arms are compared along {axis}, since {why}."
     )
 
 
-def _arm(name: str, mine: Sequence[Outcome]) -> str:
-    common = min(len(o.rounds) for o in mine)
-    rows = [row for o in mine if (row := o.at(common, "healed")) is not None]
+def _arm(name: str, outcomes: Sequence[Outcome]) -> str:
+    common = min(len(o.rounds) for o in outcomes)
+    rows = [row for o in outcomes if (row := o.at(common, "healed")) is not None]
     llr = "d_llr_opposite" if all(row.get("d_llr_opposite") is not None for row in rows) else "d_trait_llr"
     return (
         f"{name}, round {common}: verdict {_counted([row['verdict'] for row in rows])} by the forced choice, {_counted([row['text_verdict'] for row in rows])} by free text; "
@@ -85,7 +85,7 @@ def _at_one_shift(axis: Axis, compared: tuple[str, list[Comparison]] | None) -> 
     if compared is None:
         return []
     reference, comparisons = compared
-    middle = next((one for one in comparisons if one.share == MIDDLE), comparisons[0])
+    middle = next((comparison for comparison in comparisons if comparison.share == MIDDLE), comparisons[0])
     lines, same = [], []
     for arm in middle.arms:
         if arm.arm == reference or arm.against is None:
@@ -113,13 +113,13 @@ def _controls(outcomes: Sequence[Outcome]) -> list[str]:
     for control, theirs in _by_arm(outcomes, "control").items():
         above: list[str] = []
         not_above: list[str] = []
-        for name, mine in _by_arm(outcomes, "arm").items():
-            pairs = [(o, c) for o in mine for c in theirs if o.cell.seed == c.cell.seed]
+        for name, arm_outcomes in _by_arm(outcomes, "arm").items():
+            pairs = [(o, c) for o in arm_outcomes for c in theirs if o.cell.seed == c.cell.seed]
             gaps = [text_delta(texts_of(_healed(c)), texts_of(_healed(o))) for o, c in pairs]
-            known = [gap for gap in gaps if gap is not None and gap.interval is not None]
-            if known:
-                shown = all(gap.interval is not None and gap.interval[0] > 0 for gap in known)
-                (above if shown else not_above).append(name)
+            defined = [gap for gap in gaps if gap is not None and gap.interval is not None]
+            if defined:
+                all_positive = all(gap.interval is not None and gap.interval[0] > 0 for gap in defined)
+                (above if all_positive else not_above).append(name)
         if above:
             lines.append(
                 f"In round 1 the trait_llr of {', '.join(above)} lies above that of the control {control} in every seed."

@@ -28,13 +28,13 @@ def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
 
 def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Table:
     columns = ["arm, row", "verdict", f"d_{trait}", trait, "perplexity", "coherence as a whole", "auth_nats", "care_nats", "coherence", "coh_cost", "retain", "surgical", "kept", "dose kept / sweep's"]  # fmt: skip
-    lines, told = [], set()
+    lines, reported = [], set()
     for outcome in outcomes:
         for row in outcome.rows:
             if row["round"] == 0:  # of the original model, the same under every arm
-                if row["stage"] in told:
+                if row["stage"] in reported:
                     continue
-                told.add(row["stage"])
+                reported.add(row["stage"])
             steered = row["stage"] == "steered"
             counts = f"{row['n_kept']} of {row['n_kept'] + row['n_rejected']}" if steered else ""
             doses = f"{number(row['dose_kept'])} / {number(row['dose_sweep'])}" if steered else ""
@@ -70,19 +70,19 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
     seeds = dict.fromkeys(o.cell.seed for o in outcomes if o.cell.arm.role == "control" and o.rounds)
     names = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "control" and o.rounds))
     for seed in seeds:
-        mine = [o for o in outcomes if o.cell.seed == seed and o.rounds]
-        controls = {o.cell.arm.name: o for o in mine if o.cell.arm.role == "control"}
-        shown: list[tuple[str, Row, Outcome | None]]
-        shown = [("prompted", row, None) for row in [mine[0].at(0, "prompted")] if row is not None]
-        shown += [(o.cell.arm.name, row, o) for o in mine if (row := o.at(1, "healed")) is not None]
-        for name, row, o in shown:
-            less = []
+        seed_outcomes = [o for o in outcomes if o.cell.seed == seed and o.rounds]
+        controls = {o.cell.arm.name: o for o in seed_outcomes if o.cell.arm.role == "control"}
+        compared: list[tuple[str, Row, Outcome | None]]
+        compared = [("prompted", row, None) for row in [seed_outcomes[0].at(0, "prompted")] if row is not None]
+        compared += [(o.cell.arm.name, row, o) for o in seed_outcomes if (row := o.at(1, "healed")) is not None]
+        for name, row, o in compared:
+            differences = []
             for control in names:
                 if o is None or control not in controls or controls[control] is o:
-                    less.append("")
+                    differences.append("")
                     continue
                 gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)), trait)
-                less.append(number(None) if gap is None else show(gap))
+                differences.append(number(None) if gap is None else show(gap))
             first = o.rounds[0] if o is not None else None
             lines.append(
                 [
@@ -93,7 +93,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
                     ranged(row, "perplexity", "perplexity_ci", 2),
                     ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
                     number(row["coherence"], 2),
-                    *less,
+                    *differences,
                 ]
             )
     return Table(
@@ -154,40 +154,42 @@ def cyclic(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Table:
+def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) -> Table:
     """Every arm at each of the shifts, with the round and gate at which its path crosses it."""
-    seeds = list(dict.fromkeys(seed for one in found for arm in one.arms for seed in arm.seeds))
+    seeds = list(dict.fromkeys(seed for comparison in comparisons for arm in comparison.arms for seed in arm.seeds))
 
     def cell(estimate: Estimate | None) -> str:
         return number(None) if estimate is None else show(estimate)
 
     lines = []
-    for one in found:
-        for arm in one.arms:
-            own = arm.arm == reference
-            at = [arm.places.get(seed) for seed in seeds]
+    for comparison in comparisons:
+        for arm in comparison.arms:
+            is_reference = arm.arm == reference
+            students = [arm.places.get(seed) for seed in seeds]
             lines.append(
                 [
                     f"{arm.arm} at {number(arm.target)}",
-                    f"{one.share:g}",
+                    f"{comparison.share:g}",
                     cell(arm.price),
                     *[number(arm.seeds.get(seed)) for seed in seeds],
-                    "" if own else cell(arm.against),
-                    *["" if own else number(arm.gaps.get(seed), 3, True) for seed in seeds],
-                    "" if own else cell(arm.area),
+                    "" if is_reference else cell(arm.against),
+                    *["" if is_reference else number(arm.gaps.get(seed), 3, True) for seed in seeds],
+                    "" if is_reference else cell(arm.area),
                     *[
                         number(None)
                         if place is None
                         else f"{'dose' if arm.arm == STEERING else f'round {place[0]}, gate'} {place[1]:.2f}"
-                        for place in at
+                        for place in students
                     ],
                     number(None) if arm.arrived is None else f"{arm.arrived:.1%}",
                     arm.note,
                 ]
             )
-    if not any(arm.set_by for one in found for arm in one.arms):
+    if not any(arm.set_by for comparison in comparisons for arm in comparison.arms):
         lines = []
-        ends = dict.fromkeys(f"{arm.arm}: {arm.note}" for one in found for arm in one.arms if arm.note)
+        ends = dict.fromkeys(
+            f"{arm.arm}: {arm.note}" for comparison in comparisons for arm in comparison.arms if arm.note
+        )
         note = f"No arm moved along {axis} by its interval: there is no shift to compare at. {'. '.join(ends)}"
     else:
         note = (
@@ -218,8 +220,8 @@ def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Tab
 
 def provenance(outcomes: Sequence[Outcome]) -> Table:
     """Where the rows come from; more than one commit or machine is said."""
-    made = [o for o in outcomes if o.rounds]
-    manifests = [manifest for o in made for manifest in o.manifests.values()]
+    scored = [o for o in outcomes if o.rounds]
+    manifests = [manifest for o in scored for manifest in o.manifests.values()]
     commits = distinct(manifest.commit for manifest in manifests)
     several = " (the arms were not all made by one version of the code)" if ";" in commits else ""
     hours = sum(manifest.seconds for manifest in manifests) / 3600
@@ -227,7 +229,7 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
         "Provenance",
         ["what", "value"],
         [
-            *identified(made[0].cell.config, made[0].rounds[0].scores, manifests),
+            *identified(scored[0].cell.config, scored[0].rounds[0].scores, manifests),
             ["commit", commits + several],
             *computed(manifests),
             ["wall time", f"{hours:.1f} hours of stages, those taken from another cell counted in each"],
@@ -259,9 +261,9 @@ def _settings(of_arm: Sequence[Outcome]) -> str:
 
 
 def arms(outcomes: Sequence[Outcome]) -> Table:
-    seen: dict[str, list[Outcome]] = {}
+    by_arm: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        seen.setdefault(outcome.cell.arm.name, []).append(outcome)
+        by_arm.setdefault(outcome.cell.arm.name, []).append(outcome)
     return Table(
         "Arms",
         ["arm", "role", "settings", "seeds", "rounds", "what for"],
@@ -270,11 +272,11 @@ def arms(outcomes: Sequence[Outcome]) -> Table:
                 name,
                 o[0].cell.arm.role,
                 _settings(o),
-                ", ".join(str(one.cell.seed) for one in o),
+                ", ".join(str(member.cell.seed) for member in o),
                 str(o[0].cell.rounds),
                 o[0].cell.arm.says,
             ]
-            for name, o in seen.items()
+            for name, o in by_arm.items()
         ],
         prose=True,
     )

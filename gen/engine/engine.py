@@ -195,13 +195,13 @@ class Engine:
                     if not result.finished:
                         continue
                     index, request = running.pop(result.request_id)
-                    if (found := output_of(result, request)) is None:
+                    if (output := output_of(result, request)) is None:
                         again = replace(request, score=True)
                         waiting.appendleft((index, again, self._checked(again)))
                         continue
-                    outputs[index].append(found)
+                    outputs[index].append(output)
                     if on_done:
-                        on_done(index, found)
+                        on_done(index, output)
                     if then and (follower := then(index, outputs[index])) is not None:
                         waiting.appendleft((index, follower, self._checked(follower)))
         except BaseException:
@@ -250,8 +250,8 @@ def start(folder: Path, **options: Any) -> Engine:
 @contextlib.contextmanager
 def engine(folder: Path, **options: Any) -> Iterator[Engine]:
     """An Engine that is shut down afterwards."""
-    built = start(folder, **options)
+    llm = start(folder, **options)
     try:
-        yield built
+        yield llm
     finally:
-        built.close()
+        llm.close()

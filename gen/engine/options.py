@@ -93,12 +93,12 @@ def parallel_options(size: int) -> dict[str, Any]:
         return {}
     import torch
 
-    if (there := torch.cuda.device_count()) < size:
+    if (gpu_count := torch.cuda.device_count()) < size:
         raise SteerHealError(
             "there are fewer GPUs than an engine is split over",
-            given=f"model.tensor_parallel = {size}, {there} GPUs",
-            expected=f"at most {there}",
-            next=setting(f"model.tensor_parallel={there}"),
+            given=f"model.tensor_parallel = {size}, {gpu_count} GPUs",
+            expected=f"at most {gpu_count}",
+            next=setting(f"model.tensor_parallel={gpu_count}"),
             code=Exit.MACHINE,
         )
     return {"tensor_parallel_size": size}

@@ -88,11 +88,11 @@ class Registry:
 
         Raises BankFull.
         """
-        taken = {entry.slot for other, entry in self.loaded.items() if other != key} | self._used()
-        own = [self.loaded[key].slot] if key in self.loaded else []
-        others = [slot for slot in range(1, self.slots + 1) if slot not in own]
-        order = others + own if elsewhere else own + others
-        free = next((slot for slot in order if slot not in taken), None)
+        used_slots = {entry.slot for other, entry in self.loaded.items() if other != key} | self._used()
+        same_slot = [self.loaded[key].slot] if key in self.loaded else []
+        others = [slot for slot in range(1, self.slots + 1) if slot not in same_slot]
+        order = others + same_slot if elsewhere else same_slot + others
+        free = next((slot for slot in order if slot not in used_slots), None)
         if free is None:
             raise BankFull(
                 "more vectors than slots",
@@ -117,8 +117,10 @@ class Registry:
 
     def visible(self, owner: str) -> dict[str, Loaded]:
         """By name, the vectors that an API key's requests may name: the operator's and its own."""
-        own = key_of("", owner)
-        theirs = {key.removeprefix(own): entry for key, entry in self.loaded.items() if owner and key.startswith(own)}
+        prefix = key_of("", owner)
+        theirs = {
+            key.removeprefix(prefix): entry for key, entry in self.loaded.items() if owner and key.startswith(prefix)
+        }
         return {**theirs, **{key: entry for key, entry in self.loaded.items() if "/" not in key}}
 
     def begin(self, request_id: str, steer: Steer) -> None:
@@ -145,15 +147,15 @@ class Registry:
         Blocks are keyed by tokens alone: without a salt a prompt would read the keys and values of another coefficient. Raises
         SteerHealError for an unknown vector, coefficients that are not finite or too large, and anything else not understood.
         """
-        asked = {key: value for key, value in (extra or {}).items() if meant(key)}
-        if not asked:
+        arguments = {key: value for key, value in (extra or {}).items() if meant(key)}
+        if not arguments:
             return UNSTEERED, None
-        if unknown := sorted(set(asked) - set(KEYS)):
+        if unknown := sorted(set(arguments) - set(KEYS)):
             raise refuse("a steering field is unknown", unknown[0], ", ".join(KEYS))
-        self.slot_read(asked, owner)
-        if not (asked := {key: value for key, value in asked.items() if key != READ}):
+        self.slot_read(arguments, owner)
+        if not (arguments := {key: value for key, value in arguments.items() if key != READ}):
             return UNSTEERED, None
-        terms = read_terms(asked)
+        terms = read_terms(arguments)
         visible = self.visible(owner)
         vectors = [_named(term.vector, visible) for term in terms]
         self._admit(terms, vectors)

@@ -74,10 +74,10 @@ class Settings(BaseModel):
 def settings_of(vllm_config: Any) -> Settings | None:
     """The steering of an engine's configuration, or None."""
     extra = vllm_config.additional_config
-    found = extra.get("steering") if isinstance(extra, dict) else extra if isinstance(extra, Settings) else None
-    if found is None:
+    options = extra.get("steering") if isinstance(extra, dict) else extra if isinstance(extra, Settings) else None
+    if options is None:
         return None
-    settings = found if isinstance(found, Settings) else Settings.model_validate(found)
+    settings = options if isinstance(options, Settings) else Settings.model_validate(options)
     refuse_unsupported(vllm_config)
     if settings.read and vllm_config.aux_output_config.enabled:
         raise SteerHealError(

@@ -77,19 +77,19 @@ def _position(value: Any, prompt_tokens: int) -> int:
     return value
 
 
-def read_terms(asked: Mapping[str, Any]) -> list[Asked]:
+def read_terms(arguments: Mapping[str, Any]) -> list[Asked]:
     """The terms of a request's steering fields, in its order.
 
     Args:
-        asked: the fields, by names of KEYS and no other.
+        arguments: the fields, by names of KEYS and no other.
 
     Raises:
         SteerHealError: a term without a vector or a coefficient, values of another kind, no term or more than TERMS.
     """
-    single = {key.removeprefix(PREFIX): value for key, value in asked.items() if key != LIST}
+    single = {key.removeprefix(PREFIX): value for key, value in arguments.items() if key != LIST}
     terms = [_term(single)] if single else []
-    if LIST in asked:
-        terms += [_term(each) for each in _listed(asked[LIST])]
+    if LIST in arguments:
+        terms += [_term(each) for each in _listed(arguments[LIST])]
     if not 1 <= len(terms) <= TERMS:
         raise refuse("too many terms, or none", f"{len(terms)} terms", f"1 to {TERMS}")
     return terms

@@ -143,17 +143,17 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, frames in by_id.items():
         first = next(iter(frames.values()))
-        wanted = range(ORDERS[first["debias"]])
-        if lacking := [order for order in wanted if order not in frames]:
+        expected = range(ORDERS[first["debias"]])
+        if lacking := [order for order in expected if order not in frames]:
             raise SteerHealError(
                 "an item was not asked in every order",
                 given=f"{name}: orders {', '.join(map(str, lacking))} are missing",
-                expected=f"all {len(wanted)} orders of {first['debias']}",
+                expected=f"all {len(expected)} orders of {first['debias']}",
                 next="leave --limit out and set the number of items: --metadata '{\"items\": 28}'",
             )
-        lp = np.array([[frames[order]["lp"]] for order in wanted])
+        lp = np.array([[frames[order]["lp"]] for order in expected])
         vignette = Vignette.model_validate(first["vignette"])
-        score_row = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted), rotation=first["rotation"])
+        score_row = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(expected), rotation=first["rotation"])
         rows.append({**score_row, "instrument": first["instrument"], "template": first["template"]})
     return rows
 

@@ -152,15 +152,15 @@ class _Asking:
             **cell.condition.steering(len(cell.question) - 1),
         )
 
-    def then(self, index: int, done: Sequence[Output]) -> Request | None:
+    def then(self, index: int, outputs: Sequence[Output]) -> Request | None:
         from gen.engine.sampling import Request
 
         cell, read = self._cells[index], self._read
-        if len(done) == read.thoughts:
-            ids = done[0].token_ids
+        if len(outputs) == read.thoughts:
+            ids = outputs[0].token_ids
             self.thoughts[index] = ended(ids, self._renderer, self._tokenizer) if read.stop else ids
             return self._answer(cell, self.thoughts[index])
-        if self._free and cell.order == cell.sample == 0 and len(done) == read.thoughts + 1:
+        if self._free and cell.order == cell.sample == 0 and len(outputs) == read.thoughts + 1:
             prompt = self._renderer.free_answer(cell.question, self.thoughts[index], read.stop)
             return Request(
                 prompt,

@@ -37,7 +37,7 @@ def steering(arguments: Any) -> None:
     if (items := arguments.items) is not None and items < 1:
         raise SteerHealError("no items to score", given=f"--items {items}", expected="1 or more", next="--items 28")
     if alone or arguments.random < 0 or arguments.eval != "round":
-        said = (
+        problem = (
             f"--{alone[0]} without --vector"
             if alone
             else f"--random {arguments.random}"
@@ -46,7 +46,7 @@ def steering(arguments: Any) -> None:
         )
         raise SteerHealError(
             "options do not go together",
-            given=said,
+            given=problem,
             expected="--vector with --coefficient; --random from 0; --eval with --run",
             next="--vector FILE --coefficient 1 --random 3",
         )

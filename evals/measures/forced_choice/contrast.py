@@ -36,9 +36,9 @@ def contrast(a: Answers, foundation: int = AUTHORITY) -> Estimate | None:
     weight[truth == foundation] = 1 / (truth == foundation).sum()
     for f in others:
         weight[truth == f] = -1 / (len(others) * (truth == f).sum())
-    asked = weight != 0
-    parts = (weight * odds)[asked]
-    return estimate_of(Smooth(float(parts.sum()), parts), truth[asked])
+    has_weight = weight != 0
+    parts = (weight * odds)[has_weight]
+    return estimate_of(Smooth(float(parts.sum()), parts), truth[has_weight])
 
 
 def nearest(a: Answers, foundation: int = AUTHORITY) -> tuple[str, float] | None:

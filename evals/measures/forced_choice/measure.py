@@ -138,9 +138,15 @@ class ForcedChoice(Measure):
     def about(self, base: Columns, rows: Sequence[Columns], scores: Scores) -> list[str]:
         return about(base, rows, scores.debias)
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         draws = [row for row in extra if row["stage"] == "random"]
-        return [*over_random(mine), *over_decoy(mine), *among_draws(mine, draws), *ranked(mine), *not_wrong(mine)]
+        return [
+            *over_random(by_stage),
+            *over_decoy(by_stage),
+            *among_draws(by_stage, draws),
+            *ranked(by_stage),
+            *not_wrong(by_stage),
+        ]
 
 
 def _answers(scores: Scores, path: Path, again: str) -> Answers:

@@ -71,8 +71,8 @@ def left_by_reversal(a: Answers) -> Estimate | None:
     if a.setting.debias != "cyclic" or not a.scorable.any():
         return None
     places = by_position(a).mean(axis=1)
-    mine = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
-    return estimate_of(mean_of(mine), a.truth[a.scorable])
+    pairs = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
+    return estimate_of(mean_of(pairs), a.truth[a.scorable])
 
 
 def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
@@ -84,7 +84,9 @@ def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
     if keep.sum() < 3:
         return None
     values = single_orders(a)[:, :, AUTHORITY]
-    halves = [(values[:, list(one)].mean(1), values[:, list(other)].mean(1)) for one, other in _splits(values.shape[1])]
+    halves = [
+        (values[:, list(half)].mean(1), values[:, list(other)].mean(1)) for half, other in _splits(values.shape[1])
+    ]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         r = np.mean([_correlation(weights, x, y) for x, y in halves], axis=0)
@@ -97,10 +99,10 @@ def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
 def _splits(size: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Every division of the orders into two halves, once; of an odd number one half is the longer."""
     splits = []
-    for one in combinations(range(size), size // 2):
-        other = tuple(k for k in range(size) if k not in one)
-        if size % 2 or one < other:
-            splits.append((one, other))
+    for half in combinations(range(size), size // 2):
+        other = tuple(k for k in range(size) if k not in half)
+        if size % 2 or half < other:
+            splits.append((half, other))
     return splits
 
 

@@ -83,11 +83,11 @@ def generate(
         for prompt in prompts
         for sample in range(config.eval.generation_samples)
     ]
-    asked = {(prompt.id, c.system): renderer.under(prompt, c.system) for c in conditions for prompt in prompts}
+    rendered = {(prompt.id, c.system): renderer.under(prompt, c.system) for c in conditions for prompt in prompts}
     outputs = engine.run(
         [
             Request(
-                asked[prompt.id, condition.system],
+                rendered[prompt.id, condition.system],
                 config.eval.generation_tokens,
                 config.sweep.temperature,
                 config.sweep.top_p,
@@ -114,7 +114,7 @@ def generate(
         }
         for (condition, prompt, sample), output in zip(cells, outputs, strict=True)
     ]
-    behind = [asked[prompt.id, condition.system] for condition, prompt, _ in cells]
+    behind = [rendered[prompt.id, condition.system] for condition, prompt, _ in cells]
     own_losses = own_nll(engine, rows, behind, [condition for condition, _, _ in cells])
     return [{**row, "own_nll": value} for row, value in zip(rows, own_losses, strict=True)]
 
@@ -207,5 +207,5 @@ def _check_generations(rows: Sequence[Row], prompts: Sequence[Prompt], config: C
     ]
     if [(row.prompt_id, row.prompt, row.sample) for row in generations] != expected:
         raise ValueError(f"other prompts or samples than the {len(expected)} asked")
-    if any(len(row["completion_ids"]) != one.tokens for row, one in zip(rows, generations, strict=True)):
+    if any(len(row["completion_ids"]) != generation.tokens for row, generation in zip(rows, generations, strict=True)):
         raise ValueError("completion_ids of other lengths than their tokens")

@@ -83,9 +83,9 @@ def distance(base: torch.Tensor, other: torch.Tensor, targets: Sequence[int]) ->
 
     nll = nll_base = kl = 0.0
     with torch.inference_mode():
-        for at in range(0, len(targets), CHUNK):
-            chunk_targets = torch.tensor(list(targets[at : at + CHUNK]), device=base.device)
-            p, q = (logits[at : at + CHUNK].float().log_softmax(-1) for logits in (base, other.to(base.device)))
+        for begin in range(0, len(targets), CHUNK):
+            chunk_targets = torch.tensor(list(targets[begin : begin + CHUNK]), device=base.device)
+            p, q = (logits[begin : begin + CHUNK].float().log_softmax(-1) for logits in (base, other.to(base.device)))
             place = torch.arange(len(chunk_targets), device=base.device)
             nll_base -= float(p[place, chunk_targets].double().sum())
             nll -= float(q[place, chunk_targets].double().sum())

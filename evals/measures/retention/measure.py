@@ -222,8 +222,8 @@ class Retention(Measure):
         return Compared(columns, {"ret_nll": ret_nll, "ret_kl": ret_kl})
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
-        asked = [row for row in rows if row["ret_by_kind"] is not None]
-        kinds = [part["kind"] for part in asked[0]["ret_by_kind"]] if asked else []
+        taken = [row for row in rows if row["ret_by_kind"] is not None]
+        kinds = [part["kind"] for part in taken[0]["ret_by_kind"]] if taken else []
         return [
             Table(
                 "Retention",
@@ -235,17 +235,17 @@ class Retention(Measure):
                         ranged(row, "ret_kl", "ret_kl_ci", 4),
                         *[number(part["ret_kl"], 4) for part in row["ret_by_kind"]],
                     ]
-                    for row in asked
+                    for row in taken
                 ],
                 "On frozen neutral texts, nats per token: the change of the tokens' negative log-probability, KL(base || condition) over the full vocabulary, and the "
                 "same KL by kind of text. Brackets are 95 % bootstrap intervals over texts.",
             )
         ]
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         lines = []
         for stage in ("steered", "healed"):
-            row = mine.get(stage)
+            row = by_stage.get(stage)
             if row is not None and row["ret_kl"] is not None:
                 state = "broken" if row["ret_kl"] > BROKEN else "degraded" if row["ret_kl"] > DEGRADED else "kept"
                 kl = ranged(row, "ret_kl", "ret_kl_ci", 3)

@@ -124,10 +124,10 @@ def levels_said(rows: Sequence[Row], field: str, digits: int = 3, signed: bool =
     for row in chosen:
         arm = f"{row['arm']} " if "role" in row and row["round"] else ""
         by.setdefault(f"{arm}{row['stage']}", []).append(row[field])
-    said = ", ".join(
+    levels = ", ".join(
         f"{name} {number(sum(values) / len(values), digits, signed)}" for name, values in list(by.items())[:8]
     )
-    return said or "no row has a figure"
+    return levels or "no row has a figure"
 
 
 def moved_said(rows: Sequence[Row], change: str, words: str) -> str:
