@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from gen.gates import GATES, gate_list
 from shared import outputs
+from shared.glossary import define
 from shared.options import Group, Options, add_file_options, benchmark, number, parser, port, positive, share, whole
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
@@ -42,7 +43,7 @@ def sweep_options() -> Options:
         "--coefficients",
         nargs="+",
         type=number,
-        help="multiples of the vector; include 0 for the unsteered completions that the filter compares with",
+        help=f"{define('coefficient')}; include 0 for the unsteered completions that the filter compares with",
     )
     files.add_argument(
         "--samples", type=positive, help="completions per prompt and coefficient (default: sweep.samples)"
@@ -72,14 +73,14 @@ def sweep_options() -> Options:
 
 def settings_of_sweep(arguments: argparse.Namespace) -> list[str]:
     """The options of a sweep that stand for configuration keys, as SET would have them."""
-    given = {
+    values = {
         "sweep.samples": arguments.samples,
         "sweep.dose": arguments.dose,
         "sweep.survival": arguments.survival,
         "sweep.workers": arguments.workers,
         "cluster.address": arguments.cluster,
     }
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [f"{key}={value}" for key, value in values.items() if value is not None]
 
 
 def filter_options() -> Options:
@@ -184,7 +185,7 @@ def _add_server_options(options: Options) -> None:
         type=gate_list,
         default=list(GATES),
         metavar="0,0.5,1",
-        help="of the newest round of --history, made ahead (default: 0,0.25,0.5,0.75,1)",
+        help=f"gates of the newest round of --history, made ahead; a gate is {define('gate')} (default: 0,0.25,0.5,0.75,1)",
     )
     options.add_argument(
         "--read", action="store_true", help="let requests ask for projections of the residual stream (steer_read)"

@@ -1,11 +1,12 @@
-"""The definitions of every term, in one place: docs/glossary.md, the report's pages and --help take them from here.
+"""The definitions of every term, in one place: docs/glossary.md, README.md, the report's pages and --help take them from here.
 
-`python -m shared.glossary > docs/glossary.md` writes the page anew; a test keeps the two equal.
+`python -m shared.glossary` writes docs/glossary.md and the block of README.md anew; a test keeps them equal to the code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 GLOSSARY: Mapping[str, Mapping[str, str]] = {
     "Method": {
@@ -137,6 +138,31 @@ def definition(term: str) -> str | None:
     return next((terms[term] for terms in GLOSSARY.values() if term in terms), None)
 
 
+def define(term: str) -> str:
+    """The definition of a term, for a help text. Raises KeyError for a word that is not in the glossary."""
+    meaning = definition(term)
+    if meaning is None:
+        raise KeyError(term)
+    return meaning
+
+
+def words(*terms: str) -> str:
+    """The definitions of several terms in one line, for the end of a command's help. Raises KeyError as `define` does."""
+    return "; ".join(f"{term}: {define(term)}" for term in terms) + "."
+
+
+# The terms of the README, a line each.
+README = (
+    ("steering vector", "coefficient"),
+    ("student", "healed"),
+    ("barrier", "tau", "gate"),
+    ("trait_llr", "llr_opposite"),
+    ("forced choice", "auth_nats", "axis"),
+    ("perplexity", "ret_kl"),
+)
+OPEN, CLOSE = "<!-- glossary -->\n", "<!-- /glossary -->"
+
+
 def markdown() -> str:
     """docs/glossary.md."""
     parts = [
@@ -148,5 +174,26 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
+def with_glossary(page: str) -> str:
+    """A page with the terms of README between its markers. Raises ValueError for a page that has not exactly one such block."""
+    before, opened, rest = page.partition(OPEN)
+    _, closed, after = rest.partition(CLOSE)
+    if not opened or not closed or OPEN in after or CLOSE in after:
+        raise ValueError(f"not one block between {OPEN.strip()} and {CLOSE}")
+    lines = [" ".join(f"**{term}**: {define(term)}." for term in terms) for terms in README]
+    return f"{before}{OPEN}{''.join(f'- {line}{chr(10)}' for line in lines)}{CLOSE}{after}"
+
+
+def main() -> None:
+    """Write docs/glossary.md and the glossary of README.md, below the working folder."""
+    from shared.console import say  # the schema imports this file, and these import the schema
+    from shared.publish import write_text
+
+    readme, page = Path("README.md"), Path("docs/glossary.md")
+    write_text(readme, with_glossary(readme.read_text(encoding="utf-8")))
+    write_text(page, markdown())
+    say(f"wrote {page} and the glossary of {readme}")
+
+
 if __name__ == "__main__":
-    print(markdown(), end="")
+    main()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from shared.commands import setting
 from shared.divergences import DIVERGENCES, DivergenceName
 from shared.errors import SteerHealError
+from shared.glossary import define
 from shared.strict import check_values, repeated
 
 Aggregate = Literal["rmse", "mean", "p95", "max"]
@@ -109,8 +110,8 @@ class ModelConfig(Section):
     @field_validator("chat_template_kwargs")
     @classmethod
     def _of_the_template(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(given.keys() & RENDERING):
-            raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
+        if reserved := sorted(given.keys() & RENDERING):
+            raise ValueError(f"{', '.join(reserved)} is decided here, not by a configuration")
         for name, value in given.items():
             no_truth_as_text(value, name)
         try:
@@ -149,7 +150,7 @@ class VectorConfig(Section):
 
 class SweepConfig(Section):
     coefficients: list[float] = Field(
-        [0.25, 0.5, 0.75, 1.0], min_length=1, description="multiples of the raw vector; 0 is sampled besides"
+        [0.25, 0.5, 0.75, 1.0], min_length=1, description=f"coefficient: {define('coefficient')}; 0 is sampled besides"
     )
     dilemmas: str = Field(
         "embedded",
@@ -196,10 +197,15 @@ class SweepConfig(Section):
 
 
 class FilterConfig(Section):
-    perplexity_ratio: float = Field(5.0, gt=0, description="highest perplexity, as a multiple of the unsteered median")
+    perplexity_ratio: float = Field(
+        5.0, gt=0, description=f"highest perplexity, as a multiple of the unsteered median; {define('perplexity')}"
+    )
     last_quarter_ratio: float = Field(8.0, gt=0, description="the same for the completion's last quarter")
     distinct_3_quantile: float = Field(
-        0.05, ge=0, le=1, description="distinct-3 must reach this quantile of the unsteered completions"
+        0.05,
+        ge=0,
+        le=1,
+        description=f"distinct-3 must reach this quantile of the unsteered completions; {define('distinct-3')}",
     )
     max_loop_share: float = Field(
         0.3, ge=0, le=1, description="largest share of tokens in one verbatim loop of any period"
@@ -207,7 +213,10 @@ class FilterConfig(Section):
     min_tokens: int = Field(8, ge=1, description="shortest completion, tokens")
     drop_truncated: bool = Field(True, description="reject completions that ran into max_tokens")
     trait_llr_quantile: float = Field(
-        0.5, ge=0, le=1, description="trait_llr must reach this quantile of the unsteered completions"
+        0.5,
+        ge=0,
+        le=1,
+        description=f"trait_llr must reach this quantile of the unsteered completions; {define('trait_llr')}",
     )
     off: bool = Field(False, description="keep every completion that has tokens, as a control")
     source: Literal["steered", "unsteered", "prompted"] = Field(
@@ -220,11 +229,11 @@ class FilterConfig(Section):
 class TrainConfig(Section):
     divergence: DivergenceName = Field(
         "kl_rev",
-        description=f"D of the barrier: {', '.join(f'{name} ({entry.meaning})' for name, entry in DIVERGENCES.items())}",
+        description=f"{define('divergence')}: {', '.join(f'{name} ({entry.meaning})' for name, entry in DIVERGENCES.items())}",
     )
-    lam: float = Field(0.1, ge=0, description="lambda, weight of relu(D - tau)")
+    lam: float = Field(0.1, ge=0, description=f"lambda, {define('lambda')}, relu(D - tau)")
     lam_round_power: float = Field(0.0, description="lambda in round r is lam * r ** lam_round_power")
-    tau: float = Field(0.3, ge=0, description="divergence left free, nats")
+    tau: float = Field(0.3, ge=0, description=define("tau"))
     aggregate: Aggregate = Field("rmse", description="how per-position KL becomes D")
     reference: Literal["base", "previous"] = Field(
         "base", description="the original (all gates off) or the previous round's student"
@@ -302,7 +311,7 @@ class EvalConfig(Section):
         False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
     )
     coefficients: list[float] = Field(
-        [], description="further doses scored in a round, multiples of the vector; the mean of the kept rows always is"
+        [], description="further coefficients scored in a round; the mean of the kept rows always is"
     )
     random_draws: int = Field(
         9,
@@ -314,7 +323,8 @@ class EvalConfig(Section):
         description="steer with a vector of each decoy persona of vector.trait as well, as long as the trait's: a harder null than random directions",
     )
     gates: list[float] = Field(
-        [], description="gates of the round at which its healed student is scored as well; it always is at 1"
+        [],
+        description=f"gates of the round at which its healed student is scored as well; it always is at 1; a gate is {define('gate')}",
     )
     free_tokens: int = Field(
         24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
