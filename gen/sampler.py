@@ -81,14 +81,11 @@ class Sampler:
                 coefficient=row.coefficient,
                 sample=row.sample,
                 seed=row.seed,
-                perplexity=measures.perplexity,
-                perplexity_last_quarter=measures.perplexity_last_quarter,
-                trait_llr=measures.trait_llr,
-                distinct_3=measures.distinct_3,
                 prompted=row.prompted,
                 logprobs=record(ids, output.token_ids, students.get(place, measures.logprobs), measures.logprobs)
                 if place in chosen
                 else None,
+                **measures.row_fields,
             )
             for place, (row, ids, output, measures) in enumerate(zip(rows, neutral, sampled, scores, strict=True))
         ]

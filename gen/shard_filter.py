@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gen.columns import schema
 from gen.outcome import Outcome, Starved, print_reasons, print_sweep, refuse_starvation
 from gen.processes import process_pool
 from gen.rules import Yardstick, judge
-from gen.shards import Shard, is_sharded, read_manifest_of, schema, verified, write_manifest
+from gen.shards import Shard, is_sharded, read_manifest_of, verified, write_manifest
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.filter_record import NAME

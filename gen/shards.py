@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from gen.columns import schema
 from gen.windows import Windows
 from shared.commands import removal
 from shared.errors import SteerHealError
@@ -46,26 +47,6 @@ class Manifest(Record):
 
     rows: Count
     shards: list[Shard]
-
-
-def schema() -> pyarrow.Schema:
-    """The columns of a completion, as shared.records.Completion has them."""
-    import pyarrow as pa
-
-    text, number, count, ids, series = (
-        pa.string(),
-        pa.float64(),
-        pa.int64(),
-        pa.list_(pa.int32()),
-        pa.list_(pa.float64()),
-    )
-    reason = pa.struct({"rule": text, "value": number, "limit": number, "text": text})
-    measures = dict.fromkeys(("perplexity", "perplexity_last_quarter", "trait_llr", "distinct_3"), number)
-    columns = {
-        "version": count, "key": text, "prompt_ids": ids, "completion_ids": ids, "text": text, "finish_reason": text, "coefficient": number, "sample": count, "seed": count, "prompted": pa.bool_(),
-        **measures, "reasons": pa.list_(reason), "logprobs": pa.struct({"ids": text, "student": series, "original": series}),
-    }  # fmt: skip
-    return pa.schema(columns)
 
 
 def table_of(rows: bytes) -> pyarrow.Table:

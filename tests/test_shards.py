@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.parquet
@@ -16,6 +16,7 @@ import pytest
 from conftest import command
 
 from gen import shards
+from gen.columns import column_type, schema
 from gen.commandline import named_after
 from gen.filter import Source, split
 from gen.plan import Job, Planned
@@ -353,3 +354,15 @@ def test_too_few_rows_for_a_draw_are_refused_with_the_next_command(tmp_path: Pat
         load(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=4")[0])
     assert "3 rows; 1 without a completion and 1 longer" in str(error.value.given)
     assert "sweep.samples=2" in str(error.value.next) and "train.rows=3" in str(error.value.next)
+
+
+def test_every_field_of_a_completion_has_its_column() -> None:
+    import pyarrow as pa
+
+    columns = {field.name: field.type for field in schema()}
+    assert list(columns) == list(Completion.model_fields)
+    assert columns["completion_ids"] == pa.list_(pa.int32()) and columns["trait_llr"] == pa.float64()
+    assert columns["reasons"].value_type.field("limit").type == pa.float64()
+    assert column_type(Annotated[int, "a bound"] | None) == pa.int64()
+    with pytest.raises(TypeError, match="no column"):
+        column_type(dict[str, str])
