@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from shared.divergences import has_barrier
+
 Result = tuple[torch.Tensor, torch.Tensor | None]
 Function = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], Result]
 
@@ -48,5 +50,5 @@ FUNCTIONS: dict[str, Function] = {"kl_fwd": forward_kl, "kl_rev": reverse_kl, "j
 
 
 def function_of(name: str) -> Function:
-    """The function of a divergence; of one without a barrier, what is logged in its place: KL(theta || ref)."""
-    return FUNCTIONS.get(name, reverse_kl)
+    """The function of a divergence; where the objective has no barrier, KL(theta || ref), which is logged all the same."""
+    return FUNCTIONS[name] if has_barrier(name) else reverse_kl
