@@ -38,7 +38,7 @@ FULL = ("items", "full_items", "debias")  # of eval, which EVAL=full sets in its
 CLOSE = 1e-9  # of sums in another order
 
 
-def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str) -> None:
+def refuse_unrecorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str) -> None:
     """Raise SteerHealError for a file that no manifest records, and for settings that are not the run's. mode: the step of scoring."""
     for stage, names in FILES.items():
         for name in names:
@@ -47,7 +47,7 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str
                 raise _disagree(
                     run, number, manifests, f"{path} is not among the outputs of its manifest", f"what {stage} made"
                 )
-    for stage, manifest in read_by(manifests, mode):
+    for stage, manifest in stages_read(manifests, mode):
         if changed := list(_other_settings(run.config, stage, manifest.settings)):
             raise SteerHealError(
                 f"round {number} {stage} was made with other settings than the run's",
@@ -57,7 +57,7 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str
             )
 
 
-def read_by(manifests: Mapping[str, Manifest], mode: str) -> list[tuple[str, Manifest]]:
+def stages_read(manifests: Mapping[str, Manifest], mode: str) -> list[tuple[str, Manifest]]:
     """The stages whose files a report of this step of scoring reads: the round's own scores may be older than its full ones."""
     return [(stage, manifests[stage]) for stage in (*STAGES[:-1], mode) if stage in manifests]
 
@@ -80,7 +80,7 @@ def _other_settings(config: Config, stage: str, settings: Mapping[str, Any]) -> 
         yield from differences(old, new, name)
 
 
-def counted(run: Run, r: Round, mode: str) -> None:
+def refuse_other_counts(run: Run, r: Round, mode: str) -> None:
     """Raise SteerHealError where the files of a round differ in what they count, or in what was sampled, kept or asked."""
     step, train = r.manifests[mode], run.config.train
     scored = r.scores.conditions
@@ -211,7 +211,7 @@ def _asked(run: Run, number: int, conditions: Sequence[tuple[str, Round]]) -> No
             )
 
 
-def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
+def refuse_mixed_rounds(run: Run, rounds: Sequence[Round], mode: str) -> None:
     """Raise SteerHealError unless the stages of all rounds had one model, one setting each, and the same files from outside."""
     first = rounds[0].manifests
     makers = {"first vector": ("extract", "vector.safetensors"), "unsteered": ("sweep", "sweep.jsonl")}  # of round 1
@@ -221,7 +221,7 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
     }
     model: str | None = None
     for r in rounds:
-        for stage, manifest in read_by(r.manifests, mode):
+        for stage, manifest in stages_read(r.manifests, mode):
             if manifest.model is not None and manifest.model.name != run.config.model.name:
                 raise _disagree(
                     run,

@@ -11,8 +11,13 @@ import numpy as np
 from evals.conditions import Condition, Weights, randoms, refuse_duplicate_conditions
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import answered, free_of, of_answers
-from evals.measures.forced_choice.checks import checked, fits, reaches, steering
+from evals.measures.forced_choice.cached import cached_or_asked, free_of, of_answers
+from evals.measures.forced_choice.checks import (
+    refuse_sampling_options,
+    refuse_steering_options,
+    refuse_too_long,
+    refuse_unread_settings,
+)
 from evals.measures.forced_choice.contrast import contrast
 from evals.measures.forced_choice.instrument import Renderer, load_instrument
 from evals.measures.forced_choice.levels import levels
@@ -28,7 +33,7 @@ from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.context import fitted
 from shared.errors import SteerHealError
-from shared.folding import gated, gates_of
+from shared.folding import folded_at_gates, gates_of
 from shared.instrument import FOUNDATIONS
 from shared.locks import hold
 from shared.models import cache_folder
@@ -43,11 +48,11 @@ from shared.vignettes import load_vignettes
 
 def score(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
-    steering(arguments)
+    refuse_steering_options(arguments)
     out = arguments.outputs[0]
     config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
     guard(arguments.outputs, settings_of(config))
-    reaches(sources)
+    refuse_unread_settings(sources)
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
     config = fitted(config, origin.context)
@@ -63,7 +68,7 @@ def score(arguments: Any) -> None:
     read = Read(
         arguments.debias, arguments.think, arguments.samples, arguments.temperature, arguments.top_k, config.seed, arguments.stop
     )  # fmt: skip
-    checked(read, arguments.free_tokens)
+    refuse_sampling_options(read, arguments.free_tokens)
     if arguments.adapter:
         readable(arguments.adapter)
     if arguments.prompted:
@@ -73,7 +78,7 @@ def score(arguments: Any) -> None:
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
     renderer = Renderer(chat, instrument)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
-    fits(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
+    refuse_too_long(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
     cache = None
     if arguments.cache:
         weights = (student.fingerprint, dtype)
@@ -94,7 +99,7 @@ def score(arguments: Any) -> None:
         model.serve(student)
         for name, vector in vectors.items():
             model.load(name, vector)
-        answered_rows = answered(
+        answered_rows = cached_or_asked(
             model, renderer, vignettes, Weights(arguments.model, student, conditions), read, chat.tokenizer, free, cache
         )
     rows = [
@@ -141,7 +146,7 @@ def _adapter(arguments: Any) -> Path | None:
         raise SteerHealError(
             "a gate needs an adapter", given=f"--gate {arguments.gate[0]}", expected="--adapter too", next="--adapter FOLDER"
         )  # fmt: skip
-    return gated(arguments.adapter, gates, cache_folder() / "gated")
+    return folded_at_gates(arguments.adapter, gates, cache_folder() / "gated")
 
 
 def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from evals.rows import ONCE
 from gen.students import Student
 from shared.errors import SteerHealError
-from shared.folding import gated
+from shared.folding import folded_at_gates
 from shared.schema import EvalConfig
 from shared.strict import repeated
 from shared.traits import Trait
@@ -138,7 +138,7 @@ def after_training(
     for gate in gates:
         if f"{gate:g}" == "1":
             continue
-        out = gated(history, {number: gate}, folder)
+        out = folded_at_gates(history, {number: gate}, folder)
         name = f"healed-{gate:g}"
         condition = Condition("healed", name, headline=False, gate=gate)
         groups.append(Weights(f"gate {gate:g}", student(out), [condition], out))

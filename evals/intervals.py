@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.statistics import ROUNDING, Estimate, pooled
+from evals.statistics import ROUNDING, Estimate, resampling_strata
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def spread_of(influence: np.ndarray, strata: np.ndarray, scale: float = 1.0) -> 
     Strata of one item are one group together, as in `statistics.pooled`: their means differ, so that the error is rather too large.
     None where nothing says how far items of a stratum lie apart. An error below 1e-12 of scale counts as 0.
     """
-    groups = pooled(strata)
+    groups = resampling_strata(strata)
     if groups is None or not np.isfinite(influence).all():
         return None
     _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)

@@ -18,8 +18,8 @@ from evals.conditions import Condition, Weights
 from evals.intervals import estimate_of, mean_of
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import answered, free_of
-from evals.measures.forced_choice.checks import checked, fits
+from evals.measures.forced_choice.cached import cached_or_asked, free_of
+from evals.measures.forced_choice.checks import refuse_sampling_options, refuse_too_long
 from evals.measures.forced_choice.contrast import contrast
 from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
@@ -40,7 +40,7 @@ from shared.publish import write_json
 from shared.records import Vignette
 from shared.run import Run, open_run
 from shared.schema import Config
-from shared.think import FILE, adopt, untold
+from shared.think import FILE, adopt, may_adopt
 from shared.traits import load_trait
 from shared.vignettes import load_vignettes
 
@@ -66,7 +66,7 @@ class Budget:
     reason: str | None
 
 
-def measured(a: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
+def budget_of(a: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
     """The figures and the verdict of one budget, from the base's answers."""
     keep = a.scorable
     p, strata = a.p[keep], a.truth[keep]
@@ -98,24 +98,24 @@ def scan(
     """One budget after the other, each from an empty prefix cache, so that none is timed with the questions of the one before."""
     weights = Weights("the base", base, [Condition("base", "base")])
     tokenizer = renderer.chat.tokenizer
-    answered(model, renderer, vignettes[:1], weights, reads[0], tokenizer, None, None)  # what is compiled, is
+    cached_or_asked(model, renderer, vignettes[:1], weights, reads[0], tokenizer, None, None)  # what is compiled, is
     for read in reads:
         model.reset_cache()
         start = time.monotonic()
-        rows = answered(model, renderer, vignettes, weights, read, tokenizer, None, None)["base"]
+        rows = cached_or_asked(model, renderer, vignettes, weights, read, tokenizer, None, None)["base"]
         seconds = time.monotonic() - start
         a = answers([ScoreRow.model_validate(row) for row in rows], None, "the same command")  # type: ignore[arg-type]
-        yield measured(a, read.think, seconds, foundation)
+        yield budget_of(a, read.think, seconds, foundation)
 
 
-def least(budgets: Sequence[Budget]) -> Budget | None:
+def least_budget(budgets: Sequence[Budget]) -> Budget | None:
     """The fewest think tokens with which the model can do the task, None where it cannot at any budget."""
     return min((budget for budget in budgets if budget.refused is None), key=lambda budget: budget.think, default=None)
 
 
 def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
     """What the budgets say, in plain words."""
-    name, budget = FOUNDATIONS[foundation], least(budgets)
+    name, budget = FOUNDATIONS[foundation], least_budget(budgets)
     tried = ", ".join(str(candidate.think) for candidate in sorted(budgets, key=lambda candidate: candidate.think))
     if budget is None:
         closest = max(budgets, key=lambda candidate: candidate.contrast.interval[0] if candidate.contrast and candidate.contrast.interval else float("-inf"))  # fmt: skip
@@ -198,14 +198,14 @@ def of_run(run: Run, thinks: Sequence[int]) -> Asked:
     return Asked(config, vignettes, instrument, reads, run.folder / FILE)
 
 
-def roomy(subject: Asked, renderer: Renderer, longest: int) -> list[Read]:
+def reads_that_fit(subject: Asked, renderer: Renderer, longest: int) -> list[Read]:
     """The reads of a run whose questions, thoughts and free answers fit into the context. Raises SteerHealError where not even the first does."""
     free, systems = free_of(subject.config.eval.free_tokens), [None, load_trait(subject.config.scored_trait).trait]
-    fits(renderer, subject.vignettes, subject.reads[0], free, longest, systems)
+    refuse_too_long(renderer, subject.vignettes, subject.reads[0], free, longest, systems)
     rooms = []
     for read in subject.reads:
         try:
-            fits(renderer, subject.vignettes, read, free, longest, systems)
+            refuse_too_long(renderer, subject.vignettes, read, free, longest, systems)
         except SteerHealError as error:
             console.print(f"{read.think} think tokens are not tried: {error.given}", markup=False)
             break
@@ -230,7 +230,7 @@ def main() -> None:
     config, vignettes = subject.config, subject.vignettes
     foundation = foundation_of_trait(config.scored_trait if run else config.vector.trait)
     for read in subject.reads:
-        checked(read)
+        refuse_sampling_options(read)
     origin = resolve_model(config.model.name, config.model.revision)
     config = fitted(config, origin.context)
     guard(arguments.outputs, [origin.place])
@@ -242,9 +242,9 @@ def main() -> None:
     renderer = Renderer(chat, subject.instrument)
     longest, reads = config.model.max_model_len, subject.reads
     if run:
-        reads = roomy(subject, renderer, longest)
+        reads = reads_that_fit(subject, renderer, longest)
     else:
-        fits(renderer, vignettes, reads[-1], None, longest, [None])
+        refuse_too_long(renderer, vignettes, reads[-1], None, longest, [None])
     base = Student(origin.folder, fingerprint=origin.fingerprint)
     from gen.engine.engine import engine
 
@@ -262,7 +262,7 @@ def main() -> None:
         budgets = list(scan(model, renderer, vignettes, reads, base, foundation))
     debias = reads[0].debias
     print_budgets(budgets, len(vignettes), debias, foundation)
-    words, budget = sentence(budgets, len(vignettes), foundation), least(budgets)
+    words, budget = sentence(budgets, len(vignettes), foundation), least_budget(budgets)
     console.print(words, markup=False)
     if subject.out:
         record = {
@@ -282,7 +282,7 @@ def main() -> None:
     if run is None:
         if budget:
             console.print(f"a run with it: {setting(f'eval.think={budget.think}')}", markup=False)
-    elif budget and untold(run):
+    elif budget and may_adopt(run):
         adopt(run, budget.think)
         say(f"eval.think = {budget.think} from here on, in {run.folder / 'config.toml'}")
     else:

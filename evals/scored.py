@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from evals.agree import counted, one_thing, recorded
+from evals.agree import refuse_mixed_rounds, refuse_other_counts, refuse_unrecorded
 from evals.measures.forced_choice.answers import refuse
 from evals.measures.registry import measures_of
 from evals.round import Round
@@ -72,7 +72,7 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
                     expected="rounds that build on each other",
                     next=stage_command(run.folder, after.number, stage, rebuild=True),
                 )
-    one_thing(run, rounds, STEP[mode])
+    refuse_mixed_rounds(run, rounds, STEP[mode])
     return rounds
 
 
@@ -91,7 +91,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         if stage != STEP["round"] or mode == "round" or run.manifest(number, stage).is_file()
     }
     _one_chain(run, number, manifests, STEP[mode])
-    recorded(run, number, manifests, STEP[mode])
+    refuse_unrecorded(run, number, manifests, STEP[mode])
     name = folder.relative_to(run.folder).as_posix()
     if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(
@@ -116,7 +116,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         manifests,
         _limits(run, number, manifests["filter"], again),
     )
-    counted(run, scored, STEP[mode])
+    refuse_other_counts(run, scored, STEP[mode])
     return scored
 
 

@@ -54,7 +54,7 @@ def doses_of(config: Config, coefficients: Sequence[float], name: str) -> list[t
     return [(name, dose) for dose in coefficients]
 
 
-def checked(config: Config, model: Model, vector: Vector, path: Path, coefficients: Sequence[float]) -> Config:
+def check_settings(config: Config, model: Model, vector: Vector, path: Path, coefficients: Sequence[float]) -> Config:
     """The configuration of a sweep on plain files, as `shared.context.fitted` has it.
 
     Args:

@@ -138,12 +138,12 @@ def one_at_a_time(model: Hooked, work: Work, sampling: Sampling) -> list[list[in
     """One completion at a time under steering-vectors; coefficient 0 without it, which favours the library."""
     outputs = []
     for ids, coefficient in work:
-        with peer(model, coefficient) if coefficient else contextlib.nullcontext():
+        with steering_vectors_context(model, coefficient) if coefficient else contextlib.nullcontext():
             outputs += model.generate([ids], sampling)
     return outputs
 
 
-def peer(model: Hooked, coefficient: float) -> Any:
+def steering_vectors_context(model: Hooked, coefficient: float) -> Any:
     """The context in which steering-vectors steers the model by coefficient times its vector."""
     try:
         from steering_vectors import SteeringVector

@@ -120,7 +120,7 @@ def card_options() -> Options:
 
 def label_options() -> Options:
     options = parser("gen.label", "Write rows of a run for a person to judge, blinded, or read them back.")
-    options.add_argument("--rows", type=several, default=50, help="rows of the sheet, half of them kept")
+    options.add_argument("--rows", type=at_least_two, default=50, help="rows of the sheet, half of them kept")
     options.add_argument(
         "--out", type=Path, writes=lambda value: [*outputs.output_file(".csv")(value), key_of(Path(value))],
         help="sheet to write, .csv; NAME.key.json beside it says which rows were kept",
@@ -265,7 +265,7 @@ def bench_options() -> Options:
     return options
 
 
-def several(text: str) -> int:
+def at_least_two(text: str) -> int:
     """A whole number from 2."""
     if whole(text) < 2:
         raise argparse.ArgumentTypeError(f"a whole number from 2, not {text!r}")

@@ -143,7 +143,7 @@ def extract(
 
     trait_prompts = under(lambda _: trait.trait)
     other_prompts = under(lambda row: trait.opposite if config.contrast else neutral_for(row.turns, trait.neutral))
-    reached(config, trait_prompts, other_prompts)
+    refuse_unreached(config, trait_prompts, other_prompts)
     network = in_fp32(model, history)
 
     def states(prompts: Sequence[Sequence[int]], label: str) -> dict[int, np.ndarray]:
@@ -151,7 +151,7 @@ def extract(
 
     towards = states(trait_prompts, "trait prompt")
     away = states(other_prompts, "opposite prompt" if config.contrast else "neutral prompt")
-    finite(model, layers, towards, away)
+    refuse_not_finite(model, layers, towards, away)
     differences = {layer: towards[layer].astype(np.float64) - away[layer] for layer in layers}
     halves = {layer: (d[0::2].mean(0), d[1::2].mean(0)) for layer, d in differences.items()}
     vector = Vector(
@@ -176,17 +176,19 @@ def extract(
     doses = vector.relative_dose(1.0)
     if silent := [layer for layer in layers if doses[layer] <= ROUNDING]:
         evidence = f"‖v‖ = {vector.norm(silent[0]):.2g} in layer {silent[0]}, {doses[silent[0]]:.1g} of the mean ‖h‖, over {len(contexts)} contexts"
-        raise unreached(config, evidence)
+        raise unreached_error(config, evidence)
     return vector.random_like(seed) if config.direction == "random" else vector
 
 
-def reached(config: VectorConfig, towards: Sequence[Sequence[int]], away: Sequence[Sequence[int]]) -> None:
+def refuse_unreached(config: VectorConfig, towards: Sequence[Sequence[int]], away: Sequence[Sequence[int]]) -> None:
     """Raise SteerHealError unless some prompt differs by its system prompt, before a model is loaded."""
     if all(list(ids) == list(other) for ids, other in zip(towards, away, strict=True)):
-        raise unreached(config, f"all {len(towards)} contexts are the same tokens with and without the trait prompt")
+        raise unreached_error(
+            config, f"all {len(towards)} contexts are the same tokens with and without the trait prompt"
+        )
 
 
-def unreached(config: VectorConfig, given: str) -> SteerHealError:
+def unreached_error(config: VectorConfig, given: str) -> SteerHealError:
     other = "opposite" if config.contrast else "neutral"
     return SteerHealError(
         "the trait prompt does not reach the model",
@@ -196,7 +198,7 @@ def unreached(config: VectorConfig, given: str) -> SteerHealError:
     )
 
 
-def finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) -> None:
+def refuse_not_finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) -> None:
     """Raise SteerHealError for activations [prompts, hidden] by layer that are NaN, infinite, or 0 throughout."""
     for layer in layers:
         norms = np.concatenate([np.linalg.norm(by_layer[layer].astype(np.float64), axis=1) for by_layer in states])

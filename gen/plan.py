@@ -213,7 +213,7 @@ def windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield window
 
 
-def spread(prompts: Iterable[Prompt], total: int, count: int) -> list[tuple[int, Prompt]]:
+def spread_prompts(prompts: Iterable[Prompt], total: int, count: int) -> list[tuple[int, Prompt]]:
     """At most `count` of `total` prompts at even distances, each with its index."""
     chosen = {index * total // count for index in range(count)} if count < total else set(range(total))
     return [(index, prompt) for index, prompt in enumerate(prompts) if index in chosen]

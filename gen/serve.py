@@ -32,7 +32,7 @@ from shared.vectors import load_vector
 OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--scheduler-cls", "--additional-config", "--served-model-name", "--config", "--api-key", "--load-format", "--trust-remote-code"}  # fmt: skip
 
 
-def named(texts: list[str]) -> dict[str, Path]:
+def named_files(texts: list[str]) -> dict[str, Path]:
     """NAME=FILE options. Raises SteerHealError on another form, an odd or a repeated name."""
     vectors: dict[str, Path] = {}
     for text in texts:
@@ -118,7 +118,7 @@ def main() -> None:
     arguments = options.parse_args()
     config = configured(arguments)
     name = arguments.model or config.model.name
-    vectors = {label: (path, load_vector(path, name)) for label, path in sorted(named(arguments.vector).items())}
+    vectors = {label: (path, load_vector(path, name)) for label, path in sorted(named_files(arguments.vector).items())}
     if not vectors and not arguments.layers:
         raise SteerHealError(
             "there is no vector to serve",

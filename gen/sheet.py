@@ -105,7 +105,7 @@ def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
     return answers
 
 
-def wanted(answer: dict[str, bool | None], questions: Sequence[str]) -> bool | None:
+def yes_to_all(answer: dict[str, bool | None], questions: Sequence[str]) -> bool | None:
     """Whether a person says yes to all of these questions; None where that cannot be told."""
     values = [answer[question] for question in questions]
     return False if False in values else None if None in values else True

@@ -159,7 +159,7 @@ def _content(prompt: Prompt) -> bytes:
     return json.dumps([prompt.id, prompt.turns]).encode() + b"\n"
 
 
-def unchanged(prompts: Prompts, surveyed: PromptSurvey) -> Iterator[Prompt]:
+def same_prompts(prompts: Prompts, surveyed: PromptSurvey) -> Iterator[Prompt]:
     """The prompts again. Raises SteerHealError at their end when they are not those of the survey."""
     content = hashlib.sha256()
     for _, prompt in prompts:

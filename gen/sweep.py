@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from gen.ahead import checked, look_ahead
+from gen.ahead import check_settings, look_ahead
 from gen.board import Board
 from gen.commandline import settings_of_sweep, sweep_options
 from gen.crews import employ
@@ -30,7 +30,7 @@ from gen.rules import Yardstick
 from gen.shards import Shards, store_of
 from gen.students import Student
 from gen.students import student as student_of
-from gen.survey import RendererRecipe, survey, unchanged
+from gen.survey import RendererRecipe, same_prompts, survey
 from gen.until import until_of
 from gen.walk import dose_of, print_walk
 from gen.windows import Windows
@@ -88,7 +88,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         coefficients = [*job.coefficients, *([walk.coefficient] if walk else [])]
 
         records = recorded(prompts.count, coefficients, samples, prompted=job.prompted)
-        rows = plan(unchanged(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
+        rows = plan(same_prompts(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
         planned = windows((replace(row, recorded=records(row)) for row in rows), config.sweep.window)
 
         # 3. Windows
@@ -228,7 +228,7 @@ def main() -> None:
     guard(arguments.outputs, [model.place])
     vector = load_vector(arguments.vector, arguments.model)
     coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
-    config = checked(config, model, vector, arguments.vector, coefficients)
+    config = check_settings(config, model, vector, arguments.vector, coefficients)
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")

@@ -172,7 +172,7 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
     return Check("time, steered over stock", None, f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, {PAIRS} pairs)")
 
 
-def examined(
+def examine(
     folder: Path,
     settings: ModelConfig,
     vector: Vector,
@@ -209,7 +209,7 @@ def examined(
         return patched_engine.patched, checks
 
 
-def apart(work: Callable[[bool], Result], graphs: bool) -> Result:
+def in_own_process(work: Callable[[bool], Result], graphs: bool) -> Result:
     """A call in a process of its own, which gives all its memory back when it ends: a GPU of 24 GB has no room for a 4B model twice."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, graphs).result()
@@ -260,10 +260,10 @@ def main() -> None:
     with console.status("a plain forward with hooks"):
         reference = plain.logprobs(vector, prompts[0])
     del plain
-    ask = functools.partial(examined, model.folder, config.model, vector, reference, prompts)
-    patched, checks = apart(ask, True) if graphs else ask(False)
+    ask = functools.partial(examine, model.folder, config.model, vector, reference, prompts)
+    patched, checks = in_own_process(ask, True) if graphs else ask(False)
     if graphs:
-        checks += apart(ask, False)[1]
+        checks += in_own_process(ask, False)[1]
     text = report(model, config.model.dtype, patched, checks)
     console.print(text, markup=False)
     if arguments.out:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from gen.crews import Crew
 from gen.outcome import Tally
-from gen.plan import Job, Planned, rows_of, spread
+from gen.plan import Job, Planned, rows_of, spread_prompts
 from gen.rules import Yardstick, judge
 from gen.windows import Windows
 from shared.commands import removal
@@ -153,7 +153,7 @@ def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yar
         return answer
     answer = walk(
         crew.rows,
-        spread((prompt for _, prompt in job.prompts), prompts, job.config.sweep.dose_prompts),
+        spread_prompts((prompt for _, prompt in job.prompts), prompts, job.config.sweep.dose_prompts),
         job.seed,
         yardstick if job.frozen else None,
         job.config,

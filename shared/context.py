@@ -67,7 +67,7 @@ def with_length(config: Config, length: int) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"max_model_len": length})})
 
 
-def lengths(config: Config) -> None:
+def refuse_lengths(config: Config) -> None:
     """Raise SteerHealError for completions, thoughts and answers that leave no token of model.max_model_len to a prompt."""
     longest, judged = config.model.max_model_len, config.eval
     prompts = [

@@ -43,7 +43,7 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
     Raises:
         SteerHealError: other weights were trained on, or the model has no such layer, module or shape; with the module's name.
     """
-    adapter_base.noted(adapter, model)
+    adapter_base.check_noted_base(adapter, model)
     config = read_object(
         model.folder / "config.json",
         what="a model's configuration could not be read",
@@ -91,7 +91,7 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
             raise refuse("the engine cannot apply this adapter", given, "no modules of single experts", merged)
         places[module] = place
         used_weights.add(place)
-    adapter_base.named(adapter, model)  # last: what does not fit is told by its modules
+    adapter_base.check_named_base(adapter, model)  # last: what does not fit is told by its modules
     return places
 
 

@@ -234,7 +234,7 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
     return gates
 
 
-def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
+def rounds_at_gates(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
     """The rounds of a history at other gates (round -> gate; the others keep theirs); an adapter alone is a round 1 at gate 1."""
     folded = (source / "gates.json").exists()
     rounds = rounds_of(source) if folded else [(source, 1.0)]
@@ -250,12 +250,12 @@ def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]
 
 def refold(source: Path, gates: Mapping[int, float], out: Path) -> None:
     """Fold a history, or an adapter alone, with other gates."""
-    fold(dialled(source, gates), out)
+    fold(rounds_at_gates(source, gates), out)
 
 
-def gated(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
+def folded_at_gates(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
     """A history, or an adapter alone, folded with other gates under `cache`, where another process may be reading it already."""
-    rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in dialled(source, gates)]
+    rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in rounds_at_gates(source, gates)]
     determinants = [
         "gated",
         *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds),

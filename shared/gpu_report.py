@@ -128,7 +128,7 @@ def of_run(folder: Path) -> dict[str, str]:
     return rows
 
 
-def place() -> dict[str, Any]:
+def measured_on() -> dict[str, Any]:
     """The machine, its driver and the versions: what a result is of. Raises SteerHealError where there is no GPU."""
     if not on_gpu():
         raise SteerHealError(
@@ -170,7 +170,7 @@ def measure(todo: Sequence[GpuPart], out: Path, page: Path, machine: dict[str, A
     Args:
         todo: the parts.
         out, page: docs/gpu.json and the page that gets the table.
-        machine: as `place` gives it, with the digest of the code.
+        machine: as `measured_on` gives it, with the digest of the code.
 
     Returns:
         Names of the parts that failed.
@@ -195,7 +195,7 @@ def measure(todo: Sequence[GpuPart], out: Path, page: Path, machine: dict[str, A
             **({} if passed else {"last_lines": tail}),
         }
         write_json(out, results)
-        put(page, rendered(results))
+        replace_block(page, rendered(results))
     return [part.name for part in todo if not results["parts"][part.name]["passed"]]
 
 
@@ -239,7 +239,7 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def put(page: Path, text: str) -> None:
+def replace_block(page: Path, text: str) -> None:
     """Replace what stands between the two marks of a page. Raises SteerHealError where they are not there."""
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, begin, rest = old.partition(BEGIN)
@@ -261,7 +261,7 @@ def _wanted(todo: Sequence[GpuPart], only: Sequence[str]) -> Iterator[GpuPart]:
 def main() -> None:
     options = gpu_options()
     arguments = options.parse_args()
-    machine = place()
+    machine = measured_on()
     if arguments.ready:
         return
     machine["code"] = digest_of_sources([ROOT / name for name in ("gen", "train", "evals", "shared")])

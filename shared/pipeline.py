@@ -18,7 +18,7 @@ from shared.commandline import round_options
 from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
-from shared.estimate import Estimates, before, to_go
+from shared.estimate import Estimates, print_estimate, remaining_words
 from shared.old_students import remove_old_students
 from shared.process import exit_error, run_process
 from shared.progress import note_to_go
@@ -174,7 +174,7 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     if waiting and wants_preflight(run):
         pipeline.prepare()
         pipeline.preflight()
-    estimates = before([waiting], run.folder, [run]) if waiting else None
+    estimates = print_estimate([waiting], run.folder, [run]) if waiting else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
     if waiting:
@@ -184,7 +184,7 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
             note_to_go(pipeline.log, estimates.left())
         pipeline.perform(step, estimates)
         if estimates and step in waiting and (rest := estimates.left()):
-            console.print(f"[dim]{to_go(rest)}[/]")
+            console.print(f"[dim]{remaining_words(rest)}[/]")
     if pipeline.took:
         pipeline.show()
     pipeline.report(mode)  # last, since it ends with what the run came to
@@ -207,7 +207,7 @@ def main() -> None:
         waiting = pending(todo, arguments.rebuild)
         if waiting:
             show_cards(waiting)  # first: this machine may have too little memory for a model that a GPU holds
-        before([waiting], run.folder, [run])
+        print_estimate([waiting], run.folder, [run])
         return
     try:
         run_steps(run, todo, arguments.eval, arguments.rebuild)

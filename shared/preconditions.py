@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared.commands import nearest, setting
-from shared.context import fitted, lengths
+from shared.context import fitted, refuse_lengths
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
 from shared.models import resolve
@@ -84,7 +84,7 @@ def check(config: Config, *, weights: bool = True) -> Config:
         described.chats()
         depth, _ = described.depth, described.hidden
     config = fitted(config, described.context)
-    lengths(config)
+    refuse_lengths(config)
     trainable(config, described.context)
     band(vector.layers, depth, "vector.layers")
     band(config.train.layers, depth, "train.layers")

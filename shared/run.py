@@ -106,7 +106,7 @@ class Run:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == f"{int(name):02d}")
 
 
-def contained(folder: Path) -> None:
+def refuse_links_out(folder: Path) -> None:
     """Raise SteerHealError for a link that leads out of a folder: what is written there would be written elsewhere."""
     inside = folder.resolve()
     for path in folder.rglob("*"):
@@ -146,7 +146,7 @@ def open_run(
         said: by key, the source of a value that stands in the frozen configuration in place of SET.
     """
     frozen = folder / "config.toml"
-    contained(folder)
+    refuse_links_out(folder)
     if config is None and not overrides and model is None:
         if not frozen.is_file():
             raise SteerHealError(

@@ -21,7 +21,7 @@ FILE = "preflight.json"  # in the folder of the run
 KEY, SOURCE = "eval.think", "the preflight"
 
 
-def untold(run: Run) -> bool:
+def may_adopt(run: Run) -> bool:
     """Whether the preflight may say eval.think: nobody else has, and nothing of the run is made that could depend on it."""
     is_set = configuration.sources_of(run.folder / "config.toml").get(KEY) not in ("default", SOURCE)
     return not is_set and not any(run.folder.glob("rounds/*/manifests/*.json"))
@@ -30,7 +30,9 @@ def untold(run: Run) -> bool:
 def wants_preflight(run: Run) -> bool:
     """Whether the runner does a preflight before round 1. It does none for a trait that the forced choice is not read for."""
     return (
-        untold(run) and not (run.folder / FILE).is_file() and load_trait(run.config.scored_trait).read_for is not None
+        may_adopt(run)
+        and not (run.folder / FILE).is_file()
+        and load_trait(run.config.scored_trait).read_for is not None
     )
 
 

@@ -14,7 +14,7 @@ from conftest import command
 
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, rotations_of
-from evals.measures.measure import signed
+from evals.measures.measure import with_condition_names
 from evals.study.plan import load
 from evals.study.stopped import STOPPED
 from shared.filter_record import NAME
@@ -271,7 +271,9 @@ def _round(
     for stage, name, _, _, _ in conditions:
         part = grow * (0.7 if name != stage else 1.0)
         rows = answers(stage, read, signal, mass.get(stage), part, dead and stage == "healed")
-        write_jsonl(scores / f"{name}.jsonl", signed({name: rows}, model="feedface", dtype="float32")[name])
+        write_jsonl(
+            scores / f"{name}.jsonl", with_condition_names({name: rows}, model="feedface", dtype="float32")[name]
+        )
         if not personas or name != "random-2":
             texts += generations(stage, name, part, personas)
     write_jsonl(scores / "generations.jsonl", texts)

@@ -289,12 +289,12 @@ def test_rebuild_takes_nothing_and_leaves_what_it_made(answers: Make, generation
 def test_what_is_scored_again_is_what_was_kept(answers: Make, renderer: Renderer, tokenizer: Any, engine: Any) -> None:
     """Through the scorer: from the cache, past an entry that another run poisoned, and around it."""
     from evals.conditions import Weights
-    from evals.measures.forced_choice.cached import answered
+    from evals.measures.forced_choice.cached import cached_or_asked
 
     group = Weights("student", SimpleNamespace(), [BASE, replace(BASE, name="prompted", system="Be kind.")])  # type: ignore[arg-type]
 
     def score(cache: Cache | None) -> dict[str, list[dict[str, Any]]]:
-        return answered(engine, renderer, ITEMS[:2], group, READ, tokenizer, None, cache)
+        return cached_or_asked(engine, renderer, ITEMS[:2], group, READ, tokenizer, None, cache)
 
     def cache(**options: Any) -> Cache:
         return answers(items=ITEMS[:2], **options)

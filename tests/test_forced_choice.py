@@ -13,8 +13,13 @@ import pytest
 
 from evals.alone import conditions_of
 from evals.conditions import Condition
-from evals.measures.forced_choice.ask import Free, Read, ended, forced_choice, reads
-from evals.measures.forced_choice.checks import checked, fits, reaches, steering
+from evals.measures.forced_choice.ask import Free, Read, cut_thought, forced_choice, reads
+from evals.measures.forced_choice.checks import (
+    refuse_sampling_options,
+    refuse_steering_options,
+    refuse_too_long,
+    refuse_unread_settings,
+)
 from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
 from shared.config import resolve
 from shared.errors import SteerHealError
@@ -150,10 +155,10 @@ def test_a_tail_is_scored_as_in_the_whole_prompt(engine: Any) -> None:
 def test_a_thought_ends_where_the_model_ends_it(tokenizer: Any, renderer: Renderer) -> None:
     ids = list(tokenizer("so it is wrong", add_special_tokens=False)["input_ids"])
     stop = renderer.stop_ids[0]
-    assert ended([*ids, stop, *ids], renderer, tokenizer) == ids
-    assert ended(ids, renderer, tokenizer) == ids
+    assert cut_thought([*ids, stop, *ids], renderer, tokenizer) == ids
+    assert cut_thought(ids, renderer, tokenizer) == ids
     close = list(tokenizer("</think>", add_special_tokens=False)["input_ids"])
-    assert ended([*ids, *close, *ids], renderer, tokenizer) == ids
+    assert cut_thought([*ids, *close, *ids], renderer, tokenizer) == ids
 
 
 def test_samples_are_pooled_and_thoughts_may_stop(
@@ -194,7 +199,7 @@ def test_conditions_of_the_command_line() -> None:
 )
 def test_reads_that_cannot_be_meant_are_refused(read: Read) -> None:
     with pytest.raises(SteerHealError, match="invalid sampling options"):
-        checked(read)
+        refuse_sampling_options(read)
 
 
 def test_no_temperature_is_taken_that_is_not_sampled_at() -> None:
@@ -203,7 +208,7 @@ def test_no_temperature_is_taken_that_is_not_sampled_at() -> None:
     with pytest.raises(SteerHealError, match=r"sweep\.temperature"):
         resolve(None, "sweep.temperature=0.0099")
     lowest = resolve(None, "sweep.temperature=0.01")[0].sweep.temperature
-    checked(Read("reversal", 4, temperature=lowest))
+    refuse_sampling_options(Read("reversal", 4, temperature=lowest))
     assert SamplingParams(temperature=lowest).temperature == lowest == COLDEST
     assert SamplingParams(temperature=lowest / 2).temperature == lowest, "then lower ones need no refusal"
 
@@ -220,17 +225,17 @@ def arguments(**given: Any) -> SimpleNamespace:
 )
 def test_steering_that_would_not_steer_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SteerHealError, match="do not go together"):
-        steering(arguments(**options))
+        refuse_steering_options(arguments(**options))
 
 
 def test_settings_that_nobody_reads_are_refused() -> None:
     with pytest.raises(SteerHealError, match="no items"):
-        steering(arguments(items=0))
+        refuse_steering_options(arguments(items=0))
     sources = {"eval.items": "SET", "eval.bootstrap": "SET", "eval.think": "default", "model.dtype": "SET"}
     with pytest.raises(SteerHealError, match="do not reach") as refused:
-        reaches(sources)
+        refuse_unread_settings(sources)
     assert str(refused.value.given) == "--set with eval.items"
-    reaches({**sources, "eval.items": "a file"})
+    refuse_unread_settings({**sources, "eval.items": "a file"})
 
 
 def test_a_system_prompt_that_the_template_drops_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:
@@ -238,12 +243,12 @@ def test_a_system_prompt_that_the_template_drops_is_refused(renderer: Renderer, 
     deaf = copy.deepcopy(renderer.chat.tokenizer)
     deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
     dropping = Renderer(deaf, renderer.instrument)
-    fits(dropping, vignettes, Read("reversal", 16), None, 1024, [None])
+    refuse_too_long(dropping, vignettes, Read("reversal", 16), None, 1024, [None])
     with pytest.raises(SteerHealError, match="does not reach the model"):
-        fits(dropping, vignettes, Read("reversal", 16), None, 1024, [None, "Be kind."])
+        refuse_too_long(dropping, vignettes, Read("reversal", 16), None, 1024, [None, "Be kind."])
 
 
 def test_a_question_longer_than_the_context_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:
-    fits(renderer, vignettes, Read("reversal", 16), Free(24), 1024, [None])
+    refuse_too_long(renderer, vignettes, Read("reversal", 16), Free(24), 1024, [None])
     with pytest.raises(SteerHealError, match="does not fit"):
-        fits(renderer, vignettes, Read("reversal", 1000), None, 1024, [None])
+        refuse_too_long(renderer, vignettes, Read("reversal", 1000), None, 1024, [None])

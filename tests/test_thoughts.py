@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from families import CHATML, FAMILIES, tokenizer_of
 
-from evals.measures.forced_choice.ask import ended
+from evals.measures.forced_choice.ask import cut_thought
 from evals.measures.forced_choice.instrument import Renderer, load_instrument
 from shared.chat import Chat
 from shared.errors import SteerHealError
@@ -78,7 +78,7 @@ def test_a_thought_that_the_template_opens_is_the_only_one(ending: str, closing:
     assert one.parted(said) == (said[: -len(one.plain("Yes."))], one.plain("Yes."))
     renderer = Renderer(one, load_instrument("embedded"))
     assert one.tokenizer.decode(renderer.suffix).startswith(closing)
-    assert one.tokenizer.decode(ended(said, renderer, one.tokenizer)) == "hm"
+    assert one.tokenizer.decode(cut_thought(said, renderer, one.tokenizer)) == "hm"
     assert (thinking.close_ids[0] in renderer.stop_ids) == special
 
 

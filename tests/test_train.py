@@ -22,7 +22,7 @@ from shared.folding import fold
 from shared.models import Model
 from shared.publish import digest
 from shared.schema import Config
-from train.data import Example, collate, held_out, known, load_examples
+from train.data import Example, collate, held_out, load_examples, refuse_unknown_tokens
 from train.distil import distil
 from train.reference import reference_states
 from train.selftest import self_test
@@ -388,9 +388,9 @@ def test_checkpointing_and_half_precision_states_change_little(
 def test_a_token_beyond_the_head_is_refused() -> None:
     """The head's rows count, not the tokenizer's words: a padded head samples beyond them."""
     rows = [Example([1, 2], [3], "a"), Example([1], [151_935], "b")]
-    known(rows, Path("rows.jsonl"), 151_936)
+    refuse_unknown_tokens(rows, Path("rows.jsonl"), 151_936)
     with pytest.raises(SteerHealError, match="does not know") as refused:
-        known(rows, Path("rows.jsonl"), 151_935)
+        refuse_unknown_tokens(rows, Path("rows.jsonl"), 151_935)
     assert "rows.jsonl, b: 151935" in str(refused.value.given)
 
 

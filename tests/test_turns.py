@@ -19,7 +19,7 @@ from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Free, Read, forced_choice
 from evals.measures.forced_choice.instrument import Renderer, load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.measures.free_text.generations import Generations, said
+from evals.measures.free_text.generations import Generations, answer_fields
 from evals.statistics import same_setting
 from gen.engine.plugin import _ending
 from gen.engine.sampling import Output, Request
@@ -230,10 +230,10 @@ def test_rows_say_the_arguments_of_their_template_and_are_not_compared_across_th
 def test_a_free_answer_is_measured_without_its_thought() -> None:
     chat = Chat(tokenizer_of(FAMILIES["qwen3"]))
     thought, answer = chat.plain("<think>\nhm\n</think>\n\n"), [*chat.plain("It is."), chat.end_id]
-    made = said(chat, [*thought, *answer], "not read")
+    made = answer_fields(chat, [*thought, *answer], "not read")
     assert made == {"text": "It is.", "completion_ids": answer, "thought_ids": thought}
-    assert said(chat, answer, "It is.") == {"text": "It is.", "completion_ids": answer}
-    assert said(chat, thought[:3], "") == {"text": "", "completion_ids": [], "thought_ids": thought[:3]}
+    assert answer_fields(chat, answer, "It is.") == {"text": "It is.", "completion_ids": answer}
+    assert answer_fields(chat, thought[:3], "") == {"text": "", "completion_ids": [], "thought_ids": thought[:3]}
 
     engine, renderer = Recorder([*thought, *answer]), PromptRenderer(chat, load_trait("embedded"))
     generations = Generations(engine, renderer, PROMPTS, config())  # type: ignore[arg-type]

@@ -93,7 +93,7 @@ def load(name: str | Path, chat: Any, config: Config) -> Loaded:
     return Loaded(fitting, dict(left_out))
 
 
-def known(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
+def refuse_unknown_tokens(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
     """Raise SteerHealError for a token beyond the model's head, which may be wider than the tokenizer and is what sampling draws from."""
     for example in examples:
         if (largest := max(*example.prompt, *example.completion)) >= vocabulary:

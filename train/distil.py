@@ -32,7 +32,7 @@ from shared.schema import Config, TrainConfig
 from shared.sources import origin_of
 from train.agreement import agree
 from train.arguments import reporters
-from train.data import Example, collate, held_out, identity, known, load
+from train.data import Example, collate, held_out, identity, load, refuse_unknown_tokens
 from train.diagnosis import Finding, diagnose
 from train.live import Live
 from train.objective import aggregate
@@ -102,7 +102,7 @@ def distil(
     unfinished = Unfinished(folder, recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)
-    known(rows, data, student.head.weight.shape[0])
+    refuse_unknown_tokens(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2], student.multiple).items()}
     with uncompiled(student.device.type):
         self_test(student, probe)

@@ -1,7 +1,7 @@
 """The divergences of the barrier as functions of two distributions, each with its gradient.
 
 A function takes log-probabilities [positions, vocabulary] of the student, logp, its probabilities, p, and log-probabilities of the
-reference, logq, all fp32. It returns the divergence [positions], nats, and, where `wanted`, its gradient at the student's logits
+reference, logq, all fp32. It returns the divergence [positions], nats, and, where `with_gradient`, its gradient at the student's logits
 [positions, vocabulary]. It may overwrite logq; logp and p stay. What is known without computing is in shared/divergences.py.
 """
 

@@ -19,7 +19,7 @@ from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.fitting import fit
-from shared.folding import add, dialled, gates_of, refold, rounds_of
+from shared.folding import add, gates_of, refold, rounds_at_gates, rounds_of
 from shared.hub import published, push
 from shared.locks import hold
 from shared.merging import merge
@@ -160,7 +160,7 @@ def main() -> None:
     if arguments.kind != "round":
         if run or arguments.adapter is None:
             rounds_of(source)  # a history must be one: an adapter alone is refused under this name
-        gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
+        gates = {index: gate for index, (_, gate) in enumerate(rounds_at_gates(source, gates), start=1)}
     hold(arguments.out)
     source_round = (run, arguments.round) if run else None
     about = card(model, arguments.kind, gates, note_of(source), training_of(training_folder), source_round)

@@ -120,7 +120,7 @@ def _at(rows: Iterable[T], keep: Iterable[int] | None) -> Iterator[T]:
             place = next(indices, None)
 
 
-def look_over(name: str | Path, count: int | None = None) -> None:
+def refuse_unusable_rows(name: str | Path, count: int | None = None) -> None:
     """Raise SteerHealError for the first row that training would refuse, before anything heavy is imported.
 
     With a count, of rows to draw, only the first one is looked at: there may be many, and all of them are read for the draw.

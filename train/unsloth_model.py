@@ -187,7 +187,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             use_rslora=False,
         )
         if folded is not None:
-            found_in(network, folded, model)
+            refuse_missing_modules(network, folded, model)
             network.load_adapter(str(folded.folder), adapter_name=HISTORY, is_trainable=False)
     network.train()  # the references and the self-test take the same kernels as the steps; nothing here drops out
     student = Student(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
@@ -197,7 +197,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
     return student
 
 
-def found_in(network: Any, history: Adapter, model: Model) -> None:
+def refuse_missing_modules(network: Any, history: Adapter, model: Model) -> None:
     """Raise SteerHealError unless the network has every module of a history; PEFT would skip those that it does not find."""
     layers = {
         name: module.weight for name, module in network.get_base_model().named_modules() if hasattr(module, "weight")

@@ -17,7 +17,7 @@ from inspect_ai.model import (
     ModelName,
 )
 
-from evals.measures.forced_choice.ask import Read, ended
+from evals.measures.forced_choice.ask import Read, cut_thought
 from evals.measures.forced_choice.instrument import Renderer
 from shared.chat import Chat
 from shared.errors import SteerHealError
@@ -108,7 +108,7 @@ class Ids:
         else:
             ids = [int(name.removeprefix("token_id:")) for name in names]
         if self._read.stop:
-            ids = ended(ids, self._renderer, self._tokenizer)
+            ids = cut_thought(ids, self._renderer, self._tokenizer)
         else:
             stops = [place for place, token in enumerate(ids) if token in self._renderer.stop_ids]
             _whole(stops[0] if stops else len(ids), self._read)

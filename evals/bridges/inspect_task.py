@@ -37,7 +37,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, registry_info
 
 from evals.bridges.inspect_prompts import EXACT, Form, form_of, in_the_question
-from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.answers import point_estimates
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, load_instrument, orders, rotations_of
 from shared.chat import Chat
@@ -45,7 +45,7 @@ from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 from shared.models import tokenizer_folder
 from shared.records import Vignette
-from shared.vignettes import human, load_vignettes
+from shared.vignettes import load_vignettes, raters_distribution
 
 NAME = "steer_heal/forced_choice"
 NOTHING = -9999.0  # how vLLM and OpenAI write a log-probability of minus infinity
@@ -106,7 +106,7 @@ def forced_choice(
             id=vignette.id,
             input=vignette.text,
             target=vignette.foundation_coarse,
-            metadata={"vignette": vignette.model_dump(), "human": human(vignette), "rotation": rotation},
+            metadata={"vignette": vignette.model_dump(), "human": raters_distribution(vignette), "rotation": rotation},
         )
         for vignette, rotation in zip(loaded, rotations_of(debias, loaded), strict=True)
     ]
@@ -234,7 +234,7 @@ async def _refuses_half_a_steering(model: Model, form: Form, question: Any) -> N
 
 def _level(name: str) -> Metric:
     def over(scores: list[SampleScore]) -> float:  # Inspect reads this annotation
-        return points([sample.score.metadata or {} for sample in scores], Path(NAME))[name]
+        return point_estimates([sample.score.metadata or {} for sample in scores], Path(NAME))[name]
 
     return over
 

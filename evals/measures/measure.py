@@ -129,7 +129,9 @@ class ByCondition(Session):
         self.taken += cache.taken if cache else 0
 
     def write(self, folder: Path) -> Mapping[str, Any]:
-        rows = signed(self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype)
+        rows = with_condition_names(
+            self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype
+        )
         write_jsonl(folder / self.measure.file, [row for condition in rows.values() for row in condition])
         self.counts[self.measure.name] = sum(map(len, rows.values()))
         return {}
@@ -154,7 +156,7 @@ def from_cache_or_made(
     return {condition.name: cached[condition.name] for condition in group.conditions}
 
 
-def signed(rows: Mapping[str, Iterable[Row]], **made: str) -> dict[str, list[Row]]:
+def with_condition_names(rows: Mapping[str, Iterable[Row]], **made: str) -> dict[str, list[Row]]:
     """Rows by condition, each with its condition's name and what it was made with, so that no file can stand for another."""
     return {name: [{"name": name, **row, **made} for row in of_one] for name, of_one in rows.items()}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from shared.records import Completion
 
 
-def hairs(
+def nearest_to_limits(
     kept: Sequence[Completion], rejected: Sequence[Completion], limits: Mapping[str, float], count: int
 ) -> list[tuple[Completion, bool, str]]:
     """(row, kept, why) of the count kept and the count rejected rows nearest to a limit, nearest first.

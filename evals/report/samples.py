@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evals.measures.free_text.rows import Generation
-from evals.report.borderline import hairs
+from evals.report.borderline import nearest_to_limits
 from evals.report.html import render
 from evals.round import Round
 from shared.console import number
@@ -125,7 +125,7 @@ def borderline(rounds: Sequence[Round]) -> Markup:
     for r in rounds:
         cards = [
             TextCard("healed" if kept else "rejected", f"{'kept' if kept else 'rejected'} at coefficient {row.coefficient:g}", row.text, f"{why}. {figures_of(row)}")
-            for row, kept, why in hairs(r.kept, r.rejected, r.limits, PER_REASON)
+            for row, kept, why in nearest_to_limits(r.kept, r.rejected, r.limits, PER_REASON)
         ]  # fmt: skip
         folds.append((f"Round {r.number}", cards, r is rounds[-1]))
     return render("folds.html", folds=folds)

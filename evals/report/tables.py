@@ -174,7 +174,7 @@ def rejections(rounds: Sequence[Round]) -> Table:
     )
 
 
-def late(steps: Sequence[TrainingStep], field: str) -> float | None:
+def last_quarter_mean(steps: Sequence[TrainingStep], field: str) -> float | None:
     """Mean of a field over the last quarter of the steps."""
     values = [value for step in steps[last_quarter(len(steps))] if (value := getattr(step, field)) is not None]
     return float(np.mean(values)) if values else None
@@ -184,7 +184,7 @@ def healing(rounds: Sequence[Round]) -> Table:
     kinds = ("mean", "rmse", "p95", "max")
 
     def divergences(r: Round) -> list[str]:
-        return [number(late(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
+        return [number(last_quarter_mean(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
 
     def held_out(r: Round) -> list[str]:
         return [number(r.heldout[0].heldout_ce), number(r.heldout[-1].heldout_ce)] if r.heldout else [number(None)] * 2
@@ -193,8 +193,8 @@ def healing(rounds: Sequence[Round]) -> Table:
     columns = ["round", "rows", "steps", "first ce", "ce", "held out, first", "held out, last", *[f"{symbol} {kind}" for kind in kinds], "D to base at the start", "fired", "gradient ratio"]  # fmt: skip
     rows = [
         [
-            str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(late(r.steps, "ce")), *held_out(r), *divergences(r),
-            number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(late(r.steps, "gradient_ratio"), 2),
+            str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(last_quarter_mean(r.steps, "ce")), *held_out(r), *divergences(r),
+            number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(last_quarter_mean(r.steps, "gradient_ratio"), 2),
         ]
         for r in rounds
     ]  # fmt: skip

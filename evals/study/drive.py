@@ -21,13 +21,13 @@ from shared import config as configuration
 from shared import prepare as preparation
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
-from shared.estimate import before, to_go
+from shared.estimate import print_estimate, remaining_words
 from shared.locks import hold
 from shared.old_students import remove_old_students
 from shared.preconditions import check
 from shared.process import exit_error, run_process
 from shared.publish import write_json
-from shared.run import STAGES, contained, open_run
+from shared.run import STAGES, open_run, refuse_links_out
 from shared.schema import Config
 from shared.stages import LOG
 
@@ -53,7 +53,7 @@ def drive(plan: Plan) -> dict[str, str]:
     Raises:
         SteerHealError: a cell cannot be begun, memory or disk will not suffice, or a failure that is the machine's.
     """
-    contained(plan.folder)
+    refuse_links_out(plan.folder)
     hold(plan.folder, plan.folder / ".lock")
     everything = list(cell_steps(plan))
     waiting = [step for step in everything if not step.done]
@@ -72,7 +72,7 @@ def drive(plan: Plan) -> dict[str, str]:
     making = to_make(waiting, runs_in(plan.folder))
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
-    estimates = before(groups, plan.folder, [cell.run for cell in plan.cells])
+    estimates = print_estimate(groups, plan.folder, [cell.run for cell in plan.cells])
     for command, name in preparation.commands(step.cell.run for step in making):
         if error := exit_error(run_process(command, plan.folder / LOG, name=name), name, plan.folder / LOG):
             raise error
@@ -82,7 +82,7 @@ def drive(plan: Plan) -> dict[str, str]:
         if step.cell.name in stopped:
             continue
         if step.cell.waits:
-            cell = settled(plan, step.cell)
+            cell = settled_cell(plan, step.cell)
             if cell.waits:
                 stopped[cell.name] = _unsettled(plan, cell).render()
                 continue
@@ -97,7 +97,7 @@ def drive(plan: Plan) -> dict[str, str]:
             continue
         remaining = to_make([later for later in waiting[index:] if later.cell.name not in stopped], runs)
         console.print(
-            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - start) / 60:.0f} min in, {to_go(estimates.left(remaining))})[/]"
+            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - start) / 60:.0f} min in, {remaining_words(estimates.left(remaining))})[/]"
         )
         error = _perform(step)
         if error:
@@ -117,7 +117,7 @@ def drive(plan: Plan) -> dict[str, str]:
     return stopped
 
 
-def settled(plan: Plan, cell: Cell) -> Cell:
+def settled_cell(plan: Plan, cell: Cell) -> Cell:
     """A cell whose tau is another arm's share, with its number where that arm is trained by now."""
     again = load(plan.file, plan.folder, plan.out)
     return next(other for other in again.cells if (other.arm.name, other.seed) == (cell.arm.name, cell.seed))

@@ -41,7 +41,7 @@ def study_page(
         sentences: of the reading.
         figures: by name, the bytes of each format.
     """
-    drawn = Shown(once(rows), [])
+    drawn = Shown(base_rows_once(rows), [])
     panels = panels_of(drawn)
     samples = samples_of(last_students(outcomes))
     printed = {
@@ -80,7 +80,7 @@ def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
     ]
 
 
-def once(rows: Sequence[Row]) -> list[Row]:
+def base_rows_once(rows: Sequence[Row]) -> list[Row]:
     """The rows of the original model once a seed, where every arm has them."""
     first = {row["seed"]: row["arm"] for row in reversed(rows)}
     return [row for row in rows if row["round"] or row["arm"] == first[row["seed"]]]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from evals.study.tau import logged, parse, tau_of
+from evals.study.tau import logged_divergence, parse, tau_of
 from shared import config as configuration
 from shared.commands import round_command
 from shared.errors import SteerHealError
@@ -210,7 +210,7 @@ def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[Cell])
         raise ValueError(f"no arm {source.arm} of seed {seed} before it")
     if configuration.resolve(path, arm.set)[1]["train.tau"] == "SET":
         raise ValueError("its set has a train.tau as well")
-    ours, theirs = config.train.divergence, logged(reference.config.train.divergence)
+    ours, theirs = config.train.divergence, logged_divergence(reference.config.train.divergence)
     if ours != theirs:
         raise ValueError(f"its D is {ours}, and {source.arm} logs {theirs}")
     number = None if reference.waits else tau_of(source, reference.run, config)

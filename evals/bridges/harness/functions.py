@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.answers import point_estimates
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument, orders, rotations_of
 from shared.chat import Chat
@@ -104,23 +104,23 @@ def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) 
 
 
 def auth_nats(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["auth_nats"]
+    return point_estimates(_items(reads), SOURCE)["auth_nats"]
 
 
 def care_nats(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["care_nats"]
+    return point_estimates(_items(reads), SOURCE)["care_nats"]
 
 
 def answer_mass(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["answer_mass"]
+    return point_estimates(_items(reads), SOURCE)["answer_mass"]
 
 
 def informedness(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["informedness"]
+    return point_estimates(_items(reads), SOURCE)["informedness"]
 
 
 def unscorable(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["unscorable"]
+    return point_estimates(_items(reads), SOURCE)["unscorable"]
 
 
 def retokenised(reads: Sequence[dict[str, Any]]) -> float:

@@ -86,7 +86,7 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
     )
 
 
-def points(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
+def point_estimates(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
     """auth_nats, care_nats, answer_mass and informedness of rows as evals.measures.forced_choice.ask gives them, without intervals, NaN where
     undefined; and how many are unscorable."""
     a = answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")

@@ -19,7 +19,7 @@ from evals.measures.forced_choice.labels import answer_of
 from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
 from shared.seeds import seed_of
-from shared.vignettes import human
+from shared.vignettes import raters_distribution
 
 if TYPE_CHECKING:
     from gen.engine.engine import Engine
@@ -158,7 +158,7 @@ class _Asking:
         cell, read = self._cells[index], self._read
         if len(outputs) == read.thoughts:
             ids = outputs[0].token_ids
-            self.thoughts[index] = ended(ids, self._renderer, self._tokenizer) if read.stop else ids
+            self.thoughts[index] = cut_thought(ids, self._renderer, self._tokenizer) if read.stop else ids
             return self._answer(cell, self.thoughts[index])
         if self._free and cell.order == cell.sample == 0 and len(outputs) == read.thoughts + 1:
             prompt = self._renderer.free_answer(cell.question, self.thoughts[index], read.stop)
@@ -181,7 +181,7 @@ class _Asking:
         )
 
 
-def ended(ids: Sequence[int], renderer: Renderer, tokenizer: Any) -> list[int]:
+def cut_thought(ids: Sequence[int], renderer: Renderer, tokenizer: Any) -> list[int]:
     """A thought up to where the model ended it: before a stop token, or before the closing mark where that is several tokens."""
     stop = next((place for place, token in enumerate(ids) if token in renderer.stop_ids), len(ids))
     thought = list(ids[:stop])
@@ -225,7 +225,7 @@ def row(
         "score": score.tolist() if scorable else None,
         "top1": FOUNDATIONS[int(score.argmax())] if scorable else None,
         "margin": float(first - second) if scorable else None,
-        "label": human(vignette),
+        "label": raters_distribution(vignette),
         "pmass_allowed": mass if scorable else None,
         "nll_prefill": nll_prefill if nll_prefill is not None and np.isfinite(nll_prefill) else None,
         "think_tokens": read.think,

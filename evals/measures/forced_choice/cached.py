@@ -26,7 +26,7 @@ def free_of(tokens: int) -> Free | None:
     return Free(tokens) if tokens else None
 
 
-def answered(
+def cached_or_asked(
     model: Any,
     renderer: Renderer,
     vignettes: Sequence[Any],

@@ -12,7 +12,7 @@ from shared.records import Vignette
 from shared.schema import COLDEST
 
 
-def checked(read: Read, free_tokens: int = 0) -> None:
+def refuse_sampling_options(read: Read, free_tokens: int = 0) -> None:
     """Raise SteerHealError for invalid sampling options."""
     fine = (
         read.think >= 0
@@ -31,7 +31,7 @@ def checked(read: Read, free_tokens: int = 0) -> None:
         )
 
 
-def steering(arguments: Any) -> None:
+def refuse_steering_options(arguments: Any) -> None:
     """Raise SteerHealError for options of steering that would leave the model unsteered."""
     alone = [name for name in ("coefficient", "random") if getattr(arguments, name) and not arguments.vector]
     if (items := arguments.items) is not None and items < 1:
@@ -52,7 +52,7 @@ def steering(arguments: Any) -> None:
         )
 
 
-def reaches(sources: dict[str, str]) -> None:
+def refuse_unread_settings(sources: dict[str, str]) -> None:
     """Raise SteerHealError for a setting of a run's evaluation that would be read by nobody here."""
     unread = [key for key, source in sources.items() if source == "SET" and key.startswith("eval.") and key != "eval.bootstrap"]  # fmt: skip
     if unread:
@@ -64,7 +64,7 @@ def reaches(sources: dict[str, str]) -> None:
         )
 
 
-def fits(
+def refuse_too_long(
     renderer: Renderer,
     vignettes: Sequence[Vignette],
     read: Read,

@@ -9,8 +9,8 @@ from typing import Any
 from evals.conditions import Weights
 from evals.measures.forced_choice.answers import answers, refuse
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import answered, free_of, of_answers
-from evals.measures.forced_choice.checks import fits
+from evals.measures.forced_choice.cached import cached_or_asked, free_of, of_answers
+from evals.measures.forced_choice.checks import refuse_too_long
 from evals.measures.forced_choice.figures import Figures
 from evals.measures.forced_choice.instrument import Renderer, load_instrument
 from evals.measures.forced_choice.moralmaps import installed_revision
@@ -19,7 +19,7 @@ from evals.measures.forced_choice.positions import left_by_reversal, order_effec
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.forced_choice.sentences import about, among_draws, not_wrong, over_decoy, over_random, ranked
 from evals.measures.forced_choice.tables import foundations, measure
-from evals.measures.measure import Columns, Compared, Measure, Scoring, Session, signed
+from evals.measures.measure import Columns, Compared, Measure, Scoring, Session, with_condition_names
 from evals.rows import Scores
 from evals.statistics import Answers, pair
 from evals.table import Table
@@ -44,7 +44,7 @@ class ForcedChoiceSession(Session):
         self.free = free_of(settings.free_tokens)
         self.renderer = Renderer(scoring.chat, load_instrument(settings.instrument))
         longest = scoring.config.model.max_model_len
-        fits(self.renderer, self.vignettes, self.read, self.free, longest, [None, scoring.trait.trait])
+        refuse_too_long(self.renderer, self.vignettes, self.read, self.free, longest, [None, scoring.trait.trait])
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.counts["items"] = len(self.vignettes)
 
@@ -61,11 +61,15 @@ class ForcedChoiceSession(Session):
                 fresh=scoring.fresh,
             )
         tokenizer = scoring.chat.tokenizer
-        self.rows.update(answered(engine, self.renderer, self.vignettes, group, self.read, tokenizer, self.free, cache))
+        self.rows.update(
+            cached_or_asked(engine, self.renderer, self.vignettes, group, self.read, tokenizer, self.free, cache)
+        )
         self.taken += cache.taken if cache else 0
 
     def write(self, folder: Path) -> Mapping[str, Any]:
-        lines = signed(self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype)
+        lines = with_condition_names(
+            self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype
+        )
         for condition, rows in lines.items():
             write_jsonl(folder / f"{condition}.jsonl", rows)
         write_parquet(folder / "samples.parquet", [row for rows in lines.values() for row in rows])

@@ -109,7 +109,7 @@ def generate(
             "prompt": prompt.turns[-1]["content"],
             "kind": prompt.kind,
             "sample": sample,
-            **said(renderer.chat, output.token_ids, output.text),
+            **answer_fields(renderer.chat, output.token_ids, output.text),
             "finish_reason": output.finish_reason,
         }
         for (condition, prompt, sample), output in zip(cells, outputs, strict=True)
@@ -146,7 +146,7 @@ def own_nll(
     return losses
 
 
-def said(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
+def answer_fields(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
     """text and completion_ids of an answer; of a model that thinks, thought_ids besides.
 
     Args:

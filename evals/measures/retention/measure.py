@@ -100,7 +100,7 @@ class RetentionSession(ByCondition):
     def _answers(self) -> list[Text]:
         """The unsteered completions that round 1 sampled of the mundane prompts, behind their prompts."""
         scoring = self.scoring
-        path = unsteered(scoring.run)
+        path = first_sweep_rows(scoring.run)
         if not scoring.config.sweep.n_mundane or not path.is_file():
             return []
         with open_round(scoring.config.sweep.model_copy(update={"n_dilemmas": 0})) as prompts:
@@ -255,7 +255,7 @@ class Retention(Measure):
         return lines
 
 
-def unsteered(run: Run) -> Path:
+def first_sweep_rows(run: Run) -> Path:
     """The rows of round 1's sweep, of which those at coefficient 0 are the original model's."""
     return run.round(1) / "sweep.jsonl"
 
