@@ -121,7 +121,7 @@ def score(arguments: Any) -> None:
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:
-    """What the options ask for; if they ask for nothing, the model as it is, under the name `healed` when an adapter is loaded."""
+    """The conditions that the options ask for; with none, the model as it is, under the name `healed` when an adapter is loaded."""
     conditions = [Condition("base", "base")] if arguments.base else []
     if arguments.prompted:
         conditions.append(Condition("prompted", "prompted", system=load_trait(trait).trait))

@@ -108,6 +108,7 @@ def load(argument: str) -> Answers:
 
 
 def answers_of(path: Path, rows: list[ScoreRow]) -> Answers:
+    """The answers of rows of a score file. Raises SteerHealError as `answers` does."""
     return answers(rows, path, MADE_BY)
 
 
@@ -345,7 +346,7 @@ def _over_seeds(by_seed: Sequence[Sides], seeds: Sequence[dict[str, Any]]) -> No
 
 
 def by_influence(sides: Sides, keep: np.ndarray) -> np.ndarray:
-    """What each item adds to d_auth, whose mean over the items is the shift."""
+    """The influence [items] of each item on d_auth, nats; its mean is the shift."""
     p, q = (side.p[keep, AUTHORITY_FALLS.foundation] for side in (sides.base, sides.other))
     value = float(np.log(q.mean() / p.mean()))
     return np.asarray(value + q / q.mean() - p / p.mean())

@@ -79,5 +79,5 @@ def decoy_vectors(config: Config, model: Model, history: Path | None, chat: Chat
 
 
 def name_of(draw: int) -> str:
-    """Of a decoy's condition and vector."""
+    """The name of a decoy's condition and vector."""
     return f"decoy-{draw}"

@@ -23,7 +23,7 @@ from shared.traits import load_trait
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What of a run its results do not hold: model, trait, machine, time. Raises SteerHealError where a round is missing or edited."""
+    """The facts of a run that its results do not hold: model, trait, machine, time. Raises SteerHealError where a round is missing or edited."""
     rounds = scored_rounds(run, "round")
     manifests = [manifest for r in rounds for stage, manifest in r.manifests.items() if stage != "score-full"]
     hardware = manifests[-1].hardware

@@ -45,7 +45,7 @@ AUTHORITY_FALLS = Target()
 
 
 def target_of(read_for: ReadFor | None) -> Target | None:
-    """What scores.json says the forced choice is read for."""
+    """The foundation and sign that scores.json has for the forced choice; None for a trait about none."""
     return None if read_for is None else Target(FOUNDATIONS.index(read_for.foundation), read_for.sign)
 
 

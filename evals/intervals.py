@@ -72,9 +72,9 @@ class Spread:
 
 
 def spread_of(influence: np.ndarray, strata: np.ndarray, scale: float = 1.0) -> Spread | None:
-    """Of a sum of influence [n] over items in strata [n].
+    """The standard error, and its degrees of freedom, of a sum of influence [n] over items in strata [n].
 
-    Strata of one item are one group together, as in `statistics.pooled`: their means differ, so that the error is rather too large.
+    Strata of one item are one group together, as in `statistics.resampling_strata`: their means differ, so that the error is rather too large.
     None where nothing says how far items of a stratum lie apart. An error below 1e-12 of scale counts as 0.
     """
     groups = resampling_strata(strata)

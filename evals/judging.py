@@ -65,7 +65,7 @@ class Case:
 
     @cached_property
     def coherence(self) -> Measures:
-        """What the coherence verdict compares: point estimates over the texts with tokens."""
+        """The figures that the coherence verdict compares: point estimates over the texts with tokens."""
         texts = self.texts
         tokens, nll = float(texts.tokens.sum()), float(texts.nll.sum())
         return Measures(
@@ -181,7 +181,7 @@ class Judging:
         return shift(self.before.answers, case.answers)
 
     def verdicts(self, case: Case) -> Verdicts:
-        """Of a row: both ladders on a healed student; of the base whether there is an axis; of others whether they are broken."""
+        """The verdicts of a row: both ladders on a healed student; of the base whether there is an axis; of others whether they are broken."""
         problem = case.broken
         if case.line.stage == "base":
             refused = preflight(case.answers, (self.target or AUTHORITY_FALLS).foundation)

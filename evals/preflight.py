@@ -114,7 +114,7 @@ def least_budget(budgets: Sequence[Budget]) -> Budget | None:
 
 
 def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
-    """What the budgets say, in plain words."""
+    """The result of the budgets in a sentence."""
     name, budget = FOUNDATIONS[foundation], least_budget(budgets)
     tried = ", ".join(str(candidate.think) for candidate in sorted(budgets, key=lambda candidate: candidate.think))
     if budget is None:
@@ -132,6 +132,7 @@ def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY)
 
 
 def print_budgets(budgets: Sequence[Budget], items: int, debias: str, foundation: int) -> None:
+    """Print the figures of every budget of think tokens. foundation: its index in FOUNDATIONS."""
     name = FOUNDATIONS[foundation]
     table(
         f"the base on {items} items, {debias} orders",
@@ -179,7 +180,7 @@ class Asked:
 
 
 def of_options(arguments: Any, config: Config) -> Asked:
-    """What the command line asks for."""
+    """The subject of a preflight by the command line."""
     model = {"name": arguments.model or config.model.name, "dtype": arguments.dtype or config.model.dtype}
     config = config.model_copy(update={"model": config.model.model_copy(update=model)})
     reads = [Read(arguments.debias, think, seed=config.seed) for think in sorted(set(arguments.think))]
@@ -188,7 +189,7 @@ def of_options(arguments: Any, config: Config) -> Asked:
 
 
 def of_run(run: Run, thinks: Sequence[int]) -> Asked:
-    """What a run's rounds would ask, at these budgets of think tokens."""
+    """The subject of a preflight by a run, at these budgets of think tokens."""
     config, settings = run.config, run.config.eval
     reads = [
         Read(settings.debias, think, seed=config.seed, stop=settings.stop and think > 0)

@@ -53,7 +53,7 @@ def read_quoted(folder: Path, page: Path) -> Quoted:
 
 
 def sentence(quoted: Quoted) -> str:
-    """What was run, on what, in how long."""
+    """A sentence on the run: model, rounds, machine and time."""
     run = quoted.run
     rounds = "Round 1" if run["rounds"] == 1 else f"Rounds 1 to {run['rounds']}"
     place = run["gpu"] or f"{run['cores']} cores of {run['processor']} ({run['instruction_set']})"
@@ -76,6 +76,7 @@ def finding(quoted: Quoted) -> str:
 
 
 def figure(quoted: Quoted) -> str:
+    """The run's figure as Markdown, with its finding as the alternative text."""
     return f"![{finding(quoted)}]({quoted.where}/trajectory.png)\n"
 
 
@@ -106,17 +107,18 @@ def conclusion(quoted: Quoted) -> str:
 
 
 def reading(quoted: Quoted) -> str:
-    """What the results say in plain words, as the report has it."""
+    """The reading of the results in sentences, as the report has it."""
     return "\n".join(quoted.reading) + "\n"
 
 
 def files(quoted: Quoted) -> str:
+    """Links to the files of the published report."""
     names = {"index.html": "the page", "results.md": "every table", "results.csv": "as CSV", "run.tex": "as LaTeX"}
     return " · ".join(f"[{words}]({quoted.where}/{name})" for name, words in names.items()) + "\n"
 
 
 def summary(quoted: Quoted) -> str:
-    """What fits a README: figure, what was run, the short table, the answer."""
+    """The summary for a README: the figure, a sentence on the run, the short table, the answer."""
     return "\n".join(part(quoted) for part in (figure, sentence, table, conclusion))
 
 

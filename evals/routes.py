@@ -209,7 +209,7 @@ def by_item(
 
 
 def less_steering(doses: Sequence[float], shift: np.ndarray, price: np.ndarray) -> Estimate | None:
-    """What a student paid less what plain steering pays at the student's own shift, paired over the resamples.
+    """The price of a student less that of plain steering at the student's own shift, paired over the resamples.
 
     Steering's route runs through the base and its doses. A resample in which it does not get as far takes the price of its last dose,
     which is rather too low. None with fewer than two doses, since a chord from the base overstates a price that bends; where a figure

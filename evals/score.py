@@ -128,7 +128,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
 
 
 def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cached: bool) -> Scoring:
-    """What the measures of a round's scoring have in common."""
+    """The inputs that all measures of a round's scoring have in common."""
     config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     if config.eval.decoy_vectors:

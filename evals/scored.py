@@ -83,6 +83,7 @@ def _without_base(round_: Round) -> Round:
 
 
 def read_round(run: Run, number: int, mode: str) -> Round:
+    """The files of a scored round. mode: EVAL, `round` or `full`. Raises SteerHealError for a missing, edited or outdated one."""
     again = stage_command(run.folder, number, STEP[mode], rebuild=True)
     folder = run.round(number) / FOLDER[mode]
     manifests = {

@@ -149,7 +149,7 @@ def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> 
 
 
 def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate:
-    """What `on_resamples` gave, with its percentile interval; None for the interval where a resample is undefined."""
+    """The result of `on_resamples` with its percentile interval; None for the interval where a resample is undefined."""
     if not np.isfinite(draws).all():
         return Estimate(value, None)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -227,6 +227,7 @@ def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
 
 
 def show(result: Estimate, digits: int = 3) -> str:
+    """An estimate with its interval in brackets, to so many decimals."""
     interval = f" [{result.interval[0]:.{digits}f}, {result.interval[1]:.{digits}f}]" if result.interval else ""
     return f"{result.value:.{digits}f}{interval}"
 

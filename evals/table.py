@@ -21,6 +21,7 @@ class Table:
 
 
 def label(row: dict[str, Any]) -> str:
+    """The name of a row: round and stage, with its coefficient, draw or gate."""
     draw = f", draw {row['draw']}" if row["stage"] in ("random", "decoy") else ""
     dose = (
         f" at {row['coefficient']:.2f}"
@@ -32,16 +33,19 @@ def label(row: dict[str, Any]) -> str:
 
 
 def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
+    """A figure of a row with its interval in brackets. name, interval: columns of the row."""
     low_high = row[interval]
     figure = number(row[name], digits, signed)
     return figure if low_high is None else f"{figure} [{', '.join(number(end, digits, signed) for end in low_high)}]"
 
 
 def yes_no(value: bool | None) -> str:
+    """A truth value as a cell; a dash for None."""
     return number(None) if value is None else "yes" if value else "no"
 
 
 def markdown(table: Table) -> str:
+    """A table under its title, in Markdown."""
     lines = [table.columns, ["---", *["---" if table.prose else "---:"] * (len(table.columns) - 1)], *table.rows]
     body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
     return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")

@@ -136,7 +136,7 @@ assert tuple(TRACKERS) == SCORED
 
 
 def entries(rounds: Sequence[Round], rows: Sequence[Row], page: Path) -> list[Entry]:
-    """What there is to send: the base and the prompted base at step 0, then every round.
+    """The entries to send: the base and the prompted base at step 0, then every round.
 
     Args:
         rounds: scored rounds of a run.

@@ -96,6 +96,7 @@ def dtype_here() -> str:
 
 
 def sampled(engine: Any, requests: Sequence[Request]) -> list[list[int]]:
+    """The token ids that an engine answers to requests, in their order."""
     return [output.token_ids for output in engine.run(requests)]
 
 

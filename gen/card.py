@@ -121,6 +121,7 @@ def _mean(values: list[float | None]) -> str:
 
 
 def write(run: Run, number_: int, out: Path) -> None:
+    """Write the kept rows of a round as a data set with its card. Raises SteerHealError for a folder with other files."""
     content = card(run, number_)
     with atomic_folder(out, names=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
         for name in FILES:

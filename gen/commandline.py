@@ -292,7 +292,7 @@ def throughput_options() -> Options:
 
 
 def swept(value: str) -> list[Path]:
-    """What a sweep writes: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
+    """The paths written by a sweep: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
     out = Path(value)
     folder = out.suffix != ".jsonl" and (out.is_dir() or not out.suffix)
     (outputs.output_folder() if folder else outputs.output_file(".jsonl"))(value)

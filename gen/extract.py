@@ -117,7 +117,7 @@ def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
 
 
 def inputs(model: Model, config: VectorConfig) -> tuple[Trait, list[Prompt], list[int]]:
-    """What a vector is made of: the trait, the contexts, the layers. Raises SteerHealError where one of them cannot be had."""
+    """The inputs of a vector: the trait, the contexts, the layers. Raises SteerHealError where one of them cannot be had."""
     layers = band(config.layers, model.depth, "vector.layers")
     return load_trait(config.trait), contexts_of(config, config.n_contexts), layers
 
@@ -189,6 +189,7 @@ def refuse_unreached(config: VectorConfig, towards: Sequence[Sequence[int]], awa
 
 
 def unreached_error(config: VectorConfig, given: str) -> SteerHealError:
+    """The error of a trait prompt that changes nothing in what the model reads. given: the evidence."""
     other = "opposite" if config.contrast else "neutral"
     return SteerHealError(
         "the trait prompt does not reach the model",
@@ -212,6 +213,7 @@ def refuse_not_finite(model: Model, layers: Sequence[int], *states: dict[int, np
 
 
 def show(vector: Vector) -> None:
+    """Print a vector's table: by layer its norm, the mean norm of the activations, the relative dose at 1 and the split-half cosine."""
     norms, cosines = vector.metadata["hidden_norm"], vector.metadata["split_half_cosine"]
     kind = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
     table(

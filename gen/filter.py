@@ -170,7 +170,7 @@ def tally(
 
 
 def print_filtered(job: Job, yardstick: Yardstick) -> None:
-    """What the filter would keep of a sweep's published rows, as a table. yardstick: of the unsteered rows."""
+    """Print which of a sweep's published rows the filter would keep, as a table. yardstick: of the unsteered rows."""
     if not len(yardstick):
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
@@ -184,6 +184,7 @@ def print_filtered(job: Job, yardstick: Yardstick) -> None:
 
 
 def swept(run: Run, index: int) -> Source:
+    """The published rows of a round's sweep, with the command that makes them."""
     return Source(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
 
 

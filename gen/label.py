@@ -103,7 +103,7 @@ def spread_rows(rows: Sequence[Completion], count: int, seed: int) -> list[Compl
 
 
 def prompts_of(run: Run, rows: Sequence[Completion]) -> dict[str, str]:
-    """What each row answers, by its key. Raises SteerHealError where the prompts are others than those of the sweep."""
+    """The prompt that each row answers, by the row's key. Raises SteerHealError where the prompts are others than those of the sweep."""
     texts = {row.key.rsplit("/", 2)[0]: "" for row in rows}
     with open_round(run.config.sweep) as prompts:
         for index, (_, prompt) in enumerate(prompts):

@@ -122,7 +122,7 @@ class Local:
 
 
 def read_message(message: dict[str, Any]) -> Message:
-    """What a worker's frame says."""
+    """The message in a worker's frame."""
     if "about" in message:
         return Ready(message["about"])
     if "error" in message:
@@ -131,7 +131,7 @@ def read_message(message: dict[str, Any]) -> Message:
 
 
 def devices_here(each: int = 1) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES is for each worker of this machine, so many GPUs for each; none on a CPU.
+    """CUDA_VISIBLE_DEVICES for each worker of this machine, so many GPUs for each; none on a CPU.
 
     GPUs that are left over get no worker.
     """

@@ -222,7 +222,7 @@ def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, v
 
 
 def print_reasons(result: Outcome) -> None:
-    """How many are kept, what the others were rejected for, and the mean doses, at the terminal."""
+    """Print the number of kept rows, the reasons of the others, and the mean doses."""
     console.print(
         f"kept {result.kept} of {result.per.total()}; rejected for "
         + (", ".join(f"{name} {count}" for name, count in result.causes.most_common()) or "nothing")

@@ -85,7 +85,7 @@ def judged(config: Config) -> bool:
 
 
 def place() -> dict[str, Any]:
-    """What the rows that this process makes depend on besides their plan: code, engine options, device and versions."""
+    """The place of this process, which its rows depend on besides their plan: code, engine options, device and versions."""
     from gen.engine.options import platform_options
 
     return {

@@ -71,7 +71,7 @@ def unsteered_logprobs(
 def record(
     prompt: Sequence[int], completion: Sequence[int], student: np.ndarray | None, original: np.ndarray | None
 ) -> Logprobs | None:
-    """What a row keeps of log-probabilities [tokens]; None where one is not finite."""
+    """The log-probabilities [tokens] as a row keeps them, nats; None where one is not finite."""
     if student is None or original is None or not (np.isfinite(student).all() and np.isfinite(original).all()):
         return None
     return Logprobs(

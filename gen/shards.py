@@ -267,11 +267,12 @@ class Shards(Windows):
 
 
 def store_of(out: Path) -> Windows:
-    """Where the windows of a sweep are kept: for a file of rows, or for a folder of shards."""
+    """The store of a sweep's windows, for a file of rows or for a folder of shards."""
     return Windows(out) if out.suffix == ".jsonl" else Shards(out)
 
 
 def digest_of_keys(keys: Sequence[str]) -> str:
+    """sha256 over the keys of rows in their order."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 

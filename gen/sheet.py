@@ -64,7 +64,7 @@ def as_text(value: str) -> str:
 
 
 def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
-    """What a person answered, by the name of a row and question; None is `?`.
+    """A person's answers by the name of a row and the question; None is `?`.
 
     Raises SteerHealError for a file that is no such sheet, for rows that are missing, foreign or there twice, and for a cell that is no answer.
     """

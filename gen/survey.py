@@ -79,6 +79,7 @@ class Rendered:
 
 
 def rendered(prompt: Prompt, renderer: Renderer) -> Rendered:
+    """A prompt's token ids under the neutral and the trait prompt, as JSON, with the longer length in tokens; or the error that refuses it."""
     try:
         ids = renderer(prompt)
     except SteerHealError as error:

@@ -18,7 +18,7 @@ from shared.schema import Config
 
 
 def until_of(job: Job, windows: Windows, yardstick: Yardstick) -> Until | None:
-    """What counts the rows of a sweep that ends where enough are kept; None for another.
+    """The counter of kept rows for a sweep that ends where enough are kept; None for another sweep.
 
     Raises SteerHealError for a sweep into shards, and for one without unsteered rows, which the limits come from.
     """
@@ -98,7 +98,7 @@ class Until:
         return iterate_jsonl(self.windows.path(index), Completion, made_by="the same command")
 
     def sentence(self, count: int) -> str:
-        """How the sweep ended. count: of the windows in the plan."""
+        """The end of the sweep in a sentence. count: of the windows in the plan."""
         if self.last is None:
             return f"the plan ended before {self.wanted} rows passed the filter (sweep.until_kept): {self.kept} did"
         return f"{self.kept} rows pass the filter after {self.last + 1} of {count} windows (sweep.until_kept = {self.wanted})"

@@ -111,7 +111,7 @@ def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[An
 
 
 def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence[list[int]]) -> list[Check]:
-    """What steering does in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
+    """Checks of the effect of steering in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
     from gen.engine.sampling import Request
 
     tolerance, prompt = TOLERANCE[dtype], prompts[0]

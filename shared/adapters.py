@@ -164,7 +164,7 @@ def _uniform(
 
 
 def loads_from(model: Model) -> str:
-    """What Transformers and PEFT load a model by: its id on the hub, or the absolute path of its folder."""
+    """The name that Transformers and PEFT load a model by: its id on the hub, or the absolute path of its folder."""
     return model.name if model.revision is not None else str(model.folder.resolve())
 
 

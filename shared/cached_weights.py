@@ -47,5 +47,5 @@ def cached_weights(name: str, determinants: Sequence[str], cache: Path, make: Ca
 
 
 def cached_folder(determinants: Sequence[str], cache: Path) -> Path:
-    """Where `cached_weights` puts the folder of these, whether or not it is there."""
+    """The folder of `cached_weights` for these determinants, which may not exist yet."""
     return cache / hashlib.sha256("\0".join([*determinants, code_digest("shared")]).encode()).hexdigest()[:16]

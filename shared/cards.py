@@ -80,7 +80,7 @@ def rows_and_tokens(run: Run, number: int, stage: str) -> tuple[float, float]:
 
 
 def cost(run: Run, number: int, stage: str, card: GpuKind, *, first: bool) -> Cost:
-    """What a stage takes on a card. first: no engine of the run has been compiled before."""
+    """Estimated seconds and memory of a stage on a card. first: no engine of the run has been compiled before."""
     config = run.config
     shape = shape_for(config.model.name, config.model.revision)
     size, single = SIZE[config.model.dtype] * shape.weights, 4 * shape.weights

@@ -223,7 +223,7 @@ class Chat:
 
     @property
     def system(self) -> Literal["kept", "merged", "dropped"]:
-        """What becomes of a system prompt, as in `shared.template.Template`."""
+        """The form in which the template puts a system prompt, as in `shared.template.Template`."""
         return self._template.system
 
     def hears(self) -> None:
@@ -291,7 +291,7 @@ class Chat:
 
 
 def neutral_for(turns: Turns, neutral: str) -> str | None:
-    """What `Chat.ids` takes as the system prompt without a trait: a conversation's own stands in place of the neutral one."""
+    """The system prompt for `Chat.ids` without a trait: a conversation's own stands in place of the neutral one."""
     return None if _has_system(turns) else neutral
 
 

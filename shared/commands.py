@@ -61,7 +61,7 @@ NAMES = {command.module: name for name, command in COMMANDS.items()}
 
 
 def form() -> str:
-    """How the user began this process or the one above it: make, steer-heal, or python."""
+    """The command by which the user began this process or the one above it: make, steer-heal, or python."""
     return os.environ.get(FORM, "python")
 
 
@@ -181,7 +181,7 @@ def removal(*paths: Path | str, folder: bool = False) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """What a misspelt word was meant to be; None where no known word is near.
+    """The known word that a misspelt one is nearest to; None where none is near.
 
     Args:
         word: as it was typed.

@@ -66,7 +66,7 @@ class Estimates:
     ratios: dict[str, float] = field(default_factory=dict)  # of what a stage took over what was predicted, the latest
 
     def seconds(self, key: Key) -> float | None:
-        """What a step is expected to take now; None for one that was not planned."""
+        """Expected seconds of a step by what is measured so far; None for one that was not planned."""
         predicted = self.predicted.get(key)
         return None if predicted is None else predicted * self._ratio(key[2])
 
@@ -246,7 +246,7 @@ def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | s
 
 
 def remaining_words(seconds: float) -> str:
-    """What is left, for a line between two stages."""
+    """The time left as words, for a line between two stages."""
     return f"{in_minutes(seconds)} to go"
 
 

@@ -82,7 +82,7 @@ class Header:
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """What changes with a file: which one it is, its size and its times."""
+    """The identity of a file's content: its inode, its size and its times."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

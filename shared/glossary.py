@@ -134,7 +134,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
 
 
 def definition(term: str) -> str | None:
-    """What a term means, None for a word that is not in the glossary."""
+    """The definition of a term, None for a word that is not in the glossary."""
     return next((terms[term] for terms in GLOSSARY.values() if term in terms), None)
 
 

@@ -84,7 +84,7 @@ def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) ->
 def refused_row(
     path: Path, index: int, line: bytes, error: ValueError, row: type[Record], made_by: str
 ) -> SteerHealError:
-    """What is wrong with the line of a JSONL file that has this index from 1, and the command that mends it."""
+    """The error of line `index`, from 1, of a JSONL file, with the command that mends it."""
     error = explained(error, line)
     problem, command = problem_of(error), conversion_of(error, path)
     if command is None and not isinstance(error, ValidationError) and not line.endswith(b"\n"):
@@ -104,7 +104,7 @@ def conversion_of(error: Exception, path: Path) -> str | None:
 
 
 def needed(row: type[Record]) -> str:
-    """What a row must hold, as the end of a sentence."""
+    """The required fields of a row, as the end of a sentence."""
     if row.shape:
         return f": {row.shape}"
     names = [name for name, field in row.model_fields.items() if field.is_required()]
@@ -112,7 +112,7 @@ def needed(row: type[Record]) -> str:
 
 
 def problem_of(error: Exception) -> str:
-    """What is wrong with a row, in one line."""
+    """The problem of a row, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg'].removeprefix('Value error, ')}"

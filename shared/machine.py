@@ -73,7 +73,7 @@ def hardware() -> dict[str, Any]:
 
 
 def device() -> str:
-    """What rounds the numbers of a stage: the GPU's name, or the processor's with its instruction set."""
+    """The device whose kernels decide the last digits of a stage: the GPU's name, or the processor's with its instruction set."""
     machine = hardware()
     return str(machine["gpu"] or f"{machine['processor']} ({machine['instruction_set']})")
 

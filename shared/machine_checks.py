@@ -21,6 +21,7 @@ MEMORY = 5 * GIB  # what a round of the embedded model takes at its peak
 
 
 def the_system() -> Iterator[Row]:
+    """Rows of the doctor on the operating system, the compiler and Python's headers."""
     system, architecture = platform.system(), platform.machine()
     yield Row(
         "system",
@@ -80,6 +81,7 @@ def the_system() -> Iterator[Row]:
 
 
 def the_hardware(run: Path) -> Iterator[Row]:
+    """Rows of the doctor on processor, cores, instruction set and memory. run: whose model must fit into the memory."""
     hardware = machine.hardware()
     yield Row("processor", hardware["processor"])
     yield Row("cores", hardware["cores"])
@@ -152,7 +154,7 @@ def the_disk(run: Path) -> Iterator[Row]:
 
 
 def the_gpu() -> Iterator[Row]:
-    """What the driver says, with or without a torch that sees the GPU."""
+    """Rows of the doctor on the GPU, by the driver, with or without a torch that sees it."""
     gpus, message = cards()
     locked_to_gpu = lock().stem == "gpu"
     if not gpus and not message:

@@ -93,6 +93,7 @@ def load(place: str) -> Callable[[], Any]:
 
 
 def overview() -> str:
+    """The text of `steer-heal --help`: every subcommand in a line."""
     width = max(map(len, COMMANDS)) + 2
     return "\n".join(
         [

@@ -34,7 +34,7 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
 
 
 def merged_folder(model: Model, adapter: Path, cache: Path, dtype: str) -> Path:
-    """Where `merged` puts a student, whether or not it is there."""
+    """The folder of `merged` for a student, which may not exist yet."""
     return cached_folder(_determining(model, adapter, dtype), cache)
 
 

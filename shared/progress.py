@@ -31,7 +31,7 @@ class Half:
 
 
 def half_made(run: Run, number: int, stage: str) -> Half | None:
-    """What a stage without a manifest has left on disk; None where that is nothing."""
+    """The unfinished work of a stage without a manifest; None where there is none on disk."""
     folder = run.round(number)
     if stage == "sweep" and (windows := folder / ".sweep.jsonl.windows").is_dir():
         finished = sum(seal_of(path).is_file() for path in windows.glob("[0-9]*.jsonl"))
@@ -67,7 +67,7 @@ def note_to_go(log: Path, seconds: float) -> None:
 
 
 def time_left(log: Path, now: datetime | None = None) -> tuple[float | None, str | None]:
-    """What the log of a running run says of the time left.
+    """The time left of a running run and of its stage, as its log has it.
 
     Args:
         log: of the run.
@@ -102,4 +102,5 @@ def _since(clock: str, now: datetime) -> float:
 
 
 def in_minutes(seconds: float) -> str:
+    """Seconds as words, to the minute."""
     return "under a minute" if seconds < 45 else f"about {seconds / 60:.0f} min"

@@ -18,6 +18,7 @@ BESIDE = ("unsloth_zoo", "trl", "accelerate", "bitsandbytes", "numpy", "safetens
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The leaves in which two nested records differ, as `name = new (was old)`. name: of the records themselves."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
@@ -62,7 +63,7 @@ def refuse_mixing(what: str, out: Path, changed: Sequence[str], folder: Path) ->
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Of Python and the packages that are installed."""
+    """The versions of Python and of those of the packages that are installed, by name."""
     installed = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -73,6 +74,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str | None:
+    """The commit of the checkout as `git describe` says it; None outside a repository or without git."""
     try:
         checkout = Path(__file__).parent.parent
         answer = subprocess.run(

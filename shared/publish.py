@@ -143,11 +143,13 @@ def _take_back(replaced: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Publish a UTF-8 text: the file appears whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
+    """Publish a value as JSON. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -180,6 +182,7 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def seal_of(path: Path) -> Path:
+    """The path of the seal of a file or folder, beside it."""
     return path.with_name(f"{path.name}.sha256")
 
 

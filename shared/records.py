@@ -111,7 +111,7 @@ Source = Literal["steered", "unsteered", "prompted"]
 
 
 def source_of(coefficient: float, prompted: bool) -> Source:
-    """Where a completion comes from, as filter.source names it."""
+    """The source of a completion, as filter.source names it."""
     return "prompted" if prompted else "steered" if coefficient else "unsteered"
 
 
@@ -173,7 +173,7 @@ class Pair(Asked):
 
     @property
     def answers(self) -> int:
-        """How many turns are the assistant's; the last of them is the completion."""
+        """The number of the assistant's turns; the last of them is the completion."""
         return 1 + sum(turn["role"] == "assistant" for turn in self.turns)
 
 
@@ -328,7 +328,7 @@ def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
 
 
 def read_manifest(path: Path, next: str) -> Manifest:
-    """What a stage recorded. next: the command or edit that mends a manifest that cannot be read."""
+    """The manifest of a stage. next: the command or edit that mends a manifest that cannot be read."""
     return read_record(path, Manifest, what="a manifest could not be read", next=next)
 
 

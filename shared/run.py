@@ -74,7 +74,7 @@ class Run:
         return self.folder / "students"
 
     def changed(self, manifest: Manifest) -> list[str]:
-        """What is missing or edited among the outputs that a manifest records."""
+        """The outputs of a manifest that are missing or edited."""
         problems = []
         for name, recorded in manifest.outputs.items():
             path = self.folder / name

@@ -104,7 +104,7 @@ class ModelConfig(Section):
 
     @property
     def rendering(self) -> dict[str, Any]:
-        """What of this section a rendered conversation depends on beside the model."""
+        """The settings of this section that a rendered conversation depends on."""
         return {"chat_template_kwargs": self.chat_template_kwargs, **({"date": self.date} if self.date else {})}
 
     @field_validator("chat_template_kwargs")

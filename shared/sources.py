@@ -78,7 +78,7 @@ def open_rows(name: str, *, what: str, made_by: str) -> Iterator[Source]:
 
 
 def origin_of(name: str) -> dict[str, str]:
-    """What a file or a data set was when it was read, for a record: its name without folders, and its sha256 or the hub's commit."""
+    """The identity of a file or a data set as it was read, for a record: its name without folders, and its sha256 or the hub's commit."""
     if not names_set(name):
         return {"name": Path(name).name, "sha256": digest(Path(name))}
     if (folder := set_folder(name)) is None:

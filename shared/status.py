@@ -68,7 +68,7 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def status_of(folder: Path) -> Status:
-    """Where the run of a folder stands; raises nothing.
+    """The status of the run of a folder; raises nothing.
 
     Args:
         folder: one with a config.toml. What cannot be read in it is the problem of the result.
@@ -135,7 +135,7 @@ def _stopped(run: Run) -> str | None:
 
 
 def activity_of(process: int) -> str:
-    """What a process is at: the stage that it or a process under it runs, or else its command."""
+    """The activity of a process: the stage that it or a process under it runs, or else its command."""
     if process == 0:
         return "a process of another machine or container"
     for candidate in [*_children(process), process]:

@@ -20,7 +20,7 @@ def stratified(rows: list[Row], count: int, stratum: str) -> list[Row]:
 
 
 def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
-    """How many rows each stratum gives to `count` taken in turn; sizes are the strata in order of first appearance.
+    """The rows that each stratum gives to `count` picked round-robin. sizes: rows of each, in order of first appearance.
 
     Sizes are all it takes: a selection from any number of rows is known without holding them.
     """

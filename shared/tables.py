@@ -59,7 +59,7 @@ def numbered_rows(
 
 
 def unit(path: Path) -> str:
-    """What the numbers of a file's rows count."""
+    """The word for a numbered part of a file: `row` of Parquet, else `line`."""
     return "row" if path.suffix.lower() == ".parquet" else "line"
 
 
@@ -69,7 +69,7 @@ def located(path: Path, number: int) -> str:
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a file has, none of which is validated. Raises OSError or ValueError for a file that cannot be read."""
+    """The number of rows of a file, none of which is validated. Raises OSError or ValueError for a file that cannot be read."""
     if unit(path) == "row":
         import pyarrow.parquet
 

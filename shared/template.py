@@ -103,7 +103,7 @@ class Template:
 
     @cached_property
     def close(self) -> str:
-        """What the template puts after an assistant's last words, such as the end-of-turn token and a line break; nothing where it
+        """The text that the template puts after an assistant's last words, such as the end-of-turn token and a line break; nothing where it
         leaves those words out."""
         return self._answered("x")[2]
 
@@ -158,7 +158,7 @@ class Template:
 
     @cached_property
     def system(self) -> Literal["kept", "merged", "dropped"]:
-        """What becomes of a system prompt: a turn or a part of one, the front of the first user turn since the template refuses
+        """The form in which the template puts a system prompt: a turn or a part of one, the front of the first user turn since the template refuses
         a system turn, or nothing. Raises SteerHealError where the template refuses it and renders no user turn either."""
         system, user = {"role": "system", "content": SAID}, {"role": "user", "content": "x"}
         try:

@@ -49,7 +49,7 @@ class Thinking:
 
 
 def read(template: Template, tokens: Callable[[str], Sequence[int]]) -> Thinking:
-    """How a template thinks.
+    """The marks between which a template puts a thought, and whether its prompt opens or closes one.
 
     Args:
         template: under the arguments that prompts are rendered with.

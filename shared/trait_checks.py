@@ -137,7 +137,7 @@ def refuse_unready(config: Config, most: int = ROWS) -> None:
 
 
 def placeholders(files: TraitFiles) -> Iterator[TraitProblem]:
-    """What `steer-heal init` wrote and nobody has edited yet, by field and row."""
+    """Findings on text of `steer-heal init` that nobody has edited yet, by field and row."""
     if fields := [name for name, text in _texts(files.trait.model_dump()) if MARK in text]:
         yield TraitProblem(files.path, f"placeholders in {', '.join(fields)}", True)
     for rows in files.prompts.values():

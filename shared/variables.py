@@ -18,7 +18,7 @@ def nearest(word: str, known: list[str]) -> str | None:
 
 
 def refusal(kind: str, name: str, value: str, known: list[str], rest: list[str]) -> str:
-    """What to print about a mistake in make's command line.
+    """The message on a mistake in make's command line.
 
     Args:
         kind: `variable` that make does not have, `target` that it does not have, or variable that is `unused` by the targets.

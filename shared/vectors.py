@@ -135,7 +135,7 @@ class Vector:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Of two directions; None with one of norm 0 or that is not finite."""
+    """The cosine of two directions; None where one has norm 0 or is not finite."""
     a, b = (np.asarray(values, dtype=np.float64) for values in (a, b))  # a square in float32 overflows at 2e19
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if 0 < norms < np.inf else None

@@ -131,6 +131,7 @@ class Sizes:
 
 
 def sizes(config: Config, number: int) -> Sizes:
+    """The rows and tokens of a round's stages, for the estimate."""
     sweep = config.sweep
     (dilemmas, conflict), (mundane, plain) = (
         _prompt_tokens(sweep.dilemmas, "dilemmas.jsonl"), _prompt_tokens(sweep.mundane, "mundane.jsonl")

@@ -1,4 +1,4 @@
-"""Docstrings say what the code says: every name under `Args:` is a parameter or a field."""
+"""Every public function of a module has a docstring, and every name under its `Args:` is a parameter or a field."""
 
 from __future__ import annotations
 
@@ -45,3 +45,19 @@ def test_every_documented_argument_is_a_parameter_or_a_field() -> None:
                 strange += [f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {name}" for name in names if name not in known]  # fmt: skip
     assert not strange
     assert count > 500  # the search itself works
+
+
+def test_every_public_function_has_a_docstring() -> None:
+    spared = ("main", "stage")  # of a command, which its module and its options describe
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.name.startswith("_")
+        and node.name not in spared
+        and not node.name.endswith("_options")
+        and not ast.get_docstring(node)
+    ]
+    assert not missing

@@ -59,7 +59,7 @@ class Compared:
 
     @property
     def effect(self) -> Series:
-        """What the history does to each token, under the sampler (student) and under the trainer (original) in this order."""
+        """The change of each token's log-probability by the history, nats, under the sampler (student) and under the trainer (original)."""
         return Series(self.sampler.student - self.sampler.original, self.trainer.student - self.trainer.original)
 
 

@@ -113,6 +113,7 @@ def licence_of(model: Model) -> str | None:
 
 
 def licence_note(model: Model) -> str:
+    """The sentence on a card whose model names no licence."""
     return f"Licence: what is made of {published(hub_name(model))} stands under its licence, which the folder at hand does not name. Write it here before you publish this."
 
 

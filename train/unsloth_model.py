@@ -104,7 +104,7 @@ class Student:
 
     @property
     def multiple(self) -> int:
-        """Of which the length of a batch is one: Unsloth compiles blocks and FlexAttention tunes itself by shape on a GPU."""
+        """The number that the length of a batch is a multiple of: Unsloth compiles blocks and FlexAttention tunes itself by shape on a GPU."""
         return 64 if self.device.type == "cuda" else 1
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:

@@ -172,7 +172,7 @@ def form_of(
     steering: list[dict[str, Any]],
     template: dict[str, Any],
 ) -> Form:
-    """How a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it."""
+    """The form in which a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it."""
     provider = ModelName(model).api
     by_id, as_text = provider in BY_ID, provider == "hf"
     if (by_id or as_text) != (chat is not None):

@@ -265,7 +265,7 @@ def informedness() -> Metric:
 
 @metric
 def unscorable() -> Metric:
-    """How many items are in no other metric."""
+    """The number of items that are in no other metric."""
     return _level("unscorable")
 
 

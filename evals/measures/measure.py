@@ -58,7 +58,7 @@ class Scoring:
     fresh: bool = False
 
     def weights(self, group: Weights) -> tuple[str, str]:
-        """What the cache knows the weights of a group by: their fingerprint and dtype."""
+        """The key of a group's weights in the cache: their fingerprint and dtype."""
         return group.student.fingerprint, self.config.model.dtype
 
 
@@ -93,7 +93,7 @@ class ByCondition(Session):
 
     @abstractmethod
     def depends(self) -> Mapping[str, Any]:
-        """What rows depend on besides weights, steering and prompts: JSON-able, a part of their name in the cache."""
+        """The inputs of rows besides weights, steering and prompts: JSON-able, a part of their name in the cache."""
 
     @abstractmethod
     def prompts(self, condition: Condition) -> Any:
@@ -109,7 +109,7 @@ class ByCondition(Session):
             self.measure.row.model_validate({"name": "", **row})
 
     def weights(self, group: Weights) -> tuple[str, str]:
-        """What the cache knows the weights of a group by."""
+        """The key of a group's weights in the cache."""
         return self.scoring.weights(group)
 
     def ask(self, engine: Any, group: Weights) -> None:
@@ -217,7 +217,7 @@ class Measure(ABC):
         return self.asks(line.stage) and (self.every_draw or line.headline or line.stage != "random")
 
     def read(self, folder: Path, scores: Scores, again: str) -> Any:
-        """What `write` wrote, by condition. Raises SteerHealError for a file that is not of these conditions.
+        """The rows that `write` wrote, by condition. Raises SteerHealError for a file that is not of these conditions.
 
         Args:
             folder: of a round's scores.

@@ -121,7 +121,7 @@ class Survey(Measure):
         return {f"survey {name}": Path(name) for name in self.source.split("+") if Path(name).is_dir()}
 
     def revisions(self, config: Config) -> Mapping[str, str]:
-        """Of an installed questionnaire, what it asks: a version may stand for several."""
+        """The digest of an installed questionnaire's text: a version may stand for several."""
         from evals.cache import text_digest
 
         items = [item for item in load_surveys(self.source) if not Path(item.survey).is_dir()]

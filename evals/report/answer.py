@@ -82,6 +82,7 @@ def card_of(rows: Sequence[Row], name: str = "") -> AnswerCard:
 
 
 def shown(cards: Sequence[AnswerCard]) -> Markup:
+    """The cards as HTML."""
     return render("answer.html", arms=cards)
 
 

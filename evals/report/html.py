@@ -100,7 +100,7 @@ def number_and_interval(cell: str) -> tuple[str, str, str]:
 
 
 def meaning_of(column: str) -> str | None:
-    """What a column's head means; of a difference, `X less Y's`, what X means."""
+    """The definition of a column's head; of a difference, `X less Y's`, the definition of X."""
     if (meaning := definition(column)) is not None:
         return meaning
     first, less, other = column.removeprefix("change of ").partition(" less ")
@@ -154,6 +154,7 @@ def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
 
 
 def bullets(lines: Sequence[str]) -> Markup:
+    """A list of sentences."""
     return render("bullets.html", lines=lines)
 
 
@@ -163,6 +164,7 @@ def folded(groups: Sequence[tuple[str, Sequence[str]]]) -> Markup:
 
 
 def verbatim(text: str) -> Markup:
+    """A text as it stands, in a fixed-width block."""
     return render("verbatim.html", text=text)
 
 

@@ -12,6 +12,7 @@ Row = dict[str, Any]
 
 
 def coherence(rows: Sequence[Row]) -> Table:
+    """The verdict on coherence of every condition, with the parts that it is made of."""
     return Table(
         "Coherence",
         ["round, stage", "verdict", "answer mass / base's", "perplexity / base's", "distinct-1", "distinct-2", "distinct-3", "looping", "valid JSON", "unscorable", "because"],

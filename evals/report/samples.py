@@ -89,6 +89,7 @@ def _kl(row: Generation) -> float | None:
 
 
 def figures_of(row: Generation | Completion) -> str:
+    """The figures under a text: perplexity, trait_llr, KL where it was measured, and how the text ended."""
     figures = [f"perplexity {number(row.perplexity, 1)}", f"trait_llr {number(row.trait_llr, 3, signed=True)}"]
     if isinstance(row, Generation) and (kl := _kl(row)) is not None:
         figures.append(f"KL {number(kl, 3)}")
@@ -120,7 +121,7 @@ def diary(rounds: Sequence[Round]) -> Markup:
 
 
 def borderline(rounds: Sequence[Round]) -> Markup:
-    """What the filter kept or rejected by the least."""
+    """The completions that the filter kept or rejected by the least."""
     folds = []
     for r in rounds:
         cards = [

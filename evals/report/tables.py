@@ -23,6 +23,7 @@ from shared.run import STAGES
 
 
 def overview(rows: Sequence[dict[str, Any]]) -> Table:
+    """The shortest table of a run's headline rows, as the terminal shows it."""
     return Table(
         "results",
         ["round, stage", "verdict", "trait_llr", "perplexity", "auth_nats [95 %]", "care_nats", "coherence"],
@@ -42,6 +43,7 @@ def overview(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
+    """The measures of every condition, as levels."""
     return Table(
         title,
         [
@@ -76,6 +78,7 @@ def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
 
 
 def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table:
+    """The changes of every condition against the base."""
     return Table(
         title,
         [
@@ -119,6 +122,7 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
 
 
 def sweep(rounds: Sequence[Round]) -> Table:
+    """The sweep by round and coefficient: rows, kept rows and mean measures."""
     return Table(
         "Sweep",
         ["round, coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
@@ -147,6 +151,7 @@ def dose(lines: Iterable[SweepLine], field: str, kept: bool) -> float | None:
 
 
 def survivors(rounds: Sequence[Round]) -> Table:
+    """Kept of the steered rows, and the mean dose of the kept rows beside the sweep's."""
     rows = []
     for r in rounds:
         steered = [line for line in r.scores.sweep if line.coefficient != 0]
@@ -163,6 +168,7 @@ def survivors(rounds: Sequence[Round]) -> Table:
 
 
 def rejections(rounds: Sequence[Round]) -> Table:
+    """Rejected rows by rule and round."""
     counts = {r.number: Counter(reason.rule for row in r.rejected for reason in row.reasons) for r in rounds}
     rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
     rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
@@ -181,6 +187,7 @@ def last_quarter_mean(steps: Sequence[TrainingStep], field: str) -> float | None
 
 
 def healing(rounds: Sequence[Round]) -> Table:
+    """The training of every round: rows, steps, cross-entropy, divergence and barrier; means over the last quarter of the steps."""
     kinds = ("mean", "rmse", "p95", "max")
 
     def divergences(r: Round) -> list[str]:
@@ -207,6 +214,8 @@ def healing(rounds: Sequence[Round]) -> Table:
 
 
 def agreement(rounds: Sequence[Round]) -> Table:
+    """Log-probabilities of the sampler against the trainer's before the first step, by round."""
+
     def line(r: Round) -> str:
         figures = r.training.agreement
         return figures.sentence() if figures else "nothing was compared: made by an earlier version"
@@ -221,6 +230,7 @@ def agreement(rounds: Sequence[Round]) -> Table:
 
 
 def times(rounds: Sequence[Round], mode: str) -> Table:
+    """Wall seconds of every stage by round. mode: EVAL, `round` or `full`."""
     stages = [*STAGES, *([STEP[mode]] if STEP[mode] not in STAGES else [])]
     rows = []
     for r in rounds:

@@ -74,12 +74,13 @@ class Outcome:
 
 
 def trait_measure(outcomes: Sequence[Outcome]) -> TraitMeasure:
-    """What free text is read for: llr_opposite where every base has it, which a trait file with paraphrases gives, else trait_llr."""
+    """The measure that free text is read for: llr_opposite where every base has it, which a trait file with paraphrases gives, else trait_llr."""
     bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
     return "llr_opposite" if bases and all(row["llr_opposite"] is not None for row in bases) else "trait_llr"
 
 
 def collect(plan: Plan) -> list[Outcome]:
+    """The outcomes of a study's cells, as far as they are."""
     outcomes = []
     for cell in plan.cells:
         with console.status(f"reading {cell.name}"):

@@ -38,12 +38,12 @@ class CellStep(Step):
 
     @property
     def common(self) -> str | None:
-        """What other cells may have made already, by the settings it depends on; None for a step of this cell alone."""
+        """The key of a step that other cells may have made already, of the settings it depends on; None for a step of this cell alone."""
         return depends(self.cell.config, self.stage) if self.number == 1 and self.stage in SHARED else None
 
     @property
     def lower(self) -> str:
-        """What makes the stage with less memory: another study, since all cells of one are measured alike."""
+        """The hint for less memory: another study, since all cells of one are measured alike."""
         if not self.lower_settings:
             return ""
         other = self.plan.command(folder=self.plan.folder.with_name(f"{self.plan.folder.name}-2"))

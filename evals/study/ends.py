@@ -50,6 +50,7 @@ def summary(outcomes: Sequence[Outcome]) -> Table:
 
 
 def over_seeds(values: Sequence[float | None], digits: int) -> str:
+    """The mean over seeds with the single values in brackets; values are None where undefined."""
     defined = [value for value in values if value is not None]
     if not defined:
         return number(None)

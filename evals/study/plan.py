@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What the frozen configuration says of where values are from, beside what it says by itself."""
+        """Sources of values, by key, for the frozen configuration to record."""
         return {"train.tau": self.tau_words} if self.tau_words else {}
 
     @property
@@ -240,7 +240,7 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 def depends(config: Config, stage: str) -> str:
-    """What a shared stage of round 1 depends on, as far as cells of one study can differ: equal strings, equal outputs."""
+    """The key of a shared stage of round 1, of the settings it depends on, as far as cells of one study can differ: equal strings, equal outputs."""
     random = config.vector.direction == "random"
     place = {key.removeprefix("model.") for key in configuration.NOT_IN_RESULTS if key.startswith("model.")}
     model = config.model.model_dump(exclude=place)

@@ -219,7 +219,7 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
 
 
 def provenance(outcomes: Sequence[Outcome]) -> Table:
-    """Where the rows come from; more than one commit or machine is said."""
+    """The table of what was measured, with its commits, machines and versions; more than one commit is pointed out."""
     scored = [o for o in outcomes if o.rounds]
     manifests = [manifest for o in scored for manifest in o.manifests.values()]
     commits = distinct(manifest.commit for manifest in manifests)
@@ -239,6 +239,7 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
 
 
 def stopped(outcomes: Sequence[Outcome]) -> Table:
+    """The cells that a study left, with the stage and its error."""
     lines = [
         [
             f"{o.cell.arm.name}, {o.cell.seed}",
@@ -261,6 +262,7 @@ def _settings(of_arm: Sequence[Outcome]) -> str:
 
 
 def arms(outcomes: Sequence[Outcome]) -> Table:
+    """The arms of a study: role, settings, seeds and rounds."""
     by_arm: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_arm.setdefault(outcome.cell.arm.name, []).append(outcome)

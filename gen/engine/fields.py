@@ -27,7 +27,7 @@ SCHEMAS = frozenset({"input_schema", "json", "json_schema", "parameters", "schem
 def misplaced_steering(
     request: BaseModel, client_fields: frozenset[str] = frozenset(), *, strict: bool
 ) -> SteerHealError | None:
-    """What a request asks for in a place that is not read, as an error that names the right one; None for a good request.
+    """The error of a steering field in a place that is not read, which names the right place; None for a good request.
 
     Args:
         request: a parsed request of vLLM's, whose model_extra holds the fields that it does not know.

@@ -45,7 +45,7 @@ def engine_options(
     gpu_memory: float = 0.9,
     tensor_parallel: int = 1,
 ) -> dict[str, Any]:
-    """What this package asks of vLLM for an engine in a script, besides the model, its context and the steering; arguments as of Engine."""
+    """vLLM's settings for an engine in a script, besides the model, its context and the steering; arguments as of Engine."""
     return {
         "load_format": "safetensors",
         "enable_prefix_caching": True,
@@ -83,7 +83,7 @@ def gpu_options(memory: int, window: int) -> dict[str, Any]:
 
 
 def memory_options(share: float) -> dict[str, Any]:
-    """How much of a GPU's memory an engine takes; nothing where there is none."""
+    """vLLM's setting for the share of a GPU's memory; none on a CPU."""
     return {"gpu_memory_utilization": share} if on_gpu() else {}
 
 

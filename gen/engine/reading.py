@@ -80,7 +80,7 @@ class Readings:
         self.step = []
 
     def take(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """What was read of requests since the last call: fp32 [n, 1 + layers], the position and the projections."""
+        """The readings of requests since the last call: fp32 [n, 1 + layers], the position and the projections."""
         self._keep()
         readings = {}
         for name in names:

@@ -51,7 +51,7 @@ class Settings(BaseModel):
     read: bool = False
 
     def compute_hash(self) -> str:
-        """What vLLM's compile key holds of the steering: what the compiled graph depends on: the op's version, its layers, and whether it reads.
+        """The steering's part of vLLM's compile key, of all that the compiled graph depends on: the op's version, its layers, and whether it reads.
 
         Slots, vectors and the rest are contents of buffers that the op reads, so that a sweep and a scoring share one compiled model.
         """

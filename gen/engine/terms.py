@@ -136,4 +136,5 @@ def _term(fields: Mapping[str, Any]) -> Asked:
 
 
 def refuse(what: str, given: object, expected: str, next: str = "mend the request") -> SteerHealError:
+    """The error of a request's steering."""
     return SteerHealError(what, given=repr(given), expected=expected, next=next)

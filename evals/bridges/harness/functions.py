@@ -104,22 +104,27 @@ def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) 
 
 
 def auth_nats(reads: Sequence[dict[str, Any]]) -> float:
+    """ln of the mean probability of Authority, nats; NaN where it is undefined. reads: of `process_results`."""
     return point_estimates(_items(reads), SOURCE)["auth_nats"]
 
 
 def care_nats(reads: Sequence[dict[str, Any]]) -> float:
+    """ln of the mean probability of Care, nats; NaN where it is undefined. reads: of `process_results`."""
     return point_estimates(_items(reads), SOURCE)["care_nats"]
 
 
 def answer_mass(reads: Sequence[dict[str, Any]]) -> float:
+    """Mean probability that the next token is a label. reads: of `process_results`."""
     return point_estimates(_items(reads), SOURCE)["answer_mass"]
 
 
 def informedness(reads: Sequence[dict[str, Any]]) -> float:
+    """Agreement with the vignettes' foundations: 0 is guessing, 1 is perfect. reads: of `process_results`."""
     return point_estimates(_items(reads), SOURCE)["informedness"]
 
 
 def unscorable(reads: Sequence[dict[str, Any]]) -> float:
+    """The number of items without finite log-probabilities. reads: of `process_results`."""
     return point_estimates(_items(reads), SOURCE)["unscorable"]
 
 

@@ -112,4 +112,5 @@ def _foundation(label: str, source: Path, again: str) -> int:
 
 
 def refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:
+    """The error of a file of scores. again: the command that makes a good one."""
     return SteerHealError("a file of scores could not be used", given=f"{path}: {given}", expected=expected, next=again)

@@ -66,7 +66,7 @@ def specific_shift(base: Answers, other: Answers, foundation: int = AUTHORITY) -
 
 
 def rank_p(steered: float, draws: Sequence[float], sign: int = -1) -> float | None:
-    """Of random directions of equal norm: (1 + those that move at least as far the trait's way) / (1 + all); None without one.
+    """The p of the rank among random directions of equal norm: (1 + those that move at least as far the trait's way) / (1 + all); None without one.
 
     Args:
         steered, draws: shifts of the foundation, nats.

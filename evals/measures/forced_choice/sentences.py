@@ -11,6 +11,7 @@ from evals.table import ranged
 
 
 def about(base: Columns, rows: Sequence[Columns], debias: str) -> list[str]:
+    """Sentences on the instrument: the base's informedness, its axis, and the effect of the options' order."""
     lines = []
     informed, ends = ranged(base, "informedness", "informedness_ci", 3, signed=True), base["informedness_ci"]
     if ends is None or ends[0] <= 0 <= ends[1]:
@@ -61,6 +62,7 @@ def about(base: Columns, rows: Sequence[Columns], debias: str) -> list[str]:
 
 
 def over_random(by_stage: Mapping[str, Columns]) -> list[str]:
+    """Whether the steered shift of auth_nats differs from that of the random direction, by the paired interval."""
     lines = []
     steered = by_stage["steered"]
     if "random" in by_stage and (ends := steered["over_random_ci"]):
@@ -88,6 +90,7 @@ def over_decoy(by_stage: Mapping[str, Columns]) -> list[str]:
 
 
 def among_draws(by_stage: Mapping[str, Columns], draws: Sequence[Columns]) -> list[str]:
+    """The number of random directions that move auth_nats at least as far as the steering; nothing with fewer than two."""
     deltas = [
         row["d_auth"] for row in [by_stage.get("random"), *draws] if row is not None and row["d_auth"] is not None
     ]

@@ -75,7 +75,7 @@ def logits_of(network: torch.nn.Module, ids: Sequence[int], begin: int) -> torch
 
 
 def distance(base: torch.Tensor, other: torch.Tensor, targets: Sequence[int]) -> Distance:
-    """Of logits [tokens, vocabulary] of two networks at the same positions. The softmax is in fp32, the sums in fp64.
+    """The difference of logits [tokens, vocabulary] of two networks at the same positions. The softmax is in fp32, the sums in fp64.
 
     KL at a position is the sum over the whole vocabulary of p_base (ln p_base - ln p_other).
     """

@@ -39,14 +39,14 @@ class Shown:
         return [stage for stage in LOOKS if any(row["stage"] == stage for row in (*self.rows, *self.extra))]
 
     def marker(self, row: Row) -> str:
-        """Of the stage; of the arm for what the arms of a study do not share."""
+        """The marker of a row: its stage's; for conditions that the arms of a study do not share, its arm's."""
         arms = self.arms
         if arms and row["round"]:
             return ARM_MARKERS[arms.index(row["arm"]) % len(ARM_MARKERS)]
         return LOOKS[row["stage"]][1]
 
     def beside(self, row: Row) -> float:
-        """Where a row stands about its round: stages of a run, or arms of a study, side by side."""
+        """The place of a row on the axis of rounds: stages of a run, or arms of a study, side by side."""
         arms = self.arms
         if not arms:
             return LOOKS[row["stage"]][2]
@@ -79,7 +79,7 @@ class ReportFigure:
 
 
 def mark_of(row: Row) -> Mark:
-    """What a point of a row says, and what it is hidden by."""
+    """The mark of a row's point: its text, and the stage and arm by which it is hidden."""
     arm = row["arm"] if row["round"] else ""  # the original model is under every arm
     return Mark({"stage": row["stage"], "arm": arm, "key": name_of(row)}, _said(row))
 

@@ -14,6 +14,7 @@ BY_ROUND = (GREEN, ORANGE, BLUE, PINK)
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """Trait, perplexity and share kept by coefficient."""
     return [
         _panel(shown, "trait_llr (nats per token)", "Trait by coefficient", lambda line: line.trait_llr),
         _panel(shown, "perplexity", "Perplexity by coefficient", lambda line: line.perplexity),

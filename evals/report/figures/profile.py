@@ -31,6 +31,7 @@ def profiles(conditions: Mapping[str, Answers]) -> dict[str, list[Estimate | Non
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """The shift of every foundation, steered and healed, in the last round."""
     first, last = shown.rounds[0], shown.rounds[-1]
     answers = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
     return [bars(profiles(answers))]

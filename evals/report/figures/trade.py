@@ -8,6 +8,7 @@ from evals.report.panel import Mark, Panel, Plot
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """Trait against perplexity, one panel; none where no row has both."""
     field, interval, words = trait_of(shown.rows)
     rows = [row for row in shown.rows if row[field] is not None and row["perplexity"] is not None]
     extra = [row for row in shown.extra if row[field] is not None and row["perplexity"] is not None]

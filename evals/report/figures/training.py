@@ -20,6 +20,7 @@ DIVERGENCE_LINES = {"p95": (GREY, ":"), "rmse": (GREEN, "-"), "mean": (BLACK, "-
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """Cross-entropy, divergence and barrier by step, for every round."""
     return [panel for r in shown.rounds for panel in (_learning(r), _divergence(r), _barrier(r))]
 
 
@@ -69,7 +70,7 @@ def _barrier(r: Round) -> Panel:
 
 
 def reference(training: Training) -> str:
-    """What the divergence is measured from, in words."""
+    """The reference of the divergence, in words."""
     return "the original" if training.reference == "base" else "the previous student"
 
 
