@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,15 @@ BASE: Student = (0, 1.0)
 TAIL = 0.025  # share of resamples beyond either end of an interval
 AREA = 16  # shifts at which two price curves are compared for the area between them
 STEPS = 64  # of a dial, between which shift and price are taken as straight
+
+
+class _Dial(NamedTuple):
+    """A round's part of a route. gates: [STEPS + 1]; shift, price: [STEPS + 1, 1 + draws], at these gates."""
+
+    round: int
+    gates: np.ndarray
+    shift: np.ndarray
+    price: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Route:
         """Price [1 + draws] where the shift first reaches the target, one or [1 + draws]; infinite where it never does."""
         prices = np.full(self.shift.shape[1], np.inf)
         targets = np.broadcast_to(target, prices.shape)
-        for _, _, shift, price in self._dials():
+        for dial in self._dials():
+            shift, price = dial.shift, dial.price
             for low in range(len(shift) - 1):
                 reached = np.isinf(prices) & (shift[low] < targets) & (shift[low + 1] >= targets)
                 share = _share(shift[low][reached], shift[low + 1][reached], targets[reached])
@@ -72,15 +82,16 @@ class Route:
 
     def where(self, target: float) -> Student | None:
         """The round and the gate at which the data's own shift first reaches the target, None where it never does."""
-        for number, gates, shift, _ in self._dials():
+        for dial in self._dials():
+            gates = dial.gates
             for low in range(len(gates) - 1):
-                x0, x1 = shift[low : low + 2, 0]
+                x0, x1 = dial.shift[low : low + 2, 0]
                 if x0 < target <= x1:
-                    return number, float(gates[low] + _share(x0, x1, target) * (gates[low + 1] - gates[low]))
+                    return dial.round, float(gates[low] + _share(x0, x1, target) * (gates[low + 1] - gates[low]))
         return None
 
-    def _dials(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """(round, gates [STEPS + 1], shift and price [STEPS + 1, 1 + draws]) along the gate of each round."""
+    def _dials(self) -> Iterator[_Dial]:
+        """The route in parts, one a round."""
         from scipy.interpolate import PchipInterpolator
 
         before = 0
@@ -89,7 +100,7 @@ class Route:
             points, gates = [before, *members], [0.0, *(self.students[index][1] for index in members)]
             along = np.linspace(0.0, gates[-1], STEPS + 1)
             shift, price = (PchipInterpolator(gates, values[points])(along) for values in (self.shift, self.price))
-            yield number, along, shift, price
+            yield _Dial(number, along, shift, price)
             before = members[-1]
 
 
