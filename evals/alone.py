@@ -150,7 +150,14 @@ def _adapter(arguments: Any) -> Path | None:
 
 
 def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:
-    """The profile and the figures that say what it is worth, a column per condition, and the preflight of the first."""
+    """The profile and the figures that say what it is worth, a column per condition, and the preflight of the first.
+
+    Args:
+        rows_of: score rows by condition.
+        source: of the rows, for errors.
+        count: resamples of an interval.
+        seed: of the resamples.
+    """
     columns = {
         name: answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
         for name, rows in rows_of.items()

@@ -39,7 +39,14 @@ def tokens(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 
 def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, Any]:
-    """One ratio, of the wall time of a base-only score, prompts built and rows made on both sides."""
+    """One ratio, of the wall time of a base-only score, prompts built and rows made on both sides.
+
+    Args:
+        source: of the vignettes.
+        instrument: name or file.
+        rounds: of both sides in turn.
+        items: vignettes of a round.
+    """
     import torch
 
     from gen.engine.engine import engine

@@ -59,7 +59,13 @@ def shift(base: Answers, other: Answers, foundation: int = AUTHORITY) -> Estimat
 
 
 def rank_among(base: Answers, steered: Answers, draws: Sequence[Answers], target: Target) -> float | None:
-    """`rank_p` of the steered shift among those of random directions, over the items scorable in all of them."""
+    """`rank_p` of the steered shift among those of random directions, over the items scorable in all of them.
+
+    Args:
+        base, steered: answers to the same items.
+        draws: the answers under random directions of equal norm.
+        target: the foundation, and the sign that is more of the trait.
+    """
     keep = np.logical_and.reduce([a.scorable for a in (base, steered, *draws)])
     if not keep.any() or not draws:
         return None

@@ -91,7 +91,13 @@ def spread_of(influence: np.ndarray, strata: np.ndarray, scale: float = 1.0) -> 
 
 
 def estimate_of(smooth: Smooth, strata: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """A function of means with its interval; None where it is not finite, without an interval where `spread_of` gives none."""
+    """A function of means with its interval; None where it is not finite, without an interval where `spread_of` gives none.
+
+    Args:
+        smooth: the value, and the influence [n] of every item on it.
+        strata: of the items [n].
+        level: of the interval.
+    """
     if not np.isfinite(smooth.value):
         return None
     spread = spread_of(smooth.influence, strata, smooth.value)
@@ -128,6 +134,11 @@ def quotient(top: Smooth, bottom: Smooth, strata: np.ndarray, level: float = 0.9
 
     The values r for which top - r bottom does not differ from 0. Without an interval where bottom itself does not differ from 0: then
     no quotient can be excluded. None where bottom is 0.
+
+    Args:
+        top, bottom: functions of means over the same items.
+        strata: of the items [n].
+        level: of the interval.
     """
     if not np.isfinite(top.value) or not np.isfinite(bottom.value) or abs(bottom.value) <= ROUNDING:
         return None

@@ -67,7 +67,7 @@ class Budget:
 
 
 def budget_of(a: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
-    """The figures and the verdict of one budget, from the base's answers."""
+    """The figures and the verdict of one budget, from the base's answers a, which took so many seconds. foundation: in FOUNDATIONS."""
     keep = a.scorable
     p, strata = a.p[keep], a.truth[keep]
 
@@ -114,7 +114,7 @@ def least_budget(budgets: Sequence[Budget]) -> Budget | None:
 
 
 def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
-    """The result of the budgets in a sentence."""
+    """The result of the budgets in a sentence. items: vignettes that were asked; foundation: its index in FOUNDATIONS."""
     name, budget = FOUNDATIONS[foundation], least_budget(budgets)
     tried = ", ".join(str(candidate.think) for candidate in sorted(budgets, key=lambda candidate: candidate.think))
     if budget is None:

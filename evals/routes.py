@@ -180,7 +180,15 @@ def path(
 def along(
     path_points: Sequence[Point], axis: Axis, count: int, seed: int, broken: Mapping[Student, str], keep: np.ndarray
 ) -> Route:
-    """The route through points in their order, the base first."""
+    """The route through points in their order, the base first.
+
+    Args:
+        path_points: student, answers and texts of each point.
+        axis: along which the shift is measured.
+        count, seed: of the resamples.
+        broken: students at which the route ends, and why.
+        keep: items [items] that count on the axis of authority.
+    """
     shift, price = shift_and_price(path_points, axis, count, seed, keep)
     students = [student for student, _, _ in path_points]
     defined = np.isfinite(shift).all(1) & np.isfinite(price).all(1)
@@ -205,7 +213,14 @@ def _by_prompt(texts: Sequence[Texts], measure: Llr, count: int, seed: int) -> t
 def by_item(
     answers: Sequence[Answers], count: int, seed: int, keep: np.ndarray, target: Target
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shift and price [conditions, 1 + count] of answers against the first, as `shift_and_price` gives them."""
+    """Shift and price [conditions, 1 + count] of answers against the first, as `shift_and_price` gives them.
+
+    Args:
+        answers: of the conditions, the base first.
+        count, seed: of the resamples.
+        keep: items [items] that count.
+        target: the foundation, and the sign that is more of the trait.
+    """
     base = answers[0]
     for other in answers:
         same_setting(base.setting, other.setting)
@@ -265,6 +280,12 @@ def by_unit(
     """Shift and price of one condition by unit, [units] each, whose means are its levels: a difference of two conditions' means is theirs.
 
     Units are items, or prompts: what an item or prompt adds to a level, to first order, about it.
+
+    Args:
+        point: student, answers and texts.
+        axis: along which the shift is measured.
+        keep: items [items] that count on the axis of authority.
+        target: the foundation, and the sign that is more of the trait.
     """
     _, answers, texts = point
     if axis == "authority":

@@ -63,7 +63,15 @@ def inputs_of(run: Run, number: int, config: Config) -> dict[str, Path]:
 
 
 def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = False) -> Stage:
-    """The scoring of a round as a stage: its settings, inputs and output."""
+    """The scoring of a round as a stage: its settings, inputs and output.
+
+    Args:
+        run: of the round.
+        number: of the round.
+        mode: EVAL, `round` or `full`.
+        origin: the original model.
+        rebuild: make it again where its settings or inputs changed.
+    """
     config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
     name, folder = ("score", "scores") if mode == "round" else ("score-full", "scores-full")
     revisions = [measure.revisions(config) for measure in measures_of(config.eval)]
@@ -128,7 +136,16 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
 
 
 def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cached: bool) -> Scoring:
-    """The inputs that all measures of a round's scoring have in common."""
+    """The inputs that all measures of a round's scoring have in common.
+
+    Args:
+        run: of the round.
+        number: of the round.
+        mode: EVAL, `round` or `full`.
+        origin: the original model.
+        fresh: take nothing from the cache.
+        cached: keep rows in the cache.
+    """
     config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     if config.eval.decoy_vectors:
@@ -187,7 +204,13 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
 
 
 def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]) -> None:
-    """Start an engine, put every session's requests to it group by group, and last those to the original model."""
+    """Start an engine, put every session's requests to it group by group, and last those to the original model.
+
+    Args:
+        scoring: what the measures have in common.
+        sessions: one a measure.
+        groups: weights with their conditions.
+    """
     from gen.engine.engine import engine
 
     config, students = scoring.config, [group.student for group in groups]

@@ -143,13 +143,25 @@ def on_resamples(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.n
 
 
 def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """A statistic with its percentile interval."""
+    """A statistic with its percentile interval.
+
+    Args:
+        statistic: maps weights [r, n] to [r].
+        weights: of the resamples [r, n].
+        level: of the interval.
+    """
     both = on_resamples(statistic, weights)
     return None if both is None else summarised(*both, level=level)
 
 
 def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate:
-    """The result of `on_resamples` with its percentile interval; None for the interval where a resample is undefined."""
+    """The result of `on_resamples` with its percentile interval; None for the interval where a resample is undefined.
+
+    Args:
+        value: on the units as they are.
+        draws: on the resamples [r].
+        level: of the interval.
+    """
     if not np.isfinite(draws).all():
         return Estimate(value, None)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])

@@ -33,7 +33,14 @@ def label(row: dict[str, Any]) -> str:
 
 
 def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
-    """A figure of a row with its interval in brackets. name, interval: columns of the row."""
+    """A figure of a row with its interval in brackets.
+
+    Args:
+        row: of results.json.
+        name, interval: columns of the figure and of its interval.
+        digits: decimals.
+        signed: write a plus.
+    """
     low_high = row[interval]
     figure = number(row[name], digits, signed)
     return figure if low_high is None else f"{figure} [{', '.join(number(end, digits, signed) for end in low_high)}]"

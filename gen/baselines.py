@@ -129,13 +129,25 @@ def per_coefficient(model: Hooked, work: Work, sampling: Sampling) -> list[list[
 
 
 def per_row(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
-    """All completions in one batch, a coefficient per row."""
+    """All completions in one batch, a coefficient per row.
+
+    Args:
+        model: with its hooks.
+        work: prompts and coefficients.
+        sampling: how every completion is sampled.
+    """
     with model.steered([coefficient for _, coefficient in work]):
         return model.generate([ids for ids, _ in work], sampling)
 
 
 def one_at_a_time(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
-    """One completion at a time under steering-vectors; coefficient 0 without it, which favours the library."""
+    """One completion at a time under steering-vectors; coefficient 0 without it, which favours the library.
+
+    Args:
+        model: with its hooks.
+        work: prompts and coefficients.
+        sampling: how every completion is sampled.
+    """
     outputs = []
     for ids, coefficient in work:
         with steering_vectors_context(model, coefficient) if coefficient else contextlib.nullcontext():

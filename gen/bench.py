@@ -177,7 +177,14 @@ def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[S
 
 
 def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any]:
-    """Parts B and C: one mixed sweep against passes of one coefficient in the same engine, and against Hugging Face generate."""
+    """Parts B and C: one mixed sweep against passes of one coefficient in the same engine, and against Hugging Face generate.
+
+    Args:
+        large: many prompts with natural ends, in place of few of equal length.
+        dtype: of the weights.
+        rounds: of the sides in turn.
+        single: rounds in which one completion at a time is measured.
+    """
     bench = Bench(LAYERS, dtype)
     model = baselines.Hooked(
         bench.model.folder,

@@ -57,6 +57,14 @@ def activations(
     """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden].
 
     A forward ends after the last of the layers: for a band in the middle of the depth that is half of it.
+
+    Args:
+        model: a network of Transformers.
+        depth: its decoder layers.
+        layers: 0-based, whose outputs are read.
+        prompts: token ids.
+        batch_size: prompts of one forward.
+        label: for the line of progress.
     """
     import torch
 
@@ -181,7 +189,12 @@ def extract(
 
 
 def refuse_unreached(config: VectorConfig, towards: Sequence[Sequence[int]], away: Sequence[Sequence[int]]) -> None:
-    """Raise SteerHealError unless some prompt differs by its system prompt, before a model is loaded."""
+    """Raise SteerHealError unless some prompt differs by its system prompt, before a model is loaded.
+
+    Args:
+        config: which trait, for the error.
+        towards, away: token ids of the prompts under the trait prompt and under the other one.
+    """
     if all(list(ids) == list(other) for ids, other in zip(towards, away, strict=True)):
         raise unreached_error(
             config, f"all {len(towards)} contexts are the same tokens with and without the trait prompt"

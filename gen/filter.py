@@ -105,6 +105,14 @@ def split(
 
     Rows at coefficient 0 are the yardstick and are in neither, unless they are the source. Rows of another source than filter.source are
     in neither.
+
+    Args:
+        sweep: rows to filter.
+        unsteered: rows of the original model at coefficient 0, which limits come from.
+        config: of the filter.
+        trait: name or folder of the trait, whose patterns of narration count.
+        outputs: the three files to write.
+        vector: for the relative doses of the tables; None leaves them out.
     """
     yardstick, places = Yardstick(), Places()
     for source in dict.fromkeys([sweep, unsteered]):
@@ -158,6 +166,13 @@ def tally(
 
     Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control. Where these are the
     source, nothing else is kept.
+
+    Args:
+        rows: of the sweep.
+        unsteered: rows of the original model at coefficient 0.
+        limits: of every bound, by the rule's name.
+        config: of the filter.
+        trait: name or folder of the trait.
     """
     reasons_of, result = judge(limits, config, trait), Tally()
     result.groups[0.0, False] = Group()

@@ -208,7 +208,14 @@ def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
 
 
 def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, vector: Vector | None) -> None:
-    """The sweep's table at the terminal."""
+    """The sweep's table at the terminal.
+
+    Args:
+        judged: the sums by coefficient.
+        limits: of every bound, by the rule's name.
+        config: of the filter.
+        vector: for the relative doses; None leaves them out.
+    """
     names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
     role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
     table(

@@ -180,7 +180,15 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
 def plan(
     prompts: Iterable[Prompt], coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
 ) -> Iterator[Planned]:
-    """Every prompt at every coefficient, prompt by prompt; keys are unique, and nothing is held but the prompt at hand."""
+    """Every prompt at every coefficient, prompt by prompt; keys are unique, and nothing is held but the prompt at hand.
+
+    Args:
+        prompts: of the round, in order.
+        coefficients: of every prompt.
+        samples: completions of a prompt at a coefficient.
+        seed: of the run, from which each row's is derived.
+        prompted: as of `rows_of`.
+    """
     check_coefficients(coefficients)
     return (
         row
@@ -192,7 +200,16 @@ def plan(
 def rows_of(
     index: int, prompt: Prompt, coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
 ) -> Iterator[Planned]:
-    """The rows of one prompt, the index-th of the plan. prompted: one under the trait prompt stands for each that would be steered."""
+    """The rows of one prompt, the index-th of the plan.
+
+    Args:
+        index: of the prompt in the plan.
+        prompt: that is sampled.
+        coefficients: at which it is.
+        samples: completions at a coefficient.
+        seed: of the run, from which each row's is derived.
+        prompted: whether one row under the trait prompt stands for each that would be steered.
+    """
     name = name_of(index, prompt)
     conditions = [(coefficient, f"{coefficient:g}", samples) for coefficient in coefficients]
     if prompted:

@@ -28,6 +28,12 @@ def recorded(
     """Whether a planned row records log-probabilities: a function of its place in the plan alone, whatever the windows are.
 
     prompted: as of `gen.plan.rows_of`. Rows under the trait prompt count like those of one coefficient.
+
+    Args:
+        prompts: their number in the plan.
+        coefficients: of every prompt.
+        samples: completions of a prompt at a coefficient.
+        prompted: as of `gen.plan.rows_of`.
     """
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)
@@ -71,7 +77,13 @@ def unsteered_logprobs(
 def record(
     prompt: Sequence[int], completion: Sequence[int], student: np.ndarray | None, original: np.ndarray | None
 ) -> Logprobs | None:
-    """The log-probabilities [tokens] as a row keeps them, nats; None where one is not finite."""
+    """The log-probabilities [tokens] as a row keeps them, nats; None where one is not finite.
+
+    Args:
+        prompt, completion: token ids.
+        student: log-probabilities [tokens] under the weights that sampled, unsteered; None where they were not taken.
+        original: those under the original model.
+    """
     if student is None or original is None or not (np.isfinite(student).all() and np.isfinite(original).all()):
         return None
     return Logprobs(

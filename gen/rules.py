@@ -202,7 +202,13 @@ class Yardstick:
 
 
 def judge(limits: Mapping[str, float], config: FilterConfig, trait: str) -> Callable[[Completion], list[Reason]]:
-    """The filter of a sweep: from a row to the reasons it is rejected for, none where it is kept."""
+    """The filter of a sweep: from a row to the reasons it is rejected for, none where it is kept.
+
+    Args:
+        limits: of every bound, by the rule's name.
+        config: of the filter.
+        trait: name or folder of the trait, whose patterns of narration count.
+    """
     context = Context(config, tuple(re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration))
     measured = comparing()
 

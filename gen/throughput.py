@@ -53,7 +53,14 @@ QUICK = Size((1, 8), 16, 8, 2)
 
 
 def requests(size: Size, count: int, vocabulary: int, coefficients: Sequence[float]) -> list[Request]:
-    """So many requests of random prompts, each to its full length, with the coefficients in turn; 0 is unsteered."""
+    """So many requests of random prompts, each to its full length, with the coefficients in turn; 0 is unsteered.
+
+    Args:
+        size: tokens of a prompt and of a completion.
+        count: of requests.
+        vocabulary: from which prompts are drawn.
+        coefficients: in turn; 0 is unsteered.
+    """
     from gen.engine.sampling import Request
 
     draws = np.random.default_rng(0).integers(5, vocabulary - 5, (count, size.prompt))

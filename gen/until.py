@@ -21,6 +21,11 @@ def until_of(job: Job, windows: Windows, yardstick: Yardstick) -> Until | None:
     """The counter of kept rows for a sweep that ends where enough are kept; None for another sweep.
 
     Raises SteerHealError for a sweep into shards, and for one without unsteered rows, which the limits come from.
+
+    Args:
+        job: the sweep.
+        windows: its store.
+        yardstick: of the unsteered rows, which limits come from.
     """
     goal, grows = job.config.sweep.until_kept, job.frozen is None
     if goal is None:

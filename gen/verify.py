@@ -216,7 +216,14 @@ def in_own_process(work: Callable[[bool], Result], graphs: bool) -> Result:
 
 
 def report(model: Model, dtype: str, patched: Sequence[str], checks: Sequence[Check]) -> str:
-    """The report, Markdown."""
+    """The report, Markdown.
+
+    Args:
+        model: that was examined.
+        dtype: of its weights.
+        patched: names of the patched layers.
+        checks: with their results.
+    """
     machine = hardware()
     place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, no GPU"
     lines = [

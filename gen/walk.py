@@ -163,7 +163,13 @@ def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yar
 
 
 def print_walk(walked: Walk, target: float, ceiling: float) -> None:
-    """The probes at the terminal, by coefficient, and the answer."""
+    """The probes at the terminal, by coefficient, and the answer.
+
+    Args:
+        walked: the probes and the dose that they led to.
+        target: share of completions that must survive.
+        ceiling: the largest coefficient that was allowed.
+    """
     table(
         f"walk to the largest coefficient with a survival of {target:g} (0 is a control)",
         ["coefficient", "n", "kept", "survival", "perplexity", "trait_llr"],

@@ -111,7 +111,13 @@ def main() -> None:
 
 
 def ratio(pairs: list[tuple[float, float]], what: str, bound: float | None = None) -> dict[str, Any]:
-    """A record of shared.ratios over pairs of seconds (ours, the reference's), with the median seconds of each side."""
+    """A record of shared.ratios over pairs of seconds (ours, the reference's), with the median seconds of each side.
+
+    Args:
+        pairs: seconds of ours and of the reference, measured in turn.
+        what: the ratio in words, for the record.
+        bound: the largest median that is good enough; None for none.
+    """
     sides = zip(("ours", "reference"), zip(*pairs, strict=True), strict=True)
     return {**record(pairs, what, bound=bound), "seconds": {name: statistics.median(side) for name, side in sides}}
 

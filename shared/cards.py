@@ -115,7 +115,14 @@ def cache_bytes(shape: Shape, size: int) -> float:
 
 
 def sampling_rate(shape: Shape, size: int, card: GpuKind, share: float) -> float:
-    """Tokens a second of a full batch: weights and cache are read once a step, logits several times, and every sequence costs the host."""
+    """Tokens a second of a full batch: weights and cache are read once a step, logits several times, and every sequence costs the host.
+
+    Args:
+        shape: of the model.
+        size: bytes of a weight.
+        card: the GPU.
+        share: of the card's memory that the engine may take.
+    """
     weights = size * shape.weights
     room = max(share * card.memory - weights - CONTEXT_BYTES - card.seats * shape.vocabulary * 24, LENGTH * cache_bytes(shape, size))  # fmt: skip
     batch = min(card.seats, room / (LENGTH * cache_bytes(shape, size)))

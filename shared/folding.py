@@ -249,7 +249,13 @@ def rounds_at_gates(source: Path, gates: Mapping[int, float]) -> list[tuple[Path
 
 
 def refold(source: Path, gates: Mapping[int, float], out: Path) -> None:
-    """Fold a history, or an adapter alone, with other gates."""
+    """Fold a history, or an adapter alone, with other gates.
+
+    Args:
+        source: the history, or the adapter alone.
+        gates: round -> gate; the others keep theirs.
+        out: folder to write the folded history into.
+    """
     fold(rounds_at_gates(source, gates), out)
 
 

@@ -55,7 +55,14 @@ def placed_jsonl(
 
 
 def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) -> BinaryIO:
-    """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice."""
+    """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice.
+
+    Args:
+        path: of the file.
+        row: the record that each line holds, for the error.
+        kind: of the file, in words, for the error.
+        made_by: the command that makes such a file.
+    """
     expected = f"a {kind} file of rows{needed(row)}"
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):

@@ -34,7 +34,14 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
 
 
 def merged_folder(model: Model, adapter: Path, cache: Path, dtype: str) -> Path:
-    """The folder of `merged` for a student, which may not exist yet."""
+    """The folder of `merged` for a student, which may not exist yet.
+
+    Args:
+        model: the original.
+        adapter: folder of the adapter that is merged.
+        cache: folder of merged models.
+        dtype: of the merged weights.
+    """
     return cached_folder(_determining(model, adapter, dtype), cache)
 
 

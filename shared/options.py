@@ -306,7 +306,13 @@ def overrides(text: str) -> str:
 
 
 def parser(module: str, description: str, *, stage: bool = True) -> Options:
-    """Options of a stage inside a run, or of a command that only reads the configuration."""
+    """Options of a stage inside a run, or of a command that only reads the configuration.
+
+    Args:
+        module: whose `main` takes the options, such as `gen.sweep`.
+        description: for the head of its help.
+        stage: whether it is a stage, with --run, --round and --rebuild besides --config and --set.
+    """
     options = Options(module, description)
     run = Group(options, "in a run" if stage else "configuration")
     if stage:

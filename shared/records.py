@@ -315,7 +315,14 @@ def refuse_duplicate_rows(path: Path, rows: list[Row], made_by: str) -> list[Row
 
 
 def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
-    """The one record that a JSON file holds. Raises SteerHealError when it cannot be read or is something else."""
+    """The one record that a JSON file holds. Raises SteerHealError when it cannot be read or is something else.
+
+    Args:
+        path: of the file.
+        kind: the record's class.
+        what: the error's first line.
+        next: the error's next step.
+    """
     try:
         return kind.model_validate(parse(path.read_bytes()))
     except (OSError, ValueError) as error:

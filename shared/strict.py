@@ -140,7 +140,12 @@ def parse(text: str | bytes) -> Any:
 
 
 def read_object(path: Path, *, what: str, expected: str, next: str) -> dict[str, Any]:
-    """The object that a file holds. Raises SteerHealError, what and all, when it cannot be read or is something else."""
+    """The object that a file holds. Raises SteerHealError, what and all, when it cannot be read or is something else.
+
+    Args:
+        path: of the JSON file.
+        what, expected, next: of the error.
+    """
     try:
         value = parse(path.read_bytes())
         problem = f"{type(value).__name__}, not an object"

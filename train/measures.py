@@ -138,7 +138,13 @@ def step_times(rounds: int) -> dict[str, Any]:
 
 
 def loss(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> Any:
-    """A call that computes loss and gradient from final hidden states of `ROWS` rows; the naive side takes prompts through too."""
+    """A call that computes loss and gradient from final hidden states of `ROWS` rows; the naive side takes prompts through too.
+
+    Args:
+        side: `ours` or `naive`.
+        vocabulary, hidden: of the model.
+        prompt, completion: tokens of a row.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draws = torch.Generator().manual_seed(0)
     weight = torch.randn(vocabulary, hidden, generator=draws) * 0.05
@@ -189,7 +195,13 @@ def peak(call: Any) -> float:
 
 
 def memory(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> float:
-    """Peak memory of a loss in a process of its own, MiB."""
+    """Peak memory of a loss in a process of its own, MiB.
+
+    Args:
+        side: `ours` or `naive`.
+        vocabulary, hidden: of the model.
+        prompt, completion: tokens of a row.
+    """
     command = [
         sys.executable,
         "-m",

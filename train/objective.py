@@ -184,7 +184,12 @@ def barrier(
 ) -> torch.Tensor:
     """lambda * relu(D - tau) of a micro-batch from per-position KL [positions]; 0 for a divergence without a barrier.
 
-    sizes: positions of each row in turn; with them D is taken row by row, and the barrier is the mean of relu(D_i - tau) over rows.
+    Args:
+        kl: divergence [positions] of every position, nats.
+        divergence: its name.
+        kind: how positions become D: rmse, mean, p95 or max.
+        lam, tau: of the barrier.
+        sizes: positions of each row in turn; with them D is taken row by row, and the barrier is the mean of relu(D_i - tau) over rows.
     """
     if not has_barrier(divergence):
         return kl.new_zeros(())
@@ -202,7 +207,14 @@ def gradient_ratio(
 ) -> torch.Tensor:
     """Norm of the barrier's gradient over that of the mean cross-entropy's, both at the final hidden states.
 
-    Taken where the two enter the network: in the parameters it would cost a second backward pass. sizes as in `barrier`.
+    Taken where the two enter the network: in the parameters it would cost a second backward pass.
+
+    Args:
+        positions: of `per_position`, with their gradients.
+        divergence: its name.
+        kind: how positions become D.
+        lam, tau: of the barrier.
+        sizes: as of `barrier`.
     """
     if not has_barrier(divergence):
         return positions.ce.new_zeros(())

@@ -28,6 +28,15 @@ def token_rows(
     """Rows for kl_tokens.jsonl: key, prompt, tokens as text, and per token ce, kl_base and kl_previous, nats.
 
     The completions shown run from the one with the highest KL at a token, to the barrier's reference, to the one with the lowest.
+
+    Args:
+        student: as it was trained.
+        examples: whose completions are looked at.
+        references: final hidden states by name, the barrier's reference first.
+        tokenizer: of the model.
+        divergence: its name.
+        batch_size: examples of one forward.
+        chunk: positions whose logits are held at once.
     """
     positions: list[Positions] = []
     with torch.no_grad():

@@ -172,7 +172,17 @@ def form_of(
     steering: list[dict[str, Any]],
     template: dict[str, Any],
 ) -> Form:
-    """The form in which a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it."""
+    """The form in which a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it.
+
+    Args:
+        model: of Inspect.
+        instrument: the question.
+        read: how it is read.
+        chat: of the model's tokenizer; None where none was named.
+        system: a system prompt for the question.
+        steering: terms, as a server of gen.serve takes them.
+        template: arguments of the chat template.
+    """
     provider = ModelName(model).api
     by_id, as_text = provider in BY_ID, provider == "hf"
     if (by_id or as_text) != (chat is not None):

@@ -137,7 +137,9 @@ def ask(
     steering: list[dict[str, Any]],
     chat_template_kwargs: dict[str, Any],
 ) -> Solver:
-    """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
+    """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts.
+
+    Arguments as of `forced_choice`; steering: terms, as a server of gen.serve takes them."""
     instrument_, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
     chat = Chat.load(tokenizer_folder(tokenizer), chat_template_kwargs) if tokenizer else None
     one_at_a_time, steered = anyio.Lock(), not steering

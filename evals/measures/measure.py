@@ -140,7 +140,14 @@ class ByCondition(Session):
 def from_cache_or_made(
     what: str, group: Weights, cache: Cache | None, make: Callable[[Sequence[Condition]], dict[str, list[Row]]]
 ) -> dict[str, list[Row]]:
-    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch, which it is given."""
+    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch, which it is given.
+
+    Args:
+        what: the rows in words, for progress.
+        group: the weights with their conditions.
+        cache: None takes nothing and keeps nothing.
+        make: rows by condition of those that are not in the cache.
+    """
     cached = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
     missing = [condition for condition in group.conditions if condition.name not in cached]
     if cache is not None and cached:

@@ -81,7 +81,13 @@ def picture(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
 
 
 def with_figures(groups: dict[str, list[PageSection]], drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> None:
-    """Put the other figures into their groups, each before the section it names, or first."""
+    """Put the other figures into their groups, each before the section it names, or first.
+
+    Args:
+        groups: sections by the name of their group; figures are put into them.
+        drawn: rows and rounds of the run.
+        panels: of the figures, by name.
+    """
     for figure in FIGURES:
         if figure.group in groups and figure.name in panels:
             sections = groups[figure.group]

@@ -144,7 +144,13 @@ def sweep(rounds: Sequence[Round]) -> Table:
 
 
 def dose(lines: Iterable[SweepLine], field: str, kept: bool) -> float | None:
-    """Mean coefficient or relative_dose of the steered completions, or of those kept."""
+    """Mean coefficient or relative_dose of the steered completions, or of those kept.
+
+    Args:
+        lines: of the sweep, by coefficient.
+        field: `coefficient` or `relative_dose`.
+        kept: weigh by the kept rows instead of all.
+    """
     steered = [line for line in lines if line.coefficient != 0 and getattr(line, field) is not None]
     weights = [line.kept if kept else line.n for line in steered]
     return float(np.average([getattr(line, field) for line in steered], weights=weights)) if sum(weights) else None

@@ -55,7 +55,13 @@ class Comparison:
 
 
 def matched(paths: Mapping[str, Mapping[int, Route]], reference: str, part: float) -> Comparison:
-    """Paths by arm and seed, each against the reference's at their common shift, arms in the order given; reference is one of them."""
+    """Paths by arm and seed, each against the reference's at their common shift, arms in the order given; reference is one of them.
+
+    Args:
+        paths: arm -> seed -> route.
+        reference: the arm that the others are compared with.
+        part: share of the lesser reach at which they are compared.
+    """
     return Comparison(part, [_matched(arm, seeds, reference, paths[reference], part) for arm, seeds in paths.items()])
 
 

@@ -155,7 +155,13 @@ def cyclic(outcomes: Sequence[Outcome]) -> Table:
 
 
 def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) -> Table:
-    """Every arm at each of the shifts, with the round and gate at which its path crosses it."""
+    """Every arm at each of the shifts, with the round and gate at which its path crosses it.
+
+    Args:
+        axis: along which the shift is measured.
+        reference: the arm that the others are compared with.
+        comparisons: one a shift.
+    """
     seeds = list(dict.fromkeys(seed for comparison in comparisons for arm in comparison.arms for seed in arm.seeds))
 
     def cell(estimate: Estimate | None) -> str:

@@ -145,6 +145,11 @@ def token_rows(
     """slot [tokens, TERMS] int64 and coefficient [tokens, TERMS] fp32 of a step, requests in batch order, and steered tokens [requests].
 
     A term applies to a token whose absolute position is in its window.
+
+    Args:
+        steers: the terms of each request.
+        scheduled: tokens [requests] that each request runs in this step.
+        computed: tokens [requests] of each request that ran before it.
     """
     begin, scheduled = np.asarray(computed, dtype=np.int64), np.asarray(scheduled, dtype=np.int64)
     stop, first = begin + scheduled, np.cumsum(scheduled) - scheduled

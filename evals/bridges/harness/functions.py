@@ -54,6 +54,14 @@ def documents(
 
     The harness passes its --model_args and --metadata together; what is not named here is the model's. Raises SteerHealError
     without the name of a tokenizer, for unknown orders, and where a label does not follow the context as one token of its own.
+
+    Args:
+        tokenizer, pretrained, model: of which the first that is given names the tokenizer.
+        vignettes, instrument: `embedded` or a file.
+        debias: orders of the options.
+        items: a stratified number of vignettes; None takes all.
+        system: a system prompt for the question.
+        chat_template_kwargs: passed to the chat template.
     """
     from datasets import Dataset
 

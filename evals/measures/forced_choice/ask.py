@@ -123,7 +123,13 @@ def forced_choice(
 
 
 def reads(vignettes: int, conditions: int, read: Read, free: Free | None = None) -> int:
-    """Requests of a forced choice, each of which advances its progress by one."""
+    """Requests of a forced choice, each of which advances its progress by one.
+
+    Args:
+        vignettes, conditions: their numbers.
+        read: how a question is asked.
+        free: settings of free answers; None for none.
+    """
     per_vignette = ORDERS[read.debias] * read.samples * (read.thoughts + 1) + (1 if free else 0)
     return vignettes * conditions * per_vignette
 

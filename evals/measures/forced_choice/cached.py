@@ -37,7 +37,18 @@ def cached_or_asked(
     free: Free | None,
     cache: Cache | None,
 ) -> dict[str, list[Row]]:
-    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch."""
+    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch.
+
+    Args:
+        model: the engine.
+        renderer: of the questions.
+        vignettes: to ask.
+        group: the weights with their conditions.
+        read: how a question is asked.
+        tokenizer: of the model.
+        free: settings of free answers; None for none.
+        cache: None takes nothing and keeps nothing.
+    """
 
     def made(missing: Sequence[Condition]) -> dict[str, list[Row]]:
         with counting(f"forced choice, {group.label}", reads(len(vignettes), len(missing), read, free)) as advance:

@@ -73,7 +73,16 @@ def refuse_too_long(
     systems: Sequence[str | None],
 ) -> None:
     """Raise SteerHealError where a question with its thought and answer is longer than the model is allowed to read, or where the chat
-    template drops a system prompt that a condition has: it would be the base under another name."""
+    template drops a system prompt that a condition has: it would be the base under another name.
+
+    Args:
+        renderer: of the questions.
+        vignettes: to ask.
+        read: how a question is asked.
+        free: settings of free answers; None for none.
+        longest: sequence that the engine reads, tokens.
+        systems: system prompts of the conditions; None is a question without one.
+    """
     if any(system is not None for system in systems):
         renderer.chat.hears()
     listing = orders("cyclic")[0]  # whatever the order, the options are the same

@@ -117,7 +117,14 @@ def trait_of(rows: Sequence[Row]) -> tuple[str, str, str]:
 
 
 def levels_said(rows: Sequence[Row], field: str, digits: int = 3, signed: bool = False) -> str:
-    """The figures of the last round by stage, as a finding says them."""
+    """The figures of the last round by stage, as a finding says them.
+
+    Args:
+        rows: of results.json.
+        field: the column.
+        digits: decimals.
+        signed: write a plus.
+    """
     last = max(row["round"] for row in rows)
     chosen = [row for row in rows if row[field] is not None and row["round"] in (0, last) and row["stage"] in ("base", "prompted", "steered", "healed")]  # fmt: skip
     by: dict[str, list[float]] = {}
@@ -131,7 +138,13 @@ def levels_said(rows: Sequence[Row], field: str, digits: int = 3, signed: bool =
 
 
 def moved_said(rows: Sequence[Row], change: str, words: str) -> str:
-    """Whether the healed student of the last round differs from the base by its interval; empty for a study."""
+    """Whether the healed student of the last round differs from the base by its interval; empty for a study.
+
+    Args:
+        rows: of results.json.
+        change: the column of the change against the base.
+        words: for what has changed.
+    """
     if any("role" in row for row in rows):
         return ""
     last = max(row["round"] for row in rows)
