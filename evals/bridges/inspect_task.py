@@ -138,31 +138,26 @@ def ask(
     chat_template_kwargs: dict[str, Any],
 ) -> Solver:
     """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts.
-
     Arguments as of `forced_choice`; steering: terms, as a server of gen.serve takes them."""
-    instrument_, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+    loaded, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
     chat = Chat.load(tokenizer_folder(tokenizer), chat_template_kwargs) if tokenizer else None
     one_at_a_time, steered = anyio.Lock(), not steering
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         nonlocal steered
         model = get_model()
-        form = form_of(
-            model, instrument_, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs
-        )
+        form = form_of(model, loaded, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs)
         vignette = Vignette.model_validate(state.metadata["vignette"])
         listings = orders(debias, state.metadata["rotation"])
         async with one_at_a_time:
             if not steered:
                 await _refuses_half_a_steering(model, form, form.question(vignette.text, listings[0]))
                 steered = True
-        answers = await collect(
-            *[_ask(model, form, read, top_logprobs, vignette.text, listing) for listing in listings]
-        )
-        state.messages, state.output = answers[0].pop("messages"), answers[0].pop("output")
-        for other in answers[1:]:
+        reads = await collect(*[_ask(model, form, read, top_logprobs, vignette.text, listing) for listing in listings])
+        state.messages, state.output = reads[0].pop("messages"), reads[0].pop("output")
+        for other in reads[1:]:
             del other["messages"], other["output"]
-        state.store.set("asked", answers)
+        state.store.set("asked", reads)
         state.store.set("route", form.route)
         state.store.set("template", form.template)
         return state
@@ -274,24 +269,22 @@ def unscorable() -> Metric:
 @scorer(metrics=[auth_nats(), care_nats(), answer_mass(), informedness(), unscorable()])
 def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
     """p of the seven foundations and answer_mass; NaN for an unscorable item. The whole row is in the metadata."""
-    instrument_, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+    loaded, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
 
     async def score(state: TaskState, target: Target) -> Score:
-        answers = state.store.get("asked")
-        tokens, others = (
-            [answer["tokens"] for answer in answers],
-            [other for answer in answers for other in answer["retokenised"]],
-        )
+        reads = state.store.get("asked")
+        tokens = [entry["tokens"] for entry in reads]
+        others = [other for entry in reads for other in entry["retokenised"]]
         score_row = row(
             Vignette.model_validate(state.metadata["vignette"]),
-            np.array([[answer["lp"]] for answer in answers], dtype=float),
+            np.array([[entry["lp"]] for entry in reads], dtype=float),
             read,
             None,
-            [answer["text"] for answer in answers],
+            [entry["text"] for entry in reads],
             None if None in tokens else tokens,
             state.metadata["rotation"],
         )
-        score_row["instrument"], score_row["template"] = instrument_.identity, state.store.get("template")
+        score_row["instrument"], score_row["template"] = loaded.identity, state.store.get("template")
         score_row["route"], score_row["retokenised"] = state.store.get("route"), None if None in others else sum(others)
         p, mass = score_row["p"] or [float("nan")] * len(FOUNDATIONS), score_row["pmass_allowed"]
         return Score(
