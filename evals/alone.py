@@ -163,21 +163,24 @@ def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, 
         for name, rows in rows_of.items()
     }
     lines: list[list[Any]] = [
-        [f"mass on {foundation}", *[_mean(a, f) for a in columns.values()]] for f, foundation in enumerate(FOUNDATIONS)
+        [f"mass on {foundation}", *[_mean(condition_answers, f) for condition_answers in columns.values()]]
+        for f, foundation in enumerate(FOUNDATIONS)
     ]
-    level = [levels(a, count, seed) for a in columns.values()]
+    level = [levels(condition_answers, count, seed) for condition_answers in columns.values()]
     for key in ("auth_nats", "care_nats", "auth_moral", "p_not_wrong", "p_ans_any", "nll_prefill", "informedness"):
         lines.append([key, *_shown([values[key] for values in level])])
-    lines.append(["authority contrast", *_shown([contrast(a) for a in columns.values()])])
-    if any(np.isfinite(a.valid).any() for a in columns.values()):
+    lines.append(
+        ["authority contrast", *_shown([contrast(condition_answers) for condition_answers in columns.values()])]
+    )
+    if any(np.isfinite(condition_answers.valid).any() for condition_answers in columns.values()):
         lines.append(["valid JSON", *_shown([values["valid"] for values in level])])
-    lines.append(["order effect", *[order_effect(a) for a in columns.values()]])
-    if any(a.setting.debias == "cyclic" for a in columns.values()):
-        removed = [left_by_reversal(a) for a in columns.values()]
+    lines.append(["order effect", *[order_effect(condition_answers) for condition_answers in columns.values()]])
+    if any(condition_answers.setting.debias == "cyclic" for condition_answers in columns.values()):
+        removed = [left_by_reversal(condition_answers) for condition_answers in columns.values()]
         lines.append(["position, left by reversal", *_shown(removed)])
-    halves = [reliability(a, count, seed) for a in columns.values()]
+    halves = [reliability(condition_answers, count, seed) for condition_answers in columns.values()]
     lines.append(["split-half reliability", *_shown(halves)])
-    lines.append(["unscorable", *[int((~a.scorable).sum()) for a in columns.values()]])
+    lines.append(["unscorable", *[int((~condition_answers.scorable).sum()) for condition_answers in columns.values()]])
     first = next(iter(columns.values()))
     table(
         f"{len(first.truth)} items, {first.setting.debias}, {first.setting.think} think tokens", ["", *columns], lines
@@ -198,5 +201,5 @@ def _shown(estimates: Sequence[Estimate | None]) -> list[str | None]:
     return [show(value) if value else None for value in estimates]
 
 
-def _mean(a: Answers, f: int) -> str:
-    return number(float(a.p[a.scorable][:, f].mean()) if a.scorable.any() else None)
+def _mean(answers_: Answers, f: int) -> str:
+    return number(float(answers_.p[answers_.scorable][:, f].mean()) if answers_.scorable.any() else None)

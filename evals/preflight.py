@@ -66,19 +66,19 @@ class Budget:
     reason: str | None
 
 
-def budget_of(a: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
-    """The figures and the verdict of one budget, from the base's answers a, which took so many seconds. foundation: in FOUNDATIONS."""
-    keep = a.scorable
-    p, strata = a.p[keep], a.truth[keep]
+def budget_of(answers: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
+    """The figures and the verdict of one budget, from the base's answers, which took so many seconds. foundation: in FOUNDATIONS."""
+    keep = answers.scorable
+    p, strata = answers.p[keep], answers.truth[keep]
 
     def level(values: Any) -> Estimate | None:
         return estimate_of(mean_of(values), strata) if keep.any() else None
 
-    refusal = preflight(a, foundation)
+    refusal = preflight(answers, foundation)
     return Budget(
         think,
-        contrast(a, foundation),
-        level(a.mass[keep]),
+        contrast(answers, foundation),
+        level(answers.mass[keep]),
         level(p[:, foundation]),
         level(p[:, -1]),
         seconds,
@@ -104,8 +104,8 @@ def scan(
         start = time.monotonic()
         rows = cached_or_asked(model, renderer, vignettes, weights, read, tokenizer, None, None)["base"]
         seconds = time.monotonic() - start
-        a = answers([ScoreRow.model_validate(row) for row in rows], None, "the same command")  # type: ignore[arg-type]
-        yield budget_of(a, read.think, seconds, foundation)
+        base_answers = answers([ScoreRow.model_validate(row) for row in rows], None, "the same command")  # type: ignore[arg-type]
+        yield budget_of(base_answers, read.think, seconds, foundation)
 
 
 def least_budget(budgets: Sequence[Budget]) -> Budget | None:

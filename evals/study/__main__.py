@@ -51,28 +51,32 @@ def axis_of(outcomes: Sequence[Outcome]) -> Axis:
 
 def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
     """(reference arm, the arms at each of SHARES); None with fewer than two arms to compare. Arms of a seed count the same items."""
-    arm_outcomes = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
+    arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     paths: dict[str, dict[int, Route]] = {}
     keep = {
-        seed: np.logical_and.reduce([scorable(o.rounds, o.broken(axis)) for o in arm_outcomes if o.cell.seed == seed])
-        for seed in {o.cell.seed for o in arm_outcomes}
+        seed: np.logical_and.reduce(
+            [scorable(outcome.rounds, outcome.broken(axis)) for outcome in arm_outcomes if outcome.cell.seed == seed]
+        )
+        for seed in {outcome.cell.seed for outcome in arm_outcomes}
     }
-    for o in arm_outcomes:
-        seed, count = o.cell.seed, o.cell.config.eval.bootstrap
-        walk = path(o.rounds, axis, count, 0, broken=o.broken(axis), keep=keep[seed])
-        paths.setdefault(o.cell.arm.name, {})[seed] = walk
+    for outcome in arm_outcomes:
+        seed, count = outcome.cell.seed, outcome.cell.config.eval.bootstrap
+        walk = path(outcome.rounds, axis, count, 0, broken=outcome.broken(axis), keep=keep[seed])
+        paths.setdefault(outcome.cell.arm.name, {})[seed] = walk
     if not paths:
         return None
     reference = next(iter(paths))
     steering = {}
-    for o in arm_outcomes:  # arms of a seed are steered by one round-1 vector: the first that has doses speaks for them
-        doses = dose_points(o.rounds[0])
-        if o.cell.seed in steering or len(doses) < 3:
+    for (
+        outcome
+    ) in arm_outcomes:  # arms of a seed are steered by one round-1 vector: the first that has doses speaks for them
+        doses = dose_points(outcome.rounds[0])
+        if outcome.cell.seed in steering or len(doses) < 3:
             continue
-        dead = o.broken_doses(axis)
+        dead = outcome.broken_doses(axis)
         alive = [answers.scorable for dose, answers, _ in doses if dose not in dead]
-        items = np.logical_and.reduce([keep[o.cell.seed], *alive])
-        steering[o.cell.seed] = along(doses, axis, o.cell.config.eval.bootstrap, 0, dead, items)
+        items = np.logical_and.reduce([keep[outcome.cell.seed], *alive])
+        steering[outcome.cell.seed] = along(doses, axis, outcome.cell.config.eval.bootstrap, 0, dead, items)
     if steering:
         paths[STEERING] = steering
     if len(paths) < 2:

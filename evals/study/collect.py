@@ -137,15 +137,15 @@ def document(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "full": [row for outcome in outcomes for row in outcome.full],
         "cells": [
             {
-                "arm": o.cell.arm.name,
-                "seed": o.cell.seed,
-                "role": o.cell.arm.role,
-                "set": o.cell.arm.set,
-                "rounds": o.cell.rounds,
-                "scored": len(o.rounds),
-                "stopped": o.stopped.model_dump() if o.stopped else None,
-                "commits": sorted({manifest.commit or "unknown" for manifest in o.manifests.values()}),
+                "arm": each.cell.arm.name,
+                "seed": each.cell.seed,
+                "role": each.cell.arm.role,
+                "set": each.cell.arm.set,
+                "rounds": each.cell.rounds,
+                "scored": len(each.rounds),
+                "stopped": each.stopped.model_dump() if each.stopped else None,
+                "commits": sorted({manifest.commit or "unknown" for manifest in each.manifests.values()}),
             }
-            for o in outcomes
+            for each in outcomes
         ],
     }

@@ -23,9 +23,9 @@ def summary(outcomes: Sequence[Outcome]) -> Table:
     lines = []
     for arm in dict.fromkeys(outcome.cell.arm.name for outcome in outcomes):
         arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
-        common = min((len(o.rounds) for o in arm_outcomes if o.rounds), default=0)
-        ends = [row for o in arm_outcomes if (row := o.at(common, "healed")) is not None and common]
-        reached = ", ".join(f"{len(o.rounds)} of {o.cell.rounds}" for o in arm_outcomes)
+        common = min((len(member.rounds) for member in arm_outcomes if member.rounds), default=0)
+        ends = [row for member in arm_outcomes if (row := member.at(common, "healed")) is not None and common]
+        reached = ", ".join(f"{len(member.rounds)} of {member.cell.rounds}" for member in arm_outcomes)
         cells = [over_seeds([row[key] for row in ends], digits) for key, digits in levels]
         lines.append(
             [
@@ -60,13 +60,15 @@ def over_seeds(values: Sequence[float | None], digits: int) -> str:
 
 def differences(outcomes: Sequence[Outcome], axis: Axis) -> list[Table]:
     """A table for each last round of some arm, of the arms that came as far."""
-    arm_outcomes = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
+    arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     reached: dict[str, int] = {}
-    for o in arm_outcomes:
-        reached[o.cell.arm.name] = min(len(o.rounds), reached.get(o.cell.arm.name, len(o.rounds)))
+    for outcome in arm_outcomes:
+        reached[outcome.cell.arm.name] = min(
+            len(outcome.rounds), reached.get(outcome.cell.arm.name, len(outcome.rounds))
+        )
     ends = sorted(set(reached.values()))
     return [
-        _differences([o for o in arm_outcomes if reached[o.cell.arm.name] >= last], last, axis)
+        _differences([outcome for outcome in arm_outcomes if reached[outcome.cell.arm.name] >= last], last, axis)
         for last in ends
         if sum(far >= last for far in reached.values()) > 1
     ]
@@ -74,17 +76,20 @@ def differences(outcomes: Sequence[Outcome], axis: Axis) -> list[Table]:
 
 def _differences(arm_outcomes: Sequence[Outcome], last: int, axis: Axis) -> Table:
     """Arms of one round less the first of them and less the prompted base; the mean over the seeds that all of them have."""
-    names = list(dict.fromkeys(o.cell.arm.name for o in arm_outcomes))
-    scored = {(o.cell.arm.name, o.cell.seed) for o in arm_outcomes}
+    names = list(dict.fromkeys(outcome.cell.arm.name for outcome in arm_outcomes))
+    scored = {(outcome.cell.arm.name, outcome.cell.seed) for outcome in arm_outcomes}
     seeds = [
         seed
-        for seed in dict.fromkeys(o.cell.seed for o in arm_outcomes)
+        for seed in dict.fromkeys(outcome.cell.seed for outcome in arm_outcomes)
         if all((name, seed) in scored for name in names)
     ]
     title, columns = f"Round {last} of every arm, less one another", ["arm", SHIFT[axis], PRICE[axis]]
     if not seeds:
         return Table(title, columns, [], "No seed is scored in all arms.")
-    by_seed = [_figures([o for o in arm_outcomes if o.cell.seed == seed], names, last, axis) for seed in seeds]
+    by_seed = [
+        _figures([outcome for outcome in arm_outcomes if outcome.cell.seed == seed], names, last, axis)
+        for seed in seeds
+    ]
     points = [of_seed[2] for of_seed in by_seed]
     shift, price = (
         np.mean([of_seed[0] for of_seed in by_seed], axis=0),
@@ -147,7 +152,7 @@ def _figures(
     outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis: Axis
 ) -> tuple[np.ndarray, np.ndarray, list[Point]]:
     """shift and price [base, the prompted base if it was scored, an arm each; 1 + draws] of one seed, and these points."""
-    by_name = {o.cell.arm.name: o for o in outcomes}
+    by_name = {outcome.cell.arm.name: outcome for outcome in outcomes}
     first = by_name[names[0]]
     begin, settings = first.rounds[0], first.cell.config.eval
     points: list[Point] = [

@@ -24,21 +24,26 @@ TRAIT = {"authority": ("auth_nats", "auth_ci", "auth_nats (nats)"), "trait_llr":
 
 def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
     """(a) the trait, (b) incoherence over the rounds, (c) trait against coherence with the frontier over all arms."""
-    arms = [name for name in dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "arm" and o.rounds)]
+    arms = [
+        name
+        for name in dict.fromkeys(
+            outcome.cell.arm.name for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds
+        )
+    ]
     figure = Figure(figsize=(3.4, 7.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, height_ratios=[1, 1, 1.1])
-    arm_outcomes = [o for o in outcomes if o.rounds and o.cell.arm.role == "arm"]
+    arm_outcomes = [outcome for outcome in outcomes if outcome.rounds and outcome.cell.arm.role == "arm"]
     words = TRAIT[axis][2]
-    _over_rounds(top, [o for o in outcomes if o.cell.arm.role == "arm"], arms, axis)
+    _over_rounds(top, [outcome for outcome in outcomes if outcome.cell.arm.role == "arm"], arms, axis)
     top.set_ylabel(words, fontsize=8)
     top.set_title(f"(a) trait, {'lower' if axis == 'authority' else 'higher'} is more", loc="left", fontsize=8.5)
     if axis == "authority":
         top.invert_yaxis()
     _incoherence(middle, arm_outcomes, arms, axis)
-    _frontier(bottom, [o for o in outcomes if o.rounds], arms, axis)
+    _frontier(bottom, [outcome for outcome in outcomes if outcome.rounds], arms, axis)
     handles = [Line2D([], [], color=LOOKS[stage][0], marker="*" if stage == "base" else "o", linestyle="", label=stage) for stage in ("base", "steered", "healed")]  # fmt: skip
     handles += [Line2D([], [], color="#555555", marker=_look(k)[0], linestyle=_look(k)[1], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
-    if any(why_broken(row, axis) for o in arm_outcomes for row in o.rows):
+    if any(why_broken(row, axis) for outcome in arm_outcomes for row in outcome.rows):
         label = "broken" if axis == "authority" else "text broken"
         handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=label))
     handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier, healed"))
@@ -68,13 +73,13 @@ def _beside(index: int, count: int) -> float:
 
 def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
     """Rounds of an arm with the rows of its seeds."""
-    numbers = range(1, max((len(o.rounds) for o in outcomes), default=0) + 1)
+    numbers = range(1, max((len(outcome.rounds) for outcome in outcomes), default=0) + 1)
     by_round = []
     for number in numbers:
         rows = [
             row
-            for o in outcomes
-            if o.cell.arm.name == arm and (row := o.at(number, stage)) is not None and row[key] is not None
+            for outcome in outcomes
+            if outcome.cell.arm.name == arm and (row := outcome.at(number, stage)) is not None and row[key] is not None
         ]
         if rows:
             by_round.append((number, rows))
@@ -88,7 +93,7 @@ def _crossed(axes: Axes, x: float, y: float, row: Row, axis: Axis) -> None:
 
 
 def _rounds(axes: Axes, outcomes: Sequence[Outcome], first: float) -> None:
-    last = max((len(o.rounds) for o in outcomes), default=1)
+    last = max((len(outcome.rounds) for outcome in outcomes), default=1)
     axes.set_xlim(first, last + 0.5)
     axes.set_xticks(range(int(np.ceil(first)), last + 1))
     axes.set_xlabel("round", fontsize=8)
@@ -97,14 +102,14 @@ def _rounds(axes: Axes, outcomes: Sequence[Outcome], first: float) -> None:
 def _over_rounds(axes: Axes, everyone: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
     """everyone: the arms' cells, those without a scored round as well, so that a mean over fewer seeds is not drawn as one over all."""
     key, interval, _ = TRAIT[axis]
-    outcomes = [o for o in everyone if o.rounds]
-    bases = [row for o in outcomes if (row := o.at(0, "base")) is not None and row[key] is not None]
+    outcomes = [outcome for outcome in everyone if outcome.rounds]
+    bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None and row[key] is not None]
     start = float(np.mean([row[key] for row in bases])) if bases else None
     if start is not None:
         axes.plot(0, start, "*", color=LOOKS["base"][0], markersize=11, zorder=4)
     for index, arm in enumerate(arms):
         shift, (marker, line) = _beside(index, len(arms)), _look(index)
-        seeds = sum(o.cell.arm.name == arm for o in everyone)
+        seeds = sum(outcome.cell.arm.name == arm for outcome in everyone)
         for stage in ("steered", "healed"):
             colour, points = LOOKS[stage][0], _points(outcomes, arm, stage, key)
             for number, rows in points:
@@ -167,22 +172,22 @@ def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis
     best: list[tuple[float, float]] = []
     drawn: set[tuple[str, float, float]] = set()
     by_arm: dict[str, tuple[float, float]] = {}
-    for o in outcomes:
-        for row in o.rows:
+    for outcome in outcomes:
+        for row in outcome.rows:
             if row[key] is None or row["perplexity"] is None:
                 continue
-            control, stage = o.cell.arm.role == "control", row["stage"]
+            control, stage = outcome.cell.arm.role == "control", row["stage"]
             if stage not in ("base", "prompted", "steered", "healed") or (control and stage != "healed"):
                 continue
             if not control and stage == "healed" and not why_broken(row, axis):
                 best.append((row["perplexity"], sign * row[key]))
-            name = o.cell.arm.name if control else stage if stage == "prompted" else ""
+            name = outcome.cell.arm.name if control else stage if stage == "prompted" else ""
             if name:  # what every arm has in common is named once
                 by_arm.setdefault(name, (row["perplexity"], row[key]))
             if not control and (stage, row["perplexity"], row[key]) in drawn:  # of a stage that arms share
                 continue
             drawn.add((stage, row["perplexity"], row[key]))
-            _point(axes, row, axis, control, arms.index(o.cell.arm.name) if not control else 0)
+            _point(axes, row, axis, control, arms.index(outcome.cell.arm.name) if not control else 0)
     for (name, place), (across, up) in zip(by_arm.items(), itertools.cycle([(5, 3), (5, -8), (-5, 6), (-5, -9)])):  # fmt: skip
         axes.annotate(name, place, xytext=(across, up), textcoords="offset points", fontsize=6, color="#333333", ha="left" if across > 0 else "right", zorder=6)  # fmt: skip
     best.sort()

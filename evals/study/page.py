@@ -49,7 +49,9 @@ def study_page(
         for name, (title, finding) in IN_PRINT.items()
     }
     stage_table = stages(
-        (f"{o.cell.name} {name}", manifest) for o in outcomes for name, manifest in o.manifests.items()
+        (f"{outcome.cell.name} {name}", manifest)
+        for outcome in outcomes
+        for name, manifest in outcome.manifests.items()
     )
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
     groups["results"].append(printed["study"])
@@ -65,17 +67,26 @@ def study_page(
         *([render("before_after.html", sample=samples[0])] if samples else []),
         picture(drawn, panels),
     ]
-    arms = [o for o in outcomes if o.rounds]
-    subtitle = f"steer-heal study: {len({o.cell.arm.name for o in arms})} arms with a scored round, {len({o.cell.seed for o in arms})} seeds."
+    arms = [outcome for outcome in outcomes if outcome.rounds]
+    subtitle = f"steer-heal study: {len({outcome.cell.arm.name for outcome in arms})} arms with a scored round, {len({outcome.cell.seed for outcome in arms})} seeds."
     page_groups = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
     return whole_page(plan.study.title, subtitle, Markup("\n").join(top), page_groups)
 
 
 def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
     """A card per arm, of the last healed student of each seed; controls are in the reading."""
-    names = dict.fromkeys(o.cell.arm.name for o in outcomes if o.rounds and o.cell.arm.role == "arm")
+    names = dict.fromkeys(
+        outcome.cell.arm.name for outcome in outcomes if outcome.rounds and outcome.cell.arm.role == "arm"
+    )
     return [
-        together(name, {o.cell.seed: card_of(o.rows) for o in outcomes if o.rounds and o.cell.arm.name == name})
+        together(
+            name,
+            {
+                outcome.cell.seed: card_of(outcome.rows)
+                for outcome in outcomes
+                if outcome.rounds and outcome.cell.arm.name == name
+            },
+        )
         for name in names
     ]
 
@@ -88,10 +99,10 @@ def base_rows_once(rows: Sequence[Row]) -> list[Row]:
 
 def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
     """The base and the last healed student of every arm and control of the first seed that has any."""
-    seed = next(o.cell.seed for o in outcomes if o.rounds)
-    seed_outcomes = [o for o in outcomes if o.rounds and o.cell.seed == seed]
+    seed = next(outcome.cell.seed for outcome in outcomes if outcome.rounds)
+    seed_outcomes = [outcome for outcome in outcomes if outcome.rounds and outcome.cell.seed == seed]
     columns: list[Column] = [("base", "base", seed_outcomes[0].rounds[0].generations["base"])]
-    for o in seed_outcomes:
-        r = o.rounds[-1]
-        columns.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[r.healed]))
+    for outcome in seed_outcomes:
+        r = outcome.rounds[-1]
+        columns.append(("healed", f"{outcome.cell.arm.name}, round {r.number}", r.generations[r.healed]))
     return columns

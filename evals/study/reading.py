@@ -25,7 +25,7 @@ def reading(outcomes: Sequence[Outcome], axis: Axis, compared: tuple[str, list[C
         *_prompted(outcomes),
         *_at_one_shift(axis, compared),
         *_controls(outcomes),
-        *[f"{o.cell.name} stopped in round {o.stopped.round}, {o.stopped.stage}: {reason(o.stopped.said)}." for o in outcomes if o.stopped],
+        *[f"{outcome.cell.name} stopped in round {outcome.stopped.round}, {outcome.stopped.stage}: {reason(outcome.stopped.said)}." for outcome in outcomes if outcome.stopped],
     ]  # fmt: skip
 
 
@@ -38,9 +38,9 @@ def _by_arm(outcomes: Sequence[Outcome], role: str) -> dict[str, list[Outcome]]:
 
 
 def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
-    complete = sum(len(o.rounds) == o.cell.rounds for o in outcomes)
-    arms = {o.cell.arm.name for o in outcomes if o.cell.arm.role == "arm"}
-    seeds = {o.cell.seed for o in outcomes}
+    complete = sum(len(outcome.rounds) == outcome.cell.rounds for outcome in outcomes)
+    arms = {outcome.cell.arm.name for outcome in outcomes if outcome.cell.arm.role == "arm"}
+    seeds = {outcome.cell.seed for outcome in outcomes}
     why = (
         "the base passes the preflight of the forced choice"
         if axis == "authority"
@@ -53,8 +53,8 @@ def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
 
 
 def _arm(name: str, outcomes: Sequence[Outcome]) -> str:
-    common = min(len(o.rounds) for o in outcomes)
-    rows = [row for o in outcomes if (row := o.at(common, "healed")) is not None]
+    common = min(len(outcome.rounds) for outcome in outcomes)
+    rows = [row for outcome in outcomes if (row := outcome.at(common, "healed")) is not None]
     llr = "d_llr_opposite" if all(row.get("d_llr_opposite") is not None for row in rows) else "d_trait_llr"
     return (
         f"{name}, round {common}: verdict {_counted([row['verdict'] for row in rows])} by the forced choice, {_counted([row['text_verdict'] for row in rows])} by free text; "
@@ -70,7 +70,7 @@ def _counted(verdicts: Sequence[str | None]) -> str:
 
 
 def _prompted(outcomes: Sequence[Outcome]) -> list[str]:
-    rows = [row for o in outcomes if (row := o.at(0, "prompted")) is not None]
+    rows = [row for outcome in outcomes if (row := outcome.at(0, "prompted")) is not None]
     first: dict[int, Row] = {}
     for row in rows:
         first.setdefault(row["seed"], row)
@@ -114,8 +114,8 @@ def _controls(outcomes: Sequence[Outcome]) -> list[str]:
         above: list[str] = []
         not_above: list[str] = []
         for name, arm_outcomes in _by_arm(outcomes, "arm").items():
-            pairs = [(o, c) for o in arm_outcomes for c in theirs if o.cell.seed == c.cell.seed]
-            gaps = [text_delta(texts_of(_healed(c)), texts_of(_healed(o))) for o, c in pairs]
+            pairs = [(outcome, c) for outcome in arm_outcomes for c in theirs if outcome.cell.seed == c.cell.seed]
+            gaps = [text_delta(texts_of(_healed(c)), texts_of(_healed(outcome))) for outcome, c in pairs]
             defined = [gap for gap in gaps if gap is not None and gap.interval is not None]
             if defined:
                 all_positive = all(gap.interval is not None and gap.interval[0] > 0 for gap in defined)

@@ -21,8 +21,8 @@ def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
     """base -> steered -> healed of every cell, a table per seed."""
     trait = trait_measure(outcomes)
     return [
-        _by_round(seed, [o for o in outcomes if o.cell.seed == seed], trait)
-        for seed in dict.fromkeys(o.cell.seed for o in outcomes)
+        _by_round(seed, [outcome for outcome in outcomes if outcome.cell.seed == seed], trait)
+        for seed in dict.fromkeys(outcome.cell.seed for outcome in outcomes)
     ]
 
 
@@ -67,27 +67,37 @@ def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Ta
 def against_controls(outcomes: Sequence[Outcome]) -> Table:
     """Round 1 of every arm, control and the prompted base, each less the controls of its seed."""
     lines, trait = [], trait_measure(outcomes)
-    seeds = dict.fromkeys(o.cell.seed for o in outcomes if o.cell.arm.role == "control" and o.rounds)
-    names = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "control" and o.rounds))
+    seeds = dict.fromkeys(
+        outcome.cell.seed for outcome in outcomes if outcome.cell.arm.role == "control" and outcome.rounds
+    )
+    names = list(
+        dict.fromkeys(
+            outcome.cell.arm.name for outcome in outcomes if outcome.cell.arm.role == "control" and outcome.rounds
+        )
+    )
     for seed in seeds:
-        seed_outcomes = [o for o in outcomes if o.cell.seed == seed and o.rounds]
-        controls = {o.cell.arm.name: o for o in seed_outcomes if o.cell.arm.role == "control"}
+        seed_outcomes = [outcome for outcome in outcomes if outcome.cell.seed == seed and outcome.rounds]
+        controls = {outcome.cell.arm.name: outcome for outcome in seed_outcomes if outcome.cell.arm.role == "control"}
         compared: list[tuple[str, Row, Outcome | None]]
         compared = [("prompted", row, None) for row in [seed_outcomes[0].at(0, "prompted")] if row is not None]
-        compared += [(o.cell.arm.name, row, o) for o in seed_outcomes if (row := o.at(1, "healed")) is not None]
-        for name, row, o in compared:
+        compared += [
+            (outcome.cell.arm.name, row, outcome)
+            for outcome in seed_outcomes
+            if (row := outcome.at(1, "healed")) is not None
+        ]
+        for name, row, outcome in compared:
             differences = []
             for control in names:
-                if o is None or control not in controls or controls[control] is o:
+                if outcome is None or control not in controls or controls[control] is outcome:
                     differences.append("")
                     continue
-                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)), trait)
+                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(outcome)), trait)
                 differences.append(number(None) if gap is None else show(gap))
-            first = o.rounds[0] if o is not None else None
+            first = outcome.rounds[0] if outcome is not None else None
             lines.append(
                 [
                     name if len(seeds) == 1 else f"{name}, {seed}",
-                    "base" if o is None else o.cell.arm.role,
+                    "base" if outcome is None else outcome.cell.arm.role,
                     "" if first is None else f"{first.training.examples}, {max(step.step for step in first.steps)}",
                     ranged(row, f"d_{trait}", f"d_{trait}_ci", 3, signed=True),
                     ranged(row, "perplexity", "perplexity_ci", 2),
@@ -226,8 +236,8 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
 
 def provenance(outcomes: Sequence[Outcome]) -> Table:
     """The table of what was measured, with its commits, machines and versions; more than one commit is pointed out."""
-    scored = [o for o in outcomes if o.rounds]
-    manifests = [manifest for o in scored for manifest in o.manifests.values()]
+    scored = [outcome for outcome in outcomes if outcome.rounds]
+    manifests = [manifest for outcome in scored for manifest in outcome.manifests.values()]
     commits = distinct(manifest.commit for manifest in manifests)
     several = " (the arms were not all made by one version of the code)" if ";" in commits else ""
     hours = sum(manifest.seconds for manifest in manifests) / 3600
@@ -248,19 +258,19 @@ def stopped(outcomes: Sequence[Outcome]) -> Table:
     """The cells that a study left, with the stage and its error."""
     lines = [
         [
-            f"{o.cell.arm.name}, {o.cell.seed}",
-            f"{o.stopped.round} {o.stopped.stage}",
-            reason(o.stopped.said),
+            f"{outcome.cell.arm.name}, {outcome.cell.seed}",
+            f"{outcome.stopped.round} {outcome.stopped.stage}",
+            reason(outcome.stopped.said),
         ]
-        for o in outcomes
-        if o.stopped
+        for outcome in outcomes
+        if outcome.stopped
     ]
     return Table("Cells that stopped", ["arm, seed", "at", "because"], lines, "" if lines else "None.", prose=True)
 
 
 def _settings(of_arm: Sequence[Outcome]) -> str:
     """The overrides of an arm, and by seed the tau that it has from another."""
-    cells = [o.cell for o in of_arm]
+    cells = [outcome.cell for outcome in of_arm]
     if not cells[0].arm.tau:
         return cells[0].arm.set or "as configured"
     taus = ", ".join(number(None) if cell.waits else f"{cell.config.train.tau:g}" for cell in cells)
@@ -278,13 +288,13 @@ def arms(outcomes: Sequence[Outcome]) -> Table:
         [
             [
                 name,
-                o[0].cell.arm.role,
-                _settings(o),
-                ", ".join(str(member.cell.seed) for member in o),
-                str(o[0].cell.rounds),
-                o[0].cell.arm.says,
+                members[0].cell.arm.role,
+                _settings(members),
+                ", ".join(str(member.cell.seed) for member in members),
+                str(members[0].cell.rounds),
+                members[0].cell.arm.says,
             ]
-            for name, o in by_arm.items()
+            for name, members in by_arm.items()
         ],
         prose=True,
     )
