@@ -246,7 +246,8 @@ def compare_two(options: Options, arguments: Any) -> None:
             say(table.note)
     if arguments.page:
         title = f"{one.name} and {other.name}"
-        chart = overlay(dots(one, other), (one.name, other.name), trait_column([*one.rows, *other.rows]))
+        shown = dots(one, other)
+        chart = overlay(shown, (one.name, other.name), trait_column([*one.rows, *other.rows])) if shown else None
         write_text(arguments.page, compare_page(title, tables, side_by_side(one, other), chart))
         say(f"page {arguments.page}")
     else:
