@@ -157,7 +157,7 @@ def figures(one: ScoredRun, other: ScoredRun) -> Table:
         if a is None or b is None:
             continue
         label = place[1] if place[0] == 0 else f"round {place[0]} {place[1]}"
-        wanted = [(column, f"{column}_ci", 3, True)]
+        wanted: list[tuple[str, str, int, bool]] = [(column, f"{column}_ci", 3, True)]
         wanted += [line for line in FIGURES if place[1] == "healed" or line[0] in OF_STEERED]
         for name, interval, digits, signed in wanted:
             if a.get(name) is None and b.get(name) is None:

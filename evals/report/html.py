@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from evals.answer import AnswerCard
 from evals.report.looks import ARM_SYMBOLS, LOOKS, SYMBOLS
 from evals.report.panel import Panel, svg
 from evals.table import Table
@@ -151,6 +152,11 @@ def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
     """Pictures that are drawn already: (title, finding, SVG labelled by `{name}-{index}-caption`)."""
     panels = [(f"{name}-{index}", *one) for index, one in enumerate(drawn)]
     return render("charts.html", panels=panels, stages=(), arms=(), wide=True)
+
+
+def answers(cards: Sequence[AnswerCard]) -> Markup:
+    """The answers on top of a page, arm by arm."""
+    return render("answer.html", arms=cards)
 
 
 def bullets(lines: Sequence[str]) -> Markup:

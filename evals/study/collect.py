@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from evals.report.tables import dose
 from evals.results import results_of
@@ -13,12 +13,12 @@ from evals.routes import Axis, Student
 from evals.scored import STEP, read_round, scored_rounds
 from evals.study.plan import Cell, Plan
 from evals.study.stopped import STOPPED, Stopped
+from evals.table import TraitMeasure, trait_column
 from shared.commands import removal
 from shared.console import console
 from shared.records import Manifest, read_record
 
 Row = dict[str, Any]
-TraitMeasure = Literal["trait_llr", "llr_opposite"]
 OF_TEXTS = {"perplexity / base's", "distinct-3 / base's", "looping texts - base's", "empty texts - base's",
     "distinct-3 across texts / base's", "stock openings - base's", "relevance / base's"}  # fmt: skip
 NONE = dict.fromkeys(("n_kept", "n_rejected", "dose_kept", "dose_sweep"))  # of the original model, round 0
@@ -74,9 +74,8 @@ class Outcome:
 
 
 def trait_measure(outcomes: Sequence[Outcome]) -> TraitMeasure:
-    """What free text is read for: llr_opposite where every base has it, which a trait file with paraphrases gives, else trait_llr."""
-    bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
-    return "llr_opposite" if bases and all(row["llr_opposite"] is not None for row in bases) else "trait_llr"
+    """The column that free text is read by in all of them."""
+    return trait_column([row for outcome in outcomes for row in outcome.rows])
 
 
 def collect(plan: Plan) -> list[Outcome]:

@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from evals.report.answer import AnswerCard, card_of, shown, together
+from evals.answer import AnswerCard, card_of, together
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import panels_of
-from evals.report.html import PageGroup, PageSection, bullets, glossary, grid, pictures, render, verbatim, whole_page
+from evals.report.html import (
+    PageGroup,
+    PageSection,
+    answers,
+    bullets,
+    glossary,
+    grid,
+    pictures,
+    render,
+    verbatim,
+    whole_page,
+)
 from evals.report.lineage import stages
 from evals.report.page import GROUPS, picture, with_figures
 from evals.report.panel import for_page
@@ -59,7 +70,7 @@ def study_page(
     top = [
         render("heading.html", title="What the arms came to"),
         bullets(said),
-        shown(cards(outcomes)),
+        answers(cards(outcomes)),
         *([render("before_after.html", sample=samples[0])] if samples else []),
         picture(drawn, panels),
     ]
@@ -73,7 +84,14 @@ def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
     """A card per arm, of the last healed student of each seed; controls are in the reading."""
     names = dict.fromkeys(o.cell.arm.name for o in outcomes if o.rounds and o.cell.arm.role == "arm")
     return [
-        together(name, {o.cell.seed: card_of(o.rows) for o in outcomes if o.rounds and o.cell.arm.name == name})
+        together(
+            name,
+            {
+                o.cell.seed: card_of(o.rows, read_for=o.rounds[0].scores.read_for is not None)
+                for o in outcomes
+                if o.rounds and o.cell.arm.name == name
+            },
+        )
         for name in names
     ]
 

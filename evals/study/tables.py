@@ -9,11 +9,11 @@ from evals.measures.free_text.texts import text_delta, texts_of
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, Row, TraitMeasure, trait_measure
+from evals.study.collect import Outcome, Row, trait_measure
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
 from evals.study.stopped import reason
-from evals.table import Table, label, ranged, yes_no
+from evals.table import Table, TraitMeasure, label, ranged, yes_no
 from shared.console import number
 
 
