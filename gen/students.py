@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.families import EXPERTS, TOWERS
 from shared.fitting import DECODER, admitted
 from shared.gpu import on_gpu
 from shared.lora import widest
@@ -18,8 +19,6 @@ from shared.schema import Config, band
 
 ROUNDS = 4  # of a run, for whose adapters room is made at first
 WIDEST = 512  # the largest rank that vLLM has kernels for
-TOWERS = {"vision", "audio"}
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # keys of configurations of mixtures of experts
 
 
 @dataclass(frozen=True)

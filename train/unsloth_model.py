@@ -23,7 +23,7 @@ from shared.errors import SteerHealError
 from shared.fitting import fit
 from shared.folding import verify
 from shared.layers import decoder_layers
-from shared.models import Model, cache_folder
+from shared.models import Model, cache_folder, cap_attention
 from shared.preconditions import trainable
 from shared.runtime import gc_disabled
 from shared.schema import Config, band
@@ -175,6 +175,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             use_gradient_checkpointing=train.gradient_checkpointing,
             trust_remote_code=False,
         )
+        cap_attention(network)
         network = FastLanguageModel.get_peft_model(
             network,
             r=train.rank,

@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gen.students import EXPERTS, AdapterRoom, Student
+from gen.students import AdapterRoom, Student
 from shared.commands import setting
 from shared.errors import Exit, SteerHealError
+from shared.families import EXPERTS
 from shared.gpu import on_gpu
 from shared.models import Model
 
