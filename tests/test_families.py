@@ -120,11 +120,13 @@ def test_an_adapter_over_experts_is_refused_on_a_cpu(
     import torch
 
     from gen.engine.options import lora_options
-    from gen.students import Student
+    from gen.students import ServedStudent
     from shared.errors import SteerHealError
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    served = {family: Student(models[family].folder, tmp_path, 8, ("q_proj",)) for family in ("qwen3", "qwen3_moe")}
+    served = {
+        family: ServedStudent(models[family].folder, tmp_path, 8, ("q_proj",)) for family in ("qwen3", "qwen3_moe")
+    }
     assert lora_options([served["qwen3"]])["enable_lora"]
     with pytest.raises(SteerHealError, match="no adapter over a mixture of experts"):
         lora_options(list(served.values()))

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import HISTORY, TrainedStudent, load_student  # isort: skip (Unsloth comes before transformers)
 
 import torch
 
@@ -173,7 +173,7 @@ def _changed(what: str, given: str) -> SteerHealError:
 
 
 def _start(
-    student: Student, examples: Sequence[Example], references: Mapping[str, States], train: TrainConfig
+    student: TrainedStudent, examples: Sequence[Example], references: Mapping[str, States], train: TrainConfig
 ) -> dict[str, float]:
     """D of the student before its first step, which is the previous round's, to both references."""
     if "previous" not in references:

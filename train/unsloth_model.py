@@ -43,7 +43,7 @@ CURRENT, HISTORY = "default", "history"
 
 
 @dataclass(frozen=True)
-class Student:
+class TrainedStudent:
     """network: the PEFT model; adapters: all that are attached, the history first."""
 
     network: Any
@@ -152,7 +152,7 @@ def peft_forwards_kept() -> Iterator[None]:
             cls.forward = forward
 
 
-def load_student(model: Model, config: Config, history: Path | None) -> Student:
+def load_student(model: Model, config: Config, history: Path | None) -> TrainedStudent:
     """The student at the start of a round: the original weights under the history, and a fresh adapter whose effect is zero."""
     train = config.train
     trainable(config, model.context)
@@ -191,7 +191,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             found_in(network, folded, model)
             network.load_adapter(str(folded.folder), adapter_name=HISTORY, is_trainable=False)
     network.train()  # the references and the self-test take the same kernels as the steps; nothing here drops out
-    student = Student(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
+    student = TrainedStudent(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
     written = network.peft_config[CURRENT]  # what PEFT and Transformers load the base by
     written.base_model_name_or_path, written.revision = loads_from(model), model.revision
     activate(student)
@@ -215,7 +215,7 @@ def found_in(network: Any, history: Adapter, model: Model) -> None:
             )
 
 
-def activate(student: Student) -> None:
+def activate(student: TrainedStudent) -> None:
     """History and current adapter active; the current one trainable in fp32, all else frozen."""
     for layer in student.layers:
         layer._active_adapter, layer._disable_adapters = list(student.adapters), False

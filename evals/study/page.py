@@ -25,7 +25,7 @@ from evals.report.lineage import stages
 from evals.report.page import GROUPS, picture, with_figures
 from evals.report.panel import for_page
 from evals.report.samples import Column, samples_of, searchable
-from evals.study.collect import Outcome, Row
+from evals.study.collect import CellOutcome, Row
 from evals.study.plan import Plan
 from evals.table import Table
 
@@ -38,7 +38,7 @@ IN_PRINT = {
 
 def study_page(
     plan: Plan,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CellOutcome],
     rows: Sequence[Row],
     tables: Mapping[str, Sequence[Table]],
     said: Sequence[str],
@@ -80,7 +80,7 @@ def study_page(
     return whole_page(plan.study.title, subtitle, Markup("\n").join(top), page_groups)
 
 
-def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
+def cards(outcomes: Sequence[CellOutcome]) -> list[AnswerCard]:
     """A card per arm, of the last healed student of each seed; controls are in the reading."""
     names = dict.fromkeys(o.cell.arm.name for o in outcomes if o.rounds and o.cell.arm.role == "arm")
     return [
@@ -102,7 +102,7 @@ def once(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["round"] or row["arm"] == first[row["seed"]]]
 
 
-def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
+def last_students(outcomes: Sequence[CellOutcome]) -> list[Column]:
     """The base and the last healed student of every arm and control of the first seed that has any."""
     seed = next(o.cell.seed for o in outcomes if o.rounds)
     mine = [o for o in outcomes if o.rounds and o.cell.seed == seed]

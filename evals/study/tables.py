@@ -9,7 +9,7 @@ from evals.measures.free_text.texts import text_delta, texts_of
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, Row, trait_measure
+from evals.study.collect import CellOutcome, Row, trait_measure
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
 from evals.study.stopped import reason
@@ -17,7 +17,7 @@ from evals.table import Table, TraitMeasure, label, ranged, yes_no
 from shared.console import number
 
 
-def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
+def by_round(outcomes: Sequence[CellOutcome]) -> list[Table]:
     """base -> steered -> healed of every cell, a table per seed."""
     trait = trait_measure(outcomes)
     return [
@@ -26,7 +26,7 @@ def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
     ]
 
 
-def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Table:
+def _by_round(seed: int, outcomes: Sequence[CellOutcome], trait: TraitMeasure) -> Table:
     columns = ["arm, row", "verdict", f"d_{trait}", trait, "perplexity", "coherence as a whole", "auth_nats", "care_nats", "coherence", "coh_cost", "retain", "surgical", "kept", "dose kept / sweep's"]  # fmt: skip
     lines, told = [], set()
     for outcome in outcomes:
@@ -64,7 +64,7 @@ def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Ta
     )
 
 
-def against_controls(outcomes: Sequence[Outcome]) -> Table:
+def against_controls(outcomes: Sequence[CellOutcome]) -> Table:
     """Round 1 of every arm, control and the prompted base, each less the controls of its seed."""
     lines, trait = [], trait_measure(outcomes)
     seeds = dict.fromkeys(o.cell.seed for o in outcomes if o.cell.arm.role == "control" and o.rounds)
@@ -72,7 +72,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
     for seed in seeds:
         mine = [o for o in outcomes if o.cell.seed == seed and o.rounds]
         controls = {o.cell.arm.name: o for o in mine if o.cell.arm.role == "control"}
-        shown: list[tuple[str, Row, Outcome | None]]
+        shown: list[tuple[str, Row, CellOutcome | None]]
         shown = [("prompted", row, None) for row in [mine[0].at(0, "prompted")] if row is not None]
         shown += [(o.cell.arm.name, row, o) for o in mine if (row := o.at(1, "healed")) is not None]
         for name, row, o in shown:
@@ -115,12 +115,12 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def _healed(outcome: Outcome) -> Sequence[Generation]:
+def _healed(outcome: CellOutcome) -> Sequence[Generation]:
     first = outcome.rounds[0]
     return first.generations[first.healed]
 
 
-def cyclic(outcomes: Sequence[Outcome]) -> Table:
+def cyclic(outcomes: Sequence[CellOutcome]) -> Table:
     """The last round in seven orders."""
     columns = [
         "arm, seed, row",
@@ -216,7 +216,7 @@ def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Tab
     )
 
 
-def provenance(outcomes: Sequence[Outcome]) -> Table:
+def provenance(outcomes: Sequence[CellOutcome]) -> Table:
     """Where the rows come from; more than one commit or machine is said."""
     made = [o for o in outcomes if o.rounds]
     manifests = [manifest for o in made for manifest in o.manifests.values()]
@@ -236,7 +236,7 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def stopped(outcomes: Sequence[Outcome]) -> Table:
+def stopped(outcomes: Sequence[CellOutcome]) -> Table:
     lines = [
         [
             f"{o.cell.arm.name}, {o.cell.seed}",
@@ -249,7 +249,7 @@ def stopped(outcomes: Sequence[Outcome]) -> Table:
     return Table("Cells that stopped", ["arm, seed", "at", "because"], lines, "" if lines else "None.", prose=True)
 
 
-def _settings(of_arm: Sequence[Outcome]) -> str:
+def _settings(of_arm: Sequence[CellOutcome]) -> str:
     """The overrides of an arm, and by seed the tau that it has from another."""
     cells = [o.cell for o in of_arm]
     if not cells[0].arm.tau:
@@ -258,8 +258,8 @@ def _settings(of_arm: Sequence[Outcome]) -> str:
     return f"{cells[0].arm.set} tau = {cells[0].arm.tau} ({taus})".strip()
 
 
-def arms(outcomes: Sequence[Outcome]) -> Table:
-    seen: dict[str, list[Outcome]] = {}
+def arms(outcomes: Sequence[CellOutcome]) -> Table:
+    seen: dict[str, list[CellOutcome]] = {}
     for outcome in outcomes:
         seen.setdefault(outcome.cell.arm.name, []).append(outcome)
     return Table(
