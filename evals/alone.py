@@ -19,7 +19,7 @@ from evals.measures.forced_choice.checks import (
     refuse_unread_settings,
 )
 from evals.measures.forced_choice.contrast import contrast
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.levels import levels
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
@@ -76,7 +76,7 @@ def score(arguments: Any) -> None:
     conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
-    renderer = Renderer(chat, instrument)
+    renderer = InstrumentRenderer(chat, instrument)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
     refuse_too_long(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
     cache = None

@@ -18,7 +18,7 @@ from evals.bridges.huggingface import HuggingFace
 from evals.commandline import bench_options
 from evals.conditions import Condition
 from evals.measures.forced_choice.ask import Read, forced_choice
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from shared.chat import Chat
 from shared.cli import entry
 from shared.errors import SteerHealError
@@ -54,7 +54,7 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     origin = resolve("embedded")
     chat, vignettes = Chat.load(origin.folder), load_vignettes(source, items)
-    renderer, tokenizer = Renderer(chat, load_instrument(instrument)), chat.tokenizer
+    renderer, tokenizer = InstrumentRenderer(chat, load_instrument(instrument)), chat.tokenizer
     reference = HuggingFace(origin.folder, DTYPE, tokenizer.convert_tokens_to_ids("<|endoftext|>"), device)
     with engine(origin.folder, layers=[0], dtype=DTYPE, max_model_len=1024, gpu_memory=SHARE) as model:
 

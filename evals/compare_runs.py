@@ -161,9 +161,9 @@ def figures(one: ScoredRun, other: ScoredRun) -> Table:
         if a is None or b is None:
             continue
         label = place[1] if place[0] == 0 else f"round {place[0]} {place[1]}"
-        lines = [(column, f"{column}_ci", 3, True)]
-        lines += [line for line in FIGURES if place[1] == "healed" or line[0] in OF_STEERED]
-        for name, interval, digits, signed in lines:
+        wanted: list[tuple[str, str, int, bool]] = [(column, f"{column}_ci", 3, True)]
+        wanted += [line for line in FIGURES if place[1] == "healed" or line[0] in OF_STEERED]
+        for name, interval, digits, signed in wanted:
             if a.get(name) is None and b.get(name) is None:
                 continue
             cells = [ranged(row, name, interval, digits, signed) for row in (a, b)]
@@ -252,7 +252,8 @@ def compare_two(options: Options, arguments: Any) -> None:
             say(table.note)
     if arguments.page:
         title = f"{one.name} and {other.name}"
-        chart = overlay(dots(one, other), (one.name, other.name), trait_column([*one.rows, *other.rows]))
+        shown = dots(one, other)
+        chart = overlay(shown, (one.name, other.name), trait_column([*one.rows, *other.rows])) if shown else None
         write_text(arguments.page, compare_page(title, tables, side_by_side(one, other), chart))
         say(f"page {arguments.page}")
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.rows import ONCE
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.errors import SteerHealError
 from shared.folding import folded_at_gates
 from shared.schema import EvalConfig
@@ -53,7 +53,7 @@ class Weights:
     """
 
     label: str
-    student: Student
+    student: ServedStudent
     conditions: list[Condition]
     history: Path | None = None
 
@@ -108,7 +108,7 @@ def refuse_duplicate_conditions(conditions: Iterable[Condition]) -> None:
 
 
 def by_weights(
-    conditions: Sequence[Condition], original: Student, start: Student, before: Path | None = None
+    conditions: Sequence[Condition], original: ServedStudent, start: ServedStudent, before: Path | None = None
 ) -> list[Weights]:
     """What `before_training` asks, by whose it is: the base and the prompted base are the original model's, whatever the round; the rest
     is the student's before it, start, made by the rounds of the history before. One batch where these are the same."""
@@ -128,7 +128,7 @@ def randoms(vector: Vector, draws: int, seed: int) -> dict[str, Vector]:
 
 
 def after_training(
-    number: int, history: Path, gates: Sequence[float], folder: Path, student: Callable[[Path], Student]
+    number: int, history: Path, gates: Sequence[float], folder: Path, student: Callable[[Path], ServedStudent]
 ) -> list[Weights]:
     """Student number, and the same with its own round's gate at each of gates; the earlier rounds keep theirs.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.coherence import Measures, Part, parts
+from evals.coherence import CoherencePart, Measures, parts
 from evals.costs import SMALLEST_SHIFT, retain
 from evals.evidence import (
     AUTHORITY_FALLS,
@@ -126,7 +126,7 @@ class Judging:
     count: int
     seed: int
 
-    def parts(self, case: Case) -> list[Part]:
+    def parts(self, case: Case) -> list[CoherencePart]:
         base = self.base.coherence
         if not case.generations:  # what was not asked for is no part
             base = Measures(None, None, None, base.valid, None, base.unscorable)

@@ -21,11 +21,11 @@ from evals.measures.forced_choice.ask import Read
 from evals.measures.forced_choice.cached import cached_or_asked, free_of
 from evals.measures.forced_choice.checks import refuse_sampling_options, refuse_too_long
 from evals.measures.forced_choice.contrast import contrast
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import AUTHORITY, Answers, Estimate, show
 from evals.verdict import preflight
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import setting
@@ -89,10 +89,10 @@ def budget_of(answers: Answers, think: int, seconds: float, foundation: int = AU
 
 def scan(
     model: Any,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Vignette],
     reads: Sequence[Read],
-    base: Student,
+    base: ServedStudent,
     foundation: int = AUTHORITY,
 ) -> Iterator[Budget]:
     """One budget after the other, each from an empty prefix cache, so that none is timed with the questions of the one before."""
@@ -169,7 +169,7 @@ def foundation_of_trait(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreflightPlan:
     """What a preflight scores: the base of a configuration on vignettes, at each read. out: the file of its figures."""
 
     config: Config
@@ -179,16 +179,16 @@ class Asked:
     out: Path | None
 
 
-def of_options(arguments: Any, config: Config) -> Asked:
+def of_options(arguments: Any, config: Config) -> PreflightPlan:
     """The subject of a preflight by the command line."""
     model = {"name": arguments.model or config.model.name, "dtype": arguments.dtype or config.model.dtype}
     config = config.model_copy(update={"model": config.model.model_copy(update=model)})
     reads = [Read(arguments.debias, think, seed=config.seed) for think in sorted(set(arguments.think))]
     vignettes, instrument = load_vignettes(arguments.vignettes, arguments.items), load_instrument(arguments.instrument)
-    return Asked(config, vignettes, instrument, reads, arguments.out)
+    return PreflightPlan(config, vignettes, instrument, reads, arguments.out)
 
 
-def of_run(run: Run, thinks: Sequence[int]) -> Asked:
+def of_run(run: Run, thinks: Sequence[int]) -> PreflightPlan:
     """The subject of a preflight by a run, at these budgets of think tokens."""
     config, settings = run.config, run.config.eval
     reads = [
@@ -196,10 +196,10 @@ def of_run(run: Run, thinks: Sequence[int]) -> Asked:
         for think in sorted(set(thinks))
     ]
     vignettes, instrument = load_vignettes(settings.vignettes, settings.items), load_instrument(settings.instrument)
-    return Asked(config, vignettes, instrument, reads, run.folder / FILE)
+    return PreflightPlan(config, vignettes, instrument, reads, run.folder / FILE)
 
 
-def reads_that_fit(subject: Asked, renderer: Renderer, longest: int) -> list[Read]:
+def reads_that_fit(subject: PreflightPlan, renderer: InstrumentRenderer, longest: int) -> list[Read]:
     """The reads of a run whose questions, thoughts and free answers fit into the context. Raises SteerHealError where not even the first does."""
     free, systems = free_of(subject.config.eval.free_tokens), [None, load_trait(subject.config.scored_trait).trait]
     refuse_too_long(renderer, subject.vignettes, subject.reads[0], free, longest, systems)
@@ -240,13 +240,13 @@ def main() -> None:
     elif subject.out:
         hold(subject.out)
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, run.day if run else config.model.day)
-    renderer = Renderer(chat, subject.instrument)
+    renderer = InstrumentRenderer(chat, subject.instrument)
     longest, reads = config.model.max_model_len, subject.reads
     if run:
         reads = reads_that_fit(subject, renderer, longest)
     else:
         refuse_too_long(renderer, vignettes, reads[-1], None, longest, [None])
-    base = Student(origin.folder, fingerprint=origin.fingerprint)
+    base = ServedStudent(origin.folder, fingerprint=origin.fingerprint)
     from gen.engine.engine import engine
 
     with engine(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.ending import answer
+from evals.answer import card_of
 from evals.table import label, ranged, trait_column
 from shared.console import number
 from shared.errors import SteerHealError
@@ -102,8 +102,8 @@ def _levels(quoted: Quoted, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def conclusion(quoted: Quoted) -> str:
     """The answer of the last round, as the terminal ends with it."""
-    lines = answer(quoted.rows, read_for=quoted.run["read_for"])
-    return "\n".join(f"- **{name or 'and'}**: {text}" for name, text in lines) + "\n"
+    card = card_of(quoted.rows, read_for=quoted.run["read_for"])
+    return "\n".join(f"- **{line.name}**: {line.text}" for line in (card.headline, *card.lines)) + "\n"
 
 
 def reading(quoted: Quoted) -> str:

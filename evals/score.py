@@ -21,7 +21,7 @@ from evals.decoys import decoy_vectors, personas
 from evals.measures.measure import Scoring, Session
 from evals.measures.registry import measures_of
 from gen.ahead import refuse_overflow
-from gen.students import Student, adapter_room
+from gen.students import ServedStudent, adapter_room
 from gen.students import student as student_of
 from shared.chat import Chat
 from shared.cli import entry, need, parse
@@ -180,7 +180,7 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
     before, after = run.history(number - 1), run.history(number)
     assert after is not None
 
-    def served(history: Path | None) -> Student:
+    def served(history: Path | None) -> ServedStudent:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     positions = scoring.vectors["trait"].metadata.get("positions", "all")
@@ -193,7 +193,7 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         sum(name.startswith("decoy-") for name in scoring.vectors),
     )
     groups = [
-        *by_weights(conditions, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
+        *by_weights(conditions, ServedStudent(origin.folder, fingerprint=origin.fingerprint), served(before), before),
         *after_training(number, after, config.eval.gates, run.students, served),
     ]
     for condition in (condition for group in groups for condition in group.conditions if condition.vector):
@@ -233,7 +233,7 @@ def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]
             model.serve(group.student)
             for session in sessions:
                 session.ask(model, group)
-        model.serve(Student(scoring.origin.folder))
+        model.serve(ServedStudent(scoring.origin.folder))
         for session in sessions:
             session.judge(model)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shared.console import number
+
+TraitMeasure = Literal["trait_llr", "llr_opposite"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ def _cell(text: str) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def trait_column(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The column that says how much of the trait there is: llr_opposite where the trait file has paraphrases, else trait_llr."""
-    return "llr_opposite" if any(row.get("llr_opposite") is not None for row in rows) else "trait_llr"
+def trait_column(rows: Sequence[Mapping[str, Any]]) -> TraitMeasure:
+    """The column that says how much of the trait there is.
+
+    llr_opposite where every row whose texts were scored has it, as a trait file with paraphrases gives it; else trait_llr.
+    """
+    scored = [row for row in rows if any(row.get(name) is not None for name in ("llr_opposite", "trait_llr"))]
+    return "llr_opposite" if scored and all(row.get("llr_opposite") is not None for row in scored) else "trait_llr"

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
-from evals.ending import answer
+from evals.answer import card_of
 from evals.round import Round
 from evals.table import Table, markdown
 from shared.console import number, say
@@ -153,9 +153,9 @@ def entries(rounds: Sequence[Round], rows: Sequence[Row], page: Path) -> list[En
             for name, value in (("kept", line.kept / line.n if line.n else None), ("perplexity", line.perplexity), ("trait_llr", line.trait_llr))
             if value is not None
         }  # fmt: skip
-        answer_lines = answer(rows_so_far, read_for=round_.scores.read_for is not None)
+        card = card_of(rows_so_far, read_for=round_.scores.read_for is not None)
         texts = {
-            "answer": "\n".join(f"- **{label}**: {text}" for label, text in answer_lines),
+            "answer": "\n".join(f"- **{line.name}**: {line.text}" for line in (card.headline, *card.lines)),
             "sweep": markdown(_sweep(round_)),
             "report": str(page.resolve()),
         }

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from gen.engine.overflow import largest_coefficient
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.commands import setting
 from shared.context import fitted
@@ -70,7 +70,7 @@ def check_settings(config: Config, model: Model, vector: Vector, path: Path, coe
     return fitted(config, model.context)
 
 
-def fit_heldout(prompts: Sequence[Prompt], renderer: Renderer, config: Config) -> None:
+def fit_heldout(prompts: Sequence[Prompt], renderer: PromptRenderer, config: Config) -> None:
     """Raise SteerHealError for held-out prompts that leave less than eval.generation_tokens of model.max_model_len.
 
     The engine refuses a longer prompt, and cuts the completion of a shorter one. A completion is scored under all system prompts of the trait file.
@@ -106,4 +106,4 @@ def look_ahead(config: Config, origin: Model, vector: Vector, path: Path, day: d
     doses += [("eval.coefficients", dose) for dose in config.eval.coefficients]
     refuse_overflow([vector], doses, origin, config.model.dtype)
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, day)
-    fit_heldout(load_heldout(config.eval.heldout), Renderer(chat, load_trait(config.scored_trait)), config)
+    fit_heldout(load_heldout(config.eval.heldout), PromptRenderer(chat, load_trait(config.scored_trait)), config)

@@ -48,7 +48,7 @@ SHARE = 0.4  # of a GPU's memory, where two models are on it
 AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
 
 
-class Bench:
+class SteeringBench:
     """What every part needs: the model, prompts under the neutral system prompt as gen.sweep renders them, a direction."""
 
     def __init__(self, layers: Sequence[int], dtype: str = DTYPE):
@@ -108,7 +108,7 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
 
     The prefix cache is off: requests of different coefficients share no blocks, unsteered ones would.
     """
-    bench = Bench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS, dtype_here())
+    bench = SteeringBench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS, dtype_here())
     prompts, tokens = (MANY_PROMPTS, MANY_TOKENS) if on_gpu() else (PROMPTS, TOKENS)
     size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {tokens} tokens, no prefix cache, {bench.dtype}"
     ratios = {}
@@ -156,7 +156,7 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def patch_off(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
+def patch_off(bench: SteeringBench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
     """The same requests unsteered, in the same engine with its patch taken off."""
     plain = [replace(request, vector=None, coefficient=0.0) for request in work]
     yield Side(lambda: sampled(engine, plain), lambda: engine.patch(False))
@@ -164,7 +164,7 @@ def patch_off(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Si
 
 
 @contextlib.contextmanager
-def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
+def stock_vllm(bench: SteeringBench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
     """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch."""
     from gen.engine.options import platform_options, precision_options
     from gen.engine.stock import stock
@@ -185,7 +185,7 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
         rounds: of the sides in turn.
         single: rounds in which one completion at a time is measured.
     """
-    bench = Bench(LAYERS, dtype)
+    bench = SteeringBench(LAYERS, dtype)
     model = baselines.Hooked(
         bench.model.folder,
         bench.vector,
@@ -223,7 +223,12 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
 
 
 def _speed_sides(
-    bench: Bench, engine: Any, model: baselines.Hooked, prompts: int, sampling: baselines.Sampling, part: int = 1
+    bench: SteeringBench,
+    engine: Any,
+    model: baselines.Hooked,
+    prompts: int,
+    sampling: baselines.Sampling,
+    part: int = 1,
 ) -> dict[str, Side]:
     """The sides of parts B and C; one at a time, of which every completion costs the same wherever it stands, makes every part-th."""
     requests = bench.sweep(prompts, COEFFICIENTS, sampling)
@@ -243,7 +248,7 @@ def _speed_sides(
     }
 
 
-def check(bench: Bench, engine: Any, model: baselines.Hooked) -> None:
+def check(bench: SteeringBench, engine: Any, model: baselines.Hooked) -> None:
     """Prove that all sides do the same work: their greedy tokens agree, and steering changes them."""
     requests = bench.sweep(2, COEFFICIENTS, replace(EQUAL, temperature=0.0))
     work = [(request.prompt_ids, request.coefficient) for request in requests]

@@ -9,7 +9,18 @@ from typing import NamedTuple
 from gen.gates import GATES, gate_list
 from shared import outputs
 from shared.glossary import define
-from shared.options import Group, Options, add_file_options, benchmark, number, parser, port, positive, share, whole
+from shared.options import (
+    OptionGroup,
+    Options,
+    add_file_options,
+    benchmark,
+    number,
+    parser,
+    port,
+    positive,
+    share,
+    whole,
+)
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
@@ -125,7 +136,7 @@ def label_options() -> Options:
         "--out", type=Path, writes=lambda value: [*outputs.output_file(".csv")(value), key_of(Path(value))],
         help="sheet to write, .csv; NAME.key.json beside it says which rows were kept",
     )  # fmt: skip
-    files = Group(options, "reading back")
+    files = OptionGroup(options, "reading back")
     options.file_options = files
     files.add_argument(
         "--in", dest="in_", type=Path, reads=outputs.parse_path, metavar="FILE", help="the sheet, filled in; the figures go to NAME.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gen.commandline import Outputs, filter_options, named_after
-from gen.outcome import Group, Outcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
+from gen.outcome import CoefficientSums, FilterOutcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
 from gen.plan import Job
 from gen.rules import Yardstick, judge
 from gen.shard_filter import filter_shards
@@ -37,7 +37,7 @@ from shared.vectors import Vector, load_vector
 
 
 @dataclass(frozen=True)
-class Source:
+class SweepFile:
     """A file of sweep rows, and the command that makes it, for errors."""
 
     path: Path
@@ -95,8 +95,13 @@ def _read(handle: BinaryIO, begin: int, key: str) -> Completion:
 
 @contextmanager
 def split(
-    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
-) -> Iterator[Outcome]:
+    sweep: SweepFile,
+    unsteered: SweepFile,
+    config: FilterConfig,
+    trait: str,
+    outputs: Outputs,
+    vector: Vector | None = None,
+) -> Iterator[FilterOutcome]:
     """Write the kept and the rejected rows, each file sorted by key, and filter.json; all appear when the context ends, and none where it
     raises.
 
@@ -121,7 +126,7 @@ def split(
                 places.add(row.key, source.path, begin)
                 if row.source == "unsteered":
                     yardstick.add(row)
-    result = Outcome(yardstick.limits(config))
+    result = FilterOutcome(yardstick.limits(config))
     reasons_of = judge(result.limits, config, trait)
     starved: Starved | None = None
     with writing_jsonl(outputs.rejected) as reject:
@@ -145,8 +150,13 @@ def split(
 
 
 def separate(
-    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
-) -> Outcome:
+    sweep: SweepFile,
+    unsteered: SweepFile,
+    config: FilterConfig,
+    trait: str,
+    outputs: Outputs,
+    vector: Vector | None = None,
+) -> FilterOutcome:
     """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
     with split(sweep, unsteered, config, trait, outputs, vector) as result:
         print_sweep(result.tally, result.limits, config, vector)
@@ -175,7 +185,7 @@ def tally(
         trait: name or folder of the trait.
     """
     reasons_of, result = judge(limits, config, trait), Tally()
-    result.groups[0.0, False] = Group()
+    result.groups[0.0, False] = CoefficientSums()
     for row in unsteered:
         result.add(row, not reasons_of(row))
     for row in rows:
@@ -198,9 +208,9 @@ def print_filtered(job: Job, yardstick: Yardstick) -> None:
     print_sweep(tally(rows, unsteered, limits, config, job.config.vector.trait), limits, config, job.vector)
 
 
-def swept(run: Run, index: int) -> Source:
+def swept(run: Run, index: int) -> SweepFile:
     """The published rows of a round's sweep, with the command that makes them."""
-    return Source(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
+    return SweepFile(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
 
 
 def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
@@ -260,9 +270,9 @@ def main() -> None:
             next="the command of the sweep again, which goes on",
         )
     outputs = named_after(arguments.out)
-    sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
+    sweep = unsteered = SweepFile(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:
-        unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
+        unsteered = SweepFile(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
     load_trait(config.vector.trait)
     for source in (sweep, unsteered):
         next(iterate_jsonl(source.path, Completion, made_by=source.made_by))  # before a lock makes the output's folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.plan import Planned
-from gen.pool import Lost, Made, Message, Ready, Refused
+from gen.pool import Lost, Made, Message, Ready, RefusedWindow
 from gen.recipe import Recipe, as_plain
 from gen.worker import receive, send
 from shared.errors import SteerHealError
@@ -126,7 +126,7 @@ def read_message(message: dict[str, Any]) -> Message:
     if "about" in message:
         return Ready(message["about"])
     if "error" in message:
-        return Refused(SteerHealError.from_dict(message["error"]))
+        return RefusedWindow(SteerHealError.from_dict(message["error"]))
     return Made(message["rows"].encode())
 
 

@@ -23,7 +23,7 @@ from shared.vectors import Vector
 
 
 @dataclass
-class Group:
+class CoefficientSums:
     """Sums over the completions of one coefficient; full are those with tokens, nll is in nats."""
 
     n: int = 0
@@ -39,10 +39,12 @@ class Tally:
     """A judged sweep by coefficient: a few sums each, however many rows."""
 
     def __init__(self) -> None:
-        self.groups: dict[tuple[float, bool], Group] = {}  # by coefficient, and whether under the trait prompt
+        self.groups: dict[
+            tuple[float, bool], CoefficientSums
+        ] = {}  # by coefficient, and whether under the trait prompt
 
     def add(self, row: Completion, kept: bool) -> None:
-        group = self.groups.setdefault((row.coefficient, row.prompted), Group())
+        group = self.groups.setdefault((row.coefficient, row.prompted), CoefficientSums())
         group.n += 1
         group.kept += kept
         if row.perplexity is not None and row.distinct_3 is not None and row.trait_llr is not None:
@@ -55,7 +57,7 @@ class Tally:
     def merge(self, other: Tally) -> None:
         """Add the sums over other rows."""
         for condition, sums in other.groups.items():
-            group = self.groups.setdefault(condition, Group())
+            group = self.groups.setdefault(condition, CoefficientSums())
             for name, value in vars(sums).items():
                 setattr(group, name, getattr(group, name) + value)
 
@@ -80,7 +82,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FilterOutcome:
     """What became of the candidates: how many there are and how many were kept by coefficient, and how often each rule rejected.
 
     tally is of the whole sweep, with the control.
@@ -129,7 +131,7 @@ class Outcome:
     def rejected(self) -> int:
         return self.per.total() - self.kept
 
-    def merge(self, other: Outcome) -> None:
+    def merge(self, other: FilterOutcome) -> None:
         """Add the counts of other rows under the same limits."""
         self.tally.merge(other.tally)
         self.per.update(other.per)
@@ -153,7 +155,7 @@ class Starved(SteerHealError):
     """Too few rows are kept to train on."""
 
 
-def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
+def refuse_starvation(result: FilterOutcome, config: FilterConfig) -> None:
     """Raise Starved when too few rows are left to train on, with the counts and what to change."""
     kept_count, sampled, kept, causes = result.kept, result.per, result.alive, result.causes
     total = sampled.total()
@@ -228,7 +230,7 @@ def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, v
     )
 
 
-def print_reasons(result: Outcome) -> None:
+def print_reasons(result: FilterOutcome) -> None:
     """Print the number of kept rows, the reasons of the others, and the mean doses."""
     console.print(
         f"kept {result.kept} of {result.per.total()}; rejected for "

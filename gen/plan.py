@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.code import code_digest
 from shared.errors import SteerHealError
@@ -52,7 +52,7 @@ class Job:
     prompts: Prompts
     coefficients: Sequence[float]
     seed: str
-    student: Student
+    student: ServedStudent
     origin: Model
     vector: Vector
     vector_file: Path

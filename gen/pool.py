@@ -37,7 +37,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedWindow:
     """A worker met an error that another worker would meet too."""
 
     error: SteerHealError
@@ -50,7 +50,7 @@ class Lost:
     reason: str
 
 
-Message = Ready | Made | Refused | Lost
+Message = Ready | Made | RefusedWindow | Lost
 
 
 class Executor(Protocol):
@@ -190,7 +190,7 @@ class Pool:
         post = self._at.get(worker)
         if post is None:
             return None
-        if isinstance(message, Refused):
+        if isinstance(message, RefusedWindow):
             raise message.error
         if isinstance(message, Ready):
             self._admit(worker, message.about)

@@ -7,10 +7,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from gen.plan import Planned
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.recording import record, unsteered_logprobs
 from gen.scoring import score
-from gen.students import Student, adapter_room
+from gen.students import ServedStudent, adapter_room
 from shared.models import Model
 from shared.records import Completion
 from shared.schema import Config
@@ -25,7 +25,13 @@ class Sampler:
     """Makes the rows of planned completions; which ones depends on nothing that ran in the engine before."""
 
     def __init__(
-        self, engine: Engine, renderer: Renderer, student: Student, origin: Student, vector: Vector, config: Config
+        self,
+        engine: Engine,
+        renderer: PromptRenderer,
+        student: ServedStudent,
+        origin: ServedStudent,
+        vector: Vector,
+        config: Config,
     ):
         self.engine, self.renderer, self.student, self.origin = engine, renderer, student, origin
         self.teacher = origin if config.filter.source == "prompted" else student  # who samples
@@ -97,7 +103,7 @@ class Sampler:
 
 
 def start_sampler(
-    config: Config, renderer: Renderer, student: Student, origin: Student, vector: Vector
+    config: Config, renderer: PromptRenderer, student: ServedStudent, origin: ServedStudent, vector: Vector
 ) -> tuple[Engine, Sampler]:
     """An engine for a sweep, which whoever asked for it closes, and the sampler that uses it."""
     from gen.engine.engine import start

@@ -42,7 +42,7 @@ class Shard(Record):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Manifest(Record):
+class ShardsManifest(Record):
     """manifest.json of a folder of shards, which is written last."""
 
     rows: Count
@@ -65,9 +65,9 @@ def is_sharded(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def read_manifest_of(folder: Path, made_by: str) -> Manifest:
+def read_manifest_of(folder: Path, made_by: str) -> ShardsManifest:
     """The manifest of a folder of shards. made_by: the command that makes it, for the error."""
-    return read_record(folder / MANIFEST, Manifest, what="a folder of shards could not be read", next=made_by)
+    return read_record(folder / MANIFEST, ShardsManifest, what="a folder of shards could not be read", next=made_by)
 
 
 def verified(folder: Path, made_by: str) -> Iterator[Path]:

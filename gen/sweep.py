@@ -28,7 +28,7 @@ from gen.prompts import open_round
 from gen.recording import recorded
 from gen.rules import Yardstick
 from gen.shards import Shards, store_of
-from gen.students import Student
+from gen.students import ServedStudent
 from gen.students import student as student_of
 from gen.survey import RendererRecipe, same_prompts, survey
 from gen.until import until_of
@@ -246,7 +246,7 @@ def main() -> None:
                 prompts,
                 coefficients,
                 str(config.seed),
-                Student(model.folder, fingerprint=model.fingerprint),
+                ServedStudent(model.folder, fingerprint=model.fingerprint),
                 model,
                 vector,
                 arguments.vector,

@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Check:
+class VerifyCheck:
     """One line of the report. passed None: a figure without a bound."""
 
     name: str
@@ -110,7 +110,7 @@ def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[An
     return [output.prompt_logprobs for output in engine.run(requests)]
 
 
-def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence[list[int]]) -> list[Check]:
+def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence[list[int]]) -> list[VerifyCheck]:
     """Checks of the effect of steering in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
     from gen.engine.sampling import Request
 
@@ -125,16 +125,20 @@ def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence
     engine.reset_cache()
     alone = engine.run([ask])[0].label_logprobs
     return [
-        Check("coefficient 1 moves log-probabilities", moved > 3 * against, f"by up to {moved:.3g} nats"),
-        Check(
+        VerifyCheck("coefficient 1 moves log-probabilities", moved > 3 * against, f"by up to {moved:.3g} nats"),
+        VerifyCheck(
             "and as HF hooks do", against <= tolerance, f"{against:.2g} nats apart, at most {tolerance:g} in {dtype}"
         ),
-        Check("batchmates do not matter", gap(crowd, steered) <= tolerance, f"{gap(crowd, steered):.2g} nats apart"),
-        Check("cached prefixes are not shared", gap(after, alone) <= tolerance, f"{gap(after, alone):.2g} nats apart"),
+        VerifyCheck(
+            "batchmates do not matter", gap(crowd, steered) <= tolerance, f"{gap(crowd, steered):.2g} nats apart"
+        ),
+        VerifyCheck(
+            "cached prefixes are not shared", gap(after, alone) <= tolerance, f"{gap(after, alone):.2g} nats apart"
+        ),
     ]
 
 
-def stock(engine: Engine, prompt: Sequence[int]) -> Check:
+def stock(engine: Engine, prompt: Sequence[int]) -> VerifyCheck:
     """Coefficient 0 against the engine with its patch taken off; eager engines only: a captured graph keeps its op."""
     engine.patch(False)
     try:
@@ -143,12 +147,12 @@ def stock(engine: Engine, prompt: Sequence[int]) -> Check:
         engine.patch(True)
     plain, zero = scored(engine, (prompt, None))[0], scored(engine, (prompt, 0.0))[0]
     same = bool((unpatched == zero).all() and (unpatched == plain).all())
-    return Check(
+    return VerifyCheck(
         "coefficient 0 is the stock engine", same, "bit for bit" if same else f"{gap(unpatched, zero):.2g} nats apart"
     )
 
 
-def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
+def overhead(engine: Engine, prompts: Sequence[list[int]]) -> VerifyCheck:
     """Steered over stock, in pairs in turn; eager engines only. Each prompt once: of equal ones the stock engine would cache."""
     from gen.engine.sampling import Request
 
@@ -169,7 +173,9 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
     finally:
         engine.patch(True)
     low, high = np.quantile(ratios, [0.25, 0.75])
-    return Check("time, steered over stock", None, f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, {PAIRS} pairs)")
+    return VerifyCheck(
+        "time, steered over stock", None, f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, {PAIRS} pairs)"
+    )
 
 
 def examine(
@@ -179,7 +185,7 @@ def examine(
     reference: np.ndarray,
     prompts: Sequence[list[int]],
     graphs: bool,
-) -> tuple[list[str], list[Check]]:
+) -> tuple[list[str], list[VerifyCheck]]:
     """Start an engine and look at it: the names of the layers that it has patched, and its checks.
 
     Args:
@@ -215,7 +221,7 @@ def in_own_process(work: Callable[[bool], Result], graphs: bool) -> Result:
         return pool.submit(work, graphs).result()
 
 
-def report(model: Model, dtype: str, patched: Sequence[str], checks: Sequence[Check]) -> str:
+def report(model: Model, dtype: str, patched: Sequence[str], checks: Sequence[VerifyCheck]) -> str:
     """The report, Markdown.
 
     Args:

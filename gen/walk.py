@@ -26,7 +26,7 @@ from shared.schema import Config
 
 
 @dataclass(frozen=True)
-class Probe:
+class DoseProbe:
     """What the filter kept of n completions at a coefficient, their perplexity and mean trait_llr (nats per token)."""
 
     coefficient: float
@@ -45,7 +45,7 @@ class Walk:
     """The coefficient found, and every probe in the order it was made."""
 
     coefficient: float
-    probes: list[Probe]
+    probes: list[DoseProbe]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,13 +56,13 @@ class Walk:
         return TypeAdapter(cls).validate_python(value)
 
 
-def search(probe: Callable[[float], Probe], *, target: float, ceiling: float, steps: int) -> Walk:
+def search(probe: Callable[[float], DoseProbe], *, target: float, ceiling: float, steps: int) -> Walk:
     """The ceiling if its survival reaches the target, else the upper edge of what does below it.
 
     The ceiling is halved, at most `steps` times, until the target is reached, and that pair bisected `steps` times: the
     answer is within 2**-steps of the edge. Raises SteerHealError with the survivals when the target is never reached.
     """
-    probes: list[Probe] = []
+    probes: list[DoseProbe] = []
 
     def reaches(coefficient: float) -> bool:
         probes.append(probe(coefficient))
@@ -104,13 +104,13 @@ def walk(
         with console.status(f"walk: coefficient {coefficient:g}"):
             return measure([row for index, prompt in prompts for row in rows_of(index, prompt, [coefficient], 1, seed)])
 
-    def judged(completions: Sequence[Completion]) -> Probe:
+    def judged(completions: Sequence[Completion]) -> DoseProbe:
         why = judge(yardstick.limits(config.filter), config.filter, config.vector.trait)
         tally = Tally()
         for row in completions:
             tally.add(row, not why(row))
         (line,) = tally.lines()
-        probe = Probe(**{name: line[name] for name in ("coefficient", "n", "kept", "perplexity", "trait_llr")})
+        probe = DoseProbe(**{name: line[name] for name in ("coefficient", "n", "kept", "perplexity", "trait_llr")})
         console.print(f"walk: {probe.kept} of {probe.n} survive at {probe.coefficient:g}")
         return probe
 

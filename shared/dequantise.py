@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shared.cache import remembered_digest
 from shared.console import console, say
 from shared.errors import Exit, SteerHealError, in_one_line
+from shared.families import GGUF, LLAMA_3_ROPE
 from shared.gguf_header import Header, state_of
 from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, position_scaling, refuse_weights, text_config
 from shared.gguf_tokenizer import tokenizer_of
@@ -193,12 +194,10 @@ def _mend(header: Header, config: Any) -> None:
         config.moe_intermediate_size = (
             header.whole(f"{architecture}.expert_feed_forward_length") or config.moe_intermediate_size
         )
-    if architecture == "phi3":
-        config.sliding_window = header.whole("phi3.attention.sliding_window") or None
-    if hasattr(
-        config, "query_pre_attn_scalar"
-    ):  # no key of the file says it: llama.cpp knows the two 27B by their depth
-        largest = config.num_hidden_layers == {"gemma2": 46, "gemma3": 62}[architecture]
+    if GGUF[architecture].sliding_window:
+        config.sliding_window = header.whole(f"{architecture}.attention.sliding_window") or None
+    if hasattr(config, "query_pre_attn_scalar"):  # no key of the file says it: llama.cpp knows the largest by its depth
+        largest = config.num_hidden_layers == GGUF[architecture].largest_depth
         config.query_pre_attn_scalar = (
             config.hidden_size // config.num_attention_heads if largest else header_config["head_dim"]
         )
@@ -242,13 +241,7 @@ def _llama3(header: Header, config: Any) -> dict[str, Any]:
     if tensor.kind != "F32":
         refuse_weights(header, f"{ROPE_FACTORS} is {tensor.kind}, not F32")
     factors = np.fromfile(header.path, np.float32, tensor.values, offset=tensor.offset)
-    computed = {
-        "rope_type": "llama3",
-        "factor": float(factors.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
+    computed = {**LLAMA_3_ROPE, "factor": float(factors.max())}
     scaled = type(config).from_dict({**config.to_dict(), "rope_parameters": {**config.rope_parameters, **computed}})
     frequencies: torch.Tensor = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))[0]
     size = 2 * len(factors)

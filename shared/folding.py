@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Gate(Record):
+class GatedRound(Record):
     """A round of a history. adapter: its folder, from the history's; gate: 1 is the round as trained, 0 is off."""
 
     round: Annotated[Count, Field(ge=1)]
@@ -43,7 +43,7 @@ class Gate(Record):
 class Gates(Record):
     """gates.json, oldest round first."""
 
-    rounds: list[Gate] = Field(min_length=1)
+    rounds: list[GatedRound] = Field(min_length=1)
 
 
 def fold(adapters: Sequence[tuple[Path, float]], out: Path) -> None:

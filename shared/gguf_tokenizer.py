@@ -6,20 +6,11 @@ from typing import Any
 
 from shared.console import say
 from shared.errors import SteerHealError, in_one_line
+from shared.families import GGUF, GGUF_SPLITS
 from shared.gguf_header import Header
 from shared.gguf_model import ends_named
 
 CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type: markup, and text that is always one token
-# How text is split before the merges, by tokenizer.ggml.pre (llama.cpp, src/llama-vocab.cpp). Transformers does not read that key.
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {"llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3}
-# What Transformers' converter of an architecture splits by already. SmolLM splits off digits as well, which its merges never join.
-AS_IT_IS = {
-    "llama": {"default", "gpt-2", "smollm"},
-    "qwen2": {"default", "qwen2"},
-    "qwen3": {"default", "qwen2"},
-    "qwen3moe": {"default", "qwen2"},
-}
 MARK = "\u2042answer\u2042"
 
 
@@ -77,16 +68,16 @@ def _mark(header: Header, tokenizer: Any) -> None:
 
 
 def _split(header: Header, tokenizer: Any) -> None:
-    """Split text before the merges as the model was trained, where Transformers does not."""
+    """Split text before the merges as the model was trained: Transformers does not read tokenizer.ggml.pre."""
     from tokenizers import Regex, pre_tokenizers
 
     pre = header.text("tokenizer.ggml.pre") or "default"
-    if header.text("tokenizer.ggml.model") != "gpt2" or pre in AS_IT_IS.get(header.architecture, ()):
+    if header.text("tokenizer.ggml.model") != "gpt2" or pre in GGUF[header.architecture].converted_splits:
         return
-    if pre in SPLITS:
+    if pre in GGUF_SPLITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated", False),
+                pre_tokenizers.Split(Regex(GGUF_SPLITS[pre]), "isolated", False),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
@@ -152,7 +143,7 @@ def _begin(header: Header, tokenizer: Any) -> None:
 
     if (bos := tokenizer.bos_token_id) is None:
         return
-    pieces, llama3 = header.text("tokenizer.ggml.model") == "llama", header.text("tokenizer.ggml.pre") in SPLITS
+    pieces, llama3 = header.text("tokenizer.ggml.model") == "llama", header.text("tokenizer.ggml.pre") in GGUF_SPLITS
     begins = header.fields.get("tokenizer.ggml.add_bos_token", pieces or llama3)
     if bool(begins) == (tokenizer("x")["input_ids"][:1] == [bos]):
         return

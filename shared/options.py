@@ -53,7 +53,7 @@ class _Once(argparse._StoreAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-class Group:
+class OptionGroup:
     """A titled group of options, whose actions are remembered."""
 
     def __init__(self, options: Options, title: str):
@@ -79,7 +79,7 @@ class Options(argparse.ArgumentParser):
         self.module = module
         self.names: list[str] = []
         self.given: set[str] = set()  # options of this command line
-        self.file_options: Group | None = None
+        self.file_options: OptionGroup | None = None
         self.reads: dict[str, Paths] = {}
         self.writes: dict[str, Paths] = {}
         super().__init__(
@@ -314,7 +314,7 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
         stage: whether it is a stage, with --run, --round and --rebuild besides --config and --set.
     """
     options = Options(module, description)
-    run = Group(options, "in a run" if stage else "configuration")
+    run = OptionGroup(options, "in a run" if stage else "configuration")
     if stage:
         run.add_argument(
             "--run",
@@ -345,9 +345,9 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     return options
 
 
-def add_file_options(options: Options) -> Group:
+def add_file_options(options: Options) -> OptionGroup:
     """The group of options that a stage takes instead of a run."""
-    options.file_options = Group(options, "on plain files")
+    options.file_options = OptionGroup(options, "on plain files")
     return options.file_options
 
 

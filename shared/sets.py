@@ -88,7 +88,7 @@ def revision_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """Rows begin to end of a file, counted from 0; end None is its own."""
 
     path: Path
@@ -96,7 +96,7 @@ class Part:
     end: int | None = None
 
 
-def local_parts(name: str, *, what: str, next: str) -> list[Part] | None:
+def local_parts(name: str, *, what: str, next: str) -> list[FilePart] | None:
     """The files that a local data set's split is made of, and what a slice takes of each.
 
     None for a set of the hub, and for one whose files or reader's options are of other kinds than `shared.tables` reads. Raises
@@ -112,17 +112,17 @@ def local_parts(name: str, *, what: str, next: str) -> list[Part] | None:
         if not ours or _has_options(builder.config, endings):
             return None
         if split in files:
-            return [Part(path) for path in files[split]]
+            return [FilePart(path) for path in files[split]]
         from datasets import ReadInstruction
 
         lengths = _Lengths(files)
         try:
             slices = ReadInstruction.from_spec(split).to_absolute(lengths)
             return [
-                Part(path, max(0, part.from_ - before), min(length, part.to - before))
-                for part in slices
-                for path, before, length in lengths.placed(part.splitname)
-                if part.from_ < before + length and before < part.to
+                FilePart(path, max(0, one.from_ - before), min(length, one.to - before))
+                for one in slices
+                for path, before, length in lengths.placed(one.splitname)
+                if one.from_ < before + length and before < one.to
             ]
         except (OSError, ValueError, AssertionError) as error:
             raise _unreachable(name, error, what, next) from None

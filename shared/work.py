@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
+from shared.families import family_of
 from shared.machine import GIB
 from shared.models import Dequantised, Model, resolve
 from shared.records import data_file
@@ -61,11 +62,12 @@ def shape_of(model: Model) -> Shape:
         return float(value) if isinstance(value, (int, float)) and value > 0 else default
 
     hidden, layers = model.hidden, model.depth
-    gemma = str(text.get("model_type", "")).startswith("gemma3")  # whose file leaves out what is Transformers' default
-    heads = size("num_attention_heads", 8 if gemma else max(1, hidden // 64))
-    width = size("head_dim", 256 if gemma else hidden / heads)
-    groups = size("num_key_value_heads", 4 if gemma else heads)
-    inner, vocabulary = size("intermediate_size", 4 * hidden), int(size("vocab_size", 262_208 if gemma else 32_000))
+    known = family_of(text.get("model_type")).default_sizes
+    heads = size("num_attention_heads", known.get("num_attention_heads", max(1, hidden // 64)))
+    width = size("head_dim", known.get("head_dim", hidden / heads))
+    groups = size("num_key_value_heads", known.get("num_key_value_heads", heads))
+    inner = size("intermediate_size", 4 * hidden)
+    vocabulary = int(size("vocab_size", known.get("vocab_size", 32_000)))
     attention = 2 * hidden * heads * width + 2 * hidden * groups * width
     return Shape(layers * (attention + 3 * hidden * inner), vocabulary * hidden, layers, hidden, vocabulary)
 

@@ -11,11 +11,11 @@ from conftest import command
 from made_answers import SOCIAL, human, made, read
 
 from evals.measures.forced_choice.ask import Read, forced_choice
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.preflight import Budget, budget_of, foundation_of_trait, least_budget, scan, sentence
 from evals.statistics import AUTHORITY, Estimate
 from evals.verdict import AXIS, preflight
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -65,9 +65,9 @@ def test_nothing_passes_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_scan_of_the_embedded_model_reads_what_a_score_reads(engine: object, model: Model) -> None:
     chat = Chat.load(model.folder)
-    renderer, items = Renderer(chat, load_instrument("embedded")), load_vignettes("embedded", 7)
+    renderer, items = InstrumentRenderer(chat, load_instrument("embedded")), load_vignettes("embedded", 7)
     reads = [Read("rotating", think) for think in (0, 2)]
-    budgets = list(scan(engine, renderer, items, reads, Student(model.folder)))
+    budgets = list(scan(engine, renderer, items, reads, ServedStudent(model.folder)))
     assert [one.think for one in budgets] == [0, 2] and all(one.seconds > 0 for one in budgets)
     from evals.conditions import Condition
 

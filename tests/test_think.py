@@ -9,7 +9,7 @@ import pytest
 from conftest import command
 from synthetic_run import IDENTITY
 
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.preflight import of_run, reads_that_fit
 from shared import config as configuration
 from shared.chat import Chat
@@ -77,7 +77,7 @@ def test_budgets_beyond_the_context_are_not_tried(tmp_path: Path, tokenizer: obj
     asked = of_run(run, [128, 0, 4, 4, 100_000])
     assert [read.think for read in asked.reads] == [0, 4, 128, 100_000] and len(asked.vignettes) == 7
     assert {read.debias for read in asked.reads} == {"cyclic"} and asked.out == run.folder / FILE
-    renderer = Renderer(Chat(tokenizer), load_instrument("embedded"))
+    renderer = InstrumentRenderer(Chat(tokenizer), load_instrument("embedded"))
     assert [read.think for read in reads_that_fit(asked, renderer, 2048)] == [0, 4, 128]
     with pytest.raises(SteerHealError, match="does not fit"):
         reads_that_fit(asked, renderer, 64)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import command
 
-from gen.verify import DOSE, Check, gap, in_own_process, noise, report
+from gen.verify import DOSE, VerifyCheck, gap, in_own_process, noise, report
 from shared.models import Model
 
 
 def test_a_report_is_markdown_with_every_check(model: Model) -> None:
-    checks = [Check("a", True, "x"), Check("b", False, "y"), Check("c", None, "z")]
+    checks = [VerifyCheck("a", True, "x"), VerifyCheck("b", False, "y"), VerifyCheck("c", None, "z")]
     text = report(model, "float32", ["model.layers.3"], checks)
     assert "| a | ok | x |" in text and "| b | FAILED | y |" in text and "| c | – | z |" in text
     assert "model.layers.3" in text and "torch" in text and str(Path.home()) not in text

@@ -17,7 +17,7 @@ from shared.errors import SteerHealError
 from shared.logprobs import Logprobs
 from shared.records import Completion, Pair
 from shared.schema import Config
-from shared.sources import Source
+from shared.sources import RowSource
 from shared.traits import load_trait
 from train.rows import MADE_BY, TooFew, completions, draw, is_sampled, open_data, pairs
 
@@ -41,7 +41,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedExamples:
     """Examples in file order, and how many rows were left out or cut, by the reason."""
 
     examples: list[Example]
@@ -53,7 +53,7 @@ def load_examples(name: str | Path, chat: Any, config: Config) -> list[Example]:
     return load(name, chat, config).examples
 
 
-def load(name: str | Path, chat: Any, config: Config) -> Loaded:
+def load(name: str | Path, chat: Any, config: Config) -> LoadedExamples:
     """Examples in file order; those without a word of the assistant's and those longer than train.max_length are left out and counted.
 
     Token ids are carried from the sampler, since joining text may merge across the boundary. The end of the turn is trained on
@@ -90,7 +90,7 @@ def load(name: str | Path, chat: Any, config: Config) -> Loaded:
             expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
             next="raise train.max_length" if rows else MADE_BY,
         )
-    return Loaded(fitting, dict(left_out))
+    return LoadedExamples(fitting, dict(left_out))
 
 
 def refuse_unknown_tokens(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
@@ -133,7 +133,7 @@ def identity(examples: Sequence[Example]) -> str:
     return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
-def _sampled(source: Source, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
+def _sampled(source: RowSource, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
 
     def example(row: Completion, left_out: Counter[str]) -> Example | None:
@@ -162,7 +162,7 @@ def sampled(row: Completion, chat: Chat) -> Example | None:
     return Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None)
 
 
-def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
+def _written(source: RowSource, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
     """Where a completion of others ends is its end of turn, which is trained on as TRL does."""
     neutral = load_trait(config.vector.trait).neutral
     several = 0

@@ -41,7 +41,7 @@ NOISE = 0.01  # nats, of a half-precision forward itself
 
 
 @dataclass(frozen=True)
-class Check:
+class ExportCheck:
     """What was written, read back, against the exact student in fp32: over all positions of a few prompts, nats.
 
     difference: the largest of log-probabilities; kl: mean KL(exact || written); effect: mean KL(exact || original).
@@ -54,7 +54,7 @@ class Check:
 
 def export(
     model: Model, source: Path, kind: str, gates: Mapping[int, float], out: Path, dtype: str, about: str, name: str
-) -> Check:
+) -> ExportCheck:
     """Write the folder `out` as a whole and check it.
 
     source: the adapter of a round, or but for kind 'round' a folded history, whose rounds are folded again at `gates`. dtype: of
@@ -82,7 +82,7 @@ def export(
             return _check(model, exact, temporary, kind, dtype)
 
 
-def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -> Check:
+def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -> ExportCheck:
     import torch
     from peft import PeftModel
 
@@ -108,7 +108,7 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     def kl(other: torch.Tensor) -> float:
         return float((expected.exp() * (expected - other)).sum(-1).mean())
 
-    check = Check(float((read - expected).abs().max()), kl(read), kl(original))
+    check = ExportCheck(float((read - expected).abs().max()), kl(read), kl(original))
     rounded = kind == "merged" and dtype != "float32"
     share, noise = (HALF, NOISE) if rounded else (EXACT, 0.0)
     if check.difference > SAME and check.kl > share * check.effect + noise:

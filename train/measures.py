@@ -56,7 +56,7 @@ def rows(chat: Chat) -> list[Example]:
     ]
 
 
-class Bench:
+class TrainingBench:
     """Our trainer and plain SFT on one student, a step at a time on one batch."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Bench:
 
 def _first_round(scratch: Path, rounds: int) -> tuple[dict[str, Side], int]:
     """Sides ours, naive and sft without a history, and the tokens of the batch; leaves the round's adapter in scratch/round."""
-    bench = Bench(scratch)
+    bench = TrainingBench(scratch)
     modules = bench.student.network.peft_config[CURRENT].target_modules
     naive = Naive(bench.model.folder, modules, bench.config.train, DTYPE)
 
@@ -124,7 +124,7 @@ def step_times(rounds: int) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         sides, tokens = _first_round(Path(scratch), rounds)
         fold([(Path(scratch) / "round", 1.0)], Path(scratch) / "history")
-        later = Bench(Path(scratch) / "later", Path(scratch) / "history")
+        later = TrainingBench(Path(scratch) / "later", Path(scratch) / "history")
         second = {"ours": Side(later.ours), "sft": Side(later.sft)}
         warm(second)
         interleave("optimiser steps over a history", second, rounds)

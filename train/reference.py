@@ -22,7 +22,7 @@ from shared.errors import SteerHealError
 from shared.publish import atomic_file
 from train.data import Example, collate
 from train.objective import Head, per_position
-from train.unsloth_model import Student
+from train.unsloth_model import TrainedStudent
 
 
 class States:
@@ -60,7 +60,7 @@ def _refuse(path: Path, given: str) -> SteerHealError:
 
 
 def reference_states(
-    student: Student,
+    student: TrainedStudent,
     examples: Sequence[Example],
     adapters: Sequence[str],
     path: Path,
@@ -80,7 +80,12 @@ def reference_states(
 
 
 def _computed(
-    student: Student, examples: Sequence[Example], adapters: Sequence[str], name: str, dtype: str, batch_size: int
+    student: TrainedStudent,
+    examples: Sequence[Example],
+    adapters: Sequence[str],
+    name: str,
+    dtype: str,
+    batch_size: int,
 ) -> torch.Tensor:
     states: torch.Tensor | None = None
     position = 0
@@ -97,7 +102,7 @@ def _computed(
     return states
 
 
-def completion_states(student: Student, examples: Sequence[Example], batch_size: int) -> Iterator[torch.Tensor]:
+def completion_states(student: TrainedStudent, examples: Sequence[Example], batch_size: int) -> Iterator[torch.Tensor]:
     """Of every example, in order, the final hidden states [completion, hidden] that predict its completion.
 
     Args:

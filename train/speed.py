@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from train.measures import Bench  # isort: skip (Unsloth comes before transformers)
+from train.measures import TrainingBench  # isort: skip (Unsloth comes before transformers)
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def healing_speed(config: dict[str, Any], name: str, dtype: str, rounds: int) ->
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        bench = Bench(
+        bench = TrainingBench(
             Path(scratch),
             model=model,
             settings=f"model.dtype={dtype} {SETTINGS}",

@@ -10,14 +10,14 @@ import torch
 from train.data import Example
 from train.objective import Positions, per_position
 from train.reference import States, completion_states
-from train.unsloth_model import Student
+from train.unsloth_model import TrainedStudent
 
 VERSION = 1
 SHOWN = (0.0, 0.1, 0.5, 1.0)  # places in the ranking by highest KL, from the most punished to the least
 
 
 def token_rows(
-    student: Student,
+    student: TrainedStudent,
     examples: Sequence[Example],
     references: Mapping[str, States],
     tokenizer: Any,

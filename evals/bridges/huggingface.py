@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, orders, rotations_of
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, orders, rotations_of
 from shared.models import load_network
 from shared.records import Vignette
 
@@ -30,7 +30,7 @@ class HuggingFace:
 
     def forced_choice(
         self,
-        renderer: Renderer,
+        renderer: InstrumentRenderer,
         vignettes: Sequence[Vignette],
         read: Read,
         tokenizer: Any,
@@ -77,7 +77,7 @@ class HuggingFace:
         ]
 
     def _batch(
-        self, questions: Sequence[Sequence[int]], renderer: Renderer, read: Read
+        self, questions: Sequence[Sequence[int]], renderer: InstrumentRenderer, read: Read
     ) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
         """Label log-probabilities [batch * samples, 7] by listed position, nll of the prefill [batch * samples] and thoughts."""
         import torch

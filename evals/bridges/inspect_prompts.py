@@ -18,7 +18,7 @@ from inspect_ai.model import (
 )
 
 from evals.measures.forced_choice.ask import Read, cut_thought
-from evals.measures.forced_choice.instrument import Renderer
+from evals.measures.forced_choice.instrument import InstrumentRenderer
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import Instrument
@@ -61,7 +61,7 @@ class Ids:
 
     def __init__(
         self,
-        renderer: Renderer,
+        renderer: InstrumentRenderer,
         read: Read,
         system: str | None,
         steering: list[dict[str, Any]],
@@ -208,7 +208,7 @@ def form_of(
             next=f"make serve VECTORS=NAME=FILE, then {EXACT}",
         )
     if chat is not None:
-        return Ids(Renderer(chat, instrument), read, system, steering, as_text)
+        return Ids(InstrumentRenderer(chat, instrument), read, system, steering, as_text)
     return Turns(instrument, read, system, steering, template, provider in CONTINUED)
 
 

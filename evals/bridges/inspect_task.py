@@ -7,7 +7,7 @@
 What is read depends on what a provider of Inspect can be told. The row of evals.measures.forced_choice.ask is in the metadata of every score,
 with `route`, which of these it was, and `retokenised`, how many prompts became other tokens than the exact ones (null: not known).
 
-openai-api-completions, vllm-completions   exact, against vLLM. They are sent the token ids of evals.measures.forced_choice.instrument.Renderer and asked
+openai-api-completions, vllm-completions   exact, against vLLM. They are sent the token ids of evals.measures.forced_choice.instrument.InstrumentRenderer and asked
     for the labels by id, so that none falls out of top_logprobs. They need tokenizer.
 hf   exact where retokenised is 0: the text of the same tokens, past the chat template, which Hugging Face tokenises in one go. It
     cannot forbid the end of a thought: one that ends early is an error, unless stop is set. It needs tokenizer, and model arguments

@@ -13,12 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
+from evals.answer import AnswerCard
 from evals.report.looks import ARM_SYMBOLS, LOOKS, SYMBOLS
 from evals.report.panel import Panel, svg
 from evals.table import Table
+from shared import jinja
 from shared.glossary import GLOSSARY, definition
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,13 +61,7 @@ def render(template: str, **values: Any) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = jinja.environment(TEMPLATES)
     environment.filters |= {"number_and_interval": number_and_interval, "anchor": anchor}
     environment.globals |= {"definition": definition, "meaning": meaning_of, "looks": LOOKS, "symbols": SYMBOLS, "arm_symbols": ARM_SYMBOLS, "glossary": GLOSSARY}  # fmt: skip
     return environment
@@ -151,6 +147,11 @@ def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
     """Pictures that are drawn already: (title, finding, SVG labelled by `{name}-{index}-caption`)."""
     panels = [(f"{name}-{index}", *panel) for index, panel in enumerate(drawn)]
     return render("charts.html", panels=panels, stages=(), arms=(), wide=True)
+
+
+def answers(cards: Sequence[AnswerCard]) -> Markup:
+    """The answers on top of a page, arm by arm."""
+    return render("answer.html", arms=cards)
 
 
 def bullets(lines: Sequence[str]) -> Markup:

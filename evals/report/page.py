@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from evals.report.answer import card_of, shown
+from evals.answer import card_of
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES
-from evals.report.html import PageGroup, PageSection, charts, folded, glossary, grid, render, verbatim, whole_page
+from evals.report.html import (
+    PageGroup,
+    PageSection,
+    answers,
+    charts,
+    folded,
+    glossary,
+    grid,
+    render,
+    verbatim,
+    whole_page,
+)
 from evals.report.panel import Panel
 from evals.report.samples import borderline, diary, of_rounds, rejected, samples_of, searchable
 from evals.report.strips import strips
@@ -63,7 +74,7 @@ def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
     rounds = drawn.rounds
     texts = [column for column in of_rounds(rounds) if column[0] == "base"] + of_rounds(rounds[-1:])
     samples = samples_of([*dict((heading, (stage, heading, generations)) for stage, heading, generations in texts).values()])  # fmt: skip
-    parts = [shown([card_of(drawn.rows)])]
+    parts = [answers([card_of(drawn.rows, read_for=rounds[0].scores.read_for is not None)])]
     if samples:
         parts.append(render("before_after.html", sample=samples[0]))
     parts += [picture(drawn, panels)]

@@ -13,7 +13,7 @@ from evals.commandline import study_options
 from evals.report.tables import comma_separated
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
-from evals.study.collect import Outcome, collect, document, trait_measure
+from evals.study.collect import CellOutcome, collect, document, trait_measure
 from evals.study.drive import drive
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
@@ -43,13 +43,13 @@ CONTENT = (
 )
 
 
-def axis_of(outcomes: Sequence[Outcome]) -> Axis:
+def axis_of(outcomes: Sequence[CellOutcome]) -> Axis:
     """authority where every base passes the preflight, else what free text is read for."""
     bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
     return "authority" if bases and all(row["verdict"] is None for row in bases) else trait_measure(outcomes)
 
 
-def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
+def compare(outcomes: Sequence[CellOutcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
     """(reference arm, the arms at each of SHARES); None with fewer than two arms to compare. Arms of a seed count the same items."""
     arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     paths: dict[str, dict[int, Route]] = {}

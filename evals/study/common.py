@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.study.plan import SHARED, Cell, Plan, depends
+from evals.study.plan import SHARED, Plan, StudyCell, depends
 from shared.commands import removal
 from shared.publish import atomic_file, digest, write_json
 from shared.records import data_file, read_manifest
@@ -29,11 +29,11 @@ FILES = {
 class CellStep(Step):
     """One stage of one round of a cell."""
 
-    cell: Cell
+    cell: StudyCell
     plan: Plan
 
     @classmethod
-    def of(cls, plan: Plan, cell: Cell, number: int, stage: str) -> CellStep:
+    def of(cls, plan: Plan, cell: StudyCell, number: int, stage: str) -> CellStep:
         return cls(cell.run, number, stage, cell, plan)
 
     @property

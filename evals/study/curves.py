@@ -14,13 +14,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from evals.report.looks import styled
 from evals.study import FORMATS
-from evals.study.collect import Outcome
+from evals.study.collect import CellOutcome
 from shared.divergences import has_barrier
 
 LINES = ("-", "--", ":", "-.")  # of a seed
 
 
-def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+def doses(outcomes: Sequence[CellOutcome]) -> dict[str, bytes]:
     """Dose-response of the sweeps: what steering gives and costs at each relative dose, a line per arm, seed and round."""
     figure = Figure(figsize=(3.4, 5.2), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
@@ -69,7 +69,7 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     return saved(figure)
 
 
-def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+def training(outcomes: Sequence[CellOutcome]) -> dict[str, bytes]:
     """Healing of every arm, its rounds end to end: cross-entropy (held out as points), KL to the barrier's reference, tau dashed."""
     arms = list(dict.fromkeys(outcome.cell.arm.name for outcome in outcomes if outcome.rounds))
     looks = dict(zip(dict.fromkeys(outcome.cell.seed for outcome in outcomes), itertools.cycle(LINES)))

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from evals.scored import STEP
 from evals.study.common import CellStep, donor, take, to_make
-from evals.study.plan import Cell, Plan, load, runs_in
+from evals.study.plan import Plan, StudyCell, load, runs_in
 from evals.study.stopped import STOPPED, reason
 from shared import config as configuration
 from shared import prepare as preparation
@@ -117,19 +117,19 @@ def drive(plan: Plan) -> dict[str, str]:
     return stopped
 
 
-def settled_cell(plan: Plan, cell: Cell) -> Cell:
+def settled_cell(plan: Plan, cell: StudyCell) -> StudyCell:
     """A cell whose tau is another arm's share, with its number where that arm is trained by now."""
     again = load(plan.file, plan.folder, plan.out)
     return next(other for other in again.cells if (other.arm.name, other.seed) == (cell.arm.name, cell.seed))
 
 
-def _of(cell: Cell, step: CellStep) -> CellStep:
+def _of(cell: StudyCell, step: CellStep) -> CellStep:
     """A step with the settled cell in the place of the one that waited."""
     same = (step.cell.arm.name, step.cell.seed) == (cell.arm.name, cell.seed)
     return CellStep.of(step.plan, cell, step.number, step.stage) if same else step
 
 
-def _unsettled(plan: Plan, cell: Cell) -> SteerHealError:
+def _unsettled(plan: Plan, cell: StudyCell) -> SteerHealError:
     return SteerHealError(
         "an arm's tau has no source",
         given=f"{cell.name}: {cell.tau_words}, whose round 1 was not trained",
@@ -150,13 +150,13 @@ def _remove_old_students(plan: Plan, waiting: Sequence[CellStep]) -> None:
                 cell.run.release()
 
 
-def _differs(cell: Cell) -> bool:
+def _differs(cell: StudyCell) -> bool:
     """Whether a cell is still to be begun, or its frozen configuration is another: then in settings that no result depends on, or `load` had refused it."""
     frozen = cell.folder / "config.toml"
     return not frozen.is_file() or configuration.resolve(frozen)[0] != cell.config
 
 
-def _as_written(fit: Config, cell: Cell, plan: Plan) -> None:
+def _as_written(fit: Config, cell: StudyCell, plan: Plan) -> None:
     """Raise SteerHealError for a model.max_model_len that a run would take from its model: cells are known by what the file says."""
     if (length := fit.model.max_model_len) != cell.config.model.max_model_len:
         raise SteerHealError(
@@ -168,7 +168,7 @@ def _as_written(fit: Config, cell: Cell, plan: Plan) -> None:
 
 
 @contextmanager
-def _naming(cell: Cell) -> Iterator[None]:
+def _naming(cell: StudyCell) -> Iterator[None]:
     """Name the cell in the error that keeps it from being begun."""
     try:
         yield

@@ -10,14 +10,14 @@ from evals.intervals import crossed
 from evals.measures.free_text.texts import texts_of
 from evals.routes import BASE, PRICE, SHIFT, TAIL, Axis, Point, by_unit, shift_and_price
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, trait_measure
+from evals.study.collect import CellOutcome, trait_measure
 from evals.table import Table
 from shared.console import number
 
 LEVELS = (("d_{trait}", 3), ("perplexity", 2), ("d_auth", 3), ("d_care", 3), ("coherence", 2), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
 
-def summary(outcomes: Sequence[Outcome]) -> Table:
+def summary(outcomes: Sequence[CellOutcome]) -> Table:
     """The healed row of every arm at the last round that all its seeds reached: mean, and each seed as a point."""
     levels = [(key.format(trait=trait_measure(outcomes)), digits) for key, digits in LEVELS]
     lines = []
@@ -58,7 +58,7 @@ def over_seeds(values: Sequence[float | None], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ({', '.join(number(value, digits) for value in values)})"
 
 
-def differences(outcomes: Sequence[Outcome], axis: Axis) -> list[Table]:
+def differences(outcomes: Sequence[CellOutcome], axis: Axis) -> list[Table]:
     """A table for each last round of some arm, of the arms that came as far."""
     arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     reached: dict[str, int] = {}
@@ -74,7 +74,7 @@ def differences(outcomes: Sequence[Outcome], axis: Axis) -> list[Table]:
     ]
 
 
-def _differences(arm_outcomes: Sequence[Outcome], last: int, axis: Axis) -> Table:
+def _differences(arm_outcomes: Sequence[CellOutcome], last: int, axis: Axis) -> Table:
     """Arms of one round less the first of them and less the prompted base; the mean over the seeds that all of them have."""
     names = list(dict.fromkeys(outcome.cell.arm.name for outcome in arm_outcomes))
     scored = {(outcome.cell.arm.name, outcome.cell.seed) for outcome in arm_outcomes}
@@ -149,7 +149,7 @@ def _for_a_new_seed(points: Sequence[Sequence[Point]], index: int, axis: Axis) -
 
 
 def _figures(
-    outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis: Axis
+    outcomes: Sequence[CellOutcome], names: Sequence[str], last: int, axis: Axis
 ) -> tuple[np.ndarray, np.ndarray, list[Point]]:
     """shift and price [base, the prompted base if it was scored, an arm each; 1 + draws] of one seed, and these points."""
     by_name = {outcome.cell.arm.name: outcome for outcome in outcomes}

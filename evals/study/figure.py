@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from evals.report.looks import LOOKS, styled
 from evals.routes import Axis
-from evals.study.collect import Outcome, Row, why_broken
+from evals.study.collect import CellOutcome, Row, why_broken
 from evals.study.curves import saved
 
 MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">", "d", "p")  # an arm's, so that it is told apart without colour
@@ -22,7 +22,7 @@ FLOOR = 1e-3  # of log incoherence: a mass at or above the base's has none
 TRAIT = {"authority": ("auth_nats", "auth_ci", "auth_nats (nats)"), "trait_llr": ("trait_llr", "trait_llr_ci", "trait_llr (nats per token)"), "llr_opposite": ("llr_opposite", "llr_opposite_ci", "llr_opposite (nats per token)")}  # fmt: skip
 
 
-def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
+def trajectories(outcomes: Sequence[CellOutcome], axis: Axis) -> dict[str, bytes]:
     """(a) the trait, (b) incoherence over the rounds, (c) trait against coherence with the frontier over all arms."""
     arms = [
         name
@@ -71,7 +71,7 @@ def _beside(index: int, count: int) -> float:
     return (index - (count - 1) / 2) * min(0.12, 0.7 / count)
 
 
-def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
+def _points(outcomes: Sequence[CellOutcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
     """Rounds of an arm with the rows of its seeds."""
     numbers = range(1, max((len(outcome.rounds) for outcome in outcomes), default=0) + 1)
     by_round = []
@@ -92,14 +92,14 @@ def _crossed(axes: Axes, x: float, y: float, row: Row, axis: Axis) -> None:
         axes.plot(x, y, "x", color="#000000", markersize=7, markeredgewidth=0.8, zorder=5)
 
 
-def _rounds(axes: Axes, outcomes: Sequence[Outcome], first: float) -> None:
-    last = max((len(outcome.rounds) for outcome in outcomes), default=1)
+def _rounds(axes: Axes, outcomes: Sequence[CellOutcome], first: float) -> None:
+    last = max((len(o.rounds) for o in outcomes), default=1)
     axes.set_xlim(first, last + 0.5)
     axes.set_xticks(range(int(np.ceil(first)), last + 1))
     axes.set_xlabel("round", fontsize=8)
 
 
-def _over_rounds(axes: Axes, everyone: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+def _over_rounds(axes: Axes, everyone: Sequence[CellOutcome], arms: Sequence[str], axis: Axis) -> None:
     """everyone: the arms' cells, those without a scored round as well, so that a mean over fewer seeds is not drawn as one over all."""
     key, interval, _ = TRAIT[axis]
     outcomes = [outcome for outcome in everyone if outcome.rounds]
@@ -138,7 +138,7 @@ def _over_rounds(axes: Axes, everyone: Sequence[Outcome], arms: Sequence[str], a
     _rounds(axes, outcomes, -0.25)
 
 
-def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+def _incoherence(axes: Axes, outcomes: Sequence[CellOutcome], arms: Sequence[str], axis: Axis) -> None:
     """1 - coherence on a log scale: of the answer slot, where steering can raise the mass of a text that loops. Panel (c) has the texts'."""
     for index, arm in enumerate(arms):
         shift = _beside(index, len(arms))
@@ -166,7 +166,7 @@ def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], a
     axes.set_title(f"(b) answer mass lost; {FLOOR:g} is none", loc="left", fontsize=8.5)
 
 
-def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+def _frontier(axes: Axes, outcomes: Sequence[CellOutcome], arms: Sequence[str], axis: Axis) -> None:
     """Trait against perplexity, controls hollow and grey; the step line joins the healed students that no healed one beats on both."""
     key, sign = TRAIT[axis][0], -1.0 if axis == "authority" else 1.0
     best: list[tuple[float, float]] = []

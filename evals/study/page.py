@@ -6,15 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from evals.report.answer import AnswerCard, card_of, shown, together
+from evals.answer import AnswerCard, card_of, together
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import panels_of
-from evals.report.html import PageGroup, PageSection, bullets, glossary, grid, pictures, render, verbatim, whole_page
+from evals.report.html import (
+    PageGroup,
+    PageSection,
+    answers,
+    bullets,
+    glossary,
+    grid,
+    pictures,
+    render,
+    verbatim,
+    whole_page,
+)
 from evals.report.lineage import stages
 from evals.report.page import GROUPS, picture, with_figures
 from evals.report.panel import for_page
 from evals.report.samples import Column, samples_of, searchable
-from evals.study.collect import Outcome, Row
+from evals.study.collect import CellOutcome, Row
 from evals.study.plan import Plan
 from evals.table import Table
 
@@ -27,7 +38,7 @@ IN_PRINT = {
 
 def study_page(
     plan: Plan,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CellOutcome],
     rows: Sequence[Row],
     tables: Mapping[str, Sequence[Table]],
     sentences: Sequence[str],
@@ -63,7 +74,7 @@ def study_page(
     top = [
         render("heading.html", title="What the arms came to"),
         bullets(sentences),
-        shown(cards(outcomes)),
+        answers(cards(outcomes)),
         *([render("before_after.html", sample=samples[0])] if samples else []),
         picture(drawn, panels),
     ]
@@ -73,7 +84,7 @@ def study_page(
     return whole_page(plan.study.title, subtitle, Markup("\n").join(top), page_groups)
 
 
-def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
+def cards(outcomes: Sequence[CellOutcome]) -> list[AnswerCard]:
     """A card per arm, of the last healed student of each seed; controls are in the reading."""
     names = dict.fromkeys(
         outcome.cell.arm.name for outcome in outcomes if outcome.rounds and outcome.cell.arm.role == "arm"
@@ -82,9 +93,9 @@ def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
         together(
             name,
             {
-                outcome.cell.seed: card_of(outcome.rows)
-                for outcome in outcomes
-                if outcome.rounds and outcome.cell.arm.name == name
+                o.cell.seed: card_of(o.rows, read_for=o.rounds[0].scores.read_for is not None)
+                for o in outcomes
+                if o.rounds and o.cell.arm.name == name
             },
         )
         for name in names
@@ -97,7 +108,7 @@ def base_rows_once(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["round"] or row["arm"] == first[row["seed"]]]
 
 
-def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
+def last_students(outcomes: Sequence[CellOutcome]) -> list[Column]:
     """The base and the last healed student of every arm and control of the first seed that has any."""
     seed = next(outcome.cell.seed for outcome in outcomes if outcome.rounds)
     seed_outcomes = [outcome for outcome in outcomes if outcome.rounds and outcome.cell.seed == seed]

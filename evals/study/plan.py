@@ -67,7 +67,7 @@ class Study(Section):
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """An arm with a seed; config is what its run is to have.
 
     tau_words: the source of its tau where that is another arm's D. waits: whether that arm is not trained yet; the config then has
@@ -104,7 +104,7 @@ class Plan:
     study: Study
     folder: Path
     file: Path
-    cells: list[Cell]
+    cells: list[StudyCell]
     out: Path | None = None
 
     def command(self, folder: Path | None = None) -> str:
@@ -152,7 +152,7 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
     for arm in study.arm:
         if configuration.resolve(path, arm.set)[1]["seed"] == "SET":  # which the cell's own would take the place of
             raise refuse(f"the set of {arm.name} has a seed", "seeds = [...], of the arm or of the study")
-    cells: list[Cell] = []
+    cells: list[StudyCell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
         for arm in study.arm:
             if seed in (arm.seeds or study.seeds):
@@ -195,11 +195,11 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
                         f"{arm.name}: {differs} = {other[differs]!r} against {wanted[differs]!r}",
                         "arms that are all measured alike",
                     )
-                cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config, words, waits))
+                cells.append(StudyCell(arm, seed, arm.rounds or study.rounds, where, overrides, config, words, waits))
     return Plan(study, folder, path, cells, out)
 
 
-def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[Cell]) -> tuple[float | None, str]:
+def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[StudyCell]) -> tuple[float | None, str]:
     """tau of an arm that takes it from another, None before that is trained; and the words for its source.
 
     Raises ValueError where the arm cannot take it.

@@ -8,7 +8,7 @@ from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import text_delta, texts_of
 from evals.routes import PRICE, Axis
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, Row
+from evals.study.collect import CellOutcome, Row
 from evals.study.ends import over_seeds
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
@@ -17,7 +17,7 @@ from evals.study.stopped import reason
 MIDDLE = 0.75  # the share of the lesser reach at which prices are read out
 
 
-def reading(outcomes: Sequence[Outcome], axis: Axis, compared: tuple[str, list[Comparison]] | None) -> list[str]:
+def reading(outcomes: Sequence[CellOutcome], axis: Axis, compared: tuple[str, list[Comparison]] | None) -> list[str]:
     """Sentences: how far the study is, every arm in its last round, prompting, the arms at one shift, controls, cells that stopped."""
     return [
         _extent(outcomes, axis),
@@ -29,15 +29,15 @@ def reading(outcomes: Sequence[Outcome], axis: Axis, compared: tuple[str, list[C
     ]  # fmt: skip
 
 
-def _by_arm(outcomes: Sequence[Outcome], role: str) -> dict[str, list[Outcome]]:
-    by_arm: dict[str, list[Outcome]] = {}
+def _by_arm(outcomes: Sequence[CellOutcome], role: str) -> dict[str, list[CellOutcome]]:
+    by_arm: dict[str, list[CellOutcome]] = {}
     for outcome in outcomes:
         if outcome.rounds and outcome.cell.arm.role == role:
             by_arm.setdefault(outcome.cell.arm.name, []).append(outcome)
     return by_arm
 
 
-def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
+def _extent(outcomes: Sequence[CellOutcome], axis: Axis) -> str:
     complete = sum(len(outcome.rounds) == outcome.cell.rounds for outcome in outcomes)
     arms = {outcome.cell.arm.name for outcome in outcomes if outcome.cell.arm.role == "arm"}
     seeds = {outcome.cell.seed for outcome in outcomes}
@@ -52,9 +52,9 @@ def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
     )
 
 
-def _arm(name: str, outcomes: Sequence[Outcome]) -> str:
-    common = min(len(outcome.rounds) for outcome in outcomes)
-    rows = [row for outcome in outcomes if (row := outcome.at(common, "healed")) is not None]
+def _arm(name: str, mine: Sequence[CellOutcome]) -> str:
+    common = min(len(o.rounds) for o in mine)
+    rows = [row for o in mine if (row := o.at(common, "healed")) is not None]
     llr = "d_llr_opposite" if all(row.get("d_llr_opposite") is not None for row in rows) else "d_trait_llr"
     return (
         f"{name}, round {common}: verdict {_counted([row['verdict'] for row in rows])} by the forced choice, {_counted([row['text_verdict'] for row in rows])} by free text; "
@@ -69,8 +69,8 @@ def _counted(verdicts: Sequence[str | None]) -> str:
     return ", ".join(f"{word} in {sum((verdict or 'not given') == word for verdict in verdicts)}" for word in words)
 
 
-def _prompted(outcomes: Sequence[Outcome]) -> list[str]:
-    rows = [row for outcome in outcomes if (row := outcome.at(0, "prompted")) is not None]
+def _prompted(outcomes: Sequence[CellOutcome]) -> list[str]:
+    rows = [row for o in outcomes if (row := o.at(0, "prompted")) is not None]
     first: dict[int, Row] = {}
     for row in rows:
         first.setdefault(row["seed"], row)
@@ -107,7 +107,7 @@ def _apart(estimate: Estimate) -> bool:
     return estimate.interval is not None and (estimate.interval[0] > 0 or estimate.interval[1] < 0)
 
 
-def _controls(outcomes: Sequence[Outcome]) -> list[str]:
+def _controls(outcomes: Sequence[CellOutcome]) -> list[str]:
     """How the arms of round 1 stand to each control of their seed, by trait_llr paired over prompts."""
     lines = []
     for control, theirs in _by_arm(outcomes, "control").items():
@@ -131,6 +131,6 @@ def _controls(outcomes: Sequence[Outcome]) -> list[str]:
     return lines
 
 
-def _healed(outcome: Outcome) -> Sequence[Generation]:
+def _healed(outcome: CellOutcome) -> Sequence[Generation]:
     first = outcome.rounds[0]
     return first.generations[first.healed]

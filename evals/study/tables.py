@@ -9,15 +9,15 @@ from evals.measures.free_text.texts import text_delta, texts_of
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, Row, TraitMeasure, trait_measure
+from evals.study.collect import CellOutcome, Row, trait_measure
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
 from evals.study.stopped import reason
-from evals.table import Table, label, ranged, yes_no
+from evals.table import Table, TraitMeasure, label, ranged, yes_no
 from shared.console import number
 
 
-def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
+def by_round(outcomes: Sequence[CellOutcome]) -> list[Table]:
     """base -> steered -> healed of every cell, a table per seed."""
     trait = trait_measure(outcomes)
     return [
@@ -26,7 +26,7 @@ def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
     ]
 
 
-def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Table:
+def _by_round(seed: int, outcomes: Sequence[CellOutcome], trait: TraitMeasure) -> Table:
     columns = ["arm, row", "verdict", f"d_{trait}", trait, "perplexity", "coherence as a whole", "auth_nats", "care_nats", "coherence", "coh_cost", "retain", "surgical", "kept", "dose kept / sweep's"]  # fmt: skip
     lines, reported = [], set()
     for outcome in outcomes:
@@ -64,7 +64,7 @@ def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Ta
     )
 
 
-def against_controls(outcomes: Sequence[Outcome]) -> Table:
+def against_controls(outcomes: Sequence[CellOutcome]) -> Table:
     """Round 1 of every arm, control and the prompted base, each less the controls of its seed."""
     lines, trait = [], trait_measure(outcomes)
     seeds = dict.fromkeys(
@@ -78,7 +78,7 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
     for seed in seeds:
         seed_outcomes = [outcome for outcome in outcomes if outcome.cell.seed == seed and outcome.rounds]
         controls = {outcome.cell.arm.name: outcome for outcome in seed_outcomes if outcome.cell.arm.role == "control"}
-        compared: list[tuple[str, Row, Outcome | None]]
+        compared: list[tuple[str, Row, CellOutcome | None]]
         compared = [("prompted", row, None) for row in [seed_outcomes[0].at(0, "prompted")] if row is not None]
         compared += [
             (outcome.cell.arm.name, row, outcome)
@@ -125,12 +125,12 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def _healed(outcome: Outcome) -> Sequence[Generation]:
+def _healed(outcome: CellOutcome) -> Sequence[Generation]:
     first = outcome.rounds[0]
     return first.generations[first.healed]
 
 
-def cyclic(outcomes: Sequence[Outcome]) -> Table:
+def cyclic(outcomes: Sequence[CellOutcome]) -> Table:
     """The last round in seven orders."""
     columns = [
         "arm, seed, row",
@@ -234,7 +234,7 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
     )
 
 
-def provenance(outcomes: Sequence[Outcome]) -> Table:
+def provenance(outcomes: Sequence[CellOutcome]) -> Table:
     """The table of what was measured, with its commits, machines and versions; more than one commit is pointed out."""
     scored = [outcome for outcome in outcomes if outcome.rounds]
     manifests = [manifest for outcome in scored for manifest in outcome.manifests.values()]
@@ -254,7 +254,7 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def stopped(outcomes: Sequence[Outcome]) -> Table:
+def stopped(outcomes: Sequence[CellOutcome]) -> Table:
     """The cells that a study left, with the stage and its error."""
     lines = [
         [
@@ -268,7 +268,7 @@ def stopped(outcomes: Sequence[Outcome]) -> Table:
     return Table("Cells that stopped", ["arm, seed", "at", "because"], lines, "" if lines else "None.", prose=True)
 
 
-def _settings(of_arm: Sequence[Outcome]) -> str:
+def _settings(of_arm: Sequence[CellOutcome]) -> str:
     """The overrides of an arm, and by seed the tau that it has from another."""
     cells = [outcome.cell for outcome in of_arm]
     if not cells[0].arm.tau:
@@ -277,9 +277,9 @@ def _settings(of_arm: Sequence[Outcome]) -> str:
     return f"{cells[0].arm.set} tau = {cells[0].arm.tau} ({taus})".strip()
 
 
-def arms(outcomes: Sequence[Outcome]) -> Table:
+def arms(outcomes: Sequence[CellOutcome]) -> Table:
     """The arms of a study: role, settings, seeds and rounds."""
-    by_arm: dict[str, list[Outcome]] = {}
+    by_arm: dict[str, list[CellOutcome]] = {}
     for outcome in outcomes:
         by_arm.setdefault(outcome.cell.arm.name, []).append(outcome)
     return Table(

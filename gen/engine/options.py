@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gen.students import EXPERTS, AdapterRoom, Student
+from gen.students import AdapterRoom, ServedStudent
 from shared.commands import setting
 from shared.errors import Exit, SteerHealError
+from shared.families import EXPERTS
 from shared.gpu import on_gpu
 from shared.models import Model
 
@@ -39,7 +40,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks vLLM has kernels f
 def engine_options(
     folder: Path,
     dtype: str,
-    students: Sequence[Student] = (),
+    students: Sequence[ServedStudent] = (),
     room: AdapterRoom | None = None,
     window: int = LARGEST_BATCH,
     gpu_memory: float = 0.9,
@@ -127,7 +128,7 @@ def command_line(options: dict[str, Any]) -> list[str]:
     ]
 
 
-def lora_options(students: Sequence[Student], room: AdapterRoom | None = None) -> dict[str, Any]:
+def lora_options(students: Sequence[ServedStudent], room: AdapterRoom | None = None) -> dict[str, Any]:
     """vLLM's settings for adapters; none where there are none.
 
     Args:
@@ -164,7 +165,7 @@ def lora_options(students: Sequence[Student], room: AdapterRoom | None = None) -
     }
 
 
-def _no_experts_on_a_cpu(student: Student) -> None:
+def _no_experts_on_a_cpu(student: ServedStudent) -> None:
     """Raise SteerHealError for an adapter over a mixture of experts where there is no GPU: vLLM has Triton kernels alone for it,
     whichever modules the adapter changes."""
     config = Model(str(student.folder), student.folder, None).text_config

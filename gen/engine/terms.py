@@ -27,7 +27,7 @@ _PLACE = 'a position from 0, or one from the end of the prompt: "end-3", "end", 
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedTerm:
     """A term as a request writes it. start and end are its `from` and `until`; None where it does not say."""
 
     vector: str
@@ -77,7 +77,7 @@ def _position(value: Any, prompt_tokens: int) -> int:
     return value
 
 
-def read_terms(arguments: Mapping[str, Any]) -> list[Asked]:
+def read_terms(arguments: Mapping[str, Any]) -> list[RequestedTerm]:
     """The terms of a request's steering fields, in its order.
 
     Args:
@@ -116,7 +116,7 @@ def _listed(value: Any) -> list[Mapping[str, Any]]:
 _LIST = '[{"vector": "NAME", "coefficient": 1.0}, ...]'
 
 
-def _term(fields: Mapping[str, Any]) -> Asked:
+def _term(fields: Mapping[str, Any]) -> RequestedTerm:
     if unknown := sorted(map(str, set(fields) - set(FIELDS))):
         raise refuse("a field of a term is unknown", unknown[0], ", ".join(FIELDS))
     if not {"vector", "coefficient"} <= set(fields):
@@ -132,7 +132,7 @@ def _term(fields: Mapping[str, Any]) -> Asked:
     for place in ("from", "until"):
         if place in fields:
             _position(fields[place], 0)
-    return Asked(fields["vector"], coefficient, positions, fields.get("from"), fields.get("until"))
+    return RequestedTerm(fields["vector"], coefficient, positions, fields.get("from"), fields.get("until"))
 
 
 def refuse(what: str, given: object, expected: str, next: str = "mend the request") -> SteerHealError:

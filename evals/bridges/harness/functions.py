@@ -8,7 +8,7 @@ system, chat_template_kwargs, and tokenizer where --model_args names none. Numbe
 cuts an item's orders apart and is refused.
 
 How exact: the context is the text of the very tokens that evals.measures.forced_choice.ask reads, chat template included, so that
---apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.measures.forced_choice.instrument.Renderer
+--apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.measures.forced_choice.instrument.InstrumentRenderer
 tokenises part by part. On the embedded model both give the same tokens, and so the same log-probabilities; the metric `retokenised`
 is the share of contexts in which they differ, 0 where the read is exact. That a label is one token of its own behind the context is
 checked, and refused if not. With the thought, use evals.score or evals.bridges.inspect_task: multiple choice has no room for one.
@@ -24,7 +24,7 @@ import numpy as np
 
 from evals.measures.forced_choice.answers import point_estimates
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument, orders, rotations_of
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, load_instrument, orders, rotations_of
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import foundation_of
@@ -74,7 +74,7 @@ def documents(
             next='--model_args pretrained=FOLDER, or --metadata \'{"tokenizer": "FOLDER"}\'',
         )
     chat = Chat.load(tokenizer_folder(name), chat_template_kwargs)
-    renderer = Renderer(chat, load_instrument(instrument))
+    renderer = InstrumentRenderer(chat, load_instrument(instrument))
     rows = []
     loaded_vignettes = load_vignettes(vignettes, items)
     for vignette, rotation in zip(loaded_vignettes, rotations_of(debias, loaded_vignettes), strict=True):
@@ -171,7 +171,7 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_labels(chat: Chat, context: str, renderer: Renderer) -> None:
+def _check_labels(chat: Chat, context: str, renderer: InstrumentRenderer) -> None:
     """The harness moves blanks at the context's end into the answer, and merges across its edge would make another answer of it."""
     before = chat.encode(context)
     for label, token in zip(renderer.instrument.labels, renderer.label_ids, strict=True):

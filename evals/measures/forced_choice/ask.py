@@ -14,7 +14,7 @@ import numpy as np
 
 from evals.conditions import Condition
 from evals.measures.forced_choice.free_answer import key_of, valid
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, orders, rotations_of
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, orders, rotations_of
 from evals.measures.forced_choice.labels import answer_of
 from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
@@ -58,7 +58,7 @@ class Free:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ForcedChoiceQuestion:
     """One question of one condition: a vignette in one order, and the number of the sample; rotation as in instrument.rotations."""
 
     condition: Condition
@@ -71,7 +71,7 @@ class Cell:
 
 def forced_choice(
     engine: Engine,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Vignette],
     conditions: Sequence[Condition],
     read: Read,
@@ -86,7 +86,9 @@ def forced_choice(
     """
     turned = rotations_of(read.debias, vignettes)
     cells = [
-        Cell(condition, vignette, order, sample, renderer.question(vignette.text, listing, condition.system), rotation)
+        ForcedChoiceQuestion(
+            condition, vignette, order, sample, renderer.question(vignette.text, listing, condition.system), rotation
+        )
         for condition in conditions
         for vignette, rotation in zip(vignettes, turned, strict=True)
         for order, listing in enumerate(orders(read.debias, rotation))
@@ -137,11 +139,18 @@ def reads(vignettes: int, conditions: int, read: Read, free: Free | None = None)
 class _Asking:
     """The requests of a cell, one following from another: thought, forced answer, and for some a free answer."""
 
-    def __init__(self, renderer: Renderer, read: Read, tokenizer: Any, free: Free | None, cells: Sequence[Cell]):
+    def __init__(
+        self,
+        renderer: InstrumentRenderer,
+        read: Read,
+        tokenizer: Any,
+        free: Free | None,
+        cells: Sequence[ForcedChoiceQuestion],
+    ):
         self._renderer, self._read, self._tokenizer, self._free, self._cells = renderer, read, tokenizer, free, cells
         self.thoughts: list[list[int]] = [[] for _ in cells]
 
-    def first(self, cell: Cell) -> Request:
+    def first(self, cell: ForcedChoiceQuestion) -> Request:
         from gen.engine.sampling import Request
 
         read = self._read
@@ -176,7 +185,7 @@ class _Asking:
             )
         return None
 
-    def _answer(self, cell: Cell, thought: Sequence[int]) -> Request:
+    def _answer(self, cell: ForcedChoiceQuestion, thought: Sequence[int]) -> Request:
         from gen.engine.sampling import Request
 
         return Request(
@@ -187,7 +196,7 @@ class _Asking:
         )
 
 
-def cut_thought(ids: Sequence[int], renderer: Renderer, tokenizer: Any) -> list[int]:
+def cut_thought(ids: Sequence[int], renderer: InstrumentRenderer, tokenizer: Any) -> list[int]:
     """A thought up to where the model ended it: before a stop token, or before the closing mark where that is several tokens."""
     stop = next((place for place, token in enumerate(ids) if token in renderer.stop_ids), len(ids))
     thought = list(ids[:stop])

@@ -13,7 +13,7 @@ from evals.cache import Cache, Row, WeightsKey, text_digest
 from evals.conditions import Condition, Weights
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Free, Read, forced_choice, reads
-from evals.measures.forced_choice.instrument import Renderer, orders, rotations_of
+from evals.measures.forced_choice.instrument import InstrumentRenderer, orders, rotations_of
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.measure import from_cache_or_made
 from shared.console import counting
@@ -29,7 +29,7 @@ def free_of(tokens: int) -> Free | None:
 
 def cached_or_asked(
     model: Any,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Any],
     group: Weights,
     read: Read,
@@ -59,7 +59,7 @@ def cached_or_asked(
 
 def of_answers(
     weights: WeightsKey,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     items: Sequence[Vignette],
     read: Read,
     free: Free | None,
@@ -101,7 +101,7 @@ def of_answers(
 
 
 def _check_answers(
-    rows: Sequence[Row], renderer: Renderer, items: Sequence[Vignette], read: Read, free: Free | None
+    rows: Sequence[Row], renderer: InstrumentRenderer, items: Sequence[Vignette], read: Read, free: Free | None
 ) -> None:
     try:
         setting = answers([ScoreRow.model_validate(row) for row in rows], Path(), "").setting

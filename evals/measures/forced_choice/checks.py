@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.measures.forced_choice.ask import Free, Read
-from evals.measures.forced_choice.instrument import Renderer, orders
+from evals.measures.forced_choice.instrument import InstrumentRenderer, orders
 from shared.errors import SteerHealError
 from shared.records import Vignette
 from shared.schema import COLDEST
@@ -65,7 +65,7 @@ def refuse_unread_settings(sources: dict[str, str]) -> None:
 
 
 def refuse_too_long(
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Vignette],
     read: Read,
     free: Free | None,

@@ -64,7 +64,7 @@ def rotations_of(debias: str, vignettes: Sequence[Vignette]) -> list[int | None]
     return rotations(debias, [f for f in foundations if f is not None])
 
 
-class Renderer:
+class InstrumentRenderer:
     """Token ids of an instrument for one chat.
 
     Every part is tokenised on its own, as the published evaluator does. BOS stands once, at the front.

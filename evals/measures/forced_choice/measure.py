@@ -12,7 +12,7 @@ from evals.measures.forced_choice.ask import Read
 from evals.measures.forced_choice.cached import cached_or_asked, free_of, of_answers
 from evals.measures.forced_choice.checks import refuse_too_long
 from evals.measures.forced_choice.figures import Figures
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.moralmaps import installed_revision
 from evals.measures.forced_choice.moved import Shift, detectable, shifts
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, position_effect, reliability
@@ -42,7 +42,7 @@ class ForcedChoiceSession(Session):
         self.vignettes = load_vignettes(settings.vignettes, settings.items)
         self.read = Read(settings.debias, settings.think, seed=scoring.config.seed, stop=settings.stop)
         self.free = free_of(settings.free_tokens)
-        self.renderer = Renderer(scoring.chat, load_instrument(settings.instrument))
+        self.renderer = InstrumentRenderer(scoring.chat, load_instrument(settings.instrument))
         longest = scoring.config.model.max_model_len
         refuse_too_long(self.renderer, self.vignettes, self.read, self.free, longest, [None, scoring.trait.trait])
         self.rows: dict[str, list[dict[str, Any]]] = {}

@@ -15,7 +15,7 @@ from evals.cache import Cache, Row, WeightsKey
 from evals.conditions import Condition
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.under_original import judge, others_of
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.console import counting
 from shared.records import Prompt
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Generations:
     """Generations of conditions, judged once all are sampled; what a cache holds is not made again."""
 
-    def __init__(self, engine: Engine, renderer: Renderer, prompts: Sequence[Prompt], config: Config):
+    def __init__(self, engine: Engine, renderer: PromptRenderer, prompts: Sequence[Prompt], config: Config):
         self._engine, self._renderer, self._prompts, self._config = engine, renderer, prompts, config
         self.tokens = 0  # sampled here, not taken from a cache; known once judged
         self._found: dict[str, list[dict[str, Any]]] = {}
@@ -68,7 +68,7 @@ class Generations:
 
 def generate(
     engine: Engine,
-    renderer: Renderer,
+    renderer: PromptRenderer,
     prompts: Sequence[Prompt],
     conditions: Sequence[Condition],
     config: Config,
@@ -166,7 +166,7 @@ def answer_fields(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
 def of_generations(
     weights: WeightsKey,
     judge: WeightsKey,
-    renderer: Renderer,
+    renderer: PromptRenderer,
     prompts: Sequence[Prompt],
     config: Config,
     vectors: Mapping[str, Vector],

@@ -25,7 +25,7 @@ from evals.measures.measure import Columns, Compared, Measure, Scoring, Session
 from evals.statistics import pair
 from evals.table import Table, label, ranged
 from gen.ahead import fit_heldout
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.console import number
 from shared.prompts import load_heldout
 from shared.records import write_jsonl
@@ -42,7 +42,7 @@ class FreeTextSession(Session):
     def __init__(self, scoring: Scoring):
         super().__init__()
         self.scoring = scoring
-        self.prompted = Renderer(scoring.chat, scoring.trait)
+        self.prompted = PromptRenderer(scoring.chat, scoring.trait)
         self.heldout = load_heldout(scoring.config.eval.heldout)
         fit_heldout(self.heldout, self.prompted, scoring.config)
         self.texts: Generations | None = None

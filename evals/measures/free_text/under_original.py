@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.scoring import score
 from shared.records import Prompt
 from shared.text import distinct_n, loop_share
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OTHER_PROMPTS = 3  # under which a text is scored besides its own, for its relevance
 
 
-def others_of(renderer: Renderer, prompts: Sequence[Prompt]) -> int:
+def others_of(renderer: PromptRenderer, prompts: Sequence[Prompt]) -> int:
     """Scores of a text besides those under the neutral and the trait prompt: under the paraphrases, and behind other prompts."""
     paraphrases = renderer.trait.paraphrases
     return (2 * len(paraphrases.trait) if paraphrases else 0) + min(OTHER_PROMPTS, len(prompts) - 1)
@@ -24,7 +24,7 @@ def others_of(renderer: Renderer, prompts: Sequence[Prompt]) -> int:
 
 def judge(
     engine: Engine,
-    renderer: Renderer,
+    renderer: PromptRenderer,
     prompts: Sequence[Prompt],
     rows: Sequence[dict[str, Any]],
     advance: Callable[[], None],
