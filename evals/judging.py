@@ -29,7 +29,7 @@ from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openi
 from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
-from evals.rows import ConditionLine
+from evals.rows import OF_THE_STUDENT, ConditionLine
 from evals.statistics import Answers, Estimate, show
 from evals.verdict import broken, preflight
 
@@ -137,6 +137,20 @@ class Judging:
         if self.prompted is None or not case.generations or case.line.stage == "base":
             return None
         return text_retain(self.base.texts, self.prompted.texts, case.texts, TRAIT)
+
+    def share_of_student(self, case: Case) -> Estimate | None:
+        """The shift of llr_opposite of a condition of the student's vector over the healed student's; None of other conditions."""
+        if case.line.stage not in OF_THE_STUDENT or not case.generations or not self.base.texts.has(TRAIT):
+            return None
+        return text_retain(self.base.texts, self.healed.texts, case.texts, TRAIT)
+
+    def auth_share_of_student(self, case: Case) -> Estimate | None:
+        """The same of the foundation's ln of mean mass; None as well under 0.05 nats of the student's shift."""
+        foundation = (self.target or AUTHORITY_FALLS).foundation
+        student = shift(self.base.answers, self.healed.answers, foundation)
+        if case.line.stage not in OF_THE_STUDENT or student is None or abs(student.value) < SMALLEST_SHIFT:
+            return None
+        return retain(self.base.answers, self.healed.answers, case.answers, foundation)
 
     @cached_property
     def retained(self) -> Estimate | None:

@@ -12,7 +12,7 @@ from evals.judging import Case, Judging
 from evals.measures.forced_choice.figures import Figures
 from evals.measures.registry import MEASURES
 from evals.round import Round
-from evals.rows import ONCE, ConditionLine
+from evals.rows import OF_THE_STUDENT, ONCE, ConditionLine
 from evals.statistics import Estimate, pair
 from shared.commands import round_command
 from shared.errors import SteerHealError
@@ -116,7 +116,9 @@ def _row(run: Run, case: Case, judging: Judging) -> dict[str, Any]:
         "name": case.line.name,
         "draw": case.line.draw,
         "gate": case.line.gate,
-        "coefficient": case.line.coefficient if case.line.stage in ("steered", "random", "decoy") else 0.0,
+        "coefficient": case.line.coefficient
+        if case.line.stage in ("steered", "random", "decoy", *OF_THE_STUDENT)
+        else 0.0,
         **dict.fromkeys(column for measure in MEASURES for column in measure.columns),
         **case.columns,
         **_judged(case, judging),
@@ -142,6 +144,8 @@ def _judged(case: Case, judging: Judging) -> dict[str, Any]:
         "random_draws": len(judging.draws),
         **pair("increment", "increment_ci", judging.increment(case)),
         **pair("retain", "retain_ci", judging.retained if case is judging.healed else None),
+        **pair("share_of_student", "share_of_student_ci", judging.share_of_student(case)),
+        **pair("auth_share_of_student", "auth_share_of_student_ci", judging.auth_share_of_student(case)),
         **pair("share_of_prompted", "share_of_prompted_ci", judging.share_of_prompted(case)),
         "price": judged.price.name if judged.price else None,
         **pair("price_less_steering", "price_less_steering_ci", judged.price.less if judged.price else None),

@@ -32,6 +32,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "steered": "the student of the round before, with the round's vector at the mean coefficient of the kept rows",
         "random": "the same as steered, in a random direction of the same norm",
         "healed": "the student after a round's training, without a vector",
+        "student_vector": "the original model with the healed student's mean shift of activations added",
+        "student_without_vector": "the healed student with its mean shift of activations subtracted",
     },
     "Free text": {
         "trait_llr": "how much likelier the trait prompt makes a text than the neutral prompt does, nats per token; higher is more of the trait",
@@ -103,6 +105,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "‖v_student‖ / ‖v‖": "norm of the student's own shift of activations over that of the round's vector",
         "cos to the round's vector": "cosine of the student's own shift with the vector that taught it",
         "cos to round 1's, from base": "cosine of the shift since the base with the first round's vector",
+        "share of the student's": "shift of llr_opposite over the healed student's; with the vector added 1 is enough, with it subtracted 0 is all",
+        "share of the student's d_auth": "d_auth over the healed student's, read in the same way",
         "split-half cosine": "cosine of the shifts over two halves of the prompts: near 0 it is noise",
     },
     "Study": {

@@ -313,6 +313,10 @@ class EvalConfig(Section):
         False,
         description="steer with a vector of each decoy persona of vector.trait as well, as long as the trait's: a harder null than random directions",
     )
+    student_vector: bool = Field(
+        False,
+        description="the student's mean shift of activations as a cause: added to the original model, and subtracted from the student",
+    )
     gates: list[float] = Field(
         [], description="gates of the round at which its healed student is scored as well; it always is at 1"
     )
@@ -334,7 +338,7 @@ class EvalConfig(Section):
 
     def determining(self) -> dict[str, Any]:
         """The settings that scores depend on; a later key is left out at its default, which is what earlier versions did."""
-        return self.model_dump(exclude=set() if self.decoy_vectors else {"decoy_vectors"})
+        return self.model_dump(exclude={key for key in ("decoy_vectors", "student_vector") if not getattr(self, key)})
 
     @field_validator("measures")
     @classmethod

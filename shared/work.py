@@ -223,7 +223,15 @@ def conditions(config: Config, number: int, full: bool) -> int:
     """Conditions that a round's scoring asks for."""
     first = 3 + _decoys(config) if number == 1 or full else 0
     decoys = _decoys(config, config.vector.trait) if config.eval.decoy_vectors else 0
-    return first + 1 + len(config.eval.coefficients) + config.eval.random_draws + decoys + students(config)
+    return (
+        first
+        + 1
+        + len(config.eval.coefficients)
+        + config.eval.random_draws
+        + decoys
+        + 2 * config.eval.student_vector
+        + students(config)
+    )
 
 
 def _decoys(config: Config, trait: str | None = None) -> int:
@@ -266,6 +274,9 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     if settings.decoy_vectors:
         sides = 1 + _decoys(config, config.vector.trait)
         activations += sides * config.vector.n_contexts * context * 2 * _read(config, shape)
+    if settings.student_vector:  # both networks as they are, and once more for each layer above the first
+        passes = 1 + 2 * len(band(config.vector.layers, shape.layers))
+        activations += passes * settings.contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations
     return Work(flops, free.weight_bytes + sampled.weight_bytes)
 

@@ -10,6 +10,7 @@ from typing import Any
 from evals.commandline import report_options
 from evals.ending import show_ending
 from evals.paper import paper
+from evals.report import cause
 from evals.report.lineage import difference, provenance, stages
 from evals.report.quality import coherence
 from evals.report.reading import grouped, reading
@@ -62,6 +63,7 @@ def grouped_tables(run: Run, rounds: Sequence[Round], found: dict[str, Any], mod
                 if extra
                 else []
             ),
+            *cause.tables(rows, extra),
         ],
         "measures": [
             table

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from evals.report import cause
 from evals.report.tables import dose
 from evals.round import Round
 from evals.table import ranged
@@ -42,6 +43,7 @@ def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
             *_verdict(mine),
             *_coherent(mine),
             *[sentence for measure in measures for sentence in measure.sentences(base, mine, others)],
+            *cause.sentences(others),
             *_survivors(r),
             *_training(r),
         ]
