@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -252,17 +253,16 @@ class Judging:
 
     def _price(self, case: Case, axis: Axis) -> Price | None:
         """Against plain steering at the same shift: ln of perplexity where there are texts, else the answer mass lost."""
-        doses = sorted(
-            (dose for dose in self.doses if dose.line.coefficient), key=lambda dose: dose.line.coefficient or 0
-        )
+        way = math.copysign(1.0, self.steered.line.coefficient or 1.0)  # a dose on the other side is no lower dose
+        doses = sorted((dose for dose in self.doses if _along(dose, way) > 0), key=lambda dose: _along(dose, way))
         alive: list[Case] = []
         for dose in doses:
             if dose.broken or any(part.state == "broken" for part in self.parts(dose)):
                 break  # beyond it a route would be drawn through a model that no longer answers
             alive.append(dose)
         at: list[Point] = [(BASE, one.answers, one.texts) for one in (self.base, *alive, case)]
-        coefficients = [float(dose.line.coefficient or 0) for dose in alive]
-        if len(set(coefficients)) < len(coefficients) or min(coefficients, default=0) <= 0:
+        coefficients = [_along(dose, way) for dose in alive]
+        if len(set(coefficients)) < len(coefficients):
             return None
         keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
         moved, paid = shift_and_price(at, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
@@ -272,6 +272,10 @@ class Judging:
             name = "ln of perplexity over the base's"
         less = less_steering(coefficients, moved, paid)
         return None if less is None else Price(name, less)
+
+
+def _along(dose: Case, way: float) -> float:
+    return way * (dose.line.coefficient or 0.0)
 
 
 def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:

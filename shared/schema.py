@@ -302,7 +302,8 @@ class EvalConfig(Section):
         False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
     )
     coefficients: list[float] = Field(
-        [], description="further doses scored in a round, multiples of the vector; the mean of the kept rows always is"
+        [],
+        description="further doses scored in a round, multiples of the vector, also negative ones; the mean of the kept rows always is",
     )
     random_draws: int = Field(
         9,

@@ -163,11 +163,12 @@ def build(
     personas: bool = False,
     decoys: int = 0,
     cause: bool = False,
+    mirrored: bool = False,
 ) -> Run:
     """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's
     answer mass; dead: rounds whose student's log-probabilities are NaN; all_kept: the filter rejects nothing; personas: with the
     controls of the prompted base, mundane prompts, and text of the first random direction alone; decoys: vectors of other personas;
-    cause: the student's own vector added and subtracted."""
+    cause: the student's own vector added and subtracted; mirrored: steered at -0.75 as well, which moves the other way."""
     run = open_run(folder, None, f"{SETTINGS} eval.debias={debias} {overrides}")
     for number in range(1, rounds + 1):
         _round(
@@ -183,6 +184,7 @@ def build(
             personas,
             decoys,
             cause,
+            mirrored,
         )
     return run
 
@@ -254,6 +256,7 @@ def _round(
     personas: bool,
     decoys: int,
     cause: bool,
+    mirrored: bool,
 ) -> None:
     here, grow = run.round(number), number**0.5
     read = Read(debias, think=4)
@@ -276,10 +279,13 @@ def _round(
     conditions += [("decoy", f"decoy-{draw}", dose, draw, False) for draw in range(1, decoys + 1)]
     if cause:
         conditions += [(name, name, coefficient, None, False) for name, coefficient in OF_THE_STUDENT.items()]
+    if mirrored:
+        conditions.append(("steered", "steered--0.75", -0.75, None, False))
     texts: list[dict] = []
-    for stage, name, _, _, _ in conditions:
+    for stage, name, coefficient, _, _ in conditions:
         part = grow * (0.7 if name != stage else 1.0)
-        rows = answers(stage, read, signal, mass.get(stage), part, dead and stage == "healed")
+        way = -part if stage == "steered" and coefficient < 0 else part
+        rows = answers(stage, read, signal, mass.get(stage), way, dead and stage == "healed")
         write_jsonl(scores / f"{name}.jsonl", signed({name: rows}, model="feedface", dtype="float32")[name])
         if not personas or name != "random-2":
             texts += generations(stage, name, part, personas)

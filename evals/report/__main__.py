@@ -12,6 +12,7 @@ from evals.ending import show_ending
 from evals.paper import paper
 from evals.report import cause
 from evals.report.lineage import difference, provenance, stages
+from evals.report.published import selectivity
 from evals.report.quality import coherence
 from evals.report.reading import grouped, reading
 from evals.report.tables import (
@@ -64,6 +65,7 @@ def grouped_tables(run: Run, rounds: Sequence[Round], found: dict[str, Any], mod
                 else []
             ),
             *cause.tables(rows, extra),
+            *selectivity(rows, extra),
         ],
         "measures": [
             table
