@@ -22,8 +22,8 @@ import numpy as np
 from evals.conditions import ADDED, REMOVED
 from evals.measures.activations import neutral_prompts
 from evals.measures.measure import Scoring
-from evals.measures.retention.forward import steered
 from gen.extract import ROUNDING, activations, in_fp32
+from gen.forward import steered
 from shared.commands import setting
 from shared.errors import SteerHealError
 from shared.models import Model

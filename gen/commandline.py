@@ -49,8 +49,8 @@ def sweep_options() -> Options:
     )
     files.add_argument(
         "--dose",
-        choices=["grid", "walk"],
-        help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
+        choices=["grid", "walk", "iso_kl"],
+        help="walk finds the largest coefficient that enough completions survive, iso_kl the one at which the steered model is --kl from the unsteered one; both sample it and 0 (default: sweep.dose)",
     )
     files.add_argument(
         "--workers", type=positive, help="engines that make windows at once, one a GPU (default: sweep.workers)"
@@ -61,6 +61,9 @@ def sweep_options() -> Options:
         help="run the workers on a Ray cluster; auto is the one that runs on this machine (default: cluster.address)",
     )
     files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
+    files.add_argument(
+        "--kl", type=number, help="iso_kl's 95th percentile of KL(steered || unsteered), nats (default: sweep.dose_kl)"
+    )
     files.add_argument(
         "--out",
         type=Path,
@@ -76,6 +79,7 @@ def settings_of_sweep(arguments: argparse.Namespace) -> list[str]:
         "sweep.samples": arguments.samples,
         "sweep.dose": arguments.dose,
         "sweep.survival": arguments.survival,
+        "sweep.dose_kl": arguments.kl,
         "sweep.workers": arguments.workers,
         "cluster.address": arguments.cluster,
     }

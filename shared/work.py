@@ -25,6 +25,7 @@ CHARACTERS = 4.6  # of a token of English
 TEMPLATE = 13  # tokens of a chat template around a system prompt and a user message
 OPTION_TOKENS = 1 / 6.7  # tokens of a question a byte of the instrument's file
 LINES = 1000  # of a file, from which the rest is extrapolated
+ISO_KL_TOKENS = 48  # of a completion on which iso-KL is measured, at most
 BATCH = 128  # sequences that decode together
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -137,7 +138,7 @@ def sizes(config: Config, number: int) -> Sizes:
     )  # fmt: skip
     n, m = min(sweep.n_dilemmas, dilemmas), min(sweep.n_mundane, mundane)
     length = (n * conflict + m * plain) / max(1, n + m)
-    steered = 1 if config.walks else len(sweep.coefficients)
+    steered = 1 if config.searches else len(sweep.coefficients)
     conditions = steered + (1 if number == 1 else 0)
     neutral, trait = _system_tokens(config)
     rows = (n + m) * conditions * sweep.samples
@@ -201,7 +202,11 @@ def _sweep(config: Config, shape: Shape, plan: Sizes) -> Work:
     scored = 2 * plan.rows * plan.completion * 2 * shape.weights + 2 * shape.blocks * plan.prompts * (
         plan.neutral + plan.trait
     )
-    return Work(sampled.flops + prompts + scored, sampled.weight_bytes)
+    searched = 0.0
+    if config.searches and not config.walks:  # iso-KL: its texts are sampled, and read once unsteered and once a probe
+        reads = (2 * config.sweep.dose_steps + 2) * min(config.sweep.dose_prompts, plan.prompts)
+        searched = 2 * reads * (plan.neutral + min(ISO_KL_TOKENS, plan.completion)) * shape.weights
+    return Work(sampled.flops + prompts + scored + searched, sampled.weight_bytes)
 
 
 def _heal(run: Run, number: int, shape: Shape) -> Work:
@@ -304,7 +309,7 @@ def memory_of(run: Run, stage: str) -> float:
     if stage == "sweep":
         if config.cluster.address is not None:
             return 1.0 * GIB  # the engines are elsewhere
-        return engine * config.sweep.workers
+        return max(engine * config.sweep.workers, 1.0 * GIB + plain if config.searches and not config.walks else 0.0)
     return engine + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
 
 

@@ -17,7 +17,6 @@ from synthetic_run import build
 from evals.conditions import ADDED, REMOVED, after_training, before_training, by_weights
 from evals.measures.activations import neutral_prompts, states
 from evals.measures.measure import Scoring
-from evals.measures.retention.forward import steered
 from evals.report import cause
 from evals.report.figures.base import Shown, legend_of
 from evals.report.figures.registry import panels_of, pngs
@@ -27,6 +26,7 @@ from evals.rows import ConditionLine
 from evals.scored import scored_rounds
 from evals.student_vector import student_vectors
 from gen.extract import activations, in_fp32
+from gen.forward import steered
 from gen.students import Student
 from shared.config import resolve
 from shared.errors import SteerHealError
