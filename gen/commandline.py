@@ -255,6 +255,31 @@ def verify_options() -> Options:
     return options
 
 
+def scan_options() -> Options:
+    options = parser(
+        "gen.scan",
+        "Which layer carries the trait? Steers with the vector in each layer alone, and in vector.layers, at one relative dose.",
+        stage=False,
+    )
+    options.add_argument(
+        "--model",
+        reads=outputs.parse_path,
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
+    )
+    options.add_argument(
+        "--relative-dose",
+        type=number,
+        default=0.25,
+        metavar="X",
+        help="norm of what is added over the mean norm of the activations",
+    )
+    options.add_argument("--prompts", type=positive, default=8, metavar="N", help="so many of eval.heldout")
+    options.add_argument("--samples", type=positive, default=1, metavar="N", help="completions of each prompt")
+    options.add_argument("--tokens", type=positive, default=48, metavar="T", help="length of a completion, tokens")
+    options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the table as JSON")
+    return options
+
+
 def bench_options() -> Options:
     options = benchmark(
         "gen.bench",
