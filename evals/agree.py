@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evals.round import Round
+from evals.rows import OF_THE_STUDENT
 from gen.outcome import Tally
 from shared.commands import stage_command
 from shared.errors import SteerHealError
@@ -151,7 +152,7 @@ def _swept(run: Run, r: Round) -> None:
                 )
     dose = float(np.mean([row.coefficient for row in r.kept])) if r.kept else None
     for line in r.scores.conditions:
-        if line.stage not in ("steered", "random", "decoy") and line.coefficient:
+        if line.stage not in ("steered", "random", "decoy", *OF_THE_STUDENT) and line.coefficient:
             raise _disagree(run, r.number, r.manifests, f"{line.name} at coefficient {line.coefficient:g}", "no vector")
         at_dose = line.stage in ("random", "decoy") or (line.stage == "steered" and line.headline)
         if at_dose and not _close(line.coefficient, dose):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openi
 from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
-from evals.rows import ConditionLine
+from evals.rows import OF_THE_STUDENT, ConditionLine
 from evals.statistics import Answers, Estimate, show
 from evals.verdict import broken, preflight
 
@@ -138,6 +139,20 @@ class Judging:
             return None
         return text_retain(self.base.texts, self.prompted.texts, case.texts, TRAIT)
 
+    def share_of_student(self, case: Case) -> Estimate | None:
+        """The shift of llr_opposite of a condition of the student's vector over the healed student's; None of other conditions."""
+        if case.line.stage not in OF_THE_STUDENT or not case.generations or not self.base.texts.has(TRAIT):
+            return None
+        return text_retain(self.base.texts, self.healed.texts, case.texts, TRAIT)
+
+    def auth_share_of_student(self, case: Case) -> Estimate | None:
+        """The same of the foundation's ln of mean mass; None as well under 0.05 nats of the student's shift."""
+        foundation = (self.target or AUTHORITY_FALLS).foundation
+        student = shift(self.base.answers, self.healed.answers, foundation)
+        if case.line.stage not in OF_THE_STUDENT or student is None or abs(student.value) < SMALLEST_SHIFT:
+            return None
+        return retain(self.base.answers, self.healed.answers, case.answers, foundation)
+
     @cached_property
     def retained(self) -> Estimate | None:
         """The share of the steered shift of auth_nats that the student keeps; None under 0.05 nats of it, where it is noise."""
@@ -240,17 +255,16 @@ class Judging:
 
     def _price(self, case: Case, axis: Axis) -> Price | None:
         """Against plain steering at the same shift: ln of perplexity where there are texts, else the answer mass lost."""
-        doses = sorted(
-            (dose for dose in self.doses if dose.line.coefficient), key=lambda dose: dose.line.coefficient or 0
-        )
+        way = math.copysign(1.0, self.steered.line.coefficient or 1.0)  # a dose on the other side is no lower dose
+        doses = sorted((dose for dose in self.doses if _along(dose, way) > 0), key=lambda dose: _along(dose, way))
         alive: list[Case] = []
         for dose in doses:
             if dose.broken or any(part.state == "broken" for part in self.parts(dose)):
                 break  # beyond it a route would be drawn through a model that no longer answers
             alive.append(dose)
         points: list[Point] = [(BASE, point.answers, point.texts) for point in (self.base, *alive, case)]
-        coefficients = [float(dose.line.coefficient or 0) for dose in alive]
-        if len(set(coefficients)) < len(coefficients) or min(coefficients, default=0) <= 0:
+        coefficients = [_along(dose, way) for dose in alive]
+        if len(set(coefficients)) < len(coefficients):
             return None
         keep = np.logical_and.reduce([answers.scorable for _, answers, _ in points])
         moved, paid = shift_and_price(points, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
@@ -262,6 +276,10 @@ class Judging:
             name = "ln of perplexity over the base's"
         difference = less_steering(coefficients, moved, paid)
         return None if difference is None else Price(name, difference)
+
+
+def _along(dose: Case, way: float) -> float:
+    return way * (dose.line.coefficient or 0.0)
 
 
 def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:

@@ -20,6 +20,7 @@ from evals.conditions import (
 from evals.decoys import decoy_vectors, personas
 from evals.measures.measure import Scoring, Session
 from evals.measures.registry import measures_of
+from evals.student_vector import student_vectors
 from gen.ahead import refuse_overflow
 from gen.students import ServedStudent, adapter_room
 from gen.students import student as student_of
@@ -105,7 +106,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         return
     scoring = scoring_of(run, number, mode, origin, rebuild, cached)
     sessions = [measure.begin(scoring) for measure in measures_of(scoring.config.eval)]
-    add_decoys(scoring)
+    add_vectors(scoring)
     groups = groups_of(scoring, mode)
     for session in sessions:
         session.before_engine(groups)
@@ -165,11 +166,13 @@ def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cac
     )
 
 
-def add_decoys(scoring: Scoring) -> None:
-    """Put the vectors of decoys among a scoring's own, where eval.decoy_vectors asks for them."""
+def add_vectors(scoring: Scoring) -> None:
+    """Put the vectors of decoys, and the student's own, among those of a scoring, where eval.decoy_vectors and eval.student_vector ask for them."""
     config, before = scoring.config, scoring.run.history(scoring.number - 1)
     if config.eval.decoy_vectors:
         scoring.vectors.update(decoy_vectors(config, scoring.origin, before, scoring.chat, scoring.vectors["trait"]))
+    if config.eval.student_vector:
+        scoring.vectors.update(student_vectors(scoring))
 
 
 def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
@@ -194,7 +197,9 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
     )
     groups = [
         *by_weights(conditions, ServedStudent(origin.folder, fingerprint=origin.fingerprint), served(before), before),
-        *after_training(number, after, config.eval.gates, run.students, served),
+        *after_training(
+            number, after, config.eval.gates, run.students, served, positions if config.eval.student_vector else None
+        ),
     ]
     for condition in (condition for group in groups for condition in group.conditions if condition.vector):
         steered = scoring.vectors[str(condition.vector)]

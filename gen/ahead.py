@@ -45,11 +45,11 @@ def refuse_overflow(vectors: Iterable[Vector], doses: Iterable[tuple[str, float]
 
 
 def doses_of(config: Config, coefficients: Sequence[float], name: str) -> list[tuple[str, float]]:
-    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a walk may take. None of one
+    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a search may take. None of one
     that samples under the trait prompt."""
     if config.filter.source == "prompted":
         return []
-    if config.walks:
+    if config.searches:
         return [("sweep.dose_ceiling", config.sweep.dose_ceiling)]
     return [(name, dose) for dose in coefficients]
 

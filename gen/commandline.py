@@ -61,8 +61,8 @@ def sweep_options() -> Options:
     )
     files.add_argument(
         "--dose",
-        choices=["grid", "walk"],
-        help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
+        choices=["grid", "walk", "iso_kl"],
+        help="walk finds the largest coefficient that enough completions survive, iso_kl the one at which the steered model is --kl from the unsteered one; both sample it and 0 (default: sweep.dose)",
     )
     files.add_argument(
         "--workers", type=positive, help="engines that make windows at once, one a GPU (default: sweep.workers)"
@@ -73,6 +73,9 @@ def sweep_options() -> Options:
         help="run the workers on a Ray cluster; auto is the one that runs on this machine (default: cluster.address)",
     )
     files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
+    files.add_argument(
+        "--kl", type=number, help="iso_kl's 95th percentile of KL(steered || unsteered), nats (default: sweep.dose_kl)"
+    )
     files.add_argument(
         "--out",
         type=Path,
@@ -88,6 +91,7 @@ def settings_of_sweep(arguments: argparse.Namespace) -> list[str]:
         "sweep.samples": arguments.samples,
         "sweep.dose": arguments.dose,
         "sweep.survival": arguments.survival,
+        "sweep.dose_kl": arguments.kl,
         "sweep.workers": arguments.workers,
         "cluster.address": arguments.cluster,
     }
@@ -260,6 +264,31 @@ def verify_options() -> Options:
     options.add_argument(
         "--out", type=Path, writes=outputs.output_file(".md"), help="file for the report besides the terminal, Markdown"
     )
+    return options
+
+
+def scan_options() -> Options:
+    options = parser(
+        "gen.scan",
+        "Which layer carries the trait? Steers with the vector in each layer alone, and in vector.layers, at one relative dose.",
+        stage=False,
+    )
+    options.add_argument(
+        "--model",
+        reads=outputs.parse_path,
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
+    )
+    options.add_argument(
+        "--relative-dose",
+        type=number,
+        default=0.25,
+        metavar="X",
+        help="norm of what is added over the mean norm of the activations",
+    )
+    options.add_argument("--prompts", type=positive, default=8, metavar="N", help="so many of eval.heldout")
+    options.add_argument("--samples", type=positive, default=1, metavar="N", help="completions of each prompt")
+    options.add_argument("--tokens", type=positive, default=48, metavar="T", help="length of a completion, tokens")
+    options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the table as JSON")
     return options
 
 

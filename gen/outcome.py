@@ -193,7 +193,7 @@ def refuse_starvation(result: FilterOutcome, config: FilterConfig) -> None:
         mends.append("sample more (more prompts, sweep.samples) or lower filter.min_kept")
     if causes:
         other = " or ".join(advice) or "lower filter.min_kept"
-        lower = "lower the doses in sweep.coefficients (sweep.dose=walk finds one), or "
+        lower = "lower the doses in sweep.coefficients (sweep.dose=walk or iso_kl finds one), or "
         mends.append(f"{lower if config.source == 'steered' else ''}{other}")
     rejected = ", ".join(f"{name} ({count})" for name, count in ordered)
     raise Starved(

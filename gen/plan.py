@@ -27,6 +27,7 @@ from shared.vectors import Vector
 
 Row = TypeVar("Row")
 WALK_KEYS = {"survival", "dose_ceiling", "dose_steps", "dose_prompts"}
+KL_KEYS = {"dose_kl"}  # later than the others of a search
 WHERE_KEYS = {"workers"}  # who makes the rows does not change them
 PROMPTED = "prompted"  # in a key, in the place of a coefficient
 
@@ -38,7 +39,7 @@ class Job:
     Args:
         out: file or folder of its rows.
         prompts: gone through several times, never held.
-        coefficients: those of a grid, or those sampled beside the walk's answer.
+        coefficients: those of a grid, or those sampled beside the answer of a search.
         seed: the text that is hashed with every key.
         student, origin: the model that samples, and the original one that scores.
         vector, vector_file: what steers, and the file it was read from.
@@ -46,6 +47,7 @@ class Job:
         finish: takes the counts of rows that are published, and removes the windows.
         frozen: gives round 1's unsteered rows, anew at every call; None where the sweep samples its own.
         day: what a chat template with a clock writes; None is that of an interrupted sweep, or today's.
+        history: the folded rounds that make the student of the original; None where it is the original.
     """
 
     out: Path
@@ -60,10 +62,15 @@ class Job:
     finish: Callable[[dict[str, Any]], None]
     frozen: Callable[[], Iterable[Completion]] | None = None
     day: date | None = None
+    history: Path | None = None
 
     @property
     def walks(self) -> bool:
         return self.config.walks
+
+    @property
+    def searches(self) -> bool:
+        return self.config.searches
 
     @property
     def prompted(self) -> bool:
@@ -71,12 +78,16 @@ class Job:
 
 
 def determining(config: Config) -> dict[str, Any]:
-    """The settings of the section sweep that its rows depend on: a grid does not depend on the walk's, nor a walk on the grid.
+    """The settings of the section sweep that its rows depend on: a grid does not depend on those of a search, nor a search on the grid.
 
     A later key is left out at its default, which is what earlier versions did.
     """
     later = {"until_kept"} if config.sweep.until_kept is None else set()
-    return config.sweep.model_dump(exclude=WHERE_KEYS | later | ({"coefficients"} if config.walks else WALK_KEYS))
+    if not config.searches:
+        not_its = WALK_KEYS | KL_KEYS
+    else:
+        not_its = {"coefficients"} | (KL_KEYS if config.walks else {"survival"})
+    return config.sweep.model_dump(exclude=WHERE_KEYS | later | not_its)
 
 
 def judged(config: Config) -> bool:

@@ -68,23 +68,36 @@ def search(probe: Callable[[float], DoseProbe], *, target: float, ceiling: float
         probes.append(probe(coefficient))
         return probes[-1].survival >= target
 
+    found = largest(reaches, ceiling=ceiling, steps=steps)
+    if found is None:
+        raise SteerHealError(
+            "the walk found no dose: too few completions survive the filter at every coefficient",
+            given=", ".join(f"{one.kept}/{one.n} at {one.coefficient:g}" for one in probes),
+            expected=f"a share of {target:g} (sweep.survival) at some coefficient from {probes[-1].coefficient:g} to {ceiling:g}",
+            next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
+            "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",
+        )
+    return Walk(found, probes)
+
+
+def largest(reaches: Callable[[float], bool], *, ceiling: float, steps: int) -> float | None:
+    """The largest coefficient found to reach something that higher ones do not; None where none of those tried does.
+
+    The ceiling, if it does. Else it is halved, at most `steps` times, until one does, and that pair is bisected `steps` times.
+    """
     if reaches(ceiling):
-        return Walk(ceiling, probes)
+        return ceiling
     low, high = ceiling / 2, ceiling
-    while not reaches(low):
-        if len(probes) > steps:
-            raise SteerHealError(
-                "the walk found no dose: too few completions survive the filter at every coefficient",
-                given=", ".join(f"{tried.kept}/{tried.n} at {tried.coefficient:g}" for tried in probes),
-                expected=f"a share of {target:g} (sweep.survival) at some coefficient from {low:g} to {ceiling:g}",
-                next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
-                "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",
-            )
+    for _ in range(steps):
+        if reaches(low):
+            break
         low, high = low / 2, low
+    else:
+        return None
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (middle, high) if reaches(middle) else (low, middle)
-    return Walk(low, probes)
+    return low
 
 
 def walk(

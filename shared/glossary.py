@@ -33,6 +33,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "steered": "the student of the round before, with the round's vector at the mean coefficient of the kept rows",
         "random": "the same as steered, in a random direction of the same norm",
         "healed": "the student after a round's training, without a vector",
+        "student_vector": "the original model with the healed student's mean shift of activations added",
+        "student_without_vector": "the healed student with its mean shift of activations subtracted",
     },
     "Free text": {
         "trait_llr": "how much likelier the trait prompt makes a text than the neutral prompt does, nats per token; higher is more of the trait",
@@ -74,6 +76,10 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "retain": "share of the steered shift of auth_nats that the healed student keeps",
         "surgical": "whether Authority moved and the other foundations did not move with it",
         "surgical_care": "surgical, and Care stayed where it was",
+        "gated_selectivity": "as moral-maps has it: shift of the foundation meant between a dose and its negative, less a tenth of the others', by the answer mass kept",
+        "si_flips": "as moral-maps has it: change of the share of items whose likeliest answer is the foundation meant, between a dose and its negative",
+        "gated_selectivity_over_base": "gated_selectivity with the base in the place of the negative dose",
+        "si_flips_over_base": "si_flips with the base in the place of the negative dose",
         "axis": "whether the base's answers follow the vignettes at all; without it the forced choice says nothing",
         "informedness": "0 is guessing, 1 is agreement with what the vignettes are about",
         "order effect": "how much an answer depends on the place of its option in the list, nats",
@@ -104,6 +110,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "‖v_student‖ / ‖v‖": "norm of the student's own shift of activations over that of the round's vector",
         "cos to the round's vector": "cosine of the student's own shift with the vector that taught it",
         "cos to round 1's, from base": "cosine of the shift since the base with the first round's vector",
+        "share of the student's": "shift of llr_opposite over the healed student's; with the vector added 1 is enough, with it subtracted 0 is all",
+        "share of the student's d_auth": "d_auth over the healed student's, read in the same way",
         "split-half cosine": "cosine of the shifts over two halves of the prompts: near 0 it is noise",
     },
     "Study": {

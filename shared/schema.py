@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from shared.commands import setting
 from shared.divergences import DIVERGENCES, DivergenceName
@@ -18,7 +18,7 @@ from shared.strict import check_values, repeated
 Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
 Debias = Literal["reversal", "rotating", "cyclic"]
-Dose = Literal["grid", "walk"]
+Dose = Literal["grid", "walk", "iso_kl"]
 COLDEST = 0.01  # vLLM samples at this temperature where a lower one above 0 is asked for
 
 
@@ -172,17 +172,32 @@ class SweepConfig(Section):
         description="engines that make windows at once: one a GPU, and on a CPU processes that share its cores; rows do not depend on it",
     )
     dose: Dose = Field(
-        "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
+        "grid",
+        description="grid: the coefficients; walk: the largest at which enough survive the filter; iso_kl: that at which the steered model is sweep.dose_kl from the unsteered one",
     )
     survival: float = Field(0.5, gt=0, le=1, description="walk: share of completions that must survive the filter")
-    dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
-    dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
-    dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
+    dose_kl: float = Field(
+        1.0, gt=0, description="iso_kl: 95th percentile of KL(steered || unsteered) over tokens, nats"
+    )
+    dose_ceiling: float = Field(4.0, gt=0, description="walk and iso_kl: largest coefficient tried")
+    dose_steps: int = Field(
+        6, ge=1, le=12, description="walk and iso_kl: bisection steps; also the most halvings of the ceiling"
+    )
+    dose_prompts: int = Field(24, ge=1, description="walk and iso_kl: prompts per probe, spread over the sweep's")
     until_kept: int | None = Field(
         None,
         ge=1,
         description="end the sweep with the first window at whose end so many rows pass the filter; by default, and where so few pass, all windows are made",
     )
+
+    @field_validator("survival", "dose_kl")
+    @classmethod
+    def _of_one_search(cls, value: float, info: ValidationInfo) -> float:
+        """A dose is searched in one way."""
+        dose, other = info.data.get("dose"), "iso_kl" if info.field_name == "survival" else "walk"
+        if dose == other and info.field_name and value != cls.model_fields[info.field_name].default:
+            raise ValueError(f"sweep.dose = {dose} does not go by it; a sweep searches its dose in one way")
+        return value
 
     @field_validator("coefficients")
     @classmethod
@@ -311,7 +326,8 @@ class EvalConfig(Section):
         False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
     )
     coefficients: list[float] = Field(
-        [], description="further coefficients scored in a round; the mean of the kept rows always is"
+        [],
+        description="further doses scored in a round, multiples of the vector, also negative ones; the mean of the kept rows always is",
     )
     random_draws: int = Field(
         9,
@@ -321,6 +337,10 @@ class EvalConfig(Section):
     decoy_vectors: bool = Field(
         False,
         description="steer with a vector of each decoy persona of vector.trait as well, as long as the trait's: a harder null than random directions",
+    )
+    student_vector: bool = Field(
+        False,
+        description="the student's mean shift of activations as a cause: added to the original model, and subtracted from the student",
     )
     gates: list[float] = Field(
         [],
@@ -344,7 +364,7 @@ class EvalConfig(Section):
 
     def determining(self) -> dict[str, Any]:
         """The settings that scores depend on; a later key is left out at its default, which is what earlier versions did."""
-        return self.model_dump(exclude=set() if self.decoy_vectors else {"decoy_vectors"})
+        return self.model_dump(exclude={key for key in ("decoy_vectors", "student_vector") if not getattr(self, key)})
 
     @field_validator("measures")
     @classmethod
@@ -376,8 +396,13 @@ class Config(Section):
 
     @property
     def walks(self) -> bool:
-        """Whether the sweep searches for its dose; completions under the trait prompt have none."""
+        """Whether the sweep searches for its dose by survival; completions under the trait prompt have none."""
         return self.sweep.dose == "walk" and self.filter.source != "prompted"
+
+    @property
+    def searches(self) -> bool:
+        """Whether the sweep searches for its dose, by survival or by iso-KL."""
+        return self.sweep.dose != "grid" and self.filter.source != "prompted"
 
     @property
     def scored_trait(self) -> str:

@@ -26,6 +26,7 @@ CHARACTERS = 4.6  # of a token of English
 TEMPLATE = 13  # tokens of a chat template around a system prompt and a user message
 OPTION_TOKENS = 1 / 6.7  # tokens of a question a byte of the instrument's file
 LINES = 1000  # of a file, from which the rest is extrapolated
+ISO_KL_TOKENS = 48  # of a completion on which iso-KL is measured, at most
 BATCH = 128  # sequences that decode together
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -140,7 +141,7 @@ def sizes(config: Config, number: int) -> Sizes:
     )  # fmt: skip
     n, m = min(sweep.n_dilemmas, dilemmas), min(sweep.n_mundane, mundane)
     length = (n * conflict + m * plain) / max(1, n + m)
-    steered = 1 if config.walks else len(sweep.coefficients)
+    steered = 1 if config.searches else len(sweep.coefficients)
     conditions = steered + (1 if number == 1 else 0)
     neutral, trait = _system_tokens(config)
     rows = (n + m) * conditions * sweep.samples
@@ -204,7 +205,11 @@ def _sweep(config: Config, shape: Shape, plan: Sizes) -> Work:
     scored = 2 * plan.rows * plan.completion * 2 * shape.weights + 2 * shape.blocks * plan.prompts * (
         plan.neutral + plan.trait
     )
-    return Work(sampled.flops + prompts + scored, sampled.weight_bytes)
+    searched = 0.0
+    if config.searches and not config.walks:  # iso-KL: its texts are sampled, and read once unsteered and once a probe
+        reads = (2 * config.sweep.dose_steps + 2) * min(config.sweep.dose_prompts, plan.prompts)
+        searched = 2 * reads * (plan.neutral + min(ISO_KL_TOKENS, plan.completion)) * shape.weights
+    return Work(sampled.flops + prompts + scored + searched, sampled.weight_bytes)
 
 
 def _heal(run: Run, number: int, shape: Shape) -> Work:
@@ -226,7 +231,15 @@ def conditions(config: Config, number: int, full: bool) -> int:
     """Conditions that a round's scoring asks for."""
     first = 3 + _decoys(config) if number == 1 or full else 0
     decoys = _decoys(config, config.vector.trait) if config.eval.decoy_vectors else 0
-    return first + 1 + len(config.eval.coefficients) + config.eval.random_draws + decoys + students(config)
+    return (
+        first
+        + 1
+        + len(config.eval.coefficients)
+        + config.eval.random_draws
+        + decoys
+        + 2 * config.eval.student_vector
+        + students(config)
+    )
 
 
 def _decoys(config: Config, trait: str | None = None) -> int:
@@ -271,6 +284,9 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     if settings.decoy_vectors:
         sides = 1 + _decoys(config, config.vector.trait)
         activations += sides * config.vector.n_contexts * context * 2 * _read(config, shape)
+    if settings.student_vector:  # both networks as they are, and once more for each layer above the first
+        passes = 1 + 2 * len(band(config.vector.layers, shape.layers))
+        activations += passes * settings.contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations
     return Work(flops, free.weight_bytes + sampled.weight_bytes)
 
@@ -298,7 +314,7 @@ def memory_of(run: Run, stage: str) -> float:
     if stage == "sweep":
         if config.cluster.address is not None:
             return 1.0 * GIB  # the engines are elsewhere
-        return engine * config.sweep.workers
+        return max(engine * config.sweep.workers, 1.0 * GIB + plain if config.searches and not config.walks else 0.0)
     return engine + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
 
 

@@ -11,8 +11,8 @@ import torch
 from hooked import Hooked
 from scorings import BASE, LATER, PROMPTED, STEERED, group_of, scoring_of
 
-from evals.measures.retention.forward import distance
 from evals.measures.retention.measure import ANSWER, Retention, RetentionRow, RetentionSession, first_sweep_rows
+from gen.forward import distance
 from gen.prompts import open_round
 from shared.chat import neutral_for
 from shared.errors import SteerHealError

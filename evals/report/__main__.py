@@ -10,7 +10,9 @@ from typing import Any
 from evals.commandline import report_options
 from evals.ending import show_ending
 from evals.paper import paper
+from evals.report import cause
 from evals.report.lineage import difference, provenance, stages
+from evals.report.published import selectivity
 from evals.report.quality import coherence
 from evals.report.reading import grouped, reading
 from evals.report.tables import (
@@ -62,6 +64,8 @@ def grouped_tables(run: Run, rounds: Sequence[Round], results: dict[str, Any], m
                 if extra
                 else []
             ),
+            *cause.tables(rows, extra),
+            *selectivity(rows, extra),
         ],
         "measures": [
             table

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from evals.report import cause
 from evals.report.tables import dose
 from evals.round import Round
 from evals.table import ranged
@@ -46,6 +47,7 @@ def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
             *_verdict(by_stage),
             *_coherent(by_stage),
             *[sentence for measure in measures for sentence in measure.sentences(base, by_stage, others)],
+            *cause.sentences(others),
             *_survivors(r),
             *_training(r),
         ]

@@ -139,7 +139,7 @@ class RetentionSession(ByCondition):
         """Nothing: the engine has no distribution over the vocabulary."""
 
     def make(self, engine: Any, group: Weights, conditions: Sequence[Condition]) -> dict[str, list[dict[str, Any]]]:
-        from evals.measures.retention.forward import distance, logits_of, steered
+        from gen.forward import distance, logits_of, steered
 
         scoring, origin = self.scoring, self.scoring.origin
         base = self._base = self._base or in_fp32(origin, None)

@@ -1,4 +1,4 @@
-"""Teacher-forced distributions of two networks on one text, over the full vocabulary."""
+"""Teacher-forced distributions of two networks on one text, over the full vocabulary, by plain forwards with hooks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from shared.layers import decoder_layers
 from shared.vectors import Vector
@@ -98,3 +100,15 @@ def distance(base: torch.Tensor, other: torch.Tensor, targets: Sequence[int]) ->
 
 def _finite(value: float) -> bool:
     return abs(value) < float("inf")
+
+
+def kl_by_token(other: torch.Tensor, base: torch.Tensor) -> np.ndarray:
+    """KL(other || base) at each position of logits [tokens, vocabulary], nats [tokens]; NaN or infinite where a logit is."""
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for at in range(0, len(base), CHUNK):
+            q, p = (logits[at : at + CHUNK].float().log_softmax(-1) for logits in (other, base))
+            found.append(torch.where(q > -torch.inf, q.exp() * (q - p), 0.0).double().sum(-1))  # a padded head has -inf
+    return np.asarray(torch.cat(found))
