@@ -17,8 +17,8 @@ from pydantic import TypeAdapter
 
 from gen.extract import in_fp32
 from gen.forward import kl_by_token, logits_of, steered
-from gen.plan import Job, name_of, spread
-from gen.prompts import Renderer
+from gen.plan import Job, name_of, spread_prompts
+from gen.prompts import PromptRenderer
 from gen.walk import largest
 from gen.windows import Windows
 from shared.commands import removal, setting
@@ -136,7 +136,7 @@ def sample(
     return found
 
 
-def iso_kl_of(job: Job, windows: Windows, renderer: Renderer, prompts: int) -> IsoKL:
+def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int) -> IsoKL:
     """The iso-KL dose of a sweep: the answer that an interrupted one noted, or a search, whose answer is noted.
 
     Args:
@@ -161,7 +161,7 @@ def iso_kl_of(job: Job, windows: Windows, renderer: Renderer, prompts: int) -> I
     settings, chat = job.config.sweep, renderer.chat
     network = in_fp32(job.origin, job.history)
     try:
-        chosen = spread((prompt for _, prompt in job.prompts), prompts, settings.dose_prompts)
+        chosen = spread_prompts((prompt for _, prompt in job.prompts), prompts, settings.dose_prompts)
         texts = []
         with counting("iso-KL: unsteered completions", len(chosen)) as advance:
             for index, prompt in chosen:

@@ -16,16 +16,16 @@ import numpy as np
 from gen.ahead import refuse_overflow
 from gen.commandline import scan_options
 from gen.extract import extract
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.scoring import Score, score
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import setting
 from shared.console import console, number, progress, say, table
 from shared.context import fitted
 from shared.errors import SteerHealError
-from shared.estimate import calibrated, predict
+from shared.estimate import calibration, predict
 from shared.locks import hold
 from shared.models import Model
 from shared.models import resolve as resolve_model
@@ -123,7 +123,7 @@ def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def measure(
-    engine: Engine, at: Sequence[Place], prompts: Sequence[Prompt], renderer: Renderer, config: Config, said: Said
+    engine: Engine, at: Sequence[Place], prompts: Sequence[Prompt], renderer: PromptRenderer, config: Config, said: Said
 ) -> list[ScanRow]:
     """Sample and score all places, the unsteered first, in one batch each; the engine holds the original weights and patches all layers.
 
@@ -260,7 +260,7 @@ def estimated(
 ) -> float:
     """Seconds of a scan: extraction in all layers, sampling, and scoring under two prompts.
 
-    machine: as `shared.estimate.calibrated` gives it.
+    machine: as `shared.estimate.calibration` gives it.
     """
     shape, rows = shape_of(model), conditions * prompts * said.samples
     length, tokens = 100, said.tokens  # tokens of a rendered prompt, about
@@ -285,9 +285,9 @@ def main() -> None:
     if arguments.out:
         hold(arguments.out)
     chat = Chat.load(model.folder, config.model.chat_template_kwargs, config.model.day)
-    renderer = Renderer(chat, load_trait(config.vector.trait))
+    renderer = PromptRenderer(chat, load_trait(config.vector.trait))
     conditions = model.depth + 1 + 2 * (len(layers) > 1)
-    seconds = estimated(model, config, conditions, len(prompts), said, calibrated())
+    seconds = estimated(model, config, conditions, len(prompts), said, calibration())
     console.print(f"{conditions} conditions of {len(prompts)} prompts: {in_minutes(seconds)}")
     everywhere = config.vector.model_copy(update={"layers": list(range(model.depth))})
     vector = extract(model, None, config.model, everywhere, config.seed, config.model.day)
@@ -295,7 +295,7 @@ def main() -> None:
     for place in at:
         if place.vector:
             refuse_overflow([place.vector], [(f"{place.name} at", place.coefficient)], model, config.model.dtype)
-    base = Student(model.folder, fingerprint=model.fingerprint)
+    base = ServedStudent(model.folder, fingerprint=model.fingerprint)
     from gen.engine.engine import engine
 
     with engine(

@@ -10,7 +10,7 @@ import pytest
 from conftest import command
 
 from gen.commandline import scan_options
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.scan import UNSTEERED, Place, Said, ScanRow, best, chosen, estimated, measure, places, sentence
 from shared.chat import Chat
 from shared.config import resolve
@@ -66,7 +66,7 @@ def test_a_place_is_what_the_engine_says_there(engine: object, tokenizer: object
     draws = np.random.default_rng(1)
     layers = {layer: draws.standard_normal(576).astype(np.float32) * 0.5 for layer in (14, 15)}
     config, _ = resolve(None, "seed=3")
-    renderer, prompts = Renderer(Chat(tokenizer), load_trait("embedded")), load_heldout("embedded")[:3]
+    renderer, prompts = PromptRenderer(Chat(tokenizer), load_trait("embedded")), load_heldout("embedded")[:3]
     at = [Place(UNSTEERED, None), Place("layer 14", Vector({14: layers[14]}), 0.0), Place("band", Vector(layers), 4.0)]
     unsteered, nothing, much = measure(engine, at, prompts, renderer, config, Said(2, 10))  # type: ignore[arg-type]
     assert nothing.trait_llr == pytest.approx(unsteered.trait_llr, abs=1e-4)

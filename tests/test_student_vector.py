@@ -27,7 +27,7 @@ from evals.scored import scored_rounds
 from evals.student_vector import student_vectors
 from gen.extract import activations, in_fp32
 from gen.forward import steered
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -88,7 +88,7 @@ def test_a_student_that_is_the_original_has_none(scoring: Scoring) -> None:
 
 
 def test_its_conditions_belong_to_the_original_and_to_the_student(tmp_path: Path) -> None:
-    trait, original, before = load_trait("embedded"), Student(Path("o"), fingerprint="o"), Student(Path("b"), fingerprint="b")  # fmt: skip
+    trait, original, before = load_trait("embedded"), ServedStudent(Path("o"), fingerprint="o"), ServedStudent(Path("b"), fingerprint="b")  # fmt: skip
     later = before_training(False, 1.0, "generated", trait, ON)
     first, teacher = by_weights(later, original, before)
     assert first.student == original and [c.name for c in first.conditions] == [ADDED]
