@@ -151,8 +151,9 @@ test-long: $(STAMP) $(RAY) ## the tests that take too long for make test
 check: $(STAMP) ## lint and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
-docs: $(STAMP) ## docs/cli.md and docs/settings.md, written from the code
+docs: $(STAMP) ## docs/cli.md, docs/settings.md and the glossary, written from the code
 	@$(PY) -m shared.reference --out docs
+	@$(PY) -m shared.glossary
 
 docs-results: $(STAMP) ## the report of RUN into docs/run, and its numbers into README.md and docs/results.md
 	@$(PY) -m evals.docs_results --run $(call quote,$(RUN))

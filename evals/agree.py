@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evals.round import Round
+from evals.rows import OF_THE_STUDENT
 from gen.outcome import Tally
 from shared.commands import stage_command
 from shared.errors import SteerHealError
@@ -38,7 +39,7 @@ FULL = ("items", "full_items", "debias")  # of eval, which EVAL=full sets in its
 CLOSE = 1e-9  # of sums in another order
 
 
-def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str) -> None:
+def refuse_unrecorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str) -> None:
     """Raise SteerHealError for a file that no manifest records, and for settings that are not the run's. mode: the step of scoring."""
     for stage, names in FILES.items():
         for name in names:
@@ -47,7 +48,7 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str
                 raise _disagree(
                     run, number, manifests, f"{path} is not among the outputs of its manifest", f"what {stage} made"
                 )
-    for stage, manifest in read_by(manifests, mode):
+    for stage, manifest in stages_read(manifests, mode):
         if changed := list(_other_settings(run.config, stage, manifest.settings)):
             raise SteerHealError(
                 f"round {number} {stage} was made with other settings than the run's",
@@ -57,17 +58,17 @@ def recorded(run: Run, number: int, manifests: Mapping[str, Manifest], mode: str
             )
 
 
-def read_by(manifests: Mapping[str, Manifest], mode: str) -> list[tuple[str, Manifest]]:
+def stages_read(manifests: Mapping[str, Manifest], mode: str) -> list[tuple[str, Manifest]]:
     """The stages whose files a report of this step of scoring reads: the round's own scores may be older than its full ones."""
     return [(stage, manifests[stage]) for stage in (*STAGES[:-1], mode) if stage in manifests]
 
 
 def _other_settings(config: Config, stage: str, settings: Mapping[str, Any]) -> Iterator[str]:
     """Lines on the settings that a stage records and the configuration has too, where the two differ."""
-    whole = config.model_dump(mode="json")
+    settings_ = config.model_dump(mode="json")
     now: dict[str, Any] = {
-        **{name: whole["model"][name] for name in ("dtype", "student", "chat_template_kwargs", "date")},
-        **{name: whole[name] for name in ("vector", "sweep", "filter", "train", "eval")},
+        **{name: settings_["model"][name] for name in ("dtype", "student", "chat_template_kwargs", "date")},
+        **{name: settings_[name] for name in ("vector", "sweep", "filter", "train", "eval")},
         "sampling": [config.sweep.temperature, config.sweep.top_p],
         **({} if stage == "extract" else {"seed": config.seed}),  # extract's, of a random direction, is its own
     }
@@ -80,7 +81,7 @@ def _other_settings(config: Config, stage: str, settings: Mapping[str, Any]) -> 
         yield from differences(old, new, name)
 
 
-def counted(run: Run, r: Round, mode: str) -> None:
+def refuse_other_counts(run: Run, r: Round, mode: str) -> None:
     """Raise SteerHealError where the files of a round differ in what they count, or in what was sampled, kept or asked."""
     step, train = r.manifests[mode], run.config.train
     scored = r.scores.conditions
@@ -151,7 +152,7 @@ def _swept(run: Run, r: Round) -> None:
                 )
     dose = float(np.mean([row.coefficient for row in r.kept])) if r.kept else None
     for line in r.scores.conditions:
-        if line.stage not in ("steered", "random", "decoy") and line.coefficient:
+        if line.stage not in ("steered", "random", "decoy", *OF_THE_STUDENT) and line.coefficient:
             raise _disagree(run, r.number, r.manifests, f"{line.name} at coefficient {line.coefficient:g}", "no vector")
         at_dose = line.stage in ("random", "decoy") or (line.stage == "steered" and line.headline)
         if at_dose and not _close(line.coefficient, dose):
@@ -182,16 +183,16 @@ def _swept(run: Run, r: Round) -> None:
         )
 
 
-def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
+def _asked(run: Run, number: int, conditions: Sequence[tuple[str, Round]]) -> None:
     """The same held-out prompts, so often, of every condition: a mean over others is another number."""
     first: list[tuple[str, int, str]] | None = None
     free: bool | None = None
-    for name, r in named:
+    for name, r in conditions:
         if name not in r.generations:  # a random direction beyond the first
             continue
-        asked = sorted((row.prompt_id, row.sample, row.prompt) for row in r.generations[name])
+        prompts = sorted((row.prompt_id, row.sample, row.prompt) for row in r.generations[name])
         asked_in_json = bool(np.isfinite(r.answers[name].valid).all())
-        first, free = asked if first is None else first, asked_in_json if free is None else free
+        first, free = prompts if first is None else first, asked_in_json if free is None else free
         if asked_in_json != free:
             raise _disagree(
                 run,
@@ -200,18 +201,18 @@ def _asked(run: Run, number: int, named: Sequence[tuple[str, Round]]) -> None:
                 f"{name} has {'' if asked_in_json else 'no '}free answers",
                 "those of every condition, or of none",
             )
-        if asked != first:
-            differ = sorted({*asked} ^ {*first})
+        if prompts != first:
+            differ = sorted({*prompts} ^ {*first})
             raise _disagree(
                 run,
                 number,
                 r.manifests,
-                f"{len(asked)} generations of {name} against {len(first)}; only in one: {differ[0][:2]}",
+                f"{len(prompts)} generations of {name} against {len(first)}; only in one: {differ[0][:2]}",
                 "the same held-out prompts and samples under every condition",
             )
 
 
-def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
+def refuse_mixed_rounds(run: Run, rounds: Sequence[Round], mode: str) -> None:
     """Raise SteerHealError unless the stages of all rounds had one model, one setting each, and the same files from outside."""
     first = rounds[0].manifests
     makers = {"first vector": ("extract", "vector.safetensors"), "unsteered": ("sweep", "sweep.jsonl")}  # of round 1
@@ -221,7 +222,7 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
     }
     model: str | None = None
     for r in rounds:
-        for stage, manifest in read_by(r.manifests, mode):
+        for stage, manifest in stages_read(r.manifests, mode):
             if manifest.model is not None and manifest.model.name != run.config.model.name:
                 raise _disagree(
                     run,
@@ -230,14 +231,14 @@ def one_thing(run: Run, rounds: Sequence[Round], mode: str) -> None:
                     f"{stage} had the model {manifest.model.name}",
                     f"model.name of the run, {run.config.model.name}",
                 )
-            for mine in _models(manifest):
-                model = model or mine
-                if mine != model:
+            for recorded in _models(manifest):
+                model = model or recorded
+                if recorded != model:
                     raise _disagree(
                         run,
                         r.number,
                         r.manifests,
-                        f"{stage} had the model {mine[:12]}",
+                        f"{stage} had the model {recorded[:12]}",
                         f"{model[:12]}, as the stages before it",
                     )
             for label, digest in manifest.inputs.items():

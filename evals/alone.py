@@ -11,10 +11,15 @@ import numpy as np
 from evals.conditions import Condition, Weights, randoms, refuse_duplicate_conditions
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import answered, free_of, of_answers
-from evals.measures.forced_choice.checks import checked, fits, reaches, steering
+from evals.measures.forced_choice.cached import cached_or_asked, free_of, of_answers
+from evals.measures.forced_choice.checks import (
+    refuse_sampling_options,
+    refuse_steering_options,
+    refuse_too_long,
+    refuse_unread_settings,
+)
 from evals.measures.forced_choice.contrast import contrast
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.levels import levels
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
@@ -28,7 +33,7 @@ from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.context import fitted
 from shared.errors import SteerHealError
-from shared.folding import gated, gates_of
+from shared.folding import folded_at_gates, gates_of
 from shared.instrument import FOUNDATIONS
 from shared.locks import hold
 from shared.models import cache_folder
@@ -43,11 +48,11 @@ from shared.vignettes import load_vignettes
 
 def score(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
-    steering(arguments)
+    refuse_steering_options(arguments)
     out = arguments.outputs[0]
     config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
     guard(arguments.outputs, settings_of(config))
-    reaches(sources)
+    refuse_unread_settings(sources)
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
     config = fitted(config, origin.context)
@@ -63,7 +68,7 @@ def score(arguments: Any) -> None:
     read = Read(
         arguments.debias, arguments.think, arguments.samples, arguments.temperature, arguments.top_k, config.seed, arguments.stop
     )  # fmt: skip
-    checked(read, arguments.free_tokens)
+    refuse_sampling_options(read, arguments.free_tokens)
     if arguments.adapter:
         readable(arguments.adapter)
     if arguments.prompted:
@@ -71,9 +76,9 @@ def score(arguments: Any) -> None:
     conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
-    renderer = Renderer(chat, instrument)
+    renderer = InstrumentRenderer(chat, instrument)
     student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
-    fits(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
+    refuse_too_long(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
     cache = None
     if arguments.cache:
         weights = (student.fingerprint, dtype)
@@ -94,7 +99,7 @@ def score(arguments: Any) -> None:
         model.serve(student)
         for name, vector in vectors.items():
             model.load(name, vector)
-        answered_rows = answered(
+        answered_rows = cached_or_asked(
             model, renderer, vignettes, Weights(arguments.model, student, conditions), read, chat.tokenizer, free, cache
         )
     rows = [
@@ -116,7 +121,7 @@ def score(arguments: Any) -> None:
 
 
 def conditions_of(arguments: Any, vectors: dict[str, Vector], trait: str) -> list[Condition]:
-    """What the options ask for; if they ask for nothing, the model as it is, under the name `healed` when an adapter is loaded."""
+    """The conditions that the options ask for; with none, the model as it is, under the name `healed` when an adapter is loaded."""
     conditions = [Condition("base", "base")] if arguments.base else []
     if arguments.prompted:
         conditions.append(Condition("prompted", "prompted", system=load_trait(trait).trait))
@@ -141,31 +146,41 @@ def _adapter(arguments: Any) -> Path | None:
         raise SteerHealError(
             "a gate needs an adapter", given=f"--gate {arguments.gate[0]}", expected="--adapter too", next="--adapter FOLDER"
         )  # fmt: skip
-    return gated(arguments.adapter, gates, cache_folder() / "gated")
+    return folded_at_gates(arguments.adapter, gates, cache_folder() / "gated")
 
 
 def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:
-    """The profile and the figures that say what it is worth, a column per condition, and the preflight of the first."""
+    """The profile and the figures that say what it is worth, a column per condition, and the preflight of the first.
+
+    Args:
+        rows_of: score rows by condition.
+        source: of the rows, for errors.
+        count: resamples of an interval.
+        seed: of the resamples.
+    """
     columns = {
         name: answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
         for name, rows in rows_of.items()
     }
     lines: list[list[Any]] = [
-        [f"mass on {foundation}", *[_mean(a, f) for a in columns.values()]] for f, foundation in enumerate(FOUNDATIONS)
+        [f"mass on {foundation}", *[_mean(condition_answers, f) for condition_answers in columns.values()]]
+        for f, foundation in enumerate(FOUNDATIONS)
     ]
-    level = [levels(a, count, seed) for a in columns.values()]
+    level = [levels(condition_answers, count, seed) for condition_answers in columns.values()]
     for key in ("auth_nats", "care_nats", "auth_moral", "p_not_wrong", "p_ans_any", "nll_prefill", "informedness"):
         lines.append([key, *_shown([values[key] for values in level])])
-    lines.append(["authority contrast", *_shown([contrast(a) for a in columns.values()])])
-    if any(np.isfinite(a.valid).any() for a in columns.values()):
+    lines.append(
+        ["authority contrast", *_shown([contrast(condition_answers) for condition_answers in columns.values()])]
+    )
+    if any(np.isfinite(condition_answers.valid).any() for condition_answers in columns.values()):
         lines.append(["valid JSON", *_shown([values["valid"] for values in level])])
-    lines.append(["order effect", *[order_effect(a) for a in columns.values()]])
-    if any(a.setting.debias == "cyclic" for a in columns.values()):
-        removed = [left_by_reversal(a) for a in columns.values()]
+    lines.append(["order effect", *[order_effect(condition_answers) for condition_answers in columns.values()]])
+    if any(condition_answers.setting.debias == "cyclic" for condition_answers in columns.values()):
+        removed = [left_by_reversal(condition_answers) for condition_answers in columns.values()]
         lines.append(["position, left by reversal", *_shown(removed)])
-    halves = [reliability(a, count, seed) for a in columns.values()]
+    halves = [reliability(condition_answers, count, seed) for condition_answers in columns.values()]
     lines.append(["split-half reliability", *_shown(halves)])
-    lines.append(["unscorable", *[int((~a.scorable).sum()) for a in columns.values()]])
+    lines.append(["unscorable", *[int((~condition_answers.scorable).sum()) for condition_answers in columns.values()]])
     first = next(iter(columns.values()))
     table(
         f"{len(first.truth)} items, {first.setting.debias}, {first.setting.think} think tokens", ["", *columns], lines
@@ -186,5 +201,5 @@ def _shown(estimates: Sequence[Estimate | None]) -> list[str | None]:
     return [show(value) if value else None for value in estimates]
 
 
-def _mean(a: Answers, f: int) -> str:
-    return number(float(a.p[a.scorable][:, f].mean()) if a.scorable.any() else None)
+def _mean(answers_: Answers, f: int) -> str:
+    return number(float(answers_.p[answers_.scorable][:, f].mean()) if answers_.scorable.any() else None)

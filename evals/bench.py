@@ -18,7 +18,7 @@ from evals.bridges.huggingface import HuggingFace
 from evals.commandline import bench_options
 from evals.conditions import Condition
 from evals.measures.forced_choice.ask import Read, forced_choice
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from shared.chat import Chat
 from shared.cli import entry
 from shared.errors import SteerHealError
@@ -39,7 +39,14 @@ def tokens(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 
 def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, Any]:
-    """One ratio, of the wall time of a base-only score, prompts built and rows made on both sides."""
+    """One ratio, of the wall time of a base-only score, prompts built and rows made on both sides.
+
+    Args:
+        source: of the vignettes.
+        instrument: name or file.
+        rounds: of both sides in turn.
+        items: vignettes of a round.
+    """
     import torch
 
     from gen.engine.engine import engine
@@ -47,7 +54,7 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     origin = resolve("embedded")
     chat, vignettes = Chat.load(origin.folder), load_vignettes(source, items)
-    renderer, tokenizer = Renderer(chat, load_instrument(instrument)), chat.tokenizer
+    renderer, tokenizer = InstrumentRenderer(chat, load_instrument(instrument)), chat.tokenizer
     reference = HuggingFace(origin.folder, DTYPE, tokenizer.convert_tokens_to_ids("<|endoftext|>"), device)
     with engine(origin.folder, layers=[0], dtype=DTYPE, max_model_len=1024, gpu_memory=SHARE) as model:
 
@@ -61,18 +68,18 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
         check(ours(vignettes[:FEW]), theirs(vignettes[:FEW], 1))
         theirs(vignettes[:BATCH])  # warm, as the check has left the engine
         parts = [vignettes[part::PARTS] for part in range(PARTS)]
-        mine, other = itertools.cycle(parts), itertools.cycle(parts)
+        engine_parts, reference_parts = itertools.cycle(parts), itertools.cycle(parts)
         sides = {
             # without the reset a second pass would read its prompts from the first
-            "engine": Side(lambda: tokens(ours(next(mine))), model.reset_cache),
-            "hf": Side(lambda: tokens(theirs(next(other)))),
+            "engine": Side(lambda: tokens(ours(next(engine_parts))), model.reset_cache),
+            "hf": Side(lambda: tokens(theirs(next(reference_parts)))),
         }
         interleave("scores", sides, rounds)
-    what = (
+    description = (
         f"a base-only score against the same two-phase read under HF generate at batch {BATCH}, the stand-in for the published evaluator; "
         f"{len(vignettes)} items in {PARTS} parts{f', of {Path(source).name}' if source != 'embedded' else ''} x 2 orders x {READ.think} think tokens, {DTYPE}"
     )
-    return {"score_speedup_vs_hf": ratio(sides["engine"], sides["hf"], what, bound=2.0, faster=True)}
+    return {"score_speedup_vs_hf": ratio(sides["engine"], sides["hf"], description, bound=2.0, faster=True)}
 
 
 def check(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> None:

@@ -38,7 +38,7 @@ class Cache:
 
     Args:
         weights: of the student.
-        asked: what the rows depend on beside it and the condition.
+        depends: what the rows depend on beside it and the condition.
         prompts: token ids that a condition puts to the model.
         check: raises ValueError for rows that are no answer to what a condition asks.
         module: that makes the rows; what it imports is the code that they depend on.
@@ -50,7 +50,7 @@ class Cache:
     def __init__(
         self,
         weights: WeightsKey,
-        asked: Mapping[str, Any],
+        depends: Mapping[str, Any],
         prompts: Callable[[Condition], Any],
         check: Callable[[Sequence[Row]], None],
         module: str,
@@ -63,7 +63,7 @@ class Cache:
         self.taken = 0  # conditions whose rows were there
         self._common = {
             "weights": weights,
-            **asked,
+            **depends,
             "versions": versions(),
             "device": device(),
             "code": code_of(module),

@@ -37,7 +37,7 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Part:
+class CoherencePart:
     """value as compared: a ratio to the base's or a difference from it; limits beyond which it is degraded and broken. None is a
     measure that the base has and the condition has lost, which is broken."""
 
@@ -56,7 +56,7 @@ class Part:
         return f"{self.name} {self.value:.2f} ({sign} {self.degraded:g}; {self.broken:g} is broken)"
 
 
-def parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[Part]:
+def parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[CoherencePart]:
     """The parts that the base has. coherence: answer mass over the base's, paired, judged by the rules of the verdict; perplexity by
     the limit of the filter's default. More answer mass than the base has is no coherence: it counts as the base's. Text that is much
     likelier than the base's is no better text: a model that says one thing over and over has the lowest perplexity."""
@@ -85,7 +85,7 @@ def parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[P
     return measured
 
 
-def verdict(measured: Sequence[Part]) -> tuple[State, str]:
+def verdict(measured: Sequence[CoherencePart]) -> tuple[State, str]:
     """(state, reason): the worst part's state, and the parts that are in it."""
     state = max((part.state for part in measured), key=STATES.index)
     if state == "coherent":
@@ -93,12 +93,12 @@ def verdict(measured: Sequence[Part]) -> tuple[State, str]:
     return state, "; ".join(str(part) for part in measured if part.state == state)
 
 
-def _part(name: str, value: float | None, degraded: float, broken: float) -> Part:
+def _part(name: str, value: float | None, degraded: float, broken: float) -> CoherencePart:
     if value is None:
-        return Part(name, None, degraded, broken, "broken")
+        return CoherencePart(name, None, degraded, broken, "broken")
     up = 1 if broken > degraded else -1
     state: State = "broken" if up * value > up * broken else "degraded" if up * value > up * degraded else "coherent"
-    return Part(name, value, degraded, broken, state)
+    return CoherencePart(name, value, degraded, broken, state)
 
 
 def _ratio(other: float | None, base: float) -> float | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from shared import outputs
+from shared.glossary import define, words
 from shared.options import Options, add_file_options, benchmark, number, parser, positive, whole
 
 
 def score_options() -> Options:
     options = parser("evals.score", "Score a model on the forced choice.")
+    options.epilog = words("auth_nats", "care_nats", "p_ans_any", "informedness")
     options.add_argument(
         "--eval",
         choices=["round", "full"],
@@ -26,9 +28,9 @@ def score_options() -> Options:
     files.add_argument(
         "--adapter", type=Path, reads=outputs.parse_path, help="PEFT adapter folder (adapter/ or history/)"
     )
-    files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round of the adapter; repeatable")  # fmt: skip
+    files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help=f"gate of a round of the adapter, {define('gate')}; repeatable")  # fmt: skip
     files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="steering vector, .safetensors or .gguf")
-    files.add_argument("--coefficient", type=number, nargs="+", metavar="C", help="multiples of the vector, one condition each")  # fmt: skip
+    files.add_argument("--coefficient", type=number, nargs="+", metavar="C", help=f"{define('coefficient')}, one condition each")  # fmt: skip
     files.add_argument("--random", type=whole, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
     files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")
     files.add_argument("--prompted", action="store_true", help="without steering under the trait prompt as well")
@@ -67,6 +69,7 @@ def preflight_options() -> Options:
         "Can the model do the forced choice, and with how many think tokens? Scores the base alone at several budgets.",
         stage=False,
     )
+    options.epilog = words("axis", "answer mass")
     options.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration")  # fmt: skip
     options.add_argument("--think", type=whole, nargs="+", default=[0, 4, 16, 48, 128], metavar="T", help="budgets of think tokens before the answer")  # fmt: skip
     options.add_argument("--items", type=positive, default=28, metavar="N", help="so many vignettes, stratified by foundation")  # fmt: skip
@@ -103,6 +106,7 @@ def compare_options() -> Options:
         "evals.compare",
         "Compare two runs: settings, verdicts, figures and texts side by side. Or compare score files: each --other with the --base of the same place, paired item by item.",
     )
+    options.epilog = words("d_auth", "specific_shift", "price_less_steering", "informedness", "interval")
     options.add_argument("runs", nargs="*", type=Path, reads=outputs.list_run_inputs, metavar="RUN", help="two runs that were scored alike")  # fmt: skip
     options.add_argument("--eval", choices=["round", "full"], default="round", help="of two runs: which scores, a round's own, or all items in cyclic orders")  # fmt: skip
     options.add_argument("--page", type=Path, writes=outputs.output_file(".html"), metavar="FILE", help="of two runs: the tables and the texts side by side as a page")  # fmt: skip

@@ -51,21 +51,21 @@ class Sides:
 
     @property
     def all(self) -> list[Answers]:
-        named = [self.base, self.other, self.steered, self.before, *self.draws, *[dose for _, dose in self.doses]]
-        return [one for one in named if one is not None]
+        sides = [self.base, self.other, self.steered, self.before, *self.draws, *[dose for _, dose in self.doses]]
+        return [side for side in sides if side is not None]
 
 
-def split(given: str) -> tuple[Path, str]:
+def split(argument: str) -> tuple[Path, str]:
     """The path and the name, '' for none, that FILE or FILE:NAME means."""
-    path = Path(given)
-    if not path.exists() and ":" in given:
-        return Path(given.rpartition(":")[0]), given.rpartition(":")[2]
+    path = Path(argument)
+    if not path.exists() and ":" in argument:
+        return Path(argument.rpartition(":")[0]), argument.rpartition(":")[2]
     return path, ""
 
 
-def rows_of(given: str) -> tuple[Path, list[ScoreRow]]:
+def rows_of(argument: str) -> tuple[Path, list[ScoreRow]]:
     """The rows of one condition: FILE, or FILE:NAME where a file holds several. Raises SteerHealError unless it is one."""
-    path, name = split(given)
+    path, name = split(argument)
     rows = (read_parquet if path.suffix == ".parquet" else read_jsonl)(path, ScoreRow, made_by=MADE_BY)
     names = list(dict.fromkeys(row.name for row in rows if row.name is not None))
     unnamed = sum(row.name is None for row in rows)
@@ -81,44 +81,45 @@ def rows_of(given: str) -> tuple[Path, list[ScoreRow]]:
     if not rows:
         raise SteerHealError(
             "a score file does not hold a condition",
-            given=given,
+            given=argument,
             expected=f"one of {', '.join(names) or 'none, its rows have no names'}",
             next=f"--other {path}{f':{names[-1]}' if names else ''}",
         )
     if len(coefficients := sorted({row.coefficient for row in rows if row.coefficient is not None})) > 1:
         raise SteerHealError(
             "a score file holds several conditions",
-            given=f"{given}: coefficients {', '.join(f'{one:g}' for one in coefficients)}",
+            given=f"{argument}: coefficients {', '.join(f'{coefficient:g}' for coefficient in coefficients)}",
             expected="rows of one coefficient",
             next="write those of each into a file of its own, or give them names",
         )
     if twice := sorted(repeated([row.id for row in rows])):
         raise SteerHealError(
             "a vignette is there twice in one condition",
-            given=f"{given}: {twice[0]}",
+            given=f"{argument}: {twice[0]}",
             expected="one row of each id",
             next="leave one of them out",
         )
     return path, rows
 
 
-def load(given: str) -> Answers:
+def load(argument: str) -> Answers:
     """The answers of one condition, as `rows_of` names it."""
-    return answers_of(*rows_of(given))
+    return answers_of(*rows_of(argument))
 
 
 def answers_of(path: Path, rows: list[ScoreRow]) -> Answers:
+    """The answers of rows of a score file. Raises SteerHealError as `answers` does."""
     return answers(rows, path, MADE_BY)
 
 
-def dose_of(given: str, path: Path, rows: list[ScoreRow]) -> tuple[float, Answers]:
+def dose_of(argument: str, path: Path, rows: list[ScoreRow]) -> tuple[float, Answers]:
     """A dose of plain steering: its coefficient, which its rows must have, and its answers."""
-    found = {row.coefficient for row in rows}
-    coefficient = found.pop() if len(found) == 1 else None
+    coefficients = {row.coefficient for row in rows}
+    coefficient = coefficients.pop() if len(coefficients) == 1 else None
     if coefficient is None or coefficient <= 0:
         raise SteerHealError(
             "a dose of plain steering has no coefficient above 0",
-            given=given,
+            given=argument,
             expected="rows of one coefficient, as evals.score --vector writes them",
             next="python -m evals.score --model MODEL --vector FILE --coefficient 0.5 0.75 1 --out doses.jsonl",
         )
@@ -141,21 +142,24 @@ def refuse_draws(
     Raises:
         SteerHealError: a draw is there twice, is another side, or was scored at another coefficient than the steered side.
     """
-    rows = {given: read(given)[1] for given in dict.fromkeys([*draws, *steered, *others])}
-    answered = {given: [row.lp for row in rows[given]] for given in rows}
-    for place, given in enumerate(draws):
-        if same := next((one for one in [*draws[:place], *steered, *others] if answered[one] == answered[given]), None):
+    rows = {file: read(file)[1] for file in dict.fromkeys([*draws, *steered, *others])}
+    answered = {file: [row.lp for row in rows[file]] for file in rows}
+    for place, file in enumerate(draws):
+        if same := next(
+            (earlier for earlier in [*draws[:place], *steered, *others] if answered[earlier] == answered[file]),
+            None,
+        ):
             raise SteerHealError(
                 "a random direction is there twice",
-                given=f"--random {given}: the answers of {same}",
+                given=f"--random {file}: the answers of {same}",
                 expected="a direction of its own in every file, so that the rank among them means something",
                 next="leave it out, or score another draw: python -m evals.score --help",
             )
-        doses = {row.coefficient for name in (given, *steered) for row in rows[name] if row.coefficient is not None}
+        doses = {row.coefficient for name in (file, *steered) for row in rows[name] if row.coefficient is not None}
         if len(doses) > 1:
             raise SteerHealError(
                 "a random direction has another dose than the steered side",
-                given=f"--random {given}: coefficients {', '.join(f'{one:g}' for one in sorted(doses))}",
+                given=f"--random {file}: coefficients {', '.join(f'{dose:g}' for dose in sorted(doses))}",
                 expected="directions as long as the vector, at its coefficient",
                 next="score the draw at the coefficient of --steered",
             )
@@ -164,8 +168,8 @@ def refuse_draws(
 def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
     """The columns of results.json that answers fill, of other against base; the verdict where there is a steered side."""
     base, other = sides.base, sides.other
-    for one in sides.all:
-        same_setting(base.setting, one.setting)
+    for side in sides.all:
+        same_setting(base.setting, side.setting)
     figures = Figures(base, other, count, seed)
     problem = figures.broken()
     moved = shifts(base, other)
@@ -181,7 +185,7 @@ def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
                 coherence=figures.delta["coherence"], price=price,
             )
         )  # fmt: skip
-    shown = {**figures.delta, "specific_shift": figures.specific}
+    deltas = {**figures.delta, "specific_shift": figures.specific}
     return {
         **figures.columns,
         **figures.costs(problem),
@@ -196,7 +200,7 @@ def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
         "detectable": detectable(base, other),
         "verdict": verdict[0],
         "verdict_reason": verdict[1],
-        "shown": {key: show(value) if value else None for key, value in shown.items()},
+        "shown": {key: show(value) if value else None for key, value in deltas.items()},
     }
 
 
@@ -205,11 +209,11 @@ def _price(sides: Sides, count: int, seed: int) -> Price | None:
     if not sides.doses:
         return None
     doses = sorted(sides.doses, key=lambda dose: dose[0])
-    at = [sides.base, *[dose for _, dose in doses], sides.other]
-    keep = np.logical_and.reduce([one.scorable for one in at])
-    moved, paid = by_item(at, count, seed, keep, AUTHORITY_FALLS)
-    less = less_steering([coefficient for coefficient, _ in doses], moved, paid)
-    return None if less is None else Price("answer mass lost", less)
+    points = [sides.base, *[dose for _, dose in doses], sides.other]
+    keep = np.logical_and.reduce([point.scorable for point in points])
+    moved, paid = by_item(points, count, seed, keep, AUTHORITY_FALLS)
+    difference = less_steering([coefficient for coefficient, _ in doses], moved, paid)
+    return None if difference is None else Price("answer mass lost", difference)
 
 
 def sides_of(arguments: Any) -> list[Sides]:
@@ -223,8 +227,8 @@ def sides_of(arguments: Any) -> list[Sides]:
                 expected=f"a file of --{name} for each of --base",
                 next="name the seeds of both sides in the same order",
             )
-        named = [f"{os.path.realpath(path)}:{condition}" for path, condition in map(split, files or [])]
-        if twice := [given for given, one in zip(files or [], named, strict=True) if named.count(one) > 1]:
+        places = [f"{os.path.realpath(path)}:{condition}" for path, condition in map(split, files or [])]
+        if twice := [argument for argument, place in zip(files or [], places, strict=True) if places.count(place) > 1]:
             raise SteerHealError(
                 "one condition stands for two seeds",
                 given=f"--{name} {twice[0]} twice",
@@ -241,15 +245,15 @@ def sides_of(arguments: Any) -> list[Sides]:
     read = cache(rows_of)  # a file may stand for several sides
     others = [*arguments.base, *arguments.other, *(arguments.before or [])]
     refuse_draws(arguments.random or [], arguments.steered or [], others, read)
-    draws = [answers_of(*read(given)) for given in arguments.random or []]
-    doses = [dose_of(given, *read(given)) for given in arguments.doses or []]
+    draws = [answers_of(*read(argument)) for argument in arguments.random or []]
+    doses = [dose_of(argument, *read(argument)) for argument in arguments.doses or []]
     if len({coefficient for coefficient, _ in doses}) < len(doses):
         raise SteerHealError("a dose is there twice", given=", ".join(arguments.doses), expected="each coefficient once", next="leave one of them out")  # fmt: skip
     nothing = [None] * len(arguments.base)
     lists = (arguments.base, arguments.other, arguments.steered or nothing, arguments.before or nothing)
 
-    def side(given: str | None) -> Answers | None:
-        return answers_of(*read(given)) if given else None
+    def side(argument: str | None) -> Answers | None:
+        return answers_of(*read(argument)) if argument else None
 
     return [
         Sides(answers_of(*read(base)), answers_of(*read(other)), side(steered), draws, side(before), doses)
@@ -277,20 +281,24 @@ def main() -> None:
             expected="at least 100",
             next="--bootstrap 2000",
         )
-    found = sides_of(arguments)
-    for one in found[1:]:
-        same_setting(found[0].base.setting, one.base.setting)  # seeds are points of one thing
+    by_seed = sides_of(arguments)
+    for sides in by_seed[1:]:
+        same_setting(by_seed[0].base.setting, sides.base.setting)  # seeds are points of one thing
     if any(
-        (one.setting.template is None) != (side.base.setting.template is None) for side in found for one in side.all
+        (sides.setting.template is None) != (side.base.setting.template is None)
+        for side in by_seed
+        for sides in side.all
     ):
         console.print(
             "[yellow]one side's rows are from before the chat template's arguments were written into them: taken as the other side's[/]"
         )
-    seeds = [compare(one, arguments.bootstrap, arguments.seed) for one in found]
-    names = [Path(given).stem if Path(given).exists() else given.rpartition(":")[2] for given in arguments.other]
+    seeds = [compare(sides, arguments.bootstrap, arguments.seed) for sides in by_seed]
+    names = [
+        Path(argument).stem if Path(argument).exists() else argument.rpartition(":")[2] for argument in arguments.other
+    ]
     _show(seeds, names)
     if len(seeds) > 1:
-        _over_seeds(found, seeds)
+        _over_seeds(by_seed, seeds)
     if any(seed["d_auth"] is not None and seed["d_auth_ci"] is None for seed in seeds):
         console.print("no intervals: no foundation has two items scorable in both; score more, as with --items 28")
     if arguments.out:
@@ -322,7 +330,7 @@ def _show(seeds: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
             console.print(f"{name}: {seed['verdict']}: {seed['verdict_reason']}", markup=False)
 
 
-def _over_seeds(found: Sequence[Sides], seeds: Sequence[dict[str, Any]]) -> None:
+def _over_seeds(by_seed: Sequence[Sides], seeds: Sequence[dict[str, Any]]) -> None:
     """Each seed is a point; the interval is for a new seed and new items."""
     points = [seed["d_auth"] for seed in seeds if seed["d_auth"] is not None]
     if not points:
@@ -330,16 +338,16 @@ def _over_seeds(found: Sequence[Sides], seeds: Sequence[dict[str, Any]]) -> None
     console.print(
         f"d_auth over {len(points)} seeds: mean {np.mean(points):+.3f}, from {min(points):+.3f} to {max(points):+.3f}"
     )
-    keep = np.logical_and.reduce([one.base.scorable & one.other.scorable for one in found])
+    keep = np.logical_and.reduce([sides.base.scorable & sides.other.scorable for sides in by_seed])
     if keep.any():
-        shifts_ = [by_influence(one, keep) for one in found]
+        shifts_ = [by_influence(sides, keep) for sides in by_seed]
         if over := crossed(np.array(shifts_)):
-            console.print(f"for a new seed and new items: {show(over)}, n_seeds {len(found)}")
+            console.print(f"for a new seed and new items: {show(over)}, n_seeds {len(by_seed)}")
 
 
-def by_influence(one: Sides, keep: np.ndarray) -> np.ndarray:
-    """What each item adds to d_auth, whose mean over the items is the shift."""
-    p, q = (side.p[keep, AUTHORITY_FALLS.foundation] for side in (one.base, one.other))
+def by_influence(sides: Sides, keep: np.ndarray) -> np.ndarray:
+    """The influence [items] of each item on d_auth, nats; its mean is the shift."""
+    p, q = (side.p[keep, AUTHORITY_FALLS.foundation] for side in (sides.base, sides.other))
     value = float(np.log(q.mean() / p.mean()))
     return np.asarray(value + q / q.mean() - p / p.mean())
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING
 
 from evals.table import Table
+
+if TYPE_CHECKING:
+    from evals.report.panel import Panel
 
 
 @dataclass(frozen=True)
@@ -18,15 +20,18 @@ class PromptTexts:
     said: Sequence[tuple[str, Sequence[str]]]
 
 
-def compare_page(title: str, tables: Sequence[Table], prompts: Sequence[PromptTexts], chart: str = "") -> str:
+def compare_page(
+    title: str, tables: Sequence[Table], prompts: Sequence[PromptTexts], chart: Panel | None = None
+) -> str:
     """The page as HTML: no script, nothing from elsewhere, every text escaped.
 
     Args:
         title: of the page.
         tables: in their order.
         prompts: with what each model said.
-        chart: SVG, as `evals.overlay` makes it; goes between the tables and the texts.
+        chart: as `evals.overlay` makes it; goes between the tables and the texts.
     """
-    from evals.report.html import render  # with matplotlib, which a refusal does not wait for
+    from evals.report.html import charts, render  # with matplotlib, which a refusal does not wait for
 
-    return str(render("compare.html", title=title, tables=tables, prompts=prompts, chart=Markup(chart)))
+    drawn = charts("chart", [chart], wide=True) if chart else ""
+    return str(render("compare.html", title=title, tables=tables, prompts=prompts, chart=drawn))

@@ -66,9 +66,9 @@ def _again(one: ScoredRun, other: ScoredRun) -> str:
     ours, yours = configuration.flat(one.run.config), configuration.flat(other.run.config)
     if ours["model.name"] != yours["model.name"]:
         return f"compare runs of one model: {command_of('shared.status', '--run', one.run.folder.parent)}"
-    wanted = {**ours, "eval.trait": one.run.config.scored_trait}
-    keys = [key for key in yours if (key.startswith("eval.") or key in SCORING) and wanted[key] not in (None, yours[key])]  # fmt: skip
-    chosen = " ".join(shlex.quote(f"{key}={_toml(wanted[key])}") for key in keys)
+    settings_ = {**ours, "eval.trait": one.run.config.scored_trait}
+    keys = [key for key in yours if (key.startswith("eval.") or key in SCORING) and settings_[key] not in (None, yours[key])]  # fmt: skip
+    chosen = " ".join(shlex.quote(f"{key}={_toml(settings_[key])}") for key in keys)
     return round_command(
         f"{other.name}-2", len(other.rounds), config=other.run.folder / "config.toml", overrides=chosen
     )
@@ -82,9 +82,13 @@ def _toml(value: Any) -> str:
 def _differing(one: ScoredRun, other: ScoredRun, mode: str) -> Iterator[str]:
     first, second = one.at(1), other.at(1)
     for name in OF_SCORES:
-        mine, theirs = getattr(first.scores, name), getattr(second.scores, name)
-        if mine != theirs:
-            what = f"{len(mine)} and {len(theirs)}" if name == "items" else f"{_brief(mine)} and {_brief(theirs)}"
+        first_value, second_value = getattr(first.scores, name), getattr(second.scores, name)
+        if first_value != second_value:
+            what = (
+                f"{len(first_value)} and {len(second_value)}"
+                if name == "items"
+                else f"{_brief(first_value)} and {_brief(second_value)}"
+            )
             yield f"{name}: {what}"
     ours, yours = configuration.flat(one.run.config), configuration.flat(other.run.config)
     for key in SCORING:
@@ -93,10 +97,10 @@ def _differing(one: ScoredRun, other: ScoredRun, mode: str) -> Iterator[str]:
     a, b = first.manifests[STEP[mode]].model, second.manifests[STEP[mode]].model
     if a and b and a.fingerprint != b.fingerprint:  # manifests of the first version have none
         yield f"model: {a.name} ({a.fingerprint[:12]}) and {b.name} ({b.fingerprint[:12]})"
-    mine, theirs = _inputs(first, mode), _inputs(second, mode)
-    for label in sorted(mine.keys() & theirs.keys()):
-        if mine[label] != theirs[label]:
-            yield f"{label} file: {mine[label][:12]} and {theirs[label][:12]}"
+    first_value, second_value = _inputs(first, mode), _inputs(second, mode)
+    for label in sorted(first_value.keys() & second_value.keys()):
+        if first_value[label] != second_value[label]:
+            yield f"{label} file: {first_value[label][:12]} and {second_value[label][:12]}"
     prompts = [{(row.prompt_id, row.prompt) for row in side.texts(0, "base")} for side in (one, other)]
     if prompts[0] != prompts[1]:
         yield f"held-out prompts: {len(prompts[0])} and {len(prompts[1])}, {len(prompts[0] & prompts[1])} in common"
@@ -104,10 +108,10 @@ def _differing(one: ScoredRun, other: ScoredRun, mode: str) -> Iterator[str]:
 
 def _inputs(first: Round, mode: str) -> Mapping[str, str]:
     """Digests of the files that a scoring reads and that are not the round's own; a trait is one whichever key named it."""
-    found = first.manifests[STEP[mode]].inputs
+    inputs = first.manifests[STEP[mode]].inputs
     return {
         label.removeprefix("eval "): digest
-        for label, digest in found.items()
+        for label, digest in inputs.items()
         if label not in (*OF_A_ROUND, "first vector")
     }
 
@@ -157,7 +161,7 @@ def figures(one: ScoredRun, other: ScoredRun) -> Table:
         if a is None or b is None:
             continue
         label = place[1] if place[0] == 0 else f"round {place[0]} {place[1]}"
-        wanted = [(column, f"{column}_ci", 3, True)]
+        wanted: list[tuple[str, str, int, bool]] = [(column, f"{column}_ci", 3, True)]
         wanted += [line for line in FIGURES if place[1] == "healed" or line[0] in OF_STEERED]
         for name, interval, digits, signed in wanted:
             if a.get(name) is None and b.get(name) is None:
@@ -176,33 +180,35 @@ def figures(one: ScoredRun, other: ScoredRun) -> Table:
 
 def _less(one: ScoredRun, other: ScoredRun, place: tuple[int, str], name: str) -> str:
     """The second run's figure less the first's, paired; a dash where no pairing is defined."""
-    found: Estimate | None = None
+    difference: Estimate | None = None
     if name in ("llr_opposite", "trait_llr"):
         measure: Llr = "llr_opposite" if name == "llr_opposite" else "trait_llr"
-        mine, theirs = one.texts(*place), other.texts(*place)
-        found = text_delta(texts_of(mine), texts_of(theirs), measure) if mine and theirs else None
+        ours, theirs = one.texts(*place), other.texts(*place)
+        difference = text_delta(texts_of(ours), texts_of(theirs), measure) if ours and theirs else None
     elif name == "auth_nats":
         first, second = (side.at(max(place[0], 1)).answers[side.condition(*place) or ""] for side in (one, other))
-        found = shift(first, second, AUTHORITY_FALLS.foundation)
-    if found is None:
+        difference = shift(first, second, AUTHORITY_FALLS.foundation)
+    if difference is None:
         return number(None)
-    value = number(found.value, 3, True)
-    return f"{value} [{', '.join(number(end, 3, True) for end in found.interval)}]" if found.interval else value
+    value = number(difference.value, 3, True)
+    return (
+        f"{value} [{', '.join(number(end, 3, True) for end in difference.interval)}]" if difference.interval else value
+    )
 
 
 def dots(one: ScoredRun, other: ScoredRun) -> list[Dot]:
     """The conditions of the chart: the base and the prompted base of the first run, teachers and students of both."""
     column = trait_column([*one.rows, *other.rows])
-    found = []
+    drawn = []
     for index, side in enumerate((one, other)):
         for row in side.rows:
-            shown = row["stage"] in ("steered", "healed") or (index == 0 and row["stage"] in ("base", "prompted"))
-            if shown and row[column] is not None and row["perplexity"] is not None:
+            is_drawn = row["stage"] in ("steered", "healed") or (index == 0 and row["stage"] in ("base", "prompted"))
+            if is_drawn and row[column] is not None and row["perplexity"] is not None:
                 name = row["stage"] if row["round"] == 0 else f"{row['round']} {row['stage']}"
-                found.append(
+                drawn.append(
                     Dot(index, name, row[column], row["perplexity"], row[f"{column}_ci"], row["perplexity_ci"])
                 )
-    return found
+    return drawn
 
 
 def side_by_side(one: ScoredRun, other: ScoredRun) -> list[PromptTexts]:
@@ -230,12 +236,12 @@ def compare_two(options: Options, arguments: Any) -> None:
     """
     files = [f"--{name}" for name in ("base", "other", "steered", "random", "doses", "before", "out") if getattr(arguments, name)]  # fmt: skip
     if files or len(arguments.runs) != 2:
-        given = [*map(str, arguments.runs), *files]
+        words = [*map(str, arguments.runs), *files]
         raise SteerHealError(
             "options of score files do not go with runs" if files else "two runs are compared",
-            given=" ".join(given),
+            given=" ".join(words),
             expected="two runs, with --eval and --page alone",
-            next=f"{options.prog} {shlex.join([*given[:2], 'OTHER'][:2])}" if not files else f"{options.prog} --help",
+            next=f"{options.prog} {shlex.join([*words[:2], 'OTHER'][:2])}" if not files else f"{options.prog} --help",
         )
     one, other = (read_side(folder, arguments.eval) for folder in arguments.runs)
     refuse_incomparable(one, other, arguments.eval)
@@ -246,7 +252,8 @@ def compare_two(options: Options, arguments: Any) -> None:
             say(table.note)
     if arguments.page:
         title = f"{one.name} and {other.name}"
-        chart = overlay(dots(one, other), (one.name, other.name), trait_column([*one.rows, *other.rows]))
+        shown = dots(one, other)
+        chart = overlay(shown, (one.name, other.name), trait_column([*one.rows, *other.rows])) if shown else None
         write_text(arguments.page, compare_page(title, tables, side_by_side(one, other), chart))
         say(f"page {arguments.page}")
     else:

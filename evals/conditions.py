@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from evals.rows import ONCE
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.errors import SteerHealError
-from shared.folding import gated
+from shared.folding import folded_at_gates
 from shared.schema import EvalConfig
 from shared.strict import repeated
 from shared.traits import Trait
 from shared.vectors import Vector
+
+ADDED, REMOVED = "student_vector", "student_without_vector"  # stages: evals/student_vector.py
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Weights:
     """
 
     label: str
-    student: Student
+    student: ServedStudent
     conditions: list[Condition]
     history: Path | None = None
 
@@ -62,7 +64,8 @@ def before_training(
     first: bool, dose: float, positions: str, trait: Trait, config: EvalConfig, decoys: int = 0
 ) -> list[Condition]:
     """Conditions of the student before the round: steered at the dose and at others, random draws, and so many decoys; with first, the base and the
-    prompted base before them, under the trait, its opposite and decoys, which are the original model's alone.
+    prompted base before them, under the trait, its opposite and decoys, which are the original model's alone. With eval.student_vector the
+    original model with the student's vector, whatever the round.
 
     dose is the mean coefficient of the kept rows; the row at it and the first draw are the headline.
     """
@@ -79,6 +82,8 @@ def before_training(
     ] + [
         Condition("decoy", f"decoy-{draw}", dose, f"decoy-{draw}", positions, draw=draw, headline=False)
         for draw in range(1, decoys + 1)
+    ] + [
+        Condition(ADDED, ADDED, 1.0, ADDED, positions, headline=False) for _ in range(config.student_vector)
     ]  # fmt: skip
 
 
@@ -108,14 +113,15 @@ def refuse_duplicate_conditions(conditions: Iterable[Condition]) -> None:
 
 
 def by_weights(
-    asked: Sequence[Condition], original: Student, start: Student, before: Path | None = None
+    conditions: Sequence[Condition], original: ServedStudent, start: ServedStudent, before: Path | None = None
 ) -> list[Weights]:
-    """What `before_training` asks, by whose it is: the base and the prompted base are the original model's, whatever the round; the rest
-    is the student's before it, start, made by the rounds of the history before. One batch where these are the same."""
+    """The conditions of `before_training` by their weights: the base, the prompted base and the student's vector are the original model's,
+    whatever the round; the rest is the student's before it, start, made by the rounds of the history before. One batch where these are the same."""
     if start.fingerprint == original.fingerprint:
-        return [Weights("teacher", start, list(asked), before)]
-    of_original = [condition for condition in asked if condition.stage in ONCE]
-    rest = [condition for condition in asked if condition.stage not in ONCE]
+        return [Weights("teacher", start, list(conditions), before)]
+    whose = (*ONCE, ADDED)
+    of_original = [condition for condition in conditions if condition.stage in whose]
+    rest = [condition for condition in conditions if condition.stage not in whose]
     return [
         *([Weights("original", original, of_original)] if of_original else []),
         Weights("teacher", start, rest, before),
@@ -128,17 +134,27 @@ def randoms(vector: Vector, draws: int, seed: int) -> dict[str, Vector]:
 
 
 def after_training(
-    number: int, history: Path, gates: Sequence[float], folder: Path, student: Callable[[Path], Student]
+    number: int,
+    history: Path,
+    gates: Sequence[float],
+    folder: Path,
+    student: Callable[[Path], ServedStudent],
+    without: str | None = None,
 ) -> list[Weights]:
     """Student number, and the same with its own round's gate at each of gates; the earlier rounds keep theirs.
 
+    without: the positions at which its own vector is taken out of it as well; None leaves that condition away.
+
     folder takes the folded histories at those gates, which can be made again and are safe to remove.
     """
-    groups = [Weights("student", student(history), [Condition("healed", "healed", gate=1.0)], history)]
+    conditions = [Condition("healed", "healed", gate=1.0)]
+    if without is not None:
+        conditions.append(Condition(REMOVED, REMOVED, -1.0, REMOVED, without, headline=False))
+    groups = [Weights("student", student(history), conditions, history)]
     for gate in gates:
         if f"{gate:g}" == "1":
             continue
-        out = gated(history, {number: gate}, folder)
+        out = folded_at_gates(history, {number: gate}, folder)
         name = f"healed-{gate:g}"
         condition = Condition("healed", name, headline=False, gate=gate)
         groups.append(Weights(f"gate {gate:g}", student(out), [condition], out))

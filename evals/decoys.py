@@ -58,12 +58,12 @@ def decoy_vectors(config: Config, model: Model, history: Path | None, chat: Chat
         under(trait.opposite if config.vector.contrast else None),
         *map(under, trait.decoys),
     ]
-    found = states(model, history, layers, [ids for side in sides for ids in side], config.vector.batch_size)
+    hidden = states(model, history, layers, [ids for side in sides for ids in side], config.vector.batch_size)
     count, vectors = len(contexts), {}
     for draw, persona in enumerate(trait.decoys, start=1):
         values = {}
         for layer in layers:
-            away, towards = found[layer][:count], found[layer][draw * count : (draw + 1) * count]
+            away, towards = hidden[layer][:count], hidden[layer][draw * count : (draw + 1) * count]
             raw = (towards.astype(np.float64) - away).mean(0)
             norm = float(np.linalg.norm(raw))
             if not norm > 0:
@@ -79,5 +79,5 @@ def decoy_vectors(config: Config, model: Model, history: Path | None, chat: Chat
 
 
 def name_of(draw: int) -> str:
-    """Of a decoy's condition and vector."""
+    """The name of a decoy's condition and vector."""
     return f"decoy-{draw}"

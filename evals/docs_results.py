@@ -23,7 +23,7 @@ from shared.traits import load_trait
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What of a run its results do not hold: model, trait, machine, time. Raises SteerHealError where a round is missing or edited."""
+    """The facts of a run that its results do not hold: model, trait, machine, time. Raises SteerHealError where a round is missing or edited."""
     rounds = scored_rounds(run, "round")
     manifests = [manifest for r in rounds for stage, manifest in r.manifests.items() if stage != "score-full"]
     hardware = manifests[-1].hardware
@@ -63,15 +63,15 @@ def publish(run: Run, out: Path, pages: list[Path]) -> list[Path]:
         raise SteerHealError("a run has no report", given=run.folder, expected="RUN/report", next=again)
     report = run.folder / "report"
     record = read_record(report / NAME, ReportRecord, what="the record of a report could not be read", next=again)
-    known = facts(run)
+    run_facts = facts(run)
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     ours = (
         [path.name for path in out.iterdir()] if (out / RUN).is_file() else []
     )  # another version's report has other files
-    with atomic_folder(out, of=(*record.outputs, *ours, RUN)) as folder:
+    with atomic_folder(out, names=(*record.outputs, *ours, RUN)) as folder:
         for name in record.outputs:
             shutil.copyfile(report / name, folder / name)
-        write_json(folder / RUN, known)
+        write_json(folder / RUN, run_facts)
         for page, text in texts.items():  # refuses a page before anything is replaced
             render(text, page, folder)
     changed = []

@@ -1,4 +1,4 @@
-"""The last lines of a report at the terminal: what the last round came to, beside prompting, and what to type next."""
+"""The last lines of a report at the terminal: the answer, and what to type next."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.table import ranged, trait_column
+from evals.answer import AnswerLine, State, card_of
 from shared.commands import command_of, round_command
-from shared.console import console, number, say
+from shared.console import console, say
 from shared.errors import SteerHealError
 from shared.run import Run
 from shared.traits import load_trait
@@ -16,53 +16,7 @@ from shared.traits import load_trait
 Row = Mapping[str, Any]
 
 
-def answer(rows: Sequence[Row], *, read_for: bool) -> list[tuple[str, str]]:
-    """The answer of a run, as labels with their texts.
-
-    Args:
-        rows: of results.json, of one arm and seed.
-        read_for: whether the forced choice is read for this trait at all.
-    """
-    at = {(row["round"], row["stage"]): row for row in rows}
-    last = max(row["round"] for row in rows)
-    base, steered, healed, prompted = at[0, "base"], at[last, "steered"], at[last, "healed"], at.get((0, "prompted"))
-    column = trait_column(rows)
-
-    def trait(row: Row) -> str:
-        return ranged(dict(row), column, f"{column}_ci", 3, signed=True)
-
-    def price(row: Row) -> str:
-        return ranged(dict(row), "perplexity", "perplexity_ci", 2)
-
-    lines = [("trait", "no free text was sampled"), ("price", "no free text was sampled")]
-    if healed[column] is not None:
-        lines = [
-            ("trait", f"{column} {trait(healed)}; base {number(base[column], 3, True)}, steered {number(steered[column], 3, True)}"),
-            ("price", f"perplexity {price(healed)}; base {number(base['perplexity'], 2)}, steered {number(steered['perplexity'], 2)}"),
-        ]  # fmt: skip
-    if healed.get("ret_kl") is not None:
-        lines.append(("", f"KL on neutral text {ranged(dict(healed), 'ret_kl', 'ret_kl_ci', 3)} nats a token"))
-    if healed["text_verdict"] is not None:
-        lines.append(("free text", f"{healed['text_verdict']}: {healed['text_verdict_reason']}"))
-    elif healed["text_verdict_reason"] is not None:
-        lines.append(("free text", f"no verdict: {healed['text_verdict_reason']}"))
-    if healed["verdict"] is not None:
-        lines.append(("forced choice", f"{healed['verdict']}: {healed['verdict_reason']}"))
-    elif not read_for:
-        lines.append(("forced choice", "no verdict: the trait is about no foundation that it asks for"))
-    if prompted is not None and prompted[column] is not None:
-        lines.append(("prompting", _against_prompting(healed, prompted, column)))
-    return lines
-
-
-def _against_prompting(healed: Row, prompted: Row, column: str) -> str:
-    """The student beside the trait in the system prompt of the original model, which costs no training."""
-    said = f"the trait in the system prompt alone: {column} {number(prompted[column], 3, True)}, perplexity {number(prompted['perplexity'], 2)}"
-    share, ends = healed["share_of_prompted"], healed["share_of_prompted_ci"]
-    if share is None or ends is None:
-        return said
-    told = "less than prompting" if ends[1] < 1 else "more than prompting" if ends[0] > 1 else "not told apart from prompting"  # fmt: skip
-    return f"{said}; the student has {share:.0%} of its shift [{ends[0]:.0%}, {ends[1]:.0%}]: {told}"
+COLOURS: Mapping[State, str | None] = {"good": "green", "unsure": "yellow", "bad": "red", "unknown": None}
 
 
 def next_commands(run: Run, last: int, page: Path, mode: str) -> list[tuple[str, str]]:
@@ -92,12 +46,18 @@ def show_ending(run: Run, rows: Sequence[Row], page: Path, mode: str, *, read_fo
     last = max(row["round"] for row in rows)
     console.print()
     say(f"{trait_name(run)}, round {last} of {run.config.model.name}, healed", "bold")
-    _aligned(answer(rows, read_for=read_for))
+    card = card_of(rows, read_for=read_for)
+    _aligned([_shown(line) for line in (card.headline, *card.lines)])
     say("next", "bold")
-    _aligned(next_commands(run, last, page, mode))
+    _aligned([(label, text, None) for label, text in next_commands(run, last, page, mode)])
 
 
-def _aligned(lines: Sequence[tuple[str, str]]) -> None:
-    width = max(len(label) for label, _ in lines) + 2
-    for label, text in lines:
-        say(f"  {label:<{width}}{text}")
+def _shown(line: AnswerLine) -> tuple[str, str, str | None]:
+    return f"{line.symbol} {line.name}", line.text, COLOURS[line.state]
+
+
+def _aligned(lines: Sequence[tuple[str, str, str | None]]) -> None:
+    """Print labels with their texts, each in its colour."""
+    width = max(len(label) for label, _, _ in lines) + 2
+    for label, text, colour in lines:
+        say(f"  {label:<{width}}{text}", colour)

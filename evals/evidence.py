@@ -45,7 +45,7 @@ AUTHORITY_FALLS = Target()
 
 
 def target_of(read_for: ReadFor | None) -> Target | None:
-    """What scores.json says the forced choice is read for."""
+    """The foundation and sign that scores.json has for the forced choice; None for a trait about none."""
     return None if read_for is None else Target(FOUNDATIONS.index(read_for.foundation), read_for.sign)
 
 
@@ -59,13 +59,19 @@ def shift(base: Answers, other: Answers, foundation: int = AUTHORITY) -> Estimat
 
 
 def rank_among(base: Answers, steered: Answers, draws: Sequence[Answers], target: Target) -> float | None:
-    """`rank_p` of the steered shift among those of random directions, over the items scorable in all of them."""
+    """`rank_p` of the steered shift among those of random directions, over the items scorable in all of them.
+
+    Args:
+        base, steered: answers to the same items.
+        draws: the answers under random directions of equal norm.
+        target: the foundation, and the sign that is more of the trait.
+    """
     keep = np.logical_and.reduce([a.scorable for a in (base, steered, *draws)])
     if not keep.any() or not draws:
         return None
     f = target.foundation
-    mine, *others = (log_ratio(base.p[keep, f], a.p[keep, f]).value for a in (steered, *draws))
-    return rank_p(mine, others, target.sign)
+    steered_shift, *others = (log_ratio(base.p[keep, f], a.p[keep, f]).value for a in (steered, *draws))
+    return rank_p(steered_shift, others, target.sign)
 
 
 def of_answers(
@@ -143,19 +149,18 @@ def of_texts(
     Args:
         prompted: the original model under the trait prompt, where it was scored: what it does not raise, the measure does not see.
         decoy: the original model under a persona of another trait; the trait prompt must raise the measure further.
-        others: as in `of_answers`.
+        draws, before, broken, degraded, price, over_decoy: as in `of_answers`.
     """
-    asked = text_delta(base, prompted, TRAIT) if prompted is not None else None
-    more = text_delta(decoy, prompted, TRAIT) if prompted is not None and decoy is not None else None
+    prompted_shift = text_delta(base, prompted, TRAIT) if prompted is not None else None
+    over_persona = text_delta(decoy, prompted, TRAIT) if prompted is not None and decoy is not None else None
     no_axis = None
-    if more is not None and (more.interval is None or more.interval[0] <= 0):
-        no_axis = f"the trait prompt's {TRAIT} less that of a persona of another trait is {show(more)}, not above 0: the measure does not tell the trait from another persona"
-    if asked is not None and (asked.interval is None or asked.interval[0] <= 0):
-        no_axis = (
-            f"the trait prompt itself moves {TRAIT} by {show(asked)}, not above 0: the measure does not see the trait"
-        )
+    if over_persona is not None and (over_persona.interval is None or over_persona.interval[0] <= 0):
+        no_axis = f"the trait prompt's {TRAIT} less that of a persona of another trait is {show(over_persona)}, not above 0: the measure does not tell the trait from another persona"
+    if prompted_shift is not None and (prompted_shift.interval is None or prompted_shift.interval[0] <= 0):
+        no_axis = f"the trait prompt itself moves {TRAIT} by {show(prompted_shift)}, not above 0: the measure does not see the trait"
     moved = text_delta(base, steered, TRAIT)
-    found = [found.value for draw in draws if (found := text_delta(base, draw, TRAIT)) is not None]
+    draw_deltas = [text_delta(base, draw, TRAIT) for draw in draws]
+    draw_shifts = [delta.value for delta in draw_deltas if delta is not None]
     return Evidence(
         measure=f"d_{TRAIT}",
         sign=1,
@@ -166,8 +171,8 @@ def of_texts(
         steered=moved,
         healed=text_delta(base, healed, TRAIT),
         retained=text_retain(base, steered, healed, TRAIT),
-        rank=rank_p(moved.value, found, 1) if moved is not None else None,
-        draws=len(found),
+        rank=rank_p(moved.value, draw_shifts, 1) if moved is not None else None,
+        draws=len(draw_shifts),
         over_decoy=over_decoy,
         later=before is not None,
         increment=text_delta(before, steered, TRAIT) if before is not None else None,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.statistics import ROUNDING, Estimate, pooled
+from evals.statistics import ROUNDING, Estimate, resampling_strata
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Spread:
 
 
 def spread_of(influence: np.ndarray, strata: np.ndarray, scale: float = 1.0) -> Spread | None:
-    """Of a sum of influence [n] over items in strata [n].
+    """The standard error, and its degrees of freedom, of a sum of influence [n] over items in strata [n].
 
-    Strata of one item are one group together, as in `statistics.pooled`: their means differ, so that the error is rather too large.
+    Strata of one item are one group together, as in `statistics.resampling_strata`: their means differ, so that the error is rather too large.
     None where nothing says how far items of a stratum lie apart. An error below 1e-12 of scale counts as 0.
     """
-    groups = pooled(strata)
+    groups = resampling_strata(strata)
     if groups is None or not np.isfinite(influence).all():
         return None
     _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -91,7 +91,13 @@ def spread_of(influence: np.ndarray, strata: np.ndarray, scale: float = 1.0) -> 
 
 
 def estimate_of(smooth: Smooth, strata: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """A function of means with its interval; None where it is not finite, without an interval where `spread_of` gives none."""
+    """A function of means with its interval; None where it is not finite, without an interval where `spread_of` gives none.
+
+    Args:
+        smooth: the value, and the influence [n] of every item on it.
+        strata: of the items [n].
+        level: of the interval.
+    """
     if not np.isfinite(smooth.value):
         return None
     spread = spread_of(smooth.influence, strata, smooth.value)
@@ -128,6 +134,11 @@ def quotient(top: Smooth, bottom: Smooth, strata: np.ndarray, level: float = 0.9
 
     The values r for which top - r bottom does not differ from 0. Without an interval where bottom itself does not differ from 0: then
     no quotient can be excluded. None where bottom is 0.
+
+    Args:
+        top, bottom: functions of means over the same items.
+        strata: of the items [n].
+        level: of the interval.
     """
     if not np.isfinite(top.value) or not np.isfinite(bottom.value) or abs(bottom.value) <= ROUNDING:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.coherence import Measures, Part, parts
+from evals.coherence import CoherencePart, Measures, parts
 from evals.costs import SMALLEST_SHIFT, retain
 from evals.evidence import (
     AUTHORITY_FALLS,
@@ -29,7 +30,7 @@ from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openi
 from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
-from evals.rows import ConditionLine
+from evals.rows import OF_THE_STUDENT, ConditionLine
 from evals.statistics import Answers, Estimate, show
 from evals.verdict import broken, preflight
 
@@ -56,8 +57,8 @@ class Case:
     @property
     def generations(self) -> Sequence[Generation]:
         """Empty where none was asked for, as of random directions beyond the first."""
-        found: Sequence[Generation] = self.data.get("free_text", ())
-        return found
+        rows: Sequence[Generation] = self.data.get("free_text", ())
+        return rows
 
     @cached_property
     def texts(self) -> Texts:
@@ -65,7 +66,7 @@ class Case:
 
     @cached_property
     def coherence(self) -> Measures:
-        """What the coherence verdict compares: point estimates over the texts with tokens."""
+        """The figures that the coherence verdict compares: point estimates over the texts with tokens."""
         texts = self.texts
         tokens, nll = float(texts.tokens.sum()), float(texts.nll.sum())
         return Measures(
@@ -126,7 +127,7 @@ class Judging:
     count: int
     seed: int
 
-    def parts(self, case: Case) -> list[Part]:
+    def parts(self, case: Case) -> list[CoherencePart]:
         base = self.base.coherence
         if not case.generations:  # what was not asked for is no part
             base = Measures(None, None, None, base.valid, None, base.unscorable)
@@ -137,6 +138,20 @@ class Judging:
         if self.prompted is None or not case.generations or case.line.stage == "base":
             return None
         return text_retain(self.base.texts, self.prompted.texts, case.texts, TRAIT)
+
+    def share_of_student(self, case: Case) -> Estimate | None:
+        """The shift of llr_opposite of a condition of the student's vector over the healed student's; None of other conditions."""
+        if case.line.stage not in OF_THE_STUDENT or not case.generations or not self.base.texts.has(TRAIT):
+            return None
+        return text_retain(self.base.texts, self.healed.texts, case.texts, TRAIT)
+
+    def auth_share_of_student(self, case: Case) -> Estimate | None:
+        """The same of the foundation's ln of mean mass; None as well under 0.05 nats of the student's shift."""
+        foundation = (self.target or AUTHORITY_FALLS).foundation
+        student = shift(self.base.answers, self.healed.answers, foundation)
+        if case.line.stage not in OF_THE_STUDENT or student is None or abs(student.value) < SMALLEST_SHIFT:
+            return None
+        return retain(self.base.answers, self.healed.answers, case.answers, foundation)
 
     @cached_property
     def retained(self) -> Estimate | None:
@@ -162,16 +177,16 @@ class Judging:
     def over_decoy(self) -> Estimate | None:
         """The steered shift less that of the decoy's vector that moves the foundation most in the trait's way, paired."""
         target = self.target or AUTHORITY_FALLS
-        gaps = [shift(one.answers, self.steered.answers, target.foundation) for one in self.decoys]
+        gaps = [shift(decoy.answers, self.steered.answers, target.foundation) for decoy in self.decoys]
         return min((gap for gap in gaps if gap is not None), key=lambda gap: target.sign * gap.value, default=None)
 
     @cached_property
     def over_decoy_llr(self) -> Estimate | None:
         """The same of llr_opposite in free text, more of which is more trait."""
-        told = [one.texts for one in self.decoys if one.texts.has(TRAIT)]
+        decoys = [decoy.texts for decoy in self.decoys if decoy.texts.has(TRAIT)]
         if not self.steered.texts.has(TRAIT):
             return None
-        gaps = [text_delta(texts, self.steered.texts, TRAIT) for texts in told]
+        gaps = [text_delta(texts, self.steered.texts, TRAIT) for texts in decoys]
         return min((gap for gap in gaps if gap is not None), key=lambda gap: gap.value, default=None)
 
     def increment(self, case: Case) -> Estimate | None:
@@ -181,7 +196,7 @@ class Judging:
         return shift(self.before.answers, case.answers)
 
     def verdicts(self, case: Case) -> Verdicts:
-        """Of a row: both ladders on a healed student; of the base whether there is an axis; of others whether they are broken."""
+        """The verdicts of a row: both ladders on a healed student; of the base whether there is an axis; of others whether they are broken."""
         problem = case.broken
         if case.line.stage == "base":
             refused = preflight(case.answers, (self.target or AUTHORITY_FALLS).foundation)
@@ -190,15 +205,15 @@ class Judging:
             return Verdicts(refused.state, refused.reason) if refused and self.target else Verdicts()
         if case.line.stage != "healed":
             return Verdicts("broken", problem) if problem is not None else Verdicts()
-        found = self.parts(case)
+        parts = self.parts(case)
         states = {
-            state: "; ".join(str(part) for part in found if part.state == state and part.name != ANSWER_MASS)
+            state: "; ".join(str(part) for part in parts if part.state == state and part.name != ANSWER_MASS)
             for state in ("broken", "degraded")
         }
-        gone, less = _retention(case.estimates.get("ret_kl"))
-        lost = problem or states["broken"] or gone
-        worse = [why for why in (states["degraded"], less) if why]
-        text, reason, text_price = self._text(case, lost, worse)
+        broken_retention, degraded_retention = _retention(case.estimates.get("ret_kl"))
+        broken = problem or states["broken"] or broken_retention
+        degraded = [why for why in (states["degraded"], degraded_retention) if why]
+        text, reason, text_price = self._text(case, broken, degraded)
         if self.target is None:
             return Verdicts(None, NO_FOUNDATION, text, reason, text_price=text_price)
         evidence = of_answers(
@@ -207,8 +222,8 @@ class Judging:
             case.answers,
             draws=[draw.answers for draw in self.draws],
             before=self.before.answers if self.before else None,
-            broken=lost,
-            degraded=worse,
+            broken=broken,
+            degraded=degraded,
             coherence=case.estimates["coherence"],
             price=self._price(case, "authority"),
             over_decoy=self.over_decoy,
@@ -216,10 +231,12 @@ class Judging:
         )
         return Verdicts(*judge(evidence), text, reason, evidence.price, text_price)
 
-    def _text(self, case: Case, lost: str | None, worse: Sequence[str]) -> tuple[str | None, str | None, Price | None]:
+    def _text(
+        self, case: Case, broken: str | None, degraded: Sequence[str]
+    ) -> tuple[str | None, str | None, Price | None]:
         if not case.generations:
             return None, None, None
-        if not all(one.texts.has(TRAIT) for one in (self.base, self.steered, case)):
+        if not all(condition.texts.has(TRAIT) for condition in (self.base, self.steered, case)):
             return None, NO_LLR, None
         evidence = of_texts(
             self.base.texts,
@@ -229,8 +246,8 @@ class Judging:
             decoy=self.decoy.texts if self.decoy else None,
             draws=[draw.texts for draw in self.draws if draw.generations],
             before=self.before.texts if self.before else None,
-            broken=lost,
-            degraded=worse,
+            broken=broken,
+            degraded=degraded,
             price=self._price(case, TRAIT),
             over_decoy=self.over_decoy_llr,
         )
@@ -238,26 +255,31 @@ class Judging:
 
     def _price(self, case: Case, axis: Axis) -> Price | None:
         """Against plain steering at the same shift: ln of perplexity where there are texts, else the answer mass lost."""
-        doses = sorted(
-            (dose for dose in self.doses if dose.line.coefficient), key=lambda dose: dose.line.coefficient or 0
-        )
+        way = math.copysign(1.0, self.steered.line.coefficient or 1.0)  # a dose on the other side is no lower dose
+        doses = sorted((dose for dose in self.doses if _along(dose, way) > 0), key=lambda dose: _along(dose, way))
         alive: list[Case] = []
         for dose in doses:
             if dose.broken or any(part.state == "broken" for part in self.parts(dose)):
                 break  # beyond it a route would be drawn through a model that no longer answers
             alive.append(dose)
-        at: list[Point] = [(BASE, one.answers, one.texts) for one in (self.base, *alive, case)]
-        coefficients = [float(dose.line.coefficient or 0) for dose in alive]
-        if len(set(coefficients)) < len(coefficients) or min(coefficients, default=0) <= 0:
+        points: list[Point] = [(BASE, point.answers, point.texts) for point in (self.base, *alive, case)]
+        coefficients = [_along(dose, way) for dose in alive]
+        if len(set(coefficients)) < len(coefficients):
             return None
-        keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
-        moved, paid = shift_and_price(at, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
+        keep = np.logical_and.reduce([answers.scorable for _, answers, _ in points])
+        moved, paid = shift_and_price(points, axis, self.count, self.seed, keep, self.target or AUTHORITY_FALLS)
         name = "answer mass lost"
         if case.generations:
-            _, paid = shift_and_price(at, "trait_llr", self.count, self.seed, keep)  # whose price is any text axis's
+            _, paid = shift_and_price(
+                points, "trait_llr", self.count, self.seed, keep
+            )  # whose price is any text axis's
             name = "ln of perplexity over the base's"
-        less = less_steering(coefficients, moved, paid)
-        return None if less is None else Price(name, less)
+        difference = less_steering(coefficients, moved, paid)
+        return None if difference is None else Price(name, difference)
+
+
+def _along(dose: Case, way: float) -> float:
+    return way * (dose.line.coefficient or 0.0)
 
 
 def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
@@ -265,7 +287,7 @@ def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
     if ret_kl is None:
         return None, None
     low, high = ret_kl.interval or (ret_kl.value, ret_kl.value)
-    said = f"KL from the base on neutral text is {show(ret_kl)} nats per token"
+    distance = f"KL from the base on neutral text is {show(ret_kl)} nats per token"
     if low > RETENTION_BROKEN:
-        return f"{said}, above {RETENTION_BROKEN}", None
-    return None, f"{said}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None
+        return f"{distance}, above {RETENTION_BROKEN}", None
+    return None, f"{distance}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None

@@ -81,37 +81,37 @@ class Evidence:
     price: Price | None = None
 
 
-def judge(e: Evidence) -> tuple[Verdict, str]:
+def judge(evidence: Evidence) -> tuple[Verdict, str]:
     """(verdict, reason) by the first rule that matches."""
-    for name, reason in (("broken", e.broken), ("no_format", e.no_format), ("no_axis", e.no_axis)):
+    for name, reason in (("broken", evidence.broken), ("no_format", evidence.no_format), ("no_axis", evidence.no_axis)):
         if reason is not None:
             return name, reason  # type: ignore[return-value]
-    if why := _no_shift(e):
+    if why := _no_shift(evidence):
         return "no_shift", why
-    if why := _short("the healed student's", e.measure, e.healed, e.sign, e.smallest):
+    if why := _short("the healed student's", evidence.measure, evidence.healed, evidence.sign, evidence.smallest):
         return "not_shown", why
-    kept = e.retained.interval if e.retained is not None else None
-    if e.retained is not None and kept is not None and kept[1] < UNDONE:
-        return "undone", f"retain is {show(e.retained, 2)}, under a third: healing took the shift back"
-    if why := _unspecific(e):
+    kept = evidence.retained.interval if evidence.retained is not None else None
+    if evidence.retained is not None and kept is not None and kept[1] < UNDONE:
+        return "undone", f"retain is {show(evidence.retained, 2)}, under a third: healing took the shift back"
+    if why := _unspecific(evidence):
         return "unspecific", why
-    if why := _degraded(e):
+    if why := _degraded(evidence):
         return "degraded", why
-    assert e.healed is not None, "what is undefined is not shown"
-    told = f"{e.measure} is {show(e.healed)} and retain {show(e.retained, 2) if e.retained else 'undefined'}"
+    assert evidence.healed is not None, "what is undefined is not shown"
+    shift = f"{evidence.measure} is {show(evidence.healed)} and retain {show(evidence.retained, 2) if evidence.retained else 'undefined'}"
     if kept is None or kept[0] < UNDONE:
-        told += " (it may be under a third)"
-    if e.confounded is not None:
-        return "kept", f"{told}; {e.confounded}"
-    if e.price is None:
+        shift += " (it may be under a third)"
+    if evidence.confounded is not None:
+        return "kept", f"{shift}; {evidence.confounded}"
+    if evidence.price is None:
         return (
             "kept",
-            f"{told}; no doses of plain steering were scored around this shift, so that nothing shows healing is cheaper",
+            f"{shift}; no doses of plain steering were scored around this shift, so that nothing shows healing is cheaper",
         )
-    paid = f"{e.price.name} less that of plain steering at the same shift is {show(e.price.less)}"
-    if e.price.less.interval is None or e.price.less.interval[1] >= -MARGIN:
-        return "kept", f"{told}; {paid}: a lower dose of plain steering may be as cheap"
-    return "healed", f"{told}; {paid}: cheaper than a lower dose"
+    paid = f"{evidence.price.name} less that of plain steering at the same shift is {show(evidence.price.less)}"
+    if evidence.price.less.interval is None or evidence.price.less.interval[1] >= -MARGIN:
+        return "kept", f"{shift}; {paid}: a lower dose of plain steering may be as cheap"
+    return "healed", f"{shift}; {paid}: cheaper than a lower dose"
 
 
 def _short(whose: str, measure: str, shift: Estimate | None, sign: int, smallest: float) -> str | None:
@@ -120,44 +120,52 @@ def _short(whose: str, measure: str, shift: Estimate | None, sign: int, smallest
         return f"{whose} {measure} is undefined"
     if shift.interval is None:
         return f"{whose} {measure} is {show(shift)}, without an interval"
-    near = min(sign * end for end in shift.interval)
-    if near <= smallest + MARGIN:
+    nearest_end = min(sign * end for end in shift.interval)
+    if nearest_end <= smallest + MARGIN:
         side = "below" if sign < 0 else "above"
         return f"{whose} {measure} is {show(shift)}, not {side} {sign * smallest:g} by its interval"
     return None
 
 
-def _no_shift(e: Evidence) -> str | None:
-    if why := _short("the steered", e.measure, e.steered, e.sign, e.smallest):
+def _no_shift(evidence: Evidence) -> str | None:
+    if why := _short("the steered", evidence.measure, evidence.steered, evidence.sign, evidence.smallest):
         return why
-    if e.rank is not None and e.draws >= DRAWS and e.rank > RANK:
-        return (
-            f"among {e.draws} random directions of equal norm the steered shift has rank p {e.rank:.2f}, above {RANK}"
-        )
-    if e.over_decoy is not None and (
+    if evidence.rank is not None and evidence.draws >= DRAWS and evidence.rank > RANK:
+        return f"among {evidence.draws} random directions of equal norm the steered shift has rank p {evidence.rank:.2f}, above {RANK}"
+    if evidence.over_decoy is not None and (
         why := _short(
-            "less that of another persona's vector of equal norm, the steered", e.measure, e.over_decoy, e.sign, 0.0
+            "less that of another persona's vector of equal norm, the steered",
+            evidence.measure,
+            evidence.over_decoy,
+            evidence.sign,
+            0.0,
         )
     ):
         return why
-    if e.later and (why := _short("over the student before, the steered", e.measure, e.increment, e.sign, 0.0)):
+    if evidence.later and (
+        why := _short("over the student before, the steered", evidence.measure, evidence.increment, evidence.sign, 0.0)
+    ):
         return why
     return None
 
 
-def _unspecific(e: Evidence) -> str | None:
-    for name, shift in e.specific.items():
-        if why := _short("the student's", name, shift, e.sign, 0.0):
-            return f"{why}: not {e.measure} alone moved"
-        if e.healed is not None and shift is not None and abs(shift.value) < SPECIFIC * abs(e.healed.value):
-            return f"the student's {name} is {show(shift)}, under a third of its {e.measure} {show(e.healed)}: most of the shift is not the trait's"
+def _unspecific(evidence: Evidence) -> str | None:
+    for name, shift in evidence.specific.items():
+        if why := _short("the student's", name, shift, evidence.sign, 0.0):
+            return f"{why}: not {evidence.measure} alone moved"
+        if (
+            evidence.healed is not None
+            and shift is not None
+            and abs(shift.value) < SPECIFIC * abs(evidence.healed.value)
+        ):
+            return f"the student's {name} is {show(shift)}, under a third of its {evidence.measure} {show(evidence.healed)}: most of the shift is not the trait's"
     return None
 
 
-def _degraded(e: Evidence) -> str | None:
-    found = list(e.degraded)
-    if e.coherence is not None:
-        low = min(1.0, e.coherence.interval[0] if e.coherence.interval else e.coherence.value)
+def _degraded(evidence: Evidence) -> str | None:
+    reasons = list(evidence.degraded)
+    if evidence.coherence is not None:
+        low = min(1.0, evidence.coherence.interval[0] if evidence.coherence.interval else evidence.coherence.value)
         if low < COHERENCE:
-            found.insert(0, f"coherence {show(e.coherence)} may be under {COHERENCE:g}")
-    return "; ".join(found) or None
+            reasons.insert(0, f"coherence {show(evidence.coherence)} may be under {COHERENCE:g}")
+    return "; ".join(reasons) or None

@@ -37,12 +37,12 @@ def paper(rows: Sequence[Row], caption: str, figure: str = "trajectory.png") -> 
         + r" \\"
         for row in rows
     )
-    said = _text(caption)
+    caption_text = _text(caption)
     return f"""{PREAMBLE}
 \\begin{{table}}[t]
 \\centering\\small
 \\setlength{{\\tabcolsep}}{{4pt}}
-\\caption{{{said} Brackets are 95\\,\\% intervals over prompts (trait, perplexity) or items (authority). The verdict is that on free text.}}
+\\caption{{{caption_text} Brackets are 95\\,\\% intervals over prompts (trait, perplexity) or items (authority). The verdict is that on free text.}}
 \\label{{tab:run}}
 \\begin{{tabular}}{{lrrrl}}
 \\toprule
@@ -56,7 +56,7 @@ def paper(rows: Sequence[Row], caption: str, figure: str = "trajectory.png") -> 
 \\begin{{figure}}[t]
 \\centering
 \\includegraphics[width=0.6\\linewidth]{{{figure}}}
-\\caption{{{said} Trait and price over the rounds.}}
+\\caption{{{caption_text} Trait and price over the rounds.}}
 \\label{{fig:run}}
 \\end{{figure}}
 """
@@ -71,8 +71,8 @@ def _ranged(row: Row, name: str, interval: str, digits: int, signed: bool = Fals
     value, ends = row.get(name), row.get(interval)
     if value is None:
         return "--"
-    shown = f"${number(value, digits, signed)}$"
+    figure = f"${number(value, digits, signed)}$"
     if ends is None:
-        return shown
+        return figure
     low, high = (number(end, digits, signed) for end in ends)
-    return f"{shown} {{\\scriptsize $[{low}, {high}]$}}"
+    return f"{figure} {{\\scriptsize $[{low}, {high}]$}}"

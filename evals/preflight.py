@@ -18,14 +18,14 @@ from evals.conditions import Condition, Weights
 from evals.intervals import estimate_of, mean_of
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import answered, free_of
-from evals.measures.forced_choice.checks import checked, fits
+from evals.measures.forced_choice.cached import cached_or_asked, free_of
+from evals.measures.forced_choice.checks import refuse_sampling_options, refuse_too_long
 from evals.measures.forced_choice.contrast import contrast
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import AUTHORITY, Answers, Estimate, show
 from evals.verdict import preflight
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import setting
@@ -40,7 +40,7 @@ from shared.publish import write_json
 from shared.records import Vignette
 from shared.run import Run, open_run
 from shared.schema import Config
-from shared.think import FILE, adopt, untold
+from shared.think import FILE, adopt, may_adopt
 from shared.traits import load_trait
 from shared.vignettes import load_vignettes
 
@@ -66,19 +66,19 @@ class Budget:
     reason: str | None
 
 
-def measured(a: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
-    """The figures and the verdict of one budget, from the base's answers."""
-    keep = a.scorable
-    p, strata = a.p[keep], a.truth[keep]
+def budget_of(answers: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
+    """The figures and the verdict of one budget, from the base's answers, which took so many seconds. foundation: in FOUNDATIONS."""
+    keep = answers.scorable
+    p, strata = answers.p[keep], answers.truth[keep]
 
     def level(values: Any) -> Estimate | None:
         return estimate_of(mean_of(values), strata) if keep.any() else None
 
-    refusal = preflight(a, foundation)
+    refusal = preflight(answers, foundation)
     return Budget(
         think,
-        contrast(a, foundation),
-        level(a.mass[keep]),
+        contrast(answers, foundation),
+        level(answers.mass[keep]),
         level(p[:, foundation]),
         level(p[:, -1]),
         seconds,
@@ -89,36 +89,36 @@ def measured(a: Answers, think: int, seconds: float, foundation: int = AUTHORITY
 
 def scan(
     model: Any,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Vignette],
     reads: Sequence[Read],
-    base: Student,
+    base: ServedStudent,
     foundation: int = AUTHORITY,
 ) -> Iterator[Budget]:
     """One budget after the other, each from an empty prefix cache, so that none is timed with the questions of the one before."""
     weights = Weights("the base", base, [Condition("base", "base")])
     tokenizer = renderer.chat.tokenizer
-    answered(model, renderer, vignettes[:1], weights, reads[0], tokenizer, None, None)  # what is compiled, is
+    cached_or_asked(model, renderer, vignettes[:1], weights, reads[0], tokenizer, None, None)  # what is compiled, is
     for read in reads:
         model.reset_cache()
-        begun = time.monotonic()
-        rows = answered(model, renderer, vignettes, weights, read, tokenizer, None, None)["base"]
-        seconds = time.monotonic() - begun
-        a = answers([ScoreRow.model_validate(row) for row in rows], None, "the same command")  # type: ignore[arg-type]
-        yield measured(a, read.think, seconds, foundation)
+        start = time.monotonic()
+        rows = cached_or_asked(model, renderer, vignettes, weights, read, tokenizer, None, None)["base"]
+        seconds = time.monotonic() - start
+        base_answers = answers([ScoreRow.model_validate(row) for row in rows], None, "the same command")  # type: ignore[arg-type]
+        yield budget_of(base_answers, read.think, seconds, foundation)
 
 
-def least(budgets: Sequence[Budget]) -> Budget | None:
+def least_budget(budgets: Sequence[Budget]) -> Budget | None:
     """The fewest think tokens with which the model can do the task, None where it cannot at any budget."""
-    return min((one for one in budgets if one.refused is None), key=lambda one: one.think, default=None)
+    return min((budget for budget in budgets if budget.refused is None), key=lambda budget: budget.think, default=None)
 
 
 def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
-    """What the budgets say, in plain words."""
-    name, budget = FOUNDATIONS[foundation], least(budgets)
-    tried = ", ".join(str(one.think) for one in sorted(budgets, key=lambda one: one.think))
+    """The result of the budgets in a sentence. items: vignettes that were asked; foundation: its index in FOUNDATIONS."""
+    name, budget = FOUNDATIONS[foundation], least_budget(budgets)
+    tried = ", ".join(str(candidate.think) for candidate in sorted(budgets, key=lambda candidate: candidate.think))
     if budget is None:
-        closest = max(budgets, key=lambda one: one.contrast.interval[0] if one.contrast and one.contrast.interval else float("-inf"))  # fmt: skip
+        closest = max(budgets, key=lambda candidate: candidate.contrast.interval[0] if candidate.contrast and candidate.contrast.interval else float("-inf"))  # fmt: skip
         return (
             f"There is no budget among {tried} think tokens at which this model can do the task: the forced choice would say nothing about {name}. "
             f"At {closest.think} think tokens: {closest.reason}. Take another model, or try more think tokens or items."
@@ -132,26 +132,27 @@ def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY)
 
 
 def print_budgets(budgets: Sequence[Budget], items: int, debias: str, foundation: int) -> None:
+    """Print the figures of every budget of think tokens. foundation: its index in FOUNDATIONS."""
     name = FOUNDATIONS[foundation]
     table(
         f"the base on {items} items, {debias} orders",
         ["think tokens", f"{name} contrast", "answer mass", f"mass on {name}", "mass on not wrong", "s a condition", "can do it"],
         [
             [
-                one.think,
+                budget.think,
                 *[
                     show(value) if value else None
-                    for value in (one.contrast, one.mass, one.on_foundation, one.on_not_wrong)
+                    for value in (budget.contrast, budget.mass, budget.on_foundation, budget.on_not_wrong)
                 ],
-                f"{one.seconds:.1f}",
-                one.refused or "yes",
+                f"{budget.seconds:.1f}",
+                budget.refused or "yes",
             ]
-            for one in budgets
+            for budget in budgets
         ],
     )  # fmt: skip
-    for one in budgets:
-        if one.reason:
-            console.print(f"{one.think} think tokens, {one.refused}: {one.reason}", markup=False)
+    for budget in budgets:
+        if budget.reason:
+            console.print(f"{budget.think} think tokens, {budget.refused}: {budget.reason}", markup=False)
 
 
 def foundation_of_trait(name: str) -> int:
@@ -168,7 +169,7 @@ def foundation_of_trait(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreflightPlan:
     """What a preflight scores: the base of a configuration on vignettes, at each read. out: the file of its figures."""
 
     config: Config
@@ -178,34 +179,34 @@ class Asked:
     out: Path | None
 
 
-def of_options(arguments: Any, config: Config) -> Asked:
-    """What the command line asks for."""
+def of_options(arguments: Any, config: Config) -> PreflightPlan:
+    """The subject of a preflight by the command line."""
     model = {"name": arguments.model or config.model.name, "dtype": arguments.dtype or config.model.dtype}
     config = config.model_copy(update={"model": config.model.model_copy(update=model)})
     reads = [Read(arguments.debias, think, seed=config.seed) for think in sorted(set(arguments.think))]
     vignettes, instrument = load_vignettes(arguments.vignettes, arguments.items), load_instrument(arguments.instrument)
-    return Asked(config, vignettes, instrument, reads, arguments.out)
+    return PreflightPlan(config, vignettes, instrument, reads, arguments.out)
 
 
-def of_run(run: Run, thinks: Sequence[int]) -> Asked:
-    """What a run's rounds would ask, at these budgets of think tokens."""
+def of_run(run: Run, thinks: Sequence[int]) -> PreflightPlan:
+    """The subject of a preflight by a run, at these budgets of think tokens."""
     config, settings = run.config, run.config.eval
     reads = [
         Read(settings.debias, think, seed=config.seed, stop=settings.stop and think > 0)
         for think in sorted(set(thinks))
     ]
     vignettes, instrument = load_vignettes(settings.vignettes, settings.items), load_instrument(settings.instrument)
-    return Asked(config, vignettes, instrument, reads, run.folder / FILE)
+    return PreflightPlan(config, vignettes, instrument, reads, run.folder / FILE)
 
 
-def roomy(asked: Asked, renderer: Renderer, longest: int) -> list[Read]:
+def reads_that_fit(subject: PreflightPlan, renderer: InstrumentRenderer, longest: int) -> list[Read]:
     """The reads of a run whose questions, thoughts and free answers fit into the context. Raises SteerHealError where not even the first does."""
-    free, systems = free_of(asked.config.eval.free_tokens), [None, load_trait(asked.config.scored_trait).trait]
-    fits(renderer, asked.vignettes, asked.reads[0], free, longest, systems)
+    free, systems = free_of(subject.config.eval.free_tokens), [None, load_trait(subject.config.scored_trait).trait]
+    refuse_too_long(renderer, subject.vignettes, subject.reads[0], free, longest, systems)
     rooms = []
-    for read in asked.reads:
+    for read in subject.reads:
         try:
-            fits(renderer, asked.vignettes, read, free, longest, systems)
+            refuse_too_long(renderer, subject.vignettes, read, free, longest, systems)
         except SteerHealError as error:
             console.print(f"{read.think} think tokens are not tried: {error.given}", markup=False)
             break
@@ -226,26 +227,26 @@ def main() -> None:
                 next=f"leave them out: {options.prog} --run {shlex.quote(str(arguments.run))}",
             )
         run = open_run(arguments.run)
-    asked = of_run(run, arguments.think) if run else of_options(arguments, configured(arguments))
-    config, vignettes = asked.config, asked.vignettes
+    subject = of_run(run, arguments.think) if run else of_options(arguments, configured(arguments))
+    config, vignettes = subject.config, subject.vignettes
     foundation = foundation_of_trait(config.scored_trait if run else config.vector.trait)
-    for read in asked.reads:
-        checked(read)
+    for read in subject.reads:
+        refuse_sampling_options(read)
     origin = resolve_model(config.model.name, config.model.revision)
     config = fitted(config, origin.context)
     guard(arguments.outputs, [origin.place])
     if run:
         run.hold()
-    elif asked.out:
-        hold(asked.out)
+    elif subject.out:
+        hold(subject.out)
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, run.day if run else config.model.day)
-    renderer = Renderer(chat, asked.instrument)
-    longest, reads = config.model.max_model_len, asked.reads
+    renderer = InstrumentRenderer(chat, subject.instrument)
+    longest, reads = config.model.max_model_len, subject.reads
     if run:
-        reads = roomy(asked, renderer, longest)
+        reads = reads_that_fit(subject, renderer, longest)
     else:
-        fits(renderer, vignettes, reads[-1], None, longest, [None])
-    base = Student(origin.folder, fingerprint=origin.fingerprint)
+        refuse_too_long(renderer, vignettes, reads[-1], None, longest, [None])
+    base = ServedStudent(origin.folder, fingerprint=origin.fingerprint)
     from gen.engine.engine import engine
 
     with engine(
@@ -262,9 +263,9 @@ def main() -> None:
         budgets = list(scan(model, renderer, vignettes, reads, base, foundation))
     debias = reads[0].debias
     print_budgets(budgets, len(vignettes), debias, foundation)
-    words, budget = sentence(budgets, len(vignettes), foundation), least(budgets)
+    words, budget = sentence(budgets, len(vignettes), foundation), least_budget(budgets)
     console.print(words, markup=False)
-    if asked.out:
+    if subject.out:
         record = {
             "version": VERSION,
             "model": origin.identity.model_dump(),
@@ -273,16 +274,16 @@ def main() -> None:
             "items": len(vignettes),
             "orders": ORDERS[debias],
             "debias": debias,
-            "budgets": [asdict(one) for one in budgets],
+            "budgets": [asdict(candidate) for candidate in budgets],
             "least": budget.think if budget else None,
             "sentence": words,
         }
-        write_json(asked.out, record)
-        say(f"wrote {asked.out}")
+        write_json(subject.out, record)
+        say(f"wrote {subject.out}")
     if run is None:
         if budget:
             console.print(f"a run with it: {setting(f'eval.think={budget.think}')}", markup=False)
-    elif budget and untold(run):
+    elif budget and may_adopt(run):
         adopt(run, budget.think)
         say(f"eval.think = {budget.think} from here on, in {run.folder / 'config.toml'}")
     else:

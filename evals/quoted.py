@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.ending import answer
+from evals.answer import card_of
 from evals.table import label, ranged, trait_column
 from shared.console import number
 from shared.errors import SteerHealError
@@ -53,7 +53,7 @@ def read_quoted(folder: Path, page: Path) -> Quoted:
 
 
 def sentence(quoted: Quoted) -> str:
-    """What was run, on what, in how long."""
+    """A sentence on the run: model, rounds, machine and time."""
     run = quoted.run
     rounds = "Round 1" if run["rounds"] == 1 else f"Rounds 1 to {run['rounds']}"
     place = run["gpu"] or f"{run['cores']} cores of {run['processor']} ({run['instruction_set']})"
@@ -67,15 +67,16 @@ def finding(quoted: Quoted) -> str:
     """One sentence for the figure's alternative text."""
     column = trait_column(quoted.rows)
     last = max(row["round"] for row in quoted.rows)
-    at = {(row["round"], row["stage"]): row for row in quoted.rows}
+    by_condition = {(row["round"], row["stage"]): row for row in quoted.rows}
     parts = [
         f"{name} has {column} {number(row[column], 3, True)} at perplexity {number(row['perplexity'], 2)}"
-        for name, row in (("the base", at[0, "base"]), (f"round {last} steered", at[last, "steered"]), (f"round {last} healed", at[last, "healed"]))
+        for name, row in (("the base", by_condition[0, "base"]), (f"round {last} steered", by_condition[last, "steered"]), (f"round {last} healed", by_condition[last, "healed"]))
     ]  # fmt: skip
     return "Trait against price: " + ", ".join(parts)
 
 
 def figure(quoted: Quoted) -> str:
+    """The run's figure as Markdown, with its finding as the alternative text."""
     return f"![{finding(quoted)}]({quoted.where}/trajectory.png)\n"
 
 
@@ -101,22 +102,23 @@ def _levels(quoted: Quoted, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def conclusion(quoted: Quoted) -> str:
     """The answer of the last round, as the terminal ends with it."""
-    said = answer(quoted.rows, read_for=quoted.run["read_for"])
-    return "\n".join(f"- **{name or 'and'}**: {text}" for name, text in said) + "\n"
+    card = card_of(quoted.rows, read_for=quoted.run["read_for"])
+    return "\n".join(f"- **{line.name}**: {line.text}" for line in (card.headline, *card.lines)) + "\n"
 
 
 def reading(quoted: Quoted) -> str:
-    """What the results say in plain words, as the report has it."""
+    """The reading of the results in sentences, as the report has it."""
     return "\n".join(quoted.reading) + "\n"
 
 
 def files(quoted: Quoted) -> str:
+    """Links to the files of the published report."""
     names = {"index.html": "the page", "results.md": "every table", "results.csv": "as CSV", "run.tex": "as LaTeX"}
     return " · ".join(f"[{words}]({quoted.where}/{name})" for name, words in names.items()) + "\n"
 
 
 def summary(quoted: Quoted) -> str:
-    """What fits a README: figure, what was run, the short table, the answer."""
+    """The summary for a README: the figure, a sentence on the run, the short table, the answer."""
     return "\n".join(part(quoted) for part in (figure, sentence, table, conclusion))
 
 
@@ -143,9 +145,9 @@ def render(text: str, page: Path, folder: Path) -> str:
     Raises:
         SteerHealError: a block has an unknown name or no end, or there are no results.
     """
-    found = BLOCK.findall(text)
-    unknown = [name for _, name, _, _ in found if name not in BLOCKS]
-    if unknown or len(found) != len(OPEN.findall(text)) or any(OPEN.search(body) for _, _, body, _ in found):
+    blocks = BLOCK.findall(text)
+    unknown = [name for _, name, _, _ in blocks if name not in BLOCKS]
+    if unknown or len(blocks) != len(OPEN.findall(text)) or any(OPEN.search(body) for _, _, body, _ in blocks):
         raise SteerHealError(
             "a block of results could not be read",
             given=f"{page}: {unknown[0] if unknown else 'one has no end'}",

@@ -9,10 +9,11 @@ from typing import Any
 from evals.coherence import verdict as coherence_verdict
 from evals.evidence import target_of
 from evals.judging import Case, Judging
+from evals.measures.forced_choice import selectivity
 from evals.measures.forced_choice.figures import Figures
 from evals.measures.registry import MEASURES
 from evals.round import Round
-from evals.rows import ONCE, ConditionLine
+from evals.rows import OF_THE_STUDENT, ONCE, ConditionLine
 from evals.statistics import Estimate, pair
 from shared.commands import round_command
 from shared.errors import SteerHealError
@@ -84,7 +85,8 @@ def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
             seed=seed,
         )
         for case in cases:
-            results["rows" if case.line.headline else "extra"].append(_row(run, case, judging))
+            row = _row(run, case, judging, _mirror(case, cases))
+            results["rows" if case.line.headline else "extra"].append(row)
         before = judging.healed
     keys = [(row["round"], row["stage"]) for row in results["rows"]]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
@@ -106,7 +108,16 @@ def _one(run: Run, cases: Sequence[Case], stage: str, number: int) -> Case:
     return headline[0]
 
 
-def _row(run: Run, case: Case, judging: Judging) -> dict[str, Any]:
+def _mirror(case: Case, cases: Sequence[Case]) -> Case | None:
+    """The steered condition of the same round at the opposite coefficient, where there is one."""
+    if case.line.stage != "steered" or not case.line.coefficient:
+        return None
+    wanted = f"{-case.line.coefficient:g}"
+    same = (one for one in cases if one.line.stage == "steered" and one.line.coefficient is not None)
+    return next((one for one in same if f"{one.line.coefficient:g}" == wanted), None)
+
+
+def _row(run: Run, case: Case, judging: Judging, mirror: Case | None) -> dict[str, Any]:
     """A row of results.json: which condition it is, the columns of each measure, and what is judged over all of them."""
     row: dict[str, Any] = {
         "arm": run.config.train.divergence,
@@ -116,9 +127,19 @@ def _row(run: Run, case: Case, judging: Judging) -> dict[str, Any]:
         "name": case.line.name,
         "draw": case.line.draw,
         "gate": case.line.gate,
-        "coefficient": case.line.coefficient if case.line.stage in ("steered", "random", "decoy") else 0.0,
+        "coefficient": case.line.coefficient
+        if case.line.stage in ("steered", "random", "decoy", *OF_THE_STUDENT)
+        else 0.0,
         **dict.fromkeys(column for measure in MEASURES for column in measure.columns),
         **case.columns,
+        **selectivity.columns(
+            judging.base.answers,
+            case.answers,
+            mirror.answers if mirror else None,
+            {judging.target.foundation: judging.target.sign} if judging.target else None,
+            judging.count,
+            judging.seed,
+        ),
         **_judged(case, judging),
     }
     return {key: row[key] for key in (*(key for key in ORDER if key in row), *(key for key in row if key not in ORDER))}
@@ -128,13 +149,13 @@ def _judged(case: Case, judging: Judging) -> dict[str, Any]:
     """What is said over several measures and conditions: costs, ranks, increments, both verdicts."""
     compared, is_steered = case.line.stage != "base", case is judging.steered
     costs = Figures(judging.base.answers, case.answers, judging.count, judging.seed).costs(case.broken)
-    judged, found = judging.verdicts(case), judging.parts(case)
-    state, why = coherence_verdict(found)
+    judged, parts = judging.verdicts(case), judging.parts(case)
+    state, why = coherence_verdict(parts)
     return {
         **(costs if compared else dict.fromkeys(costs)),
         "coherence_verdict": state,
         "coherence_reason": why,
-        "coherence_parts": [asdict(part) for part in found],
+        "coherence_parts": [asdict(part) for part in parts],
         **pair("over_random", "over_random_ci", judging.over_random if is_steered else None),
         **pair("over_decoy", "over_decoy_ci", judging.over_decoy if is_steered else None),
         **pair("over_decoy_llr", "over_decoy_llr_ci", judging.over_decoy_llr if is_steered else None),
@@ -142,6 +163,8 @@ def _judged(case: Case, judging: Judging) -> dict[str, Any]:
         "random_draws": len(judging.draws),
         **pair("increment", "increment_ci", judging.increment(case)),
         **pair("retain", "retain_ci", judging.retained if case is judging.healed else None),
+        **pair("share_of_student", "share_of_student_ci", judging.share_of_student(case)),
+        **pair("auth_share_of_student", "auth_share_of_student_ci", judging.auth_share_of_student(case)),
         **pair("share_of_prompted", "share_of_prompted_ci", judging.share_of_prompted(case)),
         "price": judged.price.name if judged.price else None,
         **pair("price_less_steering", "price_less_steering_ci", judged.price.less if judged.price else None),

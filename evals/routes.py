@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,15 @@ BASE: Student = (0, 1.0)
 TAIL = 0.025  # share of resamples beyond either end of an interval
 AREA = 16  # shifts at which two price curves are compared for the area between them
 STEPS = 64  # of a dial, between which shift and price are taken as straight
+
+
+class _Dial(NamedTuple):
+    """A round's part of a route. gates: [STEPS + 1]; shift, price: [STEPS + 1, 1 + draws], at these gates."""
+
+    round: int
+    gates: np.ndarray
+    shift: np.ndarray
+    price: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,36 +70,38 @@ class Route:
 
     def at(self, target: float | np.ndarray) -> np.ndarray:
         """Price [1 + draws] where the shift first reaches the target, one or [1 + draws]; infinite where it never does."""
-        found = np.full(self.shift.shape[1], np.inf)
-        targets = np.broadcast_to(target, found.shape)
-        for _, _, shift, price in self._dials():
+        prices = np.full(self.shift.shape[1], np.inf)
+        targets = np.broadcast_to(target, prices.shape)
+        for dial in self._dials():
+            shift, price = dial.shift, dial.price
             for low in range(len(shift) - 1):
-                here = np.isinf(found) & (shift[low] < targets) & (shift[low + 1] >= targets)
-                share = _share(shift[low][here], shift[low + 1][here], targets[here])
-                found[here] = price[low][here] + share * (price[low + 1][here] - price[low][here])
-        return found
+                reached = np.isinf(prices) & (shift[low] < targets) & (shift[low + 1] >= targets)
+                share = _share(shift[low][reached], shift[low + 1][reached], targets[reached])
+                prices[reached] = price[low][reached] + share * (price[low + 1][reached] - price[low][reached])
+        return prices
 
     def where(self, target: float) -> Student | None:
         """The round and the gate at which the data's own shift first reaches the target, None where it never does."""
-        for number, gates, shift, _ in self._dials():
+        for dial in self._dials():
+            gates = dial.gates
             for low in range(len(gates) - 1):
-                x0, x1 = shift[low : low + 2, 0]
+                x0, x1 = dial.shift[low : low + 2, 0]
                 if x0 < target <= x1:
-                    return number, float(gates[low] + _share(x0, x1, target) * (gates[low + 1] - gates[low]))
+                    return dial.round, float(gates[low] + _share(x0, x1, target) * (gates[low + 1] - gates[low]))
         return None
 
-    def _dials(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """(round, gates [STEPS + 1], shift and price [STEPS + 1, 1 + draws]) along the gate of each round."""
+    def _dials(self) -> Iterator[_Dial]:
+        """The route in parts, one a round."""
         from scipy.interpolate import PchipInterpolator
 
         before = 0
         for number in sorted({number for number, _ in self.students} - {0}):
-            mine = [index for index, (its, _) in enumerate(self.students) if its == number]
-            points, gates = [before, *mine], [0.0, *(self.students[index][1] for index in mine)]
+            members = [index for index, (its, _) in enumerate(self.students) if its == number]
+            points, gates = [before, *members], [0.0, *(self.students[index][1] for index in members)]
             along = np.linspace(0.0, gates[-1], STEPS + 1)
             shift, price = (PchipInterpolator(gates, values[points])(along) for values in (self.shift, self.price))
-            yield number, along, shift, price
-            before = mine[-1]
+            yield _Dial(number, along, shift, price)
+            before = members[-1]
 
 
 def _share(low: Any, high: Any, target: Any) -> Any:
@@ -106,46 +117,48 @@ def points(rounds: Sequence[Round]) -> list[Point]:
     Gate 0 is the student before; what lies outside 0 to 1 is on no way from a student to the next.
     """
     first = rounds[0]
-    found = [(BASE, first.answers["base"], texts_of(first.generations["base"]))]
+    path_points = [(BASE, first.answers["base"], texts_of(first.generations["base"]))]
     for r in rounds:
         lines = [
             (1.0 if line.gate is None else line.gate, line) for line in r.scores.conditions if line.stage == "healed"
         ]
         for gate, line in sorted(lines, key=lambda pair: pair[0]):
             if 0.0 < gate <= 1.0:
-                found.append(((r.number, gate), r.answers[line.name], texts_of(r.generations[line.name])))
-    return found
+                path_points.append(((r.number, gate), r.answers[line.name], texts_of(r.generations[line.name])))
+    return path_points
 
 
 def dose_points(first: Round) -> list[Point]:
     """The base and round 1's steered conditions by their coefficient, each of which was sampled and scored."""
-    found = [(BASE, first.answers["base"], texts_of(first.generations["base"]))]
+    path_points = [(BASE, first.answers["base"], texts_of(first.generations["base"]))]
     lines = [line for line in first.scores.conditions if line.stage == "steered" and (line.coefficient or 0) > 0]
     for line in sorted(lines, key=lambda line: line.coefficient or 0):
         student = (first.number, float(line.coefficient or 0))
-        if student != found[-1][0]:  # the mean of the kept rows may be one of the doses
-            found.append((student, first.answers[line.name], texts_of(first.generations[line.name])))
-    return found
+        if student != path_points[-1][0]:  # the mean of the kept rows may be one of the doses
+            path_points.append((student, first.answers[line.name], texts_of(first.generations[line.name])))
+    return path_points
 
 
 def scorable(rounds: Sequence[Round], broken: Mapping[Student, str]) -> np.ndarray:
     """Items [items] that the base and every student of a path answered, up to where it ends: what a dead student did not answer is
     taken from nobody."""
-    found = points(rounds)
-    dead = (i for i, (student, answers, _) in enumerate(found) if student in broken or not answers.scorable.any())
-    return np.logical_and.reduce([answers.scorable for _, answers, _ in found[: max(next(dead, len(found)), 1)]])
+    path_points = points(rounds)
+    dead = (i for i, (student, answers, _) in enumerate(path_points) if student in broken or not answers.scorable.any())
+    return np.logical_and.reduce(
+        [answers.scorable for _, answers, _ in path_points[: max(next(dead, len(path_points)), 1)]]
+    )
 
 
 def shift_and_price(
-    at: Sequence[Point], axis: Axis, count: int, seed: int, keep: np.ndarray, target: Target = AUTHORITY_FALLS
+    path_points: Sequence[Point], axis: Axis, count: int, seed: int, keep: np.ndarray, target: Target = AUTHORITY_FALLS
 ) -> tuple[np.ndarray, np.ndarray]:
     """[points, 1 + count] each, against the first point, of the same resamples; column 0 is the data, NaN where undefined.
 
     keep: items [items] counted on the axis of authority; target: what that is read for, the trait's way up.
     """
     if axis != "authority":
-        return _by_prompt([texts for _, _, texts in at], axis, count, seed)
-    return by_item([answers for _, answers, _ in at], count, seed, keep, target)
+        return _by_prompt([texts for _, _, texts in path_points], axis, count, seed)
+    return by_item([answers for _, answers, _ in path_points], count, seed, keep, target)
 
 
 def path(
@@ -165,24 +178,32 @@ def path(
 
 
 def along(
-    at: Sequence[Point], axis: Axis, count: int, seed: int, broken: Mapping[Student, str], keep: np.ndarray
+    path_points: Sequence[Point], axis: Axis, count: int, seed: int, broken: Mapping[Student, str], keep: np.ndarray
 ) -> Route:
-    """The route through points in their order, the base first."""
-    shift, price = shift_and_price(at, axis, count, seed, keep)
-    students = [student for student, _, _ in at]
+    """The route through points in their order, the base first.
+
+    Args:
+        path_points: student, answers and texts of each point.
+        axis: along which the shift is measured.
+        count, seed: of the resamples.
+        broken: students at which the route ends, and why.
+        keep: items [items] that count on the axis of authority.
+    """
+    shift, price = shift_and_price(path_points, axis, count, seed, keep)
+    students = [student for student, _, _ in path_points]
     defined = np.isfinite(shift).all(1) & np.isfinite(price).all(1)
     for index, student in enumerate(students):
         why = broken.get(student) or ("" if defined[index] else "its figures are undefined")
         if why:
-            said = f"round {student[0]}{'' if student[1] == 1 else f' at {student[1]:g}'}: {why}"
-            return Route(students[:index], shift[:index], price[:index], said if index else "the base is undefined")
+            ending = f"round {student[0]}{'' if student[1] == 1 else f' at {student[1]:g}'}: {why}"
+            return Route(students[:index], shift[:index], price[:index], ending if index else "the base is undefined")
     return Route(students, shift, price)
 
 
 def _by_prompt(texts: Sequence[Texts], measure: Llr, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     names = sorted(set(texts[0].prompt))
     weights = np.vstack([np.ones(len(names)), resample(np.zeros(len(names)), count, seed)])
-    sums = [by_prompt(one, names, measure) for one in texts]
+    sums = [by_prompt(condition_texts, names, measure) for condition_texts in texts]
     with np.errstate(divide="ignore", invalid="ignore"):
         level = np.array([(weights @ llr) / (weights @ full) for _, _, llr, full in sums])
         nll = np.array([(weights @ total) / (weights @ tokens) for total, tokens, _, _ in sums])
@@ -192,7 +213,14 @@ def _by_prompt(texts: Sequence[Texts], measure: Llr, count: int, seed: int) -> t
 def by_item(
     answers: Sequence[Answers], count: int, seed: int, keep: np.ndarray, target: Target
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shift and price [conditions, 1 + count] of answers against the first, as `shift_and_price` gives them."""
+    """Shift and price [conditions, 1 + count] of answers against the first, as `shift_and_price` gives them.
+
+    Args:
+        answers: of the conditions, the base first.
+        count, seed: of the resamples.
+        keep: items [items] that count.
+        target: the foundation, and the sign that is more of the trait.
+    """
     base = answers[0]
     for other in answers:
         same_setting(base.setting, other.setting)
@@ -207,7 +235,7 @@ def by_item(
 
 
 def less_steering(doses: Sequence[float], shift: np.ndarray, price: np.ndarray) -> Estimate | None:
-    """What a student paid less what plain steering pays at the student's own shift, paired over the resamples.
+    """The price of a student less that of plain steering at the student's own shift, paired over the resamples.
 
     Steering's route runs through the base and its doses. A resample in which it does not get as far takes the price of its last dose,
     which is rather too low. None with fewer than two doses, since a chord from the base overstates a price that bends; where a figure
@@ -242,8 +270,8 @@ def area_between(first: Route, second: Route) -> np.ndarray | None:
 
 
 def _held(route: Route, target: float) -> np.ndarray:
-    found = route.at(target)
-    return np.where(np.isinf(found), route.price[-1], found)
+    prices = route.at(target)
+    return np.where(np.isinf(prices), route.price[-1], prices)
 
 
 def by_unit(
@@ -252,6 +280,12 @@ def by_unit(
     """Shift and price of one condition by unit, [units] each, whose means are its levels: a difference of two conditions' means is theirs.
 
     Units are items, or prompts: what an item or prompt adds to a level, to first order, about it.
+
+    Args:
+        point: student, answers and texts.
+        axis: along which the shift is measured.
+        keep: items [items] that count on the axis of authority.
+        target: the foundation, and the sign that is more of the trait.
     """
     _, answers, texts = point
     if axis == "authority":

@@ -22,11 +22,23 @@ from shared.traits import ReadFor
 
 NEAR = 1e-5  # of what is computed again from what stands beside it: single precision
 AUTHORITY_FALLS = ReadFor(foundation="authority", sign=-1)  # what scores from before this was written are read for
+OF_THE_STUDENT = {"student_vector": 1.0, "student_without_vector": -1.0}  # stages of its own vector, by coefficient
 ONCE = ("base", "prompted", "prompted_opposite", "prompted_decoy")  # stages of the original model, rows of round 0
 
 
 class ConditionLine(Record):
-    stage: Literal["base", "prompted", "prompted_opposite", "prompted_decoy", "steered", "random", "decoy", "healed"]
+    stage: Literal[
+        "base",
+        "prompted",
+        "prompted_opposite",
+        "prompted_decoy",
+        "steered",
+        "random",
+        "decoy",
+        "student_vector",
+        "student_without_vector",
+        "healed",
+    ]
     name: str = Field(pattern=r"^[\w.+-]+$")
     coefficient: Number | None
     draw: Count | None
@@ -36,20 +48,24 @@ class ConditionLine(Record):
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
         """A condition beside its stage's headline is named by what it differs in."""
-        if self.headline != (self.name == self.stage):
+        if self.headline != (self.name == self.stage and self.stage not in OF_THE_STUDENT):
             raise ValueError(f"the headline of {self.stage} is named {self.stage}, and no other is")
         if self.headline:
             return self
-        what = {
+        if self.stage in OF_THE_STUDENT:
+            if self.coefficient != OF_THE_STUDENT[self.stage]:
+                raise ValueError(f"{self.stage} is at coefficient {OF_THE_STUDENT[self.stage]:g}")
+            return self
+        identity = {
             "steered": "coefficient",
             "random": "draw",
             "decoy": "draw",
             "healed": "gate",
             "prompted_decoy": "draw",
         }.get(self.stage)
-        value = None if what is None else getattr(self, what)
-        if what is None or value is None or self.name != f"{self.stage}-{value:g}":
-            raise ValueError(f"{self.name} is not {self.stage} at {what or 'something else'} {value}")
+        value = None if identity is None else getattr(self, identity)
+        if identity is None or value is None or self.name != f"{self.stage}-{value:g}":
+            raise ValueError(f"{self.name} is not {self.stage} at {identity or 'something else'} {value}")
         if self.coefficient is None:
             raise ValueError(f"{self.name} has a coefficient")
         return self
@@ -89,9 +105,9 @@ class Scores(Record):
             "coefficients of the sweep": [(line.coefficient, line.prompted) for line in self.sweep],
             "layers of the student": [line.layer for line in self.student],
         }
-        for what, keys in listed.items():
+        for name, keys in listed.items():
             if len(set(keys)) < len(keys):
-                raise ValueError(f"two {what} of one name")
+                raise ValueError(f"two {name} of one name")
         return self
 
 

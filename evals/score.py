@@ -20,8 +20,9 @@ from evals.conditions import (
 from evals.decoys import decoy_vectors, personas
 from evals.measures.measure import Scoring, Session
 from evals.measures.registry import measures_of
+from evals.student_vector import student_vectors
 from gen.ahead import refuse_overflow
-from gen.students import Student, adapter_room
+from gen.students import ServedStudent, adapter_room
 from gen.students import student as student_of
 from shared.chat import Chat
 from shared.cli import entry, need, parse
@@ -63,7 +64,15 @@ def inputs_of(run: Run, number: int, config: Config) -> dict[str, Path]:
 
 
 def job_of(run: Run, number: int, mode: str, origin: Model, rebuild: bool = False) -> Stage:
-    """The scoring of a round as a stage: its settings, inputs and output."""
+    """The scoring of a round as a stage: its settings, inputs and output.
+
+    Args:
+        run: of the round.
+        number: of the round.
+        mode: EVAL, `round` or `full`.
+        origin: the original model.
+        rebuild: make it again where its settings or inputs changed.
+    """
     config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
     name, folder = ("score", "scores") if mode == "round" else ("score-full", "scores-full")
     revisions = [measure.revisions(config) for measure in measures_of(config.eval)]
@@ -97,7 +106,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
         return
     scoring = scoring_of(run, number, mode, origin, rebuild, cached)
     sessions = [measure.begin(scoring) for measure in measures_of(scoring.config.eval)]
-    add_decoys(scoring)
+    add_vectors(scoring)
     groups = groups_of(scoring, mode)
     for session in sessions:
         session.before_engine(groups)
@@ -128,7 +137,16 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
 
 
 def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cached: bool) -> Scoring:
-    """What the measures of a round's scoring have in common."""
+    """The inputs that all measures of a round's scoring have in common.
+
+    Args:
+        run: of the round.
+        number: of the round.
+        mode: EVAL, `round` or `full`.
+        origin: the original model.
+        fresh: take nothing from the cache.
+        cached: keep rows in the cache.
+    """
     config = run.config.model_copy(update={"eval": of_mode(run.config.eval, mode)})
     vector, first = (load_vector(run.round(r) / "vector.safetensors") for r in (number, 1))
     if config.eval.decoy_vectors:
@@ -148,11 +166,13 @@ def scoring_of(run: Run, number: int, mode: str, origin: Model, fresh: bool, cac
     )
 
 
-def add_decoys(scoring: Scoring) -> None:
-    """Put the vectors of decoys among a scoring's own, where eval.decoy_vectors asks for them."""
+def add_vectors(scoring: Scoring) -> None:
+    """Put the vectors of decoys, and the student's own, among those of a scoring, where eval.decoy_vectors and eval.student_vector ask for them."""
     config, before = scoring.config, scoring.run.history(scoring.number - 1)
     if config.eval.decoy_vectors:
         scoring.vectors.update(decoy_vectors(config, scoring.origin, before, scoring.chat, scoring.vectors["trait"]))
+    if config.eval.student_vector:
+        scoring.vectors.update(student_vectors(scoring))
 
 
 def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
@@ -163,11 +183,11 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
     before, after = run.history(number - 1), run.history(number)
     assert after is not None
 
-    def served(history: Path | None) -> Student:
+    def served(history: Path | None) -> ServedStudent:
         return student_of(origin, history, run.students, config.model.dtype, config.model.student)
 
     positions = scoring.vectors["trait"].metadata.get("positions", "all")
-    asked = before_training(
+    conditions = before_training(
         number == 1 or mode == "full",
         dose,
         positions,
@@ -176,8 +196,10 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
         sum(name.startswith("decoy-") for name in scoring.vectors),
     )
     groups = [
-        *by_weights(asked, Student(origin.folder, fingerprint=origin.fingerprint), served(before), before),
-        *after_training(number, after, config.eval.gates, run.students, served),
+        *by_weights(conditions, ServedStudent(origin.folder, fingerprint=origin.fingerprint), served(before), before),
+        *after_training(
+            number, after, config.eval.gates, run.students, served, positions if config.eval.student_vector else None
+        ),
     ]
     for condition in (condition for group in groups for condition in group.conditions if condition.vector):
         steered = scoring.vectors[str(condition.vector)]
@@ -187,7 +209,13 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
 
 
 def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]) -> None:
-    """Start an engine, put every session's requests to it group by group, and last those to the original model."""
+    """Start an engine, put every session's requests to it group by group, and last those to the original model.
+
+    Args:
+        scoring: what the measures have in common.
+        sessions: one a measure.
+        groups: weights with their conditions.
+    """
     from gen.engine.engine import engine
 
     config, students = scoring.config, [group.student for group in groups]
@@ -210,7 +238,7 @@ def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]
             model.serve(group.student)
             for session in sessions:
                 session.ask(model, group)
-        model.serve(Student(scoring.origin.folder))
+        model.serve(ServedStudent(scoring.origin.folder))
         for session in sessions:
             session.judge(model)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from evals.agree import counted, one_thing, recorded
+from evals.agree import refuse_mixed_rounds, refuse_other_counts, refuse_unrecorded
 from evals.measures.forced_choice.answers import refuse
 from evals.measures.registry import measures_of
 from evals.round import Round
@@ -58,21 +58,21 @@ def scored_rounds(run: Run, mode: str, up_to: int | None = None) -> list[Round]:
     first, *later = (read_round(run, number, mode) for number in range(1, last + 1))
     rounds = [first, *map(_without_base, later)]
     for before, after in pairwise(rounds):
-        built = before.manifests[STEP[mode]].inputs.get("history")
+        history = before.manifests[STEP[mode]].inputs.get("history")
         for stage, label in [
             ("extract", "history"),
             ("sweep", "history"),
             ("heal", "history"),
             (STEP[mode], "history before"),
         ]:
-            if (used := after.manifests[stage].inputs.get(label)) != built:
+            if (used := after.manifests[stage].inputs.get(label)) != history:
                 raise SteerHealError(
                     f"{stage} of round {after.number} was made on another round {before.number}",
-                    given=f"history {used} against {built}",
+                    given=f"history {used} against {history}",
                     expected="rounds that build on each other",
                     next=stage_command(run.folder, after.number, stage, rebuild=True),
                 )
-    one_thing(run, rounds, STEP[mode])
+    refuse_mixed_rounds(run, rounds, STEP[mode])
     return rounds
 
 
@@ -83,6 +83,7 @@ def _without_base(round_: Round) -> Round:
 
 
 def read_round(run: Run, number: int, mode: str) -> Round:
+    """The files of a scored round. mode: EVAL, `round` or `full`. Raises SteerHealError for a missing, edited or outdated one."""
     again = stage_command(run.folder, number, STEP[mode], rebuild=True)
     folder = run.round(number) / FOLDER[mode]
     manifests = {
@@ -91,7 +92,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         if stage != STEP["round"] or mode == "round" or run.manifest(number, stage).is_file()
     }
     _one_chain(run, number, manifests, STEP[mode])
-    recorded(run, number, manifests, STEP[mode])
+    refuse_unrecorded(run, number, manifests, STEP[mode])
     name = folder.relative_to(run.folder).as_posix()
     if name not in manifests[STEP[mode]].outputs:
         raise SteerHealError(
@@ -116,7 +117,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         manifests,
         _limits(run, number, manifests["filter"], again),
     )
-    counted(run, scored, STEP[mode])
+    refuse_other_counts(run, scored, STEP[mode])
     return scored
 
 

@@ -95,7 +95,7 @@ class Estimate:
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
-def pooled(strata: np.ndarray) -> np.ndarray | None:
+def resampling_strata(strata: np.ndarray) -> np.ndarray | None:
     """Groups [n] to resample units of strata [n] within: each of two units at least, or None where there can be none.
 
     Strata of one unit are one group together; a stratum that is alone in having one unit joins the smallest other (Cochran 1977,
@@ -114,14 +114,14 @@ def pooled(strata: np.ndarray) -> np.ndarray | None:
 
 
 def resample(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Bootstrap weights [count, n] of n units in strata [n]; a group of `pooled` strata of m units keeps weight m.
+    """Bootstrap weights [count, n] of n units in strata [n]; a group of `resampling_strata` of m units keeps weight m.
 
     m - 1 units are drawn and scaled up (Rao and Wu 1988): drawing m understates the variance by (m - 1) / m, a quarter at four
-    items a stratum. The weights are NaN where `pooled` finds no groups, so that no interval has a width of zero for want of a second
+    items a stratum. The weights are NaN where `resampling_strata` finds no groups, so that no interval has a width of zero for want of a second
     unit. The same strata and seed give the same weights, which pairs conditions.
     """
     generator = np.random.default_rng(seed)
-    groups = pooled(strata)
+    groups = resampling_strata(strata)
     if groups is None:
         return np.full((count, len(strata)), np.nan)
     weights = np.empty((count, len(strata)))
@@ -132,7 +132,7 @@ def resample(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
     return weights
 
 
-def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray] | None:
+def on_resamples(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray] | None:
     """A statistic on the units as they are and on each resample [r]; it maps weights [r, n] to [r]. None where the first is not finite."""
     if not weights.shape[1]:
         return None
@@ -143,13 +143,25 @@ def drawn(statistic: Statistic, weights: np.ndarray) -> tuple[float, np.ndarray]
 
 
 def estimate(statistic: Statistic, weights: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """A statistic with its percentile interval."""
-    both = drawn(statistic, weights)
+    """A statistic with its percentile interval.
+
+    Args:
+        statistic: maps weights [r, n] to [r].
+        weights: of the resamples [r, n].
+        level: of the interval.
+    """
+    both = on_resamples(statistic, weights)
     return None if both is None else summarised(*both, level=level)
 
 
 def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate:
-    """What `drawn` gave, with its percentile interval; None for the interval where a resample is undefined."""
+    """The result of `on_resamples` with its percentile interval; None for the interval where a resample is undefined.
+
+    Args:
+        value: on the units as they are.
+        draws: on the resamples [r].
+        level: of the interval.
+    """
     if not np.isfinite(draws).all():
         return Estimate(value, None)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -182,7 +194,7 @@ def same_setting(first: Setting, second: Setting) -> None:
                 "rotations": "rotation",
             }
         ):
-            differ = [item for item, mine, theirs in zip(first.items, old, new, strict=True) if mine != theirs]
+            differ = [item for item, ours, theirs in zip(first.items, old, new, strict=True) if ours != theirs]
             given = f"the {of_items[field.name]} of {len(differ)} items, the first {differ[0]}"
         else:
             given = f"{field.name}: {new} against {old}"
@@ -227,6 +239,7 @@ def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
 
 
 def show(result: Estimate, digits: int = 3) -> str:
+    """An estimate with its interval in brackets, to so many decimals."""
     interval = f" [{result.interval[0]:.{digits}f}, {result.interval[1]:.{digits}f}]" if result.interval else ""
     return f"{result.value:.{digits}f}{interval}"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shared.console import number
+
+TraitMeasure = Literal["trait_llr", "llr_opposite"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Table:
 
 
 def label(row: dict[str, Any]) -> str:
+    """The name of a row: round and stage, with its coefficient, draw or gate."""
     draw = f", draw {row['draw']}" if row["stage"] in ("random", "decoy") else ""
     dose = (
         f" at {row['coefficient']:.2f}"
@@ -32,16 +35,26 @@ def label(row: dict[str, Any]) -> str:
 
 
 def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
+    """A figure of a row with its interval in brackets.
+
+    Args:
+        row: of results.json.
+        name, interval: columns of the figure and of its interval.
+        digits: decimals.
+        signed: write a plus.
+    """
     low_high = row[interval]
-    shown = number(row[name], digits, signed)
-    return shown if low_high is None else f"{shown} [{', '.join(number(end, digits, signed) for end in low_high)}]"
+    figure = number(row[name], digits, signed)
+    return figure if low_high is None else f"{figure} [{', '.join(number(end, digits, signed) for end in low_high)}]"
 
 
 def yes_no(value: bool | None) -> str:
+    """A truth value as a cell; a dash for None."""
     return number(None) if value is None else "yes" if value else "no"
 
 
 def markdown(table: Table) -> str:
+    """A table under its title, in Markdown."""
     lines = [table.columns, ["---", *["---" if table.prose else "---:"] * (len(table.columns) - 1)], *table.rows]
     body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
     return f"## {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
@@ -49,10 +62,14 @@ def markdown(table: Table) -> str:
 
 def _cell(text: str) -> str:
     """Text of a Markdown table: one line, no column of its own, no markup."""
-    one = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
-    return one.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def trait_column(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The column that says how much of the trait there is: llr_opposite where the trait file has paraphrases, else trait_llr."""
-    return "llr_opposite" if any(row.get("llr_opposite") is not None for row in rows) else "trait_llr"
+def trait_column(rows: Sequence[Mapping[str, Any]]) -> TraitMeasure:
+    """The column that says how much of the trait there is.
+
+    llr_opposite where every row whose texts were scored has it, as a trait file with paraphrases gives it; else trait_llr.
+    """
+    scored = [row for row in rows if any(row.get(name) is not None for name in ("llr_opposite", "trait_llr"))]
+    return "llr_opposite" if scored and all(row.get("llr_opposite") is not None for row in scored) else "trait_llr"

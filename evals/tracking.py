@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
-from evals.ending import answer
+from evals.answer import card_of
 from evals.round import Round
 from evals.table import Table, markdown
 from shared.console import number, say
@@ -136,31 +136,31 @@ assert tuple(TRACKERS) == SCORED
 
 
 def entries(rounds: Sequence[Round], rows: Sequence[Row], page: Path) -> list[Entry]:
-    """What there is to send: the base and the prompted base at step 0, then every round.
+    """The entries to send: the base and the prompted base at step 0, then every round.
 
     Args:
         rounds: scored rounds of a run.
         rows: of its results.json.
         page: of its report.
     """
-    made = [Entry(0, _scalars([row for row in rows if row["round"] == 0]), {})]
+    entries_ = [Entry(0, _scalars([row for row in rows if row["round"] == 0]), {})]
     for round_ in rounds:
-        mine = [row for row in rows if row["round"] == round_.number]
-        sofar = [row for row in rows if row["round"] <= round_.number]
+        round_rows = [row for row in rows if row["round"] == round_.number]
+        rows_so_far = [row for row in rows if row["round"] <= round_.number]
         swept = {
             f"sweep/{line.coefficient:g}/{name}": float(value)
             for line in round_.scores.sweep
             for name, value in (("kept", line.kept / line.n if line.n else None), ("perplexity", line.perplexity), ("trait_llr", line.trait_llr))
             if value is not None
         }  # fmt: skip
-        said = answer(sofar, read_for=round_.scores.read_for is not None)
+        card = card_of(rows_so_far, read_for=round_.scores.read_for is not None)
         texts = {
-            "answer": "\n".join(f"- **{label}**: {text}" for label, text in said),
+            "answer": "\n".join(f"- **{line.name}**: {line.text}" for line in (card.headline, *card.lines)),
             "sweep": markdown(_sweep(round_)),
             "report": str(page.resolve()),
         }
-        made.append(Entry(round_.number, {**_scalars(mine), **swept}, texts))
-    return made
+        entries_.append(Entry(round_.number, {**_scalars(round_rows), **swept}, texts))
+    return entries_
 
 
 def _scalars(rows: Sequence[Row]) -> dict[str, float]:
@@ -190,22 +190,22 @@ def track(run: Run, rounds: Sequence[Round], rows: Sequence[Row], page: Path) ->
     if not names:
         return
     path = run.folder / NAME
-    sent: dict[str, dict[str, str]] = {}
+    digests: dict[str, dict[str, str]] = {}
     with suppress(OSError, ValueError):  # none yet, or half of one: everything is sent again
-        sent = parse(path.read_bytes())["sent"]
+        digests = parse(path.read_bytes())["sent"]
     for name in names:
-        before = sent.get(name, {})
-        todo = [one for one in entries(rounds, rows, page) if before.get(str(one.step)) != one.digest]
+        before = digests.get(name, {})
+        todo = [entry for entry in entries(rounds, rows, page) if before.get(str(entry.step)) != entry.digest]
         if not todo:
             continue
         try:
             tracker = TRACKERS[name](run)
-            for one in todo:
-                tracker.send(one)
+            for entry in todo:
+                tracker.send(entry)
             tracker.close()
         except Exception as error:
             say(f"{name} took no scores: {in_one_line(error)}; the report is whole, the next one tries again", "yellow")
             continue
-        sent[name] = {**before, **{str(one.step): one.digest for one in todo}}
-        write_json(path, {"version": 1, "sent": sent})
+        digests[name] = {**before, **{str(entry.step): entry.digest for entry in todo}}
+        write_json(path, {"version": 1, "sent": digests})
         say(f"scores of {len(todo)} steps sent to {name}")

@@ -27,38 +27,38 @@ class Refusal(NamedTuple):
     reason: str
 
 
-def preflight(a: Answers, foundation: int = AUTHORITY) -> Refusal | None:
+def preflight(answers: Answers, foundation: int = AUTHORITY) -> Refusal | None:
     """Why the base leaves no axis to move along, or None.
 
     The rule: mean answer mass of 0.5 at least; mean mass on the foundation within 0.005 to 0.95; the lower end of its contrast above
     0.5 nats; and its own items draw its option by 0.25 nats more than those of any other moral foundation, since a mean over five
     others hides one that is taken for it.
     """
-    keep, name = a.scorable, FOUNDATIONS[foundation]
+    keep, name = answers.scorable, FOUNDATIONS[foundation]
     if not keep.any():
         return Refusal("no_format", "no base item is scorable")
-    format_ = float(a.mass[keep].mean())
+    format_ = float(answers.mass[keep].mean())
     if format_ < FORMAT:
         return Refusal(
             "no_format",
             f"the base gives the seven labels {format_:.3f} of its next token (needs {FORMAT}): it does not answer in the format",
         )
-    mass = mean_of(a.p[keep][:, foundation]).value
+    mass = mean_of(answers.p[keep][:, foundation]).value
     if not MASS[0] <= mass <= MASS[1]:
         side = "floor" if mass < MASS[0] else "ceiling"
         return Refusal("no_axis", f"base mass on {name} is {mass:.4f}, at its {side} (needs {MASS[0]} to {MASS[1]})")
-    authority, near = contrast(a, foundation), nearest(a, foundation)
-    if authority is None or authority.interval is None or near is None:
+    authority, likeness = contrast(answers, foundation), nearest(answers, foundation)
+    if authority is None or authority.interval is None or likeness is None:
         return Refusal("no_axis", f"the base's contrast on {name} has no interval (needs a lower end above {AXIS})")
     if authority.interval[0] <= AXIS + ROUNDING:
         return Refusal(
             "no_axis",
             f"the base's contrast on {name} is {show(authority)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
         )
-    if near[1] <= NEAREST + ROUNDING:
+    if likeness[1] <= NEAREST + ROUNDING:
         return Refusal(
             "no_axis",
-            f"vignettes of {near[0]} draw {name} about as much as its own ({near[1]:+.3f} nats, needs {NEAREST}): the base does not tell them apart",
+            f"vignettes of {likeness[0]} draw {name} about as much as its own ({likeness[1]:+.3f} nats, needs {NEAREST}): the base does not tell them apart",
         )
     return None
 

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from gen.engine.overflow import largest_coefficient
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.commands import setting
 from shared.context import fitted
@@ -45,16 +45,16 @@ def refuse_overflow(vectors: Iterable[Vector], doses: Iterable[tuple[str, float]
 
 
 def doses_of(config: Config, coefficients: Sequence[float], name: str) -> list[tuple[str, float]]:
-    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a walk may take. None of one
+    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a search may take. None of one
     that samples under the trait prompt."""
     if config.filter.source == "prompted":
         return []
-    if config.walks:
+    if config.searches:
         return [("sweep.dose_ceiling", config.sweep.dose_ceiling)]
     return [(name, dose) for dose in coefficients]
 
 
-def checked(config: Config, model: Model, vector: Vector, path: Path, coefficients: Sequence[float]) -> Config:
+def check_settings(config: Config, model: Model, vector: Vector, path: Path, coefficients: Sequence[float]) -> Config:
     """The configuration of a sweep on plain files, as `shared.context.fitted` has it.
 
     Args:
@@ -70,7 +70,7 @@ def checked(config: Config, model: Model, vector: Vector, path: Path, coefficien
     return fitted(config, model.context)
 
 
-def fit_heldout(prompts: Sequence[Prompt], renderer: Renderer, config: Config) -> None:
+def fit_heldout(prompts: Sequence[Prompt], renderer: PromptRenderer, config: Config) -> None:
     """Raise SteerHealError for held-out prompts that leave less than eval.generation_tokens of model.max_model_len.
 
     The engine refuses a longer prompt, and cuts the completion of a shorter one. A completion is scored under all system prompts of the trait file.
@@ -106,4 +106,4 @@ def look_ahead(config: Config, origin: Model, vector: Vector, path: Path, day: d
     doses += [("eval.coefficients", dose) for dose in config.eval.coefficients]
     refuse_overflow([vector], doses, origin, config.model.dtype)
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, day)
-    fit_heldout(load_heldout(config.eval.heldout), Renderer(chat, load_trait(config.scored_trait)), config)
+    fit_heldout(load_heldout(config.eval.heldout), PromptRenderer(chat, load_trait(config.scored_trait)), config)

@@ -47,9 +47,9 @@ class Hooked:
     @classmethod
     def of(cls, network: Any, vector: Vector, *, stop: int, pad: int) -> Hooked:
         """A network that is loaded already."""
-        found = cls.__new__(cls)
-        found._hook(network, vector, stop, pad, str(next(network.parameters()).device))
-        return found
+        hooked = cls.__new__(cls)
+        hooked._hook(network, vector, stop, pad, str(next(network.parameters()).device))
+        return hooked
 
     def _hook(self, network: Any, vector: Vector, stop: int, pad: int, device: str) -> None:
         self.network, self.vector, self.stop, self.pad, self.device = network, vector, stop, pad, device
@@ -129,21 +129,33 @@ def per_coefficient(model: Hooked, work: Work, sampling: Sampling) -> list[list[
 
 
 def per_row(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
-    """All completions in one batch, a coefficient per row."""
+    """All completions in one batch, a coefficient per row.
+
+    Args:
+        model: with its hooks.
+        work: prompts and coefficients.
+        sampling: how every completion is sampled.
+    """
     with model.steered([coefficient for _, coefficient in work]):
         return model.generate([ids for ids, _ in work], sampling)
 
 
 def one_at_a_time(model: Hooked, work: Work, sampling: Sampling) -> list[list[int]]:
-    """One completion at a time under steering-vectors; coefficient 0 without it, which favours the library."""
+    """One completion at a time under steering-vectors; coefficient 0 without it, which favours the library.
+
+    Args:
+        model: with its hooks.
+        work: prompts and coefficients.
+        sampling: how every completion is sampled.
+    """
     outputs = []
     for ids, coefficient in work:
-        with peer(model, coefficient) if coefficient else contextlib.nullcontext():
+        with steering_vectors_context(model, coefficient) if coefficient else contextlib.nullcontext():
             outputs += model.generate([ids], sampling)
     return outputs
 
 
-def peer(model: Hooked, coefficient: float) -> Any:
+def steering_vectors_context(model: Hooked, coefficient: float) -> Any:
     """The context in which steering-vectors steers the model by coefficient times its vector."""
     try:
         from steering_vectors import SteeringVector

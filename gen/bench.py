@@ -48,7 +48,7 @@ SHARE = 0.4  # of a GPU's memory, where two models are on it
 AGREEMENT = 0.9  # in fp32 a near-tie may fall either way and change the rest of a greedy completion
 
 
-class Bench:
+class SteeringBench:
     """What every part needs: the model, prompts under the neutral system prompt as gen.sweep renders them, a direction."""
 
     def __init__(self, layers: Sequence[int], dtype: str = DTYPE):
@@ -96,6 +96,7 @@ def dtype_here() -> str:
 
 
 def sampled(engine: Any, requests: Sequence[Request]) -> list[list[int]]:
+    """The token ids that an engine answers to requests, in their order."""
     return [output.token_ids for output in engine.run(requests)]
 
 
@@ -107,23 +108,23 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
 
     The prefix cache is off: requests of different coefficients share no blocks, unsteered ones would.
     """
-    bench = Bench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS, dtype_here())
+    bench = SteeringBench(range(10, 10 + layers) if layers > len(LAYERS) else LAYERS, dtype_here())
     prompts, tokens = (MANY_PROMPTS, MANY_TOKENS) if on_gpu() else (PROMPTS, TOKENS)
     size = f"{prompts} prompts x {len(COEFFICIENTS)} coefficients x {tokens} tokens, no prefix cache, {bench.dtype}"
     ratios = {}
     with bench.engine(enable_prefix_caching=False, gpu_memory=SHARE) as engine:
         engine.load("v", bench.vector)
         if layers == len(LAYERS):
-            one = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
-            many = [replace(request, coefficient=(1 + index) / 64) for index, request in enumerate(one)]
+            single = bench.sweep(MANY_PROMPTS, [1.0], EQUAL)
+            many = [replace(request, coefficient=(1 + index) / 64) for index, request in enumerate(single)]
             for name in "abc":
                 engine.load(name, bench.vector.random_like(ord(name)))
             others = [{"vector": name, "coefficient": 0.25} for name in "abc"]
-            four = [replace(request, coefficient=0.25, terms=others) for request in one]
+            four = [replace(request, coefficient=0.25, terms=others) for request in single]
             sides = {
                 "64 coefficients": Side(lambda: sampled(engine, many)),
                 "4 terms": Side(lambda: sampled(engine, four)),
-                "1 coefficient": Side(lambda: sampled(engine, one)),
+                "1 coefficient": Side(lambda: sampled(engine, single)),
             }
             warm(sides)
             interleave("coefficients", sides, pairs)
@@ -155,7 +156,7 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def patch_off(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
+def patch_off(bench: SteeringBench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
     """The same requests unsteered, in the same engine with its patch taken off."""
     plain = [replace(request, vector=None, coefficient=0.0) for request in work]
     yield Side(lambda: sampled(engine, plain), lambda: engine.patch(False))
@@ -163,7 +164,7 @@ def patch_off(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Si
 
 
 @contextlib.contextmanager
-def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
+def stock_vllm(bench: SteeringBench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
     """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch."""
     from gen.engine.options import platform_options, precision_options
     from gen.engine.stock import stock
@@ -176,8 +177,15 @@ def stock_vllm(bench: Bench, engine: Any, work: Sequence[Request]) -> Iterator[S
 
 
 def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any]:
-    """Parts B and C: one mixed sweep against passes of one coefficient in the same engine, and against Hugging Face generate."""
-    bench = Bench(LAYERS, dtype)
+    """Parts B and C: one mixed sweep against passes of one coefficient in the same engine, and against Hugging Face generate.
+
+    Args:
+        large: many prompts with natural ends, in place of few of equal length.
+        dtype: of the weights.
+        rounds: of the sides in turn.
+        single: rounds in which one completion at a time is measured.
+    """
+    bench = SteeringBench(LAYERS, dtype)
     model = baselines.Hooked(
         bench.model.folder,
         bench.vector,
@@ -215,7 +223,12 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
 
 
 def _speed_sides(
-    bench: Bench, engine: Any, model: baselines.Hooked, prompts: int, sampling: baselines.Sampling, part: int = 1
+    bench: SteeringBench,
+    engine: Any,
+    model: baselines.Hooked,
+    prompts: int,
+    sampling: baselines.Sampling,
+    part: int = 1,
 ) -> dict[str, Side]:
     """The sides of parts B and C; one at a time, of which every completion costs the same wherever it stands, makes every part-th."""
     requests = bench.sweep(prompts, COEFFICIENTS, sampling)
@@ -235,7 +248,7 @@ def _speed_sides(
     }
 
 
-def check(bench: Bench, engine: Any, model: baselines.Hooked) -> None:
+def check(bench: SteeringBench, engine: Any, model: baselines.Hooked) -> None:
     """Prove that all sides do the same work: their greedy tokens agree, and steering changes them."""
     requests = bench.sweep(2, COEFFICIENTS, replace(EQUAL, temperature=0.0))
     work = [(request.prompt_ids, request.coefficient) for request in requests]
@@ -273,13 +286,13 @@ def main() -> None:
         part(arguments.part, arguments.out, arguments.quick)
         return
     left_out = {*(["C"] if arguments.quick else []), *(["B16"] if on_gpu() else [])}  # there B is in bfloat16
-    wanted = [name for name in PARTS if name.startswith(arguments.only or "") and name not in left_out]
-    if not wanted:
+    parts = [name for name in PARTS if name.startswith(arguments.only or "") and name not in left_out]
+    if not parts:
         raise SteerHealError(
             "nothing to measure", given="--only C --quick", expected="one of them", next="leave out --quick"
         )
     begin = time.monotonic()
-    for name in wanted:
+    for name in parts:
         command = [sys.executable, "-m", "gen.bench", "--part", name, "--out", str(arguments.out)]
         done = subprocess.run([*command, *(["--quick"] if arguments.quick else [])])
         if done.returncode:

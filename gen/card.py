@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import DatasetCardData
 
 from gen.commandline import card_options
+from shared import jinja
 from shared.cli import entry, need, parse
 from shared.commands import round_command
 from shared.config import flat
@@ -19,11 +19,11 @@ from shared.hub import published, push
 from shared.publish import atomic_folder
 from shared.records import Completion, iterate_jsonl, read_jsonl, write_jsonl
 from shared.run import Run
-from shared.schema import Config
 from shared.traits import load_trait
 from shared.vectors import load_vector
 
 FILES = ("kept", "rejected")
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def card(run: Run, number_: int) -> str:
@@ -50,69 +50,42 @@ def card(run: Run, number_: int) -> str:
         for line in record.lines
     }
     lines = [
-        f"| {'trait prompt' if line.prompted else f'{line.coefficient:g}'} | {line.n} | {line.kept} | {_mean(of[line.coefficient])} |"
+        {
+            "dose": "trait prompt" if line.prompted else f"{line.coefficient:g}",
+            "sampled": line.n,
+            "kept": line.kept,
+            "trait_llr": _mean(of[line.coefficient]),
+        }
         for line in record.lines
         if line.source == config.filter.source
     ]
-    limits = ", ".join(f"{name} {number(limit, 3)}" for name, limit in record.limits.items())
-    chosen = {
-        key: published(value) if isinstance(value, str) and value else value
+    settings = [
+        (key, published(value) if isinstance(value, str) and value else value)
         for key, value in flat(config).items()
         if key.startswith(("sweep.", "filter.", "vector."))
-    }
-    settings = "\n".join(f"    {key} = {value}" for key, value in chosen.items())
-    return f"""---
-{about.to_yaml()}
----
-
-# Steered completions, round {number_}
-
-{_how(config, number_, sorted(vector.layers))} The trait:
-
-> {trait.trait}
-
-The prompts {"of the rows are rendered" if config.filter.source == "prompted" else "were rendered"} under the neutral system prompt, "{trait.neutral}".
-
-| coefficient | sampled | kept | mean trait_llr of the kept |
-|---:|---:|---:|---:|
-{chr(10).join(lines)}
-
-Limits, those of perplexity, distinct_3 and trait_llr from the original model's own completions: {limits}. Rejected rows carry their
-reasons, each with the rule, the value and the limit. perplexity and trait_llr (nats per token) are under the original model.
-
-These are a small model's words under steering, chosen by rule and read by nobody: they can be wrong, unsafe and biased. Not advice.
-
-## Settings
-
-{settings}
-
-steer-heal {manifest.versions.get("steer-heal")}, commit {manifest.commit or "unknown"}, seed {config.seed}; original model {str(vector.metadata.get("model_fingerprint", "unknown"))[:12]}, steering
-vector {vector.digest()[:12]}, from prompts {published(config.sweep.dilemmas)} and {published(config.sweep.mundane)}. The licence of the original model applies to what it wrote.
-"""
-
-
-def _how(config: Config, number_: int, layers: Sequence[int]) -> str:
-    """How the rows came to be, by what was configured."""
-    sampler = published(config.model.name)
-    if number_ > 1:
-        sampler = f"the student of round {number_ - 1} of {sampler}"
-    vector = (
-        "a random direction of the steering vector's norms"
-        if config.vector.direction == "random"
-        else "a steering vector"
+    ]
+    return jinja.card(
+        TEMPLATES,
+        "data_card.md",
+        metadata=about.to_yaml(),
+        round=number_,
+        source=config.filter.source,
+        model=published(config.model.name),
+        random=config.vector.direction == "random",
+        layers=sorted(vector.layers),
+        filter_off=config.filter.off,
+        trait=trait,
+        lines=lines,
+        limits=", ".join(f"{name} {number(limit, 3)}" for name, limit in record.limits.items()),
+        settings=settings,
+        version=manifest.versions.get("steer-heal"),
+        commit=manifest.commit,
+        seed=config.seed,
+        fingerprint=str(vector.metadata.get("model_fingerprint", "unknown"))[:12],
+        vector=vector.digest()[:12],
+        dilemmas=published(config.sweep.dilemmas),
+        mundane=published(config.sweep.mundane),
     )
-    if config.filter.source == "unsteered":
-        first = f"Sampled from {published(config.model.name)} without steering, as a control; the rejected rows are of the same kind."
-    elif config.filter.source == "prompted":
-        first = f"Sampled from {published(config.model.name)} under the trait prompt, without a vector, as a control."
-    else:
-        first = f"Sampled from {sampler} while {vector} was added in layers {', '.join(map(str, layers))}."
-    then = (
-        "The filter was off: every row counts as kept."
-        if config.filter.off
-        else "Then filtered for coherence and trait."
-    )
-    return f"{first} {then}"
 
 
 def _mean(values: list[float | None]) -> str:
@@ -121,8 +94,9 @@ def _mean(values: list[float | None]) -> str:
 
 
 def write(run: Run, number_: int, out: Path) -> None:
+    """Write the kept rows of a round as a data set with its card. Raises SteerHealError for a folder with other files."""
     content = card(run, number_)
-    with atomic_folder(out, of=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
+    with atomic_folder(out, names=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
         for name in FILES:
             source = run.round(number_) / f"{name}.jsonl"
             if source.stat().st_size:

@@ -8,7 +8,19 @@ from typing import NamedTuple
 
 from gen.gates import GATES, gate_list
 from shared import outputs
-from shared.options import Group, Options, add_file_options, benchmark, number, parser, port, positive, share, whole
+from shared.glossary import define
+from shared.options import (
+    OptionGroup,
+    Options,
+    add_file_options,
+    benchmark,
+    number,
+    parser,
+    port,
+    positive,
+    share,
+    whole,
+)
 
 PARTS = ("A2", "A10", "B", "B16", "C")  # of the benchmark
 
@@ -42,15 +54,15 @@ def sweep_options() -> Options:
         "--coefficients",
         nargs="+",
         type=number,
-        help="multiples of the vector; include 0 for the unsteered completions that the filter compares with",
+        help=f"{define('coefficient')}; include 0 for the unsteered completions that the filter compares with",
     )
     files.add_argument(
         "--samples", type=positive, help="completions per prompt and coefficient (default: sweep.samples)"
     )
     files.add_argument(
         "--dose",
-        choices=["grid", "walk"],
-        help="walk finds the largest coefficient that enough completions survive, and samples it and 0 (default: sweep.dose)",
+        choices=["grid", "walk", "iso_kl"],
+        help="walk finds the largest coefficient that enough completions survive, iso_kl the one at which the steered model is --kl from the unsteered one; both sample it and 0 (default: sweep.dose)",
     )
     files.add_argument(
         "--workers", type=positive, help="engines that make windows at once, one a GPU (default: sweep.workers)"
@@ -62,6 +74,9 @@ def sweep_options() -> Options:
     )
     files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
     files.add_argument(
+        "--kl", type=number, help="iso_kl's 95th percentile of KL(steered || unsteered), nats (default: sweep.dose_kl)"
+    )
+    files.add_argument(
         "--out",
         type=Path,
         writes=swept,
@@ -72,14 +87,15 @@ def sweep_options() -> Options:
 
 def settings_of_sweep(arguments: argparse.Namespace) -> list[str]:
     """The options of a sweep that stand for configuration keys, as SET would have them."""
-    given = {
+    values = {
         "sweep.samples": arguments.samples,
         "sweep.dose": arguments.dose,
         "sweep.survival": arguments.survival,
+        "sweep.dose_kl": arguments.kl,
         "sweep.workers": arguments.workers,
         "cluster.address": arguments.cluster,
     }
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [f"{key}={value}" for key, value in values.items() if value is not None]
 
 
 def filter_options() -> Options:
@@ -119,12 +135,12 @@ def card_options() -> Options:
 
 def label_options() -> Options:
     options = parser("gen.label", "Write rows of a run for a person to judge, blinded, or read them back.")
-    options.add_argument("--rows", type=several, default=50, help="rows of the sheet, half of them kept")
+    options.add_argument("--rows", type=at_least_two, default=50, help="rows of the sheet, half of them kept")
     options.add_argument(
         "--out", type=Path, writes=lambda value: [*outputs.output_file(".csv")(value), key_of(Path(value))],
         help="sheet to write, .csv; NAME.key.json beside it says which rows were kept",
     )  # fmt: skip
-    files = Group(options, "reading back")
+    files = OptionGroup(options, "reading back")
     options.file_options = files
     files.add_argument(
         "--in", dest="in_", type=Path, reads=outputs.parse_path, metavar="FILE", help="the sheet, filled in; the figures go to NAME.json"
@@ -184,7 +200,7 @@ def _add_server_options(options: Options) -> None:
         type=gate_list,
         default=list(GATES),
         metavar="0,0.5,1",
-        help="of the newest round of --history, made ahead (default: 0,0.25,0.5,0.75,1)",
+        help=f"gates of the newest round of --history, made ahead; a gate is {define('gate')} (default: 0,0.25,0.5,0.75,1)",
     )
     options.add_argument(
         "--read", action="store_true", help="let requests ask for projections of the residual stream (steer_read)"
@@ -251,6 +267,31 @@ def verify_options() -> Options:
     return options
 
 
+def scan_options() -> Options:
+    options = parser(
+        "gen.scan",
+        "Which layer carries the trait? Steers with the vector in each layer alone, and in vector.layers, at one relative dose.",
+        stage=False,
+    )
+    options.add_argument(
+        "--model",
+        reads=outputs.parse_path,
+        help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration",
+    )
+    options.add_argument(
+        "--relative-dose",
+        type=number,
+        default=0.25,
+        metavar="X",
+        help="norm of what is added over the mean norm of the activations",
+    )
+    options.add_argument("--prompts", type=positive, default=8, metavar="N", help="so many of eval.heldout")
+    options.add_argument("--samples", type=positive, default=1, metavar="N", help="completions of each prompt")
+    options.add_argument("--tokens", type=positive, default=48, metavar="T", help="length of a completion, tokens")
+    options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the table as JSON")
+    return options
+
+
 def bench_options() -> Options:
     options = benchmark(
         "gen.bench",
@@ -264,7 +305,7 @@ def bench_options() -> Options:
     return options
 
 
-def several(text: str) -> int:
+def at_least_two(text: str) -> int:
     """A whole number from 2."""
     if whole(text) < 2:
         raise argparse.ArgumentTypeError(f"a whole number from 2, not {text!r}")
@@ -291,7 +332,7 @@ def throughput_options() -> Options:
 
 
 def swept(value: str) -> list[Path]:
-    """What a sweep writes: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
+    """The paths written by a sweep: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
     out = Path(value)
     folder = out.suffix != ".jsonl" and (out.is_dir() or not out.suffix)
     (outputs.output_folder() if folder else outputs.output_file(".jsonl"))(value)

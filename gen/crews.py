@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gen.plan import Job, Planned, place
 from gen.pool import Executor, Item, Pool
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.sampler import Sampler, start_sampler
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.commands import setting
 from shared.console import console
 from shared.errors import SteerHealError
@@ -28,7 +28,7 @@ class Crew(Protocol):
     about: dict[str, Any]
 
     def made_in(self) -> dict[str, Any]:
-        """What its rows depend on besides their plan, as gen.plan.place says it."""
+        """The place of its workers, which rows depend on besides their plan; as gen.plan.place says it."""
 
     def begin(self) -> None:
         """Start its engines, where they have not started; the first is ready when this returns."""
@@ -43,7 +43,7 @@ class Crew(Protocol):
 class Alone:
     """This process."""
 
-    def __init__(self, job: Job, renderer: Renderer):
+    def __init__(self, job: Job, renderer: PromptRenderer):
         self._job, self._renderer = job, renderer
         self._engine: Engine | None = None
         self._sampler: Sampler | None = None
@@ -55,7 +55,11 @@ class Alone:
     def begin(self) -> None:
         if self._sampler is None:
             self._engine, self._sampler = start_sampler(
-                self._job.config, self._renderer, self._job.student, Student(self._job.origin.folder), self._job.vector
+                self._job.config,
+                self._renderer,
+                self._job.student,
+                ServedStudent(self._job.origin.folder),
+                self._job.vector,
             )
 
     def make(self, work: Iterable[Item], advance: Advance) -> Iterator[tuple[int, bytes]]:
@@ -104,7 +108,7 @@ class Workers:
 
 
 @contextmanager
-def employ(job: Job, renderer: Renderer) -> Iterator[Crew]:
+def employ(job: Job, renderer: PromptRenderer) -> Iterator[Crew]:
     """The crew that the configuration asks for; its engines and processes end with the context.
 
     Raises SteerHealError where there are fewer GPUs than workers.

@@ -57,6 +57,14 @@ def activations(
     """Residual stream after each layer at the last token of each prompt: layer -> fp32 [prompts, hidden].
 
     A forward ends after the last of the layers: for a band in the middle of the depth that is half of it.
+
+    Args:
+        model: a network of Transformers.
+        depth: its decoder layers.
+        layers: 0-based, whose outputs are read.
+        prompts: token ids.
+        batch_size: prompts of one forward.
+        label: for the line of progress.
     """
     import torch
 
@@ -117,7 +125,7 @@ def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
 
 
 def inputs(model: Model, config: VectorConfig) -> tuple[Trait, list[Prompt], list[int]]:
-    """What a vector is made of: the trait, the contexts, the layers. Raises SteerHealError where one of them cannot be had."""
+    """The inputs of a vector: the trait, the contexts, the layers. Raises SteerHealError where one of them cannot be had."""
     layers = band(config.layers, model.depth, "vector.layers")
     return load_trait(config.trait), contexts_of(config, config.n_contexts), layers
 
@@ -143,7 +151,7 @@ def extract(
 
     trait_prompts = under(lambda _: trait.trait)
     other_prompts = under(lambda row: trait.opposite if config.contrast else neutral_for(row.turns, trait.neutral))
-    reached(config, trait_prompts, other_prompts)
+    refuse_unreached(config, trait_prompts, other_prompts)
     network = in_fp32(model, history)
 
     def states(prompts: Sequence[Sequence[int]], label: str) -> dict[int, np.ndarray]:
@@ -151,7 +159,7 @@ def extract(
 
     towards = states(trait_prompts, "trait prompt")
     away = states(other_prompts, "opposite prompt" if config.contrast else "neutral prompt")
-    finite(model, layers, towards, away)
+    refuse_not_finite(model, layers, towards, away)
     differences = {layer: towards[layer].astype(np.float64) - away[layer] for layer in layers}
     halves = {layer: (d[0::2].mean(0), d[1::2].mean(0)) for layer, d in differences.items()}
     vector = Vector(
@@ -175,18 +183,26 @@ def extract(
     )
     doses = vector.relative_dose(1.0)
     if silent := [layer for layer in layers if doses[layer] <= ROUNDING]:
-        given = f"‖v‖ = {vector.norm(silent[0]):.2g} in layer {silent[0]}, {doses[silent[0]]:.1g} of the mean ‖h‖, over {len(contexts)} contexts"
-        raise unreached(config, given)
+        evidence = f"‖v‖ = {vector.norm(silent[0]):.2g} in layer {silent[0]}, {doses[silent[0]]:.1g} of the mean ‖h‖, over {len(contexts)} contexts"
+        raise unreached_error(config, evidence)
     return vector.random_like(seed) if config.direction == "random" else vector
 
 
-def reached(config: VectorConfig, towards: Sequence[Sequence[int]], away: Sequence[Sequence[int]]) -> None:
-    """Raise SteerHealError unless some prompt differs by its system prompt, before a model is loaded."""
-    if all(list(one) == list(other) for one, other in zip(towards, away, strict=True)):
-        raise unreached(config, f"all {len(towards)} contexts are the same tokens with and without the trait prompt")
+def refuse_unreached(config: VectorConfig, towards: Sequence[Sequence[int]], away: Sequence[Sequence[int]]) -> None:
+    """Raise SteerHealError unless some prompt differs by its system prompt, before a model is loaded.
+
+    Args:
+        config: which trait, for the error.
+        towards, away: token ids of the prompts under the trait prompt and under the other one.
+    """
+    if all(list(ids) == list(other) for ids, other in zip(towards, away, strict=True)):
+        raise unreached_error(
+            config, f"all {len(towards)} contexts are the same tokens with and without the trait prompt"
+        )
 
 
-def unreached(config: VectorConfig, given: str) -> SteerHealError:
+def unreached_error(config: VectorConfig, given: str) -> SteerHealError:
+    """The error of a trait prompt that changes nothing in what the model reads. given: the evidence."""
     other = "opposite" if config.contrast else "neutral"
     return SteerHealError(
         "the trait prompt does not reach the model",
@@ -196,7 +212,7 @@ def unreached(config: VectorConfig, given: str) -> SteerHealError:
     )
 
 
-def finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) -> None:
+def refuse_not_finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) -> None:
     """Raise SteerHealError for activations [prompts, hidden] by layer that are NaN, infinite, or 0 throughout."""
     for layer in layers:
         norms = np.concatenate([np.linalg.norm(by_layer[layer].astype(np.float64), axis=1) for by_layer in states])
@@ -210,10 +226,11 @@ def finite(model: Model, layers: Sequence[int], *states: dict[int, np.ndarray]) 
 
 
 def show(vector: Vector) -> None:
+    """Print a vector's table: by layer its norm, the mean norm of the activations, the relative dose at 1 and the split-half cosine."""
     norms, cosines = vector.metadata["hidden_norm"], vector.metadata["split_half_cosine"]
-    what = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
+    kind = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
     table(
-        f"{what} steering vector, {vector.metadata['n_contexts']} contexts".strip(),
+        f"{kind} steering vector, {vector.metadata['n_contexts']} contexts".strip(),
         ["layer", "‖v‖", "mean ‖h‖", "dose at 1", "split-half cosine"],
         [
             [str(layer), vector.norm(layer), norms[str(layer)], vector.relative_dose(1.0)[layer], cosines[str(layer)]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gen.commandline import Outputs, filter_options, named_after
-from gen.outcome import Group, Outcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
+from gen.outcome import CoefficientSums, FilterOutcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
 from gen.plan import Job
 from gen.rules import Yardstick, judge
 from gen.shard_filter import filter_shards
@@ -37,7 +37,7 @@ from shared.vectors import Vector, load_vector
 
 
 @dataclass(frozen=True)
-class Source:
+class SweepFile:
     """A file of sweep rows, and the command that makes it, for errors."""
 
     path: Path
@@ -95,8 +95,13 @@ def _read(handle: BinaryIO, begin: int, key: str) -> Completion:
 
 @contextmanager
 def split(
-    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
-) -> Iterator[Outcome]:
+    sweep: SweepFile,
+    unsteered: SweepFile,
+    config: FilterConfig,
+    trait: str,
+    outputs: Outputs,
+    vector: Vector | None = None,
+) -> Iterator[FilterOutcome]:
     """Write the kept and the rejected rows, each file sorted by key, and filter.json; all appear when the context ends, and none where it
     raises.
 
@@ -105,6 +110,14 @@ def split(
 
     Rows at coefficient 0 are the yardstick and are in neither, unless they are the source. Rows of another source than filter.source are
     in neither.
+
+    Args:
+        sweep: rows to filter.
+        unsteered: rows of the original model at coefficient 0, which limits come from.
+        config: of the filter.
+        trait: name or folder of the trait, whose patterns of narration count.
+        outputs: the three files to write.
+        vector: for the relative doses of the tables; None leaves them out.
     """
     yardstick, places = Yardstick(), Places()
     for source in dict.fromkeys([sweep, unsteered]):
@@ -113,7 +126,7 @@ def split(
                 places.add(row.key, source.path, begin)
                 if row.source == "unsteered":
                     yardstick.add(row)
-    result = Outcome(yardstick.limits(config))
+    result = FilterOutcome(yardstick.limits(config))
     reasons_of = judge(result.limits, config, trait)
     starved: Starved | None = None
     with writing_jsonl(outputs.rejected) as reject:
@@ -137,8 +150,13 @@ def split(
 
 
 def separate(
-    sweep: Source, unsteered: Source, config: FilterConfig, trait: str, outputs: Outputs, vector: Vector | None = None
-) -> Outcome:
+    sweep: SweepFile,
+    unsteered: SweepFile,
+    config: FilterConfig,
+    trait: str,
+    outputs: Outputs,
+    vector: Vector | None = None,
+) -> FilterOutcome:
     """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
     with split(sweep, unsteered, config, trait, outputs, vector) as result:
         print_sweep(result.tally, result.limits, config, vector)
@@ -158,9 +176,16 @@ def tally(
 
     Coefficient 0 stands for the unsteered completions; its kept says what the filter would pass, as a control. Where these are the
     source, nothing else is kept.
+
+    Args:
+        rows: of the sweep.
+        unsteered: rows of the original model at coefficient 0.
+        limits: of every bound, by the rule's name.
+        config: of the filter.
+        trait: name or folder of the trait.
     """
     reasons_of, result = judge(limits, config, trait), Tally()
-    result.groups[0.0, False] = Group()
+    result.groups[0.0, False] = CoefficientSums()
     for row in unsteered:
         result.add(row, not reasons_of(row))
     for row in rows:
@@ -170,7 +195,7 @@ def tally(
 
 
 def print_filtered(job: Job, yardstick: Yardstick) -> None:
-    """What the filter would keep of a sweep's published rows, as a table. yardstick: of the unsteered rows."""
+    """Print which of a sweep's published rows the filter would keep, as a table. yardstick: of the unsteered rows."""
     if not len(yardstick):
         console.print(
             "no completions at coefficient 0, so no filter limits: sample with 0 among the coefficients to see what would be kept"
@@ -183,8 +208,9 @@ def print_filtered(job: Job, yardstick: Yardstick) -> None:
     print_sweep(tally(rows, unsteered, limits, config, job.config.vector.trait), limits, config, job.vector)
 
 
-def swept(run: Run, index: int) -> Source:
-    return Source(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
+def swept(run: Run, index: int) -> SweepFile:
+    """The published rows of a round's sweep, with the command that makes them."""
+    return SweepFile(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
 
 
 def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
@@ -244,9 +270,9 @@ def main() -> None:
             next="the command of the sweep again, which goes on",
         )
     outputs = named_after(arguments.out)
-    sweep = unsteered = Source(arguments.in_, "python -m gen.sweep --help")
+    sweep = unsteered = SweepFile(arguments.in_, "python -m gen.sweep --help")
     if arguments.unsteered:
-        unsteered = Source(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
+        unsteered = SweepFile(arguments.unsteered, "python -m gen.sweep --coefficients 0 ...")
     load_trait(config.vector.trait)
     for source in (sweep, unsteered):
         next(iterate_jsonl(source.path, Completion, made_by=source.made_by))  # before a lock makes the output's folder

@@ -43,11 +43,11 @@ def adapter_options(history: Path, origin: Model, dtype: str, gates: Sequence[fl
     """
     from gen.engine.options import lora_options
     from gen.students import student
-    from shared.folding import dialled, gated
+    from shared.folding import folded_at_gates, rounds_at_gates
     from shared.models import cache_folder
 
-    newest = len(dialled(history, {}))
-    folders = [gated(history, {newest: gate}, cache_folder() / "gated") for gate in gates]
+    newest = len(rounds_at_gates(history, {}))
+    folders = [folded_at_gates(history, {newest: gate}, cache_folder() / "gated") for gate in gates]
     options = lora_options([student(origin, folder, cache_folder(), dtype, "adapter") for folder in folders])
     # one more than there are: on the CPU a request without an adapter beside one with it gets the last slot's
     return [

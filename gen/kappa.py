@@ -52,7 +52,12 @@ class PersonAgreement:
 
 
 def agreement(kept: Sampled, rejected: Sampled, seed: int = 0) -> PersonAgreement:
-    """The filter against a person. Raises ValueError for a side with no labelled row."""
+    """The filter against a person. Raises ValueError for a side with no labelled row.
+
+    Args:
+        kept, rejected: the labelled rows of either side, with how many the person would keep.
+        seed: of the resamples.
+    """
     if not (kept.labelled and rejected.labelled):
         raise ValueError("a side of the filter has no labelled row")
     weight = kept.size / (kept.size + rejected.size)

@@ -15,7 +15,7 @@ from gen.commandline import key_of, label_options
 from gen.kappa import PersonAgreement, Sampled, agreement
 from gen.plan import name_of
 from gen.prompts import open_round
-from gen.sheet import QUESTIONS, Key, Sheet, read_sheet, wanted, write_sheet
+from gen.sheet import QUESTIONS, Key, Sheet, read_sheet, write_sheet, yes_to_all
 from shared.cli import entry, need, parse
 from shared.commands import command_of, round_command
 from shared.console import console, number, say, table
@@ -64,8 +64,8 @@ def write(run: Run, round_number: int, out: Path, count: int) -> None:
             )
     share = quotas({side: len(rows) for side, rows in sides.items()}, count)
     seed = run.config.seed
-    chosen = [(row, side) for side, rows in sides.items() for row in spread(rows, share[side], seed)]
-    names = {row.key: named(row, seed) for row, _ in chosen}
+    chosen = [(row, side) for side, rows in sides.items() for row in spread_rows(rows, share[side], seed)]
+    names = {row.key: sheet_name(row, seed) for row, _ in chosen}
     chosen.sort(key=lambda pair: names[pair[0].key])
     prompts = prompts_of(run, [row for row, _ in chosen])
     write_json(
@@ -91,19 +91,19 @@ def write(run: Run, round_number: int, out: Path, count: int) -> None:
     )
 
 
-def named(row: Completion, seed: int) -> str:
+def sheet_name(row: Completion, seed: int) -> str:
     """The name of a row on the sheet, which says nothing of it. It begins with a letter: a spreadsheet takes 00123e45 for a number."""
     return "r" + hashlib.sha256(f"{seed}\0{row.key}\0{row.text}".encode()).hexdigest()[:8]
 
 
-def spread(rows: Sequence[Completion], count: int, seed: int) -> list[Completion]:
+def spread_rows(rows: Sequence[Completion], count: int, seed: int) -> list[Completion]:
     """`count` rows at even distances, ordered by coefficient and within it at random: every coefficient by its share."""
-    ordered = sorted(rows, key=lambda row: (row.coefficient, named(row, seed)))
+    ordered = sorted(rows, key=lambda row: (row.coefficient, sheet_name(row, seed)))
     return [ordered[(2 * index + 1) * len(ordered) // (2 * count)] for index in range(count)]
 
 
 def prompts_of(run: Run, rows: Sequence[Completion]) -> dict[str, str]:
-    """What each row answers, by its key. Raises SteerHealError where the prompts are others than those of the sweep."""
+    """The prompt that each row answers, by the row's key. Raises SteerHealError where the prompts are others than those of the sweep."""
     texts = {row.key.rsplit("/", 2)[0]: "" for row in rows}
     with open_round(run.config.sweep) as prompts:
         for index, (_, prompt) in enumerate(prompts):
@@ -133,12 +133,12 @@ def compare(path: Path, key: Path) -> None:
     figures: dict[str, dict[str, object]] = {}
     lines = []
     for name, questions in {"both": QUESTIONS, **{question: (question,) for question in QUESTIONS}}.items():
-        said = {
-            side: [wanted(answers[row.id], questions) for row in sheet.rows if row.kept == side]
+        answers_by_side = {
+            side: [yes_to_all(answers[row.id], questions) for row in sheet.rows if row.kept == side]
             for side in (True, False)
         }
         sides = {
-            side: Sampled(size, len(told := [value for value in said[side] if value is not None]), sum(told))
+            side: Sampled(size, len(sure := [value for value in answers_by_side[side] if value is not None]), sum(sure))
             for side, size in ((True, sheet.kept), (False, sheet.rejected))
         }
         if empty := [word for word, side in (("kept", True), ("rejected", False)) if not sides[side].labelled]:
@@ -153,7 +153,7 @@ def compare(path: Path, key: Path) -> None:
             **asdict(result),
             "kept": asdict(sides[True]),
             "rejected": asdict(sides[False]),
-            "unsure": sum(value is None for values in said.values() for value in values),
+            "unsure": sum(value is None for values in answers_by_side.values() for value in values),
         }
         lines.append([name.replace("_", " "), *_cells(sides[True], sides[False], result)])
     table(

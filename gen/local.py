@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.plan import Planned
-from gen.pool import Lost, Made, Message, Ready, Refused
+from gen.pool import Lost, Made, Message, Ready, RefusedWindow
 from gen.recipe import Recipe, as_plain
 from gen.worker import receive, send
 from shared.errors import SteerHealError
@@ -122,16 +122,16 @@ class Local:
 
 
 def read_message(message: dict[str, Any]) -> Message:
-    """What a worker's frame says."""
+    """The message in a worker's frame."""
     if "about" in message:
         return Ready(message["about"])
     if "error" in message:
-        return Refused(SteerHealError.from_dict(message["error"]))
+        return RefusedWindow(SteerHealError.from_dict(message["error"]))
     return Made(message["rows"].encode())
 
 
 def devices_here(each: int = 1) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES is for each worker of this machine, so many GPUs for each; none on a CPU.
+    """CUDA_VISIBLE_DEVICES for each worker of this machine, so many GPUs for each; none on a CPU.
 
     GPUs that are left over get no worker.
     """

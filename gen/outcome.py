@@ -23,7 +23,7 @@ from shared.vectors import Vector
 
 
 @dataclass
-class Group:
+class CoefficientSums:
     """Sums over the completions of one coefficient; full are those with tokens, nll is in nats."""
 
     n: int = 0
@@ -39,10 +39,12 @@ class Tally:
     """A judged sweep by coefficient: a few sums each, however many rows."""
 
     def __init__(self) -> None:
-        self.groups: dict[tuple[float, bool], Group] = {}  # by coefficient, and whether under the trait prompt
+        self.groups: dict[
+            tuple[float, bool], CoefficientSums
+        ] = {}  # by coefficient, and whether under the trait prompt
 
     def add(self, row: Completion, kept: bool) -> None:
-        group = self.groups.setdefault((row.coefficient, row.prompted), Group())
+        group = self.groups.setdefault((row.coefficient, row.prompted), CoefficientSums())
         group.n += 1
         group.kept += kept
         if row.perplexity is not None and row.distinct_3 is not None and row.trait_llr is not None:
@@ -55,7 +57,7 @@ class Tally:
     def merge(self, other: Tally) -> None:
         """Add the sums over other rows."""
         for condition, sums in other.groups.items():
-            group = self.groups.setdefault(condition, Group())
+            group = self.groups.setdefault(condition, CoefficientSums())
             for name, value in vars(sums).items():
                 setattr(group, name, getattr(group, name) + value)
 
@@ -80,7 +82,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FilterOutcome:
     """What became of the candidates: how many there are and how many were kept by coefficient, and how often each rule rejected.
 
     tally is of the whole sweep, with the control.
@@ -129,7 +131,7 @@ class Outcome:
     def rejected(self) -> int:
         return self.per.total() - self.kept
 
-    def merge(self, other: Outcome) -> None:
+    def merge(self, other: FilterOutcome) -> None:
         """Add the counts of other rows under the same limits."""
         self.tally.merge(other.tally)
         self.per.update(other.per)
@@ -153,11 +155,11 @@ class Starved(SteerHealError):
     """Too few rows are kept to train on."""
 
 
-def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
+def refuse_starvation(result: FilterOutcome, config: FilterConfig) -> None:
     """Raise Starved when too few rows are left to train on, with the counts and what to change."""
-    left, sampled, kept, causes = result.kept, result.per, result.alive, result.causes
+    kept_count, sampled, kept, causes = result.kept, result.per, result.alive, result.causes
     total = sampled.total()
-    if left >= config.min_kept:
+    if kept_count >= config.min_kept:
         return
     if not total:
         given, expected, mend = {
@@ -191,12 +193,12 @@ def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
         mends.append("sample more (more prompts, sweep.samples) or lower filter.min_kept")
     if causes:
         other = " or ".join(advice) or "lower filter.min_kept"
-        lower = "lower the doses in sweep.coefficients (sweep.dose=walk finds one), or "
+        lower = "lower the doses in sweep.coefficients (sweep.dose=walk or iso_kl finds one), or "
         mends.append(f"{lower if config.source == 'steered' else ''}{other}")
     rejected = ", ".join(f"{name} ({count})" for name, count in ordered)
     raise Starved(
         "the filter starved: too few completions are left to train on",
-        given=f"{left} kept; "
+        given=f"{kept_count} kept; "
         + ", ".join(
             f"{kept[c]}/{sampled[c]} {'under the trait prompt' if config.source == 'prompted' else f'at coefficient {c:g}'}"
             for c in sorted(sampled)
@@ -208,7 +210,14 @@ def refuse_starvation(result: Outcome, config: FilterConfig) -> None:
 
 
 def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, vector: Vector | None) -> None:
-    """The sweep's table at the terminal."""
+    """The sweep's table at the terminal.
+
+    Args:
+        judged: the sums by coefficient.
+        limits: of every bound, by the rule's name.
+        config: of the filter.
+        vector: for the relative doses; None leaves them out.
+    """
     names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
     role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
     table(
@@ -221,8 +230,8 @@ def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, v
     )
 
 
-def print_reasons(result: Outcome) -> None:
-    """How many are kept, what the others were rejected for, and the mean doses, at the terminal."""
+def print_reasons(result: FilterOutcome) -> None:
+    """Print the number of kept rows, the reasons of the others, and the mean doses."""
     console.print(
         f"kept {result.kept} of {result.per.total()}; rejected for "
         + (", ".join(f"{name} {count}" for name, count in result.causes.most_common()) or "nothing")

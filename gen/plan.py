@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.code import code_digest
 from shared.errors import SteerHealError
@@ -27,6 +27,7 @@ from shared.vectors import Vector
 
 Row = TypeVar("Row")
 WALK_KEYS = {"survival", "dose_ceiling", "dose_steps", "dose_prompts"}
+KL_KEYS = {"dose_kl"}  # later than the others of a search
 WHERE_KEYS = {"workers"}  # who makes the rows does not change them
 PROMPTED = "prompted"  # in a key, in the place of a coefficient
 
@@ -38,7 +39,7 @@ class Job:
     Args:
         out: file or folder of its rows.
         prompts: gone through several times, never held.
-        coefficients: those of a grid, or those sampled beside the walk's answer.
+        coefficients: those of a grid, or those sampled beside the answer of a search.
         seed: the text that is hashed with every key.
         student, origin: the model that samples, and the original one that scores.
         vector, vector_file: what steers, and the file it was read from.
@@ -46,13 +47,14 @@ class Job:
         finish: takes the counts of rows that are published, and removes the windows.
         frozen: gives round 1's unsteered rows, anew at every call; None where the sweep samples its own.
         day: what a chat template with a clock writes; None is that of an interrupted sweep, or today's.
+        history: the folded rounds that make the student of the original; None where it is the original.
     """
 
     out: Path
     prompts: Prompts
     coefficients: Sequence[float]
     seed: str
-    student: Student
+    student: ServedStudent
     origin: Model
     vector: Vector
     vector_file: Path
@@ -60,10 +62,15 @@ class Job:
     finish: Callable[[dict[str, Any]], None]
     frozen: Callable[[], Iterable[Completion]] | None = None
     day: date | None = None
+    history: Path | None = None
 
     @property
     def walks(self) -> bool:
         return self.config.walks
+
+    @property
+    def searches(self) -> bool:
+        return self.config.searches
 
     @property
     def prompted(self) -> bool:
@@ -71,12 +78,16 @@ class Job:
 
 
 def determining(config: Config) -> dict[str, Any]:
-    """The settings of the section sweep that its rows depend on: a grid does not depend on the walk's, nor a walk on the grid.
+    """The settings of the section sweep that its rows depend on: a grid does not depend on those of a search, nor a search on the grid.
 
     A later key is left out at its default, which is what earlier versions did.
     """
     later = {"until_kept"} if config.sweep.until_kept is None else set()
-    return config.sweep.model_dump(exclude=WHERE_KEYS | later | ({"coefficients"} if config.walks else WALK_KEYS))
+    if not config.searches:
+        not_its = WALK_KEYS | KL_KEYS
+    else:
+        not_its = {"coefficients"} | (KL_KEYS if config.walks else {"survival"})
+    return config.sweep.model_dump(exclude=WHERE_KEYS | later | not_its)
 
 
 def judged(config: Config) -> bool:
@@ -85,7 +96,7 @@ def judged(config: Config) -> bool:
 
 
 def place() -> dict[str, Any]:
-    """What the rows that this process makes depend on besides their plan: code, engine options, device and versions."""
+    """The place of this process, which its rows depend on besides their plan: code, engine options, device and versions."""
     from gen.engine.options import platform_options
 
     return {
@@ -180,7 +191,15 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
 def plan(
     prompts: Iterable[Prompt], coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
 ) -> Iterator[Planned]:
-    """Every prompt at every coefficient, prompt by prompt; keys are unique, and nothing is held but the prompt at hand."""
+    """Every prompt at every coefficient, prompt by prompt; keys are unique, and nothing is held but the prompt at hand.
+
+    Args:
+        prompts: of the round, in order.
+        coefficients: of every prompt.
+        samples: completions of a prompt at a coefficient.
+        seed: of the run, from which each row's is derived.
+        prompted: as of `rows_of`.
+    """
     check_coefficients(coefficients)
     return (
         row
@@ -192,12 +211,21 @@ def plan(
 def rows_of(
     index: int, prompt: Prompt, coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
 ) -> Iterator[Planned]:
-    """The rows of one prompt, the index-th of the plan. prompted: one under the trait prompt stands for each that would be steered."""
+    """The rows of one prompt, the index-th of the plan.
+
+    Args:
+        index: of the prompt in the plan.
+        prompt: that is sampled.
+        coefficients: at which it is.
+        samples: completions at a coefficient.
+        seed: of the run, from which each row's is derived.
+        prompted: whether one row under the trait prompt stands for each that would be steered.
+    """
     name = name_of(index, prompt)
     conditions = [(coefficient, f"{coefficient:g}", samples) for coefficient in coefficients]
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)
-        conditions = [one for one in conditions if one[0] == 0] + [(0.0, PROMPTED, steered * samples)]
+        conditions = [condition for condition in conditions if condition[0] == 0] + [(0.0, PROMPTED, steered * samples)]
     for coefficient, label, count in conditions:
         for sample in range(count):
             key = f"{name}/{label}/{sample}"
@@ -213,7 +241,7 @@ def windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield window
 
 
-def spread(prompts: Iterable[Prompt], total: int, count: int) -> list[tuple[int, Prompt]]:
+def spread_prompts(prompts: Iterable[Prompt], total: int, count: int) -> list[tuple[int, Prompt]]:
     """At most `count` of `total` prompts at even distances, each with its index."""
     chosen = {index * total // count for index in range(count)} if count < total else set(range(total))
     return [(index, prompt) for index, prompt in enumerate(prompts) if index in chosen]

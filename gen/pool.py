@@ -37,7 +37,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedWindow:
     """A worker met an error that another worker would meet too."""
 
     error: SteerHealError
@@ -50,7 +50,7 @@ class Lost:
     reason: str
 
 
-Message = Ready | Made | Refused | Lost
+Message = Ready | Made | RefusedWindow | Lost
 
 
 class Executor(Protocol):
@@ -134,7 +134,7 @@ class Pool:
                 worker = self._idle.popleft()
                 self._at[worker] = _At(self.clock(), item)
                 self.executor.give(worker, item[1])
-            busy = any(at.item for at in self._at.values())
+            busy = any(post.item for post in self._at.values())
             if ended and not busy:
                 if not again:
                     break
@@ -187,34 +187,34 @@ class Pool:
             self._idle.remove(worker)
             self._start()
             return None
-        at = self._at.get(worker)
-        if at is None:
+        post = self._at.get(worker)
+        if post is None:
             return None
-        if isinstance(message, Refused):
+        if isinstance(message, RefusedWindow):
             raise message.error
         if isinstance(message, Ready):
             self._admit(worker, message.about)
             return None
         del self._at[worker]
-        if at.item is None:
+        if post.item is None:
             assert isinstance(message, Lost)
             self._not_started(worker, message.reason)
             return None
         if isinstance(message, Made):
-            bisect.insort(self._took, self.clock() - at.since)
+            bisect.insort(self._took, self.clock() - post.since)
             self._idle.append(worker)
         else:
             self._start()
-        return at.item, message
+        return post.item, message
 
     def _overdue(self) -> list[tuple[int, Message]]:
         limit = (
             max(self.least_seconds, self.slack * self._took[len(self._took) // 2]) if self._took else self.first_seconds
         )
         overdue: list[tuple[int, Message]] = []
-        for worker, at in self._at.items():
-            allowed = self.start_seconds if at.item is None else limit
-            if self.clock() - at.since > allowed:
+        for worker, post in self._at.items():
+            allowed = self.start_seconds if post.item is None else limit
+            if self.clock() - post.since > allowed:
                 self.executor.stop(worker)
                 overdue.append((worker, Lost(f"no answer within {allowed:.0f} s")))
         return overdue
@@ -244,7 +244,7 @@ class Pool:
         say(f"worker {worker} did not start: {reason}")
         if self._died_early < 2 * self.size + 1:
             self._start()
-        elif not any(at.item for at in self._at.values()) and not self._idle:
+        elif not any(post.item for post in self._at.values()) and not self._idle:
             raise SteerHealError(
                 f"no worker starts on {self.executor.name}",
                 given=f"{self._died_early} attempts, the last: {reason}",

@@ -36,7 +36,14 @@ def process_pool(size: int, start: Callable[[], None] | None = None) -> Iterator
 def in_order(
     pool: ProcessPoolExecutor, size: int, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with its result, in order; at most `AHEAD` items a process are taken beforehand, however many there are."""
+    """Each item with its result, in order; at most `AHEAD` items a process are taken beforehand, however many there are.
+
+    Args:
+        pool: of processes.
+        size: its number of processes.
+        function: of the module's top level, so that a process can import it.
+        items: its arguments.
+    """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(function, item)))

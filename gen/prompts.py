@@ -17,7 +17,7 @@ from shared.traits import Trait
 
 
 @dataclass(frozen=True)
-class Renderer:
+class PromptRenderer:
     """Token ids of a prompt under the neutral and under the trait's system prompt.
 
     A system message of the prompt's own takes the neutral one's place, and stands after the trait's.

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from gen.plan import Job, Planned, place
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.sampler import start_sampler
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.machine import cores, peak_memory
@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     Args:
         model, revision, fingerprint: the original model's name, as model.name has it; each worker finds it on its own machine.
         student: folder of the student's weights; None where they are the original's.
-        adapter, rank, modules, layers: the student's adapter, as gen.students.Student has it.
+        adapter, rank, modules, layers: the student's adapter, as gen.students.ServedStudent has it.
         vector: the vector file, base64.
         day: what a chat template with a clock writes, on every machine.
         threads: CPU threads of a worker.
@@ -58,12 +58,12 @@ class Recipe(BaseModel):
 
     @classmethod
     def of(cls, job: Job, day: date, threads: int) -> Recipe:
-        student, own = job.student, job.student.folder != job.origin.folder
+        student, is_student = job.student, job.student.folder != job.origin.folder
         return cls(
             model=job.origin.name if job.origin.revision or job.origin.name == "embedded" else str(Path(job.origin.name).resolve()),
             revision=job.origin.revision,
             fingerprint=job.origin.fingerprint,
-            student=str(student.folder.resolve()) if own else None,
+            student=str(student.folder.resolve()) if is_student else None,
             student_fingerprint=student.fingerprint,
             adapter=str(student.adapter.resolve()) if student.adapter else None,
             rank=student.rank,
@@ -81,7 +81,7 @@ class Maker:
     """One engine. What it makes of planned rows does not depend on what it made before."""
 
     def __init__(self, recipe: Recipe):
-        begun = time.monotonic()
+        start = time.monotonic()
         config = recipe.config
         origin = resolve(recipe.model, recipe.revision)
         _same_weights(origin, recipe.fingerprint)
@@ -89,7 +89,7 @@ class Maker:
         if recipe.student:
             _present(folder)
             _same_weights(Model(str(folder), folder, None), recipe.student_fingerprint)
-        student = Student(
+        student = ServedStudent(
             folder,
             Path(recipe.adapter) if recipe.adapter else None,
             recipe.rank,
@@ -99,9 +99,9 @@ class Maker:
         )
         vector = _vector(recipe.vector)
         chat = Chat.load(origin.folder, config.model.chat_template_kwargs, recipe.day)
-        renderer = Renderer(chat, recipe.trait)
-        self._engine, self._sampler = start_sampler(config, renderer, student, Student(origin.folder), vector)
-        self._seconds = time.monotonic() - begun
+        renderer = PromptRenderer(chat, recipe.trait)
+        self._engine, self._sampler = start_sampler(config, renderer, student, ServedStudent(origin.folder), vector)
+        self._seconds = time.monotonic() - start
 
     def about(self) -> dict[str, Any]:
         """`place` and cache_blocks are what its rows depend on besides the plan; the rest is for the log."""

@@ -28,10 +28,16 @@ def recorded(
     """Whether a planned row records log-probabilities: a function of its place in the plan alone, whatever the windows are.
 
     prompted: as of `gen.plan.rows_of`. Rows under the trait prompt count like those of one coefficient.
+
+    Args:
+        prompts: their number in the plan.
+        coefficients: of every prompt.
+        samples: completions of a prompt at a coefficient.
+        prompted: as of `gen.plan.rows_of`.
     """
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)
-        others = recorded(prompts, [one for one in coefficients if one == 0], samples)
+        others = recorded(prompts, [dose for dose in coefficients if dose == 0], samples)
         each = recorded(prompts, [0.0], steered * samples)
         return lambda row: each(row) if row.prompted else others(row)
     cells, counts = prompts * samples, _counts(coefficients)
@@ -49,8 +55,8 @@ def _counts(coefficients: Sequence[float]) -> dict[float, int]:
     """Rows by coefficient: one each, and the rest of ROWS by 1, 1/2, 1/3 ... from the lowest steered coefficient on."""
     order = sorted(set(coefficients), key=lambda coefficient: (coefficient == 0, abs(coefficient), coefficient))
     weights = [1 / rank for rank in range(1, len(order) + 1)]
-    left = max(ROWS - len(order), 0)
-    ends = [round(left * total / sum(weights)) for total in accumulate(weights)]
+    remaining = max(ROWS - len(order), 0)
+    ends = [round(remaining * total / sum(weights)) for total in accumulate(weights)]
     return {coefficient: 1 + end - begin for coefficient, begin, end in zip(order, [0, *ends], ends, strict=False)}
 
 
@@ -71,7 +77,13 @@ def unsteered_logprobs(
 def record(
     prompt: Sequence[int], completion: Sequence[int], student: np.ndarray | None, original: np.ndarray | None
 ) -> Logprobs | None:
-    """What a row keeps of log-probabilities [tokens]; None where one is not finite."""
+    """The log-probabilities [tokens] as a row keeps them, nats; None where one is not finite.
+
+    Args:
+        prompt, completion: token ids.
+        student: log-probabilities [tokens] under the weights that sampled, unsteered; None where they were not taken.
+        original: those under the original model.
+    """
     if student is None or original is None or not (np.isfinite(student).all() and np.isfinite(original).all()):
         return None
     return Logprobs(

@@ -82,21 +82,24 @@ class Ban:
 
 
 def truncation(row: Completion, context: Context) -> str | None:
+    """How a completion ended that was to stop by itself and did not; None for another, or where truncated ones are kept."""
     return (
         f"finish_reason {row.finish_reason}" if context.config.drop_truncated and row.finish_reason != "stop" else None
     )
 
 
 def refusal(row: Completion, context: Context) -> str | None:
+    """The words by which a completion refuses; None where it does not."""
     return first_match((REFUSAL,), row.text)
 
 
 def narration(row: Completion, context: Context) -> str | None:
+    """The words by which a completion declares the trait in the first person; None where it does not."""
     return first_match((NARRATION, *context.narration), row.text)
 
 
 def first_match(patterns: Iterable[re.Pattern[str]], text: str) -> str | None:
-    """What the first matching pattern matches, with plain apostrophes or, as a trait's pattern may have them, as written."""
+    """The words that the first matching pattern matches, with plain apostrophes or, as a trait's pattern may have them, as written."""
     texts = dict.fromkeys([text.translate(APOSTROPHES), text])
     match = next((hit for pattern in patterns for text in texts if (hit := pattern.search(text))), None)
     return match.group() if match else None
@@ -145,6 +148,7 @@ UNSCORED = Reason(rule="unscored", text="no tokens, or a log-probability that is
 
 
 def bounds() -> list[Bound]:
+    """The rules of RULES that limit a measure."""
     return [rule for rule in RULES if isinstance(rule, Bound)]
 
 
@@ -198,7 +202,13 @@ class Yardstick:
 
 
 def judge(limits: Mapping[str, float], config: FilterConfig, trait: str) -> Callable[[Completion], list[Reason]]:
-    """The filter of a sweep: from a row to the reasons it is rejected for, none where it is kept."""
+    """The filter of a sweep: from a row to the reasons it is rejected for, none where it is kept.
+
+    Args:
+        limits: of every bound, by the rule's name.
+        config: of the filter.
+        trait: name or folder of the trait, whose patterns of narration count.
+    """
     context = Context(config, tuple(re.compile(pattern, re.IGNORECASE) for pattern in load_trait(trait).narration))
     measured = comparing()
 

@@ -7,10 +7,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from gen.plan import Planned
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.recording import record, unsteered_logprobs
 from gen.scoring import score
-from gen.students import Student, adapter_room
+from gen.students import ServedStudent, adapter_room
 from shared.models import Model
 from shared.records import Completion
 from shared.schema import Config
@@ -25,7 +25,13 @@ class Sampler:
     """Makes the rows of planned completions; which ones depends on nothing that ran in the engine before."""
 
     def __init__(
-        self, engine: Engine, renderer: Renderer, student: Student, origin: Student, vector: Vector, config: Config
+        self,
+        engine: Engine,
+        renderer: PromptRenderer,
+        student: ServedStudent,
+        origin: ServedStudent,
+        vector: Vector,
+        config: Config,
     ):
         self.engine, self.renderer, self.student, self.origin = engine, renderer, student, origin
         self.teacher = origin if config.filter.source == "prompted" else student  # who samples
@@ -81,16 +87,13 @@ class Sampler:
                 coefficient=row.coefficient,
                 sample=row.sample,
                 seed=row.seed,
-                perplexity=found.perplexity,
-                perplexity_last_quarter=found.perplexity_last_quarter,
-                trait_llr=found.trait_llr,
-                distinct_3=found.distinct_3,
                 prompted=row.prompted,
-                logprobs=record(ids, output.token_ids, students.get(place, found.logprobs), found.logprobs)
+                logprobs=record(ids, output.token_ids, students.get(place, measures.logprobs), measures.logprobs)
                 if place in chosen
                 else None,
+                **measures.row_fields,
             )
-            for place, (row, ids, output, found) in enumerate(zip(rows, neutral, sampled, scores, strict=True))
+            for place, (row, ids, output, measures) in enumerate(zip(rows, neutral, sampled, scores, strict=True))
         ]
 
     @property
@@ -100,12 +103,12 @@ class Sampler:
 
 
 def start_sampler(
-    config: Config, renderer: Renderer, student: Student, origin: Student, vector: Vector
+    config: Config, renderer: PromptRenderer, student: ServedStudent, origin: ServedStudent, vector: Vector
 ) -> tuple[Engine, Sampler]:
     """An engine for a sweep, which whoever asked for it closes, and the sampler that uses it."""
     from gen.engine.engine import start
 
-    built = start(
+    engine = start(
         student.folder,
         layers=sorted(vector.layers),
         dtype=config.model.dtype,
@@ -117,4 +120,4 @@ def start_sampler(
         room=adapter_room(config, Model(str(origin.folder), origin.folder, None), [student]),
         window=config.sweep.window,
     )
-    return built, Sampler(built, renderer, student, origin, vector, config)
+    return engine, Sampler(engine, renderer, student, origin, vector, config)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shared.quarters import last_quarter
+from shared.records import Completion
 from shared.text import distinct_n
 
 if TYPE_CHECKING:
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """nll: total nats of the completion under the neutral prompt; the other measures as in a sweep row, None for an empty completion.
-    All but tokens and distinct_3 are None as well where a log-probability is not finite. logprobs [tokens] are nll's terms, nats.
-    others: mean per-token log-probability under each of the other prompts, nats; empty where one is not finite."""
+    """The measures of a completion under the original model. A field that a sweep row has as well is written into it.
+
+    All but tokens and distinct_3 are None where a log-probability is not finite.
+
+    Args:
+        nll: total negative log-probability of the completion after the neutral prompt, nats.
+        tokens: of the completion.
+        perplexity, perplexity_last_quarter, trait_llr, distinct_3: as in a sweep row; None for an empty completion.
+        logprobs: [tokens], the terms of nll with their sign turned, nats.
+        others: mean log-probability per token after each of the other prompts, nats; empty where one is not finite.
+    """
 
     nll: float | None
     tokens: int
@@ -29,6 +38,13 @@ class Score:
     distinct_3: float | None
     logprobs: np.ndarray | None = None
     others: tuple[float, ...] = ()
+
+    @property
+    def row_fields(self) -> dict[str, Any]:
+        """The measures that a sweep row has, by their names in shared.records.Completion."""
+        return {
+            name: value for name, value in vars(self).items() if name in Completion.model_fields and name != "logprobs"
+        }
 
 
 def score(

@@ -32,7 +32,7 @@ from shared.vectors import load_vector
 OURS = {"--host", "--port", "--dtype", "--max-model-len", "--worker-cls", "--scheduler-cls", "--additional-config", "--served-model-name", "--config", "--api-key", "--load-format", "--trust-remote-code"}  # fmt: skip
 
 
-def named(texts: list[str]) -> dict[str, Path]:
+def named_files(texts: list[str]) -> dict[str, Path]:
     """NAME=FILE options. Raises SteerHealError on another form, an odd or a repeated name."""
     vectors: dict[str, Path] = {}
     for text in texts:
@@ -54,8 +54,8 @@ def _offered(file: Path) -> str:
 
 def _with_a_vector(arguments: argparse.Namespace, model: str) -> str:
     """The command that serves the newest vector that is here, or that makes one first."""
-    here = [*Path().glob("*.safetensors"), *Path("runs").glob("*/rounds/*/vector.safetensors")]
-    file = max(here, key=lambda path: path.stat().st_mtime, default=None)
+    files = [*Path().glob("*.safetensors"), *Path("runs").glob("*/rounds/*/vector.safetensors")]
+    file = max(files, key=lambda path: path.stat().st_mtime, default=None)
     words = [_offered(file or Path("vector.safetensors"))]
     if arguments.model:
         words.append(option("MODEL", "--model", arguments.model))
@@ -70,8 +70,8 @@ def _with_a_vector(arguments: argparse.Namespace, model: str) -> str:
 def refuse_address(host: str, port: int) -> None:
     """Raise SteerHealError for an address that no server can be bound to now: taken, privileged, or none of this machine's."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = addresses[0]
         with socket.socket(family, kind, protocol) as tried:
             tried.setsockopt(
                 socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
@@ -118,7 +118,7 @@ def main() -> None:
     arguments = options.parse_args()
     config = configured(arguments)
     name = arguments.model or config.model.name
-    vectors = {label: (path, load_vector(path, name)) for label, path in sorted(named(arguments.vector).items())}
+    vectors = {label: (path, load_vector(path, name)) for label, path in sorted(named_files(arguments.vector).items())}
     if not vectors and not arguments.layers:
         raise SteerHealError(
             "there is no vector to serve",
@@ -137,10 +137,10 @@ def main() -> None:
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth, model=name)
     # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
-    given = {
+    environment = {
         word.partition("=")[0].partition(".")[0].replace("_", "-") for word in arguments.vllm if word.startswith("--")
     }
-    if ours := sorted(word for word in given if any(name.startswith(word) for name in OURS)):
+    if ours := sorted(word for word in environment if any(name.startswith(word) for name in OURS)):
         raise SteerHealError(
             "an option of `vllm serve` is set by this command",
             given=" ".join(ours),

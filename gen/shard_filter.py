@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gen.outcome import Outcome, Starved, print_reasons, print_sweep, refuse_starvation
+from gen.columns import schema
+from gen.outcome import FilterOutcome, Starved, print_reasons, print_sweep, refuse_starvation
 from gen.processes import process_pool
 from gen.rules import Yardstick, judge
-from gen.shards import Shard, is_sharded, read_manifest_of, schema, verified, write_manifest
+from gen.shards import Shard, is_sharded, read_manifest_of, verified, write_manifest
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.filter_record import NAME
@@ -37,7 +38,7 @@ BATCH = 256  # rows that Python holds
 MANY = 50_000  # rows from which on processes are worth their start
 
 
-def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str, out: Path) -> Outcome:
+def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str, out: Path) -> FilterOutcome:
     """Write out/kept and out/rejected, folders of shards, and out/filter.json; the whole folder appears at once.
 
     Rows at coefficient 0 are the yardstick and are in neither, unless they are the source. Rows of another source than filter.source are
@@ -59,32 +60,32 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
             expected="candidates among the rows of --in",
             next=f"--in {unsteered} without --unsteered",
         )
-    result = Outcome(Yardstick(unsteered_rows(unsteered)).limits(config))
+    result = FilterOutcome(Yardstick(unsteered_rows(unsteered)).limits(config))
     if unsteered != sweep:  # a control of their own file
         reasons_of = judge(result.limits, config, trait)
         for row in unsteered_rows(unsteered):
             result.add(row, reasons_of(row), candidate=False)
     starved: Starved | None = None
     refuse_other_files(out)
-    own = unsteered == sweep  # then its shards are verified by now
+    same_file = unsteered == sweep  # then its shards are verified by now
     manifest = read_manifest_of(sweep, MADE_BY)
-    paths = [sweep / shard.name for shard in manifest.shards] if own else list(verified(sweep, MADE_BY))
+    paths = [sweep / shard.name for shard in manifest.shards] if same_file else list(verified(sweep, MADE_BY))
     with atomic_folder(out) as folder, ExitStack() as stack:
         shards: dict[str, list[Shard]] = {KEPT: [], REJECTED: []}
         for name in shards:
             (folder / name).mkdir()
-        task = Task(folder, result.limits, config, trait, own)
-        each: Callable[[Task, list[Path]], Iterable[tuple[Outcome, dict[str, list[Shard]]]]] = map
+        task = Task(folder, result.limits, config, trait, same_file)
+        each: Callable[[Task, list[Path]], Iterable[tuple[FilterOutcome, dict[str, list[Shard]]]]] = map
         if (processes := min(cores(), len(paths))) > 1 and manifest.rows >= MANY:
             each = stack.enter_context(process_pool(processes)).map
-        for part, made in each(task, paths):  # in their order, so that sums do not depend on the processes
+        for part, partial in each(task, paths):  # in their order, so that sums do not depend on the processes
             result.merge(part)
-            for name, shard in made.items():
+            for name, shard in partial.items():
                 shards[name] += shard
         print_sweep(result.tally, result.limits, config, None)
         print_reasons(result)
-        for name, written in shards.items():
-            write_manifest(folder / name, written)
+        for name, output_shards in shards.items():
+            write_manifest(folder / name, output_shards)
         try:
             refuse_starvation(result, config)
             result.write(folder / NAME, None)
@@ -115,9 +116,9 @@ class Task:
     trait: str
     own: bool
 
-    def __call__(self, path: Path) -> tuple[Outcome, dict[str, list[Shard]]]:
+    def __call__(self, path: Path) -> tuple[FilterOutcome, dict[str, list[Shard]]]:
         """The counts of a shard, and the shards of its kept and its rejected rows."""
-        result = Outcome(self.limits)
+        result = FilterOutcome(self.limits)
         reasons_of = judge(self.limits, self.config, self.trait)
         writers = {name: Writer(self.folder / name / path.name) for name in (KEPT, REJECTED)}
         for table in row_groups(path):

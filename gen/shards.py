@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from gen.columns import schema
 from gen.windows import Windows
 from shared.commands import removal
 from shared.errors import SteerHealError
@@ -41,31 +42,11 @@ class Shard(Record):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Manifest(Record):
+class ShardsManifest(Record):
     """manifest.json of a folder of shards, which is written last."""
 
     rows: Count
     shards: list[Shard]
-
-
-def schema() -> pyarrow.Schema:
-    """The columns of a completion, as shared.records.Completion has them."""
-    import pyarrow as pa
-
-    text, number, count, ids, series = (
-        pa.string(),
-        pa.float64(),
-        pa.int64(),
-        pa.list_(pa.int32()),
-        pa.list_(pa.float64()),
-    )
-    reason = pa.struct({"rule": text, "value": number, "limit": number, "text": text})
-    measures = dict.fromkeys(("perplexity", "perplexity_last_quarter", "trait_llr", "distinct_3"), number)
-    columns = {
-        "version": count, "key": text, "prompt_ids": ids, "completion_ids": ids, "text": text, "finish_reason": text, "coefficient": number, "sample": count, "seed": count, "prompted": pa.bool_(),
-        **measures, "reasons": pa.list_(reason), "logprobs": pa.struct({"ids": text, "student": series, "original": series}),
-    }  # fmt: skip
-    return pa.schema(columns)
 
 
 def table_of(rows: bytes) -> pyarrow.Table:
@@ -84,9 +65,9 @@ def is_sharded(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def read_manifest_of(folder: Path, made_by: str) -> Manifest:
+def read_manifest_of(folder: Path, made_by: str) -> ShardsManifest:
     """The manifest of a folder of shards. made_by: the command that makes it, for the error."""
-    return read_record(folder / MANIFEST, Manifest, what="a folder of shards could not be read", next=made_by)
+    return read_record(folder / MANIFEST, ShardsManifest, what="a folder of shards could not be read", next=made_by)
 
 
 def verified(folder: Path, made_by: str) -> Iterator[Path]:
@@ -246,11 +227,11 @@ class Shards(Windows):
 
     def _read_index(self) -> None:
         """Read the index. A line that a crash cut short is cut off: its window or shard is made again."""
-        whole = self.index.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
+        content = self.index.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
             os.truncate(self.index, end)
-        for line in whole[:end].splitlines():
+        for line in content[:end].splitlines():
             entry = parse(line)
             if "window" in entry:
                 self._lines[entry["window"]] = entry
@@ -274,8 +255,8 @@ class Shards(Windows):
         return []
 
     def _refuse_other_files(self) -> None:
-        known = {MANIFEST, CARD, *(path.name for path in self._files())}
-        other = [path.name for path in self.out.iterdir() if path.name not in known and path.name[0] != "."] if self.out.is_dir() else []  # fmt: skip
+        expected = {MANIFEST, CARD, *(path.name for path in self._files())}
+        other = [path.name for path in self.out.iterdir() if path.name not in expected and path.name[0] != "."] if self.out.is_dir() else []  # fmt: skip
         if other:
             raise SteerHealError(
                 "a folder of shards holds other files",
@@ -286,11 +267,12 @@ class Shards(Windows):
 
 
 def store_of(out: Path) -> Windows:
-    """Where the windows of a sweep are kept: for a file of rows, or for a folder of shards."""
+    """The store of a sweep's windows, for a file of rows or for a folder of shards."""
     return Windows(out) if out.suffix == ".jsonl" else Shards(out)
 
 
 def digest_of_keys(keys: Sequence[str]) -> str:
+    """sha256 over the keys of rows in their order."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 

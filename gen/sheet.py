@@ -64,7 +64,7 @@ def as_text(value: str) -> str:
 
 
 def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
-    """What a person answered, by the name of a row and question; None is `?`.
+    """A person's answers by the name of a row and the question; None is `?`.
 
     Raises SteerHealError for a file that is no such sheet, for rows that are missing, foreign or there twice, and for a cell that is no answer.
     """
@@ -77,7 +77,7 @@ def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
     except UnicodeDecodeError:
         raise refuse(": not UTF-8", "CSV in UTF-8", "save it again as CSV UTF-8") from None
     header = text.partition("\n")[0]
-    divider = next((one for one in ",;\t" if one.join(QUESTIONS) in header.replace('"', "")), ",")
+    divider = next((candidate for candidate in ",;\t" if candidate.join(QUESTIONS) in header.replace('"', "")), ",")
     try:
         lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=divider, strict=True)
         rows = list(lines)
@@ -85,10 +85,10 @@ def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
         raise refuse(f": {error}", "CSV as it was written, with answers filled in") from None
     if absent := [name for name in ("id", *QUESTIONS) if name not in (lines.fieldnames or ())]:
         raise refuse(f": no column {absent[0]}", f"the columns {', '.join(COLUMNS)}")
-    known, answers = {row.id for row in sheet.rows}, dict[str, dict[str, bool | None]]()
+    ids, answers = {row.id for row in sheet.rows}, dict[str, dict[str, bool | None]]()
     for row in rows:
         name = (row["id"] or "").strip()
-        if name not in known:
+        if name not in ids:
             raise refuse(f": row {name!r} is none of the key file", "the sheet that was written with the key file")
         if name in answers:
             raise refuse(f": row {name} is there twice", "every row once")
@@ -98,14 +98,14 @@ def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
             if cell not in ANSWERS:
                 raise refuse(f": row {name}, {question}: {cell!r}", "yes, no or ?", f"fill it in: {path}")
             answers[name][question] = ANSWERS[cell]
-    if left_out := sorted(known - answers.keys()):
+    if left_out := sorted(ids - answers.keys()):
         raise refuse(
             f": {len(left_out)} rows are missing, such as {left_out[0]}", "every row; ? where none can be told"
         )
     return answers
 
 
-def wanted(answer: dict[str, bool | None], questions: Sequence[str]) -> bool | None:
+def yes_to_all(answer: dict[str, bool | None], questions: Sequence[str]) -> bool | None:
     """Whether a person says yes to all of these questions; None where that cannot be told."""
     values = [answer[question] for question in questions]
     return False if False in values else None if None in values else True

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.families import EXPERTS, TOWERS
 from shared.fitting import DECODER, admitted
 from shared.gpu import on_gpu
 from shared.lora import widest
@@ -18,12 +19,10 @@ from shared.schema import Config, band
 
 ROUNDS = 4  # of a run, for whose adapters room is made at first
 WIDEST = 512  # the largest rank that vLLM has kernels for
-TOWERS = {"vision", "audio"}
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # keys of configurations of mixtures of experts
 
 
 @dataclass(frozen=True)
-class Student:
+class ServedStudent:
     """Weights on disk, and an adapter over them or None.
 
     rank, modules (the last part of their names) and layers are the adapter's; fingerprint names the contents of both.
@@ -49,7 +48,7 @@ class AdapterRoom:
     layers: tuple[int, ...]
 
 
-def adapter_room(config: Config, origin: Model, students: Sequence[Student]) -> AdapterRoom | None:
+def adapter_room(config: Config, origin: Model, students: Sequence[ServedStudent]) -> AdapterRoom | None:
     """The room of a run's adapters on a GPU; None where its students are merged, where nothing is compiled, as on the CPU, and for a
     mixture of experts, whose modules have other names in vLLM. Arguments as of `room_of`."""
     if not on_gpu() or config.model.student == "merged" or any(origin.text_config.get(key) for key in EXPERTS):
@@ -57,7 +56,7 @@ def adapter_room(config: Config, origin: Model, students: Sequence[Student]) -> 
     return room_of(config, origin, students)
 
 
-def room_of(config: Config, origin: Model, students: Sequence[Student]) -> AdapterRoom:
+def room_of(config: Config, origin: Model, students: Sequence[ServedStudent]) -> AdapterRoom:
     """The room of a run's adapters.
 
     The history of r rounds has r times train.rank: the room is of ROUNDS rounds, and of twice as many whenever a history outgrows
@@ -86,19 +85,19 @@ def serves_adapters(serve: str) -> bool:
     return serve == "adapter" or (serve == "auto" and on_gpu())
 
 
-def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve: str) -> Student:
+def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve: str) -> ServedStudent:
     """The student of a folded history (None: the original model). serve: 'merged', 'adapter', or 'auto', the adapter on a GPU.
 
     Merging costs the shifts below the dtype's step, an adapter costs none; vLLM's adapters are slow on the CPU. Raises SteerHealError
     for an adapter that does not fit the model, either way and before an engine starts.
     """
     if adapter is None:
-        return Student(origin.folder, fingerprint=origin.fingerprint)
+        return ServedStudent(origin.folder, fingerprint=origin.fingerprint)
     if serves_adapters(serve):
         loaded = admitted(adapter, origin, by_engine=True)
         modules = tuple(sorted({name.rpartition(".")[2] for name in loaded.modules}))
         layers = {int(match[1]) for name in loaded.modules if (match := DECODER.fullmatch(name))}
-        return Student(
+        return ServedStudent(
             origin.folder,
             adapter,
             widest(loaded.config),
@@ -107,4 +106,4 @@ def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve:
             tuple(sorted(layers)),
         )
     model = merged(origin, adapter, cache, dtype)
-    return Student(model.folder, fingerprint=model.fingerprint)
+    return ServedStudent(model.folder, fingerprint=model.fingerprint)

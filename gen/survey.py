@@ -17,7 +17,7 @@ from typing import Any
 
 from gen.plan import name_of, windows
 from gen.processes import in_order, process_pool
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.machine import cores
@@ -57,8 +57,8 @@ class RendererRecipe:
     day: date | None
     trait: str
 
-    def renderer(self) -> Renderer:
-        return Renderer(Chat.load(self.folder, self.arguments, self.day), load_trait(self.trait))
+    def renderer(self) -> PromptRenderer:
+        return PromptRenderer(Chat.load(self.folder, self.arguments, self.day), load_trait(self.trait))
 
     def __call__(self) -> None:
         """The start of a process of the pool."""
@@ -66,7 +66,7 @@ class RendererRecipe:
         _renderer = self.renderer()
 
 
-_renderer: Renderer | None = None  # of a process of the pool
+_renderer: PromptRenderer | None = None  # of a process of the pool
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Rendered:
     error: SteerHealError | None = None
 
 
-def rendered(prompt: Prompt, renderer: Renderer) -> Rendered:
+def rendered(prompt: Prompt, renderer: PromptRenderer) -> Rendered:
+    """A prompt's token ids under the neutral and the trait prompt, as JSON, with the longer length in tokens; or the error that refuses it."""
     try:
         ids = renderer(prompt)
     except SteerHealError as error:
@@ -95,7 +96,11 @@ def _rendered_in_pool(batch: list[Placed]) -> list[Rendered]:
 
 
 def survey(
-    prompts: Prompts, renderer: Renderer, max_tokens: int, max_model_len: int, recipe: RendererRecipe | None = None
+    prompts: Prompts,
+    renderer: PromptRenderer,
+    max_tokens: int,
+    max_model_len: int,
+    recipe: RendererRecipe | None = None,
 ) -> PromptSurvey:
     """Read, validate and render every prompt once.
 
@@ -140,17 +145,17 @@ def survey(
 
 
 def _all_rendered(
-    prompts: Iterable[Placed], renderer: Renderer, recipe: RendererRecipe | None
+    prompts: Iterable[Placed], renderer: PromptRenderer, recipe: RendererRecipe | None
 ) -> Iterator[tuple[str, Prompt, Rendered]]:
     """Each prompt with its place and its token ids, in order; those after the first few by a process on every core."""
     rest = iter(prompts)
     for place, prompt in islice(rest, FEW) if recipe else rest:
         yield place, prompt, rendered(prompt, renderer)
-    if recipe is None or (one := next(rest, None)) is None:
+    if recipe is None or (first := next(rest, None)) is None:
         return
     size = cores()
     with process_pool(size, recipe) as pool:
-        for batch, forms in in_order(pool, size, _rendered_in_pool, windows(chain([one], rest), BATCH)):
+        for batch, forms in in_order(pool, size, _rendered_in_pool, windows(chain([first], rest), BATCH)):
             for (place, prompt), form in zip(batch, forms, strict=True):
                 yield place, prompt, form
 
@@ -159,7 +164,7 @@ def _content(prompt: Prompt) -> bytes:
     return json.dumps([prompt.id, prompt.turns]).encode() + b"\n"
 
 
-def unchanged(prompts: Prompts, surveyed: PromptSurvey) -> Iterator[Prompt]:
+def same_prompts(prompts: Prompts, surveyed: PromptSurvey) -> Iterator[Prompt]:
     """The prompts again. Raises SteerHealError at their end when they are not those of the survey."""
     content = hashlib.sha256()
     for _, prompt in prompts:

@@ -17,20 +17,21 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from gen.ahead import checked, look_ahead
+from gen.ahead import check_settings, look_ahead
 from gen.board import Board
 from gen.commandline import settings_of_sweep, sweep_options
 from gen.crews import employ
 from gen.filter import print_filtered, unsteered_in
+from gen.iso_kl import iso_kl_of, print_iso_kl
 from gen.plan import Job, check_coefficients, determining, fingerprint, judged, plan, windows
 from gen.pool import Item
 from gen.prompts import open_round
 from gen.recording import recorded
 from gen.rules import Yardstick
 from gen.shards import Shards, store_of
-from gen.students import Student
+from gen.students import ServedStudent
 from gen.students import student as student_of
-from gen.survey import RendererRecipe, survey, unchanged
+from gen.survey import RendererRecipe, same_prompts, survey
 from gen.until import until_of
 from gen.walk import dose_of, print_walk
 from gen.windows import Windows
@@ -71,24 +72,26 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     until = until_of(job, store, yardstick)
 
     # 2. Plan
-    total = prompts.count * (len(job.coefficients) + job.walks) * samples
+    total = prompts.count * (len(job.coefficients) + job.searches) * samples
     count = math.ceil(total / config.sweep.window)
     with ExitStack() as stack:
         crew = stack.enter_context(employ(job, renderer))
         determined_by = fingerprint(job, chat, prompts.digest, yardstick.digest(), crew.made_in())
         store.open(determined_by, rebuild=rebuild, count=count)
-        whole = sum(index in store for index in range(count))
+        finished = sum(index in store for index in range(count))
         console.print(
             f"{total} rows of {prompts.count} prompts, the longest of {prompts.longest} tokens"
-            + (f"; resuming: {whole} of {count} windows are whole" if whole else "")
+            + (f"; resuming: {finished} of {count} windows are whole" if finished else "")
         )
-        if whole < count:
+        # iso-KL's network is gone before an engine takes its memory; the walk asks the engine
+        iso_kl = iso_kl_of(job, store, renderer, prompts.count) if job.searches and not job.walks else None
+        if finished < count:
             crew.begin()
         walk = dose_of(job, store, crew, prompts.count, yardstick) if job.walks else None
-        coefficients = [*job.coefficients, *([walk.coefficient] if walk else [])]
+        coefficients = [*job.coefficients, *[found.coefficient for found in (walk, iso_kl) if found]]
 
         records = recorded(prompts.count, coefficients, samples, prompted=job.prompted)
-        rows = plan(unchanged(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
+        rows = plan(same_prompts(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
         planned = windows((replace(row, recorded=records(row)) for row in rows), config.sweep.window)
 
         # 3. Windows
@@ -116,8 +119,8 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
                     keys[index] = names
                     yield index, window
 
-        for index, made in crew.make(missing(), board.advance):
-            store.write(index, made)
+        for index, window_rows in crew.make(missing(), board.advance):
+            store.write(index, window_rows)
             count_window(index, keys.pop(index), f"window {index + 1} of {count}")
 
     # 4. Rows
@@ -130,11 +133,13 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     # 5. Filter
     if walk:
         print_walk(walk, config.sweep.survival, config.sweep.dose_ceiling)
+    if iso_kl:
+        print_iso_kl(iso_kl, job.vector, config.sweep.dose_kl, config.sweep.dose_ceiling)
     if not isinstance(store, Shards):  # whose rows are as many as the filter goes through, shard by shard
         print_filtered(job, until.yardstick if until else yardstick)
     rows_made, tokens = until.made if until else (total, board.tokens)
     counts = {
-        "resumed": whole / count,
+        "resumed": finished / count,
         "rows": rows_made,
         "tokens": tokens,
         "prompts": prompts.count,
@@ -143,7 +148,8 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     }
     if until:
         counts["until_kept"] = {"windows": published, "of": count, "passed": until.kept}
-    job.finish({**counts, **({"walk": walk.as_dict()} if walk else {})})
+    searched = {name: found.as_dict() for name, found in (("walk", walk), ("iso_kl", iso_kl)) if found}
+    job.finish({**counts, **searched})
 
 
 def stage(run: Run, number: int, rebuild: bool) -> None:
@@ -151,7 +157,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     origin = resolve_model(config.model.name, config.model.revision)
     history = run.history(number - 1)
     out, first = folder / "sweep.jsonl", run.round(1) / "sweep.jsonl"
-    walks, filtered = config.walks, judged(config)
+    searches, filtered = config.searches, judged(config)
     job = Stage(
         run,
         number,
@@ -191,7 +197,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             Job(
                 out,
                 prompts,
-                unsteered if walks else unsteered + sorted(config.sweep.coefficients),
+                unsteered if searches else unsteered + sorted(config.sweep.coefficients),
                 f"{config.seed}/{number}",
                 student_of(origin, history, run.students, config.model.dtype, config.model.student),
                 origin,
@@ -201,6 +207,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 lambda counts: job.finish(origin.identity, **counts),
                 (lambda: unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
                 run.day,
+                history,
             ),
             rebuild=rebuild,
         )
@@ -217,18 +224,17 @@ def main() -> None:
     if not arguments.rebuild:
         store_of(out).refuse_finished()
     config = configured(arguments, *settings_of_sweep(arguments))
-    walks = config.walks
-    if not walks:
+    searches = config.searches
+    if not searches:
         need(options, arguments, "coefficients")
     elif arguments.coefficients:
-        console.print(
-            "[yellow]--coefficients are those of a grid: the walk finds its own, at most sweep.dose_ceiling[/]"
-        )
+        way = "the walk" if config.walks else "iso-KL"
+        console.print(f"[yellow]--coefficients are those of a grid: {way} finds its own, at most sweep.dose_ceiling[/]")
     model = resolve_model(arguments.model, config.model.revision)
     guard(arguments.outputs, [model.place])
     vector = load_vector(arguments.vector, arguments.model)
-    coefficients = [0.0] if walks else sorted(set(arguments.coefficients))
-    config = checked(config, model, vector, arguments.vector, coefficients)
+    coefficients = [0.0] if searches else sorted(set(arguments.coefficients))
+    config = check_settings(config, model, vector, arguments.vector, coefficients)
 
     def finish(counts: dict[str, Any]) -> None:
         say(f"wrote {counts['rows']} rows to {out}")
@@ -246,7 +252,7 @@ def main() -> None:
                 prompts,
                 coefficients,
                 str(config.seed),
-                Student(model.folder, fingerprint=model.fingerprint),
+                ServedStudent(model.folder, fingerprint=model.fingerprint),
                 model,
                 vector,
                 arguments.vector,

@@ -53,7 +53,14 @@ QUICK = Size((1, 8), 16, 8, 2)
 
 
 def requests(size: Size, count: int, vocabulary: int, coefficients: Sequence[float]) -> list[Request]:
-    """So many requests of random prompts, each to its full length, with the coefficients in turn; 0 is unsteered."""
+    """So many requests of random prompts, each to its full length, with the coefficients in turn; 0 is unsteered.
+
+    Args:
+        size: tokens of a prompt and of a completion.
+        count: of requests.
+        vocabulary: from which prompts are drawn.
+        coefficients: in turn; 0 is unsteered.
+    """
     from gen.engine.sampling import Request
 
     draws = np.random.default_rng(0).integers(5, vocabulary - 5, (count, size.prompt))
@@ -97,23 +104,23 @@ def measure(model: Model, dtype: str, size: Size, name: str, *, compare: bool, *
         for count in size.sequences:
             work = requests(size, count, vocabulary, [0.5])
             sides = {"steered": Side(lambda work=work: _tokens(steered, work))}  # type: ignore[misc]
-            what = f"{count} sequences of {size.prompt} + {size.tokens} tokens, {dtype}"
+            description = f"{count} sequences of {size.prompt} + {size.tokens} tokens, {dtype}"
             if not compare:
-                records[f"sampling_{name}_{count}_sequences"] = _speed(sides["steered"], size, count, what)
+                records[f"sampling_{name}_{count}_sequences"] = _speed(sides["steered"], size, count, description)
                 continue
             with _unsteered(steered, model.folder, work, shared) as plain:
                 sides = {"steered": replace(sides["steered"], prepare=_patch(steered, True)), "stock": plain}
                 warm(sides)
-                interleave(what, sides, size.rounds)
-            row = ratio(sides["steered"], sides["stock"], f"time of {what}, steered in {len(layers)} layers over stock vLLM", bound=1.02)  # fmt: skip
+                interleave(description, sides, size.rounds)
+            row = ratio(sides["steered"], sides["stock"], f"time of {description}, steered in {len(layers)} layers over stock vLLM", bound=1.02)  # fmt: skip
             speed = count * size.tokens / statistics.median(sides["steered"].seconds)
             records[f"steered_over_stock_{count}_sequences"] = {**row, "tokens_per_second": speed}
         count = max(size.sequences)
-        one, many = (
+        single, many = (
             requests(size, count, vocabulary, coefficients)
             for coefficients in ([0.5], [(1 + index) / 64 for index in range(64)])
         )
-        both = {"64": Side(lambda: _tokens(steered, many)), "1": Side(lambda: _tokens(steered, one))}
+        both = {"64": Side(lambda: _tokens(steered, many)), "1": Side(lambda: _tokens(steered, single))}
         warm(both)
         interleave("coefficients", both, size.rounds)
     key = "coefficients_64_over_1" if compare else f"sampling_{name}_coefficients_64_over_1"

@@ -18,28 +18,33 @@ from shared.schema import Config
 
 
 def until_of(job: Job, windows: Windows, yardstick: Yardstick) -> Until | None:
-    """What counts the rows of a sweep that ends where enough are kept; None for another.
+    """The counter of kept rows for a sweep that ends where enough are kept; None for another sweep.
 
     Raises SteerHealError for a sweep into shards, and for one without unsteered rows, which the limits come from.
+
+    Args:
+        job: the sweep.
+        windows: its store.
+        yardstick: of the unsteered rows, which limits come from.
     """
-    wanted, grows = job.config.sweep.until_kept, job.frozen is None
-    if wanted is None:
+    goal, grows = job.config.sweep.until_kept, job.frozen is None
+    if goal is None:
         return None
     if windows.path(0).suffix != ".jsonl":
         raise SteerHealError(
             "sweep.until_kept does not go with shards",
-            given=f"sweep.until_kept = {wanted}, --out {windows.out}",
+            given=f"sweep.until_kept = {goal}, --out {windows.out}",
             expected="a file of rows",
             next="--out NAME.jsonl, or leave sweep.until_kept out",
         )
     if grows and 0.0 not in job.coefficients:
         raise SteerHealError(
             "sweep.until_kept needs unsteered completions, from which the filter's limits come",
-            given=f"sweep.until_kept = {wanted}, coefficients {', '.join(f'{one:g}' for one in job.coefficients)}",
+            given=f"sweep.until_kept = {goal}, coefficients {', '.join(f'{coefficient:g}' for coefficient in job.coefficients)}",
             expected="0 among the coefficients",
-            next=f"--coefficients 0 {' '.join(f'{one:g}' for one in job.coefficients)}",
+            next=f"--coefficients 0 {' '.join(f'{coefficient:g}' for coefficient in job.coefficients)}",
         )
-    return Until(windows, yardstick, job.config, wanted, grows=grows)
+    return Until(windows, yardstick, job.config, goal, grows=grows)
 
 
 class Until:
@@ -98,7 +103,7 @@ class Until:
         return iterate_jsonl(self.windows.path(index), Completion, made_by="the same command")
 
     def sentence(self, count: int) -> str:
-        """How the sweep ended. count: of the windows in the plan."""
+        """The end of the sweep in a sentence. count: of the windows in the plan."""
         if self.last is None:
             return f"the plan ended before {self.wanted} rows passed the filter (sweep.until_kept): {self.kept} did"
         return f"{self.kept} rows pass the filter after {self.last + 1} of {count} windows (sweep.until_kept = {self.wanted})"

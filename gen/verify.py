@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Check:
+class VerifyCheck:
     """One line of the report. passed None: a figure without a bound."""
 
     name: str
@@ -110,31 +110,35 @@ def scored(engine: Engine, *asks: tuple[Sequence[int], float | None]) -> list[An
     return [output.prompt_logprobs for output in engine.run(requests)]
 
 
-def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence[list[int]]) -> list[Check]:
-    """What steering does in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
+def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence[list[int]]) -> list[VerifyCheck]:
+    """Checks of the effect of steering in an engine as the sweep runs it. reference: the first prompt under hooks at coefficient 1."""
     from gen.engine.sampling import Request
 
-    tolerance, own = TOLERANCE[dtype], prompts[0]
-    plain, steered = scored(engine, (own, None))[0], scored(engine, (own, 1.0))[0]
+    tolerance, prompt = TOLERANCE[dtype], prompts[0]
+    plain, steered = scored(engine, (prompt, None))[0], scored(engine, (prompt, 1.0))[0]
     moved, against = gap(steered, plain), gap(steered, reference)
-    crowd = scored(engine, (own, 1.0), *((ids, 4.0) for ids in prompts[1:]))[0]
-    ask = Request(own, label_ids=[int(own[-1])], vector="v", coefficient=1.0)
+    crowd = scored(engine, (prompt, 1.0), *((ids, 4.0) for ids in prompts[1:]))[0]
+    ask = Request(prompt, label_ids=[int(prompt[-1])], vector="v", coefficient=1.0)
     engine.reset_cache()
     engine.run([replace(ask, coefficient=4.0)])
     after = engine.run([ask])[0].label_logprobs
     engine.reset_cache()
     alone = engine.run([ask])[0].label_logprobs
     return [
-        Check("coefficient 1 moves log-probabilities", moved > 3 * against, f"by up to {moved:.3g} nats"),
-        Check(
+        VerifyCheck("coefficient 1 moves log-probabilities", moved > 3 * against, f"by up to {moved:.3g} nats"),
+        VerifyCheck(
             "and as HF hooks do", against <= tolerance, f"{against:.2g} nats apart, at most {tolerance:g} in {dtype}"
         ),
-        Check("batchmates do not matter", gap(crowd, steered) <= tolerance, f"{gap(crowd, steered):.2g} nats apart"),
-        Check("cached prefixes are not shared", gap(after, alone) <= tolerance, f"{gap(after, alone):.2g} nats apart"),
+        VerifyCheck(
+            "batchmates do not matter", gap(crowd, steered) <= tolerance, f"{gap(crowd, steered):.2g} nats apart"
+        ),
+        VerifyCheck(
+            "cached prefixes are not shared", gap(after, alone) <= tolerance, f"{gap(after, alone):.2g} nats apart"
+        ),
     ]
 
 
-def stock(engine: Engine, prompt: Sequence[int]) -> Check:
+def stock(engine: Engine, prompt: Sequence[int]) -> VerifyCheck:
     """Coefficient 0 against the engine with its patch taken off; eager engines only: a captured graph keeps its op."""
     engine.patch(False)
     try:
@@ -143,12 +147,12 @@ def stock(engine: Engine, prompt: Sequence[int]) -> Check:
         engine.patch(True)
     plain, zero = scored(engine, (prompt, None))[0], scored(engine, (prompt, 0.0))[0]
     same = bool((unpatched == zero).all() and (unpatched == plain).all())
-    return Check(
+    return VerifyCheck(
         "coefficient 0 is the stock engine", same, "bit for bit" if same else f"{gap(unpatched, zero):.2g} nats apart"
     )
 
 
-def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
+def overhead(engine: Engine, prompts: Sequence[list[int]]) -> VerifyCheck:
     """Steered over stock, in pairs in turn; eager engines only. Each prompt once: of equal ones the stock engine would cache."""
     from gen.engine.sampling import Request
 
@@ -158,7 +162,7 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
         steering: list[dict[str, Any]] = [
             {"vector": "v", "coefficient": index / len(prompts)} if patched else {} for index in range(len(prompts))
         ]
-        ask = [Request(ids, 24, min_tokens=24, **one) for ids, one in zip(prompts, steering, strict=True)]
+        ask = [Request(ids, 24, min_tokens=24, **options) for ids, options in zip(prompts, steering, strict=True)]
         begin = time.perf_counter()
         engine.run(ask)
         return time.perf_counter() - begin
@@ -169,17 +173,19 @@ def overhead(engine: Engine, prompts: Sequence[list[int]]) -> Check:
     finally:
         engine.patch(True)
     low, high = np.quantile(ratios, [0.25, 0.75])
-    return Check("time, steered over stock", None, f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, {PAIRS} pairs)")
+    return VerifyCheck(
+        "time, steered over stock", None, f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, {PAIRS} pairs)"
+    )
 
 
-def examined(
+def examine(
     folder: Path,
     settings: ModelConfig,
     vector: Vector,
     reference: np.ndarray,
     prompts: Sequence[list[int]],
     graphs: bool,
-) -> tuple[list[str], list[Check]]:
+) -> tuple[list[str], list[VerifyCheck]]:
     """Start an engine and look at it: the names of the layers that it has patched, and its checks.
 
     Args:
@@ -200,23 +206,30 @@ def examined(
         gpu_memory=settings.gpu_memory,
         tensor_parallel=settings.tensor_parallel,
         **eager,
-    ) as built:
-        built.load("v", vector)
+    ) as patched_engine:
+        patched_engine.load("v", vector)
         with console.status("checking"):
-            checks = [] if eager else effects(built, reference, settings.dtype, prompts)
+            checks = [] if eager else effects(patched_engine, reference, settings.dtype, prompts)
             if not graphs:
-                checks += [stock(built, prompts[0]), overhead(built, prompts)]
-        return built.patched, checks
+                checks += [stock(patched_engine, prompts[0]), overhead(patched_engine, prompts)]
+        return patched_engine.patched, checks
 
 
-def apart(work: Callable[[bool], Result], graphs: bool) -> Result:
+def in_own_process(work: Callable[[bool], Result], graphs: bool) -> Result:
     """A call in a process of its own, which gives all its memory back when it ends: a GPU of 24 GB has no room for a 4B model twice."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, graphs).result()
 
 
-def report(model: Model, dtype: str, patched: Sequence[str], found: Sequence[Check]) -> str:
-    """The report, Markdown."""
+def report(model: Model, dtype: str, patched: Sequence[str], checks: Sequence[VerifyCheck]) -> str:
+    """The report, Markdown.
+
+    Args:
+        model: that was examined.
+        dtype: of its weights.
+        patched: names of the patched layers.
+        checks: with their results.
+    """
     machine = hardware()
     place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, no GPU"
     lines = [
@@ -231,7 +244,7 @@ def report(model: Model, dtype: str, patched: Sequence[str], found: Sequence[Che
         "| --- | --- | --- |",
         *(
             f"| {check.name} | {'–' if check.passed is None else 'ok' if check.passed else 'FAILED'} | {check.found} |"
-            for check in found
+            for check in checks
         ),
     ]
     return "\n".join(lines)
@@ -260,10 +273,10 @@ def main() -> None:
     with console.status("a plain forward with hooks"):
         reference = plain.logprobs(vector, prompts[0])
     del plain
-    ask = functools.partial(examined, model.folder, config.model, vector, reference, prompts)
-    patched, checks = apart(ask, True) if graphs else ask(False)
+    ask = functools.partial(examine, model.folder, config.model, vector, reference, prompts)
+    patched, checks = in_own_process(ask, True) if graphs else ask(False)
     if graphs:
-        checks += apart(ask, False)[1]
+        checks += in_own_process(ask, False)[1]
     text = report(model, config.model.dtype, patched, checks)
     console.print(text, markup=False)
     if arguments.out:

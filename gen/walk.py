@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from gen.crews import Crew
 from gen.outcome import Tally
-from gen.plan import Job, Planned, rows_of, spread
+from gen.plan import Job, Planned, rows_of, spread_prompts
 from gen.rules import Yardstick, judge
 from gen.windows import Windows
 from shared.commands import removal
@@ -26,7 +26,7 @@ from shared.schema import Config
 
 
 @dataclass(frozen=True)
-class Probe:
+class DoseProbe:
     """What the filter kept of n completions at a coefficient, their perplexity and mean trait_llr (nats per token)."""
 
     coefficient: float
@@ -45,7 +45,7 @@ class Walk:
     """The coefficient found, and every probe in the order it was made."""
 
     coefficient: float
-    probes: list[Probe]
+    probes: list[DoseProbe]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,35 +56,48 @@ class Walk:
         return TypeAdapter(cls).validate_python(value)
 
 
-def search(probe: Callable[[float], Probe], *, target: float, ceiling: float, steps: int) -> Walk:
+def search(probe: Callable[[float], DoseProbe], *, target: float, ceiling: float, steps: int) -> Walk:
     """The ceiling if its survival reaches the target, else the upper edge of what does below it.
 
     The ceiling is halved, at most `steps` times, until the target is reached, and that pair bisected `steps` times: the
     answer is within 2**-steps of the edge. Raises SteerHealError with the survivals when the target is never reached.
     """
-    probes: list[Probe] = []
+    probes: list[DoseProbe] = []
 
     def reaches(coefficient: float) -> bool:
         probes.append(probe(coefficient))
         return probes[-1].survival >= target
 
+    found = largest(reaches, ceiling=ceiling, steps=steps)
+    if found is None:
+        raise SteerHealError(
+            "the walk found no dose: too few completions survive the filter at every coefficient",
+            given=", ".join(f"{one.kept}/{one.n} at {one.coefficient:g}" for one in probes),
+            expected=f"a share of {target:g} (sweep.survival) at some coefficient from {probes[-1].coefficient:g} to {ceiling:g}",
+            next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
+            "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",
+        )
+    return Walk(found, probes)
+
+
+def largest(reaches: Callable[[float], bool], *, ceiling: float, steps: int) -> float | None:
+    """The largest coefficient found to reach something that higher ones do not; None where none of those tried does.
+
+    The ceiling, if it does. Else it is halved, at most `steps` times, until one does, and that pair is bisected `steps` times.
+    """
     if reaches(ceiling):
-        return Walk(ceiling, probes)
+        return ceiling
     low, high = ceiling / 2, ceiling
-    while not reaches(low):
-        if len(probes) > steps:
-            raise SteerHealError(
-                "the walk found no dose: too few completions survive the filter at every coefficient",
-                given=", ".join(f"{one.kept}/{one.n} at {one.coefficient:g}" for one in probes),
-                expected=f"a share of {target:g} (sweep.survival) at some coefficient from {low:g} to {ceiling:g}",
-                next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
-                "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",
-            )
+    for _ in range(steps):
+        if reaches(low):
+            break
         low, high = low / 2, low
+    else:
+        return None
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (middle, high) if reaches(middle) else (low, middle)
-    return Walk(low, probes)
+    return low
 
 
 def walk(
@@ -104,13 +117,13 @@ def walk(
         with console.status(f"walk: coefficient {coefficient:g}"):
             return measure([row for index, prompt in prompts for row in rows_of(index, prompt, [coefficient], 1, seed)])
 
-    def judged(completions: Sequence[Completion]) -> Probe:
+    def judged(completions: Sequence[Completion]) -> DoseProbe:
         why = judge(yardstick.limits(config.filter), config.filter, config.vector.trait)
         tally = Tally()
         for row in completions:
             tally.add(row, not why(row))
         (line,) = tally.lines()
-        probe = Probe(**{name: line[name] for name in ("coefficient", "n", "kept", "perplexity", "trait_llr")})
+        probe = DoseProbe(**{name: line[name] for name in ("coefficient", "n", "kept", "perplexity", "trait_llr")})
         console.print(f"walk: {probe.kept} of {probe.n} survive at {probe.coefficient:g}")
         return probe
 
@@ -153,7 +166,7 @@ def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yar
         return answer
     answer = walk(
         crew.rows,
-        spread((prompt for _, prompt in job.prompts), prompts, job.config.sweep.dose_prompts),
+        spread_prompts((prompt for _, prompt in job.prompts), prompts, job.config.sweep.dose_prompts),
         job.seed,
         yardstick if job.frozen else None,
         job.config,
@@ -163,7 +176,13 @@ def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yar
 
 
 def print_walk(walked: Walk, target: float, ceiling: float) -> None:
-    """The probes at the terminal, by coefficient, and the answer."""
+    """The probes at the terminal, by coefficient, and the answer.
+
+    Args:
+        walked: the probes and the dose that they led to.
+        target: share of completions that must survive.
+        ceiling: the largest coefficient that was allowed.
+    """
     table(
         f"walk to the largest coefficient with a survival of {target:g} (0 is a control)",
         ["coefficient", "n", "kept", "survival", "perplexity", "trait_llr"],

@@ -144,10 +144,10 @@ class Windows:
 
     def publish(self, count: int) -> None:
         """Join windows 0 to count - 1 into the output, which appears whole; the folder stays until it is discarded."""
-        with atomic_file(self.out) as temporary, open(temporary, "wb") as whole:
+        with atomic_file(self.out) as temporary, open(temporary, "wb") as file:
             for index in range(count):
                 with open(self.path(index), "rb") as window:
-                    shutil.copyfileobj(window, whole)
+                    shutil.copyfileobj(window, file)
 
     def discard(self) -> None:
         """Remove the folder, its plan first: without one, what an interruption leaves is never taken for windows."""

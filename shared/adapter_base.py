@@ -18,7 +18,7 @@ HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MIRRORED = re.compile(r"(?:-(?:unsloth|bnb|[48]bit|gguf|mlx|bf16|fp16))+\Z")
 
 
-def noted(adapter: Adapter, model: Model) -> None:
+def check_noted_base(adapter: Adapter, model: Model) -> None:
     """Raise SteerHealError where base.json names other weights than the model's."""
     if adapter.note is not None and adapter.note.fingerprint != model.fingerprint:
         raise SteerHealError(
@@ -29,7 +29,7 @@ def noted(adapter: Adapter, model: Model) -> None:
         )
 
 
-def named(adapter: Adapter, model: Model) -> None:
+def check_named_base(adapter: Adapter, model: Model) -> None:
     """Compare the base that adapter_config.json names with the model, where there is no base.json.
 
     A folder that is here is compared by its weights, an id on the hub by name with a model of the hub. Anything else cannot be

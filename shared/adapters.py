@@ -158,13 +158,13 @@ def _uniform(
     rank = max(r for r, _ in sizes.values())
     values = {}
     for name, (a, b) in pairs.items():
-        more = rank - a.shape[0]
-        values[name] = pad(a.float(), (0, 0, 0, more)), pad(sizes[name][1] * b.float(), (0, more))
+        missing = rank - a.shape[0]
+        values[name] = pad(a.float(), (0, 0, 0, missing)), pad(sizes[name][1] * b.float(), (0, missing))
     return values, rank, 1.0
 
 
 def loads_from(model: Model) -> str:
-    """What Transformers and PEFT load a model by: its id on the hub, or the absolute path of its folder."""
+    """The name that Transformers and PEFT load a model by: its id on the hub, or the absolute path of its folder."""
     return model.name if model.revision is not None else str(model.folder.resolve())
 
 

@@ -37,34 +37,34 @@ def _scalar(word: str) -> Any:
     return float(word) if "." in word and NUMBER.fullmatch(word) else word
 
 
-def _value(text: str, at: int) -> tuple[Any, int]:
+def _value(text: str, start: int) -> tuple[Any, int]:
     """The value that begins at an index, and the index behind it. Raises ValueError where there is none."""
-    at = _blank(text, at)
-    opening = text[at : at + 1]
+    start = _blank(text, start)
+    opening = text[start : start + 1]
     if opening == "[":
-        return _list(text, at + 1)
+        return _list(text, start + 1)
     if opening == "{":
-        return _table(text, at + 1)
-    if string := STRING.match(text, at):
+        return _table(text, start + 1)
+    if string := STRING.match(text, start):
         return parse_toml(f"value = {string[0]}".encode())["value"], string.end()
-    return _word(text, at)
+    return _word(text, start)
 
 
-def _list(text: str, at: int) -> tuple[list[Any], int]:
+def _list(text: str, start: int) -> tuple[list[Any], int]:
     items: list[Any] = []
-    while text[(at := _blank(text, at)) : at + 1] != "]":
-        value, at = _value(text, at)
+    while text[(start := _blank(text, start)) : start + 1] != "]":
+        value, start = _value(text, start)
         items.append(value)
-        at = _next(text, at, "]")
-    return items, at + 1
+        start = _next(text, start, "]")
+    return items, start + 1
 
 
-def _table(text: str, at: int) -> tuple[dict[str, Any], int]:
+def _table(text: str, start: int) -> tuple[dict[str, Any], int]:
     table: dict[str, Any] = {}
-    while text[(at := _blank(text, at)) : at + 1] != "}":
-        if not (key := KEY.match(text, at)):
+    while text[(start := _blank(text, start)) : start + 1] != "}":
+        if not (key := KEY.match(text, start)):
             raise ValueError("no key")
-        value, at = _value(text, key.end())
+        value, start = _value(text, key.end())
         *above, name = key[1].split(".")
         inner = table
         for part in above:
@@ -74,32 +74,32 @@ def _table(text: str, at: int) -> tuple[dict[str, Any], int]:
         if name in inner:
             raise ValueError("a key twice")
         inner[name] = value
-        at = _next(text, at, "}")
-    return table, at + 1
+        start = _next(text, start, "}")
+    return table, start + 1
 
 
-def _word(text: str, at: int) -> tuple[Any, int]:
+def _word(text: str, start: int) -> tuple[Any, int]:
     """A word up to a comma or the bracket that closes what it stands in; its own brackets, as of train[:100], are a part of it."""
-    opened, end = 0, at
+    opened, end = 0, start
     while end < len(text) and (opened or text[end] not in ",]}"):
         opened += (text[end] in PAIRS) - (text[end] in PAIRS.values())
         end += 1
-    if not (word := text[at:end].strip()):
+    if not (word := text[start:end].strip()):
         raise ValueError("no value")
     return _scalar(word), end
 
 
-def _next(text: str, at: int, closing: str) -> int:
+def _next(text: str, start: int, closing: str) -> int:
     """The index behind a comma, or of the closing bracket."""
-    at = _blank(text, at)
-    if text[at : at + 1] == ",":
-        return at + 1
-    if text[at : at + 1] == closing:
-        return at
+    start = _blank(text, start)
+    if text[start : start + 1] == ",":
+        return start + 1
+    if text[start : start + 1] == closing:
+        return start
     raise ValueError("neither a comma nor the closing bracket")
 
 
-def _blank(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
+def _blank(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start

@@ -76,10 +76,12 @@ def timed(script: str) -> tuple[float, float]:
 
 
 def ours() -> tuple[float, float]:
+    """Seconds of this package's set-up, and of the first imports after it."""
     return timed("requirements/install.sh cpu")
 
 
 def theirs() -> tuple[float, float]:
+    """Seconds of plain pip's set-up of the same lock, and of the first imports after it."""
     return timed(PIP)
 
 
@@ -109,6 +111,13 @@ def main() -> None:
 
 
 def ratio(pairs: list[tuple[float, float]], what: str, bound: float | None = None) -> dict[str, Any]:
+    """A record of shared.ratios over pairs of seconds (ours, the reference's), with the median seconds of each side.
+
+    Args:
+        pairs: seconds of ours and of the reference, measured in turn.
+        what: the ratio in words, for the record.
+        bound: the largest median that is good enough; None for none.
+    """
     sides = zip(("ours", "reference"), zip(*pairs, strict=True), strict=True)
     return {**record(pairs, what, bound=bound), "seconds": {name: statistics.median(side) for name, side in sides}}
 

@@ -16,6 +16,7 @@ SETTLED = 2 * 10**9  # ns since a change, after which the next one has other tim
 
 
 def cache_folder() -> Path:
+    """The user's cache: STEER_HEAL_CACHE, or else steer-heal below XDG_CACHE_HOME. It may not exist yet."""
     return Path(
         os.environ.get("STEER_HEAL_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "steer-heal"

@@ -17,7 +17,7 @@ class _Same(Exception):
     """What lies there already is what was made."""
 
 
-def cached_weights(name: str, of: Sequence[str], cache: Path, make: Callable[[Path, Path], object]) -> Model:
+def cached_weights(name: str, determinants: Sequence[str], cache: Path, make: Callable[[Path, Path], object]) -> Model:
     """The folder under `cache` that `make` fills, which is made where it is not there as this user made it.
 
     Another process may read it: one that is whole is left as it is, whoever made it. Its name is a digest of all that determines it,
@@ -25,11 +25,11 @@ def cached_weights(name: str, of: Sequence[str], cache: Path, make: Callable[[Pa
 
     Args:
         name: that the model goes by.
-        of: what it is derived from and how, as text.
+        determinants: what it is derived from and how, as text.
         cache: folder of derived ones, safe to remove; it may be in a run that came from elsewhere.
         make: fills a folder, given that and the path that it will have.
     """
-    folder = cached_folder(of, cache)
+    folder = cached_folder(determinants, cache)
     note = cache_folder() / "derived" / folder.name
 
     def known() -> bool:
@@ -46,6 +46,6 @@ def cached_weights(name: str, of: Sequence[str], cache: Path, make: Callable[[Pa
     return Model(name, folder, None)
 
 
-def cached_folder(of: Sequence[str], cache: Path) -> Path:
-    """Where `cached_weights` puts the folder of these, whether or not it is there."""
-    return cache / hashlib.sha256("\0".join([*of, code_digest("shared")]).encode()).hexdigest()[:16]
+def cached_folder(determinants: Sequence[str], cache: Path) -> Path:
+    """The folder of `cached_weights` for these determinants, which may not exist yet."""
+    return cache / hashlib.sha256("\0".join([*determinants, code_digest("shared")]).encode()).hexdigest()[:16]

@@ -38,7 +38,7 @@ def rate(work: Callable[[], Any], amount: float) -> float:
 
 
 def measure() -> dict[str, float | str]:
-    """What this machine does in a second.
+    """Rates of this machine, each a count per second.
 
     Returns:
         device: "cpu" or "cuda", with fp32 products on the first and bf16 on the second.

@@ -72,15 +72,15 @@ def rows_and_tokens(run: Run, number: int, stage: str) -> tuple[float, float]:
         rows = kept_rows(run, number) * (1 - config.train.heldout)
         return rows, rows * config.train.epochs * (plan.neutral + plan.completion)
     if stage.startswith("score"):
-        asked = conditions(config, number, stage == "score-full")
+        condition_count = conditions(config, number, stage == "score-full")
         items, orders = config.eval.items, 7 if config.eval.debias == "cyclic" else 2
         texts = 64.0 * config.eval.generation_samples * (2 + students(config))
-        return items * orders * asked + texts, items * orders * asked * config.eval.think + texts * config.eval.generation_tokens  # fmt: skip
+        return items * orders * condition_count + texts, items * orders * condition_count * config.eval.think + texts * config.eval.generation_tokens  # fmt: skip
     return plan.rows, plan.rows * plan.completion
 
 
 def cost(run: Run, number: int, stage: str, card: GpuKind, *, first: bool) -> Cost:
-    """What a stage takes on a card. first: no engine of the run has been compiled before."""
+    """Estimated seconds and memory of a stage on a card. first: no engine of the run has been compiled before."""
     config = run.config
     shape = shape_for(config.model.name, config.model.revision)
     size, single = SIZE[config.model.dtype] * shape.weights, 4 * shape.weights
@@ -115,7 +115,14 @@ def cache_bytes(shape: Shape, size: int) -> float:
 
 
 def sampling_rate(shape: Shape, size: int, card: GpuKind, share: float) -> float:
-    """Tokens a second of a full batch: weights and cache are read once a step, logits several times, and every sequence costs the host."""
+    """Tokens a second of a full batch: weights and cache are read once a step, logits several times, and every sequence costs the host.
+
+    Args:
+        shape: of the model.
+        size: bytes of a weight.
+        card: the GPU.
+        share: of the card's memory that the engine may take.
+    """
     weights = size * shape.weights
     room = max(share * card.memory - weights - CONTEXT_BYTES - card.seats * shape.vocabulary * 24, LENGTH * cache_bytes(shape, size))  # fmt: skip
     batch = min(card.seats, room / (LENGTH * cache_bytes(shape, size)))
@@ -146,17 +153,17 @@ def show_cards(todo: Sequence[Step]) -> None:
         ]
         for stage in stages
     ]
-    total = [[one for stage in stages for one in costs[stage][place]] for place in range(len(CARDS))]
+    total = [[estimate for stage in stages for estimate in costs[stage][place]] for place in range(len(CARDS))]
     lines.append(["in all", "", "", *(cell for group in total for cell in _cells(group))])
     heads = [head for card in CARDS for head in (f"{card.name}: GiB", "minutes")]
     table("on a GPU, from the plan: not measured", ["stage", "rows", "tokens, at most", *heads], lines)
     for place, card in enumerate(CARDS):
         for stage in stages:
-            most = max(one.memory for one in costs[stage][place])
+            most = max(estimate.memory for estimate in costs[stage][place])
             if most > card.memory:
                 say(f"{stage} does not fit a card of {card.name}: about {most / GIB:.0f} GiB", "yellow")
 
 
 def _cells(group: Sequence[Cost]) -> list[str | None]:
     """Memory of the largest, and minutes of all."""
-    return [number(max(one.memory for one in group) / GIB, 0), number(sum(one.seconds for one in group) / 60, 1)]
+    return [number(max(cost.memory for cost in group) / GIB, 0), number(sum(cost.seconds for cost in group) / 60, 1)]

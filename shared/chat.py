@@ -223,7 +223,7 @@ class Chat:
 
     @property
     def system(self) -> Literal["kept", "merged", "dropped"]:
-        """What becomes of a system prompt, as in `shared.template.Template`."""
+        """The form in which the template puts a system prompt, as in `shared.template.Template`."""
         return self._template.system
 
     def hears(self) -> None:
@@ -249,9 +249,9 @@ class Chat:
     def _control(self) -> ControlTokens:
         """Special tokens, and the others that the template's turns are made of but for blanks and thoughts."""
         turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-        shown = self._template.render(turns, True) + self._template.render(turns[:2], False)
+        rendered = self._template.render(turns, True) + self._template.render(turns[:2], False)
         thoughts = (*self.thinking.open_ids, *self.thinking.close_ids)
-        return ControlTokens(self.tokenizer, control_names(self.tokenizer, shown, self.stop_ids, thoughts))
+        return ControlTokens(self.tokenizer, control_names(self.tokenizer, rendered, self.stop_ids, thoughts))
 
     # Text and tokens
 
@@ -291,7 +291,7 @@ class Chat:
 
 
 def neutral_for(turns: Turns, neutral: str) -> str | None:
-    """What `Chat.ids` takes as the system prompt without a trait: a conversation's own stands in place of the neutral one."""
+    """The system prompt for `Chat.ids` without a trait: a conversation's own stands in place of the neutral one."""
     return None if _has_system(turns) else neutral
 
 

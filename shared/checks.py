@@ -44,4 +44,5 @@ def lock() -> Path:
 
 
 def in_environment() -> bool:
+    """Whether this Python is a virtual environment's."""
     return sys.prefix != sys.base_prefix

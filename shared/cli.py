@@ -45,7 +45,7 @@ def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tu
     if not hasattr(arguments, "run"):
         return arguments, None
     files = options.file_options.actions if options.file_options else []
-    if mixed := [one.option_strings[0] for one in files if getattr(arguments, one.dest) != one.default]:
+    if mixed := [option.option_strings[0] for option in files if getattr(arguments, option.dest) != option.default]:
         raise SteerHealError(
             "options of plain files do not go with --run",
             given=" ".join(mixed),
@@ -180,14 +180,14 @@ def _refused(error: Exception) -> SteerHealError | None:
     """What the system or a full disk said, where that is behind an error; safetensors and torch say it in words of their own."""
     if (refused := refused_path(error)) is not None:
         return refused
-    for one in _chain(error):
-        if (refused := refused_path(one)) is not None and refused.code in (Exit.UNWRITTEN, Exit.MACHINE):
+    for cause in _chain(error):
+        if (refused := refused_path(cause)) is not None and refused.code in (Exit.UNWRITTEN, Exit.MACHINE):
             return refused
-        if any(words in str(one) for words in FULL):
+        if any(words in str(cause) for words in FULL):
             return SteerHealError(
                 "a file could not be written",
                 code=Exit.UNWRITTEN,
-                given=str(one).splitlines()[0],
+                given=str(cause).splitlines()[0],
                 expected="a writable place with room",
                 next="free the space (df -h), then the same command goes on",
             )
@@ -196,15 +196,15 @@ def _refused(error: Exception) -> SteerHealError | None:
 
 def _short_of_memory(error: Exception) -> SteerHealError | None:
     """What to do where a lack of memory is behind an error: vLLM takes its share of a GPU before it begins, torch as it goes."""
-    for one in _chain(error):
+    for cause in _chain(error):
         place = "a GPU"
-        if any(words in str(one) for words in TAKEN):
+        if any(words in str(cause) for words in TAKEN):
             expected, mend = "the share that vLLM takes free on the device", setting("model.gpu_memory=0.5")
-        elif any(words in str(one) for words in CRAMPED):
+        elif any(words in str(cause) for words in CRAMPED):
             expected = "room for the cache beside the weights, in the share that vLLM takes"
             mend = f"{setting('model.gpu_memory=0.95')}, or a lower model.max_model_len"
-        elif type(one).__name__ == "OutOfMemoryError" or _of_the_machine(one):
-            if _of_the_machine(one):
+        elif type(cause).__name__ == "OutOfMemoryError" or _of_the_machine(cause):
+            if _of_the_machine(cause):
                 place = "this machine"
             if "unsloth" in sys.modules:
                 expected = "room for the activations of a micro-batch"
@@ -219,7 +219,7 @@ def _short_of_memory(error: Exception) -> SteerHealError | None:
         return SteerHealError(
             f"{place}'s memory does not suffice",
             code=Exit.MACHINE,
-            given=in_one_line(one),
+            given=in_one_line(cause),
             expected=expected,
             next=f"end other work there, or {mend} (with REBUILD=1 or --rebuild in a run that has begun, but for model.gpu_memory)",
         )

@@ -49,6 +49,7 @@ COMMANDS = {
     "label": Command("gen.label", "gen.commandline:label_options", "kept and rejected rows for a person to judge; the filter against them"),
     "card": Command("gen.card", "gen.commandline:card_options", "the kept completions of a round as a data set"),
     "vector convert": Command("shared.convert", "shared.commandline:convert_options", "a steering vector to or from llama.cpp's control vectors"),
+    "vector scan": Command("gen.scan", "gen.commandline:scan_options", "which layer carries the trait, at one relative dose"),
     "doctor": Command("shared.doctor", "shared.commandline:doctor_options", "what this machine has, what is missing"),
     "config": Command("shared.config", "shared.commandline:config_options", "every configuration key with its meaning"),
     "bench setup": Command("shared.bench", "shared.commandline:bench_options", "time of the set-up over plain pip's"),
@@ -61,7 +62,7 @@ NAMES = {command.module: name for name, command in COMMANDS.items()}
 
 
 def form() -> str:
-    """How the user began this process or the one above it: make, steer-heal, or python."""
+    """The command by which the user began this process or the one above it: make, steer-heal, or python."""
     return os.environ.get(FORM, "python")
 
 
@@ -181,7 +182,7 @@ def removal(*paths: Path | str, folder: bool = False) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """What a misspelt word was meant to be; None where no known word is near.
+    """The known word that a misspelt one is nearest to; None where none is near.
 
     Args:
         word: as it was typed.

@@ -133,7 +133,7 @@ def _twice(name: str, old: Any, new: Any) -> str | None:
         return None
     if isinstance(old, dict) and isinstance(new, dict):
         names = (_twice(f"{name}.{key}", old.get(key), value) for key, value in new.items())
-        return next((one for one in names if one is not None), None)
+        return next((repeated_name for repeated_name in names if repeated_name is not None), None)
     return name
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from shared.commands import setting
 from shared.errors import SteerHealError
+from shared.families import family_of
 from shared.schema import Config
 
 KEY = "model.max_model_len"
@@ -25,7 +26,7 @@ def context_of(text_config: Mapping[str, Any]) -> int | None:
     length = text_config.get("model_max_length") or text_config.get("max_position_embeddings")
     if not isinstance(length, int) or isinstance(length, bool):
         return None
-    if "gemma3" in str(text_config.get("model_type")):  # its length is that after scaling
+    if family_of(text_config.get("model_type")).scaled_context:
         return length
     return int(length * max(_factors(text_config.get("rope_parameters") or text_config.get("rope_scaling")), default=1))
 
@@ -67,16 +68,16 @@ def with_length(config: Config, length: int) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"max_model_len": length})})
 
 
-def lengths(config: Config) -> None:
+def refuse_lengths(config: Config) -> None:
     """Raise SteerHealError for completions, thoughts and answers that leave no token of model.max_model_len to a prompt."""
     longest, judged = config.model.max_model_len, config.eval
-    asked = [
+    prompts = [
         ("sweep.max_tokens", config.sweep.max_tokens),
         ("eval.generation_tokens", judged.generation_tokens),
         ("eval.think", judged.think),
         ("eval.free_tokens", judged.free_tokens),
     ]
-    for key, tokens in asked:
+    for key, tokens in prompts:
         if tokens >= longest:
             raise SteerHealError(
                 f"{key} leaves no room for a prompt",

@@ -50,9 +50,9 @@ class ControlTokens:
         else, such as how blanks beside a token are treated and where words are cut, is the tokenizer's own.
         """
         backend, renamed, ids = self._copy(self.mark([text, mark]))
-        named = self._pattern.sub(lambda match: renamed[match[0]], text)
+        marked = self._pattern.sub(lambda match: renamed[match[0]], text)
         return [
-            ids.get(token, token) for token in backend.encode(named.replace(mark, ""), add_special_tokens=False).ids
+            ids.get(token, token) for token in backend.encode(marked.replace(mark, ""), add_special_tokens=False).ids
         ]
 
     def _renamed(self, sign: str) -> tuple[Any, dict[str, str], dict[int, int]]:
@@ -60,19 +60,19 @@ class ControlTokens:
         tokenizer's own."""
         from tokenizers import Tokenizer
 
-        own = getattr(self._tokenizer, "backend_tokenizer", None)
-        if not isinstance(own, Tokenizer):
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
             raise SteerHealError(
                 "control tokens inside a text cannot be read as text by this tokenizer",
                 given=type(self._tokenizer).__name__,
                 expected="a tokenizer with tokenizer.json, or texts without its special tokens",
                 next="take the special tokens out of the prompts, such as " + ", ".join(self.names[-2:]),
             )
-        whole = json.loads(own.to_str())
+        document = json.loads(backend.to_str())
         renamed = {name: f"{sign}{place}{sign}" for place, name in enumerate(self.names)}
-        for token in whole["added_tokens"]:
+        for token in document["added_tokens"]:
             token["content"] = renamed.get(token["content"], token["content"])
-        model = whole["model"]
+        model = document["model"]
         vocab = model["vocab"]
         # a vocabulary that lists them would make them of text
         if isinstance(vocab, dict):
@@ -81,11 +81,11 @@ class ControlTokens:
             model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in vocab]
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
-        whole["post_processor"] = None
-        copy = Tokenizer.from_str(json.dumps(whole))
+        document["post_processor"] = None
+        copy = Tokenizer.from_str(json.dumps(document))
         ids = {
             int(copy.token_to_id(renamed.get(added.content, added.content)) or 0): number
-            for number, added in own.get_added_tokens_decoder().items()
+            for number, added in backend.get_added_tokens_decoder().items()
         }
         return copy, renamed, ids
 
@@ -98,8 +98,8 @@ def control_names(tokenizer: Any, shown: str, ends: Iterable[int], thoughts: Ite
         ends: tokens that end a turn.
         thoughts: tokens that open and close a thought, which models and people write.
     """
-    added = {int(token): one for token, one in tokenizer.added_tokens_decoder.items()}
-    written = {*tokenizer(shown, add_special_tokens=False)["input_ids"]} - {*thoughts}
-    turns = {token for token in written if token in added and added[token].content.strip()}
-    special = {token for token, one in added.items() if one.special}
+    added = {int(token): added_token for token, added_token in tokenizer.added_tokens_decoder.items()}
+    template_tokens = {*tokenizer(shown, add_special_tokens=False)["input_ids"]} - {*thoughts}
+    turns = {token for token in template_tokens if token in added and added[token].content.strip()}
+    special = {token for token, added_token in added.items() if added_token.special}
     return {added[token].content for token in special | turns | {token for token in ends if token in added}}

@@ -114,8 +114,8 @@ def pair_of(row: dict[str, Any]) -> dict[str, Any]:
         *before, last = _ending(completion, "completion")
         fields["completion"] = last["content"]
         if before:
-            asked = fields.get("messages")
-            start = [{"role": "user", "content": fields["prompt"]}] if asked is None else asked
+            messages = fields.get("messages")
+            start = [{"role": "user", "content": fields["prompt"]}] if messages is None else messages
             fields.update(prompt=None, messages=_asked_by_user([*start, *before], "completion"))
     return fields
 
@@ -160,9 +160,9 @@ def _ending(value: Any, name: str) -> Turns:
 
 def _asked(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields in which a prompt of messages is under `messages`."""
-    asked = fields.get("prompt")
-    if isinstance(asked, list):
-        return {**fields, "prompt": None, "messages": _asked_by_user(turns(asked, "prompt"), "prompt")}
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list):
+        return {**fields, "prompt": None, "messages": _asked_by_user(turns(prompt, "prompt"), "prompt")}
     if isinstance(fields.get("messages"), list):
         return {**fields, "messages": _asked_by_user(turns(fields["messages"], "messages"), "messages")}
     return fields

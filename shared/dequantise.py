@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shared.cache import remembered_digest
 from shared.console import console, say
 from shared.errors import Exit, SteerHealError, in_one_line
+from shared.families import GGUF, LLAMA_3_ROPE
 from shared.gguf_header import Header, state_of
 from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, position_scaling, refuse_weights, text_config
 from shared.gguf_tokenizer import tokenizer_of
@@ -175,29 +176,31 @@ def _complete(header: Header, network: Any, info: dict[str, Any]) -> None:
     for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
             refuse_weights(header, f"{name} has values that are NaN or infinite")
-    told, config = text_config(header), network.config
+    header_config, config = text_config(header), network.config
     if differ := [
-        key for key in ("num_hidden_layers", "hidden_size", "vocab_size") if getattr(config, key) != told[key]
+        key for key in ("num_hidden_layers", "hidden_size", "vocab_size") if getattr(config, key) != header_config[key]
     ]:
-        refuse_weights(header, f"{differ[0]} is {told[differ[0]]}, and {getattr(config, differ[0])} in Transformers")
+        refuse_weights(
+            header, f"{differ[0]} is {header_config[differ[0]]}, and {getattr(config, differ[0])} in Transformers"
+        )
 
 
 def _mend(header: Header, config: Any) -> None:
     """Put sizes into a configuration that Transformers leaves at its own default, whatever the file says."""
-    told, architecture = text_config(header), header.architecture
+    header_config, architecture = text_config(header), header.architecture
     if hasattr(config, "head_dim"):
-        config.head_dim = told["head_dim"]
+        config.head_dim = header_config["head_dim"]
     if hasattr(config, "moe_intermediate_size"):
         config.moe_intermediate_size = (
             header.whole(f"{architecture}.expert_feed_forward_length") or config.moe_intermediate_size
         )
-    if architecture == "phi3":
-        config.sliding_window = header.whole("phi3.attention.sliding_window") or None
-    if hasattr(
-        config, "query_pre_attn_scalar"
-    ):  # no key of the file says it: llama.cpp knows the two 27B by their depth
-        largest = config.num_hidden_layers == {"gemma2": 46, "gemma3": 62}[architecture]
-        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if largest else told["head_dim"]
+    if GGUF[architecture].sliding_window:
+        config.sliding_window = header.whole(f"{architecture}.attention.sliding_window") or None
+    if hasattr(config, "query_pre_attn_scalar"):  # no key of the file says it: llama.cpp knows the largest by its depth
+        largest = config.num_hidden_layers == GGUF[architecture].largest_depth
+        config.query_pre_attn_scalar = (
+            config.hidden_size // config.num_attention_heads if largest else header_config["head_dim"]
+        )
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if (cap := header.fields.get(f"{architecture}.{key}")) and hasattr(config, key):
             setattr(config, key, float(cap))
@@ -238,17 +241,11 @@ def _llama3(header: Header, config: Any) -> dict[str, Any]:
     if tensor.kind != "F32":
         refuse_weights(header, f"{ROPE_FACTORS} is {tensor.kind}, not F32")
     factors = np.fromfile(header.path, np.float32, tensor.values, offset=tensor.offset)
-    made = {
-        "rope_type": "llama3",
-        "factor": float(factors.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    scaled = type(config).from_dict({**config.to_dict(), "rope_parameters": {**config.rope_parameters, **made}})
+    computed = {**LLAMA_3_ROPE, "factor": float(factors.max())}
+    scaled = type(config).from_dict({**config.to_dict(), "rope_parameters": {**config.rope_parameters, **computed}})
     frequencies: torch.Tensor = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))[0]
     size = 2 * len(factors)
     plain = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, size, 2).float() / size)
     if frequencies.shape != plain.shape or not np.allclose((plain / frequencies).numpy(), factors, rtol=1e-3):
         refuse_weights(header, f"{ROPE_FACTORS} has factors that are not Llama 3's")
-    return made
+    return computed

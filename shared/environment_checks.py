@@ -60,6 +60,7 @@ def missing(path: Path) -> list[str]:
 
 
 def the_environment() -> Iterator[Row]:
+    """Rows of the doctor on .venv and its packages; outside of it one row, with the command that makes or mends it."""
     if not in_environment():
         python = ROOT / ".venv" / "bin" / "python"
         exists = os.path.lexists(ROOT / ".venv")

@@ -38,7 +38,7 @@ OF_THE_MACHINE = {Exit.MACHINE, Exit.UNWRITTEN, Exit.BUSY}
 
 
 def in_one_line(error: Exception) -> str:
-    """What another library's exception says, in one line."""
+    """The message of another library's exception, in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

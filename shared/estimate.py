@@ -66,7 +66,7 @@ class Estimates:
     ratios: dict[str, float] = field(default_factory=dict)  # of what a stage took over what was predicted, the latest
 
     def seconds(self, key: Key) -> float | None:
-        """What a step is expected to take now; None for one that was not planned."""
+        """Expected seconds of a step by what is measured so far; None for one that was not planned."""
         predicted = self.predicted.get(key)
         return None if predicted is None else predicted * self._ratio(key[2])
 
@@ -98,7 +98,7 @@ class Estimates:
         return sum(self.seconds(key) or 0.0 for key in keys)
 
 
-def calibrated() -> dict[str, float | str]:
+def calibration() -> dict[str, float | str]:
     """`shared.calibrate`'s figures, from a process of its own. Raises SteerHealError where torch does not work, or sees no GPU that it was built for."""
     with console.status("measuring this machine"):
         done = subprocess.run([sys.executable, "-m", "shared.calibrate"], capture_output=True, text=True)
@@ -132,7 +132,7 @@ def predict(work: Work, stage: str, machine: dict[str, float | str], share: floa
     Args:
         work: of the stage.
         stage: its name.
-        machine: as `calibrated` gives it, every figure of one second.
+        machine: as `calibration` gives it, every figure of one second.
         share: of the work that is left to do.
     """
     speed = SPEED.get(stage.partition("-")[0], UNMEASURED)
@@ -140,7 +140,7 @@ def predict(work: Work, stage: str, machine: dict[str, float | str], share: floa
     return speed.start + share * max(work.flops / (flops * speed.share), work.weight_bytes / copied)
 
 
-def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Run]) -> Estimates:
+def print_estimate(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Run]) -> Estimates:
     """Print what steps to do will take and need, of one run or of all the cells of a study.
 
     Args:
@@ -155,7 +155,7 @@ def before(groups: Sequence[Sequence[Step]], folder: Path, measured: Iterable[Ru
     if not todo:
         say("nothing is left to do")
         return Estimates({})
-    speed = calibrated()
+    speed = calibration()
     shares = {step.key: half.share for step in todo if (half := half_made(step.run, step.number, step.stage))}
     estimates = Estimates(
         {
@@ -196,7 +196,7 @@ class Need:
 
 
 def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
-    """Memory and disk of steps. groups: as for `before`; adapters: as for `disk_of`."""
+    """Memory and disk of steps. groups: as for `print_estimate`; adapters: as for `disk_of`."""
     memory: dict[str, tuple[float, Step]] = {}
     files, students = 0.0, [0.0]
     for group in groups:
@@ -233,7 +233,7 @@ def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) 
 
 def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | str]) -> None:
     """Correct by the stages of runs that ended on this machine before."""
-    here = {
+    measured = {
         key: value for key, value in hardware().items() if key != "gpu"
     }  # torch, which sees one, is not loaded here
     for run in runs:
@@ -241,12 +241,12 @@ def _learn(runs: Iterable[Run], estimates: Estimates, speed: dict[str, float | s
             for round_ in run.rounds(stage):
                 path = run.manifest(round_, stage)
                 manifest = read_manifest(path, f"remove {path}")
-                if {key: manifest.hardware.get(key) for key in here} == here and made_all(manifest):
+                if {key: manifest.hardware.get(key) for key in measured} == measured and made_all(manifest):
                     estimates.learn(stage, manifest, predict(work_of(run, round_, stage), stage, speed))
 
 
-def to_go(seconds: float) -> str:
-    """What is left, for a line between two stages."""
+def remaining_words(seconds: float) -> str:
+    """The time left as words, for a line between two stages."""
     return f"{in_minutes(seconds)} to go"
 
 

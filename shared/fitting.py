@@ -11,15 +11,13 @@ from shared import adapter_base
 from shared.adapters import Adapter, load_adapter
 from shared.commands import setting
 from shared.errors import SteerHealError
+from shared.families import CONV1D, LANGUAGE_MODEL
 from shared.lora import layers_of
 from shared.models import Model
 from shared.quantised import headers
 from shared.strict import read_object
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
-TRANSPOSED = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}  # their Conv1D weights are [in, out]
-# Where a multimodal model keeps its language model: Transformers' name for it first, then that of older checkpoints, then none.
-NESTED = ("model.language_model.", "language_model.model.", "model.")
 DECODER = re.compile(r"(?:.*\.)?layers\.(\d+)\..+")
 
 
@@ -43,7 +41,7 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
     Raises:
         SteerHealError: other weights were trained on, or the model has no such layer, module or shape; with the module's name.
     """
-    adapter_base.noted(adapter, model)
+    adapter_base.check_noted_base(adapter, model)
     config = read_object(
         model.folder / "config.json",
         what="a model's configuration could not be read",
@@ -60,15 +58,17 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
     lacks, unfit = "an adapter names modules that the model lacks", "an adapter does not fit a model"
     if beyond := [layer for layer in layers_of(adapter.config) if not 0 <= layer < model.depth]:
         raise refuse(lacks, f"layers_to_transform {beyond[0]}", f"layers 0 to {model.depth - 1} of {model.name}")
-    if text.get("model_type") in TRANSPOSED:
+    if text.get("model_type") in CONV1D:
         raise refuse(unfit, next(iter(adapter.modules)), f"a model with linear layers; {text['model_type']} has Conv1D")
     merged = f"serve it merged: {setting('model.student=merged')}"
     places: dict[str, str] = {}
-    taken: set[str] = set()
+    used_weights: set[str] = set()
     for module, (a, b) in adapter.modules.items():
         shape = [len(b), a.shape[1]]
         given = f"{module} {shape}"
-        place = next((name for one in _spellings(module, nested) if (name := f"{one}.weight") in weights), None)
+        place = next(
+            (name for spelling in _spellings(module, nested) if (name := f"{spelling}.weight") in weights), None
+        )
         layer = DECODER.fullmatch(module)
         if place is None or (layer and int(layer[1]) >= model.depth):
             raise refuse(lacks, given, f"modules of {model.name}, such as {_example(weights, module)}")
@@ -79,17 +79,17 @@ def fit(adapter: Adapter, model: Model, *, by_engine: bool = False) -> dict[str,
             raise refuse(unfit, given, f"{module} {tensor.get('shape')} in {model.name}")
         if tensor.get("dtype") not in FLOATS:
             raise refuse(unfit, f"{given} over {place} of {tensor.get('dtype')}", "weights in float32, float16 or bfloat16")  # fmt: skip
-        if place in taken:
+        if place in used_weights:
             raise refuse(unfit, given, f"one module of {place}")
         if by_engine and not layer:
             raise refuse("the engine cannot apply this adapter", given, "modules of the decoder layers", merged)
-        if by_engine and nested and not module.startswith(NESTED[:2]):
-            raise refuse("the engine cannot apply this adapter", given, f"{NESTED[0]}{module.removeprefix(NESTED[2])}", merged)  # fmt: skip
+        if by_engine and nested and not module.startswith(LANGUAGE_MODEL[:2]):
+            raise refuse("the engine cannot apply this adapter", given, f"{LANGUAGE_MODEL[0]}{module.removeprefix(LANGUAGE_MODEL[2])}", merged)  # fmt: skip
         if by_engine and ".experts." in module:
             raise refuse("the engine cannot apply this adapter", given, "no modules of single experts", merged)
         places[module] = place
-        taken.add(place)
-    adapter_base.named(adapter, model)  # last: what does not fit is told by its modules
+        used_weights.add(place)
+    adapter_base.check_named_base(adapter, model)  # last: what does not fit is told by its modules
     return places
 
 
@@ -100,9 +100,9 @@ def _spellings(module: str, nested: bool) -> Iterator[str]:
         return
     if module == "lm_head":
         yield "language_model.lm_head"
-    for prefix in NESTED:
+    for prefix in LANGUAGE_MODEL:
         if (inner := module.removeprefix(prefix)).startswith("layers.") and inner != module:
-            yield from (other + inner for other in NESTED if other != prefix)
+            yield from (other + inner for other in LANGUAGE_MODEL if other != prefix)
 
 
 def _head(module: str, text: dict[str, object], config: dict[str, object]) -> bool:

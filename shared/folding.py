@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Gate(Record):
+class GatedRound(Record):
     """A round of a history. adapter: its folder, from the history's; gate: 1 is the round as trained, 0 is off."""
 
     round: Annotated[Count, Field(ge=1)]
@@ -43,7 +43,7 @@ class Gate(Record):
 class Gates(Record):
     """gates.json, oldest round first."""
 
-    rounds: list[Gate] = Field(min_length=1)
+    rounds: list[GatedRound] = Field(min_length=1)
 
 
 def fold(adapters: Sequence[tuple[Path, float]], out: Path) -> None:
@@ -161,7 +161,7 @@ def verify(history: Path) -> Adapter:
     """The folded adapter. Raises SteerHealError unless its factors are, bit for bit, those of the rounds at their gates."""
     import torch
 
-    wanted = _concatenated([(load_adapter(folder), gate) for folder, gate in rounds_of(history)])
+    expected = _concatenated([(load_adapter(folder), gate) for folder, gate in rounds_of(history)])
     folded = load_adapter(history)
     digests = {
         f"{PREFIX}{name}.lora_{kind}.weight": value
@@ -169,8 +169,8 @@ def verify(history: Path) -> Adapter:
         for kind, value in zip("AB", factors, strict=True)
     }
     model = folded.note.model if folded.note else folded.config.get("base_model_name_or_path")
-    same = folded.scale == 1 and digests.keys() == wanted.keys()
-    if not same or any(not torch.equal(digests[name], wanted[name]) for name in wanted):
+    same = folded.scale == 1 and digests.keys() == expected.keys()
+    if not same or any(not torch.equal(digests[name], expected[name]) for name in expected):
         raise SteerHealError(
             "a folded history is not what its gates say",
             given=history,
@@ -234,7 +234,7 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
     return gates
 
 
-def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
+def rounds_at_gates(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
     """The rounds of a history at other gates (round -> gate; the others keep theirs); an adapter alone is a round 1 at gate 1."""
     folded = (source / "gates.json").exists()
     rounds = rounds_of(source) if folded else [(source, 1.0)]
@@ -249,15 +249,25 @@ def dialled(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]
 
 
 def refold(source: Path, gates: Mapping[int, float], out: Path) -> None:
-    """Fold a history, or an adapter alone, with other gates."""
-    fold(dialled(source, gates), out)
+    """Fold a history, or an adapter alone, with other gates.
+
+    Args:
+        source: the history, or the adapter alone.
+        gates: round -> gate; the others keep theirs.
+        out: folder to write the folded history into.
+    """
+    fold(rounds_at_gates(source, gates), out)
 
 
-def gated(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
+def folded_at_gates(source: Path, gates: Mapping[int, float], cache: Path) -> Path:
     """A history, or an adapter alone, folded with other gates under `cache`, where another process may be reading it already."""
-    rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in dialled(source, gates)]
-    of = ["gated", *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds), os.path.realpath(cache)]
-    return cached_weights(str(source), of, cache, lambda folder, out: _fold(rounds, folder, out)).folder
+    rounds = [(Path(os.path.realpath(folder)), gate) for folder, gate in rounds_at_gates(source, gates)]
+    determinants = [
+        "gated",
+        *(f"{folder} {digest(folder)} {gate!r}" for folder, gate in rounds),
+        os.path.realpath(cache),
+    ]
+    return cached_weights(str(source), determinants, cache, lambda folder, out: _fold(rounds, folder, out)).folder
 
 
 def _finite(gate: float) -> float:

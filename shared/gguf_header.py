@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from shared.errors import SteerHealError
 from shared.machine import GIB
@@ -82,7 +82,7 @@ class Header:
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """What changes with a file: which one it is, its size and its times."""
+    """The identity of a file's content: its inode, its size and its times."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -128,6 +128,15 @@ def _refuse(path: Path, problem: str, expected: str) -> NoReturn:
     )
 
 
+class _Described(NamedTuple):
+    """A tensor as the header has it. kind: a key of TYPES; offset: bytes from the end of the header."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    offset: int
+
+
 class _Reader:
     """A GGUF file from its beginning on. Raises _Broken or struct.error for what cannot be."""
 
@@ -154,7 +163,7 @@ class _Reader:
         described = [self._tensor() for _ in range(tensors)]
         return fields, self._placed(described, alignment)
 
-    def _placed(self, described: list[tuple[str, int, tuple[int, ...], int]], alignment: int) -> list[Tensor]:
+    def _placed(self, described: list[_Described], alignment: int) -> list[Tensor]:
         """Tensors lie one behind the other, each at a multiple of the alignment: llama.cpp refuses any other order."""
         begin, wanted, names = _padded(self._at, alignment), 0, set()
         placed = []
@@ -174,15 +183,14 @@ class _Reader:
             wanted = _padded(offset + length, alignment)
         return placed
 
-    def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:
-        """(name, type, shape, offset)."""
+    def _tensor(self) -> _Described:
         name, dimensions = self._string(LONGEST), self._number("I")
         if not 1 <= dimensions <= 4:
             raise _Broken(f"{name} has {dimensions} dimensions")
         shape = tuple(reversed(self._numbers("Q", dimensions)))
         if 0 in shape or prod(shape) > 1 << 50:
             raise _Broken(f"{name} has the shape {list(shape)}")
-        return name, self._number("I"), shape, self._number("Q")
+        return _Described(name, self._number("I"), shape, self._number("Q"))
 
     def _value(self, kind: int) -> Any:
         if kind in SCALARS:

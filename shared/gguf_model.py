@@ -10,19 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shared.errors import SteerHealError
+from shared.families import GGUF
 from shared.gguf_header import Header, read_header
 
-# The architecture in a GGUF file -> model_type in Transformers. Transformers dequantises more of them; these are the ones that a test
-# here writes and compares with the original, logit by logit.
-ARCHITECTURES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3moe": "qwen3_moe",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-    "phi3": "phi3",
-}
 ROPE = ("none", "linear", "yarn")  # how positions are scaled beyond the trained context, by `rope.scaling.type`
 ROPE_READ = {
     "dimension_count", "freq_base", "scale_linear", "scaling.type", "scaling.factor", "scaling.original_context_length", "scaling.finetuned",
@@ -50,8 +40,8 @@ def read_model(path: Path) -> Header:
         _refuse(header, f"it is a {kind}, not a model", "a model", "name the file of the model itself")
     if (parts := header.whole("split.count") or 1) > 1:
         _refuse(header, f"it is one of {parts} parts", "one file", f"llama-gguf-split --merge {path} whole.gguf")
-    if architecture not in ARCHITECTURES:
-        _refuse(header, f"architecture {architecture or 'none'}", f"one of {', '.join(ARCHITECTURES)}")
+    if architecture not in GGUF:  # Transformers dequantises more of them; a test here compares these with the original
+        _refuse(header, f"architecture {architecture or 'none'}", f"one of {', '.join(GGUF)}")
     _known_positions(header)
     if "tokenizer.ggml.tokens" not in header.fields:
         _refuse(header, "no tokenizer.ggml.tokens", "a model with its tokenizer")
@@ -87,7 +77,7 @@ def _known_positions(header: Header) -> None:
     }
     for key, value in header.fields.items():
         name = key.removeprefix(begin)
-        local = name == "freq_base_swa" and header.architecture == "gemma3"
+        local = name == "freq_base_swa" and GGUF[header.architecture].local_rope
         if name == key or name in ROPE_READ or local or (name in same and value == same[name]):
             continue
         _refuse(header, f"{key} is {value!r}", "keys of positions that are known here")
@@ -125,7 +115,7 @@ def text_config(header: Header) -> dict[str, Any]:
         "vocab_size": size("vocab_size") or len(header.fields["tokenizer.ggml.tokens"]),
         "max_position_embeddings": size("context_length"),
     }  # fmt: skip
-    return {"model_type": ARCHITECTURES[architecture], **{key: value for key, value in fields.items() if value}}
+    return {"model_type": GGUF[architecture].model_type, **{key: value for key, value in fields.items() if value}}
 
 
 def dtype_of(header: Header) -> str:

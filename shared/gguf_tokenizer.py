@@ -6,20 +6,11 @@ from typing import Any
 
 from shared.console import say
 from shared.errors import SteerHealError, in_one_line
+from shared.families import GGUF, GGUF_SPLITS
 from shared.gguf_header import Header
 from shared.gguf_model import ends_named
 
 CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type: markup, and text that is always one token
-# How text is split before the merges, by tokenizer.ggml.pre (llama.cpp, src/llama-vocab.cpp). Transformers does not read that key.
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {"llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3}
-# What Transformers' converter of an architecture splits by already. SmolLM splits off digits as well, which its merges never join.
-AS_IT_IS = {
-    "llama": {"default", "gpt-2", "smollm"},
-    "qwen2": {"default", "qwen2"},
-    "qwen3": {"default", "qwen2"},
-    "qwen3moe": {"default", "qwen2"},
-}
 MARK = "\u2042answer\u2042"
 
 
@@ -61,32 +52,32 @@ def _mark(header: Header, tokenizer: Any) -> None:
     from transformers import AddedToken
 
     tokens, kinds = header.fields["tokenizer.ggml.tokens"], header.fields.get("tokenizer.ggml.token_type") or []
-    known = tokenizer.added_tokens_decoder
+    added_tokens = tokenizer.added_tokens_decoder
     for kind in (CONTROL, USER_DEFINED):
-        wanted = [index for index, one in enumerate(kinds) if one == kind and index < len(tokens)]
+        indices = [index for index, token_kind in enumerate(kinds) if token_kind == kind and index < len(tokens)]
         new = [
             AddedToken(tokens[index], normalized=False, special=kind == CONTROL)
-            for index in wanted
-            if index not in known or known[index].special != (kind == CONTROL)
+            for index in indices
+            if index not in added_tokens or added_tokens[index].special != (kind == CONTROL)
         ]
         if new:
             tokenizer.add_tokens(new, special_tokens=kind == CONTROL)
-        for index in wanted:
+        for index in indices:
             if (token_id := tokenizer.convert_tokens_to_ids(tokens[index])) != index:
                 raise _refusal(header, f"{tokens[index]!r} is token {token_id}", f"token {index}, as the file has it")
 
 
 def _split(header: Header, tokenizer: Any) -> None:
-    """Split text before the merges as the model was trained, where Transformers does not."""
+    """Split text before the merges as the model was trained: Transformers does not read tokenizer.ggml.pre."""
     from tokenizers import Regex, pre_tokenizers
 
     pre = header.text("tokenizer.ggml.pre") or "default"
-    if header.text("tokenizer.ggml.model") != "gpt2" or pre in AS_IT_IS.get(header.architecture, ()):
+    if header.text("tokenizer.ggml.model") != "gpt2" or pre in GGUF[header.architecture].converted_splits:
         return
-    if pre in SPLITS:
+    if pre in GGUF_SPLITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated", False),
+                pre_tokenizers.Split(Regex(GGUF_SPLITS[pre]), "isolated", False),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
@@ -116,8 +107,8 @@ def _ends(header: Header, tokenizer: Any) -> list[int]:
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     opened, closed = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
     close = next((token for token in closed if token in special), None)
-    named = [token for token in ends_named(header) if token == close or token not in opened]
-    ends = list(dict.fromkeys([*([] if close is None else [close]), *named]))
+    end_tokens = [token for token in ends_named(header) if token == close or token not in opened]
+    ends = list(dict.fromkeys([*([] if close is None else [close]), *end_tokens]))
     if not ends:
         raise _refusal(header, "no token that ends a turn", "one in its chat template, or tokenizer.ggml.eot_token_id")
     return ends
@@ -136,8 +127,10 @@ def _name(header: Header, tokenizer: Any, ends: list[int]) -> None:
     if (unknown := named("unknown")) is not None:
         tokenizer.unk_token = tokens[unknown]
     tokenizer.eos_token = tokens[ends[0]]
-    known = [token for key in ("padding", "unknown", "bos") if (token := named(key)) is not None]
-    padding = [token for token in known if token not in ends] + [token for token in [*known, *ends] if token != ends[0]]
+    standard = [token for key in ("padding", "unknown", "bos") if (token := named(key)) is not None]
+    padding = [token for token in standard if token not in ends] + [
+        token for token in [*standard, *ends] if token != ends[0]
+    ]
     tokenizer.pad_token = tokens[(padding or ends)[0]]
 
 
@@ -150,11 +143,11 @@ def _begin(header: Header, tokenizer: Any) -> None:
 
     if (bos := tokenizer.bos_token_id) is None:
         return
-    pieces, llama3 = header.text("tokenizer.ggml.model") == "llama", header.text("tokenizer.ggml.pre") in SPLITS
-    wanted = header.fields.get("tokenizer.ggml.add_bos_token", pieces or llama3)
-    if bool(wanted) == (tokenizer("x")["input_ids"][:1] == [bos]):
+    pieces, llama3 = header.text("tokenizer.ggml.model") == "llama", header.text("tokenizer.ggml.pre") in GGUF_SPLITS
+    begins = header.fields.get("tokenizer.ggml.add_bos_token", pieces or llama3)
+    if bool(begins) == (tokenizer("x")["input_ids"][:1] == [bos]):
         return
-    front = f"{tokenizer.bos_token} " if wanted else ""
+    front = f"{tokenizer.bos_token} " if begins else ""
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{front}$A", pair=f"{front}$A $B", special_tokens=[(tokenizer.bos_token, bos)]
     )

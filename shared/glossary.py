@@ -1,11 +1,12 @@
-"""The definitions of every term, in one place: docs/glossary.md, the report's pages and --help take them from here.
+"""The definitions of every term, in one place: docs/glossary.md, README.md, the report's pages and --help take them from here.
 
-`python -m shared.glossary > docs/glossary.md` writes the page anew; a test keeps the two equal.
+`python -m shared.glossary` writes docs/glossary.md and the block of README.md anew; a test keeps them equal to the code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 GLOSSARY: Mapping[str, Mapping[str, str]] = {
     "Method": {
@@ -32,6 +33,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "steered": "the student of the round before, with the round's vector at the mean coefficient of the kept rows",
         "random": "the same as steered, in a random direction of the same norm",
         "healed": "the student after a round's training, without a vector",
+        "student_vector": "the original model with the healed student's mean shift of activations added",
+        "student_without_vector": "the healed student with its mean shift of activations subtracted",
     },
     "Free text": {
         "trait_llr": "how much likelier the trait prompt makes a text than the neutral prompt does, nats per token; higher is more of the trait",
@@ -73,6 +76,10 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "retain": "share of the steered shift of auth_nats that the healed student keeps",
         "surgical": "whether Authority moved and the other foundations did not move with it",
         "surgical_care": "surgical, and Care stayed where it was",
+        "gated_selectivity": "as moral-maps has it: shift of the foundation meant between a dose and its negative, less a tenth of the others', by the answer mass kept",
+        "si_flips": "as moral-maps has it: change of the share of items whose likeliest answer is the foundation meant, between a dose and its negative",
+        "gated_selectivity_over_base": "gated_selectivity with the base in the place of the negative dose",
+        "si_flips_over_base": "si_flips with the base in the place of the negative dose",
         "axis": "whether the base's answers follow the vignettes at all; without it the forced choice says nothing",
         "informedness": "0 is guessing, 1 is agreement with what the vignettes are about",
         "order effect": "how much an answer depends on the place of its option in the list, nats",
@@ -103,6 +110,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "‖v_student‖ / ‖v‖": "norm of the student's own shift of activations over that of the round's vector",
         "cos to the round's vector": "cosine of the student's own shift with the vector that taught it",
         "cos to round 1's, from base": "cosine of the shift since the base with the first round's vector",
+        "share of the student's": "shift of llr_opposite over the healed student's; with the vector added 1 is enough, with it subtracted 0 is all",
+        "share of the student's d_auth": "d_auth over the healed student's, read in the same way",
         "split-half cosine": "cosine of the shifts over two halves of the prompts: near 0 it is noise",
     },
     "Study": {
@@ -133,8 +142,33 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
 
 
 def definition(term: str) -> str | None:
-    """What a term means, None for a word that is not in the glossary."""
+    """The definition of a term, None for a word that is not in the glossary."""
     return next((terms[term] for terms in GLOSSARY.values() if term in terms), None)
+
+
+def define(term: str) -> str:
+    """The definition of a term, for a help text. Raises KeyError for a word that is not in the glossary."""
+    meaning = definition(term)
+    if meaning is None:
+        raise KeyError(term)
+    return meaning
+
+
+def words(*terms: str) -> str:
+    """The definitions of several terms in one line, for the end of a command's help. Raises KeyError as `define` does."""
+    return "; ".join(f"{term}: {define(term)}" for term in terms) + "."
+
+
+# The terms of the README, a line each.
+README = (
+    ("steering vector", "coefficient"),
+    ("student", "healed"),
+    ("barrier", "tau", "gate"),
+    ("trait_llr", "llr_opposite"),
+    ("forced choice", "auth_nats", "axis"),
+    ("perplexity", "ret_kl"),
+)
+OPEN, CLOSE = "<!-- glossary -->\n", "<!-- /glossary -->"
 
 
 def markdown() -> str:
@@ -148,5 +182,26 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
+def with_glossary(page: str) -> str:
+    """A page with the terms of README between its markers. Raises ValueError for a page that has not exactly one such block."""
+    before, opened, rest = page.partition(OPEN)
+    _, closed, after = rest.partition(CLOSE)
+    if not opened or not closed or OPEN in after or CLOSE in after:
+        raise ValueError(f"not one block between {OPEN.strip()} and {CLOSE}")
+    lines = [" ".join(f"**{term}**: {define(term)}." for term in terms) for terms in README]
+    return f"{before}{OPEN}{''.join(f'- {line}{chr(10)}' for line in lines)}{CLOSE}{after}"
+
+
+def main() -> None:
+    """Write docs/glossary.md and the glossary of README.md, below the working folder."""
+    from shared.console import say  # the schema imports this file, and these import the schema
+    from shared.publish import write_text
+
+    readme, page = Path("README.md"), Path("docs/glossary.md")
+    write_text(readme, with_glossary(readme.read_text(encoding="utf-8")))
+    write_text(page, markdown())
+    say(f"wrote {page} and the glossary of {readme}")
+
+
 if __name__ == "__main__":
-    print(markdown(), end="")
+    main()

@@ -83,15 +83,15 @@ def on_gpu() -> bool:
 
 def unseen(version: str) -> SteerHealError:
     """The error of a CUDA build of torch that sees no GPU, with the cause where it is known."""
-    seen, message = cards()
-    known = next((card.problem for card in seen if card.problem), None)
-    if known is not None:
-        return known
+    gpus, message = cards()
+    problem = next((card.problem for card in gpus if card.problem), None)
+    if problem is not None:
+        return problem
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if seen and hidden is not None:
+    if gpus and hidden is not None:
         fact, next_ = f"CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES"
-    elif seen:
-        fact, next_ = f"{seen[0].name}, driver {seen[0].driver}, which nvidia-smi sees", "restart the machine or the container: the driver's kernel module and its libraries may be of two versions"  # fmt: skip
+    elif gpus:
+        fact, next_ = f"{gpus[0].name}, driver {gpus[0].driver}, which nvidia-smi sees", "restart the machine or the container: the driver's kernel module and its libraries may be of two versions"  # fmt: skip
     else:
         fact, next_ = message or "no nvidia-smi", "mend the driver (in a container, pass the GPU through: --gpus all)"
     return SteerHealError(

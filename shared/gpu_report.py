@@ -128,7 +128,7 @@ def of_run(folder: Path) -> dict[str, str]:
     return rows
 
 
-def place() -> dict[str, Any]:
+def measured_on() -> dict[str, Any]:
     """The machine, its driver and the versions: what a result is of. Raises SteerHealError where there is no GPU."""
     if not on_gpu():
         raise SteerHealError(
@@ -139,8 +139,8 @@ def place() -> dict[str, Any]:
             code=Exit.MACHINE,
         )
     machine = hardware()
-    seen, _ = cards()
-    driver = {"driver": seen[0].driver, "gpu_memory": seen[0].memory} if seen else {}
+    gpus, _ = cards()
+    driver = {"driver": gpus[0].driver, "gpu_memory": gpus[0].memory} if gpus else {}
     kept = {name: machine[name] for name in ("gpu", "processor", "cores", "memory_gib")}
     return {"machine": {**kept, **driver}, "versions": versions()}
 
@@ -164,24 +164,24 @@ def load(path: Path) -> dict[str, Any]:
     )
 
 
-def measure(todo: Sequence[GpuPart], out: Path, page: Path, here: dict[str, Any]) -> list[str]:
+def measure(todo: Sequence[GpuPart], out: Path, page: Path, machine: dict[str, Any]) -> list[str]:
     """Run the parts that have no good result of this machine, versions and code; file each as it ends.
 
     Args:
         todo: the parts.
         out, page: docs/gpu.json and the page that gets the table.
-        here: as `place` gives it, with the digest of the code.
+        machine: as `measured_on` gives it, with the digest of the code.
 
     Returns:
         Names of the parts that failed.
     """
     results = load(out)
-    if {name: results.get(name) for name in here} != here:
-        results = {"version": VERSION, **here, "parts": {}}
+    if {name: results.get(name) for name in machine} != machine:
+        results = {"version": VERSION, **machine, "parts": {}}
     for part in todo:
-        known = results["parts"].get(part.name)
-        if known is not None and known["passed"]:
-            say(f"{part.name}: done, {known['seconds']:.0f} s")
+        earlier = results["parts"].get(part.name)
+        if earlier is not None and earlier["passed"]:
+            say(f"{part.name}: done, {earlier['seconds']:.0f} s")
             continue
         console.print(f"[bold]{part.name}[/], about {part.minutes} min")
         begin = time.monotonic()
@@ -195,7 +195,7 @@ def measure(todo: Sequence[GpuPart], out: Path, page: Path, here: dict[str, Any]
             **({} if passed else {"last_lines": tail}),
         }
         write_json(out, results)
-        put(page, rendered(results))
+        replace_block(page, rendered(results))
     return [part.name for part in todo if not results["parts"][part.name]["passed"]]
 
 
@@ -239,7 +239,7 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def put(page: Path, text: str) -> None:
+def replace_block(page: Path, text: str) -> None:
     """Replace what stands between the two marks of a page. Raises SteerHealError where they are not there."""
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, begin, rest = old.partition(BEGIN)
@@ -261,14 +261,14 @@ def _wanted(todo: Sequence[GpuPart], only: Sequence[str]) -> Iterator[GpuPart]:
 def main() -> None:
     options = gpu_options()
     arguments = options.parse_args()
-    here = place()
+    machine = measured_on()
     if arguments.ready:
         return
-    here["code"] = digest_of_sources([ROOT / name for name in ("gen", "train", "evals", "shared")])
-    scratch = arguments.scratch.resolve() / str(here["code"])[:12]  # a run of other code could not be gone on with
+    machine["code"] = digest_of_sources([ROOT / name for name in ("gen", "train", "evals", "shared")])
+    scratch = arguments.scratch.resolve() / str(machine["code"])[:12]  # a run of other code could not be gone on with
     scratch.mkdir(parents=True, exist_ok=True)
     todo = list(_wanted(parts(scratch), arguments.only))
-    failed = measure(todo, arguments.out, arguments.page, here)
+    failed = measure(todo, arguments.out, arguments.page, machine)
     say(f"wrote {arguments.out} and the table of {arguments.page}")
     if failed:
         raise SteerHealError(

@@ -14,7 +14,14 @@ def published(name: str) -> str:
 
 
 def push(folder: Path, repository: str, private: bool, kind: Literal["model", "dataset"]) -> None:
-    """Upload a folder. Raises SteerHealError when the hub cannot be reached or says no."""
+    """Upload a folder. Raises SteerHealError when the hub cannot be reached or says no.
+
+    Args:
+        folder: its files are uploaded as they stand.
+        repository: id on the hub, made where it does not exist.
+        private: the repository must be private; one that is public is refused.
+        kind: of the repository.
+    """
     from huggingface_hub import HfApi
 
     try:

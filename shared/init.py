@@ -118,8 +118,8 @@ def check_folder(config: Path) -> None:
     """
     settings, _ = configuration.resolve(config)
     check(settings)
-    for one in near_copies(read_trait_files(settings)):
-        say(f"worth a look: {one.place}: {one.problem}", "yellow")
+    for copy in near_copies(read_trait_files(settings)):
+        say(f"worth a look: {copy.place}: {copy.problem}", "yellow")
     say(f"{config.parent}: ready")
     say(f"next: {round_command(Path('runs') / config.stem, config=config)}")
 
@@ -138,8 +138,8 @@ def main() -> None:
         return
     folder = folder_of(arguments.name)
     write_trait_folder(folder, arguments.config or Path(CONFIG))
-    for name, one in FILES.items():
-        say(f"{folder / name.replace('NAME', folder.name)}: {one.purpose}; edit {one.edit}")
+    for name, file in FILES.items():
+        say(f"{folder / name.replace('NAME', folder.name)}: {file.purpose}; edit {file.edit}")
     say("a run does not begin while a <edit: ...> is left")
     say(f"next: edit {folder}/trait.json, then {command_of('shared.init', '--check', folder)}")
     sys.exit(Exit.DONE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shared.errors import SteerHealError
+from shared.families import TOWERS
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ def decoder_layers(model: torch.nn.Module, depth: int) -> tuple[str, torch.nn.Mo
         if isinstance(module, torch.nn.ModuleList)
         and name.rpartition(".")[2] == "layers"
         and len(module) == depth
-        and not {"vision", "audio"} & set(name.replace("_", ".").split("."))
+        and not TOWERS & set(name.replace("_", ".").split("."))
     ]
     if len(stacks) != 1:
         raise SteerHealError(

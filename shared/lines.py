@@ -55,7 +55,14 @@ def placed_jsonl(
 
 
 def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) -> BinaryIO:
-    """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice."""
+    """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice.
+
+    Args:
+        path: of the file.
+        row: the record that each line holds, for the error.
+        kind: of the file, in words, for the error.
+        made_by: the command that makes such a file.
+    """
     expected = f"a {kind} file of rows{needed(row)}"
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
@@ -84,7 +91,7 @@ def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) ->
 def refused_row(
     path: Path, index: int, line: bytes, error: ValueError, row: type[Record], made_by: str
 ) -> SteerHealError:
-    """What is wrong with the line of a JSONL file that has this index from 1, and the command that mends it."""
+    """The error of line `index`, from 1, of a JSONL file, with the command that mends it."""
     error = explained(error, line)
     problem, command = problem_of(error), conversion_of(error, path)
     if command is None and not isinstance(error, ValidationError) and not line.endswith(b"\n"):
@@ -104,7 +111,7 @@ def conversion_of(error: Exception, path: Path) -> str | None:
 
 
 def needed(row: type[Record]) -> str:
-    """What a row must hold, as the end of a sentence."""
+    """The required fields of a row, as the end of a sentence."""
     if row.shape:
         return f": {row.shape}"
     names = [name for name, field in row.model_fields.items() if field.is_required()]
@@ -112,7 +119,7 @@ def needed(row: type[Record]) -> str:
 
 
 def problem_of(error: Exception) -> str:
-    """What is wrong with a row, in one line."""
+    """The problem of a row, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg'].removeprefix('Value error, ')}"

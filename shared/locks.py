@@ -162,8 +162,8 @@ def _other_holder(handle: int) -> int | None:
 
     0 or less for one that has no number here: of another container, or of another machine that shares the file system.
     """
-    asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    kind, _, _, _, process = struct.unpack(FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, asked))
+    query = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, process = struct.unpack(FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, query))
     return None if kind == fcntl.F_UNLCK else int(process)
 
 

@@ -62,7 +62,7 @@ class Agreement(_Plain):
     note: str | None = None
 
     def sentence(self) -> str:
-        """What was found, for the terminal, the report and the card."""
+        """The differences in a sentence, for the terminal, the report and the card."""
         if self.student is None:
             return f"nothing was compared: {self.note}"
         parts = [f"student: mean {self.student.mean:.2g}, largest {self.student.largest:.2g}"]

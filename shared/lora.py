@@ -35,7 +35,7 @@ def not_plain(config: Mapping[str, Any]) -> str | None:
         if name in FREE | READ | {"peft_type"}:
             continue
         allowed = DRAWN if name == "init_lora_weights" else ("none", None) if name == "bias" else (None, False)
-        plain = any(type(value) is type(one) and value == one for one in allowed)
+        plain = any(type(value) is type(default) and value == default for default in allowed)
         if not plain and not (name in EMPTY and value in ([], {})):
             return f"{name} {value!r}"
     return None
@@ -128,7 +128,7 @@ def _names(config: Mapping[str, Any], name: str) -> Callable[[str], bool] | None
     if isinstance(names, str):
         pattern = re.compile(names)
         return lambda module: pattern.fullmatch(module) is not None
-    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+    if not isinstance(names, list) or not all(isinstance(pattern_, str) for pattern_ in names):
         raise TypeError(f"{name} is {names!r}")
-    whole, ends = set(names), tuple(f".{one}" for one in names)
-    return lambda module: module in whole or module.endswith(ends)
+    exact, ends = set(names), tuple(f".{pattern_}" for pattern_ in names)
+    return lambda module: module in exact or module.endswith(ends)

@@ -73,7 +73,7 @@ def hardware() -> dict[str, Any]:
 
 
 def device() -> str:
-    """What rounds the numbers of a stage: the GPU's name, or the processor's with its instruction set."""
+    """The device whose kernels decide the last digits of a stage: the GPU's name, or the processor's with its instruction set."""
     machine = hardware()
     return str(machine["gpu"] or f"{machine['processor']} ({machine['instruction_set']})")
 
@@ -124,7 +124,7 @@ def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
         lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
-    left = []
+    free = []
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if controllers == "":  # version 2
             top, limit, used, idle = root, "memory.max", "memory.current", "inactive_file"
@@ -143,11 +143,11 @@ def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
                 break
             try:
                 statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                taken = int((folder / used).read_text()) - int(statistics.get(idle, 0))
-                left.append(max(0, int((folder / limit).read_text()) - taken))
+                used_bytes = int((folder / used).read_text()) - int(statistics.get(idle, 0))
+                free.append(max(0, int((folder / limit).read_text()) - used_bytes))
             except (OSError, ValueError):  # no limit: there is no such file, or it says max
                 continue
-    return left
+    return free
 
 
 def free_disk(path: Path) -> tuple[int, Path]:

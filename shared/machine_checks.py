@@ -21,6 +21,7 @@ MEMORY = 5 * GIB  # what a round of the embedded model takes at its peak
 
 
 def the_system() -> Iterator[Row]:
+    """Rows of the doctor on the operating system, the compiler and Python's headers."""
     system, architecture = platform.system(), platform.machine()
     yield Row(
         "system",
@@ -62,8 +63,8 @@ def the_system() -> Iterator[Row]:
         ),
     )
     header = python_header()
-    there = header.is_file()
-    yield Row("Python.h", header if there else "missing", None if there else no_header())
+    has_header = header.is_file()
+    yield Row("Python.h", header if has_header else "missing", None if has_header else no_header())
     compiler = os.environ.get("CXX") or "g++"
     yield Row(
         "C++ compiler",
@@ -80,10 +81,11 @@ def the_system() -> Iterator[Row]:
 
 
 def the_hardware(run: Path) -> Iterator[Row]:
-    here = machine.hardware()
-    yield Row("processor", here["processor"])
-    yield Row("cores", here["cores"])
-    instruction_set = here["instruction_set"]
+    """Rows of the doctor on processor, cores, instruction set and memory. run: whose model must fit into the memory."""
+    hardware = machine.hardware()
+    yield Row("processor", hardware["processor"])
+    yield Row("cores", hardware["cores"])
+    instruction_set = hardware["instruction_set"]
     yield Row(
         "instruction set",
         f"{instruction_set}; vLLM's kernels on the CPU: {KERNELS[instruction_set]}"
@@ -93,7 +95,7 @@ def the_hardware(run: Path) -> Iterator[Row]:
         if instruction_set in KERNELS
         else SteerHealError(
             "no build of vLLM's kernels runs on this CPU",
-            given=f"{here['processor']}: {instruction_set} without AVX2",
+            given=f"{hardware['processor']}: {instruction_set} without AVX2",
             expected=f"one of {', '.join(KERNELS)}",
             next="take another machine; in a virtual one, pass the CPU through (qemu: -cpu host)",
         ),
@@ -101,7 +103,7 @@ def the_hardware(run: Path) -> Iterator[Row]:
     available = machine.memory_available()
     yield Row(
         "memory",
-        f"{here['memory_gib']} GiB, {available / GIB:.1f} available",
+        f"{hardware['memory_gib']} GiB, {available / GIB:.1f} available",
         warning=SteerHealError(
             "there is little memory: a stage may be killed",
             given=f"{available / GIB:.1f} GiB available",
@@ -126,12 +128,12 @@ def the_disk(run: Path) -> Iterator[Row]:
         ("runs", run, 2),
         ("model cache", cache, 1),
     ):
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        room = shutil.disk_usage(there).free / GIB
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        room = shutil.disk_usage(existing).free / GIB
         problem = None
         if room < needed:
             problem = f"{room:.1f} GiB free", f"{needed} GiB or more", f"free space there, or move {name} elsewhere"
-        elif not os.access(there, os.W_OK):
+        elif not os.access(existing, os.W_OK):
             problem = (
                 "not writable by this user",
                 "a writable folder",
@@ -152,13 +154,13 @@ def the_disk(run: Path) -> Iterator[Row]:
 
 
 def the_gpu() -> Iterator[Row]:
-    """What the driver says, with or without a torch that sees the GPU."""
-    seen, message = cards()
-    wanted = lock().stem == "gpu"
-    if not seen and not message:
+    """Rows of the doctor on the GPU, by the driver, with or without a torch that sees it."""
+    gpus, message = cards()
+    locked_to_gpu = lock().stem == "gpu"
+    if not gpus and not message:
         yield Row("GPU", "no NVIDIA driver: CPU builds")
         return
-    if not seen:
+    if not gpus:
         yield Row(
             "GPU",
             "none that the driver sees",
@@ -168,13 +170,13 @@ def the_gpu() -> Iterator[Row]:
                 expected="the name of a GPU",
                 next=f"mend the driver (in a container, pass the GPU through), {CPU_LOCK}",
             )
-            if wanted
+            if locked_to_gpu
             else None,
         )
         return
-    for card in seen:
+    for card in gpus:
         yield Row(
             "GPU",
             f"{card.name}, {card.memory}, driver {card.driver}, compute capability {card.capability}",
-            card.problem if wanted else None,
+            card.problem if locked_to_gpu else None,
         )

@@ -93,6 +93,7 @@ def load(place: str) -> Callable[[], Any]:
 
 
 def overview() -> str:
+    """The text of `steer-heal --help`: every subcommand in a line."""
     width = max(map(len, COMMANDS)) + 2
     return "\n".join(
         [
@@ -110,13 +111,13 @@ def overview() -> str:
 
 
 def _no_command(words: Sequence[str]) -> SteerHealError:
-    begun = [name for name in COMMANDS if name.split()[0] == words[0]]
-    meant = nearest(" ".join(words[:2]) if begun else words[0], begun or COMMANDS)
-    known = begun or list(COMMANDS)
+    subcommands = [name for name in COMMANDS if name.split()[0] == words[0]]
+    meant = nearest(" ".join(words[:2]) if subcommands else words[0], subcommands or COMMANDS)
+    names = subcommands or list(COMMANDS)
     return SteerHealError(
         "no such command",
-        given=" ".join(words[:2]) if begun else words[0],
-        expected=f"did you mean {meant}?" if meant else f"one of {', '.join(known)}",
+        given=" ".join(words[:2]) if subcommands else words[0],
+        expected=f"did you mean {meant}?" if meant else f"one of {', '.join(names)}",
         next=f"{program()} {meant} --help" if meant else f"{program()} --help",
     )
 

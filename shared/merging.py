@@ -27,12 +27,21 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
     """
     if adapter is None:
         return model
-    of = _determining(model, adapter, dtype)
-    return cached_weights(str(adapter), of, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype))
+    determinants = _determining(model, adapter, dtype)
+    return cached_weights(
+        str(adapter), determinants, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype)
+    )
 
 
 def merged_folder(model: Model, adapter: Path, cache: Path, dtype: str) -> Path:
-    """Where `merged` puts a student, whether or not it is there."""
+    """The folder of `merged` for a student, which may not exist yet.
+
+    Args:
+        model: the original.
+        adapter: folder of the adapter that is merged.
+        cache: folder of merged models.
+        dtype: of the merged weights.
+    """
     return cached_folder(_determining(model, adapter, dtype), cache)
 
 

@@ -53,7 +53,7 @@ class _Once(argparse._StoreAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-class Group:
+class OptionGroup:
     """A titled group of options, whose actions are remembered."""
 
     def __init__(self, options: Options, title: str):
@@ -79,7 +79,7 @@ class Options(argparse.ArgumentParser):
         self.module = module
         self.names: list[str] = []
         self.given: set[str] = set()  # options of this command line
-        self.file_options: Group | None = None
+        self.file_options: OptionGroup | None = None
         self.reads: dict[str, Paths] = {}
         self.writes: dict[str, Paths] = {}
         super().__init__(
@@ -131,12 +131,12 @@ class Options(argparse.ArgumentParser):
 
     @staticmethod
     def _paths(kinds: dict[str, Paths], arguments: argparse.Namespace) -> list[Path]:
-        named: list[Path] = []
+        files: list[Path] = []
         for name, paths in kinds.items():
             value = getattr(arguments, name, None)
-            for one in value if isinstance(value, list) else [] if value is None else [value]:
-                named += paths(str(one))
-        return named
+            for item in value if isinstance(value, list) else [] if value is None else [value]:
+                files += paths(str(item))
+        return files
 
     def error(self, message: str) -> NoReturn:
         raise self._refusal(None, message, sys.argv[1:])
@@ -206,8 +206,8 @@ class Options(argparse.ArgumentParser):
         from shared.config import flat
         from shared.schema import Config
 
-        wanted = name.lstrip("-").replace("-", "_")
-        keys = [key for key in flat(Config()) if key.rpartition(".")[2] == wanted]
+        typed = name.lstrip("-").replace("-", "_")
+        keys = [key for key in flat(Config()) if key.rpartition(".")[2] == typed]
         section = SECTIONS.get(self.module)
         return next((key for key in keys if key.partition(".")[0] == section), keys[0] if len(keys) == 1 else None)
 
@@ -306,9 +306,15 @@ def overrides(text: str) -> str:
 
 
 def parser(module: str, description: str, *, stage: bool = True) -> Options:
-    """Options of a stage inside a run, or of a command that only reads the configuration."""
+    """Options of a stage inside a run, or of a command that only reads the configuration.
+
+    Args:
+        module: whose `main` takes the options, such as `gen.sweep`.
+        description: for the head of its help.
+        stage: whether it is a stage, with --run, --round and --rebuild besides --config and --set.
+    """
     options = Options(module, description)
-    run = Group(options, "in a run" if stage else "configuration")
+    run = OptionGroup(options, "in a run" if stage else "configuration")
     if stage:
         run.add_argument(
             "--run",
@@ -339,9 +345,9 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     return options
 
 
-def add_file_options(options: Options) -> Group:
+def add_file_options(options: Options) -> OptionGroup:
     """The group of options that a stage takes instead of a run."""
-    options.file_options = Group(options, "on plain files")
+    options.file_options = OptionGroup(options, "on plain files")
     return options.file_options
 
 

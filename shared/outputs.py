@@ -35,7 +35,7 @@ def require_suffix(path: Path, *suffixes: str) -> None:
 
 
 def output_file(*suffixes: str, inside: str | None = None) -> Paths:
-    """What an option writes whose value is a file of one of these suffixes, or with `inside` a folder to put a file of that name into."""
+    """The paths written by an option whose value is a file of one of these suffixes, or with `inside` a folder to put a file of that name into."""
 
     def written(value: str) -> list[Path]:
         path = Path(value)
@@ -52,7 +52,7 @@ def output_file(*suffixes: str, inside: str | None = None) -> Paths:
 
 
 def output_folder(*beside: str) -> Paths:
-    """What an option writes whose value is a folder that is replaced whole; beside: names of folders next to it, {} being its own."""
+    """The paths written by an option whose value is a folder that is replaced whole; beside: names of folders next to it, {} being its own."""
 
     def written(value: str) -> list[Path]:
         path = Path(value)
@@ -72,28 +72,28 @@ def parse_path(value: str) -> list[Path]:
 
 
 def parse_path_or_set(value: str) -> list[Path]:
-    """What an option reads whose value is a path, a data set (the folder of a local one) or something elsewhere."""
+    """The paths read by an option whose value is a path, a data set (the folder of a local one) or something elsewhere."""
     return [Path(value), *([Path(value.partition(":")[0])] if ":" in value else [])]
 
 
 def parse_score_file(value: str) -> list[Path]:
-    """What an option reads whose value is FILE or FILE:NAME."""
+    """The path read by an option whose value is FILE or FILE:NAME."""
     return [Path(value), *([Path(value.rpartition(":")[0])] if ":" in value else [])]
 
 
 def parse_assigned_path(value: str) -> list[Path]:
-    """What an option reads whose value is NAME=FILE."""
+    """The path read by an option whose value is NAME=FILE."""
     return [Path(value.partition("=")[2] or value)]
 
 
 def list_run_inputs(value: str) -> list[Path]:
-    """What an option reads whose value is a run's folder: its configuration and its rounds, beside which there is room for outputs."""
+    """The paths read by an option whose value is a run's folder: its configuration and its rounds, beside which there is room for outputs."""
     return [Path(value) / "config.toml", Path(value) / "rounds"]
 
 
 def list_study_inputs(value: str) -> list[Path]:
-    """What an option reads whose value is the folder of a study's runs."""
-    return [inner for one in Path(value).glob("*/config.toml") for inner in list_run_inputs(str(one.parent))]
+    """The paths read by an option whose value is the folder of a study's runs."""
+    return [inner for config in Path(value).glob("*/config.toml") for inner in list_run_inputs(str(config.parent))]
 
 
 def settings_of(config: Config) -> list[Path]:
@@ -115,10 +115,10 @@ def guard(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         outputs: files and folders to write.
         inputs: files and folders that are read; what does not exist is no input.
     """
-    written, inputs = list(outputs), list(inputs)
-    for index, out in enumerate(written):
+    writes, inputs = list(outputs), list(inputs)
+    for index, out in enumerate(writes):
         _writable(out)
-        for other in written[:index]:
+        for other in writes[:index]:
             if _is_same_place(out, other) or _contains(out, other):
                 raise _refusal(out, other, "which is or holds another output of the same command")
         for read in inputs:

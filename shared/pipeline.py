@@ -18,7 +18,7 @@ from shared.commandline import round_options
 from shared.config import resolve
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
-from shared.estimate import Estimates, before, to_go
+from shared.estimate import Estimates, print_estimate, remaining_words
 from shared.old_students import remove_old_students
 from shared.process import exit_error, run_process
 from shared.progress import note_to_go
@@ -167,24 +167,24 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     """
     run.hold()
     pipeline = Pipeline(run, rebuild)
-    left = pending(todo, rebuild)
-    remove_old_students(run, left[0].number if left else None)
-    if left:
+    waiting = pending(todo, rebuild)
+    remove_old_students(run, waiting[0].number if waiting else None)
+    if waiting:
         run.check()  # a file may have gone since the run was begun
-    if left and wants_preflight(run):
+    if waiting and wants_preflight(run):
         pipeline.prepare()
         pipeline.preflight()
-    estimates = before([left], run.folder, [run]) if left else None
+    estimates = print_estimate([waiting], run.folder, [run]) if waiting else None
     if estimates:
         say(f"all output goes to {pipeline.log} as well; interrupt at any time, the same command goes on")
-    if left:
+    if waiting:
         pipeline.prepare()
     for step in todo:
-        if estimates and step in left:
+        if estimates and step in waiting:
             note_to_go(pipeline.log, estimates.left())
         pipeline.perform(step, estimates)
-        if estimates and step in left and (rest := estimates.left()):
-            console.print(f"[dim]{to_go(rest)}[/]")
+        if estimates and step in waiting and (rest := estimates.left()):
+            console.print(f"[dim]{remaining_words(rest)}[/]")
     if pipeline.took:
         pipeline.show()
     pipeline.report(mode)  # last, since it ends with what the run came to
@@ -204,10 +204,10 @@ def main() -> None:
     )
     if arguments.dry_run:
         run.check(weights=False)
-        left = pending(todo, arguments.rebuild)
-        if left:
-            show_cards(left)  # first: this machine may have too little memory for a model that a GPU holds
-        before([left], run.folder, [run])
+        waiting = pending(todo, arguments.rebuild)
+        if waiting:
+            show_cards(waiting)  # first: this machine may have too little memory for a model that a GPU holds
+        print_estimate([waiting], run.folder, [run])
         return
     try:
         run_steps(run, todo, arguments.eval, arguments.rebuild)

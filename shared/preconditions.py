@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared.commands import nearest, setting
-from shared.context import fitted, lengths
+from shared.context import fitted, refuse_lengths
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
 from shared.models import resolve
@@ -84,14 +84,41 @@ def check(config: Config, *, weights: bool = True) -> Config:
         described.chats()
         depth, _ = described.depth, described.hidden
     config = fitted(config, described.context)
-    lengths(config)
+    refuse_lengths(config)
     trainable(config, described.context)
-    band(vector.layers, depth, "vector.layers")
-    band(config.train.layers, depth, "train.layers")
+    student_shifts(config, depth)
     if weights:
         with _key("model.name", model.name):
             resolve(model.name, model.revision)
     return config
+
+
+def student_shifts(config: Config, depth: int) -> None:
+    """Raise SteerHealError for bands that the model does not have, and where eval.student_vector is set and there can be no such vector:
+    without contexts, or where all layers that are trained lie above the vector's.
+
+    Args:
+        config: of a run.
+        depth: of the model, blocks.
+    """
+    read = band(config.vector.layers, depth, "vector.layers")
+    trained = band(config.train.layers, depth, "train.layers")
+    if not config.eval.student_vector:
+        return
+    if not config.eval.contexts:
+        raise SteerHealError(
+            "the student's vector needs contexts to be averaged over",
+            given="eval.student_vector = true, eval.contexts = 0",
+            expected="eval.contexts of 1 or more",
+            next=setting("eval.contexts=64"),
+        )
+    if min(trained) > max(read):
+        raise SteerHealError(
+            "training does not reach the layers of the vector",
+            given=f"train.layers from {min(trained)} on, vector.layers up to {max(read)}",
+            expected="a trained layer at or below the vector's last, so that the student's activations differ there",
+            next=setting("eval.student_vector=false"),
+        )
 
 
 def trainable(config: Config, context: int | None, held_out: int | None = None) -> None:

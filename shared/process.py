@@ -175,7 +175,7 @@ def die_with_parent(parent: int) -> Callable[[], None] | None:
 
 
 def exit_error(ended: Ended, name: str, log: Path | None, lower: str = "") -> SteerHealError | None:
-    """What the end of a stage's process means; None where it did what it was to do.
+    """The error that the end of a stage's process stands for; None for a success.
 
     Args:
         ended: the process.

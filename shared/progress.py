@@ -31,13 +31,13 @@ class Half:
 
 
 def half_made(run: Run, number: int, stage: str) -> Half | None:
-    """What a stage without a manifest has left on disk; None where that is nothing."""
+    """The unfinished work of a stage without a manifest; None where there is none on disk."""
     folder = run.round(number)
     if stage == "sweep" and (windows := folder / ".sweep.jsonl.windows").is_dir():
-        whole = sum(seal_of(path).is_file() for path in windows.glob("[0-9]*.jsonl"))
+        finished = sum(seal_of(path).is_file() for path in windows.glob("[0-9]*.jsonl"))
         total = _object(windows / "plan.json").get("windows")
-        share = whole / total if isinstance(total, int) and 0 < whole <= total else 0.0
-        return Half(number, stage, f"window {whole} of {total}" if total else f"window {whole}", share)
+        share = finished / total if isinstance(total, int) and 0 < finished <= total else 0.0
+        return Half(number, stage, f"window {finished} of {total}" if total else f"window {finished}", share)
     if stage == "heal" and (healing := folder / "healing").is_dir():
         steps = {
             int(name): path
@@ -67,7 +67,7 @@ def note_to_go(log: Path, seconds: float) -> None:
 
 
 def time_left(log: Path, now: datetime | None = None) -> tuple[float | None, str | None]:
-    """What the log of a running run says of the time left.
+    """The time left of a running run and of its stage, as its log has it.
 
     Args:
         log: of the run.
@@ -90,8 +90,8 @@ def time_left(log: Path, now: datetime | None = None) -> tuple[float | None, str
         elif " $ -m " in line:  # a stage begins
             stage = None
         elif match := LEFT.match(line):
-            left = float(match[3]) * (60 if match[4] == "min" else 1) - _since(match[1], now)
-            stage = f"{match[2]}, {in_minutes(max(0.0, left))} left"
+            seconds_left = float(match[3]) * (60 if match[4] == "min" else 1) - _since(match[1], now)
+            stage = f"{match[2]}, {in_minutes(max(0.0, seconds_left))} left"
     return seconds, stage
 
 
@@ -102,4 +102,5 @@ def _since(clock: str, now: datetime) -> float:
 
 
 def in_minutes(seconds: float) -> str:
+    """Seconds as words, to the minute."""
     return "under a minute" if seconds < 45 else f"about {seconds / 60:.0f} min"

@@ -41,7 +41,14 @@ def named(value: str, embedded: str) -> str:
 
 
 def stratified_prompts(value: str, embedded: str, count: int, stratum: str) -> list[Prompt]:
-    """The first `count` prompts that a configuration value names, in turn over the strata, in the order of their source."""
+    """The first `count` prompts that a configuration value names, in turn over the strata, in the order of their source.
+
+    Args:
+        value: of the configuration: `embedded`, a file or a data set.
+        embedded: the file that is shipped with the package.
+        count: prompts to pick; fewer where there are fewer.
+        stratum: the field by which prompts are told apart into strata.
+    """
     with open_prompts(named(value, embedded)) as prompts:
         quota = quotas(Counter(getattr(prompt, stratum) for _, prompt in prompts), count)
         return [prompt for _, prompt in take(prompts, quota, lambda item: getattr(item[1], stratum))]

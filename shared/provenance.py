@@ -18,6 +18,7 @@ BESIDE = ("unsloth_zoo", "trl", "accelerate", "bitsandbytes", "numpy", "safetens
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The leaves in which two nested records differ, as `name = new (was old)`. name: of the records themselves."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
@@ -43,17 +44,17 @@ def refuse_mixing(what: str, out: Path, changed: Sequence[str], folder: Path) ->
         SteerHealError: all lines are of the device, or all of the code.
     """
     if changed and all(line.startswith("device = ") for line in changed):
-        begun = "on another kind of machine"
+        circumstance = "on another kind of machine"
         expected = "the machine it was begun on; what is finished is good on any"
         choice = "go on there, or make this stage from its beginning here: {}, then the same command"
     elif changed and all(line.startswith(("code = ", "version = ", "versions.steer-heal = ")) for line in changed):
-        begun = "by other code than this"
+        circumstance = "by other code than this"
         expected = "the code that it was begun with; stages that are done stay valid, whatever code made them"
         choice = "make this stage from its beginning: {}, then the same command; or go back to the code that began it"
     else:
         return
     raise SteerHealError(
-        f"an interrupted {what} was begun {begun}",
+        f"an interrupted {what} was begun {circumstance}",
         given=f"{out}: {'; '.join(changed)}",
         expected=expected,
         next=choice.format(removal(folder, folder=True)),
@@ -62,7 +63,7 @@ def refuse_mixing(what: str, out: Path, changed: Sequence[str], folder: Path) ->
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Of Python and the packages that are installed."""
+    """The versions of Python and of those of the packages that are installed, by name."""
     installed = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -73,10 +74,13 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str | None:
+    """The commit of the checkout as `git describe` says it; None outside a repository or without git."""
     try:
-        here = Path(__file__).parent.parent
+        checkout = Path(__file__).parent.parent
         answer = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
         )
     except FileNotFoundError:
         return None

@@ -52,10 +52,10 @@ def make_parent(path: Path) -> None:
 def _temporary(path: Path) -> Path:
     """A name beside `path` for this process to make it under; what dead processes of this host left under theirs is removed."""
     make_parent(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}.*.tmp"):
-        number = left.name.split(".")[-2]
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{HOST}.*.tmp"):
+        number = leftover.name.split(".")[-2]
         if number.isdigit() and int(number) != os.getpid() and not _alive(int(number)):
-            (shutil.rmtree if left.is_dir() and not left.is_symlink() else os.unlink)(left)
+            (shutil.rmtree if leftover.is_dir() and not leftover.is_symlink() else os.unlink)(leftover)
     return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
 
 
@@ -90,29 +90,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def replaceable(path: Path, of: Collection[str]) -> None:
+def replaceable(path: Path, names: Collection[str]) -> None:
     """Raise SteerHealError when a folder holds anything but files of these names, so that nobody's other files are lost. Hidden files,
     which desktops and editors leave, do not count."""
     entries = path.iterdir() if path.exists() else ()
-    if foreign := sorted(p.name for p in entries if not (p.is_file() and (p.name in of or p.name.startswith(".")))):
+    if foreign := sorted(p.name for p in entries if not (p.is_file() and (p.name in names or p.name.startswith(".")))):
         raise SteerHealError(
             "a folder holds other files than the ones that would replace it",
             given=f"{path}: {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''}",
-            expected=f"no such folder, an empty one{f', or one of {chr(44).join(of)}' if of else ''}",
+            expected=f"no such folder, an empty one{f', or one of {chr(44).join(names)}' if names else ''}",
             next="name another folder, or move these files away",
         )
 
 
 @contextmanager
-def atomic_folder(path: Path, of: Collection[str] | None = None) -> Iterator[Path]:
+def atomic_folder(path: Path, names: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success its files are synced and it takes the place of `path`.
 
-    of: the names that it may hold, where a user chose the path: a folder with others is refused before the work and after it. An
+    names: that it may hold, where a user chose the path: a folder with others is refused before the work and after it. An
     exchange that was cut short is taken back, at once or by the next call. Where `path` is a link, what it leads to is replaced.
     """
     path = Path(os.path.realpath(path))
-    if of is not None:
-        replaceable(path, of)
+    if names is not None:
+        replaceable(path, names)
     temporary, replaced = _temporary(path), path.with_name(f".{path.name}.replaced")
     _take_back(replaced, path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -122,8 +122,8 @@ def atomic_folder(path: Path, of: Collection[str] | None = None) -> Iterator[Pat
         for file in temporary.rglob("*"):
             _sync_folder(file) if file.is_dir() else _settle(file)
         _sync_folder(temporary)
-        if of is not None:
-            replaceable(path, of)
+        if names is not None:
+            replaceable(path, names)
         try:
             if path.exists():
                 os.replace(path, replaced)
@@ -143,11 +143,13 @@ def _take_back(replaced: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Publish a UTF-8 text: the file appears whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
+    """Publish a value as JSON. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -164,12 +166,12 @@ def digest(path: Path) -> str:
 
 def _files(folder: Path) -> Iterator[Path]:
     """The files below a folder, through links too; a folder that several names lead to is gone through once."""
-    seen: set[str] = set()
+    visited: set[str] = set()
     for place, inside, names in os.walk(folder, followlinks=True, onerror=_raise):
-        if (real := os.path.realpath(place)) in seen:
+        if (real := os.path.realpath(place)) in visited:
             inside.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         inside.sort()
         yield from (file for name in names if (file := Path(place, name)).is_file())
 
@@ -180,6 +182,7 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def seal_of(path: Path) -> Path:
+    """The path of the seal of a file or folder, beside it."""
     return path.with_name(f"{path.name}.sha256")
 
 

@@ -100,7 +100,13 @@ def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]
 
 
 def met(median: float, bound: float | None, faster: bool) -> bool | None:
-    """Whether a bound stands, by the module's rule; None without a bound."""
+    """Whether a bound stands, by the module's rule; None without a bound.
+
+    Args:
+        median: of the ratios.
+        bound: the worst median that is good enough.
+        faster: whether a higher median is better.
+    """
     if bound is None:
         return None
     return median >= bound if faster else median <= bound
@@ -109,7 +115,15 @@ def met(median: float, bound: float | None, faster: bool) -> bool | None:
 def ratio(
     ours: Side, reference: Side, what: str, *, bound: float | None = None, faster: bool = False
 ) -> dict[str, Any]:
-    """The record of one comparison: time of ours over the reference's, or with faster the reference's over ours."""
+    """The record of one comparison: time of ours over the reference's, or with faster the reference's over ours.
+
+    Args:
+        ours: measured already.
+        reference: measured in turn with ours.
+        what: the ratio in words, for the record.
+        bound: the worst median that is good enough; None for none.
+        faster: put the reference's time over ours.
+    """
     # a side may take part in the first rounds alone
     pairs = list(zip(ours.seconds, reference.seconds, strict=False))
     sides = {"ours": ours, "reference": reference}
@@ -123,7 +137,14 @@ def ratio(
 def record(
     pairs: Sequence[tuple[float, float]], what: str, *, bound: float | None = None, faster: bool = False
 ) -> dict[str, Any]:
-    """A ratio of ours over theirs, or with faster theirs over ours, of pairs (ours, theirs) of any one unit."""
+    """A ratio of ours over theirs, or with faster theirs over ours, of pairs (ours, theirs) of any one unit.
+
+    Args:
+        pairs: (ours, theirs), of any one unit.
+        what: the ratio in words, for the record.
+        bound: the worst median that is good enough; None for none.
+        faster: put theirs over ours.
+    """
     values = [theirs / own if faster else own / theirs for own, theirs in pairs]
     low, high = interval(values)
     return {
@@ -148,12 +169,12 @@ def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed:
     kind = machine.get("instruction_set", UNKNOWN)
     before = old.get("machine") or machine
     machines = {before.get("instruction_set", UNKNOWN): before, **old.get("machines", {})}
-    here, there = ([entry.get(name) for name in SAME] for entry in (machine, machines.get(kind, machine)))
+    ours, theirs = ([entry.get(name) for name in SAME] for entry in (machine, machines.get(kind, machine)))
     kept = [name for name, row in old["ratios"].items() if name not in ratios and kind in _by_set(row)]
-    if here != there and kept:
+    if ours != theirs and kept:
         raise SteerHealError(
             "a benchmark file is of another machine",
-            given=f"{out}: {there}, and here {here}",
+            given=f"{out}: {theirs}, and here {ours}",
             expected="one machine of an instruction set in a file",
             next="file these with --out elsewhere, or remove that file and run make bench",
         )

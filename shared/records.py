@@ -111,7 +111,7 @@ Source = Literal["steered", "unsteered", "prompted"]
 
 
 def source_of(coefficient: float, prompted: bool) -> Source:
-    """Where a completion comes from, as filter.source names it."""
+    """The source of a completion, as filter.source names it."""
     return "prompted" if prompted else "steered" if coefficient else "unsteered"
 
 
@@ -173,7 +173,7 @@ class Pair(Asked):
 
     @property
     def answers(self) -> int:
-        """How many turns are the assistant's; the last of them is the completion."""
+        """The number of the assistant's turns; the last of them is the completion."""
         return 1 + sum(turn["role"] == "assistant" for turn in self.turns)
 
 
@@ -315,7 +315,14 @@ def refuse_duplicate_rows(path: Path, rows: list[Row], made_by: str) -> list[Row
 
 
 def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
-    """The one record that a JSON file holds. Raises SteerHealError when it cannot be read or is something else."""
+    """The one record that a JSON file holds. Raises SteerHealError when it cannot be read or is something else.
+
+    Args:
+        path: of the file.
+        kind: the record's class.
+        what: the error's first line.
+        next: the error's next step.
+    """
     try:
         return kind.model_validate(parse(path.read_bytes()))
     except (OSError, ValueError) as error:
@@ -328,7 +335,7 @@ def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
 
 
 def read_manifest(path: Path, next: str) -> Manifest:
-    """What a stage recorded. next: the command or edit that mends a manifest that cannot be read."""
+    """The manifest of a stage. next: the command or edit that mends a manifest that cannot be read."""
     return read_record(path, Manifest, what="a manifest could not be read", next=next)
 
 

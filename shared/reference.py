@@ -120,9 +120,9 @@ def _default(action: argparse.Action) -> str:
 
 
 def _help(action: argparse.Action) -> str:
-    known = "" if action.choices is None else f"; one of {', '.join(f'`{one}`' for one in action.choices)}"
+    choices = "" if action.choices is None else f"; one of {', '.join(f'`{choice}`' for choice in action.choices)}"
     repeated = "; repeatable" if isinstance(action, argparse._AppendAction) and "repeatable" not in str(action.help) else ""  # fmt: skip
-    return f"{action.help or ''}{known}{repeated}"
+    return f"{action.help or ''}{choices}{repeated}"
 
 
 def settings_page() -> str:
@@ -165,20 +165,20 @@ def _value(value: Any) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    said = _kind(field.annotation)
+    text = _kind(field.annotation)
     bounds = [
         words.format(getattr(bound, name)) for bound in field.metadata for kind, (name, words) in BOUNDS.items() if type(bound) is kind
     ]  # fmt: skip
-    return f"{said}, {', '.join(bounds)}" if bounds else said
+    return f"{text}, {', '.join(bounds)}" if bounds else text
 
 
 def _kind(annotation: Any) -> str:
     """A type in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return ", ".join(f"`{one}`" for one in inner)
+        return ", ".join(f"`{member}`" for member in inner)
     if origin in (Union, types.UnionType):
-        return " or ".join(_kind(one) for one in inner)
+        return " or ".join(_kind(member) for member in inner)
     if origin is list:
         return f"list of {_kind(inner[0])}"
     if origin is dict:
@@ -196,8 +196,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _plain(text: str) -> str:
     """Text of a Markdown table: one line, and no markup but code."""
-    one = " ".join(text.split()).replace("|", "\\|")
-    parts = one.split("`")  # in code a < is a <
+    line = " ".join(text.split()).replace("|", "\\|")
+    parts = line.split("`")  # in code a < is a <
     return "`".join(
         part.replace("<", "&lt;").replace("*", "\\*") if index % 2 == 0 else part for index, part in enumerate(parts)
     )

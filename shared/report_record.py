@@ -46,8 +46,8 @@ def verified_results(run: Run, again: str) -> Path | None:
         f"{name} was made again" for name, recorded in record.inputs.items() if _digest(run.folder / name) != recorded
     ]
     for stage in {Path(name).stem for name in record.inputs}:
-        made = (run.manifest(number, stage).relative_to(run.folder).as_posix() for number in run.rounds(stage))
-        problems += [f"{name} is not in it" for name in made if name not in record.inputs]
+        manifests = (run.manifest(number, stage).relative_to(run.folder).as_posix() for number in run.rounds(stage))
+        problems += [f"{name} is not in it" for name in manifests if name not in record.inputs]
     if record.outputs.get(path.name) != digest(path):
         problems.insert(0, f"{path} was edited")
     if problems:

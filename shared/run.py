@@ -74,7 +74,7 @@ class Run:
         return self.folder / "students"
 
     def changed(self, manifest: Manifest) -> list[str]:
-        """What is missing or edited among the outputs that a manifest records."""
+        """The outputs of a manifest that are missing or edited."""
         problems = []
         for name, recorded in manifest.outputs.items():
             path = self.folder / name
@@ -106,7 +106,7 @@ class Run:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name == f"{int(name):02d}")
 
 
-def contained(folder: Path) -> None:
+def refuse_links_out(folder: Path) -> None:
     """Raise SteerHealError for a link that leads out of a folder: what is written there would be written elsewhere."""
     inside = folder.resolve()
     for path in folder.rglob("*"):
@@ -146,7 +146,7 @@ def open_run(
         said: by key, the source of a value that stands in the frozen configuration in place of SET.
     """
     frozen = folder / "config.toml"
-    contained(folder)
+    refuse_links_out(folder)
     if config is None and not overrides and model is None:
         if not frozen.is_file():
             raise SteerHealError(
@@ -156,11 +156,13 @@ def open_run(
                 next=round_command(folder, rounds or 1, config=CONFIG, dry=dry),
             )
         return Run(folder, configuration.resolve(frozen)[0])
-    wanted, sources = configuration.resolve(config or (frozen if frozen.is_file() else None), overrides or "", model)
+    config_now, sources = configuration.resolve(
+        config or (frozen if frozen.is_file() else None), overrides or "", model
+    )
     sources |= said or {}
     if frozen.is_file():
-        wanted = with_its_think(_with_its_length(wanted, frozen), frozen)
-    run = Run(folder, wanted)
+        config_now = with_its_think(_with_its_length(config_now, frozen), frozen)
+    run = Run(folder, config_now)
     begun = None
     if not frozen.is_file():
         run.check(weights=not dry)
@@ -206,13 +208,13 @@ def open_run(
     return run
 
 
-def _with_its_length(wanted: Config, frozen: Path) -> Config:
+def _with_its_length(config: Config, frozen: Path) -> Config:
     """A configuration that does not say model.max_model_len, with that which a frozen one took from the same model."""
-    if "max_model_len" in wanted.model.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
-        return wanted
+    if "max_model_len" in config.model.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
+        return config
     old = configuration.resolve(frozen)[0].model
-    same = (old.name, old.revision) == (wanted.model.name, wanted.model.revision)
-    return with_length(wanted, old.max_model_len) if same else wanted
+    same = (old.name, old.revision) == (config.model.name, config.model.revision)
+    return with_length(config, old.max_model_len) if same else config
 
 
 def _beside(folder: Path, model: str | None) -> Path:
@@ -220,4 +222,4 @@ def _beside(folder: Path, model: str | None) -> Path:
     name = re.sub(r"[^a-z0-9.]+", "-", Path(model).name.lower()).strip("-.") if model else ""
     names = [name] if name else []
     names += [f"{name or folder.name}-{number}" for number in range(2, 1000)]
-    return next(path for path in (folder.parent / one for one in names) if not path.exists())
+    return next(path for path in (folder.parent / candidate for candidate in names) if not path.exists())

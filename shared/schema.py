@@ -7,17 +7,18 @@ import json
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from shared.commands import setting
 from shared.divergences import DIVERGENCES, DivergenceName
 from shared.errors import SteerHealError
+from shared.glossary import define
 from shared.strict import check_values, repeated
 
 Aggregate = Literal["rmse", "mean", "p95", "max"]
 Positions = Literal["all", "generated"]
 Debias = Literal["reversal", "rotating", "cyclic"]
-Dose = Literal["grid", "walk"]
+Dose = Literal["grid", "walk", "iso_kl"]
 COLDEST = 0.01  # vLLM samples at this temperature where a lower one above 0 is asked for
 
 
@@ -103,14 +104,14 @@ class ModelConfig(Section):
 
     @property
     def rendering(self) -> dict[str, Any]:
-        """What of this section a rendered conversation depends on beside the model."""
+        """The settings of this section that a rendered conversation depends on."""
         return {"chat_template_kwargs": self.chat_template_kwargs, **({"date": self.date} if self.date else {})}
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _of_the_template(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(given.keys() & RENDERING):
-            raise ValueError(f"{', '.join(taken)} is decided here, not by a configuration")
+        if reserved := sorted(given.keys() & RENDERING):
+            raise ValueError(f"{', '.join(reserved)} is decided here, not by a configuration")
         for name, value in given.items():
             no_truth_as_text(value, name)
         try:
@@ -149,7 +150,7 @@ class VectorConfig(Section):
 
 class SweepConfig(Section):
     coefficients: list[float] = Field(
-        [0.25, 0.5, 0.75, 1.0], min_length=1, description="multiples of the raw vector; 0 is sampled besides"
+        [0.25, 0.5, 0.75, 1.0], min_length=1, description=f"coefficient: {define('coefficient')}; 0 is sampled besides"
     )
     dilemmas: str = Field(
         "embedded",
@@ -171,17 +172,32 @@ class SweepConfig(Section):
         description="engines that make windows at once: one a GPU, and on a CPU processes that share its cores; rows do not depend on it",
     )
     dose: Dose = Field(
-        "grid", description="grid: the coefficients; walk: the largest at which enough survive the filter"
+        "grid",
+        description="grid: the coefficients; walk: the largest at which enough survive the filter; iso_kl: that at which the steered model is sweep.dose_kl from the unsteered one",
     )
     survival: float = Field(0.5, gt=0, le=1, description="walk: share of completions that must survive the filter")
-    dose_ceiling: float = Field(4.0, gt=0, description="walk: largest coefficient tried")
-    dose_steps: int = Field(6, ge=1, le=12, description="walk: bisection steps; also the most halvings of the ceiling")
-    dose_prompts: int = Field(24, ge=1, description="walk: prompts per probe, spread over the sweep's")
+    dose_kl: float = Field(
+        1.0, gt=0, description="iso_kl: 95th percentile of KL(steered || unsteered) over tokens, nats"
+    )
+    dose_ceiling: float = Field(4.0, gt=0, description="walk and iso_kl: largest coefficient tried")
+    dose_steps: int = Field(
+        6, ge=1, le=12, description="walk and iso_kl: bisection steps; also the most halvings of the ceiling"
+    )
+    dose_prompts: int = Field(24, ge=1, description="walk and iso_kl: prompts per probe, spread over the sweep's")
     until_kept: int | None = Field(
         None,
         ge=1,
         description="end the sweep with the first window at whose end so many rows pass the filter; by default, and where so few pass, all windows are made",
     )
+
+    @field_validator("survival", "dose_kl")
+    @classmethod
+    def _of_one_search(cls, value: float, info: ValidationInfo) -> float:
+        """A dose is searched in one way."""
+        dose, other = info.data.get("dose"), "iso_kl" if info.field_name == "survival" else "walk"
+        if dose == other and info.field_name and value != cls.model_fields[info.field_name].default:
+            raise ValueError(f"sweep.dose = {dose} does not go by it; a sweep searches its dose in one way")
+        return value
 
     @field_validator("coefficients")
     @classmethod
@@ -196,10 +212,15 @@ class SweepConfig(Section):
 
 
 class FilterConfig(Section):
-    perplexity_ratio: float = Field(5.0, gt=0, description="highest perplexity, as a multiple of the unsteered median")
+    perplexity_ratio: float = Field(
+        5.0, gt=0, description=f"highest perplexity, as a multiple of the unsteered median; {define('perplexity')}"
+    )
     last_quarter_ratio: float = Field(8.0, gt=0, description="the same for the completion's last quarter")
     distinct_3_quantile: float = Field(
-        0.05, ge=0, le=1, description="distinct-3 must reach this quantile of the unsteered completions"
+        0.05,
+        ge=0,
+        le=1,
+        description=f"distinct-3 must reach this quantile of the unsteered completions; {define('distinct-3')}",
     )
     max_loop_share: float = Field(
         0.3, ge=0, le=1, description="largest share of tokens in one verbatim loop of any period"
@@ -207,7 +228,10 @@ class FilterConfig(Section):
     min_tokens: int = Field(8, ge=1, description="shortest completion, tokens")
     drop_truncated: bool = Field(True, description="reject completions that ran into max_tokens")
     trait_llr_quantile: float = Field(
-        0.5, ge=0, le=1, description="trait_llr must reach this quantile of the unsteered completions"
+        0.5,
+        ge=0,
+        le=1,
+        description=f"trait_llr must reach this quantile of the unsteered completions; {define('trait_llr')}",
     )
     off: bool = Field(False, description="keep every completion that has tokens, as a control")
     source: Literal["steered", "unsteered", "prompted"] = Field(
@@ -220,11 +244,11 @@ class FilterConfig(Section):
 class TrainConfig(Section):
     divergence: DivergenceName = Field(
         "kl_rev",
-        description=f"D of the barrier: {', '.join(f'{name} ({entry.meaning})' for name, entry in DIVERGENCES.items())}",
+        description=f"{define('divergence')}: {', '.join(f'{name} ({entry.meaning})' for name, entry in DIVERGENCES.items())}",
     )
-    lam: float = Field(0.1, ge=0, description="lambda, weight of relu(D - tau)")
+    lam: float = Field(0.1, ge=0, description=f"lambda, {define('lambda')}, relu(D - tau)")
     lam_round_power: float = Field(0.0, description="lambda in round r is lam * r ** lam_round_power")
-    tau: float = Field(0.3, ge=0, description="divergence left free, nats")
+    tau: float = Field(0.3, ge=0, description=define("tau"))
     aggregate: Aggregate = Field("rmse", description="how per-position KL becomes D")
     reference: Literal["base", "previous"] = Field(
         "base", description="the original (all gates off) or the previous round's student"
@@ -302,7 +326,8 @@ class EvalConfig(Section):
         False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
     )
     coefficients: list[float] = Field(
-        [], description="further doses scored in a round, multiples of the vector; the mean of the kept rows always is"
+        [],
+        description="further doses scored in a round, multiples of the vector, also negative ones; the mean of the kept rows always is",
     )
     random_draws: int = Field(
         9,
@@ -313,8 +338,13 @@ class EvalConfig(Section):
         False,
         description="steer with a vector of each decoy persona of vector.trait as well, as long as the trait's: a harder null than random directions",
     )
+    student_vector: bool = Field(
+        False,
+        description="the student's mean shift of activations as a cause: added to the original model, and subtracted from the student",
+    )
     gates: list[float] = Field(
-        [], description="gates of the round at which its healed student is scored as well; it always is at 1"
+        [],
+        description=f"gates of the round at which its healed student is scored as well; it always is at 1; a gate is {define('gate')}",
     )
     free_tokens: int = Field(
         24, ge=0, description="length of a free answer to the forced choice, judged as JSON; 0 for none"
@@ -334,7 +364,7 @@ class EvalConfig(Section):
 
     def determining(self) -> dict[str, Any]:
         """The settings that scores depend on; a later key is left out at its default, which is what earlier versions did."""
-        return self.model_dump(exclude=set() if self.decoy_vectors else {"decoy_vectors"})
+        return self.model_dump(exclude={key for key in ("decoy_vectors", "student_vector") if not getattr(self, key)})
 
     @field_validator("measures")
     @classmethod
@@ -366,8 +396,13 @@ class Config(Section):
 
     @property
     def walks(self) -> bool:
-        """Whether the sweep searches for its dose; completions under the trait prompt have none."""
+        """Whether the sweep searches for its dose by survival; completions under the trait prompt have none."""
         return self.sweep.dose == "walk" and self.filter.source != "prompted"
+
+    @property
+    def searches(self) -> bool:
+        """Whether the sweep searches for its dose, by survival or by iso-KL."""
+        return self.sweep.dose != "grid" and self.filter.source != "prompted"
 
     @property
     def scored_trait(self) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.errors import SteerHealError, in_one_line
 from shared.naming import means_path, no_tilde
@@ -73,7 +73,7 @@ def revisions_of(**values: str) -> dict[str, str]:
     Raises SteerHealError for one that can neither be reached nor is cached.
     """
     return {
-        label: f"{_split_name(value)[0]}@{revision_of(value)}"
+        label: f"{_split_name(value).repository}@{revision_of(value)}"
         for label, value in values.items()
         if names_set(value) and set_folder(value) is None
     }
@@ -88,7 +88,7 @@ def revision_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """Rows begin to end of a file, counted from 0; end None is its own."""
 
     path: Path
@@ -96,7 +96,7 @@ class Part:
     end: int | None = None
 
 
-def local_parts(name: str, *, what: str, next: str) -> list[Part] | None:
+def local_parts(name: str, *, what: str, next: str) -> list[FilePart] | None:
     """The files that a local data set's split is made of, and what a slice takes of each.
 
     None for a set of the hub, and for one whose files or reader's options are of other kinds than `shared.tables` reads. Raises
@@ -112,14 +112,14 @@ def local_parts(name: str, *, what: str, next: str) -> list[Part] | None:
         if not ours or _has_options(builder.config, endings):
             return None
         if split in files:
-            return [Part(path) for path in files[split]]
+            return [FilePart(path) for path in files[split]]
         from datasets import ReadInstruction
 
         lengths = _Lengths(files)
         try:
             slices = ReadInstruction.from_spec(split).to_absolute(lengths)
             return [
-                Part(path, max(0, one.from_ - before), min(length, one.to - before))
+                FilePart(path, max(0, one.from_ - before), min(length, one.to - before))
                 for one in slices
                 for path, before, length in lengths.placed(one.splitname)
                 if one.from_ < before + length and before < one.to
@@ -160,7 +160,7 @@ def _is_ours(path: Path) -> bool:
 def _has_options(config: Any, endings: set[str]) -> bool:
     """Whether a data set's card says how its files are read, as with a divider that is not that of their ending."""
     plain = type(config)(**({"sep": DIVIDERS[".tsv"]} if endings == {".tsv"} else {}))
-    given = {field.name for field in fields(config)} - {
+    options = {field.name for field in fields(config)} - {
         "name",
         "version",
         "data_dir",
@@ -168,16 +168,24 @@ def _has_options(config: Any, endings: set[str]) -> bool:
         "description",
         "features",
     }
-    return any(getattr(config, name) != getattr(plain, name) for name in given)
+    return any(getattr(config, name) != getattr(plain, name) for name in options)
 
 
-def _split_name(name: str) -> tuple[str, str | None, list[str], str]:
-    """Id, revision, configuration (or nothing) and split."""
-    repository, *subset, split = COLON.split(name)
+class _Name(NamedTuple):
+    """The parts of a data set's name. configuration: empty, or one name."""
+
+    repository: str
+    revision: str | None
+    configuration: list[str]
+    split: str
+
+
+def _split_name(name: str) -> _Name:
+    repository, *configuration, split = COLON.split(name)
     if set_folder(name) is None and "@" in repository:
         repository, _, revision = repository.partition("@")
-        return repository, revision, subset, split
-    return repository, None, subset, split
+        return _Name(repository, revision, configuration, split)
+    return _Name(repository, None, configuration, split)
 
 
 @contextmanager
@@ -198,15 +206,18 @@ def _unreachable(name: str, error: Exception, what: str, next: str) -> SteerHeal
 
 @contextmanager
 def _builder(name: str, *, what: str, next: str) -> Iterator[Any]:
-    repository, revision, subset, _ = _split_name(name)
+    parts = _split_name(name)
     refuse_missing(name, what=what, next=next)
     from datasets import load_dataset_builder
 
     with _fresh(name) as cache:
         try:
-            builder = load_dataset_builder(repository, *subset, revision=revision, cache_dir=cache)
-            if revision and COMMIT.fullmatch(revision) and builder.hash != revision:  # offline, it takes what is cached
-                raise FileNotFoundError(f"commit {builder.hash} is cached, and not {revision}")
+            builder = load_dataset_builder(
+                parts.repository, *parts.configuration, revision=parts.revision, cache_dir=cache
+            )
+            if parts.revision and COMMIT.fullmatch(parts.revision) and builder.hash != parts.revision:
+                # offline, it takes what is cached
+                raise FileNotFoundError(f"commit {builder.hash} is cached, and not {parts.revision}")
         except Exception as error:  # datasets raises whatever its transport raises
             raise _unreachable(name, error, what, next) from None
         yield builder
@@ -218,8 +229,8 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
 
     what and next are those of the SteerHealError raised when it cannot be had.
     """
-    repository, revision, subset, split = _split_name(name)
-    if revision is None:
+    parts = _split_name(name)
+    if parts.revision is None:
         refuse_missing(name, what=what, next=next)
     else:
         with _builder(name, what=what, next=next):
@@ -228,7 +239,9 @@ def open_set(name: str, *, what: str, next: str) -> Iterator[Any]:
 
     with _fresh(name) as cache:
         try:
-            rows = load_dataset(repository, *subset, split=split, revision=revision, cache_dir=cache)
+            rows = load_dataset(
+                parts.repository, *parts.configuration, split=parts.split, revision=parts.revision, cache_dir=cache
+            )
         except Exception as error:  # datasets raises whatever its transport raises
             raise _unreachable(name, error, what, next) from None
         yield rows

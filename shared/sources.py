@@ -15,14 +15,14 @@ from shared.errors import SteerHealError
 from shared.lines import conversion_of, needed, problem_of
 from shared.publish import digest
 from shared.records import Record
-from shared.sets import Part, local_parts, names_set, open_set, revision_of, set_folder
+from shared.sets import FilePart, local_parts, names_set, open_set, revision_of, set_folder
 from shared.tables import first_fields, located, numbered_rows, present, unit
 
 Row = TypeVar("Row", bound=Record)
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows that can be gone through again and again, each behind its number.
 
     read: the rows of a kind, from the first on. fields: names of the first row's fields. place: where the row of a number is, for errors.
@@ -41,7 +41,7 @@ class Source:
 
 
 @contextmanager
-def open_rows(name: str, *, what: str, made_by: str) -> Iterator[Source]:
+def open_rows(name: str, *, what: str, made_by: str) -> Iterator[RowSource]:
     """The rows of a JSON Lines, CSV or Parquet path, or of a data set as `shared.sets` names it, while the context lasts.
 
     Args:
@@ -51,7 +51,7 @@ def open_rows(name: str, *, what: str, made_by: str) -> Iterator[Source]:
     """
     if not names_set(name):
         path = Path(name)
-        yield Source(
+        yield RowSource(
             name,
             lambda kind: numbered_rows(path, kind, made_by=made_by),
             lambda: first_fields(path),
@@ -59,7 +59,7 @@ def open_rows(name: str, *, what: str, made_by: str) -> Iterator[Source]:
             unit(path),
         )
     elif (parts := local_parts(name, what=what, next=made_by)) is not None:
-        yield Source(
+        yield RowSource(
             name,
             lambda kind: _of_parts(name, parts, kind, made_by),
             lambda: first_fields(parts[0].path) if parts else set(),
@@ -68,7 +68,7 @@ def open_rows(name: str, *, what: str, made_by: str) -> Iterator[Source]:
         )
     else:
         with open_set(name, what=what, next=made_by) as table:
-            yield Source(
+            yield RowSource(
                 name,
                 lambda kind: _of_table(name, table, kind, made_by),
                 lambda: set(table.column_names),
@@ -78,7 +78,7 @@ def open_rows(name: str, *, what: str, made_by: str) -> Iterator[Source]:
 
 
 def origin_of(name: str) -> dict[str, str]:
-    """What a file or a data set was when it was read, for a record: its name without folders, and its sha256 or the hub's commit."""
+    """The identity of a file or a data set as it was read, for a record: its name without folders, and its sha256 or the hub's commit."""
     if not names_set(name):
         return {"name": Path(name).name, "sha256": digest(Path(name))}
     if (folder := set_folder(name)) is None:
@@ -86,7 +86,7 @@ def origin_of(name: str) -> dict[str, str]:
     return {"name": f"{folder.name}:{name.partition(':')[2]}", "sha256": digest(folder)}
 
 
-def _of_parts(name: str, parts: list[Part], kind: type[Row], made_by: str) -> Iterator[tuple[int, Row]]:
+def _of_parts(name: str, parts: list[FilePart], kind: type[Row], made_by: str) -> Iterator[tuple[int, Row]]:
     """The rows of a local data set's files, by the reader of files."""
     number = 0
     for part in parts:
@@ -103,11 +103,13 @@ def _of_parts(name: str, parts: list[Part], kind: type[Row], made_by: str) -> It
 
 def _of_table(name: str, table: Any, kind: type[Row], made_by: str) -> Iterator[tuple[int, Row]]:
     """The rows of a data set as `datasets` reads it, its nulls as in a Parquet file."""
-    known = {*kind.model_fields, *COLUMNS}
+    columns = {*kind.model_fields, *COLUMNS}
     if not len(table):
         raise _no_rows(name, kind, made_by)
     for number, row in enumerate(
-        table.select_columns([column for column in table.column_names if column in known or folded(column) in known])
+        table.select_columns(
+            [column for column in table.column_names if column in columns or folded(column) in columns]
+        )
     ):
         try:
             yield number, kind.model_validate(present(row, kind))

@@ -104,9 +104,9 @@ class Stage:
         problems = differences(manifest.settings, self.settings) + [
             f"input {key} changed" for key in self.inputs if self.inputs[key] != manifest.inputs.get(key)
         ]
-        named = [path.relative_to(self.run.folder).as_posix() for path in self.outputs]
+        names = [path.relative_to(self.run.folder).as_posix() for path in self.outputs]
         problems += self.run.changed(manifest) + [
-            f"output {name} is missing" for name in named if name not in manifest.outputs
+            f"output {name} is missing" for name in names if name not in manifest.outputs
         ]
         if not problems:
             console.print(

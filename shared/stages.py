@@ -26,7 +26,7 @@ class Step:
 
     @property
     def key(self) -> tuple[Path, int, str]:
-        """What tells steps apart: the run's folder, the round and the stage."""
+        """The identity of a step: the run's folder, the round and the stage."""
         return self.run.folder, self.number, self.stage
 
     @property
@@ -35,7 +35,7 @@ class Step:
 
     @property
     def manifest(self) -> Manifest:
-        """What the stage recorded. Raises SteerHealError where there is none."""
+        """The stage's manifest. Raises SteerHealError where there is none."""
         path = self.run.manifest(self.number, self.stage)
         return read_manifest(path, f"remove {path}; the stage runs again")
 

@@ -68,7 +68,7 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def status_of(folder: Path) -> Status:
-    """Where the run of a folder stands; raises nothing.
+    """The status of the run of a folder; raises nothing.
 
     Args:
         folder: one with a config.toml. What cannot be read in it is the problem of the result.
@@ -76,18 +76,18 @@ def status_of(folder: Path) -> Status:
     holder = lock_holder(folder / ".lock")
     try:
         run = Run(folder, configuration.resolve(folder / "config.toml")[0])
-        done = sorted(_done(run), key=lambda one: (one.round, [*STAGES, *EXTRA].index(one.stage)))
+        done = sorted(_done(run), key=lambda stage_done: (stage_done.round, [*STAGES, *EXTRA].index(stage_done.stage)))
     except SteerHealError as error:
         problem = f"{error.what}: {error.given}"
         return Status(str(folder), None, None, 0, [], None, holder, None, None, error.next, problem)
     complete = [k for k in run.rounds() if all(run.manifest(k, stage).is_file() for stage in STAGES)]
     rounds = next(k for k in range(len(complete) + 2) if k + 1 not in complete)
-    here = rounds + 1
-    stage = next((name for name in STAGES if not run.manifest(here, name).is_file()), STAGES[0])
-    begun = run.round(here).is_dir()
-    half = half_made(run, here, stage)
+    current = rounds + 1
+    stage = next((name for name in STAGES if not run.manifest(current, name).is_file()), STAGES[0])
+    begun = run.round(current).is_dir()
+    half = half_made(run, current, stage)
     left, stage_left = time_left(folder / LOG) if holder is not None else (None, None)
-    again = round_command(folder, here if begun or not rounds else rounds + 1)
+    again = round_command(folder, current if begun or not rounds else rounds + 1)
     return Status(
         run=str(folder),
         begun=run.begun.isoformat(timespec="seconds"),
@@ -124,7 +124,9 @@ def _stopped(run: Run) -> str | None:
     if not (path := run.folder / "stopped.json").is_file():
         return None
     value = _read(path)
-    if any((one.round, one.stage) == (value.get("round"), value.get("stage")) for one in _done(run)):
+    if any(
+        (stage_done.round, stage_done.stage) == (value.get("round"), value.get("stage")) for stage_done in _done(run)
+    ):
         return None
     lines = str(value.get("said", "")).strip().splitlines()
     return (
@@ -133,11 +135,11 @@ def _stopped(run: Run) -> str | None:
 
 
 def activity_of(process: int) -> str:
-    """What a process is at: the stage that it or a process under it runs, or else its command."""
+    """The activity of a process: the stage that it or a process under it runs, or else its command."""
     if process == 0:
         return "a process of another machine or container"
-    for one in [*_children(process), process]:
-        words = _words(Path(f"/proc/{one}/cmdline"))
+    for candidate in [*_children(process), process]:
+        words = _words(Path(f"/proc/{candidate}/cmdline"))
         names = [NAMES[word] for word in words if word in NAMES] or [word for word in words[1:3] if word in COMMANDS]
         if names and names[0] in STAGES and "--round" in words[:-1]:
             return f"round {words[words.index('--round') + 1]} {names[0]}"
@@ -150,7 +152,7 @@ def _children(process: int) -> list[int]:
         below = [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
         return []
-    return [one for child in below for one in (*_children(child), child)]
+    return [descendant for child in below for descendant in (*_children(child), child)]
 
 
 def _words(file: Path) -> list[str]:
@@ -163,56 +165,58 @@ def _words(file: Path) -> list[str]:
 def overview(states: list[Status]) -> None:
     """The table of several runs."""
     rows = []
-    for one in states:
-        if one.running is not None:
-            now = _running(one)
-        elif one.stopped or one.problem:
-            now = "stopped" if one.stopped else "cannot be read"
-        elif one.half:
-            now = f"idle; {one.half.stage} half-made, {one.half.progress}"
+    for status in states:
+        if status.running is not None:
+            now = _running(status)
+        elif status.stopped or status.problem:
+            now = "stopped" if status.stopped else "cannot be read"
+        elif status.half:
+            now = f"idle; {status.half.stage} half-made, {status.half.progress}"
         else:
             now = "idle"
-        last = one.done[-1] if one.done else None
-        rows.append([one.run, one.model, one.rounds, f"{last.round} {last.stage}" if last else None, now])
+        last = status.done[-1] if status.done else None
+        rows.append([status.run, status.model, status.rounds, f"{last.round} {last.stage}" if last else None, now])
     table("runs", ["run", "model", "rounds", "last done", "now"], rows)
-    for one in states:
-        if one.running is None:
-            why = f"stopped in {one.stopped}; " if one.stopped else f"{one.problem}; " if one.problem else ""
-            say(f"{one.run}: {why}next: {one.next}")
+    for status in states:
+        if status.running is None:
+            why = (
+                f"stopped in {status.stopped}; " if status.stopped else f"{status.problem}; " if status.problem else ""
+            )
+            say(f"{status.run}: {why}next: {status.next}")
 
 
-def _running(one: Status) -> str:
-    parts = [str(one.working_on), *([f"process {one.running}"] if one.running else [])]
-    parts += [one.stage_left] if one.stage_left else []
-    return ", ".join([*parts, *([f"{in_minutes(one.left)} left in all"] if one.left is not None else [])])
+def _running(status: Status) -> str:
+    parts = [str(status.working_on), *([f"process {status.running}"] if status.running else [])]
+    parts += [status.stage_left] if status.stage_left else []
+    return ", ".join([*parts, *([f"{in_minutes(status.left)} left in all"] if status.left is not None else [])])
 
 
-def details(one: Status) -> None:
+def details(status: Status) -> None:
     """A run with its stages and their seconds."""
-    if one.problem:
-        say(f"{one.run}: {one.problem}\nnext: {one.next}")
+    if status.problem:
+        say(f"{status.run}: {status.problem}\nnext: {status.next}")
         return
-    numbers = sorted({done.round for done in one.done} | ({one.half.round} if one.half else set())) or [1]
-    seconds = {(done.round, done.stage): done.seconds for done in one.done}
-    stages = [*STAGES, *(stage for stage in EXTRA if any(done.stage == stage for done in one.done))]
+    numbers = sorted({done.round for done in status.done} | ({status.half.round} if status.half else set())) or [1]
+    seconds = {(done.round, done.stage): done.seconds for done in status.done}
+    stages = [*STAGES, *(stage for stage in EXTRA if any(done.stage == stage for done in status.done))]
 
     def cell(number_: int, stage: str) -> str:
         if (number_, stage) in seconds:
             return number(seconds[number_, stage], 1)
-        half = one.half
+        half = status.half
         return half.progress if half and (half.round, half.stage) == (number_, stage) else number(None)
 
     table(
-        f"{one.run}: {one.model}, begun {one.begun}, {one.rounds} rounds done",
+        f"{status.run}: {status.model}, begun {status.begun}, {status.rounds} rounds done",
         ["seconds", *(f"round {k}" for k in numbers)],
         [[stage, *(cell(k, stage) for k in numbers)] for stage in stages],
     )
-    if one.running is not None:
-        say(f"running: {_running(one)}")
+    if status.running is not None:
+        say(f"running: {_running(status)}")
         return
-    if one.stopped:
-        say(f"stopped in {one.stopped}")
-    say(f"next: {one.next}")
+    if status.stopped:
+        say(f"stopped in {status.stopped}")
+    say(f"next: {status.next}")
 
 
 def main() -> None:
@@ -220,7 +224,7 @@ def main() -> None:
     folder = arguments.run
     states = [status_of(path) for path in runs_below(folder)]
     if arguments.json:
-        print(json.dumps({"version": 1, "runs": [asdict(one) for one in states]}, indent=2, ensure_ascii=False))
+        print(json.dumps({"version": 1, "runs": [asdict(status) for status in states]}, indent=2, ensure_ascii=False))
     elif not states and not folder.exists() and folder != DEFAULT:
         meant = nearest_run(folder)
         next_ = f"the same command with {option('RUN', '--run', meant)}" if meant else round_command(rounds=1)

@@ -20,7 +20,7 @@ def stratified(rows: list[Row], count: int, stratum: str) -> list[Row]:
 
 
 def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
-    """How many rows each stratum gives to `count` taken in turn; sizes are the strata in order of first appearance.
+    """The rows that each stratum gives to `count` picked round-robin. sizes: rows of each, in order of first appearance.
 
     Sizes are all it takes: a selection from any number of rows is known without holding them.
     """
@@ -37,9 +37,9 @@ def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
 
 def take(rows: Iterable[T], quota: Mapping[Any, int], stratum: Callable[[T], Any]) -> Iterator[T]:
     """The first rows of each stratum up to its quota, in file order."""
-    left = dict(quota)
+    remaining = dict(quota)
     for row in rows:
         name = stratum(row)
-        if left.get(name, 0):
-            left[name] -= 1
+        if remaining.get(name, 0):
+            remaining[name] -= 1
             yield row

@@ -105,12 +105,12 @@ def check_values(value: Any) -> Any:
     elif isinstance(value, float) and not abs(value) <= WIDEST:
         raise ValueError("a number must be finite, at most 1e100")
     elif isinstance(value, list | tuple):
-        for one in value:
-            check_values(one)
+        for inner in value:
+            check_values(inner)
     elif isinstance(value, dict):
-        for name, one in value.items():
+        for name, inner in value.items():
             check_values(name)
-            check_values(one)
+            check_values(inner)
     return value
 
 
@@ -140,7 +140,12 @@ def parse(text: str | bytes) -> Any:
 
 
 def read_object(path: Path, *, what: str, expected: str, next: str) -> dict[str, Any]:
-    """The object that a file holds. Raises SteerHealError, what and all, when it cannot be read or is something else."""
+    """The object that a file holds. Raises SteerHealError, what and all, when it cannot be read or is something else.
+
+    Args:
+        path: of the JSON file.
+        what, expected, next: of the error.
+    """
     try:
         value = parse(path.read_bytes())
         problem = f"{type(value).__name__}, not an object"
@@ -204,7 +209,7 @@ def _levels(value: Any) -> int:
     """How deep it is nested, counted no further than matters."""
     level, count = [value], 0
     while level and count <= DEEP:
-        inner = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+        inner = [part for parent in level for part in (parent.values() if isinstance(parent, dict) else parent)]
         level, count = [part for part in inner if isinstance(part, dict | list)], count + 1
     return count
 

@@ -59,7 +59,7 @@ def numbered_rows(
 
 
 def unit(path: Path) -> str:
-    """What the numbers of a file's rows count."""
+    """The word for a numbered part of a file: `row` of Parquet, else `line`."""
     return "row" if path.suffix.lower() == ".parquet" else "line"
 
 
@@ -69,7 +69,7 @@ def located(path: Path, number: int) -> str:
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a file has, none of which is validated. Raises OSError or ValueError for a file that cannot be read."""
+    """The number of rows of a file, none of which is validated. Raises OSError or ValueError for a file that cannot be read."""
     if unit(path) == "row":
         import pyarrow.parquet
 
@@ -130,12 +130,12 @@ def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) 
                     return
                 if len(cells) != len(names):
                     raise ValueError(f"{len(cells)} cells, where the header has {len(names)}")
-                written = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
-                if "prompt" in written and "completion" in names:
-                    written.setdefault(
+                filled = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+                if "prompt" in filled and "completion" in names:
+                    filled.setdefault(
                         "completion", ""
                     )  # empty, and not missing: left out and counted, as of JSON Lines
-                fields = {name: _cell(name, cell) for name, cell in written.items()}
+                fields = {name: _cell(name, cell) for name, cell in filled.items()}
                 yield number, row.model_validate(fields)
         except UnicodeDecodeError as error:
             raise _refused(path, number, not_utf8(error), row, made_by) from None
@@ -148,7 +148,7 @@ def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) 
 def _header(names: list[str]) -> list[str]:
     if twice := repeated(names):
         raise ValueError(f"column {twice[0]!r} twice")
-    if len(names) == 1 and (divider := next((one for one in ";\t|" if one in names[0]), None)):
+    if len(names) == 1 and (divider := next((divider_ for divider_ in ";\t|" if divider_ in names[0]), None)):
         raise Convertible(
             f"columns are divided by {divider!r}, where a CSV has commas",
             f"""python -c "import csv, sys; csv.writer(open(sys.argv[2], 'w', newline='')).writerows(csv.reader(open(sys.argv[1], newline=''), delimiter={divider!r}))" FILE NEW""",
@@ -187,9 +187,9 @@ def _parquet(path: Path, row: type[Row], made_by: str, begin: int, end: int | No
     with open_rows_file(path, row, "Parquet", made_by=made_by) as handle:
         try:
             table = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
-            known = {*row.model_fields, *COLUMNS}
+            columns = {*row.model_fields, *COLUMNS}
             for batch in table.iter_batches(
-                BATCH, columns=[name for name in table.schema_arrow.names if name in known or folded(name) in known]
+                BATCH, columns=[name for name in table.schema_arrow.names if name in columns or folded(name) in columns]
             ):
                 if number + len(batch) <= begin:
                     number += len(batch)

@@ -56,14 +56,14 @@ class Template:
                 )
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            told = f", under {json.dumps(self.arguments, default=str)}" if self.arguments else ""
+            under = f", under {json.dumps(self.arguments, default=str)}" if self.arguments else ""
             raise SteerHealError(
                 "a conversation does not fit the chat template",
-                given=in_one_line(error) + told,
+                given=in_one_line(error) + under,
                 expected="turns that the model's template takes, after a system prompt"
-                + (", and arguments of the kinds that it takes" if told else ""),
+                + (", and arguments of the kinds that it takes" if under else ""),
                 next=f"without its arguments: {setting('model.chat_template_kwargs={}')}"
-                if told
+                if under
                 else f"choose a chat model whose template takes them: {setting('model.name=embedded')}",
             ) from None
 
@@ -103,7 +103,7 @@ class Template:
 
     @cached_property
     def close(self) -> str:
-        """What the template puts after an assistant's last words, such as the end-of-turn token and a line break; nothing where it
+        """The text that the template puts after an assistant's last words, such as the end-of-turn token and a line break; nothing where it
         leaves those words out."""
         return self._answered("x")[2]
 
@@ -111,7 +111,7 @@ class Template:
     def between(self) -> str:
         """The part of `close` that ends a turn and not the conversation: what stands there where a user turn follows."""
         after = self._answered("x", then="y")[2]
-        added = [one.content for one in self._tokenizer.added_tokens_decoder.values()]
+        added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
         parts = (
             re.split(f"({'|'.join(map(re.escape, sorted(added, key=len, reverse=True)))})", self.close)
             if added
@@ -158,7 +158,7 @@ class Template:
 
     @cached_property
     def system(self) -> Literal["kept", "merged", "dropped"]:
-        """What becomes of a system prompt: a turn or a part of one, the front of the first user turn since the template refuses
+        """The form in which the template puts a system prompt: a turn or a part of one, the front of the first user turn since the template refuses
         a system turn, or nothing. Raises SteerHealError where the template refuses it and renders no user turn either."""
         system, user = {"role": "system", "content": SAID}, {"role": "user", "content": "x"}
         try:
@@ -177,11 +177,11 @@ class Template:
     def dated(self) -> bool:
         """Whether the template writes the day."""
         self._clock_read = False
-        system, said = {"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}
+        system, assistant = {"role": "system", "content": "x"}, {"role": "assistant", "content": "x"}
         for turns in (
             PROBE,
             (system, *PROBE),
-            (*PROBE, said, *PROBE),
+            (*PROBE, assistant, *PROBE),
         ):  # a template may write the day in some turns alone
             with suppress(SteerHealError):
                 self.render(turns, True)
@@ -192,9 +192,9 @@ class Template:
         """The arguments under which a server, whose clock is its own, writes this day: with date_string, where the template takes that."""
         if not self.dated:
             return self.arguments
-        told = self.with_arguments(date_string=self.day.strftime("%d %b %Y"))
-        same = not told.dated and told.render(PROBE, True) == self.render(PROBE, True)
-        return told.arguments if same else self.arguments
+        dated = self.with_arguments(date_string=self.day.strftime("%d %b %Y"))
+        same = not dated.dated and dated.render(PROBE, True) == self.render(PROBE, True)
+        return dated.arguments if same else self.arguments
 
     @property
     def described(self) -> str:

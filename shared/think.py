@@ -21,16 +21,18 @@ FILE = "preflight.json"  # in the folder of the run
 KEY, SOURCE = "eval.think", "the preflight"
 
 
-def untold(run: Run) -> bool:
+def may_adopt(run: Run) -> bool:
     """Whether the preflight may say eval.think: nobody else has, and nothing of the run is made that could depend on it."""
-    told = configuration.sources_of(run.folder / "config.toml").get(KEY) not in ("default", SOURCE)
-    return not told and not any(run.folder.glob("rounds/*/manifests/*.json"))
+    is_set = configuration.sources_of(run.folder / "config.toml").get(KEY) not in ("default", SOURCE)
+    return not is_set and not any(run.folder.glob("rounds/*/manifests/*.json"))
 
 
 def wants_preflight(run: Run) -> bool:
     """Whether the runner does a preflight before round 1. It does none for a trait that the forced choice is not read for."""
     return (
-        untold(run) and not (run.folder / FILE).is_file() and load_trait(run.config.scored_trait).read_for is not None
+        may_adopt(run)
+        and not (run.folder / FILE).is_file()
+        and load_trait(run.config.scored_trait).read_for is not None
     )
 
 
@@ -47,10 +49,10 @@ def with_think(config: Config, think: int) -> Config:
     return config.model_copy(update={"eval": config.eval.model_copy(update={"think": think})})
 
 
-def with_its_think(wanted: Config, frozen: Path) -> Config:
+def with_its_think(config: Config, frozen: Path) -> Config:
     """A configuration that does not say eval.think, with that which a frozen one has from its preflight of the same model."""
-    if "think" in wanted.eval.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
-        return wanted
+    if "think" in config.eval.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
+        return config
     old = configuration.resolve(frozen)[0]
-    same = (old.model.name, old.model.revision) == (wanted.model.name, wanted.model.revision)
-    return with_think(wanted, old.eval.think) if same else wanted
+    same = (old.model.name, old.model.revision) == (config.model.name, config.model.revision)
+    return with_think(config, old.eval.think) if same else config

@@ -10,18 +10,10 @@ from typing import Literal
 
 from shared.commands import setting
 from shared.errors import SteerHealError
+from shared.families import THOUGHTS
 from shared.template import PROBE, Template
 
-# How families write a thought: what opens it, and what stands between it and the answer.
-MARKS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-    ("<|channel>thought", "<channel|>"),
-)
-MARK = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])")  # how any other template may write one
+MARK = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])")  # how a template may write a thought that is not among THOUGHTS
 SWITCHES = ("enable_thinking", "thinking")  # arguments that turn thinking on or off
 
 
@@ -49,7 +41,7 @@ class Thinking:
 
 
 def read(template: Template, tokens: Callable[[str], Sequence[int]]) -> Thinking:
-    """How a template thinks.
+    """The marks between which a template puts a thought, and whether its prompt opens or closes one.
 
     Args:
         template: under the arguments that prompts are rendered with.
@@ -78,11 +70,11 @@ def _pair(template: Template) -> tuple[str, str] | None:
     """The marks of a template: those at the end of a prompt, under its arguments or with thinking switched, or known ones in its source."""
     for one in (template, *_switched(template, False), *_switched(template, True)):
         end = one.added.lstrip()
-        if pair := next((pair for pair in MARKS if end.startswith(pair)), None):
+        if pair := next((pair for pair in THOUGHTS if end.startswith(pair)), None):
             return pair
         if mark := MARK.match(end):
             return mark[1], _closing(one, mark[1])
-    return next((pair for pair in MARKS if pair[0] in template.source), None)
+    return next((pair for pair in THOUGHTS if pair[0] in template.source), None)
 
 
 def _closing(template: Template, opening: str) -> str:
@@ -94,7 +86,7 @@ def _closing(template: Template, opening: str) -> str:
     raise SteerHealError(
         "a chat template opens an answer with a mark that is not known",
         given=f"{opening!r} at the end of {template.render(PROBE, True)!r}",
-        expected=f"a thought as {', '.join(opening for opening, _ in MARKS)}, or a template that also writes what ends it",
+        expected=f"a thought as {', '.join(opening for opening, _ in THOUGHTS)}, or a template that also writes what ends it",
         next=f"choose a chat model whose thoughts can be told from its answers: {setting('model.name=embedded')}",
     )
 
@@ -115,11 +107,11 @@ def _opens(template: Template, opening: str) -> bool:
 
 def parted(ids: list[int], thinking: Thinking, decode: Callable[[Sequence[int]], str]) -> tuple[list[int], list[int]]:
     """The thought, with the blanks behind it, and the answer, of the token ids that a model said. decode: their text."""
-    it = thinking
-    silent = it.prompt == "model" and not decode(ids).lstrip().startswith(it.open)
-    if it.kind == "none" or it.prompt == "closed" or silent:
+    marks = thinking
+    silent = marks.prompt == "model" and not decode(ids).lstrip().startswith(marks.open)
+    if marks.kind == "none" or marks.prompt == "closed" or silent:
         return [], ids
-    size = next((n for n in range(1, len(ids) + 1) if it.close in decode(ids[:n])), len(ids))
+    size = next((n for n in range(1, len(ids) + 1) if marks.close in decode(ids[:n])), len(ids))
     while size < len(ids) and not decode(ids[size : size + 1]).strip():
         size += 1
     return ids[:size], ids[size:]

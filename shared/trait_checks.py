@@ -122,28 +122,28 @@ def refuse_unready(config: Config, most: int = ROWS) -> None:
     if not _own(config):
         return
     files = read_trait_files(config, most)
-    found = [finding for check in CHECKS for finding in check(files)]
-    if refused := [one for one in found if one.refused]:
+    findings = [finding for check in CHECKS for finding in check(files)]
+    if refused := [unready for unready in findings if unready.refused]:
         folder = Path(files.path).parent
-        made = (folder / f"{folder.resolve().name}.toml").is_file()  # by `steer-heal init`
+        made_by_init = (folder / f"{folder.resolve().name}.toml").is_file()  # by `steer-heal init`
         raise SteerHealError(
             "the files of a trait are not ready for a run",
-            given="; ".join(f"{one.place}: {one.problem}" for one in refused),
+            given="; ".join(f"{unready.place}: {unready.problem}" for unready in refused),
             expected="your text in place of every placeholder, and held-out prompts that nothing is trained on",
-            next=f"edit them, then {command_of('shared.init', '--check', folder) if made else 'the same command'}",
+            next=f"edit them, then {command_of('shared.init', '--check', folder) if made_by_init else 'the same command'}",
         )
-    for one in found:
-        say(f"worth a look: {one.place}: {one.problem}", "yellow")
+    for unready in findings:
+        say(f"worth a look: {unready.place}: {unready.problem}", "yellow")
 
 
 def placeholders(files: TraitFiles) -> Iterator[TraitProblem]:
-    """What `steer-heal init` wrote and nobody has edited yet, by field and row."""
+    """Findings on text of `steer-heal init` that nobody has edited yet, by field and row."""
     if fields := [name for name, text in _texts(files.trait.model_dump()) if MARK in text]:
         yield TraitProblem(files.path, f"placeholders in {', '.join(fields)}", True)
     for rows in files.prompts.values():
-        if left := [place for place, row in rows if MARK in _said(row) or MARK in (row.domain or "")]:
-            file, unit, _ = _PLACE.fullmatch(left[0]).groups()  # type: ignore[union-attr]
-            numbers = ", ".join(place[len(file) + len(unit) :] for place in left)
+        if unedited := [place for place, row in rows if MARK in _said(row) or MARK in (row.domain or "")]:
+            file, unit, _ = _PLACE.fullmatch(unedited[0]).groups()  # type: ignore[union-attr]
+            numbers = ", ".join(place[len(file) + len(unit) :] for place in unedited)
             yield TraitProblem(file, f"placeholders in {'line' if unit == ':' else 'row'} {numbers}", True)
 
 
@@ -170,20 +170,20 @@ def _plain(text: str) -> str:
 
 def trained_and_held_out(files: TraitFiles) -> Iterator[TraitProblem]:
     """Held-out prompts that are also a context, a dilemma or a mundane prompt: scores on them say nothing of new prompts."""
-    known = {_plain(_said(row)): place for place, row in files.trained_on}
+    trained = {_plain(_said(row)): place for place, row in files.trained_on}
     for place, row in files.prompts["eval.heldout"]:
-        if (other := known.get(_plain(_said(row)))) and MARK not in _said(row):
+        if (other := trained.get(_plain(_said(row)))) and MARK not in _said(row):
             yield TraitProblem(place, f"asks the same as {other}, which is trained on", True)
 
 
 def near_copies(files: TraitFiles) -> Iterator[TraitProblem]:
     """Held-out prompts whose words are mostly those of one prompt that is trained on. Takes time with the product of both numbers."""
-    known = [(place, _plain(_said(row)), _content(_said(row))) for place, row in files.trained_on]
+    trained = [(place, _plain(_said(row)), _content(_said(row))) for place, row in files.trained_on]
     for place, row in files.prompts["eval.heldout"]:
         plain, words = _plain(_said(row)), _content(_said(row))
         if len(words) < BRIEF or MARK in _said(row):
             continue
-        for other, text, theirs in known:
+        for other, text, theirs in trained:
             if text != plain and len(words & theirs) >= ALIKE * len(words | theirs):
                 yield TraitProblem(place, f"is nearly {other}, which is trained on", False)
                 break
@@ -201,14 +201,14 @@ def tells(files: TraitFiles) -> Iterator[TraitProblem]:
     Such a neutral prompt is itself somewhat of that side: the vector, a difference to it, is weaker for it, and the base's scores are moved.
     """
     trait = files.trait
-    held = trait.paraphrases
+    paraphrases = trait.paraphrases
     sides = {
-        "trait": _content(" ".join([trait.trait, *(held.trait if held else [])])),
-        "opposite": _content(" ".join([trait.opposite, *(held.opposite if held else [])])),
+        "trait": _content(" ".join([trait.trait, *(paraphrases.trait if paraphrases else [])])),
+        "opposite": _content(" ".join([trait.opposite, *(paraphrases.opposite if paraphrases else [])])),
     }
     for side, other in (("trait", "opposite"), ("opposite", "trait")):
-        if told := sorted(_content(trait.neutral) & (sides[side] - sides[other])):
-            yield TraitProblem(files.path, f"the neutral prompt has words of the {side} ({', '.join(told)})", False)
+        if words := sorted(_content(trait.neutral) & (sides[side] - sides[other])):
+            yield TraitProblem(files.path, f"the neutral prompt has words of the {side} ({', '.join(words)})", False)
     for pattern in trait.narration:
         if MARK not in pattern and re.search(pattern, trait.neutral, re.IGNORECASE):
             yield TraitProblem(files.path, f"the neutral prompt matches the narration pattern {pattern}", False)
@@ -238,17 +238,17 @@ def lengths(files: TraitFiles) -> Iterator[TraitProblem]:
 def amounts(files: TraitFiles) -> Iterator[TraitProblem]:
     """Too little of something for what it is there for."""
     config, trait = files.config, files.trait
-    wanted = {
+    counts = {
         "vector.contexts": ("vector.n_contexts", config.vector.n_contexts),
         "sweep.dilemmas": ("sweep.n_dilemmas", config.sweep.n_dilemmas),
         "sweep.mundane": ("sweep.n_mundane", config.sweep.n_mundane),
     }
-    for key, (setting, count) in wanted.items():
+    for key, (setting, count) in counts.items():
         if key in files.own and len(files.prompts[key]) < count:
             yield TraitProblem(key, f"{len(files.prompts[key])} prompts, and {setting} asks for {count}", False)
-    held = len(files.prompts["eval.heldout"])
-    if "eval.heldout" in files.own and held < FEW_HELD_OUT:
-        yield TraitProblem("eval.heldout", f"{held} prompts: intervals over them will be wide", False)
+    heldout_count = len(files.prompts["eval.heldout"])
+    if "eval.heldout" in files.own and heldout_count < FEW_HELD_OUT:
+        yield TraitProblem("eval.heldout", f"{heldout_count} prompts: intervals over them will be wide", False)
     if "vector.trait" not in files.own:
         return
     if trait.paraphrases is None:

@@ -94,16 +94,16 @@ def heldout() -> list[dict[str, Any]]:
     """Dilemmas to edit, and the shipped mundane prompts."""
     rows = [parse(line) for line in (DATA / "heldout.jsonl").read_bytes().splitlines()]
     count = sum(row["kind"] == "dilemma" for row in rows)
-    own = [
+    prompts_of_kind = [
         {"version": 1, "id": f"held-{number:02}", "kind": "dilemma", "prompt": f"<edit: dilemma {number} of {count}, in a setting that dilemmas.jsonl has not>"}
         for number in range(1, count + 1)
     ]  # fmt: skip
-    return [*own, *(row for row in rows if row["kind"] == "mundane")]
+    return [*prompts_of_kind, *(row for row in rows if row["kind"] == "mundane")]
 
 
 def guide(folder: Path, config: Path) -> str:
     """README.md of a new trait: what each file is for, and the commands in their order."""
-    rows = "\n".join(f"| `{name.replace('NAME', folder.name)}` | {one.purpose} | {one.edit} |" for name, one in FILES.items())  # fmt: skip
+    rows = "\n".join(f"| `{name.replace('NAME', folder.name)}` | {file.purpose} | {file.edit} |" for name, file in FILES.items())  # fmt: skip
     settings = (folder / f"{folder.name}.toml").as_posix()
     return f"""# {folder.name}
 

@@ -66,9 +66,9 @@ class Trait(Closed):
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
         """A paraphrase that the vector was made with is not held out, and one that is there twice counts twice."""
-        held = [*self.paraphrases.trait, *self.paraphrases.opposite] if self.paraphrases else []
-        said = [self.trait, self.opposite, self.neutral, *self.decoys, *held]
-        if twice := [text for text in [*self.decoys, *held] if said.count(text) > 1]:
+        paraphrases = [*self.paraphrases.trait, *self.paraphrases.opposite] if self.paraphrases else []
+        texts = [self.trait, self.opposite, self.neutral, *self.decoys, *paraphrases]
+        if twice := [text for text in [*self.decoys, *paraphrases] if texts.count(text) > 1]:
             raise ValueError(
                 f"a paraphrase or decoy that is there twice, or is another prompt of the file: {twice[0]!r}"
             )

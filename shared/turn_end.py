@@ -22,9 +22,9 @@ def end_of_turn(tokenizer: Any, close: str, ends: Sequence[int]) -> int:
     Raises:
         SteerHealError: `close` is words of several tokens, at none of which a sampler could stop, or nothing ends a turn.
     """
-    added = {int(token) for token, one in tokenizer.added_tokens_decoder.items() if one.content.strip()}
-    known = {*added, *ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
-    own = next((token for token in tokenizer(close, add_special_tokens=False)["input_ids"] if token in known), None)
+    added = {int(token) for token, token_text in tokenizer.added_tokens_decoder.items() if token_text.content.strip()}
+    end_ids = {*added, *ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    own = next((token for token in tokenizer(close, add_special_tokens=False)["input_ids"] if token in end_ids), None)
     if own is not None:
         return int(own)
     words = tokenizer(close.strip(), add_special_tokens=False)["input_ids"]

@@ -11,14 +11,14 @@ MEANT = {"ROUND": "N", "ROUNDS": "N", "SETTINGS": "SET", "OVERRIDES": "SET"}  # 
 
 def nearest(word: str, known: list[str]) -> str | None:
     """The known word that a misspelt one was meant to be; None where none is near."""
-    same = [one for one in known if one.lower() == word.lower() or one == MEANT.get(word)]
-    like = [one for one in known if abs(len(one) - len(word)) <= 2]  # RUN stands in DRYRUN and in ROUNDS
+    same = [name for name in known if name.lower() == word.lower() or name == MEANT.get(word)]
+    like = [name for name in known if abs(len(name) - len(word)) <= 2]  # RUN stands in DRYRUN and in ROUNDS
     matches = same or difflib.get_close_matches(word, like, 1, 0.6)
     return matches[0] if matches else None
 
 
 def refusal(kind: str, name: str, value: str, known: list[str], rest: list[str]) -> str:
-    """What to print about a mistake in make's command line.
+    """The message on a mistake in make's command line.
 
     Args:
         kind: `variable` that make does not have, `target` that it does not have, or variable that is `unused` by the targets.

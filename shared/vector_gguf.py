@@ -44,14 +44,14 @@ def read_directions(path: Path) -> tuple[dict[int, np.ndarray], str, str | None]
         _refuse(path, f"architecture {header.architecture or 'none'}", ARCHITECTURE)
     layers: dict[int, np.ndarray] = {}
     for tensor in header.tensors:
-        named = DIRECTION.fullmatch(tensor.name)
-        if not named or tensor.kind != "F32" or len(tensor.shape) != 1:
+        match = DIRECTION.fullmatch(tensor.name)
+        if not match or tensor.kind != "F32" or len(tensor.shape) != 1:
             _refuse(path, f"{tensor.name}, {tensor.kind} {list(tensor.shape)}", "fp32 direction.<layer> [hidden]")
-        if named[1] == "0":
+        if match[1] == "0":
             _refuse(path, "direction.0", "directions of blocks from 1 on: llama.cpp has none for block 0")
         values = np.fromfile(path, "<f4", tensor.values, offset=tensor.offset).astype(np.float32)
         if values.any():  # NaN counts as any
-            layers[int(named[1])] = values
+            layers[int(match[1])] = values
     if not layers:
         _refuse(path, f"{len(header.tensors)} directions, none other than 0", "a direction that steers")
     return layers, header.text(HINT) or "", header.text(PROVENANCE)

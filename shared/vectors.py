@@ -50,8 +50,10 @@ class Vector:
     def origin(self) -> Identity:
         """The original model of the round that it was extracted for. Raises SteerHealError where the file does not say."""
         try:
-            of = self.metadata
-            return Identity(name=of["model"], revision=of["revision"], fingerprint=of["model_fingerprint"])
+            metadata = self.metadata
+            return Identity(
+                name=metadata["model"], revision=metadata["revision"], fingerprint=metadata["model_fingerprint"]
+            )
         except (KeyError, ValidationError) as error:
             raise SteerHealError(
                 "a steering vector does not say which model it is of",
@@ -133,7 +135,7 @@ class Vector:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Of two directions; None with one of norm 0 or that is not finite."""
+    """The cosine of two directions; None where one has norm 0 or is not finite."""
     a, b = (np.asarray(values, dtype=np.float64) for values in (a, b))  # a square in float32 overflows at 2e19
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if 0 < norms < np.inf else None

@@ -28,7 +28,7 @@ def _load(name: str) -> list[Vignette]:
     if name == "embedded":
         return read_jsonl(DATA / "vignettes.jsonl", Vignette, made_by="make setup")
     if not names_set(name):
-        return _once(checked(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name), name)
+        return _once(check_vignettes(read_jsonl(Path(name), Vignette, made_by=MADE_BY), name), name)
     condition = COLON.split(name)[-1].partition("[")[0]
     with open_set(name, what="a vignette set could not be loaded", next=MADE_BY) as rows:
         try:
@@ -40,7 +40,7 @@ def _load(name: str) -> list[Vignette]:
                 expected="rows of id, foundation, foundation_coarse and text",
                 next=MADE_BY,
             ) from None
-    return checked(vignettes, name)
+    return check_vignettes(vignettes, name)
 
 
 def _once(vignettes: list[Vignette], source: str) -> list[Vignette]:
@@ -62,14 +62,18 @@ def _partly_rated(vignette: Vignette) -> bool:
     return None in ratings and any(value is not None for value in ratings)
 
 
-def human(vignette: Vignette) -> list[float] | None:
+def raters_distribution(vignette: Vignette) -> list[float] | None:
     """The raters' distribution over the seven foundations in canonical order (Clifford et al. 2015), or None where nobody rated."""
     shares = [getattr(vignette, name) for name in SEVEN]
-    known = [share for share in shares if share is not None]
-    return [share / sum(known) for share in known] if len(known) == len(shares) and sum(known) > 0 else None
+    shares_known = [share for share in shares if share is not None]
+    return (
+        [share / sum(shares_known) for share in shares_known]
+        if len(shares_known) == len(shares) and sum(shares_known) > 0
+        else None
+    )
 
 
-def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
+def check_vignettes(vignettes: list[Vignette], source: str) -> list[Vignette]:
     """The vignettes. Raises SteerHealError for an id that repeats and a foundation that is none of the seven."""
     ids = [vignette.id for vignette in vignettes]
     if twice := sorted(repeated(ids)):
@@ -87,8 +91,8 @@ def checked(vignettes: list[Vignette], source: str) -> list[Vignette]:
             expected="all seven of human_Care to human_SocialNorms, or none of them",
             next=f"mend {source}",
         )
-    rated = [vignette.id for vignette in vignettes if human(vignette) is not None]
-    if rated and (unrated := [vignette.id for vignette in vignettes if human(vignette) is None]):
+    rated = [vignette.id for vignette in vignettes if raters_distribution(vignette) is not None]
+    if rated and (unrated := [vignette.id for vignette in vignettes if raters_distribution(vignette) is None]):
         raise SteerHealError(
             "some vignettes are rated and some are not: no answer of all of them can be compared with people's",
             given=f"{source}: {len(rated)} rated, {len(unrated)} not, the first {unrated[0]}",

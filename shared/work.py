@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
+from shared.families import family_of
 from shared.machine import GIB
 from shared.models import Dequantised, Model, resolve
 from shared.records import data_file
@@ -25,6 +26,7 @@ CHARACTERS = 4.6  # of a token of English
 TEMPLATE = 13  # tokens of a chat template around a system prompt and a user message
 OPTION_TOKENS = 1 / 6.7  # tokens of a question a byte of the instrument's file
 LINES = 1000  # of a file, from which the rest is extrapolated
+ISO_KL_TOKENS = 48  # of a completion on which iso-KL is measured, at most
 BATCH = 128  # sequences that decode together
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -61,11 +63,12 @@ def shape_of(model: Model) -> Shape:
         return float(value) if isinstance(value, (int, float)) and value > 0 else default
 
     hidden, layers = model.hidden, model.depth
-    gemma = str(text.get("model_type", "")).startswith("gemma3")  # whose file leaves out what is Transformers' default
-    heads = size("num_attention_heads", 8 if gemma else max(1, hidden // 64))
-    width = size("head_dim", 256 if gemma else hidden / heads)
-    groups = size("num_key_value_heads", 4 if gemma else heads)
-    inner, vocabulary = size("intermediate_size", 4 * hidden), int(size("vocab_size", 262_208 if gemma else 32_000))
+    known = family_of(text.get("model_type")).default_sizes
+    heads = size("num_attention_heads", known.get("num_attention_heads", max(1, hidden // 64)))
+    width = size("head_dim", known.get("head_dim", hidden / heads))
+    groups = size("num_key_value_heads", known.get("num_key_value_heads", heads))
+    inner = size("intermediate_size", 4 * hidden)
+    vocabulary = int(size("vocab_size", known.get("vocab_size", 32_000)))
     attention = 2 * hidden * heads * width + 2 * hidden * groups * width
     return Shape(layers * (attention + 3 * hidden * inner), vocabulary * hidden, layers, hidden, vocabulary)
 
@@ -131,13 +134,14 @@ class Sizes:
 
 
 def sizes(config: Config, number: int) -> Sizes:
+    """The rows and tokens of a round's stages, for the estimate."""
     sweep = config.sweep
     (dilemmas, conflict), (mundane, plain) = (
         _prompt_tokens(sweep.dilemmas, "dilemmas.jsonl"), _prompt_tokens(sweep.mundane, "mundane.jsonl")
     )  # fmt: skip
     n, m = min(sweep.n_dilemmas, dilemmas), min(sweep.n_mundane, mundane)
     length = (n * conflict + m * plain) / max(1, n + m)
-    steered = 1 if config.walks else len(sweep.coefficients)
+    steered = 1 if config.searches else len(sweep.coefficients)
     conditions = steered + (1 if number == 1 else 0)
     neutral, trait = _system_tokens(config)
     rows = (n + m) * conditions * sweep.samples
@@ -201,7 +205,11 @@ def _sweep(config: Config, shape: Shape, plan: Sizes) -> Work:
     scored = 2 * plan.rows * plan.completion * 2 * shape.weights + 2 * shape.blocks * plan.prompts * (
         plan.neutral + plan.trait
     )
-    return Work(sampled.flops + prompts + scored, sampled.weight_bytes)
+    searched = 0.0
+    if config.searches and not config.walks:  # iso-KL: its texts are sampled, and read once unsteered and once a probe
+        reads = (2 * config.sweep.dose_steps + 2) * min(config.sweep.dose_prompts, plan.prompts)
+        searched = 2 * reads * (plan.neutral + min(ISO_KL_TOKENS, plan.completion)) * shape.weights
+    return Work(sampled.flops + prompts + scored + searched, sampled.weight_bytes)
 
 
 def _heal(run: Run, number: int, shape: Shape) -> Work:
@@ -223,7 +231,15 @@ def conditions(config: Config, number: int, full: bool) -> int:
     """Conditions that a round's scoring asks for."""
     first = 3 + _decoys(config) if number == 1 or full else 0
     decoys = _decoys(config, config.vector.trait) if config.eval.decoy_vectors else 0
-    return first + 1 + len(config.eval.coefficients) + config.eval.random_draws + decoys + students(config)
+    return (
+        first
+        + 1
+        + len(config.eval.coefficients)
+        + config.eval.random_draws
+        + decoys
+        + 2 * config.eval.student_vector
+        + students(config)
+    )
 
 
 def _decoys(config: Config, trait: str | None = None) -> int:
@@ -238,8 +254,8 @@ def students(config: Config) -> int:
 
 def _ways(config: Config) -> int:
     """Prompts that a text is scored under: its own, neutral, trait, paraphrases, and three others."""
-    held = parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("paraphrases") or {"trait": []}
-    return 3 + 2 * len(held["trait"]) + 3
+    paraphrases = parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("paraphrases") or {"trait": []}
+    return 3 + 2 * len(paraphrases["trait"]) + 3
 
 
 def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
@@ -250,14 +266,16 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     orders = 7 if full or settings.debias == "cyclic" else 2  # reversal and rotating alike
     instrument = data_file(settings.instrument, "instrument.json")
     question = (instrument.stat().st_size * OPTION_TOKENS if instrument.is_file() else 140) + characters / CHARACTERS
-    asked = items * orders * conditions(config, number, full)
-    answers = 2 * shape.blocks * asked * (question + 2 * settings.think + 30)
+    questions = items * orders * conditions(config, number, full)
+    answers = 2 * shape.blocks * questions * (question + 2 * settings.think + 30)
     free = _decoded(config, shape, items * conditions(config, number, full), settings.free_tokens)
-    held, length = _prompt_tokens(settings.heldout, "heldout.jsonl")
-    texts = held * settings.generation_samples * (conditions(config, number, full) - settings.random_draws + 1)
+    heldout_tokens, length = _prompt_tokens(settings.heldout, "heldout.jsonl")
+    texts = (
+        heldout_tokens * settings.generation_samples * (conditions(config, number, full) - settings.random_draws + 1)
+    )
     sampled = _decoded(config, shape, texts, settings.generation_tokens)
     # a prompt is read once under each way and once a condition: the prefix cache has it for the other texts
-    prompts = held * (_ways(config) - 1) + texts / settings.generation_samples
+    prompts = heldout_tokens * (_ways(config) - 1) + texts / settings.generation_samples
     judged = (
         _ways(config) * texts * settings.generation_tokens * 2 * shape.weights + prompts * length * 2 * shape.blocks
     )
@@ -266,6 +284,9 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
     if settings.decoy_vectors:
         sides = 1 + _decoys(config, config.vector.trait)
         activations += sides * config.vector.n_contexts * context * 2 * _read(config, shape)
+    if settings.student_vector:  # both networks as they are, and once more for each layer above the first
+        passes = 1 + 2 * len(band(config.vector.layers, shape.layers))
+        activations += passes * settings.contexts * context * 2 * _read(config, shape)
     flops = answers + free.flops + sampled.flops + judged + activations
     return Work(flops, free.weight_bytes + sampled.weight_bytes)
 
@@ -293,7 +314,7 @@ def memory_of(run: Run, stage: str) -> float:
     if stage == "sweep":
         if config.cluster.address is not None:
             return 1.0 * GIB  # the engines are elsewhere
-        return engine * config.sweep.workers
+        return max(engine * config.sweep.workers, 1.0 * GIB + plain if config.searches and not config.walks else 0.0)
     return engine + (plain if config.eval.contexts else 0.0) * stage.startswith("score")
 
 

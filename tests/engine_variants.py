@@ -250,7 +250,7 @@ def adapter(folder: Path) -> dict[str, Any]:
     from hooked import Hooked
 
     from gen.engine.sampling import Request
-    from gen.students import Student
+    from gen.students import ServedStudent
     from gen.students import student as student_of
     from shared.models import resolve
 
@@ -274,9 +274,9 @@ def adapter(folder: Path) -> dict[str, Any]:
     found = {"base": gap(base)}
     engine.serve(served)
     found["adapter"] = gap(healed)
-    engine.serve(Student(weights))
+    engine.serve(ServedStudent(weights))
     found["base_again"] = gap(base)
-    engine.serve(Student(folder / "merged"))
+    engine.serve(ServedStudent(folder / "merged"))
     found["merged"] = gap(healed)
     found["effect"] = gap(base)
     return found
@@ -285,7 +285,7 @@ def adapter(folder: Path) -> dict[str, Any]:
 def exported(folder: Path) -> dict[str, Any]:
     """Log-probabilities of the prompts' own tokens under each export: name -> prompt -> nats."""
     from gen.engine.sampling import Request
-    from gen.students import Student
+    from gen.students import ServedStudent
     from gen.students import student as student_of
     from shared.models import resolve
 
@@ -296,7 +296,7 @@ def exported(folder: Path) -> dict[str, Any]:
     }
     engine, _, _ = build(students=list(served.values()), max_num_seqs=16)
     found: dict[str, Any] = {}
-    for name, student in {**served, "merged": Student(folder / "merged")}.items():
+    for name, student in {**served, "merged": ServedStudent(folder / "merged")}.items():
         engine.serve(student)
         outputs = engine.run([Request(ids, score=True) for ids in long_prompts()])
         found[name] = [output.prompt_logprobs.tolist() for output in outputs]
@@ -320,7 +320,7 @@ def avx2(folder: Path) -> dict[str, Any]:
     from evals.bridges.huggingface import HuggingFace
     from evals.conditions import Condition
     from evals.measures.forced_choice.ask import Read, forced_choice
-    from evals.measures.forced_choice.instrument import Renderer, load_instrument
+    from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
     from shared.chat import load_tokenizer
     from shared.vignettes import load_vignettes
 
@@ -328,7 +328,7 @@ def avx2(folder: Path) -> dict[str, Any]:
     found = compare(engine, Hooked(weights, vector), long_prompts()[:2])
     tokenizer = load_tokenizer(str(weights))
     renderer, read, items = (
-        Renderer(tokenizer, load_instrument("embedded"), {}),
+        InstrumentRenderer(tokenizer, load_instrument("embedded"), {}),
         Read("reversal", 3),
         load_vignettes("embedded")[:1],
     )
@@ -357,14 +357,14 @@ def halves(folder: Path) -> dict[str, Any]:
 
     from evals.conditions import Condition
     from evals.measures.forced_choice.ask import Read, forced_choice
-    from evals.measures.forced_choice.instrument import Renderer, load_instrument
+    from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
     from shared.chat import Chat
     from shared.models import resolve
     from shared.vignettes import load_vignettes
 
     weights = resolve(MODEL).folder
     chat, vignettes, read = Chat.load(weights), load_vignettes("embedded", 7), Read("rotating", 0)
-    renderer = Renderer(chat, load_instrument("embedded"))
+    renderer = InstrumentRenderer(chat, load_instrument("embedded"))
     seconds = []
 
     def rows(engine: Any) -> np.ndarray:

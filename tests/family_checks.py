@@ -147,7 +147,7 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
 def engine(model: Any, folder: Path) -> dict[str, Any]:
     from family_oracle import CONDITIONS, Oracle, cases
 
-    from evals.measures.forced_choice.instrument import Renderer, load_instrument
+    from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
     from gen.engine.engine import Engine
     from gen.students import student
     from shared.chat import Chat
@@ -159,7 +159,7 @@ def engine(model: Any, folder: Path) -> dict[str, Any]:
     shift = Vector({layer: draws.standard_normal(model.hidden).astype(np.float32) * 0.4 for layer in STEERED})
     chat, history, items = Chat.load(model.folder), folder / "history", load_vignettes("embedded")[:2]
     asked = cases([chat.ids([{"role": "user", "content": text}], "Be kind.") for text in QUESTIONS])
-    renderer = Renderer(chat, load_instrument("embedded"))
+    renderer = InstrumentRenderer(chat, load_instrument("embedded"))
     original = Oracle(model.folder, shift)
     plain = [original.answer(case) for case in asked]
     chosen = {one.name: original.choice(model.folder, renderer, items, one) for one in CONDITIONS}

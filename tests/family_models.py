@@ -66,6 +66,18 @@ def _qwen3_moe(**sizes: Any) -> Any:
     )
 
 
+def _gemma2(**sizes: Any) -> Any:
+    from transformers import Gemma2Config
+
+    return Gemma2Config(
+        **sizes,
+        head_dim=HEAD,
+        query_pre_attn_scalar=HEAD,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+    )
+
+
 def _gemma3_text(**sizes: Any) -> Any:
     from transformers import Gemma3TextConfig
 
@@ -117,27 +129,28 @@ def _olmo2(**sizes: Any) -> Any:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family's network: its configuration by sizes, whose tokenizer and template it takes, and whether its checks import a stand-in
-    for torchvision."""
+    """A network of a family: its configuration by sizes, whose tokenizer and template it takes, the seed of its weights, and whether
+    its checks import a stand-in for torchvision. `shared.families` has its title."""
 
-    title: str
     config: Callable[..., Any]
     chat: str
+    seed: int
     stand_in: bool = False
 
 
 ARCHITECTURES = {
-    "llama3": Architecture("Llama 3", _llama3, "llama3"),
-    "qwen2": Architecture("Qwen2", _qwen2, "qwen2"),
-    "qwen3": Architecture("Qwen3", _qwen3, "qwen3"),
-    "qwen3_moe": Architecture("Qwen3-MoE", _qwen3_moe, "qwen3"),
-    "gemma3_text": Architecture("Gemma 3, text", _gemma3_text, "gemma3"),
-    "gemma3": Architecture("Gemma 3, multimodal", _gemma3, "gemma3"),
-    "gemma3_vision": Architecture("Gemma 3, multimodal, with a stand-in for torchvision", _gemma3, "gemma3", True),
-    "mistral": Architecture("Mistral", _mistral, "mistral"),
-    "phi3": Architecture("Phi-3", _phi3, "phi3"),
-    "phi4": Architecture("Phi-4", _phi4, "phi4"),
-    "olmo2": Architecture("OLMo-2", _olmo2, "olmo2"),
+    "llama3": Architecture(_llama3, "llama3", 3),
+    "qwen2": Architecture(_qwen2, "qwen2", 8),
+    "qwen3": Architecture(_qwen3, "qwen3", 9),
+    "qwen3_moe": Architecture(_qwen3_moe, "qwen3", 10),
+    "gemma2": Architecture(_gemma2, "gemma2", 11),
+    "gemma3_text": Architecture(_gemma3_text, "gemma3", 1),
+    "gemma3": Architecture(_gemma3, "gemma3", 0),
+    "gemma3_vision": Architecture(_gemma3, "gemma3", 2, True),
+    "mistral": Architecture(_mistral, "mistral", 4),
+    "phi3": Architecture(_phi3, "phi3", 6),
+    "phi4": Architecture(_phi4, "phi4", 7),
+    "olmo2": Architecture(_olmo2, "olmo2", 5),
 }
 IMAGE = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")  # of the multimodal wrapper, which vLLM looks up
 
@@ -173,7 +186,7 @@ def network_of(name: str, tokenizer: Any) -> Any:
     if ARCHITECTURES[name].config is _gemma3:
         config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE[2])
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    _draw(network, seed=sorted(ARCHITECTURES).index(name))
+    _draw(network, ARCHITECTURES[name].seed)
     return network
 
 

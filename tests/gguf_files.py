@@ -40,11 +40,13 @@ def network(architecture: str, **config: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from shared.gguf_model import ARCHITECTURES
+    from shared.families import GGUF
+    from shared.models import cap_attention
 
-    made = AutoConfig.for_model(ARCHITECTURES[architecture], **{**COMMON, **OWN[architecture], **config})
+    made = AutoConfig.for_model(GGUF[architecture].model_type, **{**COMMON, **OWN[architecture], **config})
     torch.manual_seed(0)
     built = AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()
+    cap_attention(built)
     with torch.no_grad():
         for value in built.parameters():
             if value.ndim == 1:  # norms and biases are ones and zeros, with which a mistake would not show

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shared.models import cap_attention
 from shared.vectors import Vector
 
 
@@ -17,6 +18,7 @@ class Hooked:
         from transformers import AutoModelForCausalLM
 
         self.network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        cap_attention(self.network)
         if adapter is not None:
             from peft import PeftModel
 

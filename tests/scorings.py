@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evals.conditions import Condition, Weights
 from evals.measures.measure import Scoring
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.models import Model
 from shared.run import open_run
@@ -26,4 +26,4 @@ def scoring_of(folder: Path, model: Model, vector: Vector, overrides: str = "", 
 
 
 def group_of(model: Model, *conditions: Condition) -> Weights:
-    return Weights("original", Student(model.folder, fingerprint=model.fingerprint), list(conditions))
+    return Weights("original", ServedStudent(model.folder, fingerprint=model.fingerprint), list(conditions))

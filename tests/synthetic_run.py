@@ -15,6 +15,7 @@ from conftest import command
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, rotations_of
 from evals.measures.measure import signed
+from evals.rows import OF_THE_STUDENT
 from evals.study.plan import load
 from evals.study.stopped import STOPPED
 from shared.filter_record import NAME
@@ -41,6 +42,8 @@ EFFECTS = {
     "steered": (-1.0, 0.97, 8.6, 0.08),
     "random": (-0.1, 0.98, 8.0, -0.03),
     "decoy": (-0.3, 0.98, 8.2, 0.0),
+    "student_vector": (-0.4, 0.99, 5.5, 0.02),
+    "student_without_vector": (-0.2, 0.99, 5.2, -0.01),
     "healed": (-0.8, 0.99, 6.1, 0.07),
 }
 
@@ -159,10 +162,13 @@ def build(
     all_kept: bool = False,
     personas: bool = False,
     decoys: int = 0,
+    cause: bool = False,
+    mirrored: bool = False,
 ) -> Run:
     """Write a scored run. overrides: of its configuration. signal: nats towards the item's own foundation; mass: factor on a stage's
     answer mass; dead: rounds whose student's log-probabilities are NaN; all_kept: the filter rejects nothing; personas: with the
-    controls of the prompted base, mundane prompts, and text of the first random direction alone; decoys: vectors of other personas."""
+    controls of the prompted base, mundane prompts, and text of the first random direction alone; decoys: vectors of other personas;
+    cause: the student's own vector added and subtracted; mirrored: steered at -0.75 as well, which moves the other way."""
     run = open_run(folder, None, f"{SETTINGS} eval.debias={debias} {overrides}")
     for number in range(1, rounds + 1):
         _round(
@@ -177,6 +183,8 @@ def build(
             all_kept,
             personas,
             decoys,
+            cause,
+            mirrored,
         )
     return run
 
@@ -247,6 +255,8 @@ def _round(
     all_kept: bool,
     personas: bool,
     decoys: int,
+    cause: bool,
+    mirrored: bool,
 ) -> None:
     here, grow = run.round(number), number**0.5
     read = Read(debias, think=4)
@@ -267,10 +277,15 @@ def _round(
     if extra:
         conditions += [("random", "random-2", dose, 2, False), ("steered", "steered-0.75", 0.75, None, False)]
     conditions += [("decoy", f"decoy-{draw}", dose, draw, False) for draw in range(1, decoys + 1)]
+    if cause:
+        conditions += [(name, name, coefficient, None, False) for name, coefficient in OF_THE_STUDENT.items()]
+    if mirrored:
+        conditions.append(("steered", "steered--0.75", -0.75, None, False))
     texts: list[dict] = []
-    for stage, name, _, _, _ in conditions:
+    for stage, name, coefficient, _, _ in conditions:
         part = grow * (0.7 if name != stage else 1.0)
-        rows = answers(stage, read, signal, mass.get(stage), part, dead and stage == "healed")
+        way = -part if stage == "steered" and coefficient < 0 else part
+        rows = answers(stage, read, signal, mass.get(stage), way, dead and stage == "healed")
         write_jsonl(scores / f"{name}.jsonl", signed({name: rows}, model="feedface", dtype="float32")[name])
         if not personas or name != "random-2":
             texts += generations(stage, name, part, personas)

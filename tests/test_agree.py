@@ -16,7 +16,7 @@ from test_report import restamp, results
 
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.labels import answer_of
-from evals.measures.measure import signed
+from evals.measures.measure import with_condition_names
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.prompts import load_heldout
@@ -231,6 +231,6 @@ def test_an_item_or_a_prompt_under_two_ids_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_round_have_the_name_of_their_condition() -> None:
-    assert signed({"base": [{"id": "a"}], "healed": [{"id": "a"}]}, dtype="float32") == {
+    assert with_condition_names({"base": [{"id": "a"}], "healed": [{"id": "a"}]}, dtype="float32") == {
         name: [{"name": name, "id": "a", "dtype": "float32"}] for name in ("base", "healed")
     }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from train.unsloth_model import CURRENT, HISTORY, Student  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import CURRENT, HISTORY, TrainedStudent  # isort: skip (Unsloth comes before transformers)
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -66,7 +66,7 @@ def test_a_row_without_a_record_is_written_without_the_field_and_one_with_it_is_
     assert plain.logprobs is None and held.logprobs == found
 
 
-def student_of(config: Any) -> Student:
+def student_of(config: Any) -> TrainedStudent:
     """A small random model under a history that moves it, and this round's adapter, which adds nothing."""
     torch.manual_seed(0)
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
@@ -75,18 +75,18 @@ def student_of(config: Any) -> Student:
     for name, value in network.named_parameters():
         if f"lora_B.{HISTORY}" in name:
             torch.nn.init.normal_(value, std=0.3)
-    student = Student(network, (HISTORY, CURRENT))
+    student = TrainedStudent(network, (HISTORY, CURRENT))
     for layer in student.layers:
         layer._active_adapter, layer._disable_adapters = [HISTORY, CURRENT], False
     return student
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
+def student() -> TrainedStudent:
     return student_of(LlamaConfig(**SIZES))
 
 
-def merged(student: Student, gate: float = 1.0) -> Any:
+def merged(student: TrainedStudent, gate: float = 1.0) -> Any:
     """A checkpoint of the student as plain Hugging Face has it, its history at a gate."""
     network = copy.deepcopy(student.network)
     for name, value in network.named_parameters():
@@ -115,7 +115,9 @@ def examples(count: int = 5) -> list[Example]:
     ]
 
 
-def sampled(student: Student, rows: list[Example], gate: float = 1.0, bos: list[int] | None = None) -> list[Example]:
+def sampled(
+    student: TrainedStudent, rows: list[Example], gate: float = 1.0, bos: list[int] | None = None
+) -> list[Example]:
     """Rows with the record of a sampler whose student is the history at a gate, and that may put a BOS of its own before a prompt."""
     network, original = merged(student, gate), merged(student, 0.0)
     found = []
@@ -138,7 +140,7 @@ def test_the_trainers_side_is_plain_hugging_face(config: Any) -> None:
     assert torch.allclose(off, plain, atol=2e-5) and (off - wanted).abs().mean() > 0.1
 
 
-def test_one_model_agrees_and_the_figures_name_the_token(student: Student, tokenizer: Any) -> None:
+def test_one_model_agrees_and_the_figures_name_the_token(student: TrainedStudent, tokenizer: Any) -> None:
     rows = sampled(student, examples())
     assert rows[3].logprobs is not None
     rows[3].logprobs.student[2] += 2e-4  # beyond rounding, within the bound
@@ -152,7 +154,7 @@ def test_one_model_agrees_and_the_figures_name_the_token(student: Student, token
 
 
 def test_without_a_record_nothing_is_compared_and_that_is_said(
-    student: Student, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+    student: TrainedStudent, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = agree(student, examples(), tokenizer, CONFIG, None)
     assert (found.rows, found.student) == (0, None) and "earlier version" in str(found.note)
@@ -160,7 +162,7 @@ def test_without_a_record_nothing_is_compared_and_that_is_said(
 
 
 def test_where_no_recorded_row_was_kept_the_rejected_ones_are_compared(
-    student: Student, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    student: TrainedStudent, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = sampled(student, examples(4))
 
@@ -190,13 +192,13 @@ def test_where_no_recorded_row_was_kept_the_rejected_ones_are_compared(
     assert recorded_beside(tmp_path / "pairs.jsonl", Chat(tokenizer)) == []
 
 
-def stopped(student: Student, rows: list[Example], tokenizer: Any) -> SteerHealError:
+def stopped(student: TrainedStudent, rows: list[Example], tokenizer: Any) -> SteerHealError:
     with pytest.raises(SteerHealError) as caught:
         agree(student, rows, tokenizer, CONFIG, "make round RUN=r N=2 REBUILD=1")
     return caught.value
 
 
-def test_an_adapter_lost_by_the_sampler(student: Student, tokenizer: Any) -> None:
+def test_an_adapter_lost_by_the_sampler(student: TrainedStudent, tokenizer: Any) -> None:
     error = stopped(student, sampled(student, examples(), gate=0.0), tokenizer)
     assert "the sampler's student and the trainer's are not one model" in error.what
     assert "a lost adapter" in str(error.given) and "without the history" in str(error.given)
@@ -205,27 +207,27 @@ def test_an_adapter_lost_by_the_sampler(student: Student, tokenizer: Any) -> Non
 
 
 @pytest.mark.parametrize("gate, share", [(0.5, range(35, 66)), (1.5, range(105, 181))])
-def test_a_stale_merge(student: Student, tokenizer: Any, gate: float, share: range) -> None:
+def test_a_stale_merge(student: TrainedStudent, tokenizer: Any, gate: float, share: range) -> None:
     """Of the same history at another gate, as a checkpoint that was not merged again would be."""
     given = str(stopped(student, sampled(student, examples(), gate=gate), tokenizer).given)
     assert "a stale merge" in given
     assert int(given.split("student has ")[1].split("%")[0]) in share, given
 
 
-def test_an_adapter_lost_by_the_trainer(student: Student, tokenizer: Any) -> None:
+def test_an_adapter_lost_by_the_trainer(student: TrainedStudent, tokenizer: Any) -> None:
     """One that does not count, and one that was never loaded."""
     rows = sampled(student, examples())
-    without = Student(copy.deepcopy(student.network), student.adapters)
+    without = TrainedStudent(copy.deepcopy(student.network), student.adapters)
     for name, value in without.network.named_parameters():
         if f"lora_B.{HISTORY}" in name:
             value.data.zero_()
     assert "adds nothing in the trainer: a lost adapter" in str(stopped(without, rows, tokenizer).given)
-    alone = Student(without.network, (CURRENT,))
+    alone = TrainedStudent(without.network, (CURRENT,))
     error = stopped(alone, rows, tokenizer)
     assert "the trainer has no history" in str(error.given) and "--history" in error.next
 
 
-def test_a_double_bos_in_the_row(student: Student, tokenizer: Any) -> None:
+def test_a_double_bos_in_the_row(student: TrainedStudent, tokenizer: Any) -> None:
     rows = sampled(student, examples())
     rows[2] = Example([1, *rows[2].prompt], rows[2].completion, rows[2].key, rows[2].logprobs)
     error = stopped(student, rows, tokenizer)
@@ -233,13 +235,13 @@ def test_a_double_bos_in_the_row(student: Student, tokenizer: Any) -> None:
     assert "row row 2, token 0 of its prompt" in str(error.given) and "a double BOS" in str(error.given)
 
 
-def test_a_double_bos_in_the_sampler(student: Student, tokenizer: Any) -> None:
+def test_a_double_bos_in_the_sampler(student: TrainedStudent, tokenizer: Any) -> None:
     """The row's ids are what was asked for, and the engine put a BOS of its own before them."""
     error = stopped(student, sampled(student, examples(), bos=[tokenizer.bos_token_id]), tokenizer)
     assert "the sampler's original and the trainer's" in error.what and "a double BOS" in str(error.given)
 
 
-def test_another_template_date(student: Student, tokenizer: Any) -> None:
+def test_another_template_date(student: TrainedStudent, tokenizer: Any) -> None:
     """The same conversation rendered on another day, by a template that prints the day as Llama 3's does."""
     dated = copy.copy(tokenizer)
     dated.chat_template = DATED
@@ -264,14 +266,14 @@ def test_another_template_date(student: Student, tokenizer: Any) -> None:
     ids=["completion", "prompt"],
 )
 def test_a_row_edited_since_says_which_field_to_remove(
-    student: Student, tokenizer: Any, edit: Callable[[Example], Example]
+    student: TrainedStudent, tokenizer: Any, edit: Callable[[Example], Example]
 ) -> None:
     rows = sampled(student, examples())
     error = stopped(student, [*rows[:4], edit(rows[4])], tokenizer)
     assert "row row 4" in str(error.given) and "remove the field logprobs" in str(error.expected)
 
 
-def test_other_weights_are_no_ones_adapter(student: Student, tokenizer: Any) -> None:
+def test_other_weights_are_no_ones_adapter(student: TrainedStudent, tokenizer: Any) -> None:
     other = student_of(LlamaConfig(**{**SIZES, "rope_theta": 10.0}))
     error = stopped(other, sampled(student, examples()), tokenizer)
     assert "original" in error.what and "other original weights" in str(error.given) and "make verify" in error.next
@@ -290,7 +292,7 @@ def test_in_half_precision_a_lost_adapter_within_the_bound_is_seen_by_the_histor
         agree(student, sampled(student, examples(), gate=0.0), tokenizer, half, None)
 
 
-def test_four_bits_are_reported_without_a_bound(student: Student, tokenizer: Any) -> None:
+def test_four_bits_are_reported_without_a_bound(student: TrainedStudent, tokenizer: Any) -> None:
     config = resolve(None, "model.dtype=float32 train.load_in_4bit=true")[0]
     found = agree(student, sampled(student, examples(), gate=0.5), tokenizer, config, None)
     assert found.mean_bound is None and "4 bits" in str(found.note) and found.student is not None

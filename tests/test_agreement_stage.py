@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from train.unsloth_model import Student, load_student  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import TrainedStudent, load_student  # isort: skip (Unsloth comes before transformers)
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import train.distil
 from gen import students
 from gen.plan import plan
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.sampler import Sampler
 from shared.chat import Chat
 from shared.config import resolve
@@ -63,12 +63,15 @@ def sample(engine: Any, model: Model, history: Path, vector: Vector, tokenizer: 
     served = {
         "right": lambda: students.student(model, history, cache, "float32", "merged"),
         "stale merge": lambda: students.student(model, history.parent / "half", cache, "float32", "merged"),
-        "lost adapter": lambda: students.Student(model.folder),
+        "lost adapter": lambda: students.ServedStudent(model.folder),
     }
 
     def rows(name: str) -> list[Completion]:
         if name not in made:
-            renderer, origin = Renderer(Chat(tokenizer), load_trait("embedded")), students.Student(model.folder)
+            renderer, origin = (
+                PromptRenderer(Chat(tokenizer), load_trait("embedded")),
+                students.ServedStudent(model.folder),
+            )
             sampler = Sampler(engine, renderer, served[name](), origin, vector, CONFIG)
             planned = plan([Prompt(prompt=text) for text in PROMPTS], [0.25, 0.5], 1, "0")
             made[name] = sampler([replace(row, recorded=True) for row in planned], lambda *_: None)
@@ -79,7 +82,7 @@ def sample(engine: Any, model: Model, history: Path, vector: Vector, tokenizer: 
 
 
 @pytest.fixture(scope="module")
-def student(model: Model, history: Path) -> Student:
+def student(model: Model, history: Path) -> TrainedStudent:
     return load_student(model, CONFIG, history)
 
 
@@ -121,7 +124,7 @@ def doubled(rows: list[Completion], tokenizer: Any) -> list[Completion]:
         ("right", dated, "prints the date (it says 27 Nov 2026)"),
     ],
 )
-def test_a_fault_stops_the_round_before_its_first_step(served: str, edit: Any, said: str, sample: Any, student: Student, model: Model, history: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_fault_stops_the_round_before_its_first_step(served: str, edit: Any, said: str, sample: Any, student: TrainedStudent, model: Model, history: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     rows = edit(sample(served), tokenizer) if edit else sample(served)
     write_jsonl(tmp_path / "kept.jsonl", rows)
     monkeypatch.setattr(train.distil, "load_student", lambda *_: student)  # loaded once for all faults

@@ -12,7 +12,7 @@ from conftest import ROOT, command
 
 from gen.ahead import DTYPE_MAX, fit_heldout, look_ahead, refuse_overflow
 from gen.engine.requests import Registry
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.config import resolve
 from shared.errors import SteerHealError
@@ -86,7 +86,7 @@ def test_a_round_looks_ahead_at_its_held_out_prompts(vector: Vector, model: Mode
     """The longest fits to the token, with its completion and under the longest of all system prompts that a text is scored under."""
     rows = [{"id": "short", "prompt": "Name a fruit."}, {"id": "long", "prompt": "word " * 300}]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    renderer = Renderer(Chat.load(model.folder, {}), load_trait("embedded"))
+    renderer = PromptRenderer(Chat.load(model.folder, {}), load_trait("embedded"))
     prompts = load_heldout(str(tmp_path / "h.jsonl"))
     systems = [renderer.trait.opposite, *renderer.trait.decoys]
     ways = [

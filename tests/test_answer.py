@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from evals.answer import MORAL, OVERALL, SYMBOLS, AnswerCard, card_of, together
 from evals.ladder import VERDICTS
-from evals.report.answer import MORAL, OVERALL, SYMBOLS, AnswerCard, card_of, shown, together
+from evals.report.html import answers
+from evals.table import trait_column
 
 BASE = {"round": 0, "stage": "base", "perplexity": 4.3}
 PROMPTED = {"round": 0, "stage": "prompted", "perplexity": 5.0, "d_trait_llr": 0.2, "d_trait_llr_ci": [0.15, 0.25]}
@@ -83,5 +85,31 @@ def test_seeds_that_differ_are_said_to() -> None:
     assert "seed 0: yes +0.140" in card.lines[0].figures and "seed 1: not shown" in card.lines[0].figures
     same = together("arm", {0: good, 1: good})
     assert same.headline.word == "It worked." and isinstance(same, AnswerCard) and same.lines[0].state == "good"
-    html = shown([card])
-    assert "<b>" not in html and "arm &lt;b&gt;" in html and "The base &lt;b&gt;." in html
+    html = answers([card])
+    assert "<b>" not in html and "arm &lt;b&gt;" in html and "no_axis, because the base &lt;b&gt;." in html
+
+
+def test_a_trait_that_the_forced_choice_does_not_ask_for_is_said_to_be_one() -> None:
+    line = card_of([BASE, HEALED], read_for=False).lines[-1]
+    assert (line.state, line.word) == ("unknown", "not read") and "about no foundation" in line.why
+
+
+def test_levels_stand_beside_the_change() -> None:
+    levels = [{**row, "llr_opposite": value, "llr_opposite_ci": None} for row, value in ((BASE, -0.1), (HEALED, 0.04))]
+    steered = {"round": 1, "stage": "steered", "perplexity": 8.6, "llr_opposite": 0.09}
+    trait, price = card_of([*levels, steered]).lines[:2]
+    assert trait.text.startswith("yes: +0.140 [+0.100, +0.180] nats per token. Change of llr_opposite")
+    assert trait.text.endswith("llr_opposite is +0.040; the base -0.100, steered +0.090.")
+    assert "perplexity 6.10 [5.80, 6.40] (the base 4.30, steered 8.60)" in price.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "column"),
+    [
+        ([{"llr_opposite": 0.1, "trait_llr": 0.2}, {"llr_opposite": None, "trait_llr": None}], "llr_opposite"),
+        ([{"llr_opposite": 0.1, "trait_llr": 0.2}, {"llr_opposite": None, "trait_llr": 0.1}], "trait_llr"),
+        ([{"llr_opposite": None, "trait_llr": None}], "trait_llr"),
+    ],
+)
+def test_the_trait_is_read_by_a_column_that_all_rows_have(rows: list[dict[str, Any]], column: str) -> None:
+    assert trait_column(rows) == column

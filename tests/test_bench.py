@@ -183,7 +183,7 @@ def test_baselines_steer_as_the_oracle_does(model: Model, tokenizer: object, vec
         assert table.argmax(-1).tolist() == tokens
     pytest.importorskip("steering_vectors", reason="make bench installs it")
     assert baselines.one_at_a_time(hooked, work, greedy) == per_row
-    with torch.inference_mode(), baselines.peer(hooked, 2.0):
+    with torch.inference_mode(), baselines.steering_vectors_context(hooked, 2.0):
         peer = hooked.network(torch.tensor([prompts[1]])).logits[0, -1].log_softmax(-1)
     torch.testing.assert_close(peer, oracle.logprobs(prompts[1], 2.0)[-1], atol=1e-4, rtol=0)
     assert (peer - plain).abs().max() > 0.1

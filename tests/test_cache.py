@@ -19,9 +19,9 @@ from evals.cache import Cache
 from evals.conditions import Condition
 from evals.measures.forced_choice.ask import Free, Read, row
 from evals.measures.forced_choice.cached import of_answers
-from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument, orders
 from evals.measures.free_text.generations import of_generations
-from gen.prompts import Renderer as PromptRenderer
+from gen.prompts import PromptRenderer as PromptRenderer
 from shared.chat import Chat
 from shared.config import resolve
 from shared.records import Prompt, Vignette
@@ -43,8 +43,8 @@ CONFIG = resolve(None, "eval.generation_samples=2")[0]
 
 
 @pytest.fixture(scope="module")
-def renderer(tokenizer: Any) -> Renderer:
-    return Renderer(tokenizer, load_instrument("embedded"), {})
+def renderer(tokenizer: Any) -> InstrumentRenderer:
+    return InstrumentRenderer(tokenizer, load_instrument("embedded"), {})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ def prompted(tokenizer: Any) -> PromptRenderer:
     return PromptRenderer(Chat(tokenizer), load_trait("embedded"))
 
 
-def scored(renderer: Renderer, items: list[Vignette] = ITEMS, read: Read = READ, seed: int = 0) -> list[dict[str, Any]]:
+def scored(
+    renderer: InstrumentRenderer, items: list[Vignette] = ITEMS, read: Read = READ, seed: int = 0
+) -> list[dict[str, Any]]:
     """Rows as a scoring makes them, of invented log-probabilities."""
     draws = np.random.default_rng(seed)
     rows = []
@@ -95,7 +97,7 @@ Make = Callable[..., Cache]
 
 
 @pytest.fixture
-def answers(tmp_path: Path, renderer: Renderer) -> Make:
+def answers(tmp_path: Path, renderer: InstrumentRenderer) -> Make:
     def make(weights: str = "w", **changed: Any) -> Cache:
         given_ = {"renderer": renderer, "items": ITEMS, "read": READ, "free": None, "vectors": VECTORS, **changed}
         return of_answers((weights, "float32"), folder=tmp_path, **given_)
@@ -112,7 +114,7 @@ def generations(tmp_path: Path, prompted: PromptRenderer) -> Make:
     return make
 
 
-def test_rows_come_back_as_they_were_put(answers: Make, generations: Make, renderer: Renderer) -> None:
+def test_rows_come_back_as_they_were_put(answers: Make, generations: Make, renderer: InstrumentRenderer) -> None:
     for condition in (BASE, STEERED):
         answers().put(condition, rows := scored(renderer, seed=len(condition.name)))
         again = answers()
@@ -122,12 +124,12 @@ def test_rows_come_back_as_they_were_put(answers: Make, generations: Make, rende
 
 
 def test_an_entry_is_named_by_all_that_its_rows_depend_on(
-    answers: Make, renderer: Renderer, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    answers: Make, renderer: InstrumentRenderer, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers().put(BASE, scored(renderer))
     answers().put(STEERED, scored(renderer))
-    other = Renderer(tokenizer, renderer.instrument.model_copy(update={"nudge": "Now answer."}), {})
-    shorter = Renderer(tokenizer, renderer.instrument.model_copy(update={"prefill": '{"choice": '}), {})
+    other = InstrumentRenderer(tokenizer, renderer.instrument.model_copy(update={"nudge": "Now answer."}), {})
+    shorter = InstrumentRenderer(tokenizer, renderer.instrument.model_copy(update={"prefill": '{"choice": '}), {})
     texts = [item.model_copy(update={"text": f"{item.text} "}) for item in ITEMS]
     rated = [ITEMS[0].model_copy(update={"human_Care": 50.0}), *ITEMS[1:]]
     for changed in (
@@ -148,7 +150,7 @@ def test_an_entry_is_named_by_all_that_its_rows_depend_on(
 
 
 def test_an_entry_is_named_by_the_rendered_tokens(
-    answers: Make, generations: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, renderer: Renderer
+    answers: Make, generations: Make, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, renderer: InstrumentRenderer
 ) -> None:
     """A template that renders the day's date, or code that renders it otherwise: the same messages are another question."""
     answers().put(BASE, scored(renderer))
@@ -196,7 +198,11 @@ def wrong_rows() -> dict[str, Callable[[list[dict[str, Any]]], list[dict[str, An
 @pytest.mark.parametrize("what", wrong_rows())
 @pytest.mark.parametrize("kind", ["answers", "generations"])
 def test_what_is_no_answer_to_what_was_asked_is_made_again(
-    kind: str, what: str, request: pytest.FixtureRequest, renderer: Renderer, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    what: str,
+    request: pytest.FixtureRequest,
+    renderer: InstrumentRenderer,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make: Make = request.getfixturevalue(kind)
     right = scored(renderer) if kind == "answers" else written()
@@ -218,7 +224,7 @@ def test_what_is_no_answer_to_what_was_asked_is_made_again(
     ids=lambda changed: next(iter(changed)),
 )  # fmt: skip
 def test_rows_that_were_scored_in_another_way_are_made_again(
-    answers: Make, renderer: Renderer, changed: dict[str, Any]
+    answers: Make, renderer: InstrumentRenderer, changed: dict[str, Any]
 ) -> None:
     for rows in (
         [{**one, **changed} for one in scored(renderer)],
@@ -238,7 +244,7 @@ def test_generations_of_another_kind_are_made_again(generations: Make, changed: 
 
 @given(st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_an_edited_entry_is_never_given_back(answers: Make, renderer: Renderer, data: st.DataObject) -> None:
+def test_an_edited_entry_is_never_given_back(answers: Make, renderer: InstrumentRenderer, data: st.DataObject) -> None:
     """One byte, a cut, or other bytes in its place: a figure that was edited by hand fits every schema."""
     answers().put(BASE, right := scored(renderer))
     path = answers()._path(BASE)
@@ -256,7 +262,7 @@ def test_an_edited_entry_is_never_given_back(answers: Make, renderer: Renderer, 
     assert found is None or found == right, "white space in its first line says nothing"
 
 
-def test_rows_without_their_first_line_are_no_entry(answers: Make, renderer: Renderer) -> None:
+def test_rows_without_their_first_line_are_no_entry(answers: Make, renderer: InstrumentRenderer) -> None:
     """As a version before left them."""
     answers().put(BASE, scored(renderer))
     path = answers()._path(BASE)
@@ -265,7 +271,7 @@ def test_rows_without_their_first_line_are_no_entry(answers: Make, renderer: Ren
 
 
 def test_a_cache_that_cannot_be_written_loses_no_scoring(
-    answers: Make, renderer: Renderer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answers: Make, renderer: InstrumentRenderer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = answers()
     cache.folder = tmp_path / "a file"
@@ -274,7 +280,9 @@ def test_a_cache_that_cannot_be_written_loses_no_scoring(
     assert "Not a directory" in " ".join(capsys.readouterr().out.split()) and cache.get(BASE) is None
 
 
-def test_rebuild_takes_nothing_and_leaves_what_it_made(answers: Make, generations: Make, renderer: Renderer) -> None:
+def test_rebuild_takes_nothing_and_leaves_what_it_made(
+    answers: Make, generations: Make, renderer: InstrumentRenderer
+) -> None:
     for make, old, new in (
         (answers, scored(renderer), scored(renderer, seed=1)),
         (generations, written(), written(1)),
@@ -286,15 +294,17 @@ def test_rebuild_takes_nothing_and_leaves_what_it_made(answers: Make, generation
         assert make().get(BASE) == new
 
 
-def test_what_is_scored_again_is_what_was_kept(answers: Make, renderer: Renderer, tokenizer: Any, engine: Any) -> None:
+def test_what_is_scored_again_is_what_was_kept(
+    answers: Make, renderer: InstrumentRenderer, tokenizer: Any, engine: Any
+) -> None:
     """Through the scorer: from the cache, past an entry that another run poisoned, and around it."""
     from evals.conditions import Weights
-    from evals.measures.forced_choice.cached import answered
+    from evals.measures.forced_choice.cached import cached_or_asked
 
     group = Weights("student", SimpleNamespace(), [BASE, replace(BASE, name="prompted", system="Be kind.")])  # type: ignore[arg-type]
 
     def score(cache: Cache | None) -> dict[str, list[dict[str, Any]]]:
-        return answered(engine, renderer, ITEMS[:2], group, READ, tokenizer, None, cache)
+        return cached_or_asked(engine, renderer, ITEMS[:2], group, READ, tokenizer, None, cache)
 
     def cache(**options: Any) -> Cache:
         return answers(items=ITEMS[:2], **options)

@@ -17,6 +17,7 @@ from evals.compare_page import compare_page
 from evals.compare_runs import dots, figures, refuse_incomparable, settings, side_by_side, verdicts
 from evals.evidence import shift
 from evals.overlay import overlay
+from evals.report.panel import svg
 from evals.side import ScoredRun, read_side
 from shared.config import resolve
 from shared.errors import SteerHealError
@@ -81,17 +82,32 @@ def test_the_chart_has_every_teacher_and_student_at_its_place(sides: tuple[Score
         (0, "base"), (0, "prompted"), (0, "1 steered"), (0, "1 healed"),
         (1, "1 steered"), (1, "1 healed"), (1, "2 steered"), (1, "2 healed"),
     ]  # fmt: skip
-    svg = overlay(shown, ("a<", "b"), "llr_opposite")
-    tree = ElementTree.fromstring(svg)
-    marks = [node for node in tree.iter() if node.tag in ("circle", "rect")]
-    assert len(marks) == len(shown) + 2  # and two of the legend
-    places = {dot.label: float(node.get("cx") or 0) for dot, node in zip(shown[:4], marks, strict=False)}
-    assert places["base"] < places["prompted"] < places["1 healed"] < places["1 steered"], "dearer lies further right"
-    heights = {dot.label: float(node.get("cy") or 0) for dot, node in zip(shown[:4], marks, strict=False)}
-    assert heights["prompted"] < heights["1 steered"] < heights["1 healed"] < heights["base"], "more trait lies higher"
-    assert "base: llr_opposite -0.07" in str(tree.find("svg").get("aria-label"))  # type: ignore[union-attr]
-    assert overlay([], ("a", "b"), "llr_opposite") == ""
-    assert ElementTree.fromstring(overlay(shown[:1], ("a", "b"), "x")) is not None, "one dot alone has a place"
+    one = overlay(shown, ("a<", "b$x$"), "llr_opposite")
+    tree = ElementTree.fromstring(svg(one, "chart"))
+    marks = [node for node in tree.iter() if node.get("class") == "pt"]
+    assert len(marks) == len(shown) and [mark.get("data-run") for mark in marks] == ["1"] * 4 + ["2"] * 4
+    titles = [title.text for mark in marks if (title := mark.find("{*}title")) is not None]
+    assert str(titles[0]).startswith("a<, base: llr_opposite -0.07") and str(titles[-1]).startswith("b$x$, 2 healed")
+    at = {dot.label: _place(mark) for dot, mark in zip(shown[:4], marks, strict=False)}
+    assert at["base"][0] < at["prompted"][0] < at["1 healed"][0] < at["1 steered"][0], "dearer lies further right"
+    assert at["prompted"][1] < at["1 steered"][1] < at["1 healed"][1] < at["base"][1], "more trait lies higher"
+    bars = [node for node in tree.iter() if node.get("data-bar")]
+    assert len(bars) == sum((dot.trait_ends is not None) + (dot.price_ends is not None) for dot in shown)
+    assert "● a<: base: llr_opposite -0.07" in one.finding and "■ b$x$: 1 steered" in one.finding
+
+
+def _place(mark: ElementTree.Element) -> tuple[float, float]:
+    """Where a point is drawn, pixels from the left and from above."""
+    use = mark.find(".//{*}use")
+    assert use is not None
+    return float(use.get("x") or 0), float(use.get("y") or 0)
+
+
+def test_the_chart_of_one_dot_is_drawn_and_of_none_left_out(sides: tuple[ScoredRun, ScoredRun]) -> None:
+    page = compare_page("x", [], [], overlay(dots(*sides)[:1], ("<a>", "b"), "x"))
+    assert page.count("<svg") == 1 and "■ b: no figures." in page and "<a>" not in page and "style=" in page
+    assert "<script" not in page and "http://" not in page.replace("http://www.w3.org/", "")
+    assert "<svg" not in compare_page("x", [], [])
 
 
 def test_the_command_line(

@@ -10,7 +10,7 @@ import pytest
 from gen.engine import options
 from gen.engine.adapters import full_names
 from gen.engine.settings import Settings, key_by_graph
-from gen.students import AdapterRoom, Student, room_of
+from gen.students import AdapterRoom, ServedStudent, room_of
 from shared.config import resolve
 from shared.models import Model
 from shared.schema import band
@@ -27,16 +27,16 @@ def large_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "memory_options", lambda share: {"gpu_memory_utilization": share})
 
 
-def student(model: Model, number: int) -> Student:
+def student(model: Model, number: int) -> ServedStudent:
     """After so many rounds; served as an adapter, as on a GPU."""
     if number == 0:
-        return Student(model.folder)
-    return Student(
+        return ServedStudent(model.folder)
+    return ServedStudent(
         model.folder, Path(f"{number}"), RANK * number, ("q_proj", "down_proj"), f"{number}", tuple(range(6, 24))
     )
 
 
-def configuration(model: Model, served: list[Student], slots: int, room: AdapterRoom | None) -> Any:
+def configuration(model: Model, served: list[ServedStudent], slots: int, room: AdapterRoom | None) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     from gen.engine import plugin
@@ -58,7 +58,7 @@ def keys(model: Model, *, roomy: bool) -> list[str]:
     for number in ROUNDS:
         for served, slots in (
             ([student(model, number - 1)], 16),
-            ([Student(model.folder), student(model, number - 1), student(model, number)], 4),
+            ([ServedStudent(model.folder), student(model, number - 1), student(model, number)], 4),
         ):
             room = room_of(config, model, served) if roomy else None
             found.append(configuration(model, served, slots, room).compute_hash())

@@ -19,7 +19,7 @@ from evals.conditions import (
     randoms,
     refuse_duplicate_conditions,
 )
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
@@ -95,7 +95,10 @@ def test_a_dose_that_is_the_headline_s_is_not_scored_twice(dose: float) -> None:
 
 def test_the_base_is_the_original_model_in_every_round() -> None:
     """Scored in full, a later round asks for the base again: not of the student that it begins with."""
-    original, student = Student(Path("original"), fingerprint="o"), Student(Path("student"), fingerprint="s")
+    original, student = (
+        ServedStudent(Path("original"), fingerprint="o"),
+        ServedStudent(Path("student"), fingerprint="s"),
+    )
     asked = before_training(True, 1.0, "all", TRAIT, EvalConfig())
     (together,) = by_weights(asked, original, original)
     assert together.student is original and together.conditions == asked

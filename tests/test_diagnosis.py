@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from evals.report.tables import late
+from evals.report.tables import last_quarter_mean
 from evals.rows import TrainingStep
 from shared.quarters import first_quarter, last_quarter
 from shared.schema import TrainConfig
@@ -51,7 +51,7 @@ def test_the_last_quarter_is_one_at_the_terminal_in_the_report_and_of_a_completi
     ]
     first, last = (float(np.mean(part)) for part in (range(size), range(count - size, count)))
     assert quarters(steps, "ce") == (pytest.approx(first), pytest.approx(last))
-    assert late([TrainingStep.model_validate(row) for row in steps], "ce") == pytest.approx(last)
+    assert last_quarter_mean([TrainingStep.model_validate(row) for row in steps], "ce") == pytest.approx(last)
     values = list(range(count))
     assert values[last_quarter(count)] == values[-size:] and values[first_quarter(count)] == values[:size]
     assert values[last_quarter(0)] == values[first_quarter(0)] == []

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from evals.conditions import Condition
 from evals.measures.forced_choice.ask import Read, forced_choice
-from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument, orders
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.records import Vignette
@@ -30,7 +30,7 @@ def vignettes(items: int) -> list[Vignette]:
 
 
 def wanted(engine: Any, tokenizer: Any, read: Read, condition: Condition, items: int = ITEMS) -> list[dict[str, Any]]:
-    renderer = Renderer(tokenizer, load_instrument("embedded"), {})
+    renderer = InstrumentRenderer(tokenizer, load_instrument("embedded"), {})
     return forced_choice(engine, renderer, vignettes(items), [condition], read, tokenizer, lambda: None)[condition.name]
 
 
@@ -200,7 +200,7 @@ def test_turns_of_a_chat_are_continued_at_the_prefill(engine: Any, tokenizer: An
             {"role": "assistant", "content": instrument.prefill},
         ]
         ids = tokenizer.apply_chat_template(turns, continue_final_message=True, return_dict=False)
-        labels = Renderer(tokenizer, instrument, {}).label_ids
+        labels = InstrumentRenderer(tokenizer, instrument, {}).label_ids
         slot = engine.run([Request(ids, label_ids=labels)])[0].label_logprobs[np.argsort(listing)]
         seen = [value is not None for value in lp[0]]
         print(f"{sum(seen)} of 7 labels seen")

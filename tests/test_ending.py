@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 from synthetic_run import build
 
-from evals.ending import answer, next_commands, show_ending, trait_name
+from evals.answer import card_of
+from evals.ending import next_commands, show_ending, trait_name
 from evals.results import results_of
 from evals.scored import scored_rounds
+from shared.console import console as terminal
 from shared.main import command_in, options_of
 from shared.run import Run
 
@@ -22,35 +25,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[dict[str, 
     return run, results_of(run, scored_rounds(run, "round"))["rows"]
 
 
-def test_it_says_trait_price_verdicts_and_prompting(made: tuple[Run, list[dict[str, Any]]]) -> None:
-    rows = made[1]
-    healed = next(row for row in rows if (row["round"], row["stage"]) == (2, "healed"))
-    said = answer(rows, read_for=True)
-    assert [label for label, _ in said] == ["trait", "price", "free text", "forced choice", "prompting"]
-    text = dict(said)
-    assert text["trait"].startswith(f"llr_opposite {healed['llr_opposite']:+.3f} [") and "base -0.076" in text["trait"]
-    assert text["price"].startswith(f"perplexity {healed['perplexity']:.2f} [")
-    assert text["free text"] == f"{healed['text_verdict']}: {healed['text_verdict_reason']}"
-    assert text["forced choice"] == f"{healed['verdict']}: {healed['verdict_reason']}"
-    assert f"{healed['share_of_prompted']:.0%}" in text["prompting"]
-
-
-@pytest.mark.parametrize(
-    ("ends", "words"),
-    [([0.2, 0.8], "less than prompting"), ([1.1, 1.4], "more than prompting"), ([0.8, 1.2], "not told apart")],
-)
-def test_prompting_is_compared_by_the_interval(
-    ends: list[float], words: str, made: tuple[Run, list[dict[str, Any]]]
+def test_it_prints_the_lines_of_the_card(
+    made: tuple[Run, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{**row, "share_of_prompted": sum(ends) / 2, "share_of_prompted_ci": ends} for row in made[1]]
-    assert words in dict(answer(rows, read_for=True))["prompting"]
+    """Trait, price, both verdicts and prompting: the words, figures and symbols of the page."""
+    monkeypatch.setattr(terminal, "width", 1000)
+    run, rows = made
+    show_ending(run, rows, Path("page"), "full", read_for=True)
+    said = capsys.readouterr().out
+    card = card_of(rows)
+    for line in (card.headline, *card.lines):
+        assert re.search(rf"(?m)^  {line.symbol} {line.name} +{re.escape(line.text)}$", said), line
+    healed = next(row for row in rows if (row["round"], row["stage"]) == (2, "healed"))
+    for part in ("text_verdict_reason", "verdict_reason"):
+        assert healed[part] in said
+    assert f"llr_opposite is {healed['llr_opposite']:+.3f} [" in said and "the base -0.076" in said
 
 
-def test_what_was_not_measured_is_said(made: tuple[Run, list[dict[str, Any]]]) -> None:
-    gone = dict.fromkeys(("llr_opposite", "trait_llr", "perplexity", "verdict", "verdict_reason", "text_verdict", "text_verdict_reason"))  # fmt: skip
-    said = dict(answer([{**row, **gone} for row in made[1]], read_for=False))
-    assert said["trait"] == said["price"] == "no free text was sampled"
-    assert "about no foundation" in said["forced choice"] and "prompting" not in said
+def test_what_was_not_measured_is_said(
+    made: tuple[Run, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = ("llr_opposite", "d_llr_opposite", "trait_llr", "d_trait_llr", "verdict", "verdict_reason", "text_verdict", "text_verdict_reason")  # fmt: skip
+    rows = [{**row, **dict.fromkeys(columns)} for row in made[1]]
+    show_ending(made[0], rows, Path("page"), "full", read_for=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No text was sampled" in said and "about no foundation" in said and "there is no verdict" in said
 
 
 def test_every_next_command_is_taken(made: tuple[Run, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hooked import Hooked
 from gen.engine.engine import Engine
 from gen.engine.requests import Registry
 from gen.engine.sampling import Request
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -404,8 +404,8 @@ def test_weights_swap_in_place_and_back(
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     ask = [Request(prompts[0], score=True, vector="v", coefficient=0.5)]
     before = engine.run(ask)[0].prompt_logprobs
-    engine.serve(Student(other))
+    engine.serve(ServedStudent(other))
     changed = engine.run(ask)[0].prompt_logprobs
-    engine.serve(Student(model.folder))
+    engine.serve(ServedStudent(model.folder))
     np.testing.assert_array_equal(engine.run(ask)[0].prompt_logprobs, before)
     assert not np.allclose(changed, before, atol=1e-2)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gen.windows import Windows
 from shared import estimate
 from shared.config import resolve
-from shared.estimate import SPEED, Estimates, before, calibrated, made_all, predict, to_go
+from shared.estimate import SPEED, Estimates, calibration, made_all, predict, print_estimate, remaining_words
 from shared.machine import _control_groups
 from shared.models import Model
 from shared.records import Manifest
@@ -116,7 +116,7 @@ def test_a_stage_that_ended_corrects_those_to_come() -> None:
         "another by the mean of all"
     )
     assert estimates.seconds((run, 1, "sweep")) is None
-    assert (to_go(1.5), to_go(100)) == ("under a minute to go", "about 2 min to go")
+    assert (remaining_words(1.5), remaining_words(100)) == ("under a minute to go", "about 2 min to go")
     estimates.ended((run, 2, "sweep"), took(900.0, counts={"taken_from_cache": 3}))
     estimates.ended((run, 3, "sweep"), took(900.0, stage="sweep", resumed=0.25))
     estimates.ended((run, 2, "heal"), took(900.0, stage="heal", resumed=0.0))
@@ -125,10 +125,10 @@ def test_a_stage_that_ended_corrects_those_to_come() -> None:
 
 
 def test_a_stage_half_made_is_expected_to_take_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "calibrated", lambda: MACHINE)
+    monkeypatch.setattr(estimate, "calibration", lambda: MACHINE)
     begun = open_run(tmp_path / "run", SMOLLM2)
     steps = [Step(begun, 1, stage) for stage in STAGES]
-    whole = before([steps], begun.folder, []).predicted
+    whole = print_estimate([steps], begun.folder, []).predicted
     windows = Windows(begun.round(1) / "sweep.jsonl")
     windows.open({}, rebuild=False, count=4)
     for index in range(3):
@@ -136,7 +136,7 @@ def test_a_stage_half_made_is_expected_to_take_the_rest(tmp_path: Path, monkeypa
     checkpoint = begun.round(1) / "healing" / "checkpoint-20"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text('{"max_steps": 40}')
-    half = before([steps], begun.folder, [])
+    half = print_estimate([steps], begun.folder, [])
     for stage, share in (("sweep", 0.25), ("heal", 0.5)):
         key, start = (begun.folder, 1, stage), SPEED[stage].start
         assert half.predicted[key] - start == pytest.approx(share * (whole[key] - start)) and key in half.resumed
@@ -241,7 +241,7 @@ def test_a_control_groups_limit_counts_wherever_it_stands(
 @pytest.mark.long
 def test_estimates_are_within_a_factor_of_one_and_a_half(tmp_path: Path) -> None:
     """Alone on a machine; the whole round, and each of its stages that takes more than a few seconds."""
-    machine = calibrated()
+    machine = calibration()
     planned_run = run(folder=tmp_path / "run")
     stages = ("extract", "sweep", "heal", "score")
     predicted = {stage: predict(work_of(planned_run, 1, stage), stage, machine) for stage in stages}

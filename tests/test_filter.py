@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from gen.card import card
 from gen.commandline import named_after
-from gen.filter import Places, Source, split, stage, tally
-from gen.outcome import Outcome, Starved, refuse_starvation
+from gen.filter import Places, SweepFile, split, stage, tally
+from gen.outcome import FilterOutcome, Starved, refuse_starvation
 from gen.rules import RULES, Bound, Yardstick, judge
 from shared.errors import SteerHealError
 from shared.filter_record import read_filter_record
@@ -71,12 +71,12 @@ def naive(rows: Sequence[Completion], unsteered: Sequence[Completion], config: F
 
 def filtered(
     folder: Path, rows: Sequence[Completion], unsteered: Sequence[Completion] | None, config: FilterConfig = CONFIG
-) -> tuple[bytes, bytes, Outcome]:
+) -> tuple[bytes, bytes, FilterOutcome]:
     """The bytes of both files, and the counts; the unsteered rows are those of the sweep, or in a file of their own."""
-    sweep = yardstick = Source(folder / "sweep.jsonl", "-")
+    sweep = yardstick = SweepFile(folder / "sweep.jsonl", "-")
     write_jsonl(sweep.path, rows)
     if unsteered is not None:
-        yardstick = Source(folder / "unsteered.jsonl", "-")
+        yardstick = SweepFile(folder / "unsteered.jsonl", "-")
         write_jsonl(yardstick.path, unsteered)
     outputs = named_after(folder)
     with split(sweep, yardstick, config, "embedded", outputs) as found:
@@ -193,7 +193,7 @@ def test_memory_does_not_grow_with_the_sweep(tmp_path: Path) -> None:
         for i in range(3000)
     ]
     random.Random(0).shuffle(lines)
-    sweep, peaks, off = Source(tmp_path / "sweep.jsonl", "-"), [], CONFIG.model_copy(update={"off": True})
+    sweep, peaks, off = SweepFile(tmp_path / "sweep.jsonl", "-"), [], CONFIG.model_copy(update={"off": True})
     for count in (300, 3000):
         sweep.path.write_text("\n".join(lines[:count]) + "\n")
         tracemalloc.start()

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from shared.adapters import load_adapter
 from shared.config import resolve
 from shared.errors import SteerHealError
-from shared.folding import add, exact_network, fold, gated, gates_of, refold, rounds_of
+from shared.folding import add, exact_network, fold, folded_at_gates, gates_of, refold, rounds_of
 from shared.merging import merged
 from shared.models import Model, cache_folder, load_network
 from shared.old_students import remove_old_students
@@ -187,7 +187,7 @@ def test_students_that_no_stage_to_come_reads_are_removed(
     for round_, one in (("1", adapters[0]), ("2", adapters[1])):
         fold([(one, 1.0)], run.round(int(round_)) / "history")
         folders[round_] = merged(base, run.round(int(round_)) / "history", run.students, "float32").folder
-    folders["dialled"] = gated(run.round(2) / "history", {1: 0.5}, run.students)
+    folders["dialled"] = folded_at_gates(run.round(2) / "history", {1: 0.5}, run.students)
     assert len({*folders.values()}) == 3 and all(folder.parent == run.students for folder in folders.values())
     remove_old_students(run, number)
     assert [name for name, folder in folders.items() if folder.is_dir()] == kept
@@ -200,12 +200,12 @@ def test_students_that_no_stage_to_come_reads_are_removed(
 READS = """
 import os, sys
 from pathlib import Path
-from shared.folding import gated
+from shared.folding import folded_at_gates
 from shared.merging import merged
 from shared.models import Model
 
 what, base, adapter, cache = sys.argv[1:]
-folder = gated(Path(adapter), {1: 0.5}, Path(cache)) if what == "gated" else merged(Model("tiny", Path(base), None), Path(adapter), Path(cache), "float32").folder
+folder = folded_at_gates(Path(adapter), {1: 0.5}, Path(cache)) if what == "gated" else merged(Model("tiny", Path(base), None), Path(adapter), Path(cache), "float32").folder
 reading = os.open(folder, os.O_RDONLY)
 print(folder, os.fstat(reading).st_ino, flush=True)
 input()
@@ -239,22 +239,24 @@ def test_weights_that_another_process_reads_are_not_replaced_under_it(
 def test_a_gate_folded_once_is_folded_once(base: Model, adapters: list[Path], tmp_path: Path) -> None:
     """Under a name that says what of: another gate, other adapters and another place are other folders."""
     fold([(folder, 1.0) for folder in adapters], tmp_path / "history")
-    half = gated(tmp_path / "history", {2: 0.5}, tmp_path / "cache")
+    half = folded_at_gates(tmp_path / "history", {2: 0.5}, tmp_path / "cache")
     stamp = half.stat().st_mtime_ns
-    assert gated(tmp_path / "history", {2: 0.5}, tmp_path / "cache") == half and half.stat().st_mtime_ns == stamp
+    assert (
+        folded_at_gates(tmp_path / "history", {2: 0.5}, tmp_path / "cache") == half and half.stat().st_mtime_ns == stamp
+    )
     assert [gate for _, gate in rounds_of(half)] == [1.0, 0.5]
     refold(tmp_path / "history", {2: 0.5}, tmp_path / "by hand")
     torch.testing.assert_close(logits(base, half), logits(base, tmp_path / "by hand"), atol=0, rtol=0)
     others = [
-        gated(tmp_path / "history", {2: 0.5 + 1e-9}, tmp_path / "cache"),
-        gated(tmp_path / "history", {1: 0.5}, tmp_path / "cache"),
-        gated(adapters[0], {1: 0.5}, tmp_path / "cache"),
-        gated(tmp_path / "history", {2: 0.5}, tmp_path / "elsewhere" / "cache"),
+        folded_at_gates(tmp_path / "history", {2: 0.5 + 1e-9}, tmp_path / "cache"),
+        folded_at_gates(tmp_path / "history", {1: 0.5}, tmp_path / "cache"),
+        folded_at_gates(adapters[0], {1: 0.5}, tmp_path / "cache"),
+        folded_at_gates(tmp_path / "history", {2: 0.5}, tmp_path / "elsewhere" / "cache"),
     ]
     assert len({half, *others}) == 5
     assert [folder for folder, _ in rounds_of(others[-1])] == [folder for folder, _ in rounds_of(half)]
     (half / "adapter_config.json").write_text("{}")
-    assert gated(tmp_path / "history", {2: 0.5}, tmp_path / "cache") == half
+    assert folded_at_gates(tmp_path / "history", {2: 0.5}, tmp_path / "cache") == half
     assert [gate for _, gate in rounds_of(half)] == [1.0, 0.5] and load_adapter(half).rank == 7, "and mended"
 
 

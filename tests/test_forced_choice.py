@@ -13,9 +13,14 @@ import pytest
 
 from evals.alone import conditions_of
 from evals.conditions import Condition
-from evals.measures.forced_choice.ask import Free, Read, ended, forced_choice, reads
-from evals.measures.forced_choice.checks import checked, fits, reaches, steering
-from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders
+from evals.measures.forced_choice.ask import Free, Read, cut_thought, forced_choice, reads
+from evals.measures.forced_choice.checks import (
+    refuse_sampling_options,
+    refuse_steering_options,
+    refuse_too_long,
+    refuse_unread_settings,
+)
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument, orders
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -35,13 +40,13 @@ def vignettes() -> list[Vignette]:
 
 
 @pytest.fixture(scope="module")
-def renderer(tokenizer: Any) -> Renderer:
-    return Renderer(tokenizer, load_instrument("embedded"), {})
+def renderer(tokenizer: Any) -> InstrumentRenderer:
+    return InstrumentRenderer(tokenizer, load_instrument("embedded"), {})
 
 
 @pytest.mark.parametrize("debias", ["cyclic", "rotating"])
 def test_it_equals_huggingface_at_another_budget_and_in_other_orders(
-    debias: str, engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], model: Model
+    debias: str, engine: Any, tokenizer: Any, renderer: InstrumentRenderer, vignettes: list[Vignette], model: Model
 ) -> None:
     from evals.bridges.huggingface import HuggingFace
 
@@ -63,7 +68,7 @@ def test_the_published_question_about_oneself_equals_huggingface(
 ) -> None:
     from evals.bridges.huggingface import HuggingFace
 
-    renderer = Renderer(tokenizer, load_instrument(str(tinymfv / "instrument.json")), {})
+    renderer = InstrumentRenderer(tokenizer, load_instrument(str(tinymfv / "instrument.json")), {})
     items = stratified(load_vignettes(str(tinymfv / "vignettes_classic_self_violate.jsonl")), 3, "foundation_coarse")
     read = Read("reversal", 5)
     ours = forced_choice(engine, renderer, items, [BASE], read, tokenizer, lambda: None)["base"]
@@ -76,7 +81,7 @@ def test_the_published_question_about_oneself_equals_huggingface(
 
 
 def test_sampled_thoughts_pool_to_the_mixture_over_all_thoughts(
-    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], model: Model, vector: Vector
+    engine: Any, tokenizer: Any, renderer: InstrumentRenderer, vignettes: list[Vignette], model: Model, vector: Vector
 ) -> None:
     """Of two think tokens only the first is read, so that the mixture that N samples estimate can be summed up exactly."""
     import torch
@@ -105,7 +110,7 @@ def test_sampled_thoughts_pool_to_the_mixture_over_all_thoughts(
 
 
 def test_conditions_of_one_batch_do_not_touch_each_other(
-    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette]
+    engine: Any, tokenizer: Any, renderer: InstrumentRenderer, vignettes: list[Vignette]
 ) -> None:
     steered = Condition("steered", "steered", 1.5, "v")
     read, some = Read("reversal", 2), vignettes[:2]
@@ -120,7 +125,11 @@ def test_conditions_of_one_batch_do_not_touch_each_other(
 
 
 def test_a_condition_that_overflows_is_unscorable_and_no_other_is(
-    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette], monkeypatch: pytest.MonkeyPatch
+    engine: Any,
+    tokenizer: Any,
+    renderer: InstrumentRenderer,
+    vignettes: list[Vignette],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = engine._registry.loaded
     monkeypatch.setitem(loaded, "v", replace(loaded["v"], largest=float("inf")))  # as if admission had not foreseen it
@@ -147,17 +156,17 @@ def test_a_tail_is_scored_as_in_the_whole_prompt(engine: Any) -> None:
     np.testing.assert_allclose(long, whole[-60:], atol=1e-4)
 
 
-def test_a_thought_ends_where_the_model_ends_it(tokenizer: Any, renderer: Renderer) -> None:
+def test_a_thought_ends_where_the_model_ends_it(tokenizer: Any, renderer: InstrumentRenderer) -> None:
     ids = list(tokenizer("so it is wrong", add_special_tokens=False)["input_ids"])
     stop = renderer.stop_ids[0]
-    assert ended([*ids, stop, *ids], renderer, tokenizer) == ids
-    assert ended(ids, renderer, tokenizer) == ids
+    assert cut_thought([*ids, stop, *ids], renderer, tokenizer) == ids
+    assert cut_thought(ids, renderer, tokenizer) == ids
     close = list(tokenizer("</think>", add_special_tokens=False)["input_ids"])
-    assert ended([*ids, *close, *ids], renderer, tokenizer) == ids
+    assert cut_thought([*ids, *close, *ids], renderer, tokenizer) == ids
 
 
 def test_samples_are_pooled_and_thoughts_may_stop(
-    engine: Any, tokenizer: Any, renderer: Renderer, vignettes: list[Vignette]
+    engine: Any, tokenizer: Any, renderer: InstrumentRenderer, vignettes: list[Vignette]
 ) -> None:
     read = Read("reversal", 3, samples=2, temperature=1.0, stop=True)
     made = forced_choice(engine, renderer, vignettes[:1], [BASE], read, tokenizer, lambda: None)["base"][0]
@@ -194,7 +203,7 @@ def test_conditions_of_the_command_line() -> None:
 )
 def test_reads_that_cannot_be_meant_are_refused(read: Read) -> None:
     with pytest.raises(SteerHealError, match="invalid sampling options"):
-        checked(read)
+        refuse_sampling_options(read)
 
 
 def test_no_temperature_is_taken_that_is_not_sampled_at() -> None:
@@ -203,7 +212,7 @@ def test_no_temperature_is_taken_that_is_not_sampled_at() -> None:
     with pytest.raises(SteerHealError, match=r"sweep\.temperature"):
         resolve(None, "sweep.temperature=0.0099")
     lowest = resolve(None, "sweep.temperature=0.01")[0].sweep.temperature
-    checked(Read("reversal", 4, temperature=lowest))
+    refuse_sampling_options(Read("reversal", 4, temperature=lowest))
     assert SamplingParams(temperature=lowest).temperature == lowest == COLDEST
     assert SamplingParams(temperature=lowest / 2).temperature == lowest, "then lower ones need no refusal"
 
@@ -220,30 +229,32 @@ def arguments(**given: Any) -> SimpleNamespace:
 )
 def test_steering_that_would_not_steer_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SteerHealError, match="do not go together"):
-        steering(arguments(**options))
+        refuse_steering_options(arguments(**options))
 
 
 def test_settings_that_nobody_reads_are_refused() -> None:
     with pytest.raises(SteerHealError, match="no items"):
-        steering(arguments(items=0))
+        refuse_steering_options(arguments(items=0))
     sources = {"eval.items": "SET", "eval.bootstrap": "SET", "eval.think": "default", "model.dtype": "SET"}
     with pytest.raises(SteerHealError, match="do not reach") as refused:
-        reaches(sources)
+        refuse_unread_settings(sources)
     assert str(refused.value.given) == "--set with eval.items"
-    reaches({**sources, "eval.items": "a file"})
+    refuse_unread_settings({**sources, "eval.items": "a file"})
 
 
-def test_a_system_prompt_that_the_template_drops_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:
+def test_a_system_prompt_that_the_template_drops_is_refused(
+    renderer: InstrumentRenderer, vignettes: list[Vignette]
+) -> None:
     """`prompted` would be the base under another name."""
     deaf = copy.deepcopy(renderer.chat.tokenizer)
     deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
-    dropping = Renderer(deaf, renderer.instrument)
-    fits(dropping, vignettes, Read("reversal", 16), None, 1024, [None])
+    dropping = InstrumentRenderer(deaf, renderer.instrument)
+    refuse_too_long(dropping, vignettes, Read("reversal", 16), None, 1024, [None])
     with pytest.raises(SteerHealError, match="does not reach the model"):
-        fits(dropping, vignettes, Read("reversal", 16), None, 1024, [None, "Be kind."])
+        refuse_too_long(dropping, vignettes, Read("reversal", 16), None, 1024, [None, "Be kind."])
 
 
-def test_a_question_longer_than_the_context_is_refused(renderer: Renderer, vignettes: list[Vignette]) -> None:
-    fits(renderer, vignettes, Read("reversal", 16), Free(24), 1024, [None])
+def test_a_question_longer_than_the_context_is_refused(renderer: InstrumentRenderer, vignettes: list[Vignette]) -> None:
+    refuse_too_long(renderer, vignettes, Read("reversal", 16), Free(24), 1024, [None])
     with pytest.raises(SteerHealError, match="does not fit"):
-        fits(renderer, vignettes, Read("reversal", 1000), None, 1024, [None])
+        refuse_too_long(renderer, vignettes, Read("reversal", 1000), None, 1024, [None])

@@ -23,7 +23,7 @@ from evals.results import results_of
 from evals.round import Round
 from evals.scored import scored_rounds
 from evals.study.plan import _measured
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -166,7 +166,7 @@ class Letters:
 def test_log_likelihood_ratios_and_relevance_by_hand() -> None:
     trait = load_trait("embedded")
     assert trait.paraphrases is not None and len(trait.paraphrases.trait) == 3
-    renderer = Renderer(Letters(), trait)  # type: ignore[arg-type]
+    renderer = PromptRenderer(Letters(), trait)  # type: ignore[arg-type]
     prompts = [Prompt(id=name, prompt=name) for name in "abcde"]
     known = {tuple(renderer(prompt)[0]): -2.0 - place for place, prompt in enumerate(prompts)}
     known |= {tuple(renderer(prompt)[1]): -1.5 for prompt in prompts}
@@ -178,7 +178,7 @@ def test_log_likelihood_ratios_and_relevance_by_hand() -> None:
     assert row["llr_opposite"] == pytest.approx(0.7) and row["trait_llr"] == pytest.approx(0.5)
     assert row["relevance"] == pytest.approx(-2.0 - np.mean([-3.0, -4.0, -5.0]))
     assert empty["llr_opposite"] is empty["relevance"] is None and empty["nll"] == 0.0
-    bare = Renderer(Letters(), trait.model_copy(update={"paraphrases": None}))  # type: ignore[arg-type]
+    bare = PromptRenderer(Letters(), trait.model_copy(update={"paraphrases": None}))  # type: ignore[arg-type]
     (alone,) = judge(Engine(known), bare, prompts, [asked], lambda: None)  # type: ignore[arg-type]
     assert alone["llr_opposite"] is None and alone["relevance"] == row["relevance"]
 

@@ -23,7 +23,7 @@ from shared.chat import Chat
 from shared.dequantise import is_dequantised
 from shared.errors import Exit, SteerHealError
 from shared.estimate import needed
-from shared.gguf_model import ARCHITECTURES
+from shared.families import GGUF
 from shared.models import Dequantised, load_network, resolve
 from shared.run import Run
 from shared.stages import Step
@@ -51,7 +51,7 @@ def opened(path: Path) -> Any:
     return load_network(resolve(str(path)).folder, torch.float32)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", GGUF)
 def test_an_architecture_gives_the_logits_of_the_original(architecture: str, tmp_path: Path) -> None:
     original = gguf_files.network(architecture)
     path = gguf_files.write(tmp_path / "m.gguf", architecture, original)

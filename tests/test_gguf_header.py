@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from shared.embedded import embedded_gguf
 from shared.errors import SteerHealError
+from shared.families import GGUF
 from shared.gguf_header import TYPES, read_header
-from shared.gguf_model import ARCHITECTURES, REST, bytes_of, dtype_of, read_model
+from shared.gguf_model import REST, bytes_of, dtype_of, read_model
 from shared.models import Model, resolve
 
 
@@ -59,7 +60,7 @@ def test_architectures_are_among_those_that_transformers_dequantises() -> None:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     renamed = {"qwen3moe": "qwen3_moe"}
-    assert {renamed.get(name, name) for name in ARCHITECTURES} <= set(GGUF_SUPPORTED_ARCHITECTURES)
+    assert {renamed.get(name, name) for name in GGUF} <= set(GGUF_SUPPORTED_ARCHITECTURES)
 
 
 def test_it_reads_what_the_package_reads(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_estimate_hands_the_error_on(monkeypatch: pytest.MonkeyPatch) -> Non
     done = subprocess.CompletedProcess([], 0, json.dumps({"error": error.as_dict()}), "")
     monkeypatch.setattr(estimate.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(SteerHealError, match="sees no GPU"):
-        estimate.calibrated()
+        estimate.calibration()
 
 
 def test_doctor_asks_torch_where_the_lock_is_for_gpus() -> None:

@@ -23,8 +23,8 @@ from shared.gpu_report import (
     of_run,
     of_tests,
     parts,
-    put,
     rendered,
+    replace_block,
 )
 
 HERE: dict[str, Any] = {
@@ -56,11 +56,11 @@ def test_without_a_gpu_it_is_refused_and_nothing_is_written(tmp_path: Path) -> N
 def test_the_page_of_the_repository_has_a_place_for_the_table(tmp_path: Path) -> None:
     copy = tmp_path / "gpu.md"
     copy.write_text((ROOT / "docs" / "gpu.md").read_text())
-    put(copy, "| a table |")
+    replace_block(copy, "| a table |")
     assert f"{BEGIN}\n| a table |\n{END}" in copy.read_text()
     copy.write_text("# no place")
     with pytest.raises(SteerHealError, match="no place for the table"):
-        put(copy, "x")
+        replace_block(copy, "x")
 
 
 def saying(text: str, code: int = 0) -> list[str]:

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import Renderer, load_instrument, orders, rotations
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument, orders, rotations
 from evals.measures.forced_choice.rows import ScoreRow
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
@@ -64,7 +64,7 @@ def test_model_text_is_never_a_template(tokenizer: object) -> None:
 
 
 def test_answer_context_leaves_the_last_thought_out(tokenizer: object) -> None:
-    renderer = Renderer(tokenizer, load_instrument("embedded"), {})
+    renderer = InstrumentRenderer(tokenizer, load_instrument("embedded"), {})
     assert renderer.answer([1, 2], [7, 8, 9]) == [1, 2, 7, 8, *renderer.suffix, *renderer.prefill]
     assert renderer.answer([1, 2], []) == [1, 2, *renderer.suffix, *renderer.prefill]
 
@@ -72,7 +72,7 @@ def test_answer_context_leaves_the_last_thought_out(tokenizer: object) -> None:
 def test_published_instrument_renders_byte_for_byte(tokenizer: object, tinymfv: Path) -> None:
     path = tinymfv / "instrument.json"
     wanted = json.loads(path.read_text())["rendered_smollm2"]
-    renderer = Renderer(tokenizer, load_instrument(str(path)), {})
+    renderer = InstrumentRenderer(tokenizer, load_instrument(str(path)), {})
     for order, name in zip(orders("reversal"), ("forward", "reversed"), strict=True):
         assert tokenizer.decode(renderer.question("<VIGNETTE>", order)) == wanted["phase1"][name]
     assert tokenizer.decode(renderer.suffix) == wanted["suffix"]
@@ -123,26 +123,26 @@ def test_malformed_instruments_are_refused(tmp_path: Path, change: dict[str, obj
 
 def test_a_thought_ends_where_a_turn_ends_and_where_a_text_ends(tokenizer: Any) -> None:
     """As with Gemma, whose end of a turn is not its end of a text."""
-    renderer = Renderer(tokenizer, load_instrument("embedded"), {})
+    renderer = InstrumentRenderer(tokenizer, load_instrument("embedded"), {})
     turn, text = (tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>"))
     assert renderer.stop_ids[0] == turn == tokenizer.eos_token_id and len(set(renderer.stop_ids)) == len(
         renderer.stop_ids
     )
     other = copy.deepcopy(tokenizer)
     other.eos_token = "<|endoftext|>"
-    assert {turn, text} <= set(Renderer(other, load_instrument("embedded"), {}).stop_ids)
+    assert {turn, text} <= set(InstrumentRenderer(other, load_instrument("embedded"), {}).stop_ids)
 
 
 def test_labels_of_two_tokens_are_refused(tokenizer: object) -> None:
     instrument = load_instrument("embedded").model_copy(update={"labels": ["10", "11", "12", "13", "14", "15", "16"]})
     with pytest.raises(SteerHealError, match="single and distinct"):
-        Renderer(tokenizer, instrument, {})
+        InstrumentRenderer(tokenizer, instrument, {})
 
 
 def test_labels_that_share_a_token_are_refused(tokenizer: object) -> None:
     instrument = load_instrument("embedded").model_copy(update={"labels": list("0123455")})
     with pytest.raises(SteerHealError, match="single and distinct"):
-        Renderer(tokenizer, instrument, {})
+        InstrumentRenderer(tokenizer, instrument, {})
 
 
 PUBLISHED = """

@@ -15,7 +15,7 @@ from test_filter import UNSTEERED, completion, swept_run
 
 from gen.filter import stage
 from gen.kappa import Sampled, agreement
-from gen.label import compare, spread, write
+from gen.label import compare, spread_rows, write
 from gen.plan import plan
 from gen.prompts import open_round
 from gen.sheet import QUESTIONS, as_text
@@ -136,9 +136,11 @@ def test_a_filter_that_rejects_nothing_cannot_be_compared(tmp_path: Path) -> Non
 
 def test_rows_are_taken_at_even_distances() -> None:
     rows = [completion(key=f"k{i}", coefficient=float(i % 3)) for i in range(30)]
-    chosen = spread(rows, 6, 0)
+    chosen = spread_rows(rows, 6, 0)
     assert [row.coefficient for row in chosen] == [0, 0, 1, 1, 2, 2] and len({row.key for row in chosen}) == 6
-    assert spread(rows, 30, 0) == sorted(rows, key=lambda row: (row.coefficient, spread(rows, 30, 0).index(row)))
+    assert spread_rows(rows, 30, 0) == sorted(
+        rows, key=lambda row: (row.coefficient, spread_rows(rows, 30, 0).index(row))
+    )
     assert as_text("-1+1") == "'-1+1" and as_text("a=1") == "a=1"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from train.measures import ROWS, TOKENS, Bench, loss  # isort: skip (Unsloth comes before transformers)
+from train.measures import ROWS, TOKENS, TrainingBench, loss  # isort: skip (Unsloth comes before transformers)
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -31,7 +31,7 @@ def test_both_losses_have_one_gradient(prompt: int) -> None:
 @pytest.mark.slow
 def test_both_trainers_begin_with_one_loss(tmp_path: Path) -> None:
     """A fresh adapter adds nothing: cross-entropy of the same rows, no divergence."""
-    bench = Bench(tmp_path)
+    bench = TrainingBench(tmp_path)
     theirs = Naive(bench.model.folder, bench.student.network.peft_config[CURRENT].target_modules, bench.config.train)
     assert sum(p.numel() for p in theirs.parameters) == sum(p.numel() for p in bench.student.current.values())
     bench.ours()

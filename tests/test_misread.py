@@ -15,7 +15,7 @@ from shared.run import open_run
 from shared.schema import band
 from shared.tables import numbered_rows
 from shared.traits import load_trait
-from shared.vignettes import checked
+from shared.vignettes import check_vignettes
 
 
 @pytest.mark.parametrize("name", [" label", "Label", "LABEL"])
@@ -82,7 +82,7 @@ def test_ratings_of_some_foundations_alone_are_refused() -> None:
     row = {"id": "a", "foundation": "Care", "foundation_coarse": "Care", "text": "x"}
     six = {f"human_{name}": 10.0 for name in ("Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty")}
     with pytest.raises(SteerHealError, match="rated for some foundations alone"):
-        checked([Vignette.model_validate({**row, **six})], "v.jsonl")
+        check_vignettes([Vignette.model_validate({**row, **six})], "v.jsonl")
 
 
 def test_a_filter_record_adds_up() -> None:

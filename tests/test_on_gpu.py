@@ -105,13 +105,13 @@ def test_steering_is_what_hooks_do(built: Any, model: Model, vector: Vector, pro
 
 def test_an_adapter_counts_beside_steering(built: Any, model: Model, vector: Vector, prompts: list[list[int]], served: Any) -> None:  # fmt: skip
     """Modules outside the band have no room for it: all of the adapter's must be within."""
-    from gen.students import Student
+    from gen.students import ServedStudent
 
     built.serve(served)
     try:
         on = scores(built, [(prompts[0], 1.0)])[0]
     finally:
-        built.serve(Student(model.folder))
+        built.serve(ServedStudent(model.folder))
     off = scores(built, [(prompts[0], 1.0)])[0]
     assert gap(on, hooked(model, vector, prompts[0], 1.0, served.adapter)) <= BOUND
     assert gap(off, hooked(model, vector, prompts[0], 1.0)) <= BOUND and gap(on, off) > 10 * BOUND

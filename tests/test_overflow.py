@@ -16,9 +16,10 @@ from hypothesis.extra.numpy import arrays
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
 from gen.engine.isolation import counted, overflowed, zeroer
-from gen.engine.overflow import FLOAT32_MAX, POST_NORM, STRETCH, largest_coefficient
+from gen.engine.overflow import FLOAT32_MAX, STRETCH, largest_coefficient
 from gen.engine.requests import Registry
 from shared.errors import SteerHealError
+from shared.families import FAMILIES
 from shared.vectors import Vector
 
 DTYPES = {name: float(torch.finfo(getattr(torch, name)).max) for name in ("float32", "bfloat16", "float16")}
@@ -69,7 +70,7 @@ def test_the_limit_is_not_needlessly_small(name: str, layers: dict[int, np.ndarr
 
 @given(layers=bands)
 def test_a_post_norm_model_has_room_for_the_square_of_its_gated_product(layers: dict[int, np.ndarray]) -> None:
-    for model_type in POST_NORM:
+    for model_type in [name for family in FAMILIES if family.post_norm for name in family.model_types]:
         largest = largest_coefficient(layers, DTYPES["float32"], model_type)
         total = np.sum([np.abs(values, dtype=np.float64) for values in layers.values()], axis=0)
         product = STRETCH**3 * (2 * largest * float(np.linalg.norm(total))) ** 2  # the other half is the model's own

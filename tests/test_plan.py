@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen.plan import plan, spread, windows
+from gen.plan import plan, spread_prompts, windows
 from shared.errors import SteerHealError
 from shared.records import Prompt
 
@@ -73,7 +73,7 @@ def test_coefficients_that_share_a_key_are_refused() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_prompts_of_a_probe_are_spread(total: int, count: int) -> None:
-    chosen = [index for index, _ in spread(prompts([None] * total), total, count)]
+    chosen = [index for index, _ in spread_prompts(prompts([None] * total), total, count)]
     assert len(chosen) == len(set(chosen)) == min(total, count) and chosen[0] == 0
     gaps = [b - a for a, b in zip(chosen, [*chosen[1:], total], strict=True)]
     assert max(gaps) - min(gaps) <= 1

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen.plan import Planned
-from gen.pool import TRIES, Lost, Made, Message, Pool, Ready, Refused
+from gen.pool import TRIES, Lost, Made, Message, Pool, Ready, RefusedWindow
 from shared.errors import Exit, SteerHealError
 from shared.records import Prompt
 
@@ -146,7 +146,7 @@ def test_the_plan_decides_what_a_worker_has_to_be() -> None:
 
 
 def test_an_error_that_all_would_meet_ends_it() -> None:
-    executor = Simulated(starts=[Refused(SteerHealError("no such model", next="name another"))])
+    executor = Simulated(starts=[RefusedWindow(SteerHealError("no such model", next="name another"))])
     with pytest.raises(SteerHealError, match="no such model"):
         pool(executor, 2).begin()
 

@@ -11,11 +11,11 @@ from conftest import command
 from made_answers import SOCIAL, human, made, read
 
 from evals.measures.forced_choice.ask import Read, forced_choice
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
-from evals.preflight import Budget, foundation_of_trait, least, measured, scan, sentence
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
+from evals.preflight import Budget, budget_of, foundation_of_trait, least_budget, scan, sentence
 from evals.statistics import AUTHORITY, Estimate
 from evals.verdict import AXIS, preflight
-from gen.students import Student
+from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -24,14 +24,14 @@ from shared.vignettes import load_vignettes
 
 
 def budget(think: int, logits: np.ndarray, mass: float = 0.8) -> Budget:
-    return measured(read(made(logits, mass=mass)), think, 10.0 + think)
+    return budget_of(read(made(logits, mass=mass)), think, 10.0 + think)
 
 
 def test_the_least_budget_with_an_axis_is_named_with_its_cost() -> None:
     blind = human(signal=0.0)
     budgets = [budget(48, human()), budget(0, human(), mass=0.3), budget(4, blind), budget(16, human())]
     assert [one.refused for one in budgets] == [None, "no_format", "no_axis", None]
-    found = least(budgets)
+    found = least_budget(budgets)
     assert found is not None and found.think == 16
     assert found.contrast is not None and found.contrast.interval is not None and found.contrast.interval[0] > AXIS
     words = sentence(budgets, 28)
@@ -41,7 +41,7 @@ def test_the_least_budget_with_an_axis_is_named_with_its_cost() -> None:
 def test_where_there_is_none_it_says_so_and_what_was_closest() -> None:
     budgets = [budget(0, human(signal=0.0)), budget(4, human(), mass=0.3)]
     words = sentence(budgets, 28)
-    assert least(budgets) is None and words.startswith("There is no budget among 0, 4 think tokens")
+    assert least_budget(budgets) is None and words.startswith("There is no budget among 0, 4 think tokens")
     assert "At 4 think tokens: the base gives the seven labels 0.300" in words
 
 
@@ -65,14 +65,14 @@ def test_nothing_passes_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_scan_of_the_embedded_model_reads_what_a_score_reads(engine: object, model: Model) -> None:
     chat = Chat.load(model.folder)
-    renderer, items = Renderer(chat, load_instrument("embedded")), load_vignettes("embedded", 7)
+    renderer, items = InstrumentRenderer(chat, load_instrument("embedded")), load_vignettes("embedded", 7)
     reads = [Read("rotating", think) for think in (0, 2)]
-    budgets = list(scan(engine, renderer, items, reads, Student(model.folder)))
+    budgets = list(scan(engine, renderer, items, reads, ServedStudent(model.folder)))
     assert [one.think for one in budgets] == [0, 2] and all(one.seconds > 0 for one in budgets)
     from evals.conditions import Condition
 
     rows = forced_choice(engine, renderer, items, [Condition("base", "base")], reads[1], chat.tokenizer, lambda: None)  # type: ignore[arg-type]
-    again = measured(read(rows["base"]), 2, budgets[1].seconds)
+    again = budget_of(read(rows["base"]), 2, budgets[1].seconds)
     assert again.mass is not None and budgets[1].mass is not None
     assert again.mass.value == pytest.approx(budgets[1].mass.value, abs=1e-5)
     assert again.refused == budgets[1].refused

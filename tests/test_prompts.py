@@ -11,7 +11,7 @@ import pytest
 from conftest import command
 
 from gen import survey as surveys
-from gen.prompts import Renderer, open_round
+from gen.prompts import PromptRenderer, open_round
 from gen.survey import RendererRecipe, survey
 from shared.chat import Chat, neutral_for
 from shared.errors import SteerHealError
@@ -55,8 +55,8 @@ def data_set(folder: Path, rows: list[dict[str, object]]) -> Path:
 
 
 @pytest.fixture
-def renderer(tokenizer: object) -> Renderer:
-    return Renderer(Chat(tokenizer), load_trait("embedded"))
+def renderer(tokenizer: object) -> PromptRenderer:
+    return PromptRenderer(Chat(tokenizer), load_trait("embedded"))
 
 
 def test_a_data_set_is_read_as_often_as_asked(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_round_takes_what_the_strata_give(tmp_path: Path) -> None:
         assert [prompt.id for _, prompt in prompts] == ["7"]
 
 
-def test_a_survey_counts_and_its_digest_is_of_the_contents(tmp_path: Path, renderer: Renderer) -> None:
+def test_a_survey_counts_and_its_digest_is_of_the_contents(tmp_path: Path, renderer: PromptRenderer) -> None:
     path = lines(tmp_path / "p.jsonl", [{"id": "a", "prompt": "Name a fruit."}, {"prompt": "Name " + "a " * 50}])
     with open_prompts(str(path)) as prompts:
         found = survey(prompts, renderer, 8, 512)
@@ -146,7 +146,7 @@ def test_a_survey_counts_and_its_digest_is_of_the_contents(tmp_path: Path, rende
 
 
 def test_a_survey_by_many_processes_is_the_same(
-    tmp_path: Path, renderer: Renderer, model: Model, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, renderer: PromptRenderer, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Count, longest and digests, and the first conversation that is refused, which lies in a later batch."""
     rows = [{"id": f"p{index}", "prompt": f"Name {index} {'long ' * (index % 7)}fruits."} for index in range(40)]
@@ -170,7 +170,7 @@ def test_a_survey_by_many_processes_is_the_same(
         survey(prompts, recipe.renderer(), 8, 512, recipe)
 
 
-def test_a_prompt_that_is_too_long_is_named(tmp_path: Path, renderer: Renderer) -> None:
+def test_a_prompt_that_is_too_long_is_named(tmp_path: Path, renderer: PromptRenderer) -> None:
     rows = [{"id": name, "prompt": f"Count {'x ' * length}"} for name, length in (("a", 1), ("b", 300), ("c", 900))]
     path = lines(tmp_path / "p.jsonl", rows)
     with pytest.raises(SteerHealError) as caught, open_prompts(str(path)) as prompts:
@@ -179,19 +179,19 @@ def test_a_prompt_that_is_too_long_is_named(tmp_path: Path, renderer: Renderer) 
     assert f"{path}:2 (key 00001-b)" in text and "2 of 3 prompts are too long" in text and "= 256" in text
 
 
-def test_a_conversation_the_template_refuses_is_named(tmp_path: Path, renderer: Renderer) -> None:
+def test_a_conversation_the_template_refuses_is_named(tmp_path: Path, renderer: PromptRenderer) -> None:
     tokenizer = renderer.chat.tokenizer
     strict = type(tokenizer).from_pretrained(tokenizer.name_or_path)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     path = lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
     with pytest.raises(SteerHealError, match=r"p\.jsonl:1 .*roles must alternate"), open_prompts(str(path)) as prompts:
-        survey(prompts, Renderer(Chat(strict), renderer.trait), 8, 256)
+        survey(prompts, PromptRenderer(Chat(strict), renderer.trait), 8, 256)
 
 
 SYSTEM = [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Name a fruit."}]
 
 
-def test_a_prompt_brings_its_own_system_message(renderer: Renderer, tokenizer: object) -> None:
+def test_a_prompt_brings_its_own_system_message(renderer: PromptRenderer, tokenizer: object) -> None:
     """One message in all: in place of the neutral one, as a training row has it, and after the trait's, which is the contrast."""
     neutral, trait = (tokenizer.decode(ids) for ids in renderer(Prompt(messages=SYSTEM)))
     assert neutral == Chat(tokenizer).text(SYSTEM) and neutral.count("<|im_start|>system") == 1
@@ -251,11 +251,11 @@ def test_prompts_are_made_anew(tmp_path: Path) -> None:
     assert list(prompts) == list(prompts) and len(calls) == 2
 
 
-def test_a_template_that_drops_the_trait_prompt_is_refused(tmp_path: Path, renderer: Renderer) -> None:
+def test_a_template_that_drops_the_trait_prompt_is_refused(tmp_path: Path, renderer: PromptRenderer) -> None:
     """With a vector from elsewhere no extraction has refused it: trait_llr would be 0 in every row."""
     tokenizer = renderer.chat.tokenizer
     deaf = type(tokenizer).from_pretrained(tokenizer.name_or_path)
     deaf.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
     path = lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
     with pytest.raises(SteerHealError, match="does not reach the model"), open_prompts(str(path)) as prompts:
-        survey(prompts, Renderer(Chat(deaf), renderer.trait), 8, 256)
+        survey(prompts, PromptRenderer(Chat(deaf), renderer.trait), 8, 256)

@@ -220,16 +220,16 @@ def test_a_lock_file_that_goes_while_it_is_looked_at_is_made_again(tmp_path: Pat
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "docs"
     replaceable(path, ("a", "b"))
-    with atomic_folder(path, of=("a", "b")) as temporary:
+    with atomic_folder(path, names=("a", "b")) as temporary:
         (temporary / "a").write_text("ours")
-    with atomic_folder(path, of=("a", "b")) as temporary:
+    with atomic_folder(path, names=("a", "b")) as temporary:
         (temporary / "b").write_text("ours again")
     (path / "thesis.md").write_text("theirs")
-    with pytest.raises(SteerHealError, match=r"other files") as refused, atomic_folder(path, of=("a", "b")):
+    with pytest.raises(SteerHealError, match=r"other files") as refused, atomic_folder(path, names=("a", "b")):
         raise AssertionError("the work begins")
     assert "thesis.md" in str(refused.value.given) and sorted(p.name for p in path.iterdir()) == ["b", "thesis.md"]
     (path / "thesis.md").unlink()
-    with pytest.raises(SteerHealError), atomic_folder(path, of=("a", "b")):
+    with pytest.raises(SteerHealError), atomic_folder(path, names=("a", "b")):
         (path / "late.md").write_text("theirs, written meanwhile")
     assert sorted(p.name for p in path.iterdir()) == ["b", "late.md"] and list(tmp_path.iterdir()) == [path]
 

@@ -11,8 +11,8 @@ import torch
 from hooked import Hooked
 from scorings import BASE, LATER, PROMPTED, STEERED, group_of, scoring_of
 
-from evals.measures.retention.forward import distance
-from evals.measures.retention.measure import ANSWER, Retention, RetentionRow, RetentionSession, unsteered
+from evals.measures.retention.measure import ANSWER, Retention, RetentionRow, RetentionSession, first_sweep_rows
+from gen.forward import distance
 from gen.prompts import open_round
 from shared.chat import neutral_for
 from shared.errors import SteerHealError
@@ -90,7 +90,7 @@ def session(tmp_path: Path, model: Model, vector: Vector) -> RetentionSession:
         {"key": "d/0/0", "prompt_ids": [1, 2]},
         {"key": "m/0/1", "completion_ids": []},
     ]
-    write_jsonl(unsteered(scoring.run), [row, *(row.model_copy(update=other) for other in others)])
+    write_jsonl(first_sweep_rows(scoring.run), [row, *(row.model_copy(update=other) for other in others)])
     session = Retention().begin(scoring)
     assert [text.id for text in session.texts if text.kind == ANSWER] == ["m/0/0"]
     session.texts = [*session.texts[:3], session.texts[-1]]

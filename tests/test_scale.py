@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from gen import shards
 from gen.plan import Job
-from gen.students import Student
+from gen.students import ServedStudent
 from gen.sweep import sweep
 from shared.config import resolve
 from shared.models import resolve as resolve_model
@@ -52,7 +52,7 @@ if step == "sweep":
     Vector({0: np.ones(model.hidden, dtype=np.float32)}, {}).save(folder / "v.safetensors")
     with open_prompts(str(folder / "p.jsonl")) as rows:
         out = folder / "s"
-        sweep(Job(out, rows, [0.0, 0.5, 1.0, 1.5, 2.0], "0", Student(model.folder), model, load_vector(folder / "v.safetensors"), folder / "v.safetensors", config, lambda counts: shards.store_of(out).discard()))
+        sweep(Job(out, rows, [0.0, 0.5, 1.0, 1.5, 2.0], "0", ServedStudent(model.folder), model, load_vector(folder / "v.safetensors"), folder / "v.safetensors", config, lambda counts: shards.store_of(out).discard()))
 elif step == "filter":
     from gen.shard_filter import filter_shards
     filter_shards(folder / "s", folder / "s", config.filter, "embedded", folder / "f")

@@ -18,17 +18,17 @@ from serving import Server
 
 from gen.engine.launch import also_vllm_cpu
 from gen.engine.limits import LIMIT, OPEN, OWN, PROBES, READ, STEERED, Gate, owner
-from gen.serve import main, named, refuse_address
+from gen.serve import main, named_files, refuse_address
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
 
 
 def test_vectors_are_named_once() -> None:
-    assert named(["a=x.safetensors", "b-2=dir/y=z"]) == {"a": Path("x.safetensors"), "b-2": Path("dir/y=z")}
+    assert named_files(["a=x.safetensors", "b-2=dir/y=z"]) == {"a": Path("x.safetensors"), "b-2": Path("dir/y=z")}
     for bad in (["a"], ["a="], ["=x"], ["a b=x"], ["../a=x"], ["a=x", "a=y"]):
         with pytest.raises(SteerHealError, match="NAME=FILE"):
-            named(bad)
+            named_files(bad)
 
 
 def test_the_cpu_build_answers_for_vllm_and_nothing_else() -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.parquet
@@ -16,13 +16,14 @@ import pytest
 from conftest import command
 
 from gen import shards
+from gen.columns import column_type, schema
 from gen.commandline import named_after
-from gen.filter import Source, split
+from gen.filter import SweepFile, split
 from gen.plan import Job, Planned
 from gen.pool import Item
 from gen.shard_filter import filter_shards
 from gen.shards import Shards, is_sharded, read_manifest_of, verified
-from gen.students import Student
+from gen.students import ServedStudent
 from gen.sweep import sweep
 from shared.chat import Chat
 from shared.config import resolve
@@ -107,7 +108,7 @@ def make(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> Calla
         monkeypatch.setattr("gen.sweep.employ", employed)
         with open_prompts(str(prompts)) as rows:
             job = Job(
-                out, rows, [0.0, 0.5, 1.0, 3.0], "0", Student(model.folder, fingerprint=model.fingerprint), model, load_vector(path), path,
+                out, rows, [0.0, 0.5, 1.0, 3.0], "0", ServedStudent(model.folder, fingerprint=model.fingerprint), model, load_vector(path), path,
                 config, lambda counts: (finished.append(counts), shards.store_of(out).discard()),
             )  # fmt: skip
             sweep(job, rebuild=rebuild)
@@ -205,7 +206,7 @@ def test_a_sweep_until_enough_are_kept_is_the_beginning_of_the_whole(make: Calla
     assert len(ends) == 4 and all(end == ends[0] for end in ends)
     lines = rows.count(b"\n")
     assert ends[0]["rows"] == lines == WINDOW * ends[0]["until_kept"]["windows"] and ends[0]["tokens"] == 8 * lines
-    one, config = Source(tmp_path / "0.jsonl", "-"), resolve(None, SETTINGS)[0].filter
+    one, config = SweepFile(tmp_path / "0.jsonl", "-"), resolve(None, SETTINGS)[0].filter
     with split(one, one, config, "embedded", named_after(tmp_path / "f")) as kept:
         pass
     assert kept.kept == ends[0]["until_kept"]["passed"] >= 6
@@ -222,7 +223,7 @@ def test_the_filter_of_shards_is_that_of_the_file(
     make(tmp_path / "s.jsonl", Stub(), settings=settings)
     make(tmp_path / "s", Stub(), settings=settings)
     config = resolve(None, f"{SETTINGS} {settings}")[0].filter
-    one, outputs = Source(tmp_path / "s.jsonl", "-"), named_after(tmp_path / "f")
+    one, outputs = SweepFile(tmp_path / "s.jsonl", "-"), named_after(tmp_path / "f")
     with split(one, one, config, "embedded", outputs):
         pass
     filter_shards(tmp_path / "s", tmp_path / "s", config, "embedded", tmp_path / "g")
@@ -353,3 +354,15 @@ def test_too_few_rows_for_a_draw_are_refused_with_the_next_command(tmp_path: Pat
         load(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=4")[0])
     assert "3 rows; 1 without a completion and 1 longer" in str(error.value.given)
     assert "sweep.samples=2" in str(error.value.next) and "train.rows=3" in str(error.value.next)
+
+
+def test_every_field_of_a_completion_has_its_column() -> None:
+    import pyarrow as pa
+
+    columns = {field.name: field.type for field in schema()}
+    assert list(columns) == list(Completion.model_fields)
+    assert columns["completion_ids"] == pa.list_(pa.int32()) and columns["trait_llr"] == pa.float64()
+    assert columns["reasons"].value_type.field("limit").type == pa.float64()
+    assert column_type(Annotated[int, "a bound"] | None) == pa.int64()
+    with pytest.raises(TypeError, match="no column"):
+        column_type(dict[str, str])

@@ -26,8 +26,8 @@ from evals.statistics import (
     Setting,
     estimate,
     mean,
-    pooled,
     resample,
+    resampling_strata,
     same_setting,
     spread,
 )
@@ -155,7 +155,7 @@ def test_an_interval_says_how_little_a_lone_unit_says() -> None:
 @settings(max_examples=200)
 def test_every_unit_is_drawn_now_and_then_or_none_has_a_weight(labels: list[int], seed: int) -> None:
     strata = np.array(labels, dtype=int)
-    groups, weights = pooled(strata), resample(strata, 300, seed)
+    groups, weights = resampling_strata(strata), resample(strata, 300, seed)
     assert weights.shape == (300, len(strata))
     counts = Counter(labels)
     if len(labels) < 2 or max(counts.values()) == 1:
@@ -192,7 +192,7 @@ def test_no_interval_of_a_lone_item_has_no_width(labels: list[int], seed: int) -
     for name, one_ in found.items():
         if one_ is not None and one_.interval is not None:
             assert one_.interval[0] < one_.interval[1], name
-    if pooled(truth) is None:
+    if resampling_strata(truth) is None:
         assert all(one_ is None or one_.interval is None for one_ in found.values())
         assert moved(*pair) is shifts(*pair) is detectable(*pair) is None
 

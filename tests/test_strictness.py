@@ -25,7 +25,7 @@ from evals.rows import ConditionLine, Heldout, StudentLayer, TrainingStep
 from shared.config import resolve
 from shared.errors import SteerHealError
 from shared.filter_record import FilterRecord, SweepLine
-from shared.folding import Gate
+from shared.folding import GatedRound
 from shared.records import (
     Completion,
     Manifest,
@@ -54,7 +54,7 @@ VALID: dict[type[Record], dict[str, Any]] = {
     TrainingStep: {"step": 1, "loss": 1.0, "ce": 1.0, "fired": 0.5, "gradient_ratio": 0.5, **{f"kl_{name}_{kind}": 0.5 for name in ("base", "previous") for kind in ("mean", "rmse", "p95", "max")}},
     Training: {"divergence": "nll", "aggregate": "mean", "reference": "base", "lam": 0.1, "tau": 0.3, "load_in_4bit": False, "examples": 3, "heldout": 0, "tokens": 9, "steps": 2, "start": {"base": 0.0, "previous": 0.0}, "findings": []},
     Manifest: {"settings": {}, "inputs": {}, "outputs": {}, "counts": {"tokens": 3}, "seconds": 1.0, "commit": None, "versions": {}, "hardware": {}},
-    Gate: {"round": 1, "gate": 1.0, "adapter": "a", "sha256": "a", "rank": 4, "scale": 2.0},
+    GatedRound: {"round": 1, "gate": 1.0, "adapter": "a", "sha256": "a", "rank": 4, "scale": 2.0},
 }  # fmt: skip
 FOUND = [(kind, name) for kind, row in VALID.items() for name, value in row.items() if type(value) in (int, float)]
 
@@ -147,8 +147,8 @@ def test_nothing_but_true_and_false_is_a_truth(value: Any, tmp_path: Path) -> No
         (Manifest, {"counts": {"tokens": True}}, "counts.tokens"),
         (Manifest, {"counts": {"kept": -1}}, "counts.kept"),
         (Manifest, {"seconds": -1.0}, "seconds"),
-        (Gate, {"round": 0}, "round"),
-        (Gate, {"rank": 0}, "rank"),
+        (GatedRound, {"round": 0}, "round"),
+        (GatedRound, {"rank": 0}, "rank"),
     ],
 )  # fmt: skip
 def test_what_is_outside_its_range(kind: type[Record], change: dict[str, Any], part: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from synthetic_run import IDENTITY, STUDY, arm
 
 from evals.study.drive import drive
 from evals.study.plan import load
-from evals.study.tau import late_d, logged, parse
+from evals.study.tau import late_d, logged_divergence, parse
 from shared import config as configuration
 from shared.errors import SteerHealError
 from shared.publish import write_text
@@ -76,7 +76,7 @@ def test_an_arm_that_cannot_take_its_tau_is_refused(changes: dict[str, str], sai
 def test_words_of_a_share() -> None:
     assert [parse(f"{words} nll's late D").share for words in ("half of", "a third of", "a quarter of", "twice", "0.8 of", "1.5 of")] == [1 / 2, 1 / 3, 1 / 4, 2.0, 0.8, 1.5]  # fmt: skip
     assert parse("half of kl_rev-0.3's late D").arm == "kl_rev-0.3"
-    assert [logged(name) for name in ("nll", "wd", "kl_fwd", "js")] == ["kl_rev", "kl_rev", "kl_fwd", "js"]
+    assert [logged_divergence(name) for name in ("nll", "wd", "kl_fwd", "js")] == ["kl_rev", "kl_rev", "kl_fwd", "js"]
 
 
 def performed(monkeypatch: pytest.MonkeyPatch, stops: str = "") -> list[tuple[str, int, str, float]]:

@@ -9,15 +9,15 @@ import pytest
 from conftest import command
 from synthetic_run import IDENTITY
 
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
-from evals.preflight import of_run, roomy
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
+from evals.preflight import of_run, reads_that_fit
 from shared import config as configuration
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.run import Run, open_run
 from shared.stage import Stage
-from shared.think import FILE, KEY, SOURCE, adopt, untold, wants_preflight
+from shared.think import FILE, KEY, SOURCE, adopt, may_adopt, wants_preflight
 
 PLAIN = "[sweep]\nn_dilemmas = 8\n"
 
@@ -30,7 +30,7 @@ def begun(folder: Path, text: str = PLAIN, overrides: str = "") -> tuple[Run, Pa
 
 def test_the_answer_is_frozen_with_its_source_and_need_not_be_named_again(tmp_path: Path) -> None:
     run, path = begun(tmp_path)
-    assert untold(run) and wants_preflight(run) and run.config.eval.think == 16
+    assert may_adopt(run) and wants_preflight(run) and run.config.eval.think == 16
     adopt(run, 48)
     frozen = tmp_path / "run" / "config.toml"
     assert "think = 48 # the preflight" in frozen.read_text() and configuration.sources_of(frozen)[KEY] == SOURCE
@@ -53,23 +53,23 @@ def test_it_is_another_models_answer_where_the_model_is_another(tmp_path: Path, 
 @pytest.mark.parametrize(("text", "overrides"), [(f"{PLAIN}[eval]\nthink = 16\n", ""), (PLAIN, "eval.think=16")])
 def test_what_a_user_says_stands_even_where_it_is_the_default(text: str, overrides: str, tmp_path: Path) -> None:
     run, _ = begun(tmp_path, text, overrides)
-    assert not untold(run) and not wants_preflight(run)
+    assert not may_adopt(run) and not wants_preflight(run)
 
 
 def test_a_run_that_has_begun_keeps_what_it_has(tmp_path: Path) -> None:
     run, _ = begun(tmp_path)
     (run.folder / FILE).write_text("{}")
-    assert untold(run) and not wants_preflight(run)  # once
+    assert may_adopt(run) and not wants_preflight(run)  # once
     (run.folder / FILE).unlink()
     Stage(run, 1, "extract", settings={}, inputs={}, outputs=[]).finish(IDENTITY)
-    assert not untold(run) and not wants_preflight(run)
+    assert not may_adopt(run) and not wants_preflight(run)
 
 
 def test_a_trait_that_the_forced_choice_is_not_read_for_needs_none(tmp_path: Path) -> None:
     trait = {"version": 1, "name": "x", "trait": "You rhyme.", "opposite": "You do not rhyme.", "neutral": "You help."}
     (tmp_path / "trait.json").write_text(json.dumps(trait))
     run, _ = begun(tmp_path, overrides=f"vector.trait={tmp_path / 'trait.json'}")
-    assert untold(run) and not wants_preflight(run)
+    assert may_adopt(run) and not wants_preflight(run)
 
 
 def test_budgets_beyond_the_context_are_not_tried(tmp_path: Path, tokenizer: object) -> None:
@@ -77,10 +77,10 @@ def test_budgets_beyond_the_context_are_not_tried(tmp_path: Path, tokenizer: obj
     asked = of_run(run, [128, 0, 4, 4, 100_000])
     assert [read.think for read in asked.reads] == [0, 4, 128, 100_000] and len(asked.vignettes) == 7
     assert {read.debias for read in asked.reads} == {"cyclic"} and asked.out == run.folder / FILE
-    renderer = Renderer(Chat(tokenizer), load_instrument("embedded"))
-    assert [read.think for read in roomy(asked, renderer, 2048)] == [0, 4, 128]
+    renderer = InstrumentRenderer(Chat(tokenizer), load_instrument("embedded"))
+    assert [read.think for read in reads_that_fit(asked, renderer, 2048)] == [0, 4, 128]
     with pytest.raises(SteerHealError, match="does not fit"):
-        roomy(asked, renderer, 64)
+        reads_that_fit(asked, renderer, 64)
 
 
 def test_options_that_a_run_has_settings_for_are_refused(tmp_path: Path) -> None:

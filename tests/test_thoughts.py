@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from families import CHATML, FAMILIES, tokenizer_of
 
-from evals.measures.forced_choice.ask import ended
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.ask import cut_thought
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from shared.chat import Chat
 from shared.errors import SteerHealError
 
@@ -76,9 +76,9 @@ def test_a_thought_that_the_template_opens_is_the_only_one(ending: str, closing:
     assert opened(one) == ASKED + ending and (len(thinking.close_ids) == 1) == special
     said = [*one.plain("hm"), *thinking.close_ids, *one.plain("Yes.")]
     assert one.parted(said) == (said[: -len(one.plain("Yes."))], one.plain("Yes."))
-    renderer = Renderer(one, load_instrument("embedded"))
+    renderer = InstrumentRenderer(one, load_instrument("embedded"))
     assert one.tokenizer.decode(renderer.suffix).startswith(closing)
-    assert one.tokenizer.decode(ended(said, renderer, one.tokenizer)) == "hm"
+    assert one.tokenizer.decode(cut_thought(said, renderer, one.tokenizer)) == "hm"
     assert (thinking.close_ids[0] in renderer.stop_ids) == special
 
 
@@ -149,13 +149,13 @@ def test_labels_of_an_instrument_without_a_prefill_are_read_at_the_slot() -> Non
     """Behind the assistant's opening, and not behind the words of the question."""
     instrument = load_instrument("embedded").model_copy(update={"prefill": ""})
     one = Chat(tokenizer_of(FAMILIES["qwen2"]))
-    renderer = Renderer(one, instrument)
+    renderer = InstrumentRenderer(one, instrument)
     slot = one.tokenizer.decode(renderer.free_answer([], []))
     for label, token in zip(instrument.labels, renderer.label_ids, strict=True):
         assert one.encode(slot + label) == [*one.encode(slot), token] == [*renderer.answer([], []), token]
     letters = instrument.model_copy(update={"labels": list("ABCDEFG")})
     with pytest.raises(SteerHealError, match="single and distinct"):  # the slot ends with a blank that they join
-        Renderer(Chat(tokenizer_of(FAMILIES["mistral"])), letters)
+        InstrumentRenderer(Chat(tokenizer_of(FAMILIES["mistral"])), letters)
 
 
 def test_a_thought_of_blanks_says_nothing() -> None:

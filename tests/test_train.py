@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, heal
 
-from train.unsloth_model import CURRENT, HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import CURRENT, HISTORY, TrainedStudent, load_student  # isort: skip (Unsloth comes before transformers)
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from shared.folding import fold
 from shared.models import Model
 from shared.publish import digest
 from shared.schema import Config
-from train.data import Example, collate, held_out, known, load_examples
+from train.data import Example, collate, held_out, load_examples, refuse_unknown_tokens
 from train.distil import distil
 from train.reference import reference_states
 from train.selftest import self_test
@@ -61,7 +61,7 @@ def history(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def second(model: Model, history: Path) -> Student:
+def second(model: Model, history: Path) -> TrainedStudent:
     """The student at the start of round 2."""
     return load_student(model, config(), history)
 
@@ -93,7 +93,7 @@ def test_held_out_prompts_are_whole_and_drawn_by_the_seed(data: Path, tokenizer:
 
 
 def test_all_off_is_the_original_and_history_counts(
-    model: Model, second: Student, batch: dict[str, torch.Tensor]
+    model: Model, second: TrainedStudent, batch: dict[str, torch.Tensor]
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -112,7 +112,7 @@ def test_all_off_is_the_original_and_history_counts(
 
 @pytest.mark.parametrize("step", [1, -1])
 def test_self_test_fires_when_only_one_adapter_counts(
-    second: Student, batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, step: int
+    second: TrainedStudent, batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Trap 1 made again: a forward that returns after one active adapter, the first or the last."""
     import peft.tuners.lora as lora
@@ -128,7 +128,7 @@ def test_self_test_fires_when_only_one_adapter_counts(
         self_test(second, batch)
 
 
-def test_self_test_fires_when_the_history_is_unfrozen(second: Student, batch: dict[str, torch.Tensor]) -> None:
+def test_self_test_fires_when_the_history_is_unfrozen(second: TrainedStudent, batch: dict[str, torch.Tensor]) -> None:
     """Trap 2 made again: PEFT's own context manager, on exit."""
     saved = {name: value.requires_grad for name, value in second.network.named_parameters()}
     try:
@@ -351,7 +351,7 @@ def test_a_context_longer_than_the_models_is_refused(model: Model) -> None:
         load_student(model, config("train.max_length=100000"), None)
 
 
-def test_self_test_fires_on_rslora(second: Student, batch: dict[str, torch.Tensor]) -> None:
+def test_self_test_fires_on_rslora(second: TrainedStudent, batch: dict[str, torch.Tensor]) -> None:
     """Trap 4 made again: concatenated factors scaled by alpha / sqrt(rank)."""
     saved = [(layer, layer.scaling[HISTORY]) for layer in second.layers]
     try:
@@ -388,9 +388,9 @@ def test_checkpointing_and_half_precision_states_change_little(
 def test_a_token_beyond_the_head_is_refused() -> None:
     """The head's rows count, not the tokenizer's words: a padded head samples beyond them."""
     rows = [Example([1, 2], [3], "a"), Example([1], [151_935], "b")]
-    known(rows, Path("rows.jsonl"), 151_936)
+    refuse_unknown_tokens(rows, Path("rows.jsonl"), 151_936)
     with pytest.raises(SteerHealError, match="does not know") as refused:
-        known(rows, Path("rows.jsonl"), 151_935)
+        refuse_unknown_tokens(rows, Path("rows.jsonl"), 151_935)
     assert "rows.jsonl, b: 151935" in str(refused.value.given)
 
 

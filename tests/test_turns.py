@@ -17,16 +17,16 @@ from test_filter import completion
 from evals.conditions import Condition
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Free, Read, forced_choice
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.measures.free_text.generations import Generations, said
+from evals.measures.free_text.generations import Generations, answer_fields
 from evals.statistics import same_setting
 from gen.engine.plugin import _ending
 from gen.engine.sampling import Output, Request
 from gen.plan import rows_of
-from gen.prompts import Renderer as PromptRenderer
+from gen.prompts import PromptRenderer as PromptRenderer
 from gen.sampler import Sampler
-from gen.students import Student
+from gen.students import ServedStudent
 from gen.survey import survey
 from gen.windows import Windows
 from shared.chat import Chat
@@ -89,12 +89,12 @@ def config(overrides: str = "") -> Config:
 def test_every_request_that_samples_stops_where_a_turn_ends(chat: Chat) -> None:
     engine, renderer = Recorder(), PromptRenderer(chat, load_trait("embedded"))
     vector = Vector({1: np.ones(4, dtype=np.float32)})
-    student = Student(Path("m"))
+    student = ServedStudent(Path("m"))
     sampler = Sampler(engine, renderer, student, student, vector, config())  # type: ignore[arg-type]
     sampler([next(rows_of(0, PROMPTS[0], [1.0], 1, "s"))], lambda *_: None)
     made = Generations(engine, renderer, PROMPTS, config())  # type: ignore[arg-type]
     made.sample("base", [Condition("base", "base")], None)
-    asking = Renderer(chat, load_instrument("embedded"))
+    asking = InstrumentRenderer(chat, load_instrument("embedded"))
     forced_choice(
         engine, asking, [ITEM], [Condition("base", "base")], Read("reversal", 3), chat.tokenizer, lambda: None, Free(8)
     )  # type: ignore[arg-type]
@@ -108,9 +108,13 @@ def test_every_request_that_samples_stops_where_a_turn_ends(chat: Chat) -> None:
 def test_a_completion_under_the_trait_prompt_is_of_the_original_and_stands_under_the_neutral_one(chat: Chat) -> None:
     """No vector, the trait prompt's ids; the student of a later round is asked for its log-probabilities alone."""
     engine, renderer = Recorder(), PromptRenderer(chat, load_trait("embedded"))
-    served: list[Student] = []
+    served: list[ServedStudent] = []
     engine.serve = served.append  # type: ignore[method-assign]
-    vector, original, student = Vector({1: np.ones(4, dtype=np.float32)}), Student(Path("m")), Student(Path("s"))
+    vector, original, student = (
+        Vector({1: np.ones(4, dtype=np.float32)}),
+        ServedStudent(Path("m")),
+        ServedStudent(Path("s")),
+    )
     asked = config("filter.source=prompted")
     sampler = Sampler(engine, renderer, student, original, vector, asked)  # type: ignore[arg-type]
     planned = [replace(row, recorded=True) for row in rows_of(0, PROMPTS[0], [0.0, 1.0], 1, "s", prompted=True)]
@@ -172,7 +176,7 @@ def test_a_written_turn_ends_once(chat: Chat, tmp_path: Path) -> None:
 
 def test_a_question_with_closed_thoughts_opens_one() -> None:
     tokenizer, instrument = tokenizer_of(FAMILIES["qwen3"]), load_instrument("embedded")
-    free, off = (Renderer(tokenizer, instrument, template) for template in ({}, {"enable_thinking": False}))
+    free, off = (InstrumentRenderer(tokenizer, instrument, template) for template in ({}, {"enable_thinking": False}))
     order = range(7)
     assert off.question("You see it.", order) == free.question("You see it.", order)
     assert tokenizer.decode(off.question("You see it.", order)).endswith("<|im_start|>assistant\n<think>\n")
@@ -188,7 +192,7 @@ def test_a_question_with_closed_thoughts_opens_one() -> None:
 
 
 def test_a_vignette_with_a_special_token_is_one_turn(chat: Chat) -> None:
-    renderer = Renderer(chat, load_instrument("embedded"))
+    renderer = InstrumentRenderer(chat, load_instrument("embedded"))
     forged, plain = (renderer.question(text, range(7)) for text in ("A <end_of_turn> B", "A B"))
     assert forged.count(chat.end_id) == plain.count(chat.end_id) == 1
 
@@ -197,10 +201,10 @@ def test_letters_are_read_in_their_place() -> None:
     """Of a tokenizer that puts a blank in front of a text."""
     chat = Chat(tokenizer_of(FAMILIES["mistral"]))
     instrument = load_instrument("embedded").model_copy(update={"labels": list("ABCDEFG")})
-    renderer = Renderer(chat, instrument)
+    renderer = InstrumentRenderer(chat, instrument)
     assert [chat.tokenizer.convert_ids_to_tokens(token) for token in renderer.label_ids] == list("ABCDEFG")
     with pytest.raises(SteerHealError, match="single and distinct"):
-        Renderer(chat, instrument.model_copy(update={"prefill": "it is "}))
+        InstrumentRenderer(chat, instrument.model_copy(update={"prefill": "it is "}))
 
 
 def test_rows_say_the_arguments_of_their_template_and_are_not_compared_across_them() -> None:
@@ -208,7 +212,7 @@ def test_rows_say_the_arguments_of_their_template_and_are_not_compared_across_th
         chat = Chat(tokenizer_of(FAMILIES["qwen3"]), template)
         read = Read("reversal", 0)
         base = Condition("base", "base")
-        asking = Renderer(chat, load_instrument("embedded"))
+        asking = InstrumentRenderer(chat, load_instrument("embedded"))
         return forced_choice(Recorder(), asking, [ITEM], [base], read, chat.tokenizer, lambda: None)["base"]  # type: ignore[arg-type]
 
     on, off = scored({}), scored({"enable_thinking": False})
@@ -230,10 +234,10 @@ def test_rows_say_the_arguments_of_their_template_and_are_not_compared_across_th
 def test_a_free_answer_is_measured_without_its_thought() -> None:
     chat = Chat(tokenizer_of(FAMILIES["qwen3"]))
     thought, answer = chat.plain("<think>\nhm\n</think>\n\n"), [*chat.plain("It is."), chat.end_id]
-    made = said(chat, [*thought, *answer], "not read")
+    made = answer_fields(chat, [*thought, *answer], "not read")
     assert made == {"text": "It is.", "completion_ids": answer, "thought_ids": thought}
-    assert said(chat, answer, "It is.") == {"text": "It is.", "completion_ids": answer}
-    assert said(chat, thought[:3], "") == {"text": "", "completion_ids": [], "thought_ids": thought[:3]}
+    assert answer_fields(chat, answer, "It is.") == {"text": "It is.", "completion_ids": answer}
+    assert answer_fields(chat, thought[:3], "") == {"text": "", "completion_ids": [], "thought_ids": thought[:3]}
 
     engine, renderer = Recorder([*thought, *answer]), PromptRenderer(chat, load_trait("embedded"))
     generations = Generations(engine, renderer, PROMPTS, config())  # type: ignore[arg-type]
@@ -296,7 +300,9 @@ def test_the_ends_of_a_model_on_the_hub_are_known(tmp_path: Path, monkeypatch: p
         assert tokenizer_folder(name) == folder
     found: list[Chat] = []
     monkeypatch.setattr(
-        functions, "Renderer", lambda chat, instrument: found.append(chat) or Renderer(chat, instrument)
+        functions,
+        "InstrumentRenderer",
+        lambda chat, instrument: found.append(chat) or InstrumentRenderer(chat, instrument),
     )
     functions.documents(tokenizer="owner/name", items=7)
     chat = found[0]

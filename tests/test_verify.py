@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import command
 
-from gen.verify import DOSE, Check, apart, gap, noise, report
+from gen.verify import DOSE, VerifyCheck, gap, in_own_process, noise, report
 from shared.models import Model
 
 
 def test_a_report_is_markdown_with_every_check(model: Model) -> None:
-    checks = [Check("a", True, "x"), Check("b", False, "y"), Check("c", None, "z")]
+    checks = [VerifyCheck("a", True, "x"), VerifyCheck("b", False, "y"), VerifyCheck("c", None, "z")]
     text = report(model, "float32", ["model.layers.3"], checks)
     assert "| a | ok | x |" in text and "| b | FAILED | y |" in text and "| c | – | z |" in text
     assert "model.layers.3" in text and "torch" in text and str(Path.home()) not in text
@@ -38,9 +38,9 @@ def refuse(graphs: bool) -> bool:
 def test_an_engine_of_its_own_process_hands_its_error_over() -> None:
     from shared.errors import SteerHealError
 
-    assert apart(refuse, True) is True
+    assert in_own_process(refuse, True) is True
     with pytest.raises(SteerHealError, match="an engine did not start") as refused:
-        apart(refuse, False)
+        in_own_process(refuse, False)
     assert refused.value.given == "24 GB"
 
 
@@ -49,11 +49,11 @@ def test_what_an_engine_is_examined_with_goes_to_another_process(model: Model) -
     import functools
     import pickle
 
-    from gen.verify import examined
+    from gen.verify import examine
     from shared.config import resolve
 
     settings = resolve(None, "")[0].model
-    ask = functools.partial(examined, model.folder, settings, noise({3: 1.0}, 64), np.zeros(3), [[1, 2]])
+    ask = functools.partial(examine, model.folder, settings, noise({3: 1.0}, 64), np.zeros(3), [[1, 2]])
     again = pickle.loads(pickle.dumps(ask))
     assert again.args[0] == model.folder and again.args[1] == settings
     assert (again.args[2].layers[3] == ask.args[2].layers[3]).all()

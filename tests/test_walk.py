@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen.walk import Probe, Walk, search
+from gen.walk import DoseProbe, Walk, search
 from shared.errors import SteerHealError
 
 N = 1000
 
 
-def probe(curve: Callable[[float], float]) -> Callable[[float], Probe]:
-    return lambda coefficient: Probe(coefficient, N, round(N * curve(coefficient)))
+def probe(curve: Callable[[float], float]) -> Callable[[float], DoseProbe]:
+    return lambda coefficient: DoseProbe(coefficient, N, round(N * curve(coefficient)))
 
 
 def hill(coefficient: float) -> float:

@@ -24,14 +24,14 @@ from shared.schema import Config
 from train.data import Example
 from train.objective import per_position
 from train.reference import completion_states
-from train.unsloth_model import HISTORY, Student
+from train.unsloth_model import HISTORY, TrainedStudent
 
 PAGE = "docs/agreement.md"
 TRIED = 4  # rows on which a supposed cause is tried out
 DATE = re.compile(r"\b\d{1,2} [A-Z][a-z]{2,8} \d{4}\b|\b\d{4}-\d{2}-\d{2}\b")
 
 
-class Bound(NamedTuple):
+class Tolerance(NamedTuple):
     """How far apart log-probabilities of one model may be under two implementations, nats."""
 
     mean: float
@@ -39,7 +39,7 @@ class Bound(NamedTuple):
 
 
 # Measured figures and reasons: docs/agreement.md. On a GPU float32 attention may multiply in TF32, which has float16's mantissa.
-BOUNDS = {"float32": Bound(1e-4, 1e-2), "float16": Bound(0.02, 0.5), "bfloat16": Bound(0.1, 2.0)}
+BOUNDS = {"float32": Tolerance(1e-4, 1e-2), "float16": Tolerance(0.02, 0.5), "bfloat16": Tolerance(0.1, 2.0)}
 
 
 class Series(NamedTuple):
@@ -50,7 +50,7 @@ class Series(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Compared:
+class SamplerAndTrainer:
     """The rows whose log-probabilities are recorded, under the sampler and under the trainer."""
 
     rows: list[Example]
@@ -59,12 +59,12 @@ class Compared:
 
     @property
     def effect(self) -> Series:
-        """What the history does to each token, under the sampler (student) and under the trainer (original) in this order."""
+        """The change of each token's log-probability by the history, nats, under the sampler (student) and under the trainer (original)."""
         return Series(self.sampler.student - self.sampler.original, self.trainer.student - self.trainer.original)
 
 
 def agree(
-    student: Student,
+    student: TrainedStudent,
     examples: Sequence[Example],
     chat: Any,
     config: Config,
@@ -116,7 +116,7 @@ def agree(
     return agreement
 
 
-def compare(student: Student, rows: Sequence[Example], config: Config) -> Compared:
+def compare(student: TrainedStudent, rows: Sequence[Example], config: Config) -> SamplerAndTrainer:
     """Both sides' log-probabilities of rows that hold the sampler's."""
     ours = logprobs(student, rows, config)
     original = ours
@@ -125,10 +125,10 @@ def compare(student: Student, rows: Sequence[Example], config: Config) -> Compar
             original = logprobs(student, rows, config)
     theirs = [row.logprobs for row in rows if row.logprobs is not None]
     sampler = Series(np.concatenate([one.student for one in theirs]), np.concatenate([one.original for one in theirs]))
-    return Compared(list(rows), sampler, Series(ours, original))
+    return SamplerAndTrainer(list(rows), sampler, Series(ours, original))
 
 
-def logprobs(student: Student, rows: Sequence[Example], config: Config) -> np.ndarray:
+def logprobs(student: TrainedStudent, rows: Sequence[Example], config: Config) -> np.ndarray:
     """Log-probabilities [completion tokens of all rows] under the active adapters, by the path that the loss takes; nats."""
     summed = []
     with torch.no_grad():
@@ -139,7 +139,7 @@ def logprobs(student: Student, rows: Sequence[Example], config: Config) -> np.nd
     return np.concatenate(summed)
 
 
-def _bound(student: Student, dtype: str) -> Bound:
+def _bound(student: TrainedStudent, dtype: str) -> Tolerance:
     return BOUNDS["float16" if dtype == "float32" and student.device.type == "cuda" else dtype]
 
 
@@ -186,7 +186,7 @@ def _tokens(row: Example, ids: str, chat: Chat) -> tuple[int, str] | None:
     return None
 
 
-def _refuse(agreement: Agreement, compared: Compared, bound: Bound, student: Student, config: Config, again: str) -> None:  # fmt: skip
+def _refuse(agreement: Agreement, compared: SamplerAndTrainer, bound: Tolerance, student: TrainedStudent, config: Config, again: str) -> None:  # fmt: skip
     """Raise SteerHealError where a difference is too large."""
     assert agreement.student is not None and agreement.original is not None
     original = agreement.original
@@ -216,7 +216,7 @@ def _refuse(agreement: Agreement, compared: Compared, bound: Bound, student: Stu
     )
 
 
-def _adapter(compared: Compared, again: str, history: bool) -> tuple[str, str]:
+def _adapter(compared: SamplerAndTrainer, again: str, history: bool) -> tuple[str, str]:
     """Why students differ whose originals agree, and the command that mends it: told by what the history does on either side."""
     sampler, trainer = compared.effect
     if not history:
@@ -235,10 +235,10 @@ def _adapter(compared: Compared, again: str, history: bool) -> tuple[str, str]:
     return f"the sampler's student has {share:.0%} of the history's effect: a stale merge, of another history or other gates, or a merge rounded to its dtype", again  # fmt: skip
 
 
-def _original(compared: Compared, bound: Bound, student: Student, config: Config, again: str) -> tuple[str, str]:  # fmt: skip
+def _original(compared: SamplerAndTrainer, bound: Tolerance, student: TrainedStudent, config: Config, again: str) -> tuple[str, str]:  # fmt: skip
     """Why originals differ, and the command that mends it: a supposed BOS too many or too few is tried on a few rows."""
     rows = compared.rows[:TRIED]
-    wanted = compared.sampler.original[: sum(len(row.completion) for row in rows)]
+    expected = compared.sampler.original[: sum(len(row.completion) for row in rows)]
     tried: dict[str, Callable[[list[int]], list[int]]] = {
         "the sampler scored the prompt without its first token: it has no BOS, or the trainer a double BOS": lambda ids: (
             ids[1:]
@@ -248,7 +248,7 @@ def _original(compared: Compared, bound: Bound, student: Student, config: Config
     for words, change in tried.items():
         changed = [Example(change(row.prompt), row.completion, row.key) for row in rows]
         with student.only():
-            apart = np.abs(logprobs(student, changed, config) - wanted)
+            apart = np.abs(logprobs(student, changed, config) - expected)
         if apart.mean() <= bound.mean and apart.max() <= bound.largest:
             return words, again
     return "other original weights (another revision or dtype), or numerics of this model that one side lacks", "make verify, and compare model.name and model.revision with the sweep's manifest"  # fmt: skip

@@ -16,7 +16,13 @@ from shared.trackers import name_projects, project
 
 
 def training_arguments(config: Config, work: Path, evaluate: bool) -> TrainingArguments:
-    """Cosine with warm-up, AdamW with betas (0.9, 0.95), gradients clipped at norm 1."""
+    """Cosine with warm-up, AdamW with betas (0.9, 0.95), gradients clipped at norm 1.
+
+    Args:
+        config: of the run.
+        work: folder of checkpoints.
+        evaluate: whether there are held-out rows to evaluate on.
+    """
     train = config.train
     return TrainingArguments(
         output_dir=str(work),

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shared import outputs
+from shared.glossary import define
 from shared.options import Options, add_file_options, benchmark, parser
 
 KINDS = ("round", "history", "merged")  # of exports
@@ -44,7 +45,7 @@ def export_options() -> Options:
         "--history", type=Path, reads=outputs.parse_path, help="a folded history, for --as history and merged"
     )
     options.add_argument("--as", dest="kind", choices=KINDS, default="history", help="this round alone, all rounds folded, or merged into the weights")  # fmt: skip
-    options.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help="gate of a round: 1 as trained, 0 off; dials it like a coefficient; repeatable")  # fmt: skip
+    options.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help=f"gate of a round, {define('gate')}; repeatable")  # fmt: skip
     options.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of merged weights; model.dtype by default")  # fmt: skip
     options.add_argument("--out", type=Path, writes=outputs.output_folder(), required=True, help="folder to write")
     options.add_argument("--push-to", metavar="ID", help="hub repository to upload to")

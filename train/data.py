@@ -17,7 +17,7 @@ from shared.errors import SteerHealError
 from shared.logprobs import Logprobs
 from shared.records import Completion, Pair
 from shared.schema import Config
-from shared.sources import Source
+from shared.sources import RowSource
 from shared.traits import load_trait
 from train.rows import MADE_BY, TooFew, completions, draw, is_sampled, open_data, pairs
 
@@ -41,7 +41,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedExamples:
     """Examples in file order, and how many rows were left out or cut, by the reason."""
 
     examples: list[Example]
@@ -53,7 +53,7 @@ def load_examples(name: str | Path, chat: Any, config: Config) -> list[Example]:
     return load(name, chat, config).examples
 
 
-def load(name: str | Path, chat: Any, config: Config) -> Loaded:
+def load(name: str | Path, chat: Any, config: Config) -> LoadedExamples:
     """Examples in file order; those without a word of the assistant's and those longer than train.max_length are left out and counted.
 
     Token ids are carried from the sampler, since joining text may merge across the boundary. The end of the turn is trained on
@@ -90,11 +90,17 @@ def load(name: str | Path, chat: Any, config: Config) -> Loaded:
             expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
             next="raise train.max_length" if rows else MADE_BY,
         )
-    return Loaded(fitting, dict(left_out))
+    return LoadedExamples(fitting, dict(left_out))
 
 
-def known(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
-    """Raise SteerHealError for a token beyond the model's head, which may be wider than the tokenizer and is what sampling draws from."""
+def refuse_unknown_tokens(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
+    """Raise SteerHealError for a token beyond the model's head, which may be wider than the tokenizer and is what sampling draws from.
+
+    Args:
+        examples: to train on.
+        path: of the data, for the error.
+        vocabulary: rows of the model's head.
+    """
     for example in examples:
         if (largest := max(*example.prompt, *example.completion)) >= vocabulary:
             raise SteerHealError(
@@ -127,22 +133,22 @@ def identity(examples: Sequence[Example]) -> str:
     return hashlib.sha256(json.dumps([[e.prompt, e.completion] for e in examples]).encode()).hexdigest()
 
 
-def _sampled(source: Source, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
+def _sampled(source: RowSource, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
 
     def example(row: Completion, left_out: Counter[str]) -> Example | None:
-        built = sampled(row, chat)
-        if built is None:
+        converted = sampled(row, chat)
+        if converted is None:
             left_out["empty"] += 1
         else:
-            left_out["cut_at_the_end_of_the_turn"] += len(built.completion) < len(row.completion_ids)
-        return built
+            left_out["cut_at_the_end_of_the_turn"] += len(converted.completion) < len(row.completion_ids)
+        return converted
 
     keep = None
     if config.train.rows is not None:
         keep = _drawn((example(row, left_out) for _, row in source.rows(Completion)), config, left_out)
         left_out = Counter()  # of the rows drawn, which are counted already
-    return [built for row in completions(source, keep) if (built := example(row, left_out))]
+    return [converted for row in completions(source, keep) if (converted := example(row, left_out))]
 
 
 def sampled(row: Completion, chat: Chat) -> Example | None:
@@ -156,7 +162,7 @@ def sampled(row: Completion, chat: Chat) -> Example | None:
     return Example(row.prompt_ids, ids, row.key, row.logprobs if ids == row.completion_ids else None)
 
 
-def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
+def _written(source: RowSource, chat: Chat, config: Config, left_out: Counter[str]) -> list[Example]:
     """Where a completion of others ends is its end of turn, which is trained on as TRL does."""
     neutral = load_trait(config.vector.trait).neutral
     several = 0
@@ -174,8 +180,8 @@ def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str])
         left_out = Counter()
     examples = []
     for place, row in pairs(source, keep):
-        if built := example(place, row, left_out):
-            examples.append(built)
+        if converted := example(place, row, left_out):
+            examples.append(converted)
             several += row.answers > 1
     if several:
         console.print(
@@ -186,8 +192,8 @@ def _written(source: Source, chat: Chat, config: Config, left_out: Counter[str])
 
 def _drawn(examples: Iterable[Example | None], config: Config, left_out: Counter[str]) -> list[int]:
     """Places of exactly train.rows of the rows that can be trained on. Raises SteerHealError where there are fewer."""
-    wanted = config.train.rows
-    assert wanted is not None
+    count = config.train.rows
+    assert count is not None
     places: list[int] = []
 
     def names() -> Iterator[tuple[str, str]]:
@@ -199,15 +205,15 @@ def _drawn(examples: Iterable[Example | None], config: Config, left_out: Counter
                 yield example.key, str(example.prompt)
 
     try:
-        return [places[index] for index in draw(names(), wanted, config.seed)]
+        return [places[index] for index in draw(names(), count, config.seed)]
     except TooFew as error:
-        (there,) = error.args
+        (available,) = error.args
         raise SteerHealError(
             "there are fewer rows to train on than train.rows",
-            given=f"{there} rows; {left_out['empty']} without a completion and {left_out['too_long']} longer than train.max_length are left out",
-            expected=f"train.rows = {wanted}",
+            given=f"{available} rows; {left_out['empty']} without a completion and {left_out['too_long']} longer than train.max_length are left out",
+            expected=f"train.rows = {count}",
             next=f"sample more in a new run, with {setting(f'sweep.samples={2 * config.sweep.samples}')}"
-            + (f"; or train on fewer in every arm: {setting(f'train.rows={there}')}" if there else ""),
+            + (f"; or train on fewer in every arm: {setting(f'train.rows={available}')}" if available else ""),
         ) from None
 
 

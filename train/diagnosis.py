@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from shared.divergences import has_barrier
 from shared.quarters import first_quarter, last_quarter
+from shared.records import Finding
 from shared.schema import TrainConfig
 
 DOMINATING = 3.0  # barrier gradient over cross-entropy gradient
 LEARNED = 0.005  # a cross-entropy that fell by a smaller share has not learned
 STUCK = 0.02  # a cross-entropy that fell by a smaller share has not moved
 RISE = 0.01  # so much above its best is a rise of the held-out cross-entropy
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that applied: its name, and the sentence with its figures and the way on."""
-
-    name: str
-    sentence: str
 
 
 def quarters(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
@@ -64,22 +56,22 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
                 if highest or not train.lam
                 else "The student has not moved at all."
             )
-            causes.append(Finding("barrier inert", f"{inert}: this round is plain cross-entropy. {mend}"))
+            causes.append(Finding(name="barrier inert", sentence=f"{inert}: this round is plain cross-entropy. {mend}"))
         if late("gradient_ratio") > DOMINATING and fell < STUCK:
-            causes.append(Finding("barrier dominating", f"the barrier's gradient is {late('gradient_ratio'):.1f} times that of the cross-entropy, which is stuck ({curve}). Lower train.lam, or raise train.tau."))  # fmt: skip
+            causes.append(Finding(name="barrier dominating", sentence=f"the barrier's gradient is {late('gradient_ratio'):.1f} times that of the cross-entropy, which is stuck ({curve}). Lower train.lam, or raise train.tau."))  # fmt: skip
         if train.aggregate == "mean" and late(d("mean")) < train.tau < late(d("p95")):
-            causes.append(Finding("mean diluted", f"the mean divergence ({late(d('mean')):.3f} nats) is under tau = {train.tau:g}, its 95th percentile ({late(d('p95')):.3f}) above: the barrier does not see the worst tokens. Use train.aggregate=rmse."))  # fmt: skip
+            causes.append(Finding(name="mean diluted", sentence=f"the mean divergence ({late(d('mean')):.3f} nats) is under tau = {train.tau:g}, its 95th percentile ({late(d('p95')):.3f}) above: the barrier does not see the worst tokens. Use train.aggregate=rmse."))  # fmt: skip
         if train.reference == "base" and start["base"] > train.tau:
-            causes.append(Finding("history eroding", f"D to the original is {start['base']:.3f} nats before the first step, past tau = {train.tau:g}: the barrier pulls back what earlier rounds installed. Consider train.reference=previous."))  # fmt: skip
+            causes.append(Finding(name="history eroding", sentence=f"D to the original is {start['base']:.3f} nats before the first step, past tau = {train.tau:g}: the barrier pulls back what earlier rounds installed. Consider train.reference=previous."))  # fmt: skip
     if len(heldout) > 1 and heldout[-1] > min(heldout) * (1 + RISE) and fell > 0:
         best = int(np.argmin(heldout))
         then = "; the adapter kept is that of the best" if train.early_stop else ". Lower train.epochs, or set train.early_stop=1"  # fmt: skip
-        causes.append(Finding("overfit", f"the held-out cross-entropy rises from {heldout[best]:.3f} after epoch {best} to {heldout[-1]:.3f}, while that of the training rows falls ({curve}){then}."))  # fmt: skip
+        causes.append(Finding(name="overfit", sentence=f"the held-out cross-entropy rises from {heldout[best]:.3f} after epoch {best} to {heldout[-1]:.3f}, while that of the training rows falls ({curve}){then}."))  # fmt: skip
     unlearned = 1 - min(heldout[1:]) / heldout[0] < LEARNED if len(heldout) > 1 else fell < LEARNED
     if unlearned:
         said = f"held out {heldout[0]:.3f} before, {min(heldout[1:]):.3f} at best" if len(heldout) > 1 else curve
-        causes.append(Finding("nothing learned", f"the cross-entropy did not fall ({said}). Raise train.learning_rate or train.epochs, or lower train.lam."))  # fmt: skip
+        causes.append(Finding(name="nothing learned", sentence=f"the cross-entropy did not fall ({said}). Raise train.learning_rate or train.epochs, or lower train.lam."))  # fmt: skip
     if not causes:
         rest = f", held out {heldout[0]:.3f} to {heldout[-1]:.3f}" if heldout else ""
-        causes.append(Finding("nothing stands out", f"{curve}{rest}; late D {late(d(train.aggregate)):.3f} nats against tau = {train.tau:g}."))  # fmt: skip
+        causes.append(Finding(name="nothing stands out", sentence=f"{curve}{rest}; late D {late(d(train.aggregate)):.3f} nats against tau = {train.tau:g}."))  # fmt: skip
     return causes

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from train.unsloth_model import HISTORY, Student, load_student  # isort: skip (Unsloth comes before transformers)
+from train.unsloth_model import HISTORY, TrainedStudent, load_student  # isort: skip (Unsloth comes before transformers)
 
 import torch
 
@@ -27,13 +27,13 @@ from shared.models import Model
 from shared.preconditions import trainable
 from shared.provenance import versions
 from shared.publish import atomic_folder, digest, write_json, write_text
-from shared.records import write_jsonl
+from shared.records import Finding, write_jsonl
 from shared.schema import Config, TrainConfig
 from shared.sources import origin_of
 from train.agreement import agree
 from train.arguments import reporters
-from train.data import Example, collate, held_out, identity, known, load
-from train.diagnosis import Finding, diagnose
+from train.data import Example, collate, held_out, identity, load, refuse_unknown_tokens
+from train.diagnosis import diagnose
 from train.live import Live
 from train.objective import aggregate
 from train.precision import tensor_cores, uncompiled
@@ -102,7 +102,7 @@ def distil(
     unfinished = Unfinished(folder, recipe, replace=replace)
     with console.status("loading the student"):
         student = load_student(model, config, history)
-    known(rows, data, student.head.weight.shape[0])
+    refuse_unknown_tokens(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2], student.multiple).items()}
     with uncompiled(student.device.type):
         self_test(student, probe)
@@ -145,7 +145,7 @@ def distil(
         student, examples[:PROBE], references, chat.tokenizer, train.divergence, train.batch_size, train.chunk
     )
     write_jsonl(unfinished.folder / "kl_tokens.jsonl", shown)
-    with atomic_folder(out, of=CONTENT) as temporary:
+    with atomic_folder(out, names=CONTENT) as temporary:
         student.save(temporary)
         if not student.holds(temporary):
             raise _changed("the adapter", "what was written is not what was trained")
@@ -173,7 +173,7 @@ def _changed(what: str, given: str) -> SteerHealError:
 
 
 def _start(
-    student: Student, examples: Sequence[Example], references: Mapping[str, States], train: TrainConfig
+    student: TrainedStudent, examples: Sequence[Example], references: Mapping[str, States], train: TrainConfig
 ) -> dict[str, float]:
     """D of the student before its first step, which is the previous round's, to both references."""
     if "previous" not in references:
@@ -195,5 +195,5 @@ def _summary(distilled: Distilled, config: Config, lam: float) -> dict[str, Any]
     return {
         "version": VERSION, "divergence": train.divergence, "aggregate": train.aggregate, "reference": train.reference, "lam": lam, "tau": train.tau, "load_in_4bit": train.load_in_4bit,
         "examples": distilled.examples, "heldout": distilled.heldout, "tokens": distilled.tokens, "left_out": distilled.left_out, "steps": distilled.steps[-1]["step"], "start": distilled.start, "agreement": distilled.agreement.model_dump(),
-        "shrink": 1 - math.exp(-wd * rate), "findings": [asdict(finding) for finding in distilled.findings],
+        "shrink": 1 - math.exp(-wd * rate), "findings": [finding.model_dump(exclude={"version"}) for finding in distilled.findings],
     }  # fmt: skip

@@ -19,7 +19,7 @@ from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.fitting import fit
-from shared.folding import add, dialled, gates_of, refold, rounds_of
+from shared.folding import add, gates_of, refold, rounds_at_gates, rounds_of
 from shared.hub import published, push
 from shared.locks import hold
 from shared.merging import merge
@@ -41,7 +41,7 @@ NOISE = 0.01  # nats, of a half-precision forward itself
 
 
 @dataclass(frozen=True)
-class Check:
+class ExportCheck:
     """What was written, read back, against the exact student in fp32: over all positions of a few prompts, nats.
 
     difference: the largest of log-probabilities; kl: mean KL(exact || written); effect: mean KL(exact || original).
@@ -54,14 +54,14 @@ class Check:
 
 def export(
     model: Model, source: Path, kind: str, gates: Mapping[int, float], out: Path, dtype: str, about: str, name: str
-) -> Check:
+) -> ExportCheck:
     """Write the folder `out` as a whole and check it.
 
     source: the adapter of a round, or but for kind 'round' a folded history, whose rounds are folded again at `gates`. dtype: of
     merged weights. about: the model card; name: what PEFT is to load the original model by. Raises SteerHealError for an adapter that
     does not fit the model, a gate that is not finite, a dtype that swallows the adapter, and an export that is not the student.
     """
-    with atomic_folder(out, of=()) as temporary:
+    with atomic_folder(out, names=()) as temporary:
         adapter = temporary / "adapter" if kind == "merged" else temporary
         if kind == "round":
             for file in ("adapter_config.json", "adapter_model.safetensors", BASE):
@@ -82,7 +82,7 @@ def export(
             return _check(model, exact, temporary, kind, dtype)
 
 
-def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -> Check:
+def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -> ExportCheck:
     import torch
     from peft import PeftModel
 
@@ -97,7 +97,7 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     network = load_network(model.folder, torch.float32)
     original = logprobs(network)
     add(network, exact)
-    wanted = logprobs(network)
+    expected = logprobs(network)
     del network
     read = logprobs(
         load_network(written, "auto")
@@ -106,9 +106,9 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     )
 
     def kl(other: torch.Tensor) -> float:
-        return float((wanted.exp() * (wanted - other)).sum(-1).mean())
+        return float((expected.exp() * (expected - other)).sum(-1).mean())
 
-    check = Check(float((read - wanted).abs().max()), kl(read), kl(original))
+    check = ExportCheck(float((read - expected).abs().max()), kl(read), kl(original))
     rounded = kind == "merged" and dtype != "float32"
     share, noise = (HALF, NOISE) if rounded else (EXACT, 0.0)
     if check.difference > SAME and check.kl > share * check.effect + noise:
@@ -160,10 +160,10 @@ def main() -> None:
     if arguments.kind != "round":
         if run or arguments.adapter is None:
             rounds_of(source)  # a history must be one: an adapter alone is refused under this name
-        gates = {index: gate for index, (_, gate) in enumerate(dialled(source, gates), start=1)}
+        gates = {index: gate for index, (_, gate) in enumerate(rounds_at_gates(source, gates), start=1)}
     hold(arguments.out)
-    of = (run, arguments.round) if run else None
-    about = card(model, arguments.kind, gates, note_of(source), training_of(training_folder), of)
+    source_round = (run, arguments.round) if run else None
+    about = card(model, arguments.kind, gates, note_of(source), training_of(training_folder), source_round)
     loads = (
         published(hub_name(model)) if arguments.push_to else loads_from(model)
     )  # a path of this machine is no one else's

@@ -28,7 +28,7 @@ from shared.stage import Stage
 from shared.traits import load_trait
 from train.commandline import heal_options
 from train.diagnosis import quarters
-from train.rows import look_over
+from train.rows import refuse_unusable_rows
 from train.unfinished import CONTENT, LOGS
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def main() -> None:
             else f"--data FILE, or as a data set: --data {arguments.data}:train",
         )
     config = configured(arguments)
-    look_over(arguments.data, config.train.rows)
+    refuse_unusable_rows(arguments.data, config.train.rows)
     for name in config.train.report_to:
         tracker(name)
     load_trait(config.vector.trait)

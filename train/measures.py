@@ -49,14 +49,14 @@ def rows(chat: Chat) -> list[Example]:
     """A batch as rounds have it: dilemmas under the neutral prompt, completions of equal length (the text of other dilemmas)."""
     prompts = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="git checkout shared/data")
     neutral = load_trait("embedded").neutral
-    said = chat.plain(" ".join(row.turns[-1]["content"] for row in prompts))
+    answer = chat.plain(" ".join(row.turns[-1]["content"] for row in prompts))
     return [
-        Example(chat.ids(row.turns, neutral), said[index * TOKENS : (index + 1) * TOKENS], str(index))
+        Example(chat.ids(row.turns, neutral), answer[index * TOKENS : (index + 1) * TOKENS], str(index))
         for index, row in enumerate(prompts[:ROWS])
     ]
 
 
-class Bench:
+class TrainingBench:
     """Our trainer and plain SFT on one student, a step at a time on one batch."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Bench:
 
 def _first_round(scratch: Path, rounds: int) -> tuple[dict[str, Side], int]:
     """Sides ours, naive and sft without a history, and the tokens of the batch; leaves the round's adapter in scratch/round."""
-    bench = Bench(scratch)
+    bench = TrainingBench(scratch)
     modules = bench.student.network.peft_config[CURRENT].target_modules
     naive = Naive(bench.model.folder, modules, bench.config.train, DTYPE)
 
@@ -124,7 +124,7 @@ def step_times(rounds: int) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         sides, tokens = _first_round(Path(scratch), rounds)
         fold([(Path(scratch) / "round", 1.0)], Path(scratch) / "history")
-        later = Bench(Path(scratch) / "later", Path(scratch) / "history")
+        later = TrainingBench(Path(scratch) / "later", Path(scratch) / "history")
         second = {"ours": Side(later.ours), "sft": Side(later.sft)}
         warm(second)
         interleave("optimiser steps over a history", second, rounds)
@@ -138,7 +138,13 @@ def step_times(rounds: int) -> dict[str, Any]:
 
 
 def loss(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> Any:
-    """A call that computes loss and gradient from final hidden states of `ROWS` rows; the naive side takes prompts through too."""
+    """A call that computes loss and gradient from final hidden states of `ROWS` rows; the naive side takes prompts through too.
+
+    Args:
+        side: `ours` or `naive`.
+        vocabulary, hidden: of the model.
+        prompt, completion: tokens of a row.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     draws = torch.Generator().manual_seed(0)
     weight = torch.randn(vocabulary, hidden, generator=draws) * 0.05
@@ -161,8 +167,8 @@ def loss(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) 
     def ours() -> torch.Tensor:
         x = states.clone().requires_grad_()
         predicts = labels[:, 1:] != IGNORED
-        at, goal, other = x[:, :-1][predicts], labels[:, 1:][predicts], reference[:, :-1][predicts]
-        values = per_position(at, goal, [other], Head(weight), "kl_rev", config.chunk)
+        inner, goal, other = x[:, :-1][predicts], labels[:, 1:][predicts], reference[:, :-1][predicts]
+        values = per_position(inner, goal, [other], Head(weight), "kl_rev", config.chunk)
         (values.ce.mean() + barrier(values.kl[0], "kl_rev", "rmse", config.lam, config.tau)).backward()
         assert x.grad is not None
         return x.grad
@@ -174,9 +180,9 @@ def peak(call: Any) -> float:
     """MiB by which the process's peak, or on a GPU the allocator's, exceeds what it held before the call (Linux)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         call()
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
     status = Path("/proc/self/status")
 
@@ -189,7 +195,13 @@ def peak(call: Any) -> float:
 
 
 def memory(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> float:
-    """Peak memory of a loss in a process of its own, MiB."""
+    """Peak memory of a loss in a process of its own, MiB.
+
+    Args:
+        side: `ours` or `naive`.
+        vocabulary, hidden: of the model.
+        prompt, completion: tokens of a row.
+    """
     command = [
         sys.executable,
         "-m",
@@ -204,6 +216,7 @@ def memory(side: str, vocabulary: int, hidden: int, prompt: int, completion: int
 
 
 def memories(repeats: int) -> dict[str, Any]:
+    """Ratios of the peak memory of loss and gradient, ours over the naive one's, at two vocabularies and at four times the length."""
     prompt = sum(len(example.prompt) for example in rows(Chat.load(resolve_model("embedded").folder))) // ROWS
     size = f"{ROWS} rows of {prompt} prompt and {TOKENS} completion tokens"
 
@@ -243,5 +256,5 @@ def losses(rounds: int) -> dict[str, Any]:
         sides[side] = Side(run)
     warm(sides)
     interleave("losses", sides, rounds)
-    what = f"time of loss and gradient over naive's on the same {ROWS * TOKENS} completion positions; a vocabulary of {VOCABULARY}"
-    return {"heal_loss_time_over_naive": ratio(sides["ours"], sides["naive"], what, bound=1.45)}
+    description = f"time of loss and gradient over naive's on the same {ROWS * TOKENS} completion positions; a vocabulary of {VOCABULARY}"
+    return {"heal_loss_time_over_naive": ratio(sides["ours"], sides["naive"], description, bound=1.45)}

@@ -42,7 +42,14 @@ class Naive:
 
 
 def naive_loss(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor, lam: float, tau: float) -> Any:
-    """CE + lam * relu(rmse of KL(theta || ref) - tau) of logits [batch, length, vocabulary]."""
+    """CE + lam * relu(rmse of KL(theta || ref) - tau) of logits [batch, length, vocabulary].
+
+    Args:
+        logits: of the student.
+        reference: logits of the reference, of the same shape.
+        labels: token ids [batch, length], IGNORED outside the completions.
+        lam, tau: of the barrier.
+    """
     ours, theirs = logits[:, :-1].float().log_softmax(-1), reference[:, :-1].float().log_softmax(-1)
     targets, mask = labels[:, 1:], labels[:, 1:] != IGNORED
     ce = -ours.gather(-1, targets.clamp(min=0)[..., None])[..., 0][mask].mean()

@@ -132,32 +132,32 @@ def per_position(
 class _PerPosition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, references: tuple[torch.Tensor, ...], head: Head, divergence: str, chunk: int) -> tuple[torch.Tensor, ...]:  # fmt: skip
-        wanted = ctx.needs_input_grad[0]
-        barred = wanted and has_barrier(divergence)
+        with_gradient = ctx.needs_input_grad[0]
+        barred = with_gradient and has_barrier(divergence)
         function = function_of(divergence)
         size = len(hidden)
         ce = hidden.new_empty(size, dtype=torch.float32)
         kl = hidden.new_empty(len(references), size, dtype=torch.float32)
-        grad_ce = hidden.new_zeros(hidden.shape if wanted else (0,), dtype=torch.float32)
+        grad_ce = hidden.new_zeros(hidden.shape if with_gradient else (0,), dtype=torch.float32)
         grad_kl = hidden.new_zeros(hidden.shape if barred else (0,), dtype=torch.float32)
         for begin in range(0, size, chunk):
-            here = slice(begin, begin + chunk)
+            part = slice(begin, begin + chunk)
             # The reference whose gradient is wanted comes last: its buffers are turned into the gradient in place.
-            logp = head.logits(hidden[here])
-            slope = None if head.softcap is None or not wanted else 1 - (logp / head.softcap).square_()
+            logp = head.logits(hidden[part])
+            slope = None if head.softcap is None or not with_gradient else 1 - (logp / head.softcap).square_()
             logp = logp.log_softmax(-1)
             p = logp.exp()
             rows = torch.arange(len(logp), device=logp.device)
-            ce[here] = -logp[rows, targets[here]]
+            ce[part] = -logp[rows, targets[part]]
             for index in reversed(range(len(references))):
                 last = barred and index == 0
-                logq = head.logprobs(references[index][here])
-                kl[index, here], bend = function(logp, p, logq, last)
+                logq = head.logprobs(references[index][part])
+                kl[index, part], bend = function(logp, p, logq, last)
                 if bend is not None:
-                    grad_kl[here] = head.gradient(bend if slope is None else bend.mul_(slope))
-            if wanted:
-                p[rows, targets[here]] -= 1
-                grad_ce[here] = head.gradient(p if slope is None else p.mul_(slope))
+                    grad_kl[part] = head.gradient(bend if slope is None else bend.mul_(slope))
+            if with_gradient:
+                p[rows, targets[part]] -= 1
+                grad_ce[part] = head.gradient(p if slope is None else p.mul_(slope))
         ctx.save_for_backward(grad_ce, grad_kl)
         ctx.like, ctx.barred = hidden.dtype, barred
         ctx.mark_non_differentiable(grad_ce, grad_kl, *(() if barred else (kl,)))
@@ -184,7 +184,12 @@ def barrier(
 ) -> torch.Tensor:
     """lambda * relu(D - tau) of a micro-batch from per-position KL [positions]; 0 for a divergence without a barrier.
 
-    sizes: positions of each row in turn; with them D is taken row by row, and the barrier is the mean of relu(D_i - tau) over rows.
+    Args:
+        kl: divergence [positions] of every position, nats.
+        divergence: its name.
+        kind: how positions become D: rmse, mean, p95 or max.
+        lam, tau: of the barrier.
+        sizes: positions of each row in turn; with them D is taken row by row, and the barrier is the mean of relu(D_i - tau) over rows.
     """
     if not has_barrier(divergence):
         return kl.new_zeros(())
@@ -202,7 +207,14 @@ def gradient_ratio(
 ) -> torch.Tensor:
     """Norm of the barrier's gradient over that of the mean cross-entropy's, both at the final hidden states.
 
-    Taken where the two enter the network: in the parameters it would cost a second backward pass. sizes as in `barrier`.
+    Taken where the two enter the network: in the parameters it would cost a second backward pass.
+
+    Args:
+        positions: of `per_position`, with their gradients.
+        divergence: its name.
+        kind: how positions become D.
+        lam, tau: of the barrier.
+        sizes: as of `barrier`.
     """
     if not has_barrier(divergence):
         return positions.ce.new_zeros(())

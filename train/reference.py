@@ -22,7 +22,7 @@ from shared.errors import SteerHealError
 from shared.publish import atomic_file
 from train.data import Example, collate
 from train.objective import Head, per_position
-from train.unsloth_model import Student
+from train.unsloth_model import TrainedStudent
 
 
 class States:
@@ -60,7 +60,7 @@ def _refuse(path: Path, given: str) -> SteerHealError:
 
 
 def reference_states(
-    student: Student,
+    student: TrainedStudent,
     examples: Sequence[Example],
     adapters: Sequence[str],
     path: Path,
@@ -80,7 +80,12 @@ def reference_states(
 
 
 def _computed(
-    student: Student, examples: Sequence[Example], adapters: Sequence[str], name: str, dtype: str, batch_size: int
+    student: TrainedStudent,
+    examples: Sequence[Example],
+    adapters: Sequence[str],
+    name: str,
+    dtype: str,
+    batch_size: int,
 ) -> torch.Tensor:
     states: torch.Tensor | None = None
     position = 0
@@ -97,8 +102,14 @@ def _computed(
     return states
 
 
-def completion_states(student: Student, examples: Sequence[Example], batch_size: int) -> Iterator[torch.Tensor]:
-    """Of every example, in order, the final hidden states [completion, hidden] that predict its completion."""
+def completion_states(student: TrainedStudent, examples: Sequence[Example], batch_size: int) -> Iterator[torch.Tensor]:
+    """Of every example, in order, the final hidden states [completion, hidden] that predict its completion.
+
+    Args:
+        student: as it is now.
+        examples: whose completions are read.
+        batch_size: examples of one forward.
+    """
     for begin in range(0, len(examples), batch_size):
         block = examples[begin : begin + batch_size]
         batch = {name: value.to(student.device) for name, value in collate(block, student.multiple).items()}
@@ -108,7 +119,15 @@ def completion_states(student: Student, examples: Sequence[Example], batch_size:
 
 
 def divergence(states: torch.Tensor, reference: torch.Tensor, head: Head, kind: str, chunk: int) -> torch.Tensor:
-    """KL of every position between two sets of states [positions, hidden], in the direction of D; without gradient."""
+    """KL of every position between two sets of states [positions, hidden], in the direction of D; without gradient.
+
+    Args:
+        states: of the student.
+        reference: of the reference, at the same positions.
+        head: the student's output layer.
+        kind: name of the divergence.
+        chunk: positions whose logits are held at once.
+    """
     nothing = torch.zeros(len(states), dtype=torch.long, device=states.device)
     with torch.no_grad():
         values = per_position(states, nothing, [reference], head, kind, chunk)

@@ -13,7 +13,7 @@ import numpy as np
 
 from shared.errors import SteerHealError
 from shared.records import Completion, Pair
-from shared.sources import Source, open_rows
+from shared.sources import RowSource, open_rows
 from shared.strict import BOM, parse
 from shared.tables import TABLES
 
@@ -23,13 +23,13 @@ FIELD = "completion_ids"  # of the sampler's rows alone
 
 
 @contextmanager
-def open_data(name: str | Path) -> Iterator[Source]:
+def open_data(name: str | Path) -> Iterator[RowSource]:
     """The rows that --data names, while the context lasts: a JSONL, CSV or Parquet file, or a data set."""
     with open_rows(str(name), what="a data set to train on could not be loaded", made_by=MADE_BY) as source:
         yield source
 
 
-def is_sampled(source: Source) -> bool:
+def is_sampled(source: RowSource) -> bool:
     """Whether the first row is the sampler's, by its field; of one that is broken, by the field's name in it."""
     if FIELD in (fields := source.fields()):
         return True
@@ -84,7 +84,7 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
-def completions(source: Source, keep: Iterable[int] | None = None) -> Iterator[Completion]:
+def completions(source: RowSource, keep: Iterable[int] | None = None) -> Iterator[Completion]:
     """The sampler's rows, or those at the places that `draw` gives.
 
     Raises SteerHealError for a bad one and for a key that repeats, of a draw among those drawn.
@@ -102,7 +102,7 @@ def completions(source: Source, keep: Iterable[int] | None = None) -> Iterator[C
         yield row
 
 
-def pairs(source: Source, keep: Iterable[int] | None = None) -> Iterator[tuple[str, Pair]]:
+def pairs(source: RowSource, keep: Iterable[int] | None = None) -> Iterator[tuple[str, Pair]]:
     """Prompts and completions, or those at the places that `draw` gives, each with the name of its row: the line or the row that it is."""
     return ((f"{source.unit} {number}", row) for number, row in _at(source.rows(Pair), keep))
 
@@ -112,15 +112,15 @@ def _at(rows: Iterable[T], keep: Iterable[int] | None) -> Iterator[T]:
     if keep is None:
         yield from rows
         return
-    wanted = iter(keep)
-    place = next(wanted, None)
+    indices = iter(keep)
+    place = next(indices, None)
     for number, row in enumerate(rows):
         if number == place:
             yield row
-            place = next(wanted, None)
+            place = next(indices, None)
 
 
-def look_over(name: str | Path, count: int | None = None) -> None:
+def refuse_unusable_rows(name: str | Path, count: int | None = None) -> None:
     """Raise SteerHealError for the first row that training would refuse, before anything heavy is imported.
 
     With a count, of rows to draw, only the first one is looked at: there may be many, and all of them are read for the draw.

@@ -6,10 +6,10 @@ import torch
 
 from shared.console import console
 from shared.errors import SteerHealError
-from train.unsloth_model import CURRENT, HISTORY, Student
+from train.unsloth_model import CURRENT, HISTORY, TrainedStudent
 
 
-def self_test(student: Student, batch: dict[str, torch.Tensor]) -> None:
+def self_test(student: TrainedStudent, batch: dict[str, torch.Tensor]) -> None:
     """Refuse to train on a model that does not do what it says. batch: input_ids and attention_mask.
 
     Only this round's adapter may be trainable; every adapter must count at alpha / rank, and the history beside another active
@@ -29,7 +29,7 @@ def _refuse(what: str, given: str, expected: str) -> SteerHealError:
     )
 
 
-def _trainable(student: Student) -> None:
+def _trainable(student: TrainedStudent) -> None:
     wrong = [n for n, value in student.network.named_parameters() if value.requires_grad != (f".{CURRENT}." in n)]
     if wrong:
         raise _refuse(
@@ -39,18 +39,18 @@ def _trainable(student: Student) -> None:
         )
 
 
-def _scales(student: Student) -> None:
+def _scales(student: TrainedStudent) -> None:
     for name in student.adapters:
         settings = student.network.peft_config[name]
-        wanted = settings.lora_alpha / settings.r
+        expected = settings.lora_alpha / settings.r
         scales = {layer.scaling[name] for layer in student.layers if name in layer.scaling}
-        if scales != {wanted}:
+        if scales != {expected}:
             raise _refuse(
-                "an adapter does not count at alpha / rank", f"{name}: {scales}", f"{wanted}; rsLoRA is not supported"
+                "an adapter does not count at alpha / rank", f"{name}: {scales}", f"{expected}; rsLoRA is not supported"
             )
 
 
-def _head(student: Student, batch: dict[str, torch.Tensor]) -> None:
+def _head(student: TrainedStudent, batch: dict[str, torch.Tensor]) -> None:
     ids, mask = batch["input_ids"], batch["attention_mask"]
     full, hidden = student.logits(ids, mask), student.hidden(ids, mask)
     if hidden.shape[-1] != student.head.weight.shape[1]:
@@ -68,7 +68,7 @@ def _head(student: Student, batch: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _history(student: Student, batch: dict[str, torch.Tensor]) -> None:
+def _history(student: TrainedStudent, batch: dict[str, torch.Tensor]) -> None:
     """Its effect beside this round's fresh adapter, which adds nothing, must be its effect alone, in either order."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if not any(value.any() for name, value in student.parameters(HISTORY).items() if "lora_B" in name):

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from train.measures import Bench  # isort: skip (Unsloth comes before transformers)
+from train.measures import TrainingBench  # isort: skip (Unsloth comes before transformers)
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def healing_speed(config: dict[str, Any], name: str, dtype: str, rounds: int) ->
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        bench = Bench(
+        bench = TrainingBench(
             Path(scratch),
             model=model,
             settings=f"model.dtype={dtype} {SETTINGS}",
@@ -72,8 +72,14 @@ def healing_speed(config: dict[str, Any], name: str, dtype: str, rounds: int) ->
                     speeds.append(tokens / (time.perf_counter() - begin))
                 bar.advance(task)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    what = f"tokens a second of optimiser steps with the barrier and gradient checkpointing; {ROWS} rows of {PROMPT} + {COMPLETION} tokens, random weights, {dtype}"
-    record = {"median": statistics.median(speeds), "low": min(speeds), "high": max(speeds), "n": rounds, "what": what}
+    description = f"tokens a second of optimiser steps with the barrier and gradient checkpointing; {ROWS} rows of {PROMPT} + {COMPLETION} tokens, random weights, {dtype}"
+    record = {
+        "median": statistics.median(speeds),
+        "low": min(speeds),
+        "high": max(speeds),
+        "n": rounds,
+        "what": description,
+    }
     return {f"healing_{name}": {**record, **({"peak_gib": peak} if peak else {})}}
 
 

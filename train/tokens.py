@@ -10,14 +10,14 @@ import torch
 from train.data import Example
 from train.objective import Positions, per_position
 from train.reference import States, completion_states
-from train.unsloth_model import Student
+from train.unsloth_model import TrainedStudent
 
 VERSION = 1
 SHOWN = (0.0, 0.1, 0.5, 1.0)  # places in the ranking by highest KL, from the most punished to the least
 
 
 def token_rows(
-    student: Student,
+    student: TrainedStudent,
     examples: Sequence[Example],
     references: Mapping[str, States],
     tokenizer: Any,
@@ -28,6 +28,15 @@ def token_rows(
     """Rows for kl_tokens.jsonl: key, prompt, tokens as text, and per token ce, kl_base and kl_previous, nats.
 
     The completions shown run from the one with the highest KL at a token, to the barrier's reference, to the one with the lowest.
+
+    Args:
+        student: as it was trained.
+        examples: whose completions are looked at.
+        references: final hidden states by name, the barrier's reference first.
+        tokenizer: of the model.
+        divergence: its name.
+        batch_size: examples of one forward.
+        chunk: positions whose logits are held at once.
     """
     positions: list[Positions] = []
     with torch.no_grad():
@@ -58,7 +67,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     pieces, before = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end])
-        whole = not text.endswith("\ufffd")
-        pieces.append(text[len(before) :] if whole else "")
-        before = text if whole else before
+        is_whole = not text.endswith("\ufffd")
+        pieces.append(text[len(before) :] if is_whole else "")
+        before = text if is_whole else before
     return pieces

@@ -25,7 +25,7 @@ from train.data import IGNORED, Example, collate
 from train.objective import AGGREGATES, aggregate, barrier, chunk_for, divergences_of, gradient_ratio, per_position
 from train.reference import States
 from train.unfinished import Unfinished
-from train.unsloth_model import Student
+from train.unsloth_model import TrainedStudent
 
 VERSION = 1
 PARTS = "parts.json"  # micro-batches since the last row of the log
@@ -44,7 +44,7 @@ class HealTrainer(Trainer):
 
     def __init__(
         self,
-        student: Student,
+        student: TrainedStudent,
         examples: Sequence[Example],
         heldout: Sequence[Example],
         references: Mapping[str, States],
@@ -296,7 +296,7 @@ class HealTrainer(Trainer):
             ) from error
 
 
-def _completions(student: Student, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _completions(student: TrainedStudent, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Final hidden states [positions, hidden] that predict the completions' tokens, and these tokens [positions]."""
     hidden = student.hidden(batch["input_ids"], batch["attention_mask"])
     predicts = batch["labels"][:, 1:] != IGNORED

@@ -82,7 +82,7 @@ class Unfinished:
 
     def checkpoint(self) -> Path | None:
         """The last whole checkpoint, or None. What is not whole is removed, and so are the rows of the log after it."""
-        whole = []
+        sealed = []
         for folder in self.folder.glob("checkpoint-*/"):
             if (
                 folder.name.removeprefix("checkpoint-").isdecimal()
@@ -90,10 +90,10 @@ class Unfinished:
                 and seal_of(folder).is_file()
                 and intact(folder)
             ):
-                whole.append(folder)
+                sealed.append(folder)
             else:
                 (os.unlink if folder.is_symlink() else shutil.rmtree)(folder)
-        last = max(whole, key=_step, default=None)
+        last = max(sealed, key=_step, default=None)
         kept = [row for row in self.rows() if last is not None and row["step"] <= _step(last)]
         write_text(self.log, "".join(json.dumps(row) + "\n" for row in kept))
         return last

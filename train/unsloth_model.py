@@ -23,7 +23,7 @@ from shared.errors import SteerHealError
 from shared.fitting import fit
 from shared.folding import verify
 from shared.layers import decoder_layers
-from shared.models import Model, cache_folder
+from shared.models import Model, cache_folder, cap_attention
 from shared.preconditions import trainable
 from shared.runtime import gc_disabled
 from shared.schema import Config, band
@@ -43,7 +43,7 @@ CURRENT, HISTORY = "default", "history"
 
 
 @dataclass(frozen=True)
-class Student:
+class TrainedStudent:
     """network: the PEFT model; adapters: all that are attached, the history first."""
 
     network: Any
@@ -104,7 +104,7 @@ class Student:
 
     @property
     def multiple(self) -> int:
-        """Of which the length of a batch is one: Unsloth compiles blocks and FlexAttention tunes itself by shape on a GPU."""
+        """The number that the length of a batch is a multiple of: Unsloth compiles blocks and FlexAttention tunes itself by shape on a GPU."""
         return 64 if self.device.type == "cuda" else 1
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
@@ -152,7 +152,7 @@ def peft_forwards_kept() -> Iterator[None]:
             cls.forward = forward
 
 
-def load_student(model: Model, config: Config, history: Path | None) -> Student:
+def load_student(model: Model, config: Config, history: Path | None) -> TrainedStudent:
     """The student at the start of a round: the original weights under the history, and a fresh adapter whose effect is zero."""
     train = config.train
     trainable(config, model.context)
@@ -175,6 +175,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             use_gradient_checkpointing=train.gradient_checkpointing,
             trust_remote_code=False,
         )
+        cap_attention(network)
         network = FastLanguageModel.get_peft_model(
             network,
             r=train.rank,
@@ -187,17 +188,17 @@ def load_student(model: Model, config: Config, history: Path | None) -> Student:
             use_rslora=False,
         )
         if folded is not None:
-            found_in(network, folded, model)
+            refuse_missing_modules(network, folded, model)
             network.load_adapter(str(folded.folder), adapter_name=HISTORY, is_trainable=False)
     network.train()  # the references and the self-test take the same kernels as the steps; nothing here drops out
-    student = Student(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
+    student = TrainedStudent(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
     written = network.peft_config[CURRENT]  # what PEFT and Transformers load the base by
     written.base_model_name_or_path, written.revision = loads_from(model), model.revision
     activate(student)
     return student
 
 
-def found_in(network: Any, history: Adapter, model: Model) -> None:
+def refuse_missing_modules(network: Any, history: Adapter, model: Model) -> None:
     """Raise SteerHealError unless the network has every module of a history; PEFT would skip those that it does not find."""
     layers = {
         name: module.weight for name, module in network.get_base_model().named_modules() if hasattr(module, "weight")
@@ -214,7 +215,7 @@ def found_in(network: Any, history: Adapter, model: Model) -> None:
             )
 
 
-def activate(student: Student) -> None:
+def activate(student: TrainedStudent) -> None:
     """History and current adapter active; the current one trainable in fp32, all else frozen."""
     for layer in student.layers:
         layer._active_adapter, layer._disable_adapters = list(student.adapters), False

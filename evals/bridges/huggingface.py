@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, orders, rotations_of
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, orders, rotations_of
 from shared.models import load_network
 from shared.records import Vignette
 
@@ -30,7 +30,7 @@ class HuggingFace:
 
     def forced_choice(
         self,
-        renderer: Renderer,
+        renderer: InstrumentRenderer,
         vignettes: Sequence[Vignette],
         read: Read,
         tokenizer: Any,
@@ -49,8 +49,8 @@ class HuggingFace:
         thoughts: list[list[list[list[int]]]] = [[[] for _ in range(count)] for _ in vignettes]
         for order in range(count):
             questions = [
-                renderer.question(vignette.text, mine[order])
-                for vignette, mine in zip(vignettes, listings, strict=True)
+                renderer.question(vignette.text, orders_of_item[order])
+                for vignette, orders_of_item in zip(vignettes, listings, strict=True)
             ]
             for begin in range(0, len(questions), batch_size):
                 batch = questions[begin : begin + batch_size]
@@ -77,7 +77,7 @@ class HuggingFace:
         ]
 
     def _batch(
-        self, questions: Sequence[Sequence[int]], renderer: Renderer, read: Read
+        self, questions: Sequence[Sequence[int]], renderer: InstrumentRenderer, read: Read
     ) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
         """Label log-probabilities [batch * samples, 7] by listed position, nll of the prefill [batch * samples] and thoughts."""
         import torch

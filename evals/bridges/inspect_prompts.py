@@ -17,8 +17,8 @@ from inspect_ai.model import (
     ModelName,
 )
 
-from evals.measures.forced_choice.ask import Read, ended
-from evals.measures.forced_choice.instrument import Renderer
+from evals.measures.forced_choice.ask import Read, cut_thought
+from evals.measures.forced_choice.instrument import InstrumentRenderer
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import Instrument
@@ -61,7 +61,7 @@ class Ids:
 
     def __init__(
         self,
-        renderer: Renderer,
+        renderer: InstrumentRenderer,
         read: Read,
         system: str | None,
         steering: list[dict[str, Any]],
@@ -87,12 +87,12 @@ class Ids:
         if self._as_text:
             return None
         steering = {"vllm_xargs": {"steer_terms": placed(self._steering, len(question))}} if self._steering else {}
-        asked = (
+        tokens = (
             {"logprob_token_ids": self._renderer.label_ids}
             if answering
             else {**_undisturbed(self._read), "stop_token_ids": self._renderer.stop_ids}
         )
-        return {"return_tokens_as_token_ids": True, **asked, **steering}
+        return {"return_tokens_as_token_ids": True, **tokens, **steering}
 
     def thought(self, tokens: Sequence[Logprob], completion: str) -> tuple[list[int], str, int | None]:
         names = [token.token for token in tokens]
@@ -108,7 +108,7 @@ class Ids:
         else:
             ids = [int(name.removeprefix("token_id:")) for name in names]
         if self._read.stop:
-            ids = ended(ids, self._renderer, self._tokenizer)
+            ids = cut_thought(ids, self._renderer, self._tokenizer)
         else:
             stops = [place for place, token in enumerate(ids) if token in self._renderer.stop_ids]
             _whole(stops[0] if stops else len(ids), self._read)
@@ -131,13 +131,18 @@ class Turns:
         return self._instrument.question(vignette, listing)
 
     def prompt(self, question: str, thought: Sequence[str] | None) -> tuple[list[ChatMessage], bool | None]:
-        it = self._instrument
+        instrument = self._instrument
         before: list[ChatMessage] = [ChatMessageSystem(content=self._system)] if self._system is not None else []
         before.append(ChatMessageUser(content=question))
         if thought is None:
-            return [*before, ChatMessageAssistant(content=it.think_open)], None
-        thinking = ChatMessageAssistant(content=it.think_open + "".join(thought) + it.think_close)
-        return [*before, thinking, ChatMessageUser(content=it.nudge), ChatMessageAssistant(content=it.prefill)], None
+            return [*before, ChatMessageAssistant(content=instrument.think_open)], None
+        thinking = ChatMessageAssistant(content=instrument.think_open + "".join(thought) + instrument.think_close)
+        return [
+            *before,
+            thinking,
+            ChatMessageUser(content=instrument.nudge),
+            ChatMessageAssistant(content=instrument.prefill),
+        ], None
 
     def body(self, question: str, answering: bool) -> dict[str, Any] | None:
         if not self._continued:
@@ -167,7 +172,17 @@ def form_of(
     steering: list[dict[str, Any]],
     template: dict[str, Any],
 ) -> Form:
-    """How a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it."""
+    """The form in which a model's provider is asked. Raises SteerHealError where it would answer another question than the one put to it.
+
+    Args:
+        model: of Inspect.
+        instrument: the question.
+        read: how it is read.
+        chat: of the model's tokenizer; None where none was named.
+        system: a system prompt for the question.
+        steering: terms, as a server of gen.serve takes them.
+        template: arguments of the chat template.
+    """
     provider = ModelName(model).api
     by_id, as_text = provider in BY_ID, provider == "hf"
     if (by_id or as_text) != (chat is not None):
@@ -193,7 +208,7 @@ def form_of(
             next=f"make serve VECTORS=NAME=FILE, then {EXACT}",
         )
     if chat is not None:
-        return Ids(Renderer(chat, instrument), read, system, steering, as_text)
+        return Ids(InstrumentRenderer(chat, instrument), read, system, steering, as_text)
     return Turns(instrument, read, system, steering, template, provider in CONTINUED)
 
 
@@ -202,10 +217,10 @@ def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
     a window that begins behind the question: in the second phase of a read nobody could say where that is."""
     from gen.engine.terms import LIST, read_terms
 
-    whole = [
+    everywhere = [
         {"positions": "all", **term} if not {"positions", "from", "until"} & set(term) else dict(term) for term in terms
     ]
-    for term in read_terms({LIST: whole}) if whole else ():
+    for term in read_terms({LIST: everywhere}) if everywhere else ():
         if term.window(LONG, "all")[0] >= LONG:
             raise SteerHealError(
                 "a window begins behind the question",
@@ -213,7 +228,7 @@ def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
                 expected='a position from 0, or "end-1" and before: the bridge reads its answer in two phases',
                 next="-T steer_from=end-1",
             )
-    return whole
+    return everywhere
 
 
 def placed(terms: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@
 What is read depends on what a provider of Inspect can be told. The row of evals.measures.forced_choice.ask is in the metadata of every score,
 with `route`, which of these it was, and `retokenised`, how many prompts became other tokens than the exact ones (null: not known).
 
-openai-api-completions, vllm-completions   exact, against vLLM. They are sent the token ids of evals.measures.forced_choice.instrument.Renderer and asked
+openai-api-completions, vllm-completions   exact, against vLLM. They are sent the token ids of evals.measures.forced_choice.instrument.InstrumentRenderer and asked
     for the labels by id, so that none falls out of top_logprobs. They need tokenizer.
 hf   exact where retokenised is 0: the text of the same tokens, past the chat template, which Hugging Face tokenises in one go. It
     cannot forbid the end of a thought: one that ends early is an error, unless stop is set. It needs tokenizer, and model arguments
@@ -37,7 +37,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, registry_info
 
 from evals.bridges.inspect_prompts import EXACT, Form, form_of, in_the_question
-from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.answers import point_estimates
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, load_instrument, orders, rotations_of
 from shared.chat import Chat
@@ -45,7 +45,7 @@ from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS
 from shared.models import tokenizer_folder
 from shared.records import Vignette
-from shared.vignettes import human, load_vignettes
+from shared.vignettes import load_vignettes, raters_distribution
 
 NAME = "steer_heal/forced_choice"
 NOTHING = -9999.0  # how vLLM and OpenAI write a log-probability of minus infinity
@@ -98,15 +98,15 @@ def forced_choice(
     }
     if steer_from is not None or steer_until is not None:
         del single["positions"]
-    given = {name: value for name, value in single.items() if value is not None}
-    steering = in_the_question([*([given] if vector is not None else []), *terms])
+    options = {name: value for name, value in single.items() if value is not None}
+    steering = in_the_question([*([options] if vector is not None else []), *terms])
     loaded = load_vignettes(vignettes, items)
     samples = [
         Sample(
             id=vignette.id,
             input=vignette.text,
             target=vignette.foundation_coarse,
-            metadata={"vignette": vignette.model_dump(), "human": human(vignette), "rotation": rotation},
+            metadata={"vignette": vignette.model_dump(), "human": raters_distribution(vignette), "rotation": rotation},
         )
         for vignette, rotation in zip(loaded, rotations_of(debias, loaded), strict=True)
     ]
@@ -137,26 +137,27 @@ def ask(
     steering: list[dict[str, Any]],
     chat_template_kwargs: dict[str, Any],
 ) -> Solver:
-    """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts."""
-    put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+    """Ask a vignette in every order and leave in the store, by order: lp [7] in canonical order, nats or None, and the thoughts.
+    Arguments as of `forced_choice`; steering: terms, as a server of gen.serve takes them."""
+    loaded, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
     chat = Chat.load(tokenizer_folder(tokenizer), chat_template_kwargs) if tokenizer else None
     one_at_a_time, steered = anyio.Lock(), not steering
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         nonlocal steered
         model = get_model()
-        form = form_of(model, put, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs)
+        form = form_of(model, loaded, read, chat=chat, system=system, steering=steering, template=chat_template_kwargs)
         vignette = Vignette.model_validate(state.metadata["vignette"])
         listings = orders(debias, state.metadata["rotation"])
         async with one_at_a_time:
             if not steered:
                 await _refuses_half_a_steering(model, form, form.question(vignette.text, listings[0]))
                 steered = True
-        asked = await collect(*[_ask(model, form, read, top_logprobs, vignette.text, listing) for listing in listings])
-        state.messages, state.output = asked[0].pop("messages"), asked[0].pop("output")
-        for other in asked[1:]:
+        reads = await collect(*[_ask(model, form, read, top_logprobs, vignette.text, listing) for listing in listings])
+        state.messages, state.output = reads[0].pop("messages"), reads[0].pop("output")
+        for other in reads[1:]:
             del other["messages"], other["output"]
-        state.store.set("asked", asked)
+        state.store.set("asked", reads)
         state.store.set("route", form.route)
         state.store.set("template", form.template)
         return state
@@ -230,7 +231,7 @@ async def _refuses_half_a_steering(model: Model, form: Form, question: Any) -> N
 
 def _level(name: str) -> Metric:
     def over(scores: list[SampleScore]) -> float:  # Inspect reads this annotation
-        return points([one.score.metadata or {} for one in scores], Path(NAME))[name]
+        return point_estimates([sample.score.metadata or {} for sample in scores], Path(NAME))[name]
 
     return over
 
@@ -261,28 +262,29 @@ def informedness() -> Metric:
 
 @metric
 def unscorable() -> Metric:
-    """How many items are in no other metric."""
+    """The number of items that are in no other metric."""
     return _level("unscorable")
 
 
 @scorer(metrics=[auth_nats(), care_nats(), answer_mass(), informedness(), unscorable()])
 def foundations(instrument: str, debias: str, think: int, stop: bool) -> Scorer:
     """p of the seven foundations and answer_mass; NaN for an unscorable item. The whole row is in the metadata."""
-    put, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
+    loaded, read = load_instrument(instrument), Read(debias, think, stop=stop, nll_prefill=False)
 
     async def score(state: TaskState, target: Target) -> Score:
-        asked = state.store.get("asked")
-        tokens, others = [one["tokens"] for one in asked], [other for one in asked for other in one["retokenised"]]
+        reads = state.store.get("asked")
+        tokens = [entry["tokens"] for entry in reads]
+        others = [other for entry in reads for other in entry["retokenised"]]
         score_row = row(
             Vignette.model_validate(state.metadata["vignette"]),
-            np.array([[one["lp"]] for one in asked], dtype=float),
+            np.array([[entry["lp"]] for entry in reads], dtype=float),
             read,
             None,
-            [one["text"] for one in asked],
+            [entry["text"] for entry in reads],
             None if None in tokens else tokens,
             state.metadata["rotation"],
         )
-        score_row["instrument"], score_row["template"] = put.identity, state.store.get("template")
+        score_row["instrument"], score_row["template"] = loaded.identity, state.store.get("template")
         score_row["route"], score_row["retokenised"] = state.store.get("route"), None if None in others else sum(others)
         p, mass = score_row["p"] or [float("nan")] * len(FOUNDATIONS), score_row["pmass_allowed"]
         return Score(

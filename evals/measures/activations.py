@@ -85,6 +85,14 @@ def student_layers(
     return student_vector(base, before, at(run.history(number)), vector, first)
 
 
+def neutral_prompts(scoring: Scoring) -> list[list[int]]:
+    """Token ids of the contexts over which a student's activations are averaged, under the neutral prompt."""
+    return [
+        scoring.chat.ids(context.turns, neutral_for(context.turns, scoring.trait.neutral))
+        for context in contexts_of(scoring.config.vector, scoring.config.eval.contexts)
+    ]
+
+
 class ActivationsSession(Session):
     """Plain forwards alone; the layers stand in scores.json."""
 
@@ -94,11 +102,7 @@ class ActivationsSession(Session):
         self.layers: list[dict[str, Any]] = []
 
     def before_engine(self, groups: Sequence[Weights]) -> None:
-        scoring, config = self.scoring, self.scoring.config
-        prompts = [
-            scoring.chat.ids(context.turns, neutral_for(context.turns, scoring.trait.neutral))
-            for context in contexts_of(config.vector, config.eval.contexts)
-        ]
+        scoring, prompts = self.scoring, neutral_prompts(self.scoring)
         if prompts:
             self.layers = student_layers(
                 scoring.run, scoring.number, scoring.origin, prompts, scoring.vectors["trait"], scoring.first

@@ -58,7 +58,7 @@ class Scoring:
     fresh: bool = False
 
     def weights(self, group: Weights) -> tuple[str, str]:
-        """What the cache knows the weights of a group by: their fingerprint and dtype."""
+        """The key of a group's weights in the cache: their fingerprint and dtype."""
         return group.student.fingerprint, self.config.model.dtype
 
 
@@ -93,7 +93,7 @@ class ByCondition(Session):
 
     @abstractmethod
     def depends(self) -> Mapping[str, Any]:
-        """What rows depend on besides weights, steering and prompts: JSON-able, a part of their name in the cache."""
+        """The inputs of rows besides weights, steering and prompts: JSON-able, a part of their name in the cache."""
 
     @abstractmethod
     def prompts(self, condition: Condition) -> Any:
@@ -109,7 +109,7 @@ class ByCondition(Session):
             self.measure.row.model_validate({"name": "", **row})
 
     def weights(self, group: Weights) -> tuple[str, str]:
-        """What the cache knows the weights of a group by."""
+        """The key of a group's weights in the cache."""
         return self.scoring.weights(group)
 
     def ask(self, engine: Any, group: Weights) -> None:
@@ -120,16 +120,18 @@ class ByCondition(Session):
         scoring, cache = self.scoring, None
         group = replace(group, conditions=[c for c in group.conditions if self.measure.takes(c)])
         if scoring.cached:
-            asked = {"kind": self.measure.name, **self.depends()}
+            depends = {"kind": self.measure.name, **self.depends()}
             weights = self.weights(group)
             module = type(self).__module__
-            cache = Cache(weights, asked, self.prompts, self.check, module, scoring.vectors, fresh=scoring.fresh)
+            cache = Cache(weights, depends, self.prompts, self.check, module, scoring.vectors, fresh=scoring.fresh)
         rows = from_cache_or_made(self.measure.name, group, cache, lambda missing: self.make(engine, group, missing))
         self.rows.update(rows)
         self.taken += cache.taken if cache else 0
 
     def write(self, folder: Path) -> Mapping[str, Any]:
-        rows = signed(self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype)
+        rows = with_condition_names(
+            self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype
+        )
         write_jsonl(folder / self.measure.file, [row for condition in rows.values() for row in condition])
         self.counts[self.measure.name] = sum(map(len, rows.values()))
         return {}
@@ -138,7 +140,14 @@ class ByCondition(Session):
 def from_cache_or_made(
     what: str, group: Weights, cache: Cache | None, make: Callable[[Sequence[Condition]], dict[str, list[Row]]]
 ) -> dict[str, list[Row]]:
-    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch, which it is given."""
+    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch, which it is given.
+
+    Args:
+        what: the rows in words, for progress.
+        group: the weights with their conditions.
+        cache: None takes nothing and keeps nothing.
+        make: rows by condition of those that are not in the cache.
+    """
     cached = {c.name: rows for c in group.conditions if cache is not None and (rows := cache.get(c)) is not None}
     missing = [condition for condition in group.conditions if condition.name not in cached]
     if cache is not None and cached:
@@ -154,7 +163,7 @@ def from_cache_or_made(
     return {condition.name: cached[condition.name] for condition in group.conditions}
 
 
-def signed(rows: Mapping[str, Iterable[Row]], **made: str) -> dict[str, list[Row]]:
+def with_condition_names(rows: Mapping[str, Iterable[Row]], **made: str) -> dict[str, list[Row]]:
     """Rows by condition, each with its condition's name and what it was made with, so that no file can stand for another."""
     return {name: [{"name": name, **row, **made} for row in of_one] for name, of_one in rows.items()}
 
@@ -215,7 +224,7 @@ class Measure(ABC):
         return self.asks(line.stage) and (self.every_draw or line.headline or line.stage != "random")
 
     def read(self, folder: Path, scores: Scores, again: str) -> Any:
-        """What `write` wrote, by condition. Raises SteerHealError for a file that is not of these conditions.
+        """The rows that `write` wrote, by condition. Raises SteerHealError for a file that is not of these conditions.
 
         Args:
             folder: of a round's scores.
@@ -240,11 +249,11 @@ class Measure(ABC):
 
     def refuse_unpaired(self, base: Any, other: Any) -> None:
         """Raise SteerHealError where a condition was not asked what the base was, in its order: they are compared row by row."""
-        asked = [[tuple(getattr(row, key) for key in self.row.known_by if key != "name") for row in rows] for rows in (base, other)]  # fmt: skip
-        if asked[0] != asked[1]:
+        keys = [[tuple(getattr(row, key) for key in self.row.known_by if key != "name") for row in rows] for rows in (base, other)]  # fmt: skip
+        if keys[0] != keys[1]:
             raise SteerHealError(
                 f"{self.name}: two conditions were asked different things",
-                given=f"{len(asked[1])} rows against the base's {len(asked[0])}; only in one: {sorted({*asked[0]} ^ {*asked[1]})[:2]}",
+                given=f"{len(keys[1])} rows against the base's {len(keys[0])}; only in one: {sorted({*keys[0]} ^ {*keys[1]})[:2]}",
                 expected="the same items of every condition, in one order",
                 next="score every round of the run with the same eval.measures",
             )
@@ -272,11 +281,11 @@ class Measure(ABC):
         """Sentences on the measure itself: what it is worth on this model. scores: how round 1 was scored."""
         return []
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         """Sentences on one round, which follow `Round N: `.
 
         Args:
-            mine: the round's headline rows by stage.
+            by_stage: the round's headline rows by stage.
             extra: its other rows: doses, draws and gates.
         """
         return []

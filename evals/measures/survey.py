@@ -90,10 +90,10 @@ class SurveySession(ByCondition):
 
     def _rows(self, lp: np.ndarray) -> list[Row]:
         """Rows from lp [questions, points]."""
-        rows, at = [], 0
+        rows, offset = [], 0
         for item in self.items:
-            frames = dict(zip(item.asked, lp[at : at + len(item.asked)], strict=True))
-            at += len(item.asked)
+            frames = dict(zip(item.asked, lp[offset : offset + len(item.asked)], strict=True))
+            offset += len(item.asked)
             fine = all(np.isfinite(values).all() for values in frames.values())
             rows.append(
                 {
@@ -121,7 +121,7 @@ class Survey(Measure):
         return {f"survey {name}": Path(name) for name in self.source.split("+") if Path(name).is_dir()}
 
     def revisions(self, config: Config) -> Mapping[str, str]:
-        """Of an installed questionnaire, what it asks: a version may stand for several."""
+        """The digest of an installed questionnaire's text: a version may stand for several."""
         from evals.cache import text_digest
 
         items = [item for item in load_surveys(self.source) if not Path(item.survey).is_dir()]
@@ -207,7 +207,8 @@ def _of_folder(name: str) -> list[SurveyItem]:
         signs = json.loads(keying.read_text(encoding="utf-8")) if keying.is_file() else {}
         by_frame = {
             frame: {
-                str(one["id"]): f"{document['task']}\n\nStatement: {one['content']}" for one in document["questions"]
+                str(question["id"]): f"{document['task']}\n\nStatement: {question['content']}"
+                for question in document["questions"]
             }
             for frame, document in documents.items()
         }
@@ -216,13 +217,13 @@ def _of_folder(name: str) -> list[SurveyItem]:
         return [
             SurveyItem(
                 name,
-                identifier := str(one["id"]),
-                str(one["dimension"]),
+                identifier := str(question["id"]),
+                str(question["dimension"]),
                 int(signs.get(identifier, 1)),
                 int(documents["forward"].get("points", 5)),
                 {frame: texts[identifier] for frame, texts in by_frame.items()},
             )
-            for one in documents["forward"]["questions"]
+            for question in documents["forward"]["questions"]
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise _refused(name, repr(error), FORM) from None
@@ -235,13 +236,13 @@ def _installed(name: str) -> list[SurveyItem]:
         raise _refused(name, "no such folder, and no package moralmaps", FORM) from None
     try:
         survey = get(name)
-        asked: dict[str, dict[str, str]] = {}
+        documents: dict[str, dict[str, str]] = {}
         first: dict[str, Any] = {}
         for item in survey.items:
             first.setdefault(item.id, item)
-            asked.setdefault(item.id, {})[item.frame] = f"{item.meta['task']}\n\nStatement: {item.prompt}"
+            documents.setdefault(item.id, {})[item.frame] = f"{item.meta['task']}\n\nStatement: {item.prompt}"
         return [
-            SurveyItem(name, key, str(item.dimension), int(item.sign), int(survey.scale_max), asked[key])
+            SurveyItem(name, key, str(item.dimension), int(item.sign), int(survey.scale_max), documents[key])
             for key, item in first.items()
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:

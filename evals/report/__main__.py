@@ -10,7 +10,9 @@ from typing import Any
 from evals.commandline import report_options
 from evals.ending import show_ending
 from evals.paper import paper
+from evals.report import cause
 from evals.report.lineage import difference, provenance, stages
+from evals.report.published import selectivity
 from evals.report.quality import coherence
 from evals.report.reading import grouped, reading
 from evals.report.tables import (
@@ -45,9 +47,9 @@ from shared.traits import load_trait
 FILES = ("index.html", "results.json", "results.csv", "results.md", "run.tex")
 
 
-def grouped_tables(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> dict[str, list[Table]]:
+def grouped_tables(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: str) -> dict[str, list[Table]]:
     """Every table of the report by the group of the page that it stands in."""
-    rows, extra = found["rows"], found["extra"]
+    rows, extra = results["rows"], results["extra"]
     return {
         "results": [
             verdicts(rows),
@@ -62,6 +64,8 @@ def grouped_tables(run: Run, rounds: Sequence[Round], found: dict[str, Any], mod
                 if extra
                 else []
             ),
+            *cause.tables(rows, extra),
+            *selectivity(rows, extra),
         ],
         "measures": [
             table
@@ -78,12 +82,12 @@ def grouped_tables(run: Run, rounds: Sequence[Round], found: dict[str, Any], mod
     }
 
 
-def tables_of(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> list[Table]:
+def tables_of(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: str) -> list[Table]:
     """Every table of the report, in its order."""
-    return [table for tables in grouped_tables(run, rounds, found, mode).values() for table in tables]
+    return [table for tables in grouped_tables(run, rounds, results, mode).values() for table in tables]
 
 
-def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str) -> Path:
+def publish(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
     # matplotlib takes seconds to import, which a refusal does not wait for
     from evals.report.figures.base import Shown
@@ -91,22 +95,22 @@ def publish(run: Run, rounds: Sequence[Round], found: dict[str, Any], mode: str)
     from evals.report.page import page
 
     folder = run.folder / "report"
-    rows, extra = found["rows"], found["extra"]
+    rows, extra = results["rows"], results["extra"]
     scores, config = rounds[0].scores, run.config
     extent = "round 1" if len(rounds) == 1 else f"rounds 1 to {len(rounds)}"
     title = f"{config.model.name}, {config.train.divergence}, {extent}: did it work?"
     described = f"{config.model.name}, {config.train.divergence}, seed {config.seed}, {extent}, {len(scores.items)} items, {scores.debias}"
     subtitle = f"steer-heal, seed {config.seed}, {len(scores.items)} items, {scores.debias}. {trait_said(run, rounds)}"
-    tables = grouped_tables(run, rounds, found, mode)
+    tables = grouped_tables(run, rounds, results, mode)
     sentences = reading(rows, extra, rounds)
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
     manifests = [run.manifest(r.number, STEP[mode]) for r in rounds]
-    files = (*FILES, *(f"{one.file}.png" for one in FIGURES), NAME)
-    with held(folder), atomic_folder(folder, of=files) as out:
+    files = (*FILES, *(f"{figure.file}.png" for figure in FIGURES), NAME)
+    with held(folder), atomic_folder(folder, names=files) as out:
         drawn = Shown(rows, extra, rounds)
         panels = panels_of(drawn)
         figures = pngs(drawn, panels)
-        write_json(out / "results.json", found)
+        write_json(out / "results.json", results)
         (out / "run.tex").write_text(paper(rows, f"{described}."), encoding="utf-8")
         (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
         for name, png in figures.items():
@@ -154,13 +158,13 @@ def main() -> None:
             "no run is named", given="no --run", expected="--run DIR", next="python -m evals.report --run runs/smollm2"
         )
     rounds = scored_rounds(run, arguments.eval, getattr(arguments, "round", None))
-    found = results_of(run, rounds)
-    path = publish(run, rounds, found, arguments.eval)
-    for table in (overview(found["rows"]), verdicts(found["rows"]), times(rounds, arguments.eval)):
+    results = results_of(run, rounds)
+    path = publish(run, rounds, results, arguments.eval)
+    for table in (overview(results["rows"]), verdicts(results["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, table.rows)
     say(f"report {path}")
-    track(run, rounds, found["rows"], path)
-    show_ending(run, found["rows"], path, arguments.eval, read_for=rounds[0].scores.read_for is not None)
+    track(run, rounds, results["rows"], path)
+    show_ending(run, results["rows"], path, arguments.eval, read_for=rounds[0].scores.read_for is not None)
 
 
 if __name__ == "__main__":

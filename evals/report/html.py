@@ -13,12 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
+from evals.answer import AnswerCard
 from evals.report.looks import ARM_SYMBOLS, LOOKS, SYMBOLS
 from evals.report.panel import Panel, svg
 from evals.table import Table
+from shared import jinja
 from shared.glossary import GLOSSARY, definition
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,13 +61,7 @@ def render(template: str, **values: Any) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = jinja.environment(TEMPLATES)
     environment.filters |= {"number_and_interval": number_and_interval, "anchor": anchor}
     environment.globals |= {"definition": definition, "meaning": meaning_of, "looks": LOOKS, "symbols": SYMBOLS, "arm_symbols": ARM_SYMBOLS, "glossary": GLOSSARY}  # fmt: skip
     return environment
@@ -100,7 +96,7 @@ def number_and_interval(cell: str) -> tuple[str, str, str]:
 
 
 def meaning_of(column: str) -> str | None:
-    """What a column's head means; of a difference, `X less Y's`, what X means."""
+    """The definition of a column's head; of a difference, `X less Y's`, the definition of X."""
     if (meaning := definition(column)) is not None:
         return meaning
     first, less, other = column.removeprefix("change of ").partition(" less ")
@@ -122,8 +118,8 @@ def comma_separated(table: Table) -> str:
         line: list[str] = []
         for (figure, interval, rest), text, wide in zip(row, texts, ranged, strict=True):
             split = wide and interval.count(",") == 1 and not rest
-            shown = figure if split else text
-            line.append("" if shown == UNDEFINED else shown)
+            content = figure if split else text
+            line.append("" if content == UNDEFINED else content)
             if wide:
                 line += [end.strip() for end in interval[1:-1].split(",")] if split else ["", ""]
         writer.writerow(line)
@@ -149,20 +145,27 @@ def charts(
 
 def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
     """Pictures that are drawn already: (title, finding, SVG labelled by `{name}-{index}-caption`)."""
-    panels = [(f"{name}-{index}", *one) for index, one in enumerate(drawn)]
+    panels = [(f"{name}-{index}", *panel) for index, panel in enumerate(drawn)]
     return render("charts.html", panels=panels, stages=(), arms=(), wide=True)
 
 
+def answers(cards: Sequence[AnswerCard]) -> Markup:
+    """The answers on top of a page, arm by arm."""
+    return render("answer.html", arms=cards)
+
+
 def bullets(lines: Sequence[str]) -> Markup:
+    """A list of sentences."""
     return render("bullets.html", lines=lines)
 
 
-def folded(said: Sequence[tuple[str, Sequence[str]]]) -> Markup:
+def folded(groups: Sequence[tuple[str, Sequence[str]]]) -> Markup:
     """Sentences under titles that fold, the last of them open."""
-    return render("folded.html", said=said)
+    return render("folded.html", said=groups)
 
 
 def verbatim(text: str) -> Markup:
+    """A text as it stands, in a fixed-width block."""
     return render("verbatim.html", text=text)
 
 

@@ -16,14 +16,14 @@ from shared.run import Run
 from shared.schema import Config
 
 
-def stages(made: Iterable[tuple[str, Manifest]]) -> Table:
+def stages(manifests: Iterable[tuple[str, Manifest]]) -> Table:
     """One line per stage under its label, with digests shortened to what tells them apart."""
     lines = []
-    for name, manifest in made:
+    for name, manifest in manifests:
         tokens = manifest.counts.get("tokens")
         rate = f"{tokens} ({tokens / manifest.seconds:.0f} a second)" if tokens and manifest.seconds else number(None)
         counts = ", ".join(
-            f"{what} {value}" for what, value in manifest.counts.items() if isinstance(value, int) and what != "tokens"
+            f"{kind} {value}" for kind, value in manifest.counts.items() if isinstance(value, int) and kind != "tokens"
         )
         lines.append(
             [
@@ -50,12 +50,12 @@ def _digests(files: Mapping[str, str]) -> str:
 
 
 def distinct(values: Iterable[object]) -> str:
-    """What there is among the values, each once, in their order."""
+    """The distinct values in their order."""
     return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
 
 
 def identified(config: Config, scores: Scores, manifests: Sequence[Manifest]) -> list[list[str]]:
-    """What was measured, in lines of a provenance table."""
+    """Lines of a provenance table on the model, the forced choice and the resamples."""
     read = f"{len(scores.items)} items of {scores.vignettes}, instrument {scores.instrument}, {scores.debias} ({ORDERS[scores.debias]} orders), {scores.think} think tokens"
     return [
         ["model", f"{config.model.name}, {config.model.dtype}"],
@@ -67,7 +67,7 @@ def identified(config: Config, scores: Scores, manifests: Sequence[Manifest]) ->
 
 
 def computed(manifests: Sequence[Manifest]) -> list[list[str]]:
-    """What it was computed with, in lines of a provenance table."""
+    """Lines of a provenance table on the versions and the machine."""
     packages = dict.fromkeys(name for m in manifests for name in m.versions)
     machines = [m.hardware for m in manifests]
     return [
@@ -79,6 +79,7 @@ def computed(manifests: Sequence[Manifest]) -> list[list[str]]:
 
 
 def provenance(run: Run, rounds: Sequence[Round]) -> Table:
+    """The table of what was measured, with which settings, seed and versions."""
     config, manifests = run.config, [manifest for r in rounds for manifest in r.manifests.values()]
     train = config.train
     return Table(
@@ -100,8 +101,8 @@ def provenance(run: Run, rounds: Sequence[Round]) -> Table:
 
 def before(run: Run) -> Run | None:
     """The run beside this one that was begun last before it."""
-    own = run.folder / "config.toml"
-    if not own.is_file():
+    config_file = run.folder / "config.toml"
+    if not config_file.is_file():
         return None
     others = [path for path in run.folder.resolve().parent.glob("*/config.toml") if path.parent != run.folder.resolve()]
     times = {path: configuration.begun(path) for path in others}

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 # Okabe and Ito's colours, each with its own marker, so that neither hue nor print carries the meaning alone.
-BLACK, BLUE, SKY, PINK, ORANGE, AMBER, GREY, GREEN = (
-    "#000000", "#0072b2", "#56b4e9", "#cc79a7", "#d55e00", "#e69f00", "#808080", "#009e73",
+BLACK, BLUE, SKY, PINK, ORANGE, AMBER, GREY, GREEN, BROWN = (
+    "#000000", "#0072b2", "#56b4e9", "#cc79a7", "#d55e00", "#e69f00", "#808080", "#009e73", "#8c564b",
 )  # fmt: skip
 # colour, marker, and the offset from its round
 LOOKS = {
@@ -23,9 +23,22 @@ LOOKS = {
     "steered": (ORANGE, "^", -0.08),
     "random": (GREY, "X", 0.08),
     "decoy": (AMBER, "v", 0.16),
+    "student_vector": (BROWN, "<", 0.24),
+    "student_without_vector": (BROWN, ">", 0.32),
     "healed": (GREEN, "o", 0.0),
 }
-SYMBOLS = {"*": "★", "s": "■", "D": "◆", "P": "✚", "^": "▲", "X": "✖", "v": "▼", "o": "●"}  # of a marker, in text
+SYMBOLS = {
+    "*": "★",
+    "s": "■",
+    "D": "◆",
+    "P": "✚",
+    "^": "▲",
+    "X": "✖",
+    "v": "▼",
+    "<": "◀",
+    ">": "▶",
+    "o": "●",
+}  # of a marker, in text
 # of an arm, told apart without colour; the last three are also those of a stage
 ARM_MARKERS = ("o", "v", "h", "<", ">", "p", "d", "^", "s", "D")
 ARM_SYMBOLS = ("●", "▼", "⬢", "◀", "▶", "⬟", "♦", "▲", "■", "◆")

@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from evals.report.answer import card_of, shown
+from evals.answer import card_of
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES
-from evals.report.html import PageGroup, PageSection, charts, folded, glossary, grid, render, verbatim, whole_page
+from evals.report.html import (
+    PageGroup,
+    PageSection,
+    answers,
+    charts,
+    folded,
+    glossary,
+    grid,
+    render,
+    verbatim,
+    whole_page,
+)
 from evals.report.panel import Panel
 from evals.report.samples import borderline, diary, of_rounds, rejected, samples_of, searchable
 from evals.report.strips import strips
@@ -28,7 +39,7 @@ def page(
     title: str,
     subtitle: str,
     tables: Mapping[str, Sequence[Table]],
-    said: Sequence[tuple[str, Sequence[str]]],
+    reading: Sequence[tuple[str, Sequence[str]]],
     drawn: Shown,
     panels: Mapping[str, Sequence[Panel]],
     config: str,
@@ -37,14 +48,14 @@ def page(
 
     Args:
         tables: by group, in the order of the page.
-        said: the reading, sentences under titles.
+        reading: sentences under titles.
         drawn: rows and rounds of the run.
         panels: of its figures, by their names.
         config: the run's config.toml.
     """
     rounds = drawn.rounds
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
-    groups["results"].insert(1, PageSection("Reading", folded(said)))
+    groups["results"].insert(1, PageSection("Reading", folded(reading)))
     groups["texts"] += [
         PageSection("Generations", searchable(samples_of(of_rounds(rounds)))),
         PageSection("Diary of the highest dose", diary(rounds)),
@@ -59,11 +70,11 @@ def page(
 
 
 def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
-    """What stands on top: the card, one prompt before and after the last round, and the picture."""
+    """The top of the page: the card, one prompt before and after the last round, and the picture."""
     rounds = drawn.rounds
     texts = [column for column in of_rounds(rounds) if column[0] == "base"] + of_rounds(rounds[-1:])
     samples = samples_of([*dict((heading, (stage, heading, generations)) for stage, heading, generations in texts).values()])  # fmt: skip
-    parts = [shown([card_of(drawn.rows)])]
+    parts = [answers([card_of(drawn.rows, read_for=rounds[0].scores.read_for is not None)])]
     if samples:
         parts.append(render("before_after.html", sample=samples[0]))
     parts += [picture(drawn, panels)]
@@ -73,20 +84,27 @@ def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
 def picture(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
     """The figures of the group `answer`, each under its title."""
     return Markup("\n").join(
-        render("heading.html", title=one.title)
-        + charts(one.name, panels[one.name], drawn.stages, drawn.arms, wide=True)
-        for one in FIGURES
-        if one.group == "answer" and one.name in panels
+        render("heading.html", title=figure.title)
+        + charts(figure.name, panels[figure.name], drawn.stages, drawn.arms, wide=True)
+        for figure in FIGURES
+        if figure.group == "answer" and figure.name in panels
     )
 
 
 def with_figures(groups: dict[str, list[PageSection]], drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> None:
-    """Put the other figures into their groups, each before the section it names, or first."""
-    for one in FIGURES:
-        if one.group in groups and one.name in panels:
-            sections = groups[one.group]
+    """Put the other figures into their groups, each before the section it names, or first.
+
+    Args:
+        groups: sections by the name of their group; figures are put into them.
+        drawn: rows and rounds of the run.
+        panels: of the figures, by name.
+    """
+    for figure in FIGURES:
+        if figure.group in groups and figure.name in panels:
+            sections = groups[figure.group]
             titles = [section.title for section in sections]
-            place = titles.index(one.before) if one.before in titles else 0
+            place = titles.index(figure.before) if figure.before in titles else 0
             sections.insert(
-                place, PageSection(one.title, charts(one.name, panels[one.name], wide=len(panels[one.name]) == 1))
+                place,
+                PageSection(figure.title, charts(figure.name, panels[figure.name], wide=len(panels[figure.name]) == 1)),
             )

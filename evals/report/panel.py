@@ -123,8 +123,8 @@ def for_page(drawn: bytes, name: str, marks: Mapping[str, Mark] | None = None) -
         root.remove(element)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    told = bool(marks and any(mark.said for mark in marks.values()))
-    root.attrib |= {"class": "panel", "role": "group" if told else "img", "aria-labelledby": f"{name}-caption"}
+    has_words = bool(marks and any(mark.said for mark in marks.values()))
+    root.attrib |= {"class": "panel", "role": "group" if has_words else "img", "aria-labelledby": f"{name}-caption"}
     content = _used(root, marks or {})
     first = True
     for element in root.iter():
@@ -140,9 +140,9 @@ def for_page(drawn: bytes, name: str, marks: Mapping[str, Mark] | None = None) -
             element.insert(0, title)
             first = False
     for element in root.iter():
-        if (own := element.get("id")) is not None:
-            if own in content:
-                element.set("id", f"{name}-{own}")
+        if (element_id := element.get("id")) is not None:
+            if element_id in content:
+                element.set("id", f"{name}-{element_id}")
             else:
                 del element.attrib["id"]
         for attribute, value in element.attrib.items():

@@ -12,6 +12,7 @@ Row = dict[str, Any]
 
 
 def coherence(rows: Sequence[Row]) -> Table:
+    """The verdict on coherence of every condition, with the parts that it is made of."""
     return Table(
         "Coherence",
         ["round, stage", "verdict", "answer mass / base's", "perplexity / base's", "distinct-1", "distinct-2", "distinct-3", "looping", "valid JSON", "unscorable", "because"],
@@ -38,5 +39,5 @@ def coherence(rows: Sequence[Row]) -> Table:
 
 
 def _part(row: Row, name: str) -> str:
-    found = next((part["value"] for part in row["coherence_parts"] if part["name"] == name), None)
-    return number(found, 2)
+    value = next((part["value"] for part in row["coherence_parts"] if part["name"] == name), None)
+    return number(value, 2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from evals.report import cause
 from evals.report.tables import dose
 from evals.round import Round
 from evals.table import ranged
@@ -16,17 +17,17 @@ Row = dict[str, Any]
 def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
     """Sentences, the general ones first, then round by round."""
     general, *by_round = grouped(rows, extra, rounds)
-    return [*general[1], *[f"{title}: {sentence}" for title, said in by_round for sentence in said]]
+    return [*general[1], *[f"{title}: {sentence}" for title, sentences in by_round for sentence in sentences]]
 
 
 def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
     """(title, sentences): on the measures and the base, then of each round."""
-    at = {(row["round"], row["stage"]): row for row in rows}
-    base = at[0, "base"]
+    by_condition = {(row["round"], row["stage"]): row for row in rows}
+    base = by_condition[0, "base"]
     scores, measures = rounds[0].scores, rounds[0].measures
     lines = [sentence for measure in measures for sentence in measure.about(base, rows, scores)]
-    if (0, "prompted") in at:
-        prompted = at[0, "prompted"]
+    if (0, "prompted") in by_condition:
+        prompted = by_condition[0, "prompted"]
         shift, llr = (
             ranged(prompted, "d_auth", "d_auth_ci", 3, signed=True),
             ranged(prompted, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
@@ -36,29 +37,34 @@ def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) 
         )
     titled = [("The base and the measures", [*lines, *_starvation(rounds)])]
     for r in rounds:
-        mine = {stage: at[r.number, stage] for stage in ("steered", "random", "healed") if (r.number, stage) in at}
+        by_stage = {
+            stage: by_condition[r.number, stage]
+            for stage in ("steered", "random", "healed")
+            if (r.number, stage) in by_condition
+        }
         others = [row for row in extra if row["round"] == r.number]
-        said = [
-            *_verdict(mine),
-            *_coherent(mine),
-            *[sentence for measure in measures for sentence in measure.sentences(base, mine, others)],
+        sentences = [
+            *_verdict(by_stage),
+            *_coherent(by_stage),
+            *[sentence for measure in measures for sentence in measure.sentences(base, by_stage, others)],
+            *cause.sentences(others),
             *_survivors(r),
             *_training(r),
         ]
-        titled.append((f"Round {r.number}", said))
+        titled.append((f"Round {r.number}", sentences))
     return titled
 
 
-def _verdict(mine: dict[str, Row]) -> list[str]:
-    healed = mine["healed"]
+def _verdict(by_stage: dict[str, Row]) -> list[str]:
+    healed = by_stage["healed"]
     lines = [f"the verdict on the healed student is {healed['verdict'] or 'not given'}: {healed['verdict_reason']}."]
     if healed["text_verdict"] is not None:
         lines.append(f"the verdict on its free text is {healed['text_verdict']}: {healed['text_verdict_reason']}.")
     return lines
 
 
-def _coherent(mine: dict[str, Row]) -> list[str]:
-    healed = mine["healed"]
+def _coherent(by_stage: dict[str, Row]) -> list[str]:
+    healed = by_stage["healed"]
     return [f"the healed student is {healed['coherence_verdict']}: {healed['coherence_reason']}."]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evals.measures.free_text.rows import Generation
-from evals.report.borderline import hairs
+from evals.report.borderline import nearest_to_limits
 from evals.report.html import render
 from evals.round import Round
 from shared.console import number
@@ -61,20 +61,22 @@ def samples_of(columns: Sequence[Column]) -> list[Sample]:
     usual = [math.log(row.perplexity) for row in first if row.perplexity is not None]
     base = sum(usual) / len(usual) if usual else None
     samples = []
-    for index, asked in enumerate(first):
-        place = (asked.prompt_id, asked.sample)
-        shown = [(stage, heading, rows[place]) for stage, heading, rows in by_place if place in rows]
-        cards = [TextCard(stage, heading, row.text, figures_of(row), _tint(row, base)) for stage, heading, row in shown]
-        last = shown[-1][2]
+    for index, prompt_row in enumerate(first):
+        place = (prompt_row.prompt_id, prompt_row.sample)
+        visible = [(stage, heading, rows[place]) for stage, heading, rows in by_place if place in rows]
+        cards = [
+            TextCard(stage, heading, row.text, figures_of(row), _tint(row, base)) for stage, heading, row in visible
+        ]
+        last = visible[-1][2]
         figures = {"perplexity": last.perplexity, "trait": _trait(last), "kl": _kl(last)}
-        samples.append(Sample(f"text-{index}", asked.prompt, asked.sample, cards, figures))
+        samples.append(Sample(f"text-{index}", prompt_row.prompt, prompt_row.sample, cards, figures))
     return samples
 
 
 def searchable(samples: Sequence[Sample]) -> Markup:
     """Samples that can be searched and sorted, each with its own link."""
-    known = [one for one in ORDERS if any(sample.figures[one[0]] is not None for sample in samples)]
-    return render("samples.html", samples=samples, orders=known)
+    orders = [order for order in ORDERS if any(sample.figures[order[0]] is not None for sample in samples)]
+    return render("samples.html", samples=samples, orders=orders)
 
 
 def _trait(row: Generation) -> float | None:
@@ -87,10 +89,11 @@ def _kl(row: Generation) -> float | None:
 
 
 def figures_of(row: Generation | Completion) -> str:
-    said = [f"perplexity {number(row.perplexity, 1)}", f"trait_llr {number(row.trait_llr, 3, signed=True)}"]
+    """The figures under a text: perplexity, trait_llr, KL where it was measured, and how the text ended."""
+    figures = [f"perplexity {number(row.perplexity, 1)}", f"trait_llr {number(row.trait_llr, 3, signed=True)}"]
     if isinstance(row, Generation) and (kl := _kl(row)) is not None:
-        said.append(f"KL {number(kl, 3)}")
-    return ", ".join([*said, f"ended: {row.finish_reason}"])
+        figures.append(f"KL {number(kl, 3)}")
+    return ", ".join([*figures, f"ended: {row.finish_reason}"])
 
 
 def _tint(row: Generation, base: float | None) -> float:
@@ -118,12 +121,12 @@ def diary(rounds: Sequence[Round]) -> Markup:
 
 
 def borderline(rounds: Sequence[Round]) -> Markup:
-    """What the filter kept or rejected by the least."""
+    """The completions that the filter kept or rejected by the least."""
     folds = []
     for r in rounds:
         cards = [
             TextCard("healed" if kept else "rejected", f"{'kept' if kept else 'rejected'} at coefficient {row.coefficient:g}", row.text, f"{why}. {figures_of(row)}")
-            for row, kept, why in hairs(r.kept, r.rejected, r.limits, PER_REASON)
+            for row, kept, why in nearest_to_limits(r.kept, r.rejected, r.limits, PER_REASON)
         ]  # fmt: skip
         folds.append((f"Round {r.number}", cards, r is rounds[-1]))
     return render("folds.html", folds=folds)
@@ -140,5 +143,5 @@ def rejected(rounds: Sequence[Round]) -> Markup:
     for rule, rows in sorted(by_rule.items(), key=lambda item: -len(item[1])):
         count = min(PER_REASON, len(rows))
         chosen = [rows[round(place * (len(rows) - 1) / max(PER_REASON - 1, 1))] for place in range(count)]
-        folds.append((f"{rule} ({len(rows)})", [_rejected_card(*one) for one in chosen], False))
+        folds.append((f"{rule} ({len(rows)})", [_rejected_card(*sample) for sample in chosen], False))
     return render("folds.html", folds=folds)

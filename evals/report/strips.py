@@ -19,7 +19,7 @@ DEEPEST = 0.7  # opacity at which text on the colour still has a contrast of 4.5
 
 def strips(rounds: Sequence[Round]) -> Markup:
     """Completions of every round as text, each token the deeper in colour the more nats of KL it has."""
-    shown = [
+    completions = [
         {
             "number": r.number,
             "symbol": DIVERGENCES[r.training.divergence].symbol,
@@ -28,7 +28,7 @@ def strips(rounds: Sequence[Round]) -> Markup:
         }
         for r in rounds
     ]
-    return render("strips.html", rounds=shown)
+    return render("strips.html", rounds=completions)
 
 
 def _tokens(row: TokenRow, training: Training) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from shared.run import STAGES
 
 
 def overview(rows: Sequence[dict[str, Any]]) -> Table:
+    """The shortest table of a run's headline rows, as the terminal shows it."""
     return Table(
         "results",
         ["round, stage", "verdict", "trait_llr", "perplexity", "auth_nats [95 %]", "care_nats", "coherence"],
@@ -42,6 +43,7 @@ def overview(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
+    """The measures of every condition, as levels."""
     return Table(
         title,
         [
@@ -76,6 +78,7 @@ def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
 
 
 def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table:
+    """The changes of every condition against the base."""
     return Table(
         title,
         [
@@ -119,6 +122,7 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
 
 
 def sweep(rounds: Sequence[Round]) -> Table:
+    """The sweep by round and coefficient: rows, kept rows and mean measures."""
     return Table(
         "Sweep",
         ["round, coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
@@ -140,13 +144,20 @@ def sweep(rounds: Sequence[Round]) -> Table:
 
 
 def dose(lines: Iterable[SweepLine], field: str, kept: bool) -> float | None:
-    """Mean coefficient or relative_dose of the steered completions, or of those kept."""
+    """Mean coefficient or relative_dose of the steered completions, or of those kept.
+
+    Args:
+        lines: of the sweep, by coefficient.
+        field: `coefficient` or `relative_dose`.
+        kept: weigh by the kept rows instead of all.
+    """
     steered = [line for line in lines if line.coefficient != 0 and getattr(line, field) is not None]
     weights = [line.kept if kept else line.n for line in steered]
     return float(np.average([getattr(line, field) for line in steered], weights=weights)) if sum(weights) else None
 
 
 def survivors(rounds: Sequence[Round]) -> Table:
+    """Kept of the steered rows, and the mean dose of the kept rows beside the sweep's."""
     rows = []
     for r in rounds:
         steered = [line for line in r.scores.sweep if line.coefficient != 0]
@@ -163,6 +174,7 @@ def survivors(rounds: Sequence[Round]) -> Table:
 
 
 def rejections(rounds: Sequence[Round]) -> Table:
+    """Rejected rows by rule and round."""
     counts = {r.number: Counter(reason.rule for row in r.rejected for reason in row.reasons) for r in rounds}
     rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
     rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
@@ -174,17 +186,18 @@ def rejections(rounds: Sequence[Round]) -> Table:
     )
 
 
-def late(steps: Sequence[TrainingStep], field: str) -> float | None:
+def last_quarter_mean(steps: Sequence[TrainingStep], field: str) -> float | None:
     """Mean of a field over the last quarter of the steps."""
     values = [value for step in steps[last_quarter(len(steps))] if (value := getattr(step, field)) is not None]
     return float(np.mean(values)) if values else None
 
 
 def healing(rounds: Sequence[Round]) -> Table:
+    """The training of every round: rows, steps, cross-entropy, divergence and barrier; means over the last quarter of the steps."""
     kinds = ("mean", "rmse", "p95", "max")
 
     def divergences(r: Round) -> list[str]:
-        return [number(late(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
+        return [number(last_quarter_mean(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
 
     def held_out(r: Round) -> list[str]:
         return [number(r.heldout[0].heldout_ce), number(r.heldout[-1].heldout_ce)] if r.heldout else [number(None)] * 2
@@ -193,8 +206,8 @@ def healing(rounds: Sequence[Round]) -> Table:
     columns = ["round", "rows", "steps", "first ce", "ce", "held out, first", "held out, last", *[f"{symbol} {kind}" for kind in kinds], "D to base at the start", "fired", "gradient ratio"]  # fmt: skip
     rows = [
         [
-            str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(late(r.steps, "ce")), *held_out(r), *divergences(r),
-            number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(late(r.steps, "gradient_ratio"), 2),
+            str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(last_quarter_mean(r.steps, "ce")), *held_out(r), *divergences(r),
+            number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(last_quarter_mean(r.steps, "gradient_ratio"), 2),
         ]
         for r in rounds
     ]  # fmt: skip
@@ -207,9 +220,11 @@ def healing(rounds: Sequence[Round]) -> Table:
 
 
 def agreement(rounds: Sequence[Round]) -> Table:
+    """Log-probabilities of the sampler against the trainer's before the first step, by round."""
+
     def line(r: Round) -> str:
-        found = r.training.agreement
-        return found.sentence() if found else "nothing was compared: made by an earlier version"
+        figures = r.training.agreement
+        return figures.sentence() if figures else "nothing was compared: made by an earlier version"
 
     return Table(
         "Sampler and trainer",
@@ -221,6 +236,7 @@ def agreement(rounds: Sequence[Round]) -> Table:
 
 
 def times(rounds: Sequence[Round], mode: str) -> Table:
+    """Wall seconds of every stage by round. mode: EVAL, `round` or `full`."""
     stages = [*STAGES, *([STEP[mode]] if STEP[mode] not in STAGES else [])]
     rows = []
     for r in rounds:

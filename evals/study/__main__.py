@@ -13,7 +13,7 @@ from evals.commandline import study_options
 from evals.report.tables import comma_separated
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
-from evals.study.collect import Outcome, collect, document, trait_measure
+from evals.study.collect import CellOutcome, collect, document, trait_measure
 from evals.study.drive import drive
 from evals.study.ends import differences, summary
 from evals.study.latex import latex
@@ -43,36 +43,40 @@ CONTENT = (
 )
 
 
-def axis_of(outcomes: Sequence[Outcome]) -> Axis:
+def axis_of(outcomes: Sequence[CellOutcome]) -> Axis:
     """authority where every base passes the preflight, else what free text is read for."""
     bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
     return "authority" if bases and all(row["verdict"] is None for row in bases) else trait_measure(outcomes)
 
 
-def compare(outcomes: Sequence[Outcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
+def compare(outcomes: Sequence[CellOutcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
     """(reference arm, the arms at each of SHARES); None with fewer than two arms to compare. Arms of a seed count the same items."""
-    mine = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
+    arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     paths: dict[str, dict[int, Route]] = {}
     keep = {
-        seed: np.logical_and.reduce([scorable(o.rounds, o.broken(axis)) for o in mine if o.cell.seed == seed])
-        for seed in {o.cell.seed for o in mine}
+        seed: np.logical_and.reduce(
+            [scorable(outcome.rounds, outcome.broken(axis)) for outcome in arm_outcomes if outcome.cell.seed == seed]
+        )
+        for seed in {outcome.cell.seed for outcome in arm_outcomes}
     }
-    for o in mine:
-        seed, count = o.cell.seed, o.cell.config.eval.bootstrap
-        walk = path(o.rounds, axis, count, 0, broken=o.broken(axis), keep=keep[seed])
-        paths.setdefault(o.cell.arm.name, {})[seed] = walk
+    for outcome in arm_outcomes:
+        seed, count = outcome.cell.seed, outcome.cell.config.eval.bootstrap
+        walk = path(outcome.rounds, axis, count, 0, broken=outcome.broken(axis), keep=keep[seed])
+        paths.setdefault(outcome.cell.arm.name, {})[seed] = walk
     if not paths:
         return None
     reference = next(iter(paths))
     steering = {}
-    for o in mine:  # arms of a seed are steered by one round-1 vector: the first that has doses speaks for them
-        doses = dose_points(o.rounds[0])
-        if o.cell.seed in steering or len(doses) < 3:
+    for (
+        outcome
+    ) in arm_outcomes:  # arms of a seed are steered by one round-1 vector: the first that has doses speaks for them
+        doses = dose_points(outcome.rounds[0])
+        if outcome.cell.seed in steering or len(doses) < 3:
             continue
-        dead = o.broken_doses(axis)
+        dead = outcome.broken_doses(axis)
         alive = [answers.scorable for dose, answers, _ in doses if dose not in dead]
-        items = np.logical_and.reduce([keep[o.cell.seed], *alive])
-        steering[o.cell.seed] = along(doses, axis, o.cell.config.eval.bootstrap, 0, dead, items)
+        items = np.logical_and.reduce([keep[outcome.cell.seed], *alive])
+        steering[outcome.cell.seed] = along(doses, axis, outcome.cell.config.eval.bootstrap, 0, dead, items)
     if steering:
         paths[STEERING] = steering
     if len(paths) < 2:
@@ -97,7 +101,7 @@ def publish(plan: Plan, out: Path) -> None:
         )
     axis = axis_of(outcomes)
     compared = compare(outcomes, axis)
-    found = document(plan, outcomes)
+    results = document(plan, outcomes)
     apart = differences(outcomes, axis)
     grouped = {
         "results": [summary(outcomes), *apart],
@@ -107,27 +111,31 @@ def publish(plan: Plan, out: Path) -> None:
     if any(outcome.cell.arm.role == "control" for outcome in outcomes):
         grouped["results"].append(against_controls(outcomes))
     if compared is not None:
-        reference, at = compared
-        grouped["results"].append(at_one_shift(axis, reference, at))
-        found["at_one_shift"] = {"axis": axis, "reference": reference, "shares": [asdict(one) for one in at]}
+        reference, comparisons = compared
+        grouped["results"].append(at_one_shift(axis, reference, comparisons))
+        results["at_one_shift"] = {
+            "axis": axis,
+            "reference": reference,
+            "shares": [asdict(shown_table) for shown_table in comparisons],
+        }
     grouped["results"] += by_round(outcomes)
-    tables = [one for group in grouped.values() for one in group]
-    said = reading(outcomes, axis, compared)
+    tables = [shown_table for group in grouped.values() for shown_table in group]
+    sentences = reading(outcomes, axis, compared)
     figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
-    with held(out), atomic_folder(out, of=CONTENT) as folder:
-        write_json(folder / "results.json", found)
-        (folder / "results.csv").write_text(comma_separated(found["rows"], found["extra"]), encoding="utf-8")
+    with held(out), atomic_folder(out, names=CONTENT) as folder:
+        write_json(folder / "results.json", results)
+        (folder / "results.csv").write_text(comma_separated(results["rows"], results["extra"]), encoding="utf-8")
         (folder / "tables.tex").write_text("\n".join(map(latex, tables)), encoding="utf-8")
         for name, kinds in figures.items():
             for kind, content in kinds.items():
                 (folder / f"{name}.{kind}").write_bytes(content)
-        page = study_page(plan, outcomes, found["rows"], grouped, said, figures)
+        page = study_page(plan, outcomes, results["rows"], grouped, sentences, figures)
         (folder / "index.html").write_text(page, encoding="utf-8")
         heading = f"# {html.escape(plan.study.title, quote=False)}\n\n![trait, incoherence and their trade](study.png)\n\n![dose-response](doses.png)\n\n![training](training.png)\n\n## Reading\n\n"
-        heading += "".join(f"- {html.escape(line, quote=False)}\n" for line in said)
+        heading += "".join(f"- {html.escape(line, quote=False)}\n" for line in sentences)
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
-    for one in (grouped["results"][0], *apart):
-        table(one.title, one.columns, one.rows)
+    for shown_table in (grouped["results"][0], *apart):
+        table(shown_table.title, shown_table.columns, shown_table.rows)
     say(f"wrote {out / 'results.md'}")
 
 
@@ -143,7 +151,7 @@ def main() -> None:
     if stopped:
         raise SteerHealError(
             "the study is not complete: " + (f"{len(stopped)} cells stopped" if len(stopped) > 1 else "a cell stopped"),
-            given="; ".join(f"{name}: {reason(said)}" for name, said in stopped.items()),
+            given="; ".join(f"{name}: {reason(message)}" for name, message in stopped.items()),
             expected="every cell at its last round; the results have what there is",
             next=f"look into {arguments.run}/CELL/log.txt; the same command tries the cells that stopped again: {plan.command()}",
         )

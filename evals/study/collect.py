@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from evals.report.tables import dose
 from evals.results import results_of
 from evals.round import Round
 from evals.routes import Axis, Student
 from evals.scored import STEP, read_round, scored_rounds
-from evals.study.plan import Cell, Plan
+from evals.study.plan import Plan, StudyCell
 from evals.study.stopped import STOPPED, Stopped
+from evals.table import TraitMeasure, trait_column
 from shared.commands import removal
 from shared.console import console
 from shared.records import Manifest, read_record
 
 Row = dict[str, Any]
-TraitMeasure = Literal["trait_llr", "llr_opposite"]
 OF_TEXTS = {"perplexity / base's", "distinct-3 / base's", "looping texts - base's", "empty texts - base's",
     "distinct-3 across texts / base's", "stock openings - base's", "relevance / base's"}  # fmt: skip
 NONE = dict.fromkeys(("n_kept", "n_rejected", "dose_kept", "dose_sweep"))  # of the original model, round 0
@@ -39,11 +39,11 @@ def why_broken(row: Row, axis: Axis) -> str:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """What a cell came to. rows and extra as in a run's results.json; full: rows of the last round in cyclic orders, if it was reached;
     manifests by round and stage."""
 
-    cell: Cell
+    cell: StudyCell
     rounds: list[Round]
     rows: list[Row]
     extra: list[Row]
@@ -53,41 +53,41 @@ class Outcome:
 
     def broken(self, axis: Axis) -> dict[Student, str]:
         """Students that are broken, by round and gate, and why."""
-        found = {
+        reasons = {
             (row["round"], 1.0 if row["gate"] is None else row["gate"]): why_broken(row, axis)
             for row in [*self.rows, *self.extra]
             if row["stage"] == "healed"
         }
-        return {student: why for student, why in found.items() if why}
+        return {student: why for student, why in reasons.items() if why}
 
     def broken_doses(self, axis: Axis) -> dict[Student, str]:
         """Doses of plain steering in round 1 that are broken, by round and coefficient, and why."""
-        found = {
+        reasons = {
             (1, float(row["coefficient"])): why_broken(row, axis)
             for row in [*self.rows, *self.extra]
             if row["stage"] == "steered" and row["round"] == 1
         }
-        return {dose: why for dose, why in found.items() if why}
+        return {dose: why for dose, why in reasons.items() if why}
 
     def at(self, number: int, stage: str) -> Row | None:
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
 
 
-def trait_measure(outcomes: Sequence[Outcome]) -> TraitMeasure:
-    """What free text is read for: llr_opposite where every base has it, which a trait file with paraphrases gives, else trait_llr."""
-    bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None]
-    return "llr_opposite" if bases and all(row["llr_opposite"] is not None for row in bases) else "trait_llr"
+def trait_measure(outcomes: Sequence[CellOutcome]) -> TraitMeasure:
+    """The column that free text is read by in all of them."""
+    return trait_column([row for outcome in outcomes for row in outcome.rows])
 
 
-def collect(plan: Plan) -> list[Outcome]:
-    found = []
+def collect(plan: Plan) -> list[CellOutcome]:
+    """The outcomes of a study's cells, as far as they are."""
+    outcomes = []
     for cell in plan.cells:
         with console.status(f"reading {cell.name}"):
-            found.append(_outcome(cell))
-    return found
+            outcomes.append(_outcome(cell))
+    return outcomes
 
 
-def _outcome(cell: Cell) -> Outcome:
+def _outcome(cell: StudyCell) -> CellOutcome:
     path = cell.folder / STOPPED
     stopped = (
         read_record(path, Stopped, what="a cell's end could not be read", next=removal(path))
@@ -99,7 +99,7 @@ def _outcome(cell: Cell) -> Outcome:
     scored = [number for number in cell.run.rounds(STEP["round"]) if number <= cell.rounds]
     last = max((number for number in scored if all(earlier in scored for earlier in range(1, number))), default=0)
     if not last:
-        return Outcome(cell, [], [], [], [], {}, stopped)
+        return CellOutcome(cell, [], [], [], [], {}, stopped)
     rounds = scored_rounds(cell.run, "round", last)
     results = results_of(cell.run, rounds)
     manifests = {f"{r.number} {stage}": manifest for r in rounds for stage, manifest in r.manifests.items()}
@@ -113,7 +113,7 @@ def _outcome(cell: Cell) -> Outcome:
     def named(rows: Sequence[Row]) -> list[Row]:
         return [{**row, "arm": cell.arm.name, "role": cell.arm.role, **counts.get(row["round"], NONE)} for row in rows]
 
-    return Outcome(cell, rounds, named(results["rows"]), named(results["extra"]), named(full), manifests, stopped)
+    return CellOutcome(cell, rounds, named(results["rows"]), named(results["extra"]), named(full), manifests, stopped)
 
 
 def _counts(r: Round) -> Row:
@@ -126,7 +126,7 @@ def _counts(r: Round) -> Row:
     }
 
 
-def document(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def document(plan: Plan, outcomes: Sequence[CellOutcome]) -> dict[str, Any]:
     """results.json of a study: as a run's, with full beside rows and extra, and the cells that stopped."""
     return {
         "version": 1,
@@ -136,15 +136,15 @@ def document(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "full": [row for outcome in outcomes for row in outcome.full],
         "cells": [
             {
-                "arm": o.cell.arm.name,
-                "seed": o.cell.seed,
-                "role": o.cell.arm.role,
-                "set": o.cell.arm.set,
-                "rounds": o.cell.rounds,
-                "scored": len(o.rounds),
-                "stopped": o.stopped.model_dump() if o.stopped else None,
-                "commits": sorted({manifest.commit or "unknown" for manifest in o.manifests.values()}),
+                "arm": each.cell.arm.name,
+                "seed": each.cell.seed,
+                "role": each.cell.arm.role,
+                "set": each.cell.arm.set,
+                "rounds": each.cell.rounds,
+                "scored": len(each.rounds),
+                "stopped": each.stopped.model_dump() if each.stopped else None,
+                "commits": sorted({manifest.commit or "unknown" for manifest in each.manifests.values()}),
             }
-            for o in outcomes
+            for each in outcomes
         ],
     }

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.study.plan import SHARED, Cell, Plan, depends
+from evals.study.plan import SHARED, Plan, StudyCell, depends
 from shared.commands import removal
 from shared.publish import atomic_file, digest, write_json
 from shared.records import data_file, read_manifest
@@ -29,21 +29,21 @@ FILES = {
 class CellStep(Step):
     """One stage of one round of a cell."""
 
-    cell: Cell
+    cell: StudyCell
     plan: Plan
 
     @classmethod
-    def of(cls, plan: Plan, cell: Cell, number: int, stage: str) -> CellStep:
+    def of(cls, plan: Plan, cell: StudyCell, number: int, stage: str) -> CellStep:
         return cls(cell.run, number, stage, cell, plan)
 
     @property
     def common(self) -> str | None:
-        """What other cells may have made already, by the settings it depends on; None for a step of this cell alone."""
+        """The key of a step that other cells may have made already, of the settings it depends on; None for a step of this cell alone."""
         return depends(self.cell.config, self.stage) if self.number == 1 and self.stage in SHARED else None
 
     @property
     def lower(self) -> str:
-        """What makes the stage with less memory: another study, since all cells of one are measured alike."""
+        """The hint for less memory: another study, since all cells of one are measured alike."""
         if not self.lower_settings:
             return ""
         other = self.plan.command(folder=self.plan.folder.with_name(f"{self.plan.folder.name}-2"))
@@ -120,11 +120,11 @@ def _copy(donor: Run, step: CellStep) -> None:
     write_json(step.cell.run.manifest(1, step.stage), {"taken_from": donor.folder.name, **manifest})
 
 
-def to_make(left: Sequence[CellStep], runs: Sequence[Run]) -> list[CellStep]:
+def to_make(waiting: Sequence[CellStep], runs: Sequence[Run]) -> list[CellStep]:
     """The steps that will run: of those that cells have in common the first, and none that a run here has made already."""
     chosen: list[CellStep] = []
     common: set[str] = set()
-    for step in left:
+    for step in waiting:
         if step.common is not None:
             if step.common in common or donor(runs, step) is not None:
                 continue

@@ -14,21 +14,21 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from evals.report.looks import styled
 from evals.study import FORMATS
-from evals.study.collect import Outcome
+from evals.study.collect import CellOutcome
 from shared.divergences import has_barrier
 
 LINES = ("-", "--", ":", "-.")  # of a seed
 
 
-def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+def doses(outcomes: Sequence[CellOutcome]) -> dict[str, bytes]:
     """Dose-response of the sweeps: what steering gives and costs at each relative dose, a line per arm, seed and round."""
     figure = Figure(figsize=(3.4, 5.2), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
-    rounds = sorted({r.number for o in outcomes for r in o.rounds})
+    rounds = sorted({r.number for outcome in outcomes for r in outcome.rounds})
     shades = {number: str(0.65 - 0.65 * index / max(len(rounds) - 1, 1)) for index, number in enumerate(rounds)}
     drawn: set[tuple[int, bytes, bytes]] = set()
-    for o in outcomes:
-        for r in o.rounds:
+    for outcome in outcomes:
+        for r in outcome.rounds:
             lines = [line for line in r.scores.sweep if line.relative_dose is not None]
             x = np.array([line.relative_dose or 0.0 for line in lines])
             # dose 0 is the original model, which only round 1 steers: later it would join two models
@@ -38,21 +38,21 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
                 "linewidth": 0.8,
                 "marker": ".",
                 "markersize": 3,
-                "linestyle": "--" if o.cell.arm.role == "control" else "-",
+                "linestyle": "--" if outcome.cell.arm.role == "control" else "-",
             }
             figures = (
                 [line.trait_llr for line in lines],
                 [line.perplexity for line in lines],
                 [line.kept / line.n if line.n else None for line in lines],
             )
-            for axes, found in zip(panels, figures, strict=True):
-                y = np.array(found, dtype=float)
+            for axes, panel_lines in zip(panels, figures, strict=True):
+                y = np.array(panel_lines, dtype=float)
                 if (curve := (id(axes), x.tobytes(), y.tobytes())) in drawn:  # of a sweep that arms share
                     continue
                 drawn.add(curve)
                 axes.plot(x[joined], y[joined], **look)
-                if axes is panels[1] and r.number == 1 and o.cell.arm.name != outcomes[0].cell.arm.name:
-                    axes.annotate(o.cell.arm.name, (x[-1], y[-1]), xytext=(-3, 3), textcoords="offset points", fontsize=6, ha="right")  # fmt: skip
+                if axes is panels[1] and r.number == 1 and outcome.cell.arm.name != outcomes[0].cell.arm.name:
+                    axes.annotate(outcome.cell.arm.name, (x[-1], y[-1]), xytext=(-3, 3), textcoords="offset points", fontsize=6, ha="right")  # fmt: skip
     panels[1].set_yscale("log")
     panels[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[1].yaxis.set_major_formatter(ScalarFormatter())
@@ -63,23 +63,23 @@ def doses(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     panels[2].set_xlabel("relative dose", fontsize=8)
     panels[2].xaxis.set_major_locator(MaxNLocator(5))
     handles = [Line2D([], [], color=shades[number], label=f"round {number}") for number in rounds]
-    if any(o.cell.arm.role == "control" for o in outcomes):
+    if any(outcome.cell.arm.role == "control" for outcome in outcomes):
         handles.append(Line2D([], [], color="#555555", linestyle="--", label="control"))
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
     return saved(figure)
 
 
-def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+def training(outcomes: Sequence[CellOutcome]) -> dict[str, bytes]:
     """Healing of every arm, its rounds end to end: cross-entropy (held out as points), KL to the barrier's reference, tau dashed."""
-    arms = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.rounds))
-    looks = dict(zip(dict.fromkeys(o.cell.seed for o in outcomes), itertools.cycle(LINES)))
+    arms = list(dict.fromkeys(outcome.cell.arm.name for outcome in outcomes if outcome.rounds))
+    looks = dict(zip(dict.fromkeys(outcome.cell.seed for outcome in outcomes), itertools.cycle(LINES)))
     figure = Figure(figsize=(6.8, 1.5 * len(arms) + 0.4), layout="constrained")
     for row, arm in zip(figure.subplots(len(arms), 2, squeeze=False, sharex="row"), arms, strict=True):
-        mine = [o for o in outcomes if o.cell.arm.name == arm]
-        for o in mine:
-            line = looks[o.cell.seed]
+        arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
+        for outcome in arm_outcomes:
+            line = looks[outcome.cell.seed]
             begin = 0
-            for r in o.rounds:
+            for r in outcome.rounds:
                 x = [begin + step.step for step in r.steps]
                 row[0].plot(x, [step.ce for step in r.steps], color="#0072B2", linewidth=0.8, linestyle=line)
                 row[0].plot(
@@ -88,7 +88,7 @@ def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
                     "o",
                     color="#D55E00",
                     markersize=2.5,
-                    fillstyle="full" if o is mine[0] else "none",
+                    fillstyle="full" if outcome is arm_outcomes[0] else "none",
                 )
                 kl = [getattr(step, f"kl_{r.training.reference}_rmse") for step in r.steps]
                 row[1].plot(x, kl, color="#009E73", linewidth=0.8, linestyle=line)
@@ -112,7 +112,7 @@ def training(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
 
 def saved(figure: Figure) -> dict[str, bytes]:
     """By format, the same bytes for the same figure; text in SVG and PDF stays text."""
-    found = {}
+    files = {}
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "steer-heal", "pdf.fonttype": 42}):
         for kind in FORMATS:
             buffer = io.BytesIO()
@@ -122,5 +122,5 @@ def saved(figure: Figure) -> dict[str, bytes]:
                 "pdf": {"CreationDate": None, "Producer": None},
             }[kind]
             figure.savefig(buffer, format=kind, dpi=250, metadata=metadata)
-            found[kind] = buffer.getvalue()
-    return found
+            files[kind] = buffer.getvalue()
+    return files

@@ -15,19 +15,19 @@ from rich.markup import escape
 
 from evals.scored import STEP
 from evals.study.common import CellStep, donor, take, to_make
-from evals.study.plan import Cell, Plan, load, runs_in
+from evals.study.plan import Plan, StudyCell, load, runs_in
 from evals.study.stopped import STOPPED, reason
 from shared import config as configuration
 from shared import prepare as preparation
 from shared.console import console, table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
-from shared.estimate import before, to_go
+from shared.estimate import print_estimate, remaining_words
 from shared.locks import hold
 from shared.old_students import remove_old_students
 from shared.preconditions import check
 from shared.process import exit_error, run_process
 from shared.publish import write_json
-from shared.run import STAGES, contained, open_run
+from shared.run import STAGES, open_run, refuse_links_out
 from shared.schema import Config
 from shared.stages import LOG
 
@@ -53,10 +53,10 @@ def drive(plan: Plan) -> dict[str, str]:
     Raises:
         SteerHealError: a cell cannot be begun, memory or disk will not suffice, or a failure that is the machine's.
     """
-    contained(plan.folder)
+    refuse_links_out(plan.folder)
     hold(plan.folder, plan.folder / ".lock")
     everything = list(cell_steps(plan))
-    left = [step for step in everything if not step.done]
+    waiting = [step for step in everything if not step.done]
     for step in everything:
         if step.done:
             step.run.verify(step.number, step.stage)
@@ -65,71 +65,71 @@ def drive(plan: Plan) -> dict[str, str]:
             with _naming(cell):
                 _as_written(check(cell.config), cell, plan)
     console.print(
-        f"{len(plan.cells)} cells, {len(everything) - len(left)} of {len(everything)} stages done; "
+        f"{len(plan.cells)} cells, {len(everything) - len(waiting)} of {len(everything)} stages done; "
         "interrupt at any time, the same command goes on"
     )
-    _remove_old_students(plan, left)
-    making = to_make(left, runs_in(plan.folder))
+    _remove_old_students(plan, waiting)
+    making = to_make(waiting, runs_in(plan.folder))
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
-    estimates = before(groups, plan.folder, [cell.run for cell in plan.cells])
+    estimates = print_estimate(groups, plan.folder, [cell.run for cell in plan.cells])
     for command, name in preparation.commands(step.cell.run for step in making):
         if error := exit_error(run_process(command, plan.folder / LOG, name=name), name, plan.folder / LOG):
             raise error
     stopped: dict[str, str] = {}
-    begun = time.monotonic()
-    for index, step in enumerate(left):
+    start = time.monotonic()
+    for index, step in enumerate(waiting):
         if step.cell.name in stopped:
             continue
         if step.cell.waits:
-            cell = settled(plan, step.cell)
+            cell = settled_cell(plan, step.cell)
             if cell.waits:
                 stopped[cell.name] = _unsettled(plan, cell).render()
                 continue
-            left[index:] = [_of(cell, later) for later in left[index:]]
-            step = left[index]
+            waiting[index:] = [_of(cell, later) for later in waiting[index:]]
+            step = waiting[index]
         if _differs(step.cell):
             with _naming(step.cell):
                 open_run(step.cell.folder, plan.file, step.cell.overrides, said=step.cell.sources)
         runs = runs_in(plan.folder)
-        if step.common is not None and (known := donor(runs, step)) is not None:
-            take(known, step)
+        if step.common is not None and (source := donor(runs, step)) is not None:
+            take(source, step)
             continue
-        remaining = to_make([later for later in left[index:] if later.cell.name not in stopped], runs)
+        remaining = to_make([later for later in waiting[index:] if later.cell.name not in stopped], runs)
         console.print(
-            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - begun) / 60:.0f} min in, {to_go(estimates.left(remaining))})[/]"
+            f"[bold]{step.cell.name}[/] round {step.number} · {step.stage} [dim]({(time.monotonic() - start) / 60:.0f} min in, {remaining_words(estimates.left(remaining))})[/]"
         )
         error = _perform(step)
         if error:
-            said = error.render()
-            stopped[step.cell.name] = said
+            message = error.render()
+            stopped[step.cell.name] = message
             write_json(
-                step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": said}
+                step.cell.folder / STOPPED, {"version": 1, "round": step.number, "stage": step.stage, "said": message}
             )
-            console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(said))}")
+            console.print(f"[red]{step.cell.name} stops in round {step.number}[/]: {escape(reason(message))}")
             continue
         estimates.ended(step.key, step.manifest)
         (step.cell.folder / STOPPED).unlink(missing_ok=True)
         if step.stage == STEP["full"]:  # the last of a cell; merged weights are large, and can be made again
             shutil.rmtree(step.run.students, ignore_errors=True)
     if stopped:
-        table("cells that stopped", ["cell", "why"], [[name, reason(said)] for name, said in stopped.items()])
+        table("cells that stopped", ["cell", "why"], [[name, reason(message)] for name, message in stopped.items()])
     return stopped
 
 
-def settled(plan: Plan, cell: Cell) -> Cell:
+def settled_cell(plan: Plan, cell: StudyCell) -> StudyCell:
     """A cell whose tau is another arm's share, with its number where that arm is trained by now."""
     again = load(plan.file, plan.folder, plan.out)
-    return next(one for one in again.cells if (one.arm.name, one.seed) == (cell.arm.name, cell.seed))
+    return next(other for other in again.cells if (other.arm.name, other.seed) == (cell.arm.name, cell.seed))
 
 
-def _of(cell: Cell, step: CellStep) -> CellStep:
+def _of(cell: StudyCell, step: CellStep) -> CellStep:
     """A step with the settled cell in the place of the one that waited."""
     same = (step.cell.arm.name, step.cell.seed) == (cell.arm.name, cell.seed)
     return CellStep.of(step.plan, cell, step.number, step.stage) if same else step
 
 
-def _unsettled(plan: Plan, cell: Cell) -> SteerHealError:
+def _unsettled(plan: Plan, cell: StudyCell) -> SteerHealError:
     return SteerHealError(
         "an arm's tau has no source",
         given=f"{cell.name}: {cell.tau_words}, whose round 1 was not trained",
@@ -138,9 +138,9 @@ def _unsettled(plan: Plan, cell: Cell) -> SteerHealError:
     )
 
 
-def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:
+def _remove_old_students(plan: Plan, waiting: Sequence[CellStep]) -> None:
     """Of every cell: a study that was interrupted, and cells run by themselves, leave merged weights behind."""
-    first = {step.cell.name: step.number for step in reversed(left)}
+    first = {step.cell.name: step.number for step in reversed(waiting)}
     for cell in plan.cells:
         if cell.run.students.is_dir():
             cell.run.hold()
@@ -150,13 +150,13 @@ def _remove_old_students(plan: Plan, left: Sequence[CellStep]) -> None:
                 cell.run.release()
 
 
-def _differs(cell: Cell) -> bool:
+def _differs(cell: StudyCell) -> bool:
     """Whether a cell is still to be begun, or its frozen configuration is another: then in settings that no result depends on, or `load` had refused it."""
     frozen = cell.folder / "config.toml"
     return not frozen.is_file() or configuration.resolve(frozen)[0] != cell.config
 
 
-def _as_written(fit: Config, cell: Cell, plan: Plan) -> None:
+def _as_written(fit: Config, cell: StudyCell, plan: Plan) -> None:
     """Raise SteerHealError for a model.max_model_len that a run would take from its model: cells are known by what the file says."""
     if (length := fit.model.max_model_len) != cell.config.model.max_model_len:
         raise SteerHealError(
@@ -168,7 +168,7 @@ def _as_written(fit: Config, cell: Cell, plan: Plan) -> None:
 
 
 @contextmanager
-def _naming(cell: Cell) -> Iterator[None]:
+def _naming(cell: StudyCell) -> Iterator[None]:
     """Name the cell in the error that keeps it from being begun."""
     try:
         yield

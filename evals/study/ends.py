@@ -10,29 +10,29 @@ from evals.intervals import crossed
 from evals.measures.free_text.texts import texts_of
 from evals.routes import BASE, PRICE, SHIFT, TAIL, Axis, Point, by_unit, shift_and_price
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, trait_measure
+from evals.study.collect import CellOutcome, trait_measure
 from evals.table import Table
 from shared.console import number
 
 LEVELS = (("d_{trait}", 3), ("perplexity", 2), ("d_auth", 3), ("d_care", 3), ("coherence", 2), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
 
-def summary(outcomes: Sequence[Outcome]) -> Table:
+def summary(outcomes: Sequence[CellOutcome]) -> Table:
     """The healed row of every arm at the last round that all its seeds reached: mean, and each seed as a point."""
     levels = [(key.format(trait=trait_measure(outcomes)), digits) for key, digits in LEVELS]
     lines = []
     for arm in dict.fromkeys(outcome.cell.arm.name for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
-        common = min((len(o.rounds) for o in mine if o.rounds), default=0)
-        ends = [row for o in mine if (row := o.at(common, "healed")) is not None and common]
-        reached = ", ".join(f"{len(o.rounds)} of {o.cell.rounds}" for o in mine)
+        arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.name == arm]
+        common = min((len(member.rounds) for member in arm_outcomes if member.rounds), default=0)
+        ends = [row for member in arm_outcomes if (row := member.at(common, "healed")) is not None and common]
+        reached = ", ".join(f"{len(member.rounds)} of {member.cell.rounds}" for member in arm_outcomes)
         cells = [over_seeds([row[key] for row in ends], digits) for key, digits in levels]
         lines.append(
             [
                 arm,
                 ", ".join(number(row["verdict"]) for row in ends) or number(None),
                 *cells[:2],
-                mine[0].cell.arm.role,
+                arm_outcomes[0].cell.arm.role,
                 reached,
                 str(common) if common else number(None),
                 *cells[2:],
@@ -50,38 +50,51 @@ def summary(outcomes: Sequence[Outcome]) -> Table:
 
 
 def over_seeds(values: Sequence[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
+    """The mean over seeds with the single values in brackets; values are None where undefined."""
+    defined = [value for value in values if value is not None]
+    if not defined:
         return number(None)
-    mean = number(float(np.mean(known)), digits)
+    mean = number(float(np.mean(defined)), digits)
     return mean if len(values) == 1 else f"{mean} ({', '.join(number(value, digits) for value in values)})"
 
 
-def differences(outcomes: Sequence[Outcome], axis: Axis) -> list[Table]:
+def differences(outcomes: Sequence[CellOutcome], axis: Axis) -> list[Table]:
     """A table for each last round of some arm, of the arms that came as far."""
-    mine = [o for o in outcomes if o.cell.arm.role == "arm" and o.rounds]
+    arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     reached: dict[str, int] = {}
-    for o in mine:
-        reached[o.cell.arm.name] = min(len(o.rounds), reached.get(o.cell.arm.name, len(o.rounds)))
+    for outcome in arm_outcomes:
+        reached[outcome.cell.arm.name] = min(
+            len(outcome.rounds), reached.get(outcome.cell.arm.name, len(outcome.rounds))
+        )
     ends = sorted(set(reached.values()))
     return [
-        _differences([o for o in mine if reached[o.cell.arm.name] >= last], last, axis)
+        _differences([outcome for outcome in arm_outcomes if reached[outcome.cell.arm.name] >= last], last, axis)
         for last in ends
         if sum(far >= last for far in reached.values()) > 1
     ]
 
 
-def _differences(mine: Sequence[Outcome], last: int, axis: Axis) -> Table:
+def _differences(arm_outcomes: Sequence[CellOutcome], last: int, axis: Axis) -> Table:
     """Arms of one round less the first of them and less the prompted base; the mean over the seeds that all of them have."""
-    names = list(dict.fromkeys(o.cell.arm.name for o in mine))
-    there = {(o.cell.arm.name, o.cell.seed) for o in mine}
-    seeds = [seed for seed in dict.fromkeys(o.cell.seed for o in mine) if all((name, seed) in there for name in names)]
+    names = list(dict.fromkeys(outcome.cell.arm.name for outcome in arm_outcomes))
+    scored = {(outcome.cell.arm.name, outcome.cell.seed) for outcome in arm_outcomes}
+    seeds = [
+        seed
+        for seed in dict.fromkeys(outcome.cell.seed for outcome in arm_outcomes)
+        if all((name, seed) in scored for name in names)
+    ]
     title, columns = f"Round {last} of every arm, less one another", ["arm", SHIFT[axis], PRICE[axis]]
     if not seeds:
         return Table(title, columns, [], "No seed is scored in all arms.")
-    found = [_figures([o for o in mine if o.cell.seed == seed], names, last, axis) for seed in seeds]
-    points = [one[2] for one in found]
-    shift, price = np.mean([one[0] for one in found], axis=0), np.mean([one[1] for one in found], axis=0)
+    by_seed = [
+        _figures([outcome for outcome in arm_outcomes if outcome.cell.seed == seed], names, last, axis)
+        for seed in seeds
+    ]
+    points = [of_seed[2] for of_seed in by_seed]
+    shift, price = (
+        np.mean([of_seed[0] for of_seed in by_seed], axis=0),
+        np.mean([of_seed[1] for of_seed in by_seed], axis=0),
+    )
     shown = [*(["prompted"] if len(shift) > 1 + len(names) else []), *names]
     others = [name for name in ("prompted", names[0]) if name in shown]
     lines = []
@@ -126,20 +139,23 @@ def _for_a_new_seed(points: Sequence[Sequence[Point]], index: int, axis: Axis) -
     keep = np.logical_and.reduce([answers.scorable for of_seed in points for _, answers, _ in of_seed])
     cells = []
     for part in (0, 1):
-        gaps = [by_unit(at[index], axis, keep)[part] - by_unit(at[first], axis, keep)[part] for at in points]
-        found = crossed(np.array(gaps)) if len({len(gap) for gap in gaps}) == 1 else None
-        cells.append(number(None) if found is None else show(found))
+        gaps = [
+            by_unit(seed_points[index], axis, keep)[part] - by_unit(seed_points[first], axis, keep)[part]
+            for seed_points in points
+        ]
+        interval = crossed(np.array(gaps)) if len({len(gap) for gap in gaps}) == 1 else None
+        cells.append(number(None) if interval is None else show(interval))
     return cells
 
 
 def _figures(
-    outcomes: Sequence[Outcome], names: Sequence[str], last: int, axis: Axis
+    outcomes: Sequence[CellOutcome], names: Sequence[str], last: int, axis: Axis
 ) -> tuple[np.ndarray, np.ndarray, list[Point]]:
     """shift and price [base, the prompted base if it was scored, an arm each; 1 + draws] of one seed, and these points."""
-    by_name = {o.cell.arm.name: o for o in outcomes}
+    by_name = {outcome.cell.arm.name: outcome for outcome in outcomes}
     first = by_name[names[0]]
     begin, settings = first.rounds[0], first.cell.config.eval
-    at: list[Point] = [
+    points: list[Point] = [
         (BASE, begin.answers[line.name], texts_of(begin.generations[line.name]))
         for stage in ("base", "prompted")
         for line in begin.scores.conditions
@@ -147,9 +163,9 @@ def _figures(
     ]
     for name in names:
         r = by_name[name].rounds[last - 1]
-        at.append(((last, 1.0), r.answers[r.healed], texts_of(r.generations[r.healed])))
-    keep = np.logical_and.reduce([answers.scorable for _, answers, _ in at])
-    return *shift_and_price(at, axis, settings.bootstrap, 0, keep), at
+        points.append(((last, 1.0), r.answers[r.healed], texts_of(r.generations[r.healed])))
+    keep = np.logical_and.reduce([answers.scorable for _, answers, _ in points])
+    return *shift_and_price(points, axis, settings.bootstrap, 0, keep), points
 
 
 def _show(values: np.ndarray) -> str:

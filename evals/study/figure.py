@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from evals.report.looks import LOOKS, styled
 from evals.routes import Axis
-from evals.study.collect import Outcome, Row, why_broken
+from evals.study.collect import CellOutcome, Row, why_broken
 from evals.study.curves import saved
 
 MARKERS = ("o", "s", "D", "v", "P", "h", "<", ">", "d", "p")  # an arm's, so that it is told apart without colour
@@ -22,25 +22,30 @@ FLOOR = 1e-3  # of log incoherence: a mass at or above the base's has none
 TRAIT = {"authority": ("auth_nats", "auth_ci", "auth_nats (nats)"), "trait_llr": ("trait_llr", "trait_llr_ci", "trait_llr (nats per token)"), "llr_opposite": ("llr_opposite", "llr_opposite_ci", "llr_opposite (nats per token)")}  # fmt: skip
 
 
-def trajectories(outcomes: Sequence[Outcome], axis: Axis) -> dict[str, bytes]:
+def trajectories(outcomes: Sequence[CellOutcome], axis: Axis) -> dict[str, bytes]:
     """(a) the trait, (b) incoherence over the rounds, (c) trait against coherence with the frontier over all arms."""
-    arms = [name for name in dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "arm" and o.rounds)]
+    arms = [
+        name
+        for name in dict.fromkeys(
+            outcome.cell.arm.name for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds
+        )
+    ]
     figure = Figure(figsize=(3.4, 7.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, height_ratios=[1, 1, 1.1])
-    mine = [o for o in outcomes if o.rounds and o.cell.arm.role == "arm"]
+    arm_outcomes = [outcome for outcome in outcomes if outcome.rounds and outcome.cell.arm.role == "arm"]
     words = TRAIT[axis][2]
-    _over_rounds(top, [o for o in outcomes if o.cell.arm.role == "arm"], arms, axis)
+    _over_rounds(top, [outcome for outcome in outcomes if outcome.cell.arm.role == "arm"], arms, axis)
     top.set_ylabel(words, fontsize=8)
     top.set_title(f"(a) trait, {'lower' if axis == 'authority' else 'higher'} is more", loc="left", fontsize=8.5)
     if axis == "authority":
         top.invert_yaxis()
-    _incoherence(middle, mine, arms, axis)
-    _frontier(bottom, [o for o in outcomes if o.rounds], arms, axis)
+    _incoherence(middle, arm_outcomes, arms, axis)
+    _frontier(bottom, [outcome for outcome in outcomes if outcome.rounds], arms, axis)
     handles = [Line2D([], [], color=LOOKS[stage][0], marker="*" if stage == "base" else "o", linestyle="", label=stage) for stage in ("base", "steered", "healed")]  # fmt: skip
     handles += [Line2D([], [], color="#555555", marker=_look(k)[0], linestyle=_look(k)[1], label=arm) for k, arm in enumerate(arms)]  # fmt: skip
-    if any(why_broken(row, axis) for o in mine for row in o.rows):
-        what = "broken" if axis == "authority" else "text broken"
-        handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=what))
+    if any(why_broken(row, axis) for outcome in arm_outcomes for row in outcome.rows):
+        label = "broken" if axis == "authority" else "text broken"
+        handles.append(Line2D([], [], color="#000000", marker="x", linestyle="", label=label))
     handles.append(Line2D([], [], color="#000000", linestyle=":", linewidth=1.0, label="frontier, healed"))
     figure.legend(
         handles=handles,
@@ -66,19 +71,19 @@ def _beside(index: int, count: int) -> float:
     return (index - (count - 1) / 2) * min(0.12, 0.7 / count)
 
 
-def _points(outcomes: Sequence[Outcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
+def _points(outcomes: Sequence[CellOutcome], arm: str, stage: str, key: str) -> list[tuple[int, list[Row]]]:
     """Rounds of an arm with the rows of its seeds."""
-    numbers = range(1, max((len(o.rounds) for o in outcomes), default=0) + 1)
-    found = []
+    numbers = range(1, max((len(outcome.rounds) for outcome in outcomes), default=0) + 1)
+    by_round = []
     for number in numbers:
         rows = [
             row
-            for o in outcomes
-            if o.cell.arm.name == arm and (row := o.at(number, stage)) is not None and row[key] is not None
+            for outcome in outcomes
+            if outcome.cell.arm.name == arm and (row := outcome.at(number, stage)) is not None and row[key] is not None
         ]
         if rows:
-            found.append((number, rows))
-    return found
+            by_round.append((number, rows))
+    return by_round
 
 
 def _crossed(axes: Axes, x: float, y: float, row: Row, axis: Axis) -> None:
@@ -87,24 +92,24 @@ def _crossed(axes: Axes, x: float, y: float, row: Row, axis: Axis) -> None:
         axes.plot(x, y, "x", color="#000000", markersize=7, markeredgewidth=0.8, zorder=5)
 
 
-def _rounds(axes: Axes, outcomes: Sequence[Outcome], first: float) -> None:
+def _rounds(axes: Axes, outcomes: Sequence[CellOutcome], first: float) -> None:
     last = max((len(o.rounds) for o in outcomes), default=1)
     axes.set_xlim(first, last + 0.5)
     axes.set_xticks(range(int(np.ceil(first)), last + 1))
     axes.set_xlabel("round", fontsize=8)
 
 
-def _over_rounds(axes: Axes, everyone: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+def _over_rounds(axes: Axes, everyone: Sequence[CellOutcome], arms: Sequence[str], axis: Axis) -> None:
     """everyone: the arms' cells, those without a scored round as well, so that a mean over fewer seeds is not drawn as one over all."""
     key, interval, _ = TRAIT[axis]
-    outcomes = [o for o in everyone if o.rounds]
-    bases = [row for o in outcomes if (row := o.at(0, "base")) is not None and row[key] is not None]
+    outcomes = [outcome for outcome in everyone if outcome.rounds]
+    bases = [row for outcome in outcomes if (row := outcome.at(0, "base")) is not None and row[key] is not None]
     start = float(np.mean([row[key] for row in bases])) if bases else None
     if start is not None:
         axes.plot(0, start, "*", color=LOOKS["base"][0], markersize=11, zorder=4)
     for index, arm in enumerate(arms):
         shift, (marker, line) = _beside(index, len(arms)), _look(index)
-        seeds = sum(o.cell.arm.name == arm for o in everyone)
+        seeds = sum(outcome.cell.arm.name == arm for outcome in everyone)
         for stage in ("steered", "healed"):
             colour, points = LOOKS[stage][0], _points(outcomes, arm, stage, key)
             for number, rows in points:
@@ -133,7 +138,7 @@ def _over_rounds(axes: Axes, everyone: Sequence[Outcome], arms: Sequence[str], a
     _rounds(axes, outcomes, -0.25)
 
 
-def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+def _incoherence(axes: Axes, outcomes: Sequence[CellOutcome], arms: Sequence[str], axis: Axis) -> None:
     """1 - coherence on a log scale: of the answer slot, where steering can raise the mass of a text that loops. Panel (c) has the texts'."""
     for index, arm in enumerate(arms):
         shift = _beside(index, len(arms))
@@ -161,29 +166,29 @@ def _incoherence(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], a
     axes.set_title(f"(b) answer mass lost; {FLOOR:g} is none", loc="left", fontsize=8.5)
 
 
-def _frontier(axes: Axes, outcomes: Sequence[Outcome], arms: Sequence[str], axis: Axis) -> None:
+def _frontier(axes: Axes, outcomes: Sequence[CellOutcome], arms: Sequence[str], axis: Axis) -> None:
     """Trait against perplexity, controls hollow and grey; the step line joins the healed students that no healed one beats on both."""
     key, sign = TRAIT[axis][0], -1.0 if axis == "authority" else 1.0
     best: list[tuple[float, float]] = []
     drawn: set[tuple[str, float, float]] = set()
-    named: dict[str, tuple[float, float]] = {}
-    for o in outcomes:
-        for row in o.rows:
+    by_arm: dict[str, tuple[float, float]] = {}
+    for outcome in outcomes:
+        for row in outcome.rows:
             if row[key] is None or row["perplexity"] is None:
                 continue
-            control, stage = o.cell.arm.role == "control", row["stage"]
+            control, stage = outcome.cell.arm.role == "control", row["stage"]
             if stage not in ("base", "prompted", "steered", "healed") or (control and stage != "healed"):
                 continue
             if not control and stage == "healed" and not why_broken(row, axis):
                 best.append((row["perplexity"], sign * row[key]))
-            name = o.cell.arm.name if control else stage if stage == "prompted" else ""
+            name = outcome.cell.arm.name if control else stage if stage == "prompted" else ""
             if name:  # what every arm has in common is named once
-                named.setdefault(name, (row["perplexity"], row[key]))
+                by_arm.setdefault(name, (row["perplexity"], row[key]))
             if not control and (stage, row["perplexity"], row[key]) in drawn:  # of a stage that arms share
                 continue
             drawn.add((stage, row["perplexity"], row[key]))
-            _point(axes, row, axis, control, arms.index(o.cell.arm.name) if not control else 0)
-    for (name, place), (across, up) in zip(named.items(), itertools.cycle([(5, 3), (5, -8), (-5, 6), (-5, -9)])):  # fmt: skip
+            _point(axes, row, axis, control, arms.index(outcome.cell.arm.name) if not control else 0)
+    for (name, place), (across, up) in zip(by_arm.items(), itertools.cycle([(5, 3), (5, -8), (-5, 6), (-5, -9)])):  # fmt: skip
         axes.annotate(name, place, xytext=(across, up), textcoords="offset points", fontsize=6, color="#333333", ha="left" if across > 0 else "right", zorder=6)  # fmt: skip
     best.sort()
     tops = list(itertools.accumulate((trait for _, trait in best), max))

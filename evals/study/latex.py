@@ -24,8 +24,8 @@ def latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join(" ".join(cell.split()).translate(ESCAPES) for cell in cells) + r" \\"
 
-    whole = [table.columns, *table.rows]
-    longest = [max(len(row[column]) for row in whole) for column in range(len(table.columns))]
+    lines = [table.columns, *table.rows]
+    longest = [max(len(row[column]) for row in lines) for column in range(len(table.columns))]
     wide = sum(longest) > PORTRAIT
     sizes = [min(max(length, NARROW), BROAD) for length in longest]
     broken = "".join(
@@ -33,9 +33,9 @@ def latex(table: Table) -> str:
     )
     columns = broken if wide or table.prose else "l" + "r" * (len(sizes) - 1)
     body = "\n".join(map(line, table.rows))
-    found = (
+    match = (
         f"\\begin{{longtable}}{{{columns}}}\n\\caption{{{table.title.translate(ESCAPES)}. {table.note.translate(ESCAPES)}}}\\\\\n"
         f"\\toprule\n{line(table.columns)}\n\\midrule\n\\endhead\n{body}\n\\bottomrule\n\\end{{longtable}}\n"
     )
-    small = f"{{\\scriptsize\\setlength{{\\tabcolsep}}{{3pt}}\n{found}}}\n"
+    small = f"{{\\scriptsize\\setlength{{\\tabcolsep}}{{3pt}}\n{match}}}\n"
     return f"\\begin{{landscape}}\n{small}\\end{{landscape}}\n" if wide else small

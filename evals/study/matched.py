@@ -55,46 +55,56 @@ class Comparison:
 
 
 def matched(paths: Mapping[str, Mapping[int, Route]], reference: str, part: float) -> Comparison:
-    """Paths by arm and seed, each against the reference's at their common shift, arms in the order given; reference is one of them."""
+    """Paths by arm and seed, each against the reference's at their common shift, arms in the order given; reference is one of them.
+
+    Args:
+        paths: arm -> seed -> route.
+        reference: the arm that the others are compared with.
+        part: share of the lesser reach at which they are compared.
+    """
     return Comparison(part, [_matched(arm, seeds, reference, paths[reference], part) for arm, seeds in paths.items()])
 
 
-def _matched(arm: str, mine: Mapping[int, Route], reference: str, theirs: Mapping[int, Route], part: float) -> Matched:
-    both = [seed for seed in mine if seed in theirs]
+def _matched(
+    arm: str, routes: Mapping[int, Route], reference: str, reference_routes: Mapping[int, Route], part: float
+) -> Matched:
+    both = [seed for seed in routes if seed in reference_routes]
     reaches = {
         (name, seed): walks[seed].reach
-        for name, walks in ((reference, theirs), (arm, mine))
+        for name, walks in ((reference, reference_routes), (arm, routes))
         for seed in both
         if walks[seed].moved
     }
     set_by = min(reaches, key=lambda cell: reaches[cell], default=None)
     target = None if set_by is None else part * reaches[set_by]
-    prices = {} if target is None else {seed: walk.at(target) for seed, walk in mine.items()}
+    prices = {} if target is None else {seed: walk.at(target) for seed, walk in routes.items()}
     gaps = (
         {}
         if target is None or arm == reference
-        else {seed: _less(prices[seed], theirs[seed].at(target)) for seed in both}
+        else {seed: _less(prices[seed], reference_routes[seed].at(target)) for seed in both}
     )
-    areas = [] if arm == reference else [area_between(mine[seed], theirs[seed]) for seed in both]
-    known = [area for area in areas if area is not None]
+    areas = [] if arm == reference else [area_between(routes[seed], reference_routes[seed]) for seed in both]
+    defined = [area for area in areas if area is not None]
     ends = [
         f"seed {seed}{' ends before' if walk.students else ':'} {walk.ended}"
-        for seed, walk in mine.items()
+        for seed, walk in routes.items()
         if walk.ended
     ]
-    still = [f"seed {seed} did not move" for seed, walk in mine.items() if len(walk.students) > 1 and not walk.moved]
+    unmoved = [
+        f"seed {seed} did not move" for seed, walk in routes.items() if len(walk.students) > 1 and not walk.moved
+    ]
     return Matched(
         arm,
         target,
         set_by,
         {seed: _finite(values[0]) for seed, values in prices.items()},
         {seed: _finite(values[0]) for seed, values in gaps.items()},
-        {seed: walk.where(target) for seed, walk in mine.items()} if target is not None else {},
+        {seed: walk.where(target) for seed, walk in routes.items()} if target is not None else {},
         _summary([prices[seed] for seed in both]) if target is not None else None,
         _summary(list(gaps.values())),
-        _summary(known) if known and len(known) == len(areas) else None,
+        _summary(defined) if defined and len(defined) == len(areas) else None,
         float(np.isfinite([prices[seed][1:] for seed in both]).all(axis=0).mean()) if both and prices else None,
-        "; ".join([*still, *ends]),
+        "; ".join([*unmoved, *ends]),
     )
 
 

@@ -6,15 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from evals.report.answer import AnswerCard, card_of, shown, together
+from evals.answer import AnswerCard, card_of, together
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import panels_of
-from evals.report.html import PageGroup, PageSection, bullets, glossary, grid, pictures, render, verbatim, whole_page
+from evals.report.html import (
+    PageGroup,
+    PageSection,
+    answers,
+    bullets,
+    glossary,
+    grid,
+    pictures,
+    render,
+    verbatim,
+    whole_page,
+)
 from evals.report.lineage import stages
 from evals.report.page import GROUPS, picture, with_figures
 from evals.report.panel import for_page
 from evals.report.samples import Column, samples_of, searchable
-from evals.study.collect import Outcome, Row
+from evals.study.collect import CellOutcome, Row
 from evals.study.plan import Plan
 from evals.table import Table
 
@@ -27,10 +38,10 @@ IN_PRINT = {
 
 def study_page(
     plan: Plan,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CellOutcome],
     rows: Sequence[Row],
     tables: Mapping[str, Sequence[Table]],
-    said: Sequence[str],
+    sentences: Sequence[str],
     figures: Mapping[str, Mapping[str, bytes]],
 ) -> str:
     """The page of a study.
@@ -38,58 +49,71 @@ def study_page(
     Args:
         rows: of results.json.
         tables: by group of the page.
-        said: sentences of the reading.
+        sentences: of the reading.
         figures: by name, the bytes of each format.
     """
-    drawn = Shown(once(rows), [])
+    drawn = Shown(base_rows_once(rows), [])
     panels = panels_of(drawn)
     samples = samples_of(last_students(outcomes))
     printed = {
         name: PageSection(title, pictures(name, [(title, finding, for_page(figures[name]["svg"], f"{name}-0"))]))
         for name, (title, finding) in IN_PRINT.items()
     }
-    made = stages((f"{o.cell.name} {name}", manifest) for o in outcomes for name, manifest in o.manifests.items())
+    stage_table = stages(
+        (f"{outcome.cell.name} {name}", manifest)
+        for outcome in outcomes
+        for name, manifest in outcome.manifests.items()
+    )
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
     groups["results"].append(printed["study"])
     groups["texts"].append(PageSection("Generations", searchable(samples)))
     groups["training"] += [printed["doses"], printed["training"]]
     configuration = plan.file.read_text(encoding="utf-8")
-    groups["record"] += [PageSection(made.title, grid(made)), PageSection("Configuration", verbatim(configuration)), glossary()]  # fmt: skip
+    groups["record"] += [PageSection(stage_table.title, grid(stage_table)), PageSection("Configuration", verbatim(configuration)), glossary()]  # fmt: skip
     with_figures(groups, drawn, panels)
     top = [
         render("heading.html", title="What the arms came to"),
-        bullets(said),
-        shown(cards(outcomes)),
+        bullets(sentences),
+        answers(cards(outcomes)),
         *([render("before_after.html", sample=samples[0])] if samples else []),
         picture(drawn, panels),
     ]
-    arms = [o for o in outcomes if o.rounds]
-    subtitle = f"steer-heal study: {len({o.cell.arm.name for o in arms})} arms with a scored round, {len({o.cell.seed for o in arms})} seeds."
+    arms = [outcome for outcome in outcomes if outcome.rounds]
+    subtitle = f"steer-heal study: {len({outcome.cell.arm.name for outcome in arms})} arms with a scored round, {len({outcome.cell.seed for outcome in arms})} seeds."
     page_groups = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
     return whole_page(plan.study.title, subtitle, Markup("\n").join(top), page_groups)
 
 
-def cards(outcomes: Sequence[Outcome]) -> list[AnswerCard]:
+def cards(outcomes: Sequence[CellOutcome]) -> list[AnswerCard]:
     """A card per arm, of the last healed student of each seed; controls are in the reading."""
-    names = dict.fromkeys(o.cell.arm.name for o in outcomes if o.rounds and o.cell.arm.role == "arm")
+    names = dict.fromkeys(
+        outcome.cell.arm.name for outcome in outcomes if outcome.rounds and outcome.cell.arm.role == "arm"
+    )
     return [
-        together(name, {o.cell.seed: card_of(o.rows) for o in outcomes if o.rounds and o.cell.arm.name == name})
+        together(
+            name,
+            {
+                o.cell.seed: card_of(o.rows, read_for=o.rounds[0].scores.read_for is not None)
+                for o in outcomes
+                if o.rounds and o.cell.arm.name == name
+            },
+        )
         for name in names
     ]
 
 
-def once(rows: Sequence[Row]) -> list[Row]:
+def base_rows_once(rows: Sequence[Row]) -> list[Row]:
     """The rows of the original model once a seed, where every arm has them."""
     first = {row["seed"]: row["arm"] for row in reversed(rows)}
     return [row for row in rows if row["round"] or row["arm"] == first[row["seed"]]]
 
 
-def last_students(outcomes: Sequence[Outcome]) -> list[Column]:
+def last_students(outcomes: Sequence[CellOutcome]) -> list[Column]:
     """The base and the last healed student of every arm and control of the first seed that has any."""
-    seed = next(o.cell.seed for o in outcomes if o.rounds)
-    mine = [o for o in outcomes if o.rounds and o.cell.seed == seed]
-    columns: list[Column] = [("base", "base", mine[0].rounds[0].generations["base"])]
-    for o in mine:
-        r = o.rounds[-1]
-        columns.append(("healed", f"{o.cell.arm.name}, round {r.number}", r.generations[r.healed]))
+    seed = next(outcome.cell.seed for outcome in outcomes if outcome.rounds)
+    seed_outcomes = [outcome for outcome in outcomes if outcome.rounds and outcome.cell.seed == seed]
+    columns: list[Column] = [("base", "base", seed_outcomes[0].rounds[0].generations["base"])]
+    for outcome in seed_outcomes:
+        r = outcome.rounds[-1]
+        columns.append(("healed", f"{outcome.cell.arm.name}, round {r.number}", r.generations[r.healed]))
     return columns

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from evals.study.tau import logged, parse, tau_of
+from evals.study.tau import logged_divergence, parse, tau_of
 from shared import config as configuration
 from shared.commands import round_command
 from shared.errors import SteerHealError
@@ -67,7 +67,7 @@ class Study(Section):
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """An arm with a seed; config is what its run is to have.
 
     tau_words: the source of its tau where that is another arm's D. waits: whether that arm is not trained yet; the config then has
@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What the frozen configuration says of where values are from, beside what it says by itself."""
+        """Sources of values, by key, for the frozen configuration to record."""
         return {"train.tau": self.tau_words} if self.tau_words else {}
 
     @property
@@ -104,7 +104,7 @@ class Plan:
     study: Study
     folder: Path
     file: Path
-    cells: list[Cell]
+    cells: list[StudyCell]
     out: Path | None = None
 
     def command(self, folder: Path | None = None) -> str:
@@ -148,11 +148,11 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         raise refuse(f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
-    there = {_key(run.config): run.folder for run in runs_in(folder)}
+    existing = {_key(run.config): run.folder for run in runs_in(folder)}
     for arm in study.arm:
         if configuration.resolve(path, arm.set)[1]["seed"] == "SET":  # which the cell's own would take the place of
             raise refuse(f"the set of {arm.name} has a seed", "seeds = [...], of the arm or of the study")
-    cells: list[Cell] = []
+    cells: list[StudyCell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
         for arm in study.arm:
             if seed in (arm.seeds or study.seeds):
@@ -168,19 +168,21 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
                     if number is not None:
                         overrides = f"{overrides} train.tau={number!r}"
                         config = configuration.resolve(path, overrides)[0]
-                own = folder / f"{arm.name}-s{seed}"
-                where = own if waits else there.get(_key(config), own)
-                if waits and (own / "config.toml").is_file():
+                cell_folder = folder / f"{arm.name}-s{seed}"
+                where = cell_folder if waits else existing.get(_key(config), cell_folder)
+                if waits and (cell_folder / "config.toml").is_file():
                     raise SteerHealError(
-                        f"{own.name} was begun, and what its tau was taken from is not there",
+                        f"{cell_folder.name} was begun, and what its tau was taken from is not there",
                         given=f'tau = "{arm.tau}"',
                         expected="the trained round 1 of that arm",
                         next=f"restore it, or make all anew: {study_command(path, Path(f'{folder}-2'), out)}",
                     )
-                mine = (_key(config), words if waits else "")
-                if twin := next((c for c in cells if (_key(c.config), c.tau_words if c.waits else "") == mine), None):
+                identity = (_key(config), words if waits else "")
+                if twin := next(
+                    (c for c in cells if (_key(c.config), c.tau_words if c.waits else "") == identity), None
+                ):
                     raise refuse(f"{arm.name} and {twin.arm.name} have the same settings", "arms that differ")
-                if not waits and _key(config) not in there and (where / "config.toml").is_file():
+                if not waits and _key(config) not in existing and (where / "config.toml").is_file():
                     raise SteerHealError(
                         f"the runs of {where.name} were begun with other settings",
                         given=where / "config.toml",
@@ -193,11 +195,11 @@ def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
                         f"{arm.name}: {differs} = {other[differs]!r} against {wanted[differs]!r}",
                         "arms that are all measured alike",
                     )
-                cells.append(Cell(arm, seed, arm.rounds or study.rounds, where, overrides, config, words, waits))
+                cells.append(StudyCell(arm, seed, arm.rounds or study.rounds, where, overrides, config, words, waits))
     return Plan(study, folder, path, cells, out)
 
 
-def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[Cell]) -> tuple[float | None, str]:
+def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[StudyCell]) -> tuple[float | None, str]:
     """tau of an arm that takes it from another, None before that is trained; and the words for its source.
 
     Raises ValueError where the arm cannot take it.
@@ -208,9 +210,9 @@ def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[Cell])
         raise ValueError(f"no arm {source.arm} of seed {seed} before it")
     if configuration.resolve(path, arm.set)[1]["train.tau"] == "SET":
         raise ValueError("its set has a train.tau as well")
-    mine, theirs = config.train.divergence, logged(reference.config.train.divergence)
-    if mine != theirs:
-        raise ValueError(f"its D is {mine}, and {source.arm} logs {theirs}")
+    ours, theirs = config.train.divergence, logged_divergence(reference.config.train.divergence)
+    if ours != theirs:
+        raise ValueError(f"its D is {ours}, and {source.arm} logs {theirs}")
     number = None if reference.waits else tau_of(source, reference.run, config)
     return number, f"{source.words}, in {reference.name}"
 
@@ -238,17 +240,17 @@ def runs_in(folder: Path) -> list[Run]:
 
 
 def depends(config: Config, stage: str) -> str:
-    """What a shared stage of round 1 depends on, as far as cells of one study can differ: equal strings, equal outputs."""
+    """The key of a shared stage of round 1, of the settings it depends on, as far as cells of one study can differ: equal strings, equal outputs."""
     random = config.vector.direction == "random"
     place = {key.removeprefix("model.") for key in configuration.NOT_IN_RESULTS if key.startswith("model.")}
     model = config.model.model_dump(exclude=place)
-    found: list[Any] = [stage, model, config.vector, config.seed if random else None]
+    parts: list[Any] = [stage, model, config.vector, config.seed if random else None]
     if stage != "extract":
         judged = config.walks or config.sweep.until_kept is not None
-        found += [config.sweep, config.seed, config.filter if judged else config.filter.source == "prompted"]
+        parts += [config.sweep, config.seed, config.filter if judged else config.filter.source == "prompted"]
     if stage == "filter":
-        found.append(config.filter)
-    return repr(found)
+        parts.append(config.filter)
+    return repr(parts)
 
 
 def study_command(path: Path, folder: Path | None = None, out: Path | None = None) -> str:

@@ -8,7 +8,7 @@ from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import text_delta, texts_of
 from evals.routes import PRICE, Axis
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, Row
+from evals.study.collect import CellOutcome, Row
 from evals.study.ends import over_seeds
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
@@ -17,42 +17,42 @@ from evals.study.stopped import reason
 MIDDLE = 0.75  # the share of the lesser reach at which prices are read out
 
 
-def reading(outcomes: Sequence[Outcome], axis: Axis, compared: tuple[str, list[Comparison]] | None) -> list[str]:
+def reading(outcomes: Sequence[CellOutcome], axis: Axis, compared: tuple[str, list[Comparison]] | None) -> list[str]:
     """Sentences: how far the study is, every arm in its last round, prompting, the arms at one shift, controls, cells that stopped."""
     return [
         _extent(outcomes, axis),
-        *[_arm(name, mine) for name, mine in _by_arm(outcomes, "arm").items()],
+        *[_arm(name, arm_outcomes) for name, arm_outcomes in _by_arm(outcomes, "arm").items()],
         *_prompted(outcomes),
         *_at_one_shift(axis, compared),
         *_controls(outcomes),
-        *[f"{o.cell.name} stopped in round {o.stopped.round}, {o.stopped.stage}: {reason(o.stopped.said)}." for o in outcomes if o.stopped],
+        *[f"{outcome.cell.name} stopped in round {outcome.stopped.round}, {outcome.stopped.stage}: {reason(outcome.stopped.said)}." for outcome in outcomes if outcome.stopped],
     ]  # fmt: skip
 
 
-def _by_arm(outcomes: Sequence[Outcome], role: str) -> dict[str, list[Outcome]]:
-    by_arm: dict[str, list[Outcome]] = {}
+def _by_arm(outcomes: Sequence[CellOutcome], role: str) -> dict[str, list[CellOutcome]]:
+    by_arm: dict[str, list[CellOutcome]] = {}
     for outcome in outcomes:
         if outcome.rounds and outcome.cell.arm.role == role:
             by_arm.setdefault(outcome.cell.arm.name, []).append(outcome)
     return by_arm
 
 
-def _extent(outcomes: Sequence[Outcome], axis: Axis) -> str:
-    whole = sum(len(o.rounds) == o.cell.rounds for o in outcomes)
-    arms = {o.cell.arm.name for o in outcomes if o.cell.arm.role == "arm"}
-    seeds = {o.cell.seed for o in outcomes}
+def _extent(outcomes: Sequence[CellOutcome], axis: Axis) -> str:
+    complete = sum(len(outcome.rounds) == outcome.cell.rounds for outcome in outcomes)
+    arms = {outcome.cell.arm.name for outcome in outcomes if outcome.cell.arm.role == "arm"}
+    seeds = {outcome.cell.seed for outcome in outcomes}
     why = (
         "the base passes the preflight of the forced choice"
         if axis == "authority"
         else "the forced choice says nothing of this base"
     )
     return (
-        f"{len(arms)} arms and {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}; {whole} of {len(outcomes)} cells reached their last round. "
+        f"{len(arms)} arms and {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}; {complete} of {len(outcomes)} cells reached their last round. "
         f"Arms are compared along {axis}, since {why}."
     )
 
 
-def _arm(name: str, mine: Sequence[Outcome]) -> str:
+def _arm(name: str, mine: Sequence[CellOutcome]) -> str:
     common = min(len(o.rounds) for o in mine)
     rows = [row for o in mine if (row := o.at(common, "healed")) is not None]
     llr = "d_llr_opposite" if all(row.get("d_llr_opposite") is not None for row in rows) else "d_trait_llr"
@@ -69,7 +69,7 @@ def _counted(verdicts: Sequence[str | None]) -> str:
     return ", ".join(f"{word} in {sum((verdict or 'not given') == word for verdict in verdicts)}" for word in words)
 
 
-def _prompted(outcomes: Sequence[Outcome]) -> list[str]:
+def _prompted(outcomes: Sequence[CellOutcome]) -> list[str]:
     rows = [row for o in outcomes if (row := o.at(0, "prompted")) is not None]
     first: dict[int, Row] = {}
     for row in rows:
@@ -85,7 +85,7 @@ def _at_one_shift(axis: Axis, compared: tuple[str, list[Comparison]] | None) -> 
     if compared is None:
         return []
     reference, comparisons = compared
-    middle = next((one for one in comparisons if one.share == MIDDLE), comparisons[0])
+    middle = next((comparison for comparison in comparisons if comparison.share == MIDDLE), comparisons[0])
     lines, same = [], []
     for arm in middle.arms:
         if arm.arm == reference or arm.against is None:
@@ -107,19 +107,19 @@ def _apart(estimate: Estimate) -> bool:
     return estimate.interval is not None and (estimate.interval[0] > 0 or estimate.interval[1] < 0)
 
 
-def _controls(outcomes: Sequence[Outcome]) -> list[str]:
+def _controls(outcomes: Sequence[CellOutcome]) -> list[str]:
     """How the arms of round 1 stand to each control of their seed, by trait_llr paired over prompts."""
     lines = []
     for control, theirs in _by_arm(outcomes, "control").items():
         above: list[str] = []
         not_above: list[str] = []
-        for name, mine in _by_arm(outcomes, "arm").items():
-            pairs = [(o, c) for o in mine for c in theirs if o.cell.seed == c.cell.seed]
-            gaps = [text_delta(texts_of(_healed(c)), texts_of(_healed(o))) for o, c in pairs]
-            known = [gap for gap in gaps if gap is not None and gap.interval is not None]
-            if known:
-                shown = all(gap.interval is not None and gap.interval[0] > 0 for gap in known)
-                (above if shown else not_above).append(name)
+        for name, arm_outcomes in _by_arm(outcomes, "arm").items():
+            pairs = [(outcome, c) for outcome in arm_outcomes for c in theirs if outcome.cell.seed == c.cell.seed]
+            gaps = [text_delta(texts_of(_healed(c)), texts_of(_healed(outcome))) for outcome, c in pairs]
+            defined = [gap for gap in gaps if gap is not None and gap.interval is not None]
+            if defined:
+                all_positive = all(gap.interval is not None and gap.interval[0] > 0 for gap in defined)
+                (above if all_positive else not_above).append(name)
         if above:
             lines.append(
                 f"In round 1 the trait_llr of {', '.join(above)} lies above that of the control {control} in every seed."
@@ -131,6 +131,6 @@ def _controls(outcomes: Sequence[Outcome]) -> list[str]:
     return lines
 
 
-def _healed(outcome: Outcome) -> Sequence[Generation]:
+def _healed(outcome: CellOutcome) -> Sequence[Generation]:
     first = outcome.rounds[0]
     return first.generations[first.healed]

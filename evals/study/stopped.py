@@ -16,7 +16,7 @@ class Stopped(Record):
 
 
 def reason(stderr: str) -> str:
-    """What a stage said on stderr, in one line: our error with what it was given, or else the last line."""
+    """The last error on a stage's stderr, in one line: our error with what it was given, or else the last line."""
     lines = stderr.splitlines()
     begin = next((index for index in reversed(range(len(lines))) if lines[index].startswith("error: ")), len(lines) - 1)
     return "; ".join(" ".join(line.split()) for line in lines[begin : begin + 2]).removeprefix("error: ")

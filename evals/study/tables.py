@@ -9,32 +9,32 @@ from evals.measures.free_text.texts import text_delta, texts_of
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, show
-from evals.study.collect import Outcome, Row, TraitMeasure, trait_measure
+from evals.study.collect import CellOutcome, Row, trait_measure
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
 from evals.study.stopped import reason
-from evals.table import Table, label, ranged, yes_no
+from evals.table import Table, TraitMeasure, label, ranged, yes_no
 from shared.console import number
 
 
-def by_round(outcomes: Sequence[Outcome]) -> list[Table]:
+def by_round(outcomes: Sequence[CellOutcome]) -> list[Table]:
     """base -> steered -> healed of every cell, a table per seed."""
     trait = trait_measure(outcomes)
     return [
-        _by_round(seed, [o for o in outcomes if o.cell.seed == seed], trait)
-        for seed in dict.fromkeys(o.cell.seed for o in outcomes)
+        _by_round(seed, [outcome for outcome in outcomes if outcome.cell.seed == seed], trait)
+        for seed in dict.fromkeys(outcome.cell.seed for outcome in outcomes)
     ]
 
 
-def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Table:
+def _by_round(seed: int, outcomes: Sequence[CellOutcome], trait: TraitMeasure) -> Table:
     columns = ["arm, row", "verdict", f"d_{trait}", trait, "perplexity", "coherence as a whole", "auth_nats", "care_nats", "coherence", "coh_cost", "retain", "surgical", "kept", "dose kept / sweep's"]  # fmt: skip
-    lines, told = [], set()
+    lines, reported = [], set()
     for outcome in outcomes:
         for row in outcome.rows:
             if row["round"] == 0:  # of the original model, the same under every arm
-                if row["stage"] in told:
+                if row["stage"] in reported:
                     continue
-                told.add(row["stage"])
+                reported.add(row["stage"])
             steered = row["stage"] == "steered"
             counts = f"{row['n_kept']} of {row['n_kept'] + row['n_rejected']}" if steered else ""
             doses = f"{number(row['dose_kept'])} / {number(row['dose_sweep'])}" if steered else ""
@@ -64,36 +64,46 @@ def _by_round(seed: int, outcomes: Sequence[Outcome], trait: TraitMeasure) -> Ta
     )
 
 
-def against_controls(outcomes: Sequence[Outcome]) -> Table:
+def against_controls(outcomes: Sequence[CellOutcome]) -> Table:
     """Round 1 of every arm, control and the prompted base, each less the controls of its seed."""
     lines, trait = [], trait_measure(outcomes)
-    seeds = dict.fromkeys(o.cell.seed for o in outcomes if o.cell.arm.role == "control" and o.rounds)
-    names = list(dict.fromkeys(o.cell.arm.name for o in outcomes if o.cell.arm.role == "control" and o.rounds))
+    seeds = dict.fromkeys(
+        outcome.cell.seed for outcome in outcomes if outcome.cell.arm.role == "control" and outcome.rounds
+    )
+    names = list(
+        dict.fromkeys(
+            outcome.cell.arm.name for outcome in outcomes if outcome.cell.arm.role == "control" and outcome.rounds
+        )
+    )
     for seed in seeds:
-        mine = [o for o in outcomes if o.cell.seed == seed and o.rounds]
-        controls = {o.cell.arm.name: o for o in mine if o.cell.arm.role == "control"}
-        shown: list[tuple[str, Row, Outcome | None]]
-        shown = [("prompted", row, None) for row in [mine[0].at(0, "prompted")] if row is not None]
-        shown += [(o.cell.arm.name, row, o) for o in mine if (row := o.at(1, "healed")) is not None]
-        for name, row, o in shown:
-            less = []
+        seed_outcomes = [outcome for outcome in outcomes if outcome.cell.seed == seed and outcome.rounds]
+        controls = {outcome.cell.arm.name: outcome for outcome in seed_outcomes if outcome.cell.arm.role == "control"}
+        compared: list[tuple[str, Row, CellOutcome | None]]
+        compared = [("prompted", row, None) for row in [seed_outcomes[0].at(0, "prompted")] if row is not None]
+        compared += [
+            (outcome.cell.arm.name, row, outcome)
+            for outcome in seed_outcomes
+            if (row := outcome.at(1, "healed")) is not None
+        ]
+        for name, row, outcome in compared:
+            differences = []
             for control in names:
-                if o is None or control not in controls or controls[control] is o:
-                    less.append("")
+                if outcome is None or control not in controls or controls[control] is outcome:
+                    differences.append("")
                     continue
-                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(o)), trait)
-                less.append(number(None) if gap is None else show(gap))
-            first = o.rounds[0] if o is not None else None
+                gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(outcome)), trait)
+                differences.append(number(None) if gap is None else show(gap))
+            first = outcome.rounds[0] if outcome is not None else None
             lines.append(
                 [
                     name if len(seeds) == 1 else f"{name}, {seed}",
-                    "base" if o is None else o.cell.arm.role,
+                    "base" if outcome is None else outcome.cell.arm.role,
                     "" if first is None else f"{first.training.examples}, {max(step.step for step in first.steps)}",
                     ranged(row, f"d_{trait}", f"d_{trait}_ci", 3, signed=True),
                     ranged(row, "perplexity", "perplexity_ci", 2),
                     ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
                     number(row["coherence"], 2),
-                    *less,
+                    *differences,
                 ]
             )
     return Table(
@@ -115,12 +125,12 @@ def against_controls(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def _healed(outcome: Outcome) -> Sequence[Generation]:
+def _healed(outcome: CellOutcome) -> Sequence[Generation]:
     first = outcome.rounds[0]
     return first.generations[first.healed]
 
 
-def cyclic(outcomes: Sequence[Outcome]) -> Table:
+def cyclic(outcomes: Sequence[CellOutcome]) -> Table:
     """The last round in seven orders."""
     columns = [
         "arm, seed, row",
@@ -154,40 +164,48 @@ def cyclic(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Table:
-    """Every arm at each of the shifts, with the round and gate at which its path crosses it."""
-    seeds = list(dict.fromkeys(seed for one in found for arm in one.arms for seed in arm.seeds))
+def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) -> Table:
+    """Every arm at each of the shifts, with the round and gate at which its path crosses it.
+
+    Args:
+        axis: along which the shift is measured.
+        reference: the arm that the others are compared with.
+        comparisons: one a shift.
+    """
+    seeds = list(dict.fromkeys(seed for comparison in comparisons for arm in comparison.arms for seed in arm.seeds))
 
     def cell(estimate: Estimate | None) -> str:
         return number(None) if estimate is None else show(estimate)
 
     lines = []
-    for one in found:
-        for arm in one.arms:
-            own = arm.arm == reference
-            at = [arm.places.get(seed) for seed in seeds]
+    for comparison in comparisons:
+        for arm in comparison.arms:
+            is_reference = arm.arm == reference
+            students = [arm.places.get(seed) for seed in seeds]
             lines.append(
                 [
                     f"{arm.arm} at {number(arm.target)}",
-                    f"{one.share:g}",
+                    f"{comparison.share:g}",
                     cell(arm.price),
                     *[number(arm.seeds.get(seed)) for seed in seeds],
-                    "" if own else cell(arm.against),
-                    *["" if own else number(arm.gaps.get(seed), 3, True) for seed in seeds],
-                    "" if own else cell(arm.area),
+                    "" if is_reference else cell(arm.against),
+                    *["" if is_reference else number(arm.gaps.get(seed), 3, True) for seed in seeds],
+                    "" if is_reference else cell(arm.area),
                     *[
                         number(None)
                         if place is None
                         else f"{'dose' if arm.arm == STEERING else f'round {place[0]}, gate'} {place[1]:.2f}"
-                        for place in at
+                        for place in students
                     ],
                     number(None) if arm.arrived is None else f"{arm.arrived:.1%}",
                     arm.note,
                 ]
             )
-    if not any(arm.set_by for one in found for arm in one.arms):
+    if not any(arm.set_by for comparison in comparisons for arm in comparison.arms):
         lines = []
-        ends = dict.fromkeys(f"{arm.arm}: {arm.note}" for one in found for arm in one.arms if arm.note)
+        ends = dict.fromkeys(
+            f"{arm.arm}: {arm.note}" for comparison in comparisons for arm in comparison.arms if arm.note
+        )
         note = f"No arm moved along {axis} by its interval: there is no shift to compare at. {'. '.join(ends)}"
     else:
         note = (
@@ -216,10 +234,10 @@ def at_one_shift(axis: Axis, reference: str, found: Sequence[Comparison]) -> Tab
     )
 
 
-def provenance(outcomes: Sequence[Outcome]) -> Table:
-    """Where the rows come from; more than one commit or machine is said."""
-    made = [o for o in outcomes if o.rounds]
-    manifests = [manifest for o in made for manifest in o.manifests.values()]
+def provenance(outcomes: Sequence[CellOutcome]) -> Table:
+    """The table of what was measured, with its commits, machines and versions; more than one commit is pointed out."""
+    scored = [outcome for outcome in outcomes if outcome.rounds]
+    manifests = [manifest for outcome in scored for manifest in outcome.manifests.values()]
     commits = distinct(manifest.commit for manifest in manifests)
     several = " (the arms were not all made by one version of the code)" if ";" in commits else ""
     hours = sum(manifest.seconds for manifest in manifests) / 3600
@@ -227,7 +245,7 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
         "Provenance",
         ["what", "value"],
         [
-            *identified(made[0].cell.config, made[0].rounds[0].scores, manifests),
+            *identified(scored[0].cell.config, scored[0].rounds[0].scores, manifests),
             ["commit", commits + several],
             *computed(manifests),
             ["wall time", f"{hours:.1f} hours of stages, those taken from another cell counted in each"],
@@ -236,45 +254,47 @@ def provenance(outcomes: Sequence[Outcome]) -> Table:
     )
 
 
-def stopped(outcomes: Sequence[Outcome]) -> Table:
+def stopped(outcomes: Sequence[CellOutcome]) -> Table:
+    """The cells that a study left, with the stage and its error."""
     lines = [
         [
-            f"{o.cell.arm.name}, {o.cell.seed}",
-            f"{o.stopped.round} {o.stopped.stage}",
-            reason(o.stopped.said),
+            f"{outcome.cell.arm.name}, {outcome.cell.seed}",
+            f"{outcome.stopped.round} {outcome.stopped.stage}",
+            reason(outcome.stopped.said),
         ]
-        for o in outcomes
-        if o.stopped
+        for outcome in outcomes
+        if outcome.stopped
     ]
     return Table("Cells that stopped", ["arm, seed", "at", "because"], lines, "" if lines else "None.", prose=True)
 
 
-def _settings(of_arm: Sequence[Outcome]) -> str:
+def _settings(of_arm: Sequence[CellOutcome]) -> str:
     """The overrides of an arm, and by seed the tau that it has from another."""
-    cells = [o.cell for o in of_arm]
+    cells = [outcome.cell for outcome in of_arm]
     if not cells[0].arm.tau:
         return cells[0].arm.set or "as configured"
     taus = ", ".join(number(None) if cell.waits else f"{cell.config.train.tau:g}" for cell in cells)
     return f"{cells[0].arm.set} tau = {cells[0].arm.tau} ({taus})".strip()
 
 
-def arms(outcomes: Sequence[Outcome]) -> Table:
-    seen: dict[str, list[Outcome]] = {}
+def arms(outcomes: Sequence[CellOutcome]) -> Table:
+    """The arms of a study: role, settings, seeds and rounds."""
+    by_arm: dict[str, list[CellOutcome]] = {}
     for outcome in outcomes:
-        seen.setdefault(outcome.cell.arm.name, []).append(outcome)
+        by_arm.setdefault(outcome.cell.arm.name, []).append(outcome)
     return Table(
         "Arms",
         ["arm", "role", "settings", "seeds", "rounds", "what for"],
         [
             [
                 name,
-                o[0].cell.arm.role,
-                _settings(o),
-                ", ".join(str(one.cell.seed) for one in o),
-                str(o[0].cell.rounds),
-                o[0].cell.arm.says,
+                members[0].cell.arm.role,
+                _settings(members),
+                ", ".join(str(member.cell.seed) for member in members),
+                str(members[0].cell.rounds),
+                members[0].cell.arm.says,
             ]
-            for name, o in seen.items()
+            for name, members in by_arm.items()
         ],
         prose=True,
     )

@@ -43,7 +43,7 @@ def parse(words: str) -> TauFrom:
     return TauFrom(words, share, match[2])
 
 
-def logged(divergence: str) -> str:
+def logged_divergence(divergence: str) -> str:
     """The divergence that a training logs as D: its own, or the reverse KL where the objective has no barrier."""
     return divergence if has_barrier(divergence) else "kl_rev"
 

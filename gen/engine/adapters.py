@@ -35,6 +35,12 @@ def full_names(model: Any, targets: Sequence[str], layers: Sequence[int], depth:
     """Names of the modules that vLLM would wrap for these targets, in these blocks of the decoder alone, in order.
 
     vLLM packs some modules: a target q_proj is met by qkv_proj.
+
+    Args:
+        model: as vLLM has loaded it.
+        targets: last parts of module names.
+        layers: 0-based blocks.
+        depth: blocks of the model.
     """
     from vllm.lora.utils import is_in_target_modules, process_packed_modules_mapping
 

@@ -39,18 +39,18 @@ class Drain:
             server.config.timeout_graceful_shutdown = GRACE  # uvicorn waits for ever for a client that reads nothing
         task = asyncio.current_task()
         assert task is not None
-        begun = False
+        started = False
 
         async def noted(message: Any) -> None:
-            nonlocal begun
-            begun = True
+            nonlocal started
+            started = True
             await send(message)
 
         _running.add(task)
         try:
             await self.app(scope, receive, noted)
         except asyncio.CancelledError:
-            if begun or not _draining:
+            if started or not _draining:
                 raise  # a stream that is cut off does not end as a whole one does
             await _unavailable(send)
         finally:

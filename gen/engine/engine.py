@@ -22,7 +22,7 @@ from gen.engine.options import (
 )
 from gen.engine.requests import Registry
 from gen.engine.sampling import Output, Request, output_of, params_of
-from gen.students import AdapterRoom, Student
+from gen.students import AdapterRoom, ServedStudent
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.runtime import gc_disabled
@@ -49,7 +49,7 @@ class Engine:
         max_model_len: int,
         slots: int = 16,
         seed: int = 0,
-        students: Sequence[Student] = (),
+        students: Sequence[ServedStudent] = (),
         room: AdapterRoom | None = None,
         window: int = LARGEST_BATCH,
         gpu_memory: float = 0.9,
@@ -136,7 +136,7 @@ class Engine:
         names: list[str] = self._llm.collective_rpc("steer_patch", args=(on,))[0]
         return names
 
-    def serve(self, student: Student) -> None:
+    def serve(self, student: ServedStudent) -> None:
         """Make these the weights of the requests that follow: swapped in place, or as an adapter over the engine's own."""
         if student.folder != self.folder:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(student.folder)})
@@ -195,13 +195,13 @@ class Engine:
                     if not result.finished:
                         continue
                     index, request = running.pop(result.request_id)
-                    if (found := output_of(result, request)) is None:
+                    if (output := output_of(result, request)) is None:
                         again = replace(request, score=True)
                         waiting.appendleft((index, again, self._checked(again)))
                         continue
-                    outputs[index].append(found)
+                    outputs[index].append(output)
                     if on_done:
-                        on_done(index, found)
+                        on_done(index, output)
                     if then and (follower := then(index, outputs[index])) is not None:
                         waiting.appendleft((index, follower, self._checked(follower)))
         except BaseException:
@@ -250,8 +250,8 @@ def start(folder: Path, **options: Any) -> Engine:
 @contextlib.contextmanager
 def engine(folder: Path, **options: Any) -> Iterator[Engine]:
     """An Engine that is shut down afterwards."""
-    built = start(folder, **options)
+    llm = start(folder, **options)
     try:
-        yield built
+        yield llm
     finally:
-        built.close()
+        llm.close()

@@ -27,7 +27,7 @@ SCHEMAS = frozenset({"input_schema", "json", "json_schema", "parameters", "schem
 def misplaced_steering(
     request: BaseModel, client_fields: frozenset[str] = frozenset(), *, strict: bool
 ) -> SteerHealError | None:
-    """What a request asks for in a place that is not read, as an error that names the right one; None for a good request.
+    """The error of a steering field in a place that is not read, which names the right place; None for a good request.
 
     Args:
         request: a parsed request of vLLM's, whose model_extra holds the fields that it does not know.
@@ -42,8 +42,8 @@ def misplaced_steering(
             return _refusal(f"{XARGS} has a field that is not read", name)
     for name, value in request:  # a pydantic model yields its fields, known and unknown
         passed = SCHEMAS if name in DESCRIBING else frozenset()
-        if name != XARGS and (found := next(_steering(value, name, passed), None)):
-            return _refusal("steering is not read inside another field", found)
+        if name != XARGS and (place := next(_steering(value, name, passed), None)):
+            return _refusal("steering is not read inside another field", place)
     return None
 
 
@@ -66,8 +66,8 @@ def _steering(value: Any, path: str, passed: frozenset[str]) -> Iterator[str]:
 def _refusal(what: str, name: str) -> SteerHealError:
     word = re.sub("[^a-z]+", "_", name.rpartition(".")[2].lower()).strip("_")
     keys = [key for key in KEYS if key != READ or "read" in word]
-    near = difflib.get_close_matches(word, keys, 1) or difflib.get_close_matches(f"steer_{word}", keys, 1)
-    hint = f"{XARGS}.{near[0]}? Steering" if near else "steering"
+    meant = difflib.get_close_matches(word, keys, 1) or difflib.get_close_matches(f"steer_{word}", keys, 1)
+    hint = f"{XARGS}.{meant[0]}? Steering" if meant else "steering"
     return SteerHealError(
         what,
         given=name,

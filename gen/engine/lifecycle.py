@@ -64,11 +64,11 @@ def _aborted(stock: Any) -> Any:
     @functools.wraps(stock)
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> list[str]:
         before = dict(self.request_states)
-        gone: list[str] = stock(self, *args, **kwargs)
-        for name in gone:
+        aborted: list[str] = stock(self, *args, **kwargs)
+        for name in aborted:
             if name in before:
                 _count(self, before[name])
-        return gone
+        return aborted
 
     return abort_requests
 

@@ -57,10 +57,12 @@ class Gate:
     def _may(self, scope: Any, path: str) -> bool:
         if not self.keys or path in PROBES | OPEN or scope["method"] == "OPTIONS":  # what a browser asks first
             return True
-        given = _given(scope["headers"])
-        known = [secrets.compare_digest(key, given) for key in self.keys]  # all of them, in a time that tells nothing
+        header_key = _given(scope["headers"])
+        known = [
+            secrets.compare_digest(key, header_key) for key in self.keys
+        ]  # all of them, in a time that tells nothing
         if any(known):
-            owner.set(given.hex()[:16])
+            owner.set(header_key.hex()[:16])
         return any(known)
 
 
@@ -186,8 +188,8 @@ def ambiguous(body: bytes) -> str | None:
         return None
     if twice:
         return f"the body has the key {twice[0]!r} twice in one object, and all but the last would be dropped: leave one out"
-    asked = request.get("vllm_xargs") if isinstance(request, dict) else None
-    for name, value in asked.items() if isinstance(asked, dict) else ():
+    arguments = request.get("vllm_xargs") if isinstance(request, dict) else None
+    for name, value in arguments.items() if isinstance(arguments, dict) else ():
         if isinstance(value, bool):
             return f"vllm_xargs.{name} is {str(value).lower()}, which is no number and no text"
     return None
@@ -204,7 +206,7 @@ async def refuse(send: Any, code: int, message: str, **headers: str) -> None:
     metrics.refusals.labels(str(code)).inc()
     error = {"message": message, "type": KINDS[code], "param": None, "code": code}
     body = json.dumps({"error": error}).encode()
-    sent = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in sent.items()]
+    fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": code, "headers": lines})
     await send({"type": "http.response.body", "body": body})

@@ -15,7 +15,7 @@ refusals = Counter("steer_heal:refusals", "Requests that the steering layers ref
 
 
 def steered_tokens(steer: Steer, read: int) -> int:
-    """How many of the positions 0 to read - 1 lie in the window of a term."""
+    """The number of positions from 0 to read - 1 that lie in the window of a term."""
     count = reached = 0
     for _, _, start, end in sorted(steer, key=lambda term: term[2]):
         start, end = max(start, reached), min(end, read)

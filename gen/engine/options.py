@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gen.students import EXPERTS, AdapterRoom, Student
+from gen.students import AdapterRoom, ServedStudent
 from shared.commands import setting
 from shared.errors import Exit, SteerHealError
+from shared.families import EXPERTS
 from shared.gpu import on_gpu
 from shared.models import Model
 
@@ -39,13 +40,13 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks vLLM has kernels f
 def engine_options(
     folder: Path,
     dtype: str,
-    students: Sequence[Student] = (),
+    students: Sequence[ServedStudent] = (),
     room: AdapterRoom | None = None,
     window: int = LARGEST_BATCH,
     gpu_memory: float = 0.9,
     tensor_parallel: int = 1,
 ) -> dict[str, Any]:
-    """What this package asks of vLLM for an engine in a script, besides the model, its context and the steering; arguments as of Engine."""
+    """vLLM's settings for an engine in a script, besides the model, its context and the steering; arguments as of Engine."""
     return {
         "load_format": "safetensors",
         "enable_prefix_caching": True,
@@ -83,7 +84,7 @@ def gpu_options(memory: int, window: int) -> dict[str, Any]:
 
 
 def memory_options(share: float) -> dict[str, Any]:
-    """How much of a GPU's memory an engine takes; nothing where there is none."""
+    """vLLM's setting for the share of a GPU's memory; none on a CPU."""
     return {"gpu_memory_utilization": share} if on_gpu() else {}
 
 
@@ -93,12 +94,12 @@ def parallel_options(size: int) -> dict[str, Any]:
         return {}
     import torch
 
-    if (there := torch.cuda.device_count()) < size:
+    if (gpu_count := torch.cuda.device_count()) < size:
         raise SteerHealError(
             "there are fewer GPUs than an engine is split over",
-            given=f"model.tensor_parallel = {size}, {there} GPUs",
-            expected=f"at most {there}",
-            next=setting(f"model.tensor_parallel={there}"),
+            given=f"model.tensor_parallel = {size}, {gpu_count} GPUs",
+            expected=f"at most {gpu_count}",
+            next=setting(f"model.tensor_parallel={gpu_count}"),
             code=Exit.MACHINE,
         )
     return {"tensor_parallel_size": size}
@@ -127,7 +128,7 @@ def command_line(options: dict[str, Any]) -> list[str]:
     ]
 
 
-def lora_options(students: Sequence[Student], room: AdapterRoom | None = None) -> dict[str, Any]:
+def lora_options(students: Sequence[ServedStudent], room: AdapterRoom | None = None) -> dict[str, Any]:
     """vLLM's settings for adapters; none where there are none.
 
     Args:
@@ -164,7 +165,7 @@ def lora_options(students: Sequence[Student], room: AdapterRoom | None = None) -
     }
 
 
-def _no_experts_on_a_cpu(student: Student) -> None:
+def _no_experts_on_a_cpu(student: ServedStudent) -> None:
     """Raise SteerHealError for an adapter over a mixture of experts where there is no GPU: vLLM has Triton kernels alone for it,
     whichever modules the adapter changes."""
     config = Model(str(student.folder), student.folder, None).text_config

@@ -10,7 +10,7 @@ S_i = sum over layers of |v_l,i|, whatever the signs. What reads r depends on th
      1 / sqrt(inf) is 0 and every token gets the same logit: finite numbers, and wrong.
    In float32 and bfloat16 the square is the first, nineteen decades before r. In float16 it is r: a stream at 65504 in every
    element of 576 is 1.6e6 long.
-2. Post-norm (POST_NORM): the blocks read r itself. The gated MLP multiplies two projections of it and projects the product,
+2. Post-norm (OLMo-2; `post_norm` in shared/families.py): the blocks read r itself. The gated MLP multiplies two projections of it and projects the product,
    s^3 * ||r||^2 for projections that stretch by at most s, and the norm behind it squares that: s^6 * ||r||^4 <= 3.40e38.
    With s = 100, ||r|| up to 4.3e6. In float16 the product passes 65504 at s * ||r|| = 256, so that r has no useful bound
    there: such an overflow is infinite where it is stored, and ends as an error of its request (gen/engine/scheduler.py).
@@ -26,15 +26,16 @@ from decimal import ROUND_FLOOR, Context
 
 import numpy as np
 
+from shared.families import family_of
+
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 ROOM = 0.5  # of a range, for the shift
 STRETCH = 100.0  # of a post-norm model's projections, at most
-POST_NORM = frozenset({"exaone4", "flex_olmo", "olmo2", "olmo3", "olmo_hybrid"})  # model types of text configurations
 
 
 def max_residual_norm(model_type: str) -> float:
     """The 2-norm up to which a residual stream overflows no product behind it, in float32."""
-    if model_type in POST_NORM:
+    if family_of(model_type).post_norm:
         return (FLOAT32_MAX / STRETCH**6) ** 0.25
     return math.sqrt(FLOAT32_MAX)
 

@@ -131,11 +131,13 @@ def _wrap_http_requests() -> None:
             "vllm.entrypoints.cli.main" in sys.modules
         ):  # a server: building a request model again takes 0.2 s, which a sweep is spared
             _take_objects(kind)
-        sent = frozenset(client.__annotations__)
+        client_fields = frozenset(client.__annotations__)
         readable = kind is not ResponsesRequest
-        kind.to_sampling_params = _checked(kind.to_sampling_params, sent, steerable=True, readable=readable)
+        kind.to_sampling_params = _checked(kind.to_sampling_params, client_fields, steerable=True, readable=readable)
         if hasattr(kind, "to_beam_search_params"):
-            kind.to_beam_search_params = _checked(kind.to_beam_search_params, sent, steerable=False, readable=False)
+            kind.to_beam_search_params = _checked(
+                kind.to_beam_search_params, client_fields, steerable=False, readable=False
+            )
 
 
 def _take_objects(kind: Any) -> None:
@@ -165,8 +167,8 @@ def _wrap_http_bodies() -> None:
     stock = middleware.init_entrypoints_middleware
 
     @functools.wraps(stock)
-    def with_steering_body(args: Any, app: Any, *others: Any, **named: Any) -> None:
-        stock(args, app, *others, **named)
+    def with_steering_body(args: Any, app: Any, *others: Any, **keywords: Any) -> None:
+        stock(args, app, *others, **keywords)
         if (
             STRICT not in args.middleware
         ):  # behind the gate and the limit of a body, which this layer would stand before
@@ -184,17 +186,17 @@ def _checked(stock: Any, client_fields: frozenset[str], *, steerable: bool, read
         _unforged(self.cache_salt)
         if refused := misplaced_steering(self, client_fields, strict=steering):
             raise _invalid(str(refused))
-        asked = self.vllm_xargs or {}
-        if not steerable and any(map(meant, asked)):
+        arguments = self.vllm_xargs or {}
+        if not steerable and any(map(meant, arguments)):
             raise _invalid("beam search cannot be steered")
         if _registry is not None:
-            _read(_registry, asked, UNKNOWN)  # the prompt is not tokenised yet; its length is checked when it is
-        if READ in asked and not readable:
+            _read(_registry, arguments, UNKNOWN)  # the prompt is not tokenised yet; its length is checked when it is
+        if READ in arguments and not readable:
             raise _invalid(
                 f"{READ}: this endpoint has no place for projections; /v1/completions and /v1/chat/completions have"
             )
         params = stock(self, *args, **kwargs)
-        if READ in asked and params.logprobs is None:
+        if READ in arguments and params.logprobs is None:
             raise _invalid(
                 f"{READ}: projections come with the log-probabilities, and the request asks for none (logprobs)"
             )

@@ -80,9 +80,9 @@ class Readings:
         self.step = []
 
     def take(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """What was read of requests since the last call: fp32 [n, 1 + layers], the position and the projections."""
+        """The readings of requests since the last call: fp32 [n, 1 + layers], the position and the projections."""
         self._keep()
-        taken = {}
+        readings = {}
         for name in names:
             parts = self.past.pop(name, [])
             rows = [
@@ -90,8 +90,8 @@ class Readings:
                 for first, values in parts
             ]
             if rows:
-                taken[name] = np.concatenate(rows).astype(np.float32)
-        return taken
+                readings[name] = np.concatenate(rows).astype(np.float32)
+        return readings
 
 
 def _read(hidden: torch.Tensor, residual: torch.Tensor | None, row: int) -> None:
@@ -101,8 +101,8 @@ def _read(hidden: torch.Tensor, residual: torch.Tensor | None, row: int) -> None
     stream = stream.reshape(-1, stream.shape[-1])  # Transformers' own modules have a batch of one
     tokens = len(stream)
     products = stream @ buffers.bank[row].T  # [tokens, slots + 1]; slot 0 is all zeros
-    found = products.gather(1, buffers.readings.slot[:tokens, None])
-    buffers.readings.values[row, :tokens] = found[:, 0]
+    projections = products.gather(1, buffers.readings.slot[:tokens, None])
+    buffers.readings.values[row, :tokens] = projections[:, 0]
 
 
 # hidden is not written. It is declared so that a compiler which drops what nobody reads keeps the call.

@@ -13,7 +13,7 @@ from typing import Any
 
 from gen.engine.overflow import FLOAT32_MAX, largest_coefficient
 from gen.engine.steering import UNSTEERED, Steer, Term
-from gen.engine.terms import KEYS, READ, Asked, read_terms, refuse
+from gen.engine.terms import KEYS, READ, RequestedTerm, read_terms, refuse
 from shared.errors import SteerHealError
 from shared.vectors import Vector
 
@@ -27,7 +27,7 @@ def meant(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedVector:
     """A vector in a slot of the bank.
 
     Args:
@@ -69,30 +69,30 @@ class Registry:
         self.slots, self.limit, self.model_type = slots, limit, model_type
         self.layers: list[int] = []  # that the engine has patched, in their order
         self.reads = False  # whether it reads the residual stream
-        self.loaded: dict[str, Loaded] = {}
+        self.loaded: dict[str, LoadedVector] = {}
         self.running: Container[str] = ()  # ids of the requests in the engine
         self._users: dict[str, Steer] = {}
         self._residual: dict[
             str, float
         ] = {}  # mean norm of the residual stream by layer, as the operator's vectors say
 
-    def add(self, key: str, vector: Vector) -> Loaded:
+    def add(self, key: str, vector: Vector) -> LoadedVector:
         """Give a vector a slot under a key; the same key again keeps its slot unless a running request uses that."""
         self.loaded[key] = self.placed(key, vector)
         if "/" not in key:
             self._residual.update(vector.metadata.get("hidden_norm", {}))
         return self.loaded[key]
 
-    def placed(self, key: str, vector: Vector, *, elsewhere: bool = False) -> Loaded:
+    def placed(self, key: str, vector: Vector, *, elsewhere: bool = False) -> LoadedVector:
         """The vector in a slot that is free, not yet offered to requests: that of its key, or, elsewhere, another as long as there is one.
 
         Raises BankFull.
         """
-        taken = {entry.slot for other, entry in self.loaded.items() if other != key} | self._used()
-        own = [self.loaded[key].slot] if key in self.loaded else []
-        others = [slot for slot in range(1, self.slots + 1) if slot not in own]
-        order = others + own if elsewhere else own + others
-        free = next((slot for slot in order if slot not in taken), None)
+        used_slots = {entry.slot for other, entry in self.loaded.items() if other != key} | self._used()
+        same_slot = [self.loaded[key].slot] if key in self.loaded else []
+        others = [slot for slot in range(1, self.slots + 1) if slot not in same_slot]
+        order = others + same_slot if elsewhere else same_slot + others
+        free = next((slot for slot in order if slot not in used_slots), None)
         if free is None:
             raise BankFull(
                 "more vectors than slots",
@@ -102,7 +102,7 @@ class Registry:
             )
         norms = {layer: vector.norm(layer) for layer in sorted(vector.layers)}
         residual = {**self._residual, **vector.metadata.get("hidden_norm", {})}
-        return Loaded(
+        return LoadedVector(
             free,
             vector.digest()[:16],
             largest_coefficient(vector.layers, self.limit, self.model_type),
@@ -115,10 +115,12 @@ class Registry:
         """Offer a vector no longer. Running requests that use it go on with it."""
         del self.loaded[key]
 
-    def visible(self, owner: str) -> dict[str, Loaded]:
+    def visible(self, owner: str) -> dict[str, LoadedVector]:
         """By name, the vectors that an API key's requests may name: the operator's and its own."""
-        own = key_of("", owner)
-        theirs = {key.removeprefix(own): entry for key, entry in self.loaded.items() if owner and key.startswith(own)}
+        prefix = key_of("", owner)
+        theirs = {
+            key.removeprefix(prefix): entry for key, entry in self.loaded.items() if owner and key.startswith(prefix)
+        }
         return {**theirs, **{key: entry for key, entry in self.loaded.items() if "/" not in key}}
 
     def begin(self, request_id: str, steer: Steer) -> None:
@@ -145,15 +147,15 @@ class Registry:
         Blocks are keyed by tokens alone: without a salt a prompt would read the keys and values of another coefficient. Raises
         SteerHealError for an unknown vector, coefficients that are not finite or too large, and anything else not understood.
         """
-        asked = {key: value for key, value in (extra or {}).items() if meant(key)}
-        if not asked:
+        arguments = {key: value for key, value in (extra or {}).items() if meant(key)}
+        if not arguments:
             return UNSTEERED, None
-        if unknown := sorted(set(asked) - set(KEYS)):
+        if unknown := sorted(set(arguments) - set(KEYS)):
             raise refuse("a steering field is unknown", unknown[0], ", ".join(KEYS))
-        self.slot_read(asked, owner)
-        if not (asked := {key: value for key, value in asked.items() if key != READ}):
+        self.slot_read(arguments, owner)
+        if not (arguments := {key: value for key, value in arguments.items() if key != READ}):
             return UNSTEERED, None
-        terms = read_terms(asked)
+        terms = read_terms(arguments)
         visible = self.visible(owner)
         vectors = [_named(term.vector, visible) for term in terms]
         self._admit(terms, vectors)
@@ -180,7 +182,7 @@ class Registry:
         return _named(name, self.visible(owner)).slot
 
     @staticmethod
-    def _admit(terms: list[Asked], vectors: list[Loaded]) -> None:
+    def _admit(terms: list[RequestedTerm], vectors: list[LoadedVector]) -> None:
         """Refuse terms whose sum could overflow. A shift within a share of its own bound in every term is within the sum of the
         shares of the bound: both bounds of gen/engine/overflow.py are norms, whatever the signs and windows."""
         for term, vector in zip(terms, vectors, strict=True):
@@ -204,7 +206,7 @@ class Registry:
             )
 
 
-def _named(name: object, visible: Mapping[str, Loaded]) -> Loaded:
+def _named(name: object, visible: Mapping[str, LoadedVector]) -> LoadedVector:
     if not isinstance(name, str) or name not in visible:
         raise refuse("no such steering vector", name, ", ".join(sorted(visible)) or "none is loaded")
     return visible[name]

@@ -51,7 +51,7 @@ class Settings(BaseModel):
     read: bool = False
 
     def compute_hash(self) -> str:
-        """What vLLM's compile key holds of the steering: what the compiled graph depends on: the op's version, its layers, and whether it reads.
+        """The steering's part of vLLM's compile key, of all that the compiled graph depends on: the op's version, its layers, and whether it reads.
 
         Slots, vectors and the rest are contents of buffers that the op reads, so that a sweep and a scoring share one compiled model.
         """
@@ -74,10 +74,10 @@ class Settings(BaseModel):
 def settings_of(vllm_config: Any) -> Settings | None:
     """The steering of an engine's configuration, or None."""
     extra = vllm_config.additional_config
-    found = extra.get("steering") if isinstance(extra, dict) else extra if isinstance(extra, Settings) else None
-    if found is None:
+    options = extra.get("steering") if isinstance(extra, dict) else extra if isinstance(extra, Settings) else None
+    if options is None:
         return None
-    settings = found if isinstance(found, Settings) else Settings.model_validate(found)
+    settings = options if isinstance(options, Settings) else Settings.model_validate(options)
     refuse_unsupported(vllm_config)
     if settings.read and vllm_config.aux_output_config.enabled:
         raise SteerHealError(

@@ -145,10 +145,16 @@ def token_rows(
     """slot [tokens, TERMS] int64 and coefficient [tokens, TERMS] fp32 of a step, requests in batch order, and steered tokens [requests].
 
     A term applies to a token whose absolute position is in its window.
+
+    Args:
+        steers: the terms of each request.
+        scheduled: tokens [requests] that each request runs in this step.
+        computed: tokens [requests] of each request that ran before it.
     """
     begin, scheduled = np.asarray(computed, dtype=np.int64), np.asarray(scheduled, dtype=np.int64)
     stop, first = begin + scheduled, np.cumsum(scheduled) - scheduled
-    slot, coefficient, start, end = _tables(steers)
+    tables = _tables(steers)
+    slot, coefficient, start, end = tables.slot, tables.coefficient, tables.start, tables.end
     # A window mostly covers all that a request runs in a step, or nothing of it: requests are spread over their tokens, and only the
     # terms whose window begins or ends within the step are filled token by token.
     over = (start <= begin[:, None]) & (end >= stop[:, None])
@@ -166,15 +172,23 @@ def token_rows(
     return slots, coefficients, counts
 
 
-def _tables(steers: Sequence[Steer]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """slot, coefficient, start and end of the terms [requests, TERMS]. A place without a term has slot 0 and a window that is empty."""
+class _Tables(NamedTuple):
+    """The terms of requests, [requests, TERMS] each. A place without a term has slot 0 and a window that is empty."""
+
+    slot: np.ndarray
+    coefficient: np.ndarray
+    start: np.ndarray  # of the window, in tokens of the request; end is not in it
+    end: np.ndarray
+
+
+def _tables(steers: Sequence[Steer]) -> _Tables:
     sizes = np.fromiter(map(len, steers), np.int64, len(steers))
     values = np.fromiter(chain.from_iterable(chain.from_iterable(steers)), np.float64).reshape(-1, 4)
     request = np.repeat(np.arange(len(steers)), sizes)
     place = np.arange(len(request)) - (np.cumsum(sizes) - sizes)[request]
     table = np.zeros((4, len(steers), TERMS))
     table[:, request, place] = values.T
-    return table[0].astype(np.int64), table[1], table[2].astype(np.int64), table[3].astype(np.int64)
+    return _Tables(table[0].astype(np.int64), table[1], table[2].astype(np.int64), table[3].astype(np.int64))
 
 
 _active: Buffers | None = None

@@ -27,7 +27,7 @@ _PLACE = 'a position from 0, or one from the end of the prompt: "end-3", "end", 
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedTerm:
     """A term as a request writes it. start and end are its `from` and `until`; None where it does not say."""
 
     vector: str
@@ -77,19 +77,19 @@ def _position(value: Any, prompt_tokens: int) -> int:
     return value
 
 
-def read_terms(asked: Mapping[str, Any]) -> list[Asked]:
+def read_terms(arguments: Mapping[str, Any]) -> list[RequestedTerm]:
     """The terms of a request's steering fields, in its order.
 
     Args:
-        asked: the fields, by names of KEYS and no other.
+        arguments: the fields, by names of KEYS and no other.
 
     Raises:
         SteerHealError: a term without a vector or a coefficient, values of another kind, no term or more than TERMS.
     """
-    single = {key.removeprefix(PREFIX): value for key, value in asked.items() if key != LIST}
+    single = {key.removeprefix(PREFIX): value for key, value in arguments.items() if key != LIST}
     terms = [_term(single)] if single else []
-    if LIST in asked:
-        terms += [_term(each) for each in _listed(asked[LIST])]
+    if LIST in arguments:
+        terms += [_term(each) for each in _listed(arguments[LIST])]
     if not 1 <= len(terms) <= TERMS:
         raise refuse("too many terms, or none", f"{len(terms)} terms", f"1 to {TERMS}")
     return terms
@@ -116,7 +116,7 @@ def _listed(value: Any) -> list[Mapping[str, Any]]:
 _LIST = '[{"vector": "NAME", "coefficient": 1.0}, ...]'
 
 
-def _term(fields: Mapping[str, Any]) -> Asked:
+def _term(fields: Mapping[str, Any]) -> RequestedTerm:
     if unknown := sorted(map(str, set(fields) - set(FIELDS))):
         raise refuse("a field of a term is unknown", unknown[0], ", ".join(FIELDS))
     if not {"vector", "coefficient"} <= set(fields):
@@ -132,8 +132,9 @@ def _term(fields: Mapping[str, Any]) -> Asked:
     for place in ("from", "until"):
         if place in fields:
             _position(fields[place], 0)
-    return Asked(fields["vector"], coefficient, positions, fields.get("from"), fields.get("until"))
+    return RequestedTerm(fields["vector"], coefficient, positions, fields.get("from"), fields.get("until"))
 
 
 def refuse(what: str, given: object, expected: str, next: str = "mend the request") -> SteerHealError:
+    """The error of a request's steering."""
     return SteerHealError(what, given=repr(given), expected=expected, next=next)

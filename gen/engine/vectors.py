@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.engine.limits import KINDS, LIMIT, NAME, metrics, owner
-from gen.engine.requests import BankFull, Loaded, Registry, key_of
+from gen.engine.requests import BankFull, LoadedVector, Registry, key_of
 from gen.engine.settings import settings_of
 from gen.engine.steering import TERMS, VERSION
 from gen.engine.terms import POSITIONS
@@ -24,7 +24,7 @@ from shared.vectors import Vector, load_vector
 RETRY = 5  # seconds after which a full bank may have a slot, since requests end
 
 
-class Refused(Exception):
+class RefusedRequest(Exception):
     """An answer that is an error: its HTTP status and its sentence."""
 
     def __init__(self, code: int, message: str):
@@ -50,7 +50,7 @@ class Vectors:
         engine = scope["app"].state.engine_client
         try:
             answer, code = await self._answer(request, Steered(engine)), 200
-        except Refused as refused:
+        except RefusedRequest as refused:
             code = refused.code
             metrics.refusals.labels(str(code)).inc()
             answer = {"error": {"message": refused.message, "type": KINDS[code], "param": None, "code": code}}
@@ -67,9 +67,9 @@ class Vectors:
         if request.url.path == "/steer/vectors" and method == "GET":
             return {"object": "list", "data": [described(name, entry, steered, owner.get()) for name, entry in sorted(visible.items())]}  # fmt: skip
         if method not in ("GET", "DELETE") or "/" in name or request.url.path == "/steer/info":
-            raise Refused(405, f"{method} {request.url.path}: POST /steer/vectors?name=N, GET or DELETE /steer/vectors/N, GET /steer/info")  # fmt: skip
+            raise RefusedRequest(405, f"{method} {request.url.path}: POST /steer/vectors?name=N, GET or DELETE /steer/vectors/N, GET /steer/info")  # fmt: skip
         if name not in visible:
-            raise Refused(404, f"no such vector: {name!r}; there are {', '.join(sorted(visible)) or 'none'}")
+            raise RefusedRequest(404, f"no such vector: {name!r}; there are {', '.join(sorted(visible)) or 'none'}")
         if method == "DELETE":
             async with self._loading:
                 steered.remove(name)
@@ -78,11 +78,11 @@ class Vectors:
 
     async def _upload(self, request: Any, steered: Steered) -> dict[str, Any]:
         if not owner.get():
-            raise Refused(403, "a vector is taken with an API key alone: start the server with VLLM_API_KEY and send it as the bearer token")  # fmt: skip
+            raise RefusedRequest(403, "a vector is taken with an API key alone: start the server with VLLM_API_KEY and send it as the bearer token")  # fmt: skip
         if set(request.query_params) != {"name"} or not NAME.fullmatch(name := request.query_params["name"]):
-            raise Refused(400, "POST /steer/vectors?name=N: a name of letters, digits, '.', '_' and '-', and no other parameter")  # fmt: skip
+            raise RefusedRequest(400, "POST /steer/vectors?name=N: a name of letters, digits, '.', '_' and '-', and no other parameter")  # fmt: skip
         if name in steered.registry.loaded:
-            raise Refused(409, f"{name!r} is the operator's vector: choose another name")
+            raise RefusedRequest(409, f"{name!r} is the operator's vector: choose another name")
         body = await request.body()
         async with self._loading:
             return described(name, await steered.put(name, body), steered, owner.get())
@@ -98,15 +98,15 @@ class Steered:
     def __init__(self, engine: Any):
         settings = settings_of(engine.vllm_config)
         if settings is None:
-            raise Refused(404, "this engine does not steer")
+            raise RefusedRequest(404, "this engine does not steer")
         self.engine, self.settings = engine, settings
         self.registry: Registry = engine.input_processor.steering_registry
         self.text = engine.model_config.hf_text_config
 
-    async def put(self, name: str, body: bytes) -> Loaded:
+    async def put(self, name: str, body: bytes) -> LoadedVector:
         """Put a client's vector into the bank and offer it. What runs under its old content goes on with that."""
         if self.engine.vllm_config.parallel_config._api_process_count > 1:
-            raise Refused(400, "several API servers share this engine, and one would not know of the vector: --api-server-count 1")  # fmt: skip
+            raise RefusedRequest(400, "several API servers share this engine, and one would not know of the vector: --api-server-count 1")  # fmt: skip
         key = key_of(name, owner.get())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vector.safetensors"
@@ -117,7 +117,7 @@ class Steered:
             try:
                 loaded = self.registry.placed(key, vector, elsewhere=True)
             except BankFull:  # whose sentence names the vectors of other keys
-                raise Refused(429, f"all {self.registry.slots} slots hold vectors that are offered or that running requests use: delete one, or try again in {RETRY} seconds") from None  # fmt: skip
+                raise RefusedRequest(429, f"all {self.registry.slots} slots hold vectors that are offered or that running requests use: delete one, or try again in {RETRY} seconds") from None  # fmt: skip
             if key in self.registry.loaded and self.registry.loaded[key].slot == loaded.slot:
                 del self.registry.loaded[key]  # nobody may name it while its slot is written
             await self.engine.collective_rpc("steer_load", args=(loaded.slot, str(path)))
@@ -131,20 +131,20 @@ class Steered:
     def _checked(self, name: str, path: Path) -> Vector:
         try:
             if holds_gguf(path):
-                raise Refused(400, "the body is GGUF: send safetensors, `steer-heal vector convert` makes them")
+                raise RefusedRequest(400, "the body is GGUF: send safetensors, `steer-heal vector convert` makes them")
             vector = load_vector(path)
             vector.check(name, hidden=self.text.hidden_size, depth=self.text.num_hidden_layers)
         except SteerHealError as error:
-            raise Refused(400, str(error).replace(str(path), name)) from None
+            raise RefusedRequest(400, str(error).replace(str(path), name)) from None
         if outside := sorted(set(vector.layers) - set(self.settings.layers)):
-            raise Refused(400, f"{name} steers layers {outside}, which this server has not patched: start it with --layers, it has {self.settings.layers}")  # fmt: skip
+            raise RefusedRequest(400, f"{name} steers layers {outside}, which this server has not patched: start it with --layers, it has {self.settings.layers}")  # fmt: skip
         return vector
 
     def remove(self, name: str) -> None:
         """Offer one of the client's vectors no longer."""
         key = key_of(name, owner.get())
         if "/" not in key or key not in self.registry.loaded:
-            raise Refused(403, f"{name!r} is the operator's vector")
+            raise RefusedRequest(403, f"{name!r} is the operator's vector")
         self.registry.remove(key)
         if self.settings.folder is not None:
             self._kept(name).unlink(missing_ok=True)
@@ -174,7 +174,7 @@ class Steered:
         }
 
 
-def described(name: str, entry: Loaded, steered: Steered, client: str) -> dict[str, Any]:
+def described(name: str, entry: LoadedVector, steered: Steered, client: str) -> dict[str, Any]:
     """A vector as the API shows it. relative_dose is that of coefficient 1; null in a layer whose residual stream nobody measured."""
     return {
         "id": name,

@@ -20,7 +20,7 @@ from shared.vectors import load_vector
 
 
 def steer_of(sampling_params: Any) -> Steer:
-    """What the input processor resolved for a request. Raises RuntimeError for one that asks for steering and never met it."""
+    """The steering that the input processor resolved for a request. Raises RuntimeError for one that asks for steering and never met it."""
     extra = getattr(sampling_params, "extra_args", None) or {}
     if RESOLVED in extra:
         return tuple(extra[RESOLVED])
@@ -120,7 +120,7 @@ class Steering(WorkerBase):
         self.steering.put(slot, load_vector(Path(path)).layers)
 
     def steer_readings(self, names: list[str]) -> dict[str, np.ndarray]:
-        """What was read of requests since the last call, by id: fp32 [n, 1 + patched layers], positions and projections."""
+        """The readings of requests since the last call, by id: fp32 [n, 1 + patched layers], positions and projections."""
         return self.steering.readings.take(names) if self.steering.readings is not None else {}
 
     def steer_fired(self) -> dict[str, int]:

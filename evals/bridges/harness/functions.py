@@ -8,7 +8,7 @@ system, chat_template_kwargs, and tokenizer where --model_args names none. Numbe
 cuts an item's orders apart and is refused.
 
 How exact: the context is the text of the very tokens that evals.measures.forced_choice.ask reads, chat template included, so that
---apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.measures.forced_choice.instrument.Renderer
+--apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.measures.forced_choice.instrument.InstrumentRenderer
 tokenises part by part. On the embedded model both give the same tokens, and so the same log-probabilities; the metric `retokenised`
 is the share of contexts in which they differ, 0 where the read is exact. That a label is one token of its own behind the context is
 checked, and refused if not. With the thought, use evals.score or evals.bridges.inspect_task: multiple choice has no room for one.
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.measures.forced_choice.answers import points
+from evals.measures.forced_choice.answers import point_estimates
 from evals.measures.forced_choice.ask import Read, row
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, load_instrument, orders, rotations_of
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, load_instrument, orders, rotations_of
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.instrument import foundation_of
@@ -54,6 +54,14 @@ def documents(
 
     The harness passes its --model_args and --metadata together; what is not named here is the model's. Raises SteerHealError
     without the name of a tokenizer, for unknown orders, and where a label does not follow the context as one token of its own.
+
+    Args:
+        tokenizer, pretrained, model: of which the first that is given names the tokenizer.
+        vignettes, instrument: `embedded` or a file.
+        debias: orders of the options.
+        items: a stratified number of vignettes; None takes all.
+        system: a system prompt for the question.
+        chat_template_kwargs: passed to the chat template.
     """
     from datasets import Dataset
 
@@ -66,7 +74,7 @@ def documents(
             next='--model_args pretrained=FOLDER, or --metadata \'{"tokenizer": "FOLDER"}\'',
         )
     chat = Chat.load(tokenizer_folder(name), chat_template_kwargs)
-    renderer = Renderer(chat, load_instrument(instrument))
+    renderer = InstrumentRenderer(chat, load_instrument(instrument))
     rows = []
     loaded_vignettes = load_vignettes(vignettes, items)
     for vignette, rotation in zip(loaded_vignettes, rotations_of(debias, loaded_vignettes), strict=True):
@@ -104,23 +112,28 @@ def process_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) 
 
 
 def auth_nats(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["auth_nats"]
+    """ln of the mean probability of Authority, nats; NaN where it is undefined. reads: of `process_results`."""
+    return point_estimates(_items(reads), SOURCE)["auth_nats"]
 
 
 def care_nats(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["care_nats"]
+    """ln of the mean probability of Care, nats; NaN where it is undefined. reads: of `process_results`."""
+    return point_estimates(_items(reads), SOURCE)["care_nats"]
 
 
 def answer_mass(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["answer_mass"]
+    """Mean probability that the next token is a label. reads: of `process_results`."""
+    return point_estimates(_items(reads), SOURCE)["answer_mass"]
 
 
 def informedness(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["informedness"]
+    """Agreement with the vignettes' foundations: 0 is guessing, 1 is perfect. reads: of `process_results`."""
+    return point_estimates(_items(reads), SOURCE)["informedness"]
 
 
 def unscorable(reads: Sequence[dict[str, Any]]) -> float:
-    return points(_items(reads), SOURCE)["unscorable"]
+    """The number of items without finite log-probabilities. reads: of `process_results`."""
+    return point_estimates(_items(reads), SOURCE)["unscorable"]
 
 
 def retokenised(reads: Sequence[dict[str, Any]]) -> float:
@@ -143,22 +156,22 @@ def _items(reads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, frames in by_id.items():
         first = next(iter(frames.values()))
-        wanted = range(ORDERS[first["debias"]])
-        if lacking := [order for order in wanted if order not in frames]:
+        expected = range(ORDERS[first["debias"]])
+        if lacking := [order for order in expected if order not in frames]:
             raise SteerHealError(
                 "an item was not asked in every order",
                 given=f"{name}: orders {', '.join(map(str, lacking))} are missing",
-                expected=f"all {len(wanted)} orders of {first['debias']}",
+                expected=f"all {len(expected)} orders of {first['debias']}",
                 next="leave --limit out and set the number of items: --metadata '{\"items\": 28}'",
             )
-        lp = np.array([[frames[order]["lp"]] for order in wanted])
+        lp = np.array([[frames[order]["lp"]] for order in expected])
         vignette = Vignette.model_validate(first["vignette"])
-        score_row = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(wanted), rotation=first["rotation"])
+        score_row = row(vignette, lp, Read(first["debias"], 0), None, [""] * len(expected), rotation=first["rotation"])
         rows.append({**score_row, "instrument": first["instrument"], "template": first["template"]})
     return rows
 
 
-def _check_labels(chat: Chat, context: str, renderer: Renderer) -> None:
+def _check_labels(chat: Chat, context: str, renderer: InstrumentRenderer) -> None:
     """The harness moves blanks at the context's end into the answer, and merges across its edge would make another answer of it."""
     before = chat.encode(context)
     for label, token in zip(renderer.instrument.labels, renderer.label_ids, strict=True):

@@ -86,11 +86,11 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
     )
 
 
-def points(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
+def point_estimates(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
     """auth_nats, care_nats, answer_mass and informedness of rows as evals.measures.forced_choice.ask gives them, without intervals, NaN where
     undefined; and how many are unscorable."""
-    a = answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
-    level = levels(a, 1, 0)
+    of_rows = answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
+    level = levels(of_rows, 1, 0)
     names = {
         "auth_nats": "auth_nats",
         "care_nats": "care_nats",
@@ -98,7 +98,7 @@ def points(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, float]:
         "informedness": "informedness",
     }
     values = {name: float("nan") if (value := level[key]) is None else value.value for key, name in names.items()}
-    return {**values, "unscorable": float((~a.scorable).sum())}
+    return {**values, "unscorable": float((~of_rows.scorable).sum())}
 
 
 def _column(values: Sequence[float | None]) -> np.ndarray:
@@ -112,4 +112,5 @@ def _foundation(label: str, source: Path, again: str) -> int:
 
 
 def refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:
+    """The error of a file of scores. again: the command that makes a good one."""
     return SteerHealError("a file of scores could not be used", given=f"{path}: {given}", expected=expected, next=again)

@@ -14,12 +14,12 @@ import numpy as np
 
 from evals.conditions import Condition
 from evals.measures.forced_choice.free_answer import key_of, valid
-from evals.measures.forced_choice.instrument import ORDERS, Renderer, orders, rotations_of
+from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, orders, rotations_of
 from evals.measures.forced_choice.labels import answer_of
 from shared.instrument import FOUNDATIONS
 from shared.records import Vignette
 from shared.seeds import seed_of
-from shared.vignettes import human
+from shared.vignettes import raters_distribution
 
 if TYPE_CHECKING:
     from gen.engine.engine import Engine
@@ -58,7 +58,7 @@ class Free:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ForcedChoiceQuestion:
     """One question of one condition: a vignette in one order, and the number of the sample; rotation as in instrument.rotations."""
 
     condition: Condition
@@ -71,7 +71,7 @@ class Cell:
 
 def forced_choice(
     engine: Engine,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Vignette],
     conditions: Sequence[Condition],
     read: Read,
@@ -86,7 +86,9 @@ def forced_choice(
     """
     turned = rotations_of(read.debias, vignettes)
     cells = [
-        Cell(condition, vignette, order, sample, renderer.question(vignette.text, listing, condition.system), rotation)
+        ForcedChoiceQuestion(
+            condition, vignette, order, sample, renderer.question(vignette.text, listing, condition.system), rotation
+        )
         for condition in conditions
         for vignette, rotation in zip(vignettes, turned, strict=True)
         for order, listing in enumerate(orders(read.debias, rotation))
@@ -123,7 +125,13 @@ def forced_choice(
 
 
 def reads(vignettes: int, conditions: int, read: Read, free: Free | None = None) -> int:
-    """Requests of a forced choice, each of which advances its progress by one."""
+    """Requests of a forced choice, each of which advances its progress by one.
+
+    Args:
+        vignettes, conditions: their numbers.
+        read: how a question is asked.
+        free: settings of free answers; None for none.
+    """
     per_vignette = ORDERS[read.debias] * read.samples * (read.thoughts + 1) + (1 if free else 0)
     return vignettes * conditions * per_vignette
 
@@ -131,11 +139,18 @@ def reads(vignettes: int, conditions: int, read: Read, free: Free | None = None)
 class _Asking:
     """The requests of a cell, one following from another: thought, forced answer, and for some a free answer."""
 
-    def __init__(self, renderer: Renderer, read: Read, tokenizer: Any, free: Free | None, cells: Sequence[Cell]):
+    def __init__(
+        self,
+        renderer: InstrumentRenderer,
+        read: Read,
+        tokenizer: Any,
+        free: Free | None,
+        cells: Sequence[ForcedChoiceQuestion],
+    ):
         self._renderer, self._read, self._tokenizer, self._free, self._cells = renderer, read, tokenizer, free, cells
         self.thoughts: list[list[int]] = [[] for _ in cells]
 
-    def first(self, cell: Cell) -> Request:
+    def first(self, cell: ForcedChoiceQuestion) -> Request:
         from gen.engine.sampling import Request
 
         read = self._read
@@ -152,15 +167,15 @@ class _Asking:
             **cell.condition.steering(len(cell.question) - 1),
         )
 
-    def then(self, index: int, done: Sequence[Output]) -> Request | None:
+    def then(self, index: int, outputs: Sequence[Output]) -> Request | None:
         from gen.engine.sampling import Request
 
         cell, read = self._cells[index], self._read
-        if len(done) == read.thoughts:
-            ids = done[0].token_ids
-            self.thoughts[index] = ended(ids, self._renderer, self._tokenizer) if read.stop else ids
+        if len(outputs) == read.thoughts:
+            ids = outputs[0].token_ids
+            self.thoughts[index] = cut_thought(ids, self._renderer, self._tokenizer) if read.stop else ids
             return self._answer(cell, self.thoughts[index])
-        if self._free and cell.order == cell.sample == 0 and len(done) == read.thoughts + 1:
+        if self._free and cell.order == cell.sample == 0 and len(outputs) == read.thoughts + 1:
             prompt = self._renderer.free_answer(cell.question, self.thoughts[index], read.stop)
             return Request(
                 prompt,
@@ -170,7 +185,7 @@ class _Asking:
             )
         return None
 
-    def _answer(self, cell: Cell, thought: Sequence[int]) -> Request:
+    def _answer(self, cell: ForcedChoiceQuestion, thought: Sequence[int]) -> Request:
         from gen.engine.sampling import Request
 
         return Request(
@@ -181,7 +196,7 @@ class _Asking:
         )
 
 
-def ended(ids: Sequence[int], renderer: Renderer, tokenizer: Any) -> list[int]:
+def cut_thought(ids: Sequence[int], renderer: InstrumentRenderer, tokenizer: Any) -> list[int]:
     """A thought up to where the model ended it: before a stop token, or before the closing mark where that is several tokens."""
     stop = next((place for place, token in enumerate(ids) if token in renderer.stop_ids), len(ids))
     thought = list(ids[:stop])
@@ -225,7 +240,7 @@ def row(
         "score": score.tolist() if scorable else None,
         "top1": FOUNDATIONS[int(score.argmax())] if scorable else None,
         "margin": float(first - second) if scorable else None,
-        "label": human(vignette),
+        "label": raters_distribution(vignette),
         "pmass_allowed": mass if scorable else None,
         "nll_prefill": nll_prefill if nll_prefill is not None and np.isfinite(nll_prefill) else None,
         "think_tokens": read.think,

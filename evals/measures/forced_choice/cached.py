@@ -13,7 +13,7 @@ from evals.cache import Cache, Row, WeightsKey, text_digest
 from evals.conditions import Condition, Weights
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Free, Read, forced_choice, reads
-from evals.measures.forced_choice.instrument import Renderer, orders, rotations_of
+from evals.measures.forced_choice.instrument import InstrumentRenderer, orders, rotations_of
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.measure import from_cache_or_made
 from shared.console import counting
@@ -23,12 +23,13 @@ from shared.vectors import Vector
 
 
 def free_of(tokens: int) -> Free | None:
+    """The settings of free answers of so many tokens; None for 0, which asks for none."""
     return Free(tokens) if tokens else None
 
 
-def answered(
+def cached_or_asked(
     model: Any,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Any],
     group: Weights,
     read: Read,
@@ -36,7 +37,18 @@ def answered(
     free: Free | None,
     cache: Cache | None,
 ) -> dict[str, list[Row]]:
-    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch."""
+    """Rows by condition of one set of weights, in the order asked: what the cache has, and the rest in one batch.
+
+    Args:
+        model: the engine.
+        renderer: of the questions.
+        vignettes: to ask.
+        group: the weights with their conditions.
+        read: how a question is asked.
+        tokenizer: of the model.
+        free: settings of free answers; None for none.
+        cache: None takes nothing and keeps nothing.
+    """
 
     def made(missing: Sequence[Condition]) -> dict[str, list[Row]]:
         with counting(f"forced choice, {group.label}", reads(len(vignettes), len(missing), read, free)) as advance:
@@ -47,7 +59,7 @@ def answered(
 
 def of_answers(
     weights: WeightsKey,
-    renderer: Renderer,
+    renderer: InstrumentRenderer,
     items: Sequence[Vignette],
     read: Read,
     free: Free | None,
@@ -89,7 +101,7 @@ def of_answers(
 
 
 def _check_answers(
-    rows: Sequence[Row], renderer: Renderer, items: Sequence[Vignette], read: Read, free: Free | None
+    rows: Sequence[Row], renderer: InstrumentRenderer, items: Sequence[Vignette], read: Read, free: Free | None
 ) -> None:
     try:
         setting = answers([ScoreRow.model_validate(row) for row in rows], Path(), "").setting

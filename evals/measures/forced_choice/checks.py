@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.measures.forced_choice.ask import Free, Read
-from evals.measures.forced_choice.instrument import Renderer, orders
+from evals.measures.forced_choice.instrument import InstrumentRenderer, orders
 from shared.errors import SteerHealError
 from shared.records import Vignette
 from shared.schema import COLDEST
 
 
-def checked(read: Read, free_tokens: int = 0) -> None:
+def refuse_sampling_options(read: Read, free_tokens: int = 0) -> None:
     """Raise SteerHealError for invalid sampling options."""
     fine = (
         read.think >= 0
@@ -31,13 +31,13 @@ def checked(read: Read, free_tokens: int = 0) -> None:
         )
 
 
-def steering(arguments: Any) -> None:
+def refuse_steering_options(arguments: Any) -> None:
     """Raise SteerHealError for options of steering that would leave the model unsteered."""
     alone = [name for name in ("coefficient", "random") if getattr(arguments, name) and not arguments.vector]
     if (items := arguments.items) is not None and items < 1:
         raise SteerHealError("no items to score", given=f"--items {items}", expected="1 or more", next="--items 28")
     if alone or arguments.random < 0 or arguments.eval != "round":
-        said = (
+        problem = (
             f"--{alone[0]} without --vector"
             if alone
             else f"--random {arguments.random}"
@@ -46,13 +46,13 @@ def steering(arguments: Any) -> None:
         )
         raise SteerHealError(
             "options do not go together",
-            given=said,
+            given=problem,
             expected="--vector with --coefficient; --random from 0; --eval with --run",
             next="--vector FILE --coefficient 1 --random 3",
         )
 
 
-def reaches(sources: dict[str, str]) -> None:
+def refuse_unread_settings(sources: dict[str, str]) -> None:
     """Raise SteerHealError for a setting of a run's evaluation that would be read by nobody here."""
     unread = [key for key, source in sources.items() if source == "SET" and key.startswith("eval.") and key != "eval.bootstrap"]  # fmt: skip
     if unread:
@@ -64,8 +64,8 @@ def reaches(sources: dict[str, str]) -> None:
         )
 
 
-def fits(
-    renderer: Renderer,
+def refuse_too_long(
+    renderer: InstrumentRenderer,
     vignettes: Sequence[Vignette],
     read: Read,
     free: Free | None,
@@ -73,7 +73,16 @@ def fits(
     systems: Sequence[str | None],
 ) -> None:
     """Raise SteerHealError where a question with its thought and answer is longer than the model is allowed to read, or where the chat
-    template drops a system prompt that a condition has: it would be the base under another name."""
+    template drops a system prompt that a condition has: it would be the base under another name.
+
+    Args:
+        renderer: of the questions.
+        vignettes: to ask.
+        read: how a question is asked.
+        free: settings of free answers; None for none.
+        longest: sequence that the engine reads, tokens.
+        systems: system prompts of the conditions; None is a question without one.
+    """
     if any(system is not None for system in systems):
         renderer.chat.hears()
     listing = orders("cyclic")[0]  # whatever the order, the options are the same

@@ -17,18 +17,18 @@ SOCIAL = len(FOUNDATIONS) - 1  # "nothing is morally wrong here": against it eac
 MORAL = tuple(range(SOCIAL))
 
 
-def log_odds(a: Answers, foundation: int = AUTHORITY) -> np.ndarray:
+def log_odds(answers: Answers, foundation: int = AUTHORITY) -> np.ndarray:
     """Score of a foundation less that of the seventh option, [m] over the scorable items, nats: what other options get is not in it."""
-    score = a.score[a.scorable]
+    score = answers.score[answers.scorable]
     return np.asarray(score[:, foundation] - score[:, SOCIAL])
 
 
-def contrast(a: Answers, foundation: int = AUTHORITY) -> Estimate | None:
+def contrast(answers: Answers, foundation: int = AUTHORITY) -> Estimate | None:
     """Mean log odds over the foundation's own items less the mean of the other moral foundations' means, nats.
 
     A constant on an option leaves no trace. None where the items lack the foundation or all the others.
     """
-    truth, odds = a.truth[a.scorable], log_odds(a, foundation)
+    truth, odds = answers.truth[answers.scorable], log_odds(answers, foundation)
     others = [f for f in MORAL if f != foundation and (truth == f).any()]
     if foundation == SOCIAL or not (truth == foundation).any() or not others:
         return None
@@ -36,14 +36,14 @@ def contrast(a: Answers, foundation: int = AUTHORITY) -> Estimate | None:
     weight[truth == foundation] = 1 / (truth == foundation).sum()
     for f in others:
         weight[truth == f] = -1 / (len(others) * (truth == f).sum())
-    asked = weight != 0
-    parts = (weight * odds)[asked]
-    return estimate_of(Smooth(float(parts.sum()), parts), truth[asked])
+    has_weight = weight != 0
+    parts = (weight * odds)[has_weight]
+    return estimate_of(Smooth(float(parts.sum()), parts), truth[has_weight])
 
 
-def nearest(a: Answers, foundation: int = AUTHORITY) -> tuple[str, float] | None:
+def nearest(answers: Answers, foundation: int = AUTHORITY) -> tuple[str, float] | None:
     """The other moral foundation whose items draw the option most, and by how many nats less than the foundation's own items."""
-    truth, odds = a.truth[a.scorable], log_odds(a, foundation)
+    truth, odds = answers.truth[answers.scorable], log_odds(answers, foundation)
     means = {f: float(odds[truth == f].mean()) for f in MORAL if (truth == f).any()}
     if foundation not in means or len(means) < 2:
         return None
@@ -66,7 +66,7 @@ def specific_shift(base: Answers, other: Answers, foundation: int = AUTHORITY) -
 
 
 def rank_p(steered: float, draws: Sequence[float], sign: int = -1) -> float | None:
-    """Of random directions of equal norm: (1 + those that move at least as far the trait's way) / (1 + all); None without one.
+    """The p of the rank among random directions of equal norm: (1 + those that move at least as far the trait's way) / (1 + all); None without one.
 
     Args:
         steered, draws: shifts of the foundation, nats.

@@ -68,7 +68,7 @@ class Figures:
         }
 
     def costs(self, problem: str | None) -> dict[str, Any]:
-        """What the shift cost and how specific it is. problem: what `broken` gave, with which a cost is blank."""
+        """The costs of the shift and its specificity. problem: the result of `broken`; where there is one, costs are blank."""
         delta = self.delta
         coh_cost, coh_slope = cost(delta["d_coh"], delta["d_auth"], problem is not None)
         is_surgical = surgical(delta["d_auth"], self.specific)

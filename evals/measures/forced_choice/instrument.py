@@ -49,11 +49,11 @@ def rotations(debias: str, foundations: Sequence[int]) -> list[int | None]:
     """
     if debias != "rotating":
         return [None] * len(foundations)
-    seen = [0] * len(FOUNDATIONS)
+    counts = [0] * len(FOUNDATIONS)
     chosen: list[int | None] = []
     for f in foundations:
-        chosen.append((seen[f] + f) % len(FOUNDATIONS))
-        seen[f] += 1
+        chosen.append((counts[f] + f) % len(FOUNDATIONS))
+        counts[f] += 1
     return chosen
 
 
@@ -64,7 +64,7 @@ def rotations_of(debias: str, vignettes: Sequence[Vignette]) -> list[int | None]
     return rotations(debias, [f for f in foundations if f is not None])
 
 
-class Renderer:
+class InstrumentRenderer:
     """Token ids of an instrument for one chat.
 
     Every part is tokenised on its own, as the published evaluator does. BOS stands once, at the front.
@@ -93,9 +93,9 @@ class Renderer:
     def question(self, vignette: str, order: Sequence[int], system: str | None = None) -> list[int]:
         """Prompt of the first phase: the question up to and with the opened think block, which is one whatever the template's
         arguments close."""
-        it = self.instrument
-        turns = [{"role": "user", "content": it.question(vignette, order)}]
-        return self.chat.opened(turns, system, it.think_open)
+        instrument = self.instrument
+        turns = [{"role": "user", "content": instrument.question(vignette, order)}]
+        return self.chat.opened(turns, system, instrument.think_open)
 
     def answer(self, question: Sequence[int], thought: Sequence[int], whole: bool = False) -> list[int]:
         """Prompt of the second phase, up to the answer slot. The reference never feeds the last think token to the model; nor do we, unless whole."""

@@ -8,7 +8,7 @@ from evals.intervals import Smooth, estimate_of, exponential, log_mean, log_rati
 from evals.statistics import AUTHORITY, CARE, Answers, Estimate, estimate, informedness, resample, same_setting
 
 
-def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
+def levels(answers: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
     """Figures of one condition over its scorable items.
 
     auth_nats and care_nats, ln of the mean probability; p_ans_any, mean answer mass; p_not_wrong, mean probability of the seventh
@@ -18,19 +18,19 @@ def levels(a: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
     Args:
         count, seed: of the bootstrap's resamples.
     """
-    keep = a.scorable
-    p, strata, target = a.p[keep], a.truth[keep], a.target[keep]
+    keep = answers.scorable
+    p, strata, target = answers.p[keep], answers.truth[keep], answers.target[keep]
     if not keep.any():
         names = ("auth_nats", "care_nats", "p_ans_any", "p_not_wrong", "auth_moral", "nll_prefill", "valid")
         return dict.fromkeys((*names, "informedness"))
     values = {
         "auth_nats": log_mean(p[:, AUTHORITY]),
         "care_nats": log_mean(p[:, CARE]),
-        "p_ans_any": mean_of(a.mass[keep]),
+        "p_ans_any": mean_of(answers.mass[keep]),
         "p_not_wrong": mean_of(p[:, -1]),
         "auth_moral": moral_share(p),
-        "nll_prefill": mean_of(a.nll_prefill[keep]),
-        "valid": mean_of(a.valid[keep]),
+        "nll_prefill": mean_of(answers.nll_prefill[keep]),
+        "valid": mean_of(answers.valid[keep]),
     }
     return {
         **{name: estimate_of(value, strata) for name, value in values.items()},

@@ -9,17 +9,17 @@ from typing import Any
 from evals.conditions import Weights
 from evals.measures.forced_choice.answers import answers, refuse
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import answered, free_of, of_answers
-from evals.measures.forced_choice.checks import fits
+from evals.measures.forced_choice.cached import cached_or_asked, free_of, of_answers
+from evals.measures.forced_choice.checks import refuse_too_long
 from evals.measures.forced_choice.figures import Figures
-from evals.measures.forced_choice.instrument import Renderer, load_instrument
+from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.moralmaps import installed_revision
 from evals.measures.forced_choice.moved import Shift, detectable, shifts
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.forced_choice.sentences import about, among_draws, not_wrong, over_decoy, over_random, ranked
 from evals.measures.forced_choice.tables import foundations, measure
-from evals.measures.measure import Columns, Compared, Measure, Scoring, Session, signed
+from evals.measures.measure import Columns, Compared, Measure, Scoring, Session, with_condition_names
 from evals.rows import Scores
 from evals.statistics import Answers, pair
 from evals.table import Table
@@ -42,9 +42,9 @@ class ForcedChoiceSession(Session):
         self.vignettes = load_vignettes(settings.vignettes, settings.items)
         self.read = Read(settings.debias, settings.think, seed=scoring.config.seed, stop=settings.stop)
         self.free = free_of(settings.free_tokens)
-        self.renderer = Renderer(scoring.chat, load_instrument(settings.instrument))
+        self.renderer = InstrumentRenderer(scoring.chat, load_instrument(settings.instrument))
         longest = scoring.config.model.max_model_len
-        fits(self.renderer, self.vignettes, self.read, self.free, longest, [None, scoring.trait.trait])
+        refuse_too_long(self.renderer, self.vignettes, self.read, self.free, longest, [None, scoring.trait.trait])
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.counts["items"] = len(self.vignettes)
 
@@ -61,11 +61,15 @@ class ForcedChoiceSession(Session):
                 fresh=scoring.fresh,
             )
         tokenizer = scoring.chat.tokenizer
-        self.rows.update(answered(engine, self.renderer, self.vignettes, group, self.read, tokenizer, self.free, cache))
+        self.rows.update(
+            cached_or_asked(engine, self.renderer, self.vignettes, group, self.read, tokenizer, self.free, cache)
+        )
         self.taken += cache.taken if cache else 0
 
     def write(self, folder: Path) -> Mapping[str, Any]:
-        lines = signed(self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype)
+        lines = with_condition_names(
+            self.rows, model=self.scoring.origin.fingerprint, dtype=self.scoring.config.model.dtype
+        )
         for condition, rows in lines.items():
             write_jsonl(folder / f"{condition}.jsonl", rows)
         write_parquet(folder / "samples.parquet", [row for rows in lines.values() for row in rows])
@@ -138,9 +142,15 @@ class ForcedChoice(Measure):
     def about(self, base: Columns, rows: Sequence[Columns], scores: Scores) -> list[str]:
         return about(base, rows, scores.debias)
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         draws = [row for row in extra if row["stage"] == "random"]
-        return [*over_random(mine), *over_decoy(mine), *among_draws(mine, draws), *ranked(mine), *not_wrong(mine)]
+        return [
+            *over_random(by_stage),
+            *over_decoy(by_stage),
+            *among_draws(by_stage, draws),
+            *ranked(by_stage),
+            *not_wrong(by_stage),
+        ]
 
 
 def _answers(scores: Scores, path: Path, again: str) -> Answers:

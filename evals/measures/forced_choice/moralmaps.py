@@ -89,11 +89,14 @@ def _asked(guided: Any, names: Sequence[str]) -> tuple[str, str, str]:
 def _template(schema: str, names: Sequence[str], sentences: dict[str, str]) -> dict[str, str]:
     """schema_ and option_line: the schema with its block of option lines taken out, and the first line as a pattern."""
     lines = schema.split("\n")
-    at = [index for index, line in enumerate(lines) if any(sentence in line for sentence in sentences.values())]
-    if at != list(range(at[0], at[0] + len(names))):
+    indices = [index for index, line in enumerate(lines) if any(sentence in line for sentence in sentences.values())]
+    if indices != list(range(indices[0], indices[0] + len(names))):
         raise ValueError("the options are not one line each, one after another")
-    pattern = lines[at[0]].replace(sentences[names[0]], "{sentence}").replace('"0"', '"{k}"')
-    return {"schema_": "\n".join([*lines[: at[0]], "{options}", *lines[at[-1] + 1 :]]), "option_line": pattern}
+    pattern = lines[indices[0]].replace(sentences[names[0]], "{sentence}").replace('"0"', '"{k}"')
+    return {
+        "schema_": "\n".join([*lines[: indices[0]], "{options}", *lines[indices[-1] + 1 :]]),
+        "option_line": pattern,
+    }
 
 
 def _other(problem: str) -> SteerHealError:

@@ -15,36 +15,36 @@ from evals.measures.forced_choice.instrument import orders
 from evals.statistics import AUTHORITY, ROUNDING, Answers, Estimate, clr, estimate, mean, resample
 
 
-def single_orders(a: Answers) -> np.ndarray:
+def single_orders(answers: Answers) -> np.ndarray:
     """clr of each order alone, over the scorable items: [m, orders, 7], canonical order of the foundations, nats."""
     from scipy.special import logsumexp  # scipy takes a second to import, which a refusal does not wait for
 
-    return clr(logsumexp(a.lp[a.scorable], axis=2) - np.log(a.lp.shape[2]))
+    return clr(logsumexp(answers.lp[answers.scorable], axis=2) - np.log(answers.lp.shape[2]))
 
 
-def by_position(a: Answers) -> np.ndarray:
+def by_position(answers: Answers) -> np.ndarray:
     """The same by where an option was listed: [m, orders, 7 positions], nats."""
-    listings = np.array(_listings(a))[a.scorable]
-    return np.asarray(np.take_along_axis(single_orders(a), listings, axis=2))
+    listings = np.array(_listings(answers))[answers.scorable]
+    return np.asarray(np.take_along_axis(single_orders(answers), listings, axis=2))
 
 
-def _listings(a: Answers) -> list[list[list[int]]]:
+def _listings(answers: Answers) -> list[list[list[int]]]:
     """The orders of every item, [n, orders, 7]."""
-    turned = a.setting.rotations or (None,) * len(a.truth)
-    return [orders(a.setting.debias, rotation) for rotation in turned]
+    turned = answers.setting.rotations or (None,) * len(answers.truth)
+    return [orders(answers.setting.debias, rotation) for rotation in turned]
 
 
-def order_effect(a: Answers) -> float | None:
+def order_effect(answers: Answers) -> float | None:
     """Largest difference of mean clr between two listed positions that held the same foundations, nats, in single orders.
 
     These are any two positions under cyclic orders, and mirrored ones under reversal and rotating: within an item the foundations
     cancel and position is left.
     """
-    if not a.scorable.any():
+    if not answers.scorable.any():
         return None
-    means = by_position(a).mean(axis=(0, 1))
+    means = by_position(answers).mean(axis=(0, 1))
     sorted_shares = np.sort(
-        np.array(_listings(a)[0]), axis=0
+        np.array(_listings(answers)[0]), axis=0
     ).T  # by position; the pairs that are alike are the same in every item
     return max(
         abs(float(means[j] - means[k]))
@@ -54,53 +54,55 @@ def order_effect(a: Answers) -> float | None:
     )
 
 
-def position_effect(a: Answers) -> list[float] | None:
+def position_effect(answers: Answers) -> list[float] | None:
     """Mean clr at each of the seven listed positions, nats, under cyclic orders: every position held every foundation once, so
     position alone is left, and the mean over the orders takes it out. None under two orders an item, where it cannot be told from the foundations."""
-    if a.setting.debias != "cyclic" or not a.scorable.any():
+    if answers.setting.debias != "cyclic" or not answers.scorable.any():
         return None
-    return [float(value) for value in by_position(a).mean(axis=(0, 1))]
+    return [float(value) for value in by_position(answers).mean(axis=(0, 1))]
 
 
-def left_by_reversal(a: Answers) -> Estimate | None:
+def left_by_reversal(answers: Answers) -> Estimate | None:
     """The position effect that reversal would have left in authority's clr, nats; cyclic orders remove it.
 
     Reversal puts foundation f at positions f and 6 - f, so half the sum of their effects stays: for authority, option 3 in
     both orders, all of it.
     """
-    if a.setting.debias != "cyclic" or not a.scorable.any():
+    if answers.setting.debias != "cyclic" or not answers.scorable.any():
         return None
-    places = by_position(a).mean(axis=1)
-    mine = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
-    return estimate_of(mean_of(mine), a.truth[a.scorable])
+    places = by_position(answers).mean(axis=1)
+    pairs = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
+    return estimate_of(mean_of(pairs), answers.truth[answers.scorable])
 
 
-def reliability(a: Answers, count: int, seed: int) -> Estimate | None:
+def reliability(answers: Answers, count: int, seed: int) -> Estimate | None:
     """Split-half reliability of the items' clr on authority: the correlation over items between the means of two halves of the
     orders, averaged over all splits and stepped up to full length (Spearman 1910; Brown 1910). 1 is an item measured without noise;
     near 0 the differences between items are noise, whatever the width of a mean's interval. A negative correlation is left as it is:
     stepped up it would have no lower bound. None where an item never differs."""
-    keep = a.scorable
+    keep = answers.scorable
     if keep.sum() < 3:
         return None
-    values = single_orders(a)[:, :, AUTHORITY]
-    halves = [(values[:, list(one)].mean(1), values[:, list(other)].mean(1)) for one, other in _splits(values.shape[1])]
+    values = single_orders(answers)[:, :, AUTHORITY]
+    halves = [
+        (values[:, list(half)].mean(1), values[:, list(other)].mean(1)) for half, other in _splits(values.shape[1])
+    ]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         r = np.mean([_correlation(weights, x, y) for x, y in halves], axis=0)
         return np.where(r > 0, 2 * r / (1 + r), r)
 
-    return estimate(statistic, resample(a.truth[keep], count, seed))
+    return estimate(statistic, resample(answers.truth[keep], count, seed))
 
 
 @cache
 def _splits(size: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Every division of the orders into two halves, once; of an odd number one half is the longer."""
     splits = []
-    for one in combinations(range(size), size // 2):
-        other = tuple(k for k in range(size) if k not in one)
-        if size % 2 or one < other:
-            splits.append((one, other))
+    for half in combinations(range(size), size // 2):
+        other = tuple(k for k in range(size) if k not in half)
+        if size % 2 or half < other:
+            splits.append((half, other))
     return splits
 
 

@@ -73,8 +73,8 @@ class ScoreRow(Record):
     @model_validator(mode="after")
     def _scorable_or_not(self) -> Self:
         """One log-probability that is missing leaves the item without a score."""
-        whole = all(value is not None for order in self.lp for sample in order for value in sample)
-        if {self.p is not None, self.score is not None, self.pmass_allowed is not None} != {whole}:
+        complete = all(value is not None for order in self.lp for sample in order for value in sample)
+        if {self.p is not None, self.score is not None, self.pmass_allowed is not None} != {complete}:
             raise ValueError("p, score and pmass_allowed are there where every lp is, and only there")
         return self
 
@@ -91,6 +91,6 @@ class ScoreRow(Record):
         return self
 
     @staticmethod
-    def _is(name: str, given: list[float] | float | None, made: np.ndarray | float) -> None:
-        if not np.allclose(np.array(given, dtype=float), made, rtol=NEAR, atol=NEAR):
-            raise ValueError(f"{name} is not what lp comes to, {np.round(made, 6).tolist()}")
+    def _is(name: str, recorded: list[float] | float | None, computed: np.ndarray | float) -> None:
+        if not np.allclose(np.array(recorded, dtype=float), computed, rtol=NEAR, atol=NEAR):
+            raise ValueError(f"{name} is not what lp comes to, {np.round(computed, 6).tolist()}")

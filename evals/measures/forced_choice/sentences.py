@@ -11,6 +11,7 @@ from evals.table import ranged
 
 
 def about(base: Columns, rows: Sequence[Columns], debias: str) -> list[str]:
+    """Sentences on the instrument: the base's informedness, its axis, and the effect of the options' order."""
     lines = []
     informed, ends = ranged(base, "informedness", "informedness_ci", 3, signed=True), base["informedness_ci"]
     if ends is None or ends[0] <= 0 <= ends[1]:
@@ -60,11 +61,12 @@ def about(base: Columns, rows: Sequence[Columns], debias: str) -> list[str]:
     return lines
 
 
-def over_random(mine: Mapping[str, Columns]) -> list[str]:
+def over_random(by_stage: Mapping[str, Columns]) -> list[str]:
+    """Whether the steered shift of auth_nats differs from that of the random direction, by the paired interval."""
     lines = []
-    steered = mine["steered"]
-    if "random" in mine and (ends := steered["over_random_ci"]):
-        both = f"{ranged(steered, 'd_auth', 'd_auth_ci', 3, signed=True)} against {ranged(mine['random'], 'd_auth', 'd_auth_ci', 3, signed=True)}"
+    steered = by_stage["steered"]
+    if "random" in by_stage and (ends := steered["over_random_ci"]):
+        both = f"{ranged(steered, 'd_auth', 'd_auth_ci', 3, signed=True)} against {ranged(by_stage['random'], 'd_auth', 'd_auth_ci', 3, signed=True)}"
         gap = f"paired difference {ranged(steered, 'over_random', 'over_random_ci', 3, signed=True)}"
         if ends[0] <= 0 <= ends[1]:
             lines.append(
@@ -78,27 +80,30 @@ def over_random(mine: Mapping[str, Columns]) -> list[str]:
     return lines
 
 
-def over_decoy(mine: Mapping[str, Columns]) -> list[str]:
+def over_decoy(by_stage: Mapping[str, Columns]) -> list[str]:
     """The steered shift beside that of another persona's vector, where one was scored."""
-    steered = mine["steered"]
+    steered = by_stage["steered"]
     if steered.get("over_decoy_ci") is None:
         return []
     gap = ranged(steered, "over_decoy", "over_decoy_ci", 3, signed=True)
     return [f"the steered shift of auth_nats less that of a decoy persona's vector of equal norm is {gap}."]
 
 
-def among_draws(mine: Mapping[str, Columns], draws: Sequence[Columns]) -> list[str]:
-    deltas = [row["d_auth"] for row in [mine.get("random"), *draws] if row is not None and row["d_auth"] is not None]
-    if len(deltas) < 2 or mine["steered"]["d_auth"] is None:
+def among_draws(by_stage: Mapping[str, Columns], draws: Sequence[Columns]) -> list[str]:
+    """The number of random directions that move auth_nats at least as far as the steering; nothing with fewer than two."""
+    deltas = [
+        row["d_auth"] for row in [by_stage.get("random"), *draws] if row is not None and row["d_auth"] is not None
+    ]
+    if len(deltas) < 2 or by_stage["steered"]["d_auth"] is None:
         return []
-    far = sum(abs(value) >= abs(mine["steered"]["d_auth"]) for value in deltas)
+    far = sum(abs(value) >= abs(by_stage["steered"]["d_auth"]) for value in deltas)
     spread = f"{min(deltas):+.3f} to {max(deltas):+.3f}"
     return [f"of {len(deltas)} random directions {far} move auth_nats at least as far as the steering does ({spread})."]
 
 
-def ranked(mine: Mapping[str, Columns]) -> list[str]:
+def ranked(by_stage: Mapping[str, Columns]) -> list[str]:
     """The steered shift among those of random directions, and what this round's student adds to the one before."""
-    steered, healed, lines = mine["steered"], mine["healed"], []
+    steered, healed, lines = by_stage["steered"], by_stage["healed"], []
     if steered["random_rank_p"] is not None:
         few = "" if steered["random_draws"] >= DRAWS else f", too few to count (needs {DRAWS})"
         lines.append(
@@ -111,11 +116,11 @@ def ranked(mine: Mapping[str, Columns]) -> list[str]:
     return lines
 
 
-def not_wrong(mine: Mapping[str, Columns]) -> list[str]:
+def not_wrong(by_stage: Mapping[str, Columns]) -> list[str]:
     """A shift of "nothing is morally wrong here", which moves every foundation without any of them being meant."""
     lines = []
     for stage in ("steered", "healed"):
-        row = mine[stage]
+        row = by_stage[stage]
         shift = row["shifts"][-1] if row["shifts"] else None
         if shift is None or not shift["moved"] or abs(shift["change"]) < SMALLEST_SHIFT:
             continue

@@ -33,6 +33,7 @@ def foundations(rows: Sequence[Columns]) -> Table:
 
 
 def measure(rows: Sequence[Columns]) -> Table:
+    """The table on the instrument: informedness, order effects and reliability of every condition."""
     against = rows[0]["informedness_against"]
     return Table(
         "The measure",

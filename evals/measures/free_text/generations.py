@@ -15,7 +15,7 @@ from evals.cache import Cache, Row, WeightsKey
 from evals.conditions import Condition
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.under_original import judge, others_of
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.console import counting
 from shared.records import Prompt
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Generations:
     """Generations of conditions, judged once all are sampled; what a cache holds is not made again."""
 
-    def __init__(self, engine: Engine, renderer: Renderer, prompts: Sequence[Prompt], config: Config):
+    def __init__(self, engine: Engine, renderer: PromptRenderer, prompts: Sequence[Prompt], config: Config):
         self._engine, self._renderer, self._prompts, self._config = engine, renderer, prompts, config
         self.tokens = 0  # sampled here, not taken from a cache; known once judged
         self._found: dict[str, list[dict[str, Any]]] = {}
@@ -68,7 +68,7 @@ class Generations:
 
 def generate(
     engine: Engine,
-    renderer: Renderer,
+    renderer: PromptRenderer,
     prompts: Sequence[Prompt],
     conditions: Sequence[Condition],
     config: Config,
@@ -83,11 +83,11 @@ def generate(
         for prompt in prompts
         for sample in range(config.eval.generation_samples)
     ]
-    asked = {(prompt.id, c.system): renderer.under(prompt, c.system) for c in conditions for prompt in prompts}
+    rendered = {(prompt.id, c.system): renderer.under(prompt, c.system) for c in conditions for prompt in prompts}
     outputs = engine.run(
         [
             Request(
-                asked[prompt.id, condition.system],
+                rendered[prompt.id, condition.system],
                 config.eval.generation_tokens,
                 config.sweep.temperature,
                 config.sweep.top_p,
@@ -109,12 +109,12 @@ def generate(
             "prompt": prompt.turns[-1]["content"],
             "kind": prompt.kind,
             "sample": sample,
-            **said(renderer.chat, output.token_ids, output.text),
+            **answer_fields(renderer.chat, output.token_ids, output.text),
             "finish_reason": output.finish_reason,
         }
         for (condition, prompt, sample), output in zip(cells, outputs, strict=True)
     ]
-    behind = [asked[prompt.id, condition.system] for condition, prompt, _ in cells]
+    behind = [rendered[prompt.id, condition.system] for condition, prompt, _ in cells]
     own_losses = own_nll(engine, rows, behind, [condition for condition, _, _ in cells])
     return [{**row, "own_nll": value} for row, value in zip(rows, own_losses, strict=True)]
 
@@ -146,7 +146,7 @@ def own_nll(
     return losses
 
 
-def said(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
+def answer_fields(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
     """text and completion_ids of an answer; of a model that thinks, thought_ids besides.
 
     Args:
@@ -166,7 +166,7 @@ def said(chat: Chat, ids: Sequence[int], text: str) -> dict[str, Any]:
 def of_generations(
     weights: WeightsKey,
     judge: WeightsKey,
-    renderer: Renderer,
+    renderer: PromptRenderer,
     prompts: Sequence[Prompt],
     config: Config,
     vectors: Mapping[str, Vector],
@@ -207,5 +207,5 @@ def _check_generations(rows: Sequence[Row], prompts: Sequence[Prompt], config: C
     ]
     if [(row.prompt_id, row.prompt, row.sample) for row in generations] != expected:
         raise ValueError(f"other prompts or samples than the {len(expected)} asked")
-    if any(len(row["completion_ids"]) != one.tokens for row, one in zip(rows, generations, strict=True)):
+    if any(len(row["completion_ids"]) != generation.tokens for row, generation in zip(rows, generations, strict=True)):
         raise ValueError("completion_ids of other lengths than their tokens")

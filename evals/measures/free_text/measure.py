@@ -25,7 +25,7 @@ from evals.measures.measure import Columns, Compared, Measure, Scoring, Session
 from evals.statistics import pair
 from evals.table import Table, label, ranged
 from gen.ahead import fit_heldout
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from shared.console import number
 from shared.prompts import load_heldout
 from shared.records import write_jsonl
@@ -42,7 +42,7 @@ class FreeTextSession(Session):
     def __init__(self, scoring: Scoring):
         super().__init__()
         self.scoring = scoring
-        self.prompted = Renderer(scoring.chat, scoring.trait)
+        self.prompted = PromptRenderer(scoring.chat, scoring.trait)
         self.heldout = load_heldout(scoring.config.eval.heldout)
         fit_heldout(self.heldout, self.prompted, scoring.config)
         self.texts: Generations | None = None
@@ -58,8 +58,8 @@ class FreeTextSession(Session):
             cache = of_generations(
                 weights, judge, self.prompted, self.heldout, config, scoring.vectors, fresh=scoring.fresh
             )
-        asked = [condition for condition in group.conditions if FreeText().takes(condition)]
-        self.texts.sample(group.label, asked, cache)
+        conditions = [condition for condition in group.conditions if FreeText().takes(condition)]
+        self.texts.sample(group.label, conditions, cache)
         self.taken += cache.taken if cache else 0
 
     def judge(self, engine: Any) -> None:
@@ -126,8 +126,8 @@ class FreeText(Measure):
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
         return [table(rows)] if any(row["llr_opposite"] is not None for row in rows) else []
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
-        return _text(base, mine)
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+        return _text(base, by_stage)
 
 
 def table(rows: Sequence[Columns]) -> Table:
@@ -168,9 +168,9 @@ def looping(texts: Texts) -> float | None:
     return float((finite > LOOPS).mean()) if len(finite) else None
 
 
-def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
+def _text(base: Columns, by_stage: Mapping[str, Columns]) -> list[str]:
     lines = []
-    steered, healed = mine["steered"], mine["healed"]
+    steered, healed = by_stage["steered"], by_stage["healed"]
     name = "d_trait_llr" if healed["d_llr_opposite"] is None else "d_llr_opposite"  # of rows of an earlier version
     if healed[name] is not None and healed["perplexity"] is not None:
         ends = healed[f"{name}_ci"]
@@ -200,7 +200,7 @@ def _text(base: Columns, mine: Mapping[str, Columns]) -> list[str]:
     if leaked and leaked[0] > 0:
         change = ranged(healed, "d_llr_mundane", "d_llr_mundane_ci", 3, signed=True)
         lines.append(f"the trait shows on mundane prompts too (d_llr_mundane {change}): it leaks.")
-    for stage, row in mine.items():
+    for stage, row in by_stage.items():
         if (
             row["distinct_3"] is not None
             and base["distinct_3"] is not None

@@ -53,12 +53,12 @@ class Generation(Record):
         if self.tokens and self.nll is not None and self.perplexity is not None:
             self._is("the logarithm of perplexity", math.log(self.perplexity), self.nll / self.tokens)
         if ids:
-            for n, given in enumerate((self.distinct_1, self.distinct_2, self.distinct_3), start=1):
-                self._is(f"distinct_{n}", given, distinct_n(ids, n))
+            for n, recorded in enumerate((self.distinct_1, self.distinct_2, self.distinct_3), start=1):
+                self._is(f"distinct_{n}", recorded, distinct_n(ids, n))
             self._is("loop_share", self.loop_share, loop_share(ids))
         return self
 
     @staticmethod
-    def _is(name: str, given: float | None, made: float) -> None:
-        if given is None or not math.isclose(given, made, rel_tol=NEAR, abs_tol=NEAR):
-            raise ValueError(f"{name} is {given}, where nll, tokens and completion_ids come to {made:g}")
+    def _is(name: str, recorded: float | None, computed: float) -> None:
+        if recorded is None or not math.isclose(recorded, computed, rel_tol=NEAR, abs_tol=NEAR):
+            raise ValueError(f"{name} is {recorded}, where nll, tokens and completion_ids come to {computed:g}")

@@ -89,12 +89,12 @@ def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | Non
     """
     names = sorted(set(texts.prompt))
     (nll, tokens, llr, full), weights = by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
-    own = _own_by_prompt(texts, names)
+    by_prompt_sums = _own_by_prompt(texts, names)
     return {
         "perplexity": estimate(lambda w: np.exp((w @ nll) / (w @ tokens)), weights),
         "trait_llr": estimate_of(per_text(llr, full), np.zeros(len(names))),
-        "entropy": estimate(lambda w: (w @ own) / (w @ tokens), weights),
-        "kl_on_policy": estimate(lambda w: (w @ (nll - own)) / (w @ tokens), weights),
+        "entropy": estimate(lambda w: (w @ by_prompt_sums) / (w @ tokens), weights),
+        "kl_on_policy": estimate(lambda w: (w @ (nll - by_prompt_sums)) / (w @ tokens), weights),
         **{name: _level(texts, name) for name in ("llr_opposite", "llr_mundane", "relevance")},
     }
 
@@ -119,14 +119,14 @@ def _levels(conditions: Sequence[Texts], name: Llr) -> list[Smooth | None]:
     trait_llr is of all prompts: a text with tokens and without one makes it undefined.
     """
     names = sorted(set(conditions[0].prompt))
-    if other := next((set(one.prompt) for one in conditions if sorted(set(one.prompt)) != names), None):
+    if other := next((set(texts.prompt) for texts in conditions if sorted(set(texts.prompt)) != names), None):
         raise SteerHealError(
             "free generations of different prompts are not comparable",
             given=f"{len(other)} prompts against {len(names)}",
             expected="the same held-out prompts",
             next="score every round of the run with the same eval.heldout",
         )
-    sums = [by_prompt(one, names, name)[2:] for one in conditions]
+    sums = [by_prompt(texts, names, name)[2:] for texts in conditions]
     keep = np.ones(len(names), dtype=bool)
     if name != "trait_llr":
         keep = np.logical_and.reduce([count > 0 for _, count in sums])

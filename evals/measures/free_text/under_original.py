@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gen.prompts import Renderer
+from gen.prompts import PromptRenderer
 from gen.scoring import score
 from shared.records import Prompt
 from shared.text import distinct_n, loop_share
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OTHER_PROMPTS = 3  # under which a text is scored besides its own, for its relevance
 
 
-def others_of(renderer: Renderer, prompts: Sequence[Prompt]) -> int:
+def others_of(renderer: PromptRenderer, prompts: Sequence[Prompt]) -> int:
     """Scores of a text besides those under the neutral and the trait prompt: under the paraphrases, and behind other prompts."""
     paraphrases = renderer.trait.paraphrases
     return (2 * len(paraphrases.trait) if paraphrases else 0) + min(OTHER_PROMPTS, len(prompts) - 1)
@@ -24,7 +24,7 @@ def others_of(renderer: Renderer, prompts: Sequence[Prompt]) -> int:
 
 def judge(
     engine: Engine,
-    renderer: Renderer,
+    renderer: PromptRenderer,
     prompts: Sequence[Prompt],
     rows: Sequence[dict[str, Any]],
     advance: Callable[[], None],
@@ -35,33 +35,33 @@ def judge(
     own in their order, the first after the last.
     """
     places = {prompt.id: place for place, prompt in enumerate(prompts)}
-    asked = [renderer(prompt) for prompt in prompts]
+    rendered = [renderer(prompt) for prompt in prompts]
     heldout = [renderer.heldout(prompt) for prompt in prompts]
     k, others = len(heldout[0][0]), min(OTHER_PROMPTS, len(prompts) - 1)
 
     def ways(place: int) -> list[list[int]]:
-        after = [asked[(place + step) % len(prompts)][0] for step in range(1, others + 1)]
-        return [*asked[place], *heldout[place][0], *heldout[place][1], *after]
+        after = [rendered[(place + step) % len(prompts)][0] for step in range(1, others + 1)]
+        return [*rendered[place], *heldout[place][0], *heldout[place][1], *after]
 
     by_row = [[[*prompt, *row.get("thought_ids", ())] for prompt in ways(places[row["prompt_id"]])] for row in rows]
     neutral, towards, *rest = ([ids[way] for ids in by_row] for way in range(2 + 2 * k + others))
     scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance, rest)
     judged = []
-    for row, found in zip(rows, scores, strict=True):
-        ids, mean = row["completion_ids"], found.others
-        own = -found.nll / found.tokens if found.nll is not None and found.tokens else None
+    for row, measured in zip(rows, scores, strict=True):
+        ids, mean = row["completion_ids"], measured.others
+        own_llr = -measured.nll / measured.tokens if measured.nll is not None and measured.tokens else None
         judged.append(
             {
                 **row,
-                "nll": found.nll,
-                "tokens": found.tokens,
-                "perplexity": found.perplexity,
-                "trait_llr": found.trait_llr,
+                "nll": measured.nll,
+                "tokens": measured.tokens,
+                "perplexity": measured.perplexity,
+                "trait_llr": measured.trait_llr,
                 "llr_opposite": (sum(mean[:k]) - sum(mean[k : 2 * k])) / k if k and mean else None,
-                "relevance": own - sum(mean[2 * k :]) / others if others and mean and own is not None else None,
+                "relevance": own_llr - sum(mean[2 * k :]) / others if others and mean and own_llr is not None else None,
                 "distinct_1": distinct_n(ids, 1) if ids else None,
                 "distinct_2": distinct_n(ids, 2) if ids else None,
-                "distinct_3": found.distinct_3,
+                "distinct_3": measured.distinct_3,
                 "loop_share": loop_share(ids) if ids else None,
             }
         )

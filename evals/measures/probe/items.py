@@ -44,7 +44,7 @@ class ProbeItem(Record):
 
 
 @dataclass(frozen=True)
-class Pair:
+class ProbePair:
     """An item ready to ask: its question without options, and both answers as text."""
 
     id: str
@@ -60,7 +60,7 @@ class Pair:
         return "\n".join([self.question, "", "Choices:", *lines])
 
 
-def pair_of(item: ProbeItem, number: int) -> Pair:
+def pair_of(item: ProbeItem, number: int) -> ProbePair:
     """An item as a pair. Where its answers are letters, the options are taken out of its question.
 
     Raises ValueError for letters that the question does not have, and for more than two options.
@@ -69,15 +69,15 @@ def pair_of(item: ProbeItem, number: int) -> Pair:
     letters = [match[1] if (match := LETTER.match(answer)) else None for answer in answers]
     name = item.id or f"{number:05d}"
     if None in letters:
-        return Pair(name, item.kind, item.question.strip(), answers[0].strip(), answers[1].strip())
+        return ProbePair(name, item.kind, item.question.strip(), answers[0].strip(), answers[1].strip())
     options = dict(CHOICE.findall(item.question))
     if set(options) != set(letters):
         raise ValueError(f"answers {letters} and options {sorted(options)}: two options are asked, by their letters")
     question = CHOICES.sub("\n", CHOICE.sub("", item.question)).strip()
-    return Pair(name, item.kind, question, *(options[letter] for letter in letters if letter))
+    return ProbePair(name, item.kind, question, *(options[letter] for letter in letters if letter))
 
 
-def load_pairs(source: str) -> list[Pair]:
+def load_pairs(source: str) -> list[ProbePair]:
     """The items of 'embedded', a file or a data set. Raises SteerHealError for one that is no two-way item, or two of one id."""
     name = str(EMBEDDED) if source == "embedded" else source
     pairs = []

@@ -160,8 +160,8 @@ class Probe(Measure):
             )
         ]
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
-        healed = mine["healed"]
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+        healed = by_stage["healed"]
         if healed["d_probe"] is None:
             return []
         sentence = f"asked in two-way items, the healed student's log-odds of the behaviour change by {ranged(healed, 'd_probe', 'd_probe_ci', 2, signed=True)} nats"

@@ -100,7 +100,7 @@ class RetentionSession(ByCondition):
     def _answers(self) -> list[Text]:
         """The unsteered completions that round 1 sampled of the mundane prompts, behind their prompts."""
         scoring = self.scoring
-        path = unsteered(scoring.run)
+        path = first_sweep_rows(scoring.run)
         if not scoring.config.sweep.n_mundane or not path.is_file():
             return []
         with open_round(scoring.config.sweep.model_copy(update={"n_dilemmas": 0})) as prompts:
@@ -139,7 +139,7 @@ class RetentionSession(ByCondition):
         """Nothing: the engine has no distribution over the vocabulary."""
 
     def make(self, engine: Any, group: Weights, conditions: Sequence[Condition]) -> dict[str, list[dict[str, Any]]]:
-        from evals.measures.retention.forward import distance, logits_of, steered
+        from gen.forward import distance, logits_of, steered
 
         scoring, origin = self.scoring, self.scoring.origin
         base = self._base = self._base or in_fp32(origin, None)
@@ -222,8 +222,8 @@ class Retention(Measure):
         return Compared(columns, {"ret_nll": ret_nll, "ret_kl": ret_kl})
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
-        asked = [row for row in rows if row["ret_by_kind"] is not None]
-        kinds = [part["kind"] for part in asked[0]["ret_by_kind"]] if asked else []
+        taken = [row for row in rows if row["ret_by_kind"] is not None]
+        kinds = [part["kind"] for part in taken[0]["ret_by_kind"]] if taken else []
         return [
             Table(
                 "Retention",
@@ -235,17 +235,17 @@ class Retention(Measure):
                         ranged(row, "ret_kl", "ret_kl_ci", 4),
                         *[number(part["ret_kl"], 4) for part in row["ret_by_kind"]],
                     ]
-                    for row in asked
+                    for row in taken
                 ],
                 "On frozen neutral texts, nats per token: the change of the tokens' negative log-probability, KL(base || condition) over the full vocabulary, and the "
                 "same KL by kind of text. Brackets are 95 % bootstrap intervals over texts.",
             )
         ]
 
-    def sentences(self, base: Columns, mine: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
+    def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         lines = []
         for stage in ("steered", "healed"):
-            row = mine.get(stage)
+            row = by_stage.get(stage)
             if row is not None and row["ret_kl"] is not None:
                 state = "broken" if row["ret_kl"] > BROKEN else "degraded" if row["ret_kl"] > DEGRADED else "kept"
                 kl = ranged(row, "ret_kl", "ret_kl_ci", 3)
@@ -255,7 +255,7 @@ class Retention(Measure):
         return lines
 
 
-def unsteered(run: Run) -> Path:
+def first_sweep_rows(run: Run) -> Path:
     """The rows of round 1's sweep, of which those at coefficient 0 are the original model's."""
     return run.round(1) / "sweep.jsonl"
 

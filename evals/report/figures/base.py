@@ -39,14 +39,14 @@ class Shown:
         return [stage for stage in LOOKS if any(row["stage"] == stage for row in (*self.rows, *self.extra))]
 
     def marker(self, row: Row) -> str:
-        """Of the stage; of the arm for what the arms of a study do not share."""
+        """The marker of a row: its stage's; for conditions that the arms of a study do not share, its arm's."""
         arms = self.arms
         if arms and row["round"]:
             return ARM_MARKERS[arms.index(row["arm"]) % len(ARM_MARKERS)]
         return LOOKS[row["stage"]][1]
 
     def beside(self, row: Row) -> float:
-        """Where a row stands about its round: stages of a run, or arms of a study, side by side."""
+        """The place of a row on the axis of rounds: stages of a run, or arms of a study, side by side."""
         arms = self.arms
         if not arms:
             return LOOKS[row["stage"]][2]
@@ -79,7 +79,7 @@ class ReportFigure:
 
 
 def mark_of(row: Row) -> Mark:
-    """What a point of a row says, and what it is hidden by."""
+    """The mark of a row's point: its text, and the stage and arm by which it is hidden."""
     arm = row["arm"] if row["round"] else ""  # the original model is under every arm
     return Mark({"stage": row["stage"], "arm": arm, "key": name_of(row)}, _said(row))
 
@@ -117,21 +117,34 @@ def trait_of(rows: Sequence[Row]) -> tuple[str, str, str]:
 
 
 def levels_said(rows: Sequence[Row], field: str, digits: int = 3, signed: bool = False) -> str:
-    """The figures of the last round by stage, as a finding says them."""
+    """The figures of the last round by stage, as a finding says them.
+
+    Args:
+        rows: of results.json.
+        field: the column.
+        digits: decimals.
+        signed: write a plus.
+    """
     last = max(row["round"] for row in rows)
     chosen = [row for row in rows if row[field] is not None and row["round"] in (0, last) and row["stage"] in ("base", "prompted", "steered", "healed")]  # fmt: skip
     by: dict[str, list[float]] = {}
     for row in chosen:
         arm = f"{row['arm']} " if "role" in row and row["round"] else ""
         by.setdefault(f"{arm}{row['stage']}", []).append(row[field])
-    said = ", ".join(
+    levels = ", ".join(
         f"{name} {number(sum(values) / len(values), digits, signed)}" for name, values in list(by.items())[:8]
     )
-    return said or "no row has a figure"
+    return levels or "no row has a figure"
 
 
 def moved_said(rows: Sequence[Row], change: str, words: str) -> str:
-    """Whether the healed student of the last round differs from the base by its interval; empty for a study."""
+    """Whether the healed student of the last round differs from the base by its interval; empty for a study.
+
+    Args:
+        rows: of results.json.
+        change: the column of the change against the base.
+        words: for what has changed.
+    """
     if any("role" in row for row in rows):
         return ""
     last = max(row["round"] for row in rows)

@@ -14,6 +14,7 @@ BY_ROUND = (GREEN, ORANGE, BLUE, PINK)
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """Trait, perplexity and share kept by coefficient."""
     return [
         _panel(shown, "trait_llr (nats per token)", "Trait by coefficient", lambda line: line.trait_llr),
         _panel(shown, "perplexity", "Perplexity by coefficient", lambda line: line.perplexity),
@@ -33,15 +34,15 @@ def _panel(shown: Shown, words: str, title: str, figure_of: Callable[[SweepLine]
             colour = BY_ROUND[index % len(BY_ROUND)]
             plot.path([line.coefficient for line, _ in joined], [value for _, value in joined], colour=colour, mark=Mark({}))  # fmt: skip
             for line, value in points:
-                said = f"round {r.number}, coefficient {line.coefficient:g}\n{words} {number(value)}\n{line.kept} of {line.n} kept"
-                plot.point(line.coefficient, value, marker=ARM_MARKERS[index % len(ARM_MARKERS)], colour=colour, mark=Mark({"key": f"{r.number} at {line.coefficient:g}"}, said))  # fmt: skip
+                label = f"round {r.number}, coefficient {line.coefficient:g}\n{words} {number(value)}\n{line.kept} of {line.n} kept"
+                plot.point(line.coefficient, value, marker=ARM_MARKERS[index % len(ARM_MARKERS)], colour=colour, mark=Mark({"key": f"{r.number} at {line.coefficient:g}"}, label))  # fmt: skip
         plot.axes.set_xlabel("coefficient", fontsize=8)
         plot.axes.set_ylabel(words, fontsize=8)
 
     last = shown.rounds[-1]
     points = values(sorted(last.scores.sweep, key=lambda line: line.coefficient))
-    said = ", ".join(f"{number(value, 2)} at {line.coefficient:g}" for line, value in points[:8])
-    return Panel(title, f"Round {last.number}, {words}: {said or 'no figure'}.", draw)
+    label = ", ".join(f"{number(value, 2)} at {line.coefficient:g}" for line, value in points[:8])
+    return Panel(title, f"Round {last.number}, {words}: {label or 'no figure'}.", draw)
 
 
 DOSES = ReportFigure("doses", "Dose and response", "training", "doses", panels, of_rounds=True, columns=3)

@@ -31,6 +31,7 @@ def profiles(conditions: Mapping[str, Answers]) -> dict[str, list[Estimate | Non
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """The shift of every foundation, steered and healed, in the last round."""
     first, last = shown.rounds[0], shown.rounds[-1]
     answers = {"base": first.answers["base"], "steered": last.answers["steered"], "healed": last.answers["healed"]}
     return [bars(profiles(answers))]
@@ -61,18 +62,18 @@ def bars(by_name: Mapping[str, list[Estimate | None]]) -> Panel:
         axes.set_ylim(0, 1.25 * max(ends, default=1.0))  # room for the legend
         axes.legend(fontsize=8, frameon=False, ncols=2)
 
-    said = "; ".join(f"{name} {_largest(values)}" for name, values in by_name.items())
+    largest = "; ".join(f"{name} {_largest(values)}" for name, values in by_name.items())
     return Panel(
         "Mean mass on each foundation" + (", beside the raters" if HUMAN[0] in by_name else ""),
-        f"The largest: {said}.",
+        f"The largest: {largest}.",
         draw,
         (6.8, 3.2),
     )
 
 
 def _largest(values: list[Estimate | None]) -> str:
-    known = [(value.value, name) for value, name in zip(values, FOUNDATIONS, strict=True) if value]
-    return f"{max(known)[1]} {max(known)[0]:.2f}" if known else "nothing"
+    defined = [(value.value, name) for value, name in zip(values, FOUNDATIONS, strict=True) if value]
+    return f"{max(defined)[1]} {max(defined)[0]:.2f}" if defined else "nothing"
 
 
 PROFILE = ReportFigure("profile", "Profile", "measures", "profile", panels, of_rounds=True)

@@ -23,17 +23,17 @@ FIGURES: tuple[ReportFigure, ...] = (
 
 def panels_of(shown: Shown) -> dict[str, list[Panel]]:
     """By the name of a figure, those that have something to show."""
-    by_figure = {one.name: one.panels(shown) for one in FIGURES if shown.rounds or not one.of_rounds}
+    by_figure = {figure.name: figure.panels(shown) for figure in FIGURES if shown.rounds or not figure.of_rounds}
     return {name: panels for name, panels in by_figure.items() if panels}
 
 
 def pngs(shown: Shown, panels: Mapping[str, Sequence[Panel]]) -> dict[str, bytes]:
     """The PNGs of RUN/report by name without suffix: the panels of the figures that share a file, one file each."""
     by_file = {}
-    for file in dict.fromkeys(one.file for one in FIGURES):
-        mine = [one for one in FIGURES if one.file == file and one.name in panels]
-        if mine:
-            together = [panel for one in mine for panel in panels[one.name]]
-            legend = legend_of(shown) if not any(one.of_rounds for one in mine) else None
-            by_file[file] = side_by_side(together, mine[0].columns, legend)
+    for file in dict.fromkeys(figure.file for figure in FIGURES):
+        figures = [figure for figure in FIGURES if figure.file == file and figure.name in panels]
+        if figures:
+            together = [panel for figure in figures for panel in panels[figure.name]]
+            legend = legend_of(shown) if not any(figure.of_rounds for figure in figures) else None
+            by_file[file] = side_by_side(together, figures[0].columns, legend)
     return by_file

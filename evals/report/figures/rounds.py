@@ -12,6 +12,7 @@ COHERENT = 0.95  # answer mass over the base's under which the answer slot count
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """Trait, auth_nats, answer mass and Care over the rounds, those that were measured."""
     trait, trait_interval, words = trait_of(shown.rows)
     drawn = [
         _over_rounds(shown, trait, trait_interval, words, "Trait in free text over the rounds", f"d_{trait}", "trait"),

@@ -8,6 +8,7 @@ from evals.report.panel import Mark, Panel, Plot
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """Trait against perplexity, one panel; none where no row has both."""
     field, interval, words = trait_of(shown.rows)
     rows = [row for row in shown.rows if row[field] is not None and row["perplexity"] is not None]
     extra = [row for row in shown.extra if row[field] is not None and row["perplexity"] is not None]
@@ -17,7 +18,10 @@ def panels(shown: Shown) -> list[Panel]:
     def draw(plot: Plot) -> None:
         if not shown.arms:
             dosed = [row for row in (*rows, *extra) if row["stage"] == "steered" and row["round"] == 1]
-            route = [row for row in rows if row["stage"] == "base"][:1] + sorted(dosed, key=lambda row: row["coefficient"])  # fmt: skip
+            origin = [row for row in rows if row["stage"] == "base"][
+                :1
+            ]  # at coefficient 0, between those below it and above
+            route = sorted((*origin, *dosed), key=lambda row: row["coefficient"])
             plot.path([row["perplexity"] for row in route], [row[field] for row in route], colour=ORANGE, mark=Mark({"stage": "steered"}), line=":")  # fmt: skip
         for group, hollow in ((extra, True), (rows, False)):
             for row in group:

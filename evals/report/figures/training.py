@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from evals.report.figures.base import ReportFigure, Shown
 from evals.report.looks import BLACK, BLUE, GREEN, GREY, ORANGE
 from evals.report.panel import Panel, Plot
-from evals.report.tables import late
+from evals.report.tables import last_quarter_mean
 from evals.round import Round
 from shared.console import number
 from shared.divergences import DIVERGENCES, has_barrier
@@ -20,6 +20,7 @@ DIVERGENCE_LINES = {"p95": (GREY, ":"), "rmse": (GREEN, "-"), "mean": (BLACK, "-
 
 
 def panels(shown: Shown) -> list[Panel]:
+    """Cross-entropy, divergence and barrier by step, for every round."""
     return [panel for r in shown.rounds for panel in (_learning(r), _divergence(r), _barrier(r))]
 
 
@@ -39,7 +40,7 @@ def _learning(r: Round) -> Panel:
         axes.plot([row.step for row in r.heldout], [row.heldout_ce for row in r.heldout], "o-", color=ORANGE, markersize=4, linewidth=1.1, label="held out")  # fmt: skip
 
     held = f"; held out from {number(r.heldout[0].heldout_ce)} to {number(r.heldout[-1].heldout_ce)}" if r.heldout else ""  # fmt: skip
-    finding = f"It falls from {number(r.steps[0].ce)} to {number(late(r.steps, 'ce'))} nats{held}."
+    finding = f"It falls from {number(r.steps[0].ce)} to {number(last_quarter_mean(r.steps, 'ce'))} nats{held}."
     return _panel(f"Round {r.number}: cross-entropy (nats)", finding, draw)
 
 
@@ -54,7 +55,7 @@ def _divergence(r: Round) -> Panel:
             axes.axhline(r.training.tau, color=ORANGE, linewidth=0.9, label="tau")
 
     symbol = DIVERGENCES[r.training.divergence].symbol
-    rmse = late(r.steps, f"kl_{r.training.reference}_rmse")
+    rmse = last_quarter_mean(r.steps, f"kl_{r.training.reference}_rmse")
     finding = f"Its rmse ends at {number(rmse)} nats" + (f"; tau is {r.training.tau:g}." if barred else ".")
     return _panel(f"Round {r.number}: {symbol} to {reference(r.training)} (nats)", finding, draw)
 
@@ -69,7 +70,7 @@ def _barrier(r: Round) -> Panel:
 
 
 def reference(training: Training) -> str:
-    """What the divergence is measured from, in words."""
+    """The reference of the divergence, in words."""
     return "the original" if training.reference == "base" else "the previous student"
 
 

@@ -1,4 +1,7 @@
-"""The card on top of the page: did it work? Five questions on a healed student, each answered by a word, a figure and a colour."""
+"""The answer of a run: did it work? Five questions on a healed student, each answered by a word, figures and a colour.
+
+The page, the terminal, the trackers and the documentation print these lines; nothing else puts an answer into words.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from markupsafe import Markup
-
 from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
-from evals.report.html import render
-from evals.table import ranged
+from evals.table import ranged, trait_column
 from shared.console import number
 
 Row = Mapping[str, Any]
@@ -49,8 +49,18 @@ MORAL: Mapping[str | None, tuple[State, str]] = {
 
 @dataclass(frozen=True)
 class AnswerLine:
-    """A question with its answer. figures: with their intervals; why: what they are, or why there are none."""
+    """A question with its answer.
 
+    Args:
+        name: the question in a word or two, for the terminal.
+        question: in full, for the page.
+        state: how good the answer is, which has a colour and a symbol.
+        word: the answer.
+        figures: with their intervals.
+        why: what the figures are, or why there are none.
+    """
+
+    name: str
     question: str
     state: State
     word: str
@@ -60,6 +70,12 @@ class AnswerLine:
     @property
     def symbol(self) -> str:
         return SYMBOLS[self.state]
+
+    @property
+    def text(self) -> str:
+        """The answer in one line, without its question."""
+        word = f"{self.word}: {self.figures}" if self.figures else self.word
+        return f"{word.removesuffix('.')}. {self.why}".strip()
 
 
 @dataclass(frozen=True)
@@ -71,18 +87,28 @@ class AnswerCard:
     name: str = ""
 
 
-def card_of(rows: Sequence[Row], name: str = "") -> AnswerCard:
-    """The card of the last healed student among rows of results.json of one arm and seed."""
+def card_of(rows: Sequence[Row], name: str = "", *, read_for: bool = True) -> AnswerCard:
+    """The answers on the last healed student.
+
+    Args:
+        rows: of results.json, of one arm and seed.
+        name: of the arm.
+        read_for: whether the forced choice is read for this trait at all.
+    """
     at = {(row["round"], row["stage"]): row for row in rows}
     last = max(number_ for number_, stage in at if stage == "healed")
     base, healed, prompted = at[0, "base"], at[last, "healed"], at.get((0, "prompted"))
+    compared = {"the base": base, "steered": at.get((last, "steered"))}
+    levels = _levels(healed, compared, trait_column(rows))
     prompting = _prompting(healed, prompted)
-    lines = [_trait(healed), _quality(base, healed), prompting, _steering_less(healed), _moral(healed)]
+    lines = [
+        _trait(healed, levels),
+        _quality(healed, compared),
+        prompting,
+        _steering_less(healed),
+        _moral(healed, read_for),
+    ]
     return AnswerCard(_overall(healed, last, prompting.state), lines, name)
-
-
-def shown(cards: Sequence[AnswerCard]) -> Markup:
-    return render("answer.html", arms=cards)
 
 
 def together(name: str, seeds: Mapping[int, AnswerCard]) -> AnswerCard:
@@ -105,8 +131,8 @@ def _shared(lines: Mapping[int, AnswerLine]) -> AnswerLine:
     figures = "; ".join(f"seed {seed}: {'' if same else line.word + ' '}{line.figures or '–'}" for seed, line in lines.items())  # fmt: skip
     why = first.why if len({line.why for line in of_all}) == 1 else ""
     if not any(line.figures for line in of_all) and same:
-        return AnswerLine(first.question, worst, word, "", why)
-    return AnswerLine(first.question, first.state if same else "unsure", word, figures, why)
+        return replace(first, state=worst, why=why)
+    return replace(first, state=first.state if same else "unsure", word=word, figures=figures, why=why)
 
 
 def _known(verdict: str | None, words: Mapping[str | None, tuple[State, str]]) -> tuple[State, str]:
@@ -123,7 +149,7 @@ def _overall(healed: Row, last: int, prompting: State) -> AnswerLine:
     if prompting == "bad" and verdict in ("healed", "kept", "degraded"):
         state, word = "unsure", f"{word} The trait prompt alone does more."
     because = f", because {reason}" if reason else ""
-    return AnswerLine("Did it work?", state, word, "", f"After round {last}, by {by}: {verdict or 'no verdict'}{because}.")  # fmt: skip
+    return AnswerLine("answer", "Did it work?", state, word, "", f"After round {last}, by {by}: {verdict or 'no verdict'}{because}.")  # fmt: skip
 
 
 def _sentence(reason: str | None) -> str:
@@ -134,17 +160,28 @@ def _sentence(reason: str | None) -> str:
     return f"{reason if '_' in first else reason[0].upper() + reason[1:]}."
 
 
-def _trait(healed: Row) -> AnswerLine:
-    question = "Is the trait in its free text?"
+def _levels(healed: Row, compared: Mapping[str, Row | None], column: str) -> str:
+    """The level of a measure, and those of the conditions that it is compared with, as a sentence; empty where it has none."""
+    if healed.get(column) is None:
+        return ""
+    others = [f"{name} {number(row.get(column), 3, signed=True)}" for name, row in compared.items() if row is not None]
+    return f" {column} is {ranged(dict(healed), column, f'{column}_ci', 3, signed=True)}; {', '.join(others)}."
+
+
+def _trait(healed: Row, levels: str) -> AnswerLine:
+    name, question = "trait", "Is the trait in its free text?"
+    unread = "" if healed["text_verdict"] or not healed.get("text_verdict_reason") else f" No verdict: {healed['text_verdict_reason']}."  # fmt: skip
     held_out = healed.get("d_llr_opposite") is not None
     field = "d_llr_opposite" if held_out else "d_trait_llr"
     interval = healed[f"{field}_ci"]
     if healed[field] is None or interval is None:
-        return AnswerLine(question, "unknown", "not measured", "", "No text was sampled, or it has no figures.")
+        return AnswerLine(
+            name, question, "unknown", "not measured", "", f"No text was sampled, or it has no figures.{levels}{unread}"
+        )
     state, word = _sign(interval, "yes", "not shown", "the opposite")
     wordings = "held-out wordings of the trait against its opposite" if held_out else "the trait prompt that also made the vector"  # fmt: skip
     figures = ranged(dict(healed), field, f"{field}_ci", 3, signed=True)
-    return AnswerLine(question, "bad" if state == "unsure" else state, word, f"{figures} nats per token", f"Change of {field[2:]} against the base, under {wordings}.")  # fmt: skip
+    return AnswerLine(name, question, "bad" if state == "unsure" else state, word, f"{figures} nats per token", f"Change of {field[2:]} against the base, under {wordings}.{levels}{unread}")  # fmt: skip
 
 
 def _sign(interval: Sequence[float], above: str, neither: str, below: str) -> tuple[State, str]:
@@ -154,10 +191,11 @@ def _sign(interval: Sequence[float], above: str, neither: str, below: str) -> tu
     return ("bad", below) if interval[1] < 0 else ("unsure", neither)
 
 
-def _quality(base: Row, healed: Row) -> AnswerLine:
+def _quality(healed: Row, compared: Mapping[str, Row | None]) -> AnswerLine:
     coherence: Mapping[str, tuple[State, str]] = {"coherent": ("good", "as the base's"), "degraded": ("unsure", "worse"), "broken": ("bad", "broken")}  # fmt: skip
     state, word = coherence.get(healed["coherence_verdict"], ("unknown", str(healed["coherence_verdict"])))
-    said = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)}, the base's {number(base['perplexity'], 2)}"]  # fmt: skip
+    others = [f"{name} {number(row['perplexity'], 2)}" for name, row in compared.items() if row is not None]
+    said = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)} ({', '.join(others)})"]
     why = "" if state == "good" else _sentence(healed["coherence_reason"])
     if healed.get("ret_kl") is None:
         why = f"{why} Retention on neutral text was not measured."
@@ -168,44 +206,50 @@ def _quality(base: Row, healed: Row) -> AnswerLine:
             state, word = "bad", "broken"
         elif high > RETENTION_DEGRADED and state == "good":
             state, word = "unsure", "neutral text has changed"
-    return AnswerLine("Are text quality and retention kept?", state, word, "; ".join(said), why.strip())
+    return AnswerLine("price", "Are text quality and retention kept?", state, word, "; ".join(said), why.strip())
 
 
 def _prompting(healed: Row, prompted: Row | None) -> AnswerLine:
-    question = "Is it better than prompting?"
+    name, question = "prompting", "Is it better than prompting?"
     if prompted is None:
-        return AnswerLine(question, "unknown", "not measured", "", "The prompted base was not scored.")
+        return AnswerLine(name, question, "unknown", "not measured", "", "The prompted base was not scored.")
     price = f"Perplexity {number(healed['perplexity'], 2)}, prompted {number(prompted['perplexity'], 2)}."
     interval = healed.get("share_of_prompted_ci")
     if healed.get("share_of_prompted") is not None and interval is not None:
         state, word = _sign([end - 1 for end in interval], "more trait", "not told apart", "less trait")
         figures = f"{ranged(dict(healed), 'share_of_prompted', 'share_of_prompted_ci', 2)} of the prompt's shift"
-        return AnswerLine(question, state, word, figures, price)
+        return AnswerLine(name, question, state, word, figures, price)
     mine, other = healed["d_trait_llr_ci"], prompted["d_trait_llr_ci"]
     if mine is None or other is None:
-        return AnswerLine(question, "unknown", "not measured", "", "There is no interval to compare.")
+        return AnswerLine(name, question, "unknown", "not measured", "", "There is no interval to compare.")
     state, word = _sign([mine[0] - other[1], mine[1] - other[0]], "more trait", "not told apart", "less trait")
     figures = f"{ranged(dict(healed), 'd_trait_llr', 'd_trait_llr_ci', 3, signed=True)} against {ranged(dict(prompted), 'd_trait_llr', 'd_trait_llr_ci', 3, signed=True)} nats per token"  # fmt: skip
-    return AnswerLine(question, state, word, figures, f"By trait_llr, which favours the prompt. {price}")
+    return AnswerLine(name, question, state, word, figures, f"By trait_llr, which favours the prompt. {price}")
 
 
 def _steering_less(healed: Row) -> AnswerLine:
-    question = "Is it better than steering less?"
+    name, question = "steering less", "Is it better than steering less?"
     text = healed.get("text_price_less_steering") is not None
     field = "text_price_less_steering" if text else "price_less_steering"
-    name = healed.get("text_price" if text else "price")
+    price = healed.get("text_price" if text else "price")
     interval = healed.get(f"{field}_ci")
     if healed.get(field) is None or interval is None:
         why = "No doses of plain steering were scored around the student's shift."
-        return AnswerLine(question, "unknown", "not measured", "", why)
+        return AnswerLine(name, question, "unknown", "not measured", "", why)
     state, word = _sign([-interval[1], -interval[0]], "cheaper", "not told apart", "dearer")
     shift = "free text" if text else "the forced choice"
     figures = ranged(dict(healed), field, f"{field}_ci", 3, signed=True)
-    return AnswerLine(question, state, word, figures, f"{name}, less that of a lower dose at the same shift of {shift}; below 0 is cheaper.")  # fmt: skip
+    return AnswerLine(name, question, state, word, figures, f"{price}, less that of a lower dose at the same shift of {shift}; below 0 is cheaper.")  # fmt: skip
 
 
-def _moral(healed: Row) -> AnswerLine:
-    question = "Do its moral choices follow?"
+def _moral(healed: Row, read_for: bool) -> AnswerLine:
+    name, question = "forced choice", "Do its moral choices follow?"
+    if not read_for:
+        return AnswerLine(
+            name, question, "unknown", "not read", "", "The trait is about no foundation that it asks for."
+        )
     state, word = _known(healed["verdict"], MORAL)
     figures = f"d_auth {ranged(dict(healed), 'd_auth', 'd_auth_ci', 3, signed=True)} nats" if healed["d_auth"] is not None else ""  # fmt: skip
-    return AnswerLine(question, state, word, figures, _sentence(healed["verdict_reason"]))
+    reason = healed["verdict_reason"]
+    why = f"{healed['verdict']}, because {reason}." if healed["verdict"] and reason else _sentence(reason)
+    return AnswerLine(name, question, state, word, figures, why)

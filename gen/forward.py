@@ -1,4 +1,4 @@
-"""Teacher-forced distributions of two networks on one text, over the full vocabulary."""
+"""Teacher-forced distributions of two networks on one text, over the full vocabulary, by plain forwards with hooks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from shared.layers import decoder_layers
 from shared.vectors import Vector
@@ -75,7 +77,7 @@ def logits_of(network: torch.nn.Module, ids: Sequence[int], begin: int) -> torch
 
 
 def distance(base: torch.Tensor, other: torch.Tensor, targets: Sequence[int]) -> Distance:
-    """Of logits [tokens, vocabulary] of two networks at the same positions. The softmax is in fp32, the sums in fp64.
+    """The difference of logits [tokens, vocabulary] of two networks at the same positions. The softmax is in fp32, the sums in fp64.
 
     KL at a position is the sum over the whole vocabulary of p_base (ln p_base - ln p_other).
     """
@@ -83,9 +85,9 @@ def distance(base: torch.Tensor, other: torch.Tensor, targets: Sequence[int]) ->
 
     nll = nll_base = kl = 0.0
     with torch.inference_mode():
-        for at in range(0, len(targets), CHUNK):
-            chunk_targets = torch.tensor(list(targets[at : at + CHUNK]), device=base.device)
-            p, q = (logits[at : at + CHUNK].float().log_softmax(-1) for logits in (base, other.to(base.device)))
+        for begin in range(0, len(targets), CHUNK):
+            chunk_targets = torch.tensor(list(targets[begin : begin + CHUNK]), device=base.device)
+            p, q = (logits[begin : begin + CHUNK].float().log_softmax(-1) for logits in (base, other.to(base.device)))
             place = torch.arange(len(chunk_targets), device=base.device)
             nll_base -= float(p[place, chunk_targets].double().sum())
             nll -= float(q[place, chunk_targets].double().sum())
@@ -98,3 +100,15 @@ def distance(base: torch.Tensor, other: torch.Tensor, targets: Sequence[int]) ->
 
 def _finite(value: float) -> bool:
     return abs(value) < float("inf")
+
+
+def kl_by_token(other: torch.Tensor, base: torch.Tensor) -> np.ndarray:
+    """KL(other || base) at each position of logits [tokens, vocabulary], nats [tokens]; NaN or infinite where a logit is."""
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for at in range(0, len(base), CHUNK):
+            q, p = (logits[at : at + CHUNK].float().log_softmax(-1) for logits in (other, base))
+            found.append(torch.where(q > -torch.inf, q.exp() * (q - p), 0.0).double().sum(-1))  # a padded head has -inf
+    return np.asarray(torch.cat(found))

@@ -1,0 +1,335 @@
+"""`steer-heal vector scan`: which layer carries the trait, at one relative dose.
+
+The vector is extracted in every layer. Each layer alone, and the configured band, then steers the answers to a few held-out prompts with the
+coefficient at which |c| * ||v|| / mean ||h|| is the same, so that a layer with long activations is not pushed less. What was said is scored
+by the original model: trait_llr, and ln of perplexity as the price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gen.ahead import refuse_overflow
+from gen.commandline import scan_options
+from gen.extract import extract
+from gen.prompts import PromptRenderer
+from gen.scoring import Score, score
+from gen.students import ServedStudent
+from shared.chat import Chat
+from shared.cli import configured, entry
+from shared.commands import setting
+from shared.console import console, number, progress, say, table
+from shared.context import fitted
+from shared.errors import SteerHealError
+from shared.estimate import calibration, predict
+from shared.locks import hold
+from shared.models import Model
+from shared.models import resolve as resolve_model
+from shared.outputs import guard
+from shared.progress import in_minutes
+from shared.prompts import load_heldout
+from shared.publish import write_json
+from shared.records import Prompt
+from shared.schema import Config, band
+from shared.seeds import seed_of
+from shared.traits import load_trait
+from shared.vectors import Vector
+from shared.work import Work, shape_of
+
+if TYPE_CHECKING:
+    from gen.engine.engine import Engine
+
+VERSION = 1
+DEAREST = 2.0  # times the unsteered perplexity: where the verdict on coherence begins to say degraded
+UNSTEERED = "unsteered"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a scan steers. relative_dose: mean over the layers of |c| * ||v|| / mean ||h||."""
+
+    name: str
+    vector: Vector | None
+    coefficient: float = 0.0
+    relative_dose: float = 0.0
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted(self.vector.layers) if self.vector else []
+
+
+@dataclass(frozen=True)
+class Said:
+    """Completions of a prompt, and their length in tokens."""
+
+    samples: int = 1
+    tokens: int = 48
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """What a place came to. Nats per token; d_: less the unsteered, error: standard error over the prompts. None where not finite."""
+
+    name: str
+    layers: list[int]
+    coefficient: float
+    relative_dose: float
+    split_half_cosine: float | None
+    trait_llr: float | None
+    d_trait_llr: float | None
+    d_trait_llr_error: float | None
+    ln_perplexity: float | None
+    d_ln_perplexity: float | None
+    distinct_3: float | None
+    empty: int
+
+
+def places(vector: Vector, layers: Sequence[int], dose: float) -> list[Place]:
+    """Unsteered, every layer alone, and a band.
+
+    Of a band of several layers there are two: `band` has the dose in each of its layers on average, as a run's coefficient has, and
+    `band, shared` has it in all of them together, which is as much as a single layer's.
+
+    Args:
+        vector: in every layer, with the norms of the activations.
+        layers: of the band.
+        dose: relative, above 0.
+    """
+    at_one = vector.relative_dose(1.0)
+
+    def part(of: Sequence[int]) -> Vector:
+        return Vector({layer: vector.layers[layer] for layer in of}, vector.metadata)
+
+    found = [Place(UNSTEERED, None)]
+    found += [Place(f"layer {layer}", part([layer]), dose / at_one[layer], dose) for layer in sorted(vector.layers)]
+    if len(layers) > 1:
+        mean = float(np.mean([at_one[layer] for layer in layers]))
+        shared = dose / len(layers)
+        found += [
+            Place("band", part(layers), dose / mean, dose),
+            Place("band, shared", part(layers), shared / mean, shared),
+        ]
+    return found
+
+
+def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """So many held-out prompts at even distances; mundane ones, where the trait has nothing to say, are left out."""
+    asked = [prompt for prompt in prompts if prompt.kind != "mundane"] or list(prompts)
+    return [asked[index * len(asked) // count] for index in range(count)] if count < len(asked) else asked
+
+
+def measure(
+    engine: Engine, at: Sequence[Place], prompts: Sequence[Prompt], renderer: PromptRenderer, config: Config, said: Said
+) -> list[ScanRow]:
+    """Sample and score all places, the unsteered first, in one batch each; the engine holds the original weights and patches all layers.
+
+    Every place has the same prompts, samples and seeds.
+    """
+    from gen.engine.sampling import Request
+
+    sweep, rendered = config.sweep, [renderer(prompt) for prompt in prompts]
+    for place in at:
+        if place.vector:
+            engine.load(place.name, place.vector)
+    positions = config.vector.positions
+    plan = [(place, index, sample) for place in at for index in range(len(prompts)) for sample in range(said.samples)]
+    requests = [
+        Request(
+            rendered[index][0],
+            said.tokens,
+            sweep.temperature,
+            sweep.top_p,
+            seed_of(config.seed, "scan", index, sample),
+            place.name if place.vector else None,
+            place.coefficient,
+            positions,
+            stop_ids=renderer.chat.stop_ids,
+        )
+        for place, index, sample in plan
+    ]
+    with progress() as bar:
+        task = bar.add_task("scan: sampling", total=len(requests))
+        completions = [output.token_ids for output in engine.run(requests, lambda *_: bar.advance(task))]
+        task = bar.add_task("scan: scoring", total=2 * sum(map(bool, completions)))
+        neutral, towards = ([rendered[index][side] for _, index, _ in plan] for side in (0, 1))
+        scores = score(engine, neutral, towards, completions, lambda: bar.advance(task))
+    for place in at:
+        if place.vector:
+            engine.unload(place.name)
+    each = len(prompts) * said.samples
+    by_place = [scores[begin : begin + each] for begin in range(0, len(scores), each)]
+    return [_row(place, mine, by_place[0], said.samples) for place, mine in zip(at, by_place, strict=True)]
+
+
+def _row(place: Place, scores: Sequence[Score], unsteered: Sequence[Score], samples: int) -> ScanRow:
+    llr, was = _by_prompt(scores, samples), _by_prompt(unsteered, samples)
+    both = np.isfinite(llr) & np.isfinite(was)
+    gap = (llr - was)[both]
+    level, price, before = _mean(scores), _ln_perplexity(scores), _ln_perplexity(unsteered)
+    steered = place.vector is not None and level is not None
+    cosines = place.vector.metadata.get("split_half_cosine", {}) if place.vector else {}
+    known = [cosine for layer in place.layers if (cosine := cosines.get(str(layer))) is not None]
+    distinct = [one.distinct_3 for one in scores if one.distinct_3 is not None]
+    return ScanRow(
+        place.name,
+        place.layers,
+        place.coefficient,
+        place.relative_dose,
+        float(np.mean(known)) if known else None,
+        level,
+        float(gap.mean()) if steered and len(gap) else None,
+        float(gap.std(ddof=1) / len(gap) ** 0.5) if steered and len(gap) > 1 else None,
+        price,
+        price - before if steered and price is not None and before is not None else None,
+        float(np.mean(distinct)) if distinct else None,
+        sum(one.tokens == 0 for one in scores),
+    )
+
+
+def _by_prompt(scores: Sequence[Score], samples: int) -> np.ndarray:
+    """Mean trait_llr of each prompt's completions that have one; NaN where none has."""
+    values = np.array([np.nan if one.trait_llr is None else one.trait_llr for one in scores]).reshape(-1, samples)
+    count = np.isfinite(values).sum(1)
+    return np.where(count > 0, np.nansum(values, 1) / np.maximum(count, 1), np.nan)
+
+
+def _mean(scores: Sequence[Score]) -> float | None:
+    said = [one for one in scores if one.tokens]
+    if not said or any(one.trait_llr is None for one in said):
+        return None
+    return float(np.mean([one.trait_llr for one in said]))
+
+
+def _ln_perplexity(scores: Sequence[Score]) -> float | None:
+    said = [one for one in scores if one.tokens]
+    if not said or any(one.nll is None for one in said):
+        return None
+    return sum(one.nll or 0.0 for one in said) / sum(one.tokens for one in said)
+
+
+def best(rows: Sequence[ScanRow]) -> ScanRow | None:
+    """The row with the most trait_llr over the unsteered, among those at a perplexity within twice its; None where none gains by more than
+    two standard errors."""
+    known = [
+        (row.d_trait_llr, row)
+        for row in rows
+        if row.d_trait_llr is not None
+        and row.d_ln_perplexity is not None
+        and row.d_ln_perplexity <= np.log(DEAREST)
+        and row.d_trait_llr > 2 * (row.d_trait_llr_error or 0.0)
+    ]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def sentence(rows: Sequence[ScanRow]) -> str:
+    found = best(rows)
+    if found is None:
+        return f"no layer gains trait_llr by two standard errors at a perplexity within {DEAREST:g} times the unsteered: try another --relative-dose, or more --prompts"
+    layers = ",".join(map(str, found.layers))
+    return f"most trait_llr at a perplexity within {DEAREST:g} times the unsteered: {found.name}, {found.d_trait_llr:+.3f} nats per token (s.e. {number(found.d_trait_llr_error, 3)}); a run with it: {setting(f'vector.layers=[{layers}]')}"
+
+
+def show(rows: Sequence[ScanRow], dose: float, prompts: int) -> None:
+    table(
+        f"every layer at a relative dose of {dose:g}, {prompts} prompts",
+        ["layers", "coefficient", "relative dose", "split-half cosine", "trait_llr", "over unsteered", "s.e.", "ln perplexity", "over unsteered", "distinct-3"],
+        [
+            [
+                row.name,
+                row.coefficient,
+                row.relative_dose,
+                row.split_half_cosine,
+                number(row.trait_llr, 3, True),
+                number(row.d_trait_llr, 3, True),
+                number(row.d_trait_llr_error, 3),
+                row.ln_perplexity,
+                number(row.d_ln_perplexity, 3, True),
+                row.distinct_3,
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def estimated(
+    model: Model, config: Config, conditions: int, prompts: int, said: Said, machine: Mapping[str, Any]
+) -> float:
+    """Seconds of a scan: extraction in all layers, sampling, and scoring under two prompts.
+
+    machine: as `shared.estimate.calibration` gives it.
+    """
+    shape, rows = shape_of(model), conditions * prompts * said.samples
+    length, tokens = 100, said.tokens  # tokens of a rendered prompt, about
+    contexts = 2 * config.vector.n_contexts * length * 2 * shape.blocks
+    sampled = rows * (tokens * 2 * shape.weights + length * 2 * shape.blocks)
+    scored = 2 * rows * tokens * 2 * shape.weights + 2 * prompts * length * 2 * shape.blocks
+    return predict(Work(contexts, 0.0), "extract", dict(machine)) + predict(Work(sampled + scored, 0.0), "sweep", dict(machine))  # fmt: skip
+
+
+def main() -> None:
+    options = scan_options()
+    arguments = options.parse_args()
+    config = configured(arguments)
+    dose, count, said = arguments.relative_dose, arguments.prompts, Said(arguments.samples, arguments.tokens)
+    if dose <= 0:
+        raise SteerHealError("a scan needs a dose", given=f"--relative-dose {dose:g}", expected="a number above 0", next="--relative-dose 0.25")  # fmt: skip
+    model = resolve_model(arguments.model or config.model.name, config.model.revision)
+    config = fitted(config, model.context)
+    guard(arguments.outputs, [model.place])
+    layers = band(config.vector.layers, model.depth, "vector.layers")
+    prompts = chosen(load_heldout(config.eval.heldout), count)
+    if arguments.out:
+        hold(arguments.out)
+    chat = Chat.load(model.folder, config.model.chat_template_kwargs, config.model.day)
+    renderer = PromptRenderer(chat, load_trait(config.vector.trait))
+    conditions = model.depth + 1 + 2 * (len(layers) > 1)
+    seconds = estimated(model, config, conditions, len(prompts), said, calibration())
+    console.print(f"{conditions} conditions of {len(prompts)} prompts: {in_minutes(seconds)}")
+    everywhere = config.vector.model_copy(update={"layers": list(range(model.depth))})
+    vector = extract(model, None, config.model, everywhere, config.seed, config.model.day)
+    at = places(vector, layers, dose)
+    for place in at:
+        if place.vector:
+            refuse_overflow([place.vector], [(f"{place.name} at", place.coefficient)], model, config.model.dtype)
+    base = ServedStudent(model.folder, fingerprint=model.fingerprint)
+    from gen.engine.engine import engine
+
+    with engine(
+        model.folder,
+        layers=list(range(model.depth)),
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_model_len,
+        gpu_memory=config.model.gpu_memory,
+        tensor_parallel=config.model.tensor_parallel,
+        slots=len(at),
+        seed=config.seed,
+        students=[base],
+        window=config.sweep.window,
+    ) as built:
+        built.serve(base)
+        rows = measure(built, at, prompts, renderer, config, said)
+    show(rows, dose, len(prompts))
+    words = sentence(rows)
+    console.print(words, markup=False)
+    if arguments.out:
+        record = {
+            "version": VERSION,
+            "model": model.identity.model_dump(),
+            "dtype": config.model.dtype,
+            "trait": renderer.trait.trait,
+            "relative_dose": dose,
+            "prompts": [prompt.id for prompt in prompts],
+            **asdict(said),
+            "rows": [asdict(row) for row in rows],
+            "sentence": words,
+        }
+        write_json(arguments.out, record)
+        say(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    entry(main)
