@@ -17,12 +17,12 @@ from gen.ahead import refuse_overflow
 from gen.commandline import scan_options
 from gen.extract import extract
 from gen.prompts import PromptRenderer
-from gen.scoring import Score, score
+from gen.scanned import Place, ScanRow, row_of, sentence, show
+from gen.scoring import score
 from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.cli import configured, entry
-from shared.commands import setting
-from shared.console import console, number, progress, say, table
+from shared.console import console, progress, say
 from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.estimate import calibration, predict
@@ -44,22 +44,7 @@ if TYPE_CHECKING:
     from gen.engine.engine import Engine
 
 VERSION = 1
-DEAREST = 2.0  # times the unsteered perplexity: where the verdict on coherence begins to say degraded
 UNSTEERED = "unsteered"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a scan steers. relative_dose: mean over the layers of |c| * ||v|| / mean ||h||."""
-
-    name: str
-    vector: Vector | None
-    coefficient: float = 0.0
-    relative_dose: float = 0.0
-
-    @property
-    def layers(self) -> list[int]:
-        return sorted(self.vector.layers) if self.vector else []
 
 
 @dataclass(frozen=True)
@@ -68,24 +53,6 @@ class Said:
 
     samples: int = 1
     tokens: int = 48
-
-
-@dataclass(frozen=True)
-class ScanRow:
-    """What a place came to. Nats per token; d_: less the unsteered, error: standard error over the prompts. None where not finite."""
-
-    name: str
-    layers: list[int]
-    coefficient: float
-    relative_dose: float
-    split_half_cosine: float | None
-    trait_llr: float | None
-    d_trait_llr: float | None
-    d_trait_llr_error: float | None
-    ln_perplexity: float | None
-    d_ln_perplexity: float | None
-    distinct_3: float | None
-    empty: int
 
 
 def places(vector: Vector, layers: Sequence[int], dose: float) -> list[Place]:
@@ -162,97 +129,7 @@ def measure(
             engine.unload(place.name)
     each = len(prompts) * said.samples
     by_place = [scores[begin : begin + each] for begin in range(0, len(scores), each)]
-    return [_row(place, mine, by_place[0], said.samples) for place, mine in zip(at, by_place, strict=True)]
-
-
-def _row(place: Place, scores: Sequence[Score], unsteered: Sequence[Score], samples: int) -> ScanRow:
-    llr, was = _by_prompt(scores, samples), _by_prompt(unsteered, samples)
-    both = np.isfinite(llr) & np.isfinite(was)
-    gap = (llr - was)[both]
-    level, price, before = _mean(scores), _ln_perplexity(scores), _ln_perplexity(unsteered)
-    steered = place.vector is not None and level is not None
-    cosines = place.vector.metadata.get("split_half_cosine", {}) if place.vector else {}
-    known = [cosine for layer in place.layers if (cosine := cosines.get(str(layer))) is not None]
-    distinct = [one.distinct_3 for one in scores if one.distinct_3 is not None]
-    return ScanRow(
-        place.name,
-        place.layers,
-        place.coefficient,
-        place.relative_dose,
-        float(np.mean(known)) if known else None,
-        level,
-        float(gap.mean()) if steered and len(gap) else None,
-        float(gap.std(ddof=1) / len(gap) ** 0.5) if steered and len(gap) > 1 else None,
-        price,
-        price - before if steered and price is not None and before is not None else None,
-        float(np.mean(distinct)) if distinct else None,
-        sum(one.tokens == 0 for one in scores),
-    )
-
-
-def _by_prompt(scores: Sequence[Score], samples: int) -> np.ndarray:
-    """Mean trait_llr of each prompt's completions that have one; NaN where none has."""
-    values = np.array([np.nan if one.trait_llr is None else one.trait_llr for one in scores]).reshape(-1, samples)
-    count = np.isfinite(values).sum(1)
-    return np.where(count > 0, np.nansum(values, 1) / np.maximum(count, 1), np.nan)
-
-
-def _mean(scores: Sequence[Score]) -> float | None:
-    said = [one for one in scores if one.tokens]
-    if not said or any(one.trait_llr is None for one in said):
-        return None
-    return float(np.mean([one.trait_llr for one in said]))
-
-
-def _ln_perplexity(scores: Sequence[Score]) -> float | None:
-    said = [one for one in scores if one.tokens]
-    if not said or any(one.nll is None for one in said):
-        return None
-    return sum(one.nll or 0.0 for one in said) / sum(one.tokens for one in said)
-
-
-def best(rows: Sequence[ScanRow]) -> ScanRow | None:
-    """The row with the most trait_llr over the unsteered, among those at a perplexity within twice its; None where none gains by more than
-    two standard errors."""
-    known = [
-        (row.d_trait_llr, row)
-        for row in rows
-        if row.d_trait_llr is not None
-        and row.d_ln_perplexity is not None
-        and row.d_ln_perplexity <= np.log(DEAREST)
-        and row.d_trait_llr > 2 * (row.d_trait_llr_error or 0.0)
-    ]
-    return max(known, key=lambda pair: pair[0])[1] if known else None
-
-
-def sentence(rows: Sequence[ScanRow]) -> str:
-    found = best(rows)
-    if found is None:
-        return f"no layer gains trait_llr by two standard errors at a perplexity within {DEAREST:g} times the unsteered: try another --relative-dose, or more --prompts"
-    layers = ",".join(map(str, found.layers))
-    return f"most trait_llr at a perplexity within {DEAREST:g} times the unsteered: {found.name}, {found.d_trait_llr:+.3f} nats per token (s.e. {number(found.d_trait_llr_error, 3)}); a run with it: {setting(f'vector.layers=[{layers}]')}"
-
-
-def show(rows: Sequence[ScanRow], dose: float, prompts: int) -> None:
-    table(
-        f"every layer at a relative dose of {dose:g}, {prompts} prompts",
-        ["layers", "coefficient", "relative dose", "split-half cosine", "trait_llr", "over unsteered", "s.e.", "ln perplexity", "over unsteered", "distinct-3"],
-        [
-            [
-                row.name,
-                row.coefficient,
-                row.relative_dose,
-                row.split_half_cosine,
-                number(row.trait_llr, 3, True),
-                number(row.d_trait_llr, 3, True),
-                number(row.d_trait_llr_error, 3),
-                row.ln_perplexity,
-                number(row.d_ln_perplexity, 3, True),
-                row.distinct_3,
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
+    return [row_of(place, mine, by_place[0], said.samples) for place, mine in zip(at, by_place, strict=True)]
 
 
 def estimated(

@@ -35,7 +35,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_environment_passes() -> None:
     """Every stage imports in a process of its own, and vLLM loads the kernels that this CPU can run."""
     done = subprocess.run(["make", "doctor"], cwd=ROOT, capture_output=True, text=True)

@@ -324,7 +324,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return build(tmp_path_factory.mktemp("report") / "run", rounds=2, overrides="eval.bootstrap=100")
 
 
-@settings(SLOW, max_examples=100)
+@settings(SLOW, max_examples=40)
 @given(data=st.data())
 def test_reports(data: st.DataObject, scored: Run) -> None:
     """Whatever a run's files say, as long as their digests are recorded: the page is made, or it is our error."""

@@ -195,7 +195,7 @@ def test_the_embedded_model_takes_the_same_road(model: Model) -> None:
     assert digest(model.folder / "model.safetensors") == weights == (model.folder / "SHA256").read_text().strip()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_cache_is_built_again(model: Model, tmp_path: Path) -> None:
     """The same bytes come out of the dequantisation, here and in a cache whose weights were damaged."""
     code = "from shared.models import resolve; print(resolve('embedded').fingerprint)"

@@ -11,7 +11,8 @@ from conftest import command
 
 from gen.commandline import scan_options
 from gen.prompts import PromptRenderer
-from gen.scan import UNSTEERED, Place, Said, ScanRow, best, chosen, estimated, measure, places, sentence
+from gen.scan import UNSTEERED, Said, chosen, estimated, measure, places
+from gen.scanned import Place, ScanRow, best, sentence
 from shared.chat import Chat
 from shared.config import resolve
 from shared.models import Model

@@ -193,7 +193,7 @@ if "install" in sys.orig_argv and any(word.startswith("torch==") for word in sys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
 def test_cut_off_it_goes_on_by_the_same_command(project: Path, tmp_path: Path, number: int) -> None:
     """To the whole group, as a terminal does it, while pip is at work on torch: there it waits until it is ended."""
     reached = tmp_path / "reached"
@@ -217,7 +217,7 @@ def test_cut_off_it_goes_on_by_the_same_command(project: Path, tmp_path: Path, n
     assert len(output.splitlines()) < 15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_half_a_package_is_installed_again(project: Path) -> None:
     """As a kill leaves it: its folder of metadata stands, and a file of the package is missing."""
     whole(project)
@@ -229,7 +229,7 @@ def test_half_a_package_is_installed_again(project: Path) -> None:
     assert works(project) and not (project / ".venv" / ".unfinished").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_broken_environment_is_named_and_built_anew(project: Path) -> None:
     whole(project)
     python = project / ".venv" / "bin" / "python"
@@ -311,7 +311,7 @@ def test_the_other_lock_is_not_put_over_the_first(project: Path) -> None:
     assert status == 2 and "make clean setup LOCK=gpu" in output, output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failure_shows_the_end_of_the_log(project: Path) -> None:
     lock = project / "requirements" / "cpu.txt"
     whole = lock.read_text()

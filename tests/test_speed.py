@@ -26,7 +26,7 @@ def test_a_shape_has_the_size_of_its_name() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sampling_is_measured_at_every_size(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     done = command("gen.throughput", "--quick", "--out", out)

@@ -161,6 +161,7 @@ def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
     assert not windows.exists()
 
 
+@pytest.mark.long
 def test_an_interrupted_walk_keeps_its_answer(folder: Path, vector: Vector) -> None:
     """In a run: Ctrl-C after the first window, then the same command; the answer is in the manifest."""
     card = "---\nconfigs:\n- config_name: asked\n  data_files:\n  - split: train\n    path: rows.jsonl\n---\n"

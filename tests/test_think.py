@@ -89,7 +89,7 @@ def test_options_that_a_run_has_settings_for_are_refused(tmp_path: Path) -> None
     assert done.returncode == 2 and "--items" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_preflight_of_a_run_is_in_the_run(tmp_path: Path) -> None:
     run, _ = begun(tmp_path, overrides="eval.items=7 eval.debias=reversal model.max_model_len=2048")
     done = command("evals.preflight", "--run", run.folder, "--think", 0, 2)
