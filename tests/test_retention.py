@@ -74,6 +74,24 @@ def test_columns_are_weighted_by_tokens() -> None:
         measure.refuse_unpaired(base, other[:1])
 
 
+@pytest.mark.parametrize(("kl", "word"), [(0.01, "kept"), (0.1, "degraded"), (0.5, "broken")])
+def test_the_report_says_what_neutral_text_lost(kl: float, word: str) -> None:
+    measure, base = Retention(), rows_of("base", [100, 300], [0, 0], [100, 300])
+    other = rows_of("healed", [110, 330], [kl * 100, kl * 300], [100, 300])
+    place = {"round": 1, "coefficient": None, "gate": 1.0, "draw": None}
+    rows = [
+        {**place, "stage": "base", "round": 0, **measure.compare(base, base, 200, 0).columns},
+        {**place, "stage": "healed", **measure.compare(base, other, 200, 0).columns},
+        {**place, "stage": "prompted", "round": 0, **dict.fromkeys(measure.columns)},
+    ]
+    (table,) = measure.tables(rows, [])
+    assert table.columns == ["round, stage", "ret_nll", "ret_kl", "prose", "code"]
+    assert [line[0] for line in table.rows] == ["0 base", "1 healed"], "a system prompt has no retention"
+    assert table.rows[1][2].startswith(f"{kl:.4f} [") and table.rows[1][3:] == [f"{kl:.4f}"] * 2
+    (sentence,) = measure.sentences(rows[0], {"healed": rows[1]}, [])
+    assert f"the healed model is {kl:.3f} [" in sentence and f": {word} (" in sentence
+
+
 @pytest.fixture
 def session(tmp_path: Path, model: Model, vector: Vector) -> RetentionSession:
     """Over three passages, and a mundane answer among rows that are none."""
