@@ -48,6 +48,7 @@ class ScanRow:
 
 
 def row_of(place: Place, scores: Sequence[Score], unsteered: Sequence[Score], samples: int) -> ScanRow:
+    """The figures of one scanned place: means over its completions, and the change against the unsteered ones."""
     llr, was = _by_prompt(scores, samples), _by_prompt(unsteered, samples)
     both = np.isfinite(llr) & np.isfinite(was)
     gap = (llr - was)[both]
@@ -108,6 +109,7 @@ def best(rows: Sequence[ScanRow]) -> ScanRow | None:
 
 
 def sentence(rows: Sequence[ScanRow]) -> str:
+    """The layer with the largest gain in trait_llr at a bearable perplexity, in a sentence."""
     found = best(rows)
     if found is None:
         return f"no layer gains trait_llr by two standard errors at a perplexity within {DEAREST:g} times the unsteered: try another --relative-dose, or more --prompts"
@@ -116,6 +118,7 @@ def sentence(rows: Sequence[ScanRow]) -> str:
 
 
 def show(rows: Sequence[ScanRow], dose: float, prompts: int) -> None:
+    """Print the table of layers, each at the same relative dose, and the answer."""
     table(
         f"every layer at a relative dose of {dose:g}, {prompts} prompts",
         ["layers", "coefficient", "relative dose", "split-half cosine", "trait_llr", "over unsteered", "s.e.", "ln perplexity", "over unsteered", "distinct-3"],
