@@ -14,7 +14,7 @@ from conftest import command
 
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, rotations_of
-from evals.measures.measure import signed
+from evals.measures.measure import with_condition_names
 from evals.rows import OF_THE_STUDENT
 from evals.study.plan import load
 from evals.study.stopped import STOPPED
@@ -286,7 +286,7 @@ def _round(
         part = grow * (0.7 if name != stage else 1.0)
         way = -part if stage == "steered" and coefficient < 0 else part
         rows = answers(stage, read, signal, mass.get(stage), way, dead and stage == "healed")
-        write_jsonl(scores / f"{name}.jsonl", signed({name: rows}, model="feedface", dtype="float32")[name])
+        write_jsonl(scores / f"{name}.jsonl", with_condition_names({name: rows}, model="feedface", dtype="float32")[name])
         if not personas or name != "random-2":
             texts += generations(stage, name, part, personas)
     write_jsonl(scores / "generations.jsonl", texts)
