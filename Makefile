@@ -137,7 +137,7 @@ $(RAY): requirements/cluster.txt $(STAMP)
 	@touch $@
 
 test: $(STAMP) $(RAY) ## every test that needs no GPU, two files at a time
-	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 serve: $(STAMP) ## an OpenAI-compatible server, steered per request: make serve VECTORS="trait=vector.safetensors" (MODEL, PORT)
 	@$(PY) -m gen.serve --config $(call quote,$(CONFIG)) --set $(call quote,$(SET)) $(if $(call given,MODEL),--model $(call quote,$(MODEL))) --port $(PORT) $(addprefix --vector ,$(VECTORS))

@@ -38,25 +38,29 @@ settings.register_profile(
 settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 LAYERS = [14, 15]
-MINUTES: dict[str, float] = {}  # of the longest files, as measured in one worker
+# Files that use the fixtures engine or server.
+ENGINE = ["test_serve", "test_ecosystem", "test_reading", "test_forced_choice", "test_free_text", "test_measure_seam", "test_preflight", "test_probe", "test_survey", "test_terms", "test_agreement_stage", "test_cache", "test_engine"]  # fmt: skip
+# Of the others those that take longest, by a measurement.
+LONGEST = ["test_pipeline", "test_train", "test_engine_variants", "test_sweep", "test_steer_api", "test_resume", "test_verify", "test_export", "test_setup", "test_study", "test_drain", "test_parity", "test_cli", "test_report"]  # fmt: skip
 
 
-def of_session(item: pytest.Item, name: str) -> bool:
-    """Does a test take the fixture of this name, and is it one of the whole session's, not its own file's?"""
-    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.get(name, ())  # noqa: B009 (pytest shows it to plugins alone)
-    return bool(definitions) and definitions[-1].scope == "session"
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Whole files to each worker of `make test`, and those that share an engine or a server to one, so that it is started once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::")[0]).stem
+            return "engine" if file in ENGINE else file
+
+    return Files(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each worker of `make test` whole files, the longest first, and all files of one engine or server to one worker.
-
-    Two workers then end at about the same time, and an engine, which takes half a minute to start, is started once.
-    """
-    shared = {item.path for item in items if any(of_session(item, name) for name in ("engine", "server"))}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("engine" if item.path in shared else item.path.stem))
-    items.sort(key=lambda item: (item.path not in shared, -MINUTES.get(item.path.stem, 0)))
+    """The longest files first, so that two workers end at about the same time."""
+    first = [*ENGINE, *LONGEST]
+    items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
 
 
 @pytest.fixture(scope="session")

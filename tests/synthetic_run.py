@@ -286,7 +286,9 @@ def _round(
         part = grow * (0.7 if name != stage else 1.0)
         way = -part if stage == "steered" and coefficient < 0 else part
         rows = answers(stage, read, signal, mass.get(stage), way, dead and stage == "healed")
-        write_jsonl(scores / f"{name}.jsonl", with_condition_names({name: rows}, model="feedface", dtype="float32")[name])
+        write_jsonl(
+            scores / f"{name}.jsonl", with_condition_names({name: rows}, model="feedface", dtype="float32")[name]
+        )
         if not personas or name != "random-2":
             texts += generations(stage, name, part, personas)
     write_jsonl(scores / "generations.jsonl", texts)
