@@ -52,9 +52,9 @@ def sentences(extra: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(mine) < len(STAGES):
         return []
     for column, name in (("share_of_student", "llr_opposite"), ("auth_share_of_student", "auth_nats")):
-        if all(row[column] is not None for row in mine.values()):
+        if all(row[f"{column}_ci"] is not None for row in mine.values()):  # none where the student's shift may be 0
             added, left = (ranged(dict(mine[stage]), column, f"{column}_ci", 2) for stage in STAGES)
             return [
                 f"the student's vector alone, added to the original model, gives {added} of the student's shift of {name}; with it subtracted, the student keeps {left}."
             ]
-    return ["the student's vector was scored, but the student's own shift is too small, or was not measured, for a share of it."]  # fmt: skip
+    return ["the student's vector was scored, but the student's own shift may be 0, or was not measured: no share of it is given."]  # fmt: skip
