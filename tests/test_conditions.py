@@ -110,3 +110,12 @@ def test_the_base_is_the_original_model_in_every_round() -> None:
     assert teacher.student is student and {c.stage for c in teacher.conditions} == {"steered", "random"}
     later = before_training(False, 1.0, "all", TRAIT, EvalConfig())
     assert [group.student for group in by_weights(later, original, student)] == [student]
+
+
+def test_a_full_score_takes_all_items_or_so_many_in_cyclic_orders() -> None:
+    from evals.score import of_mode
+
+    given = EvalConfig(items=28, debias="rotating")
+    assert of_mode(given, "round") == given
+    assert (of_mode(given, "full").items, of_mode(given, "full").debias) == (10**9, "cyclic")
+    assert of_mode(given.model_copy(update={"full_items": 70}), "full").items == 70

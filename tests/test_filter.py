@@ -111,6 +111,16 @@ def test_each_rule_rejects(changes: dict[str, object], rule: str) -> None:
     assert rules(completion(**changes)) == [rule]
 
 
+def test_each_limit_is_the_settings() -> None:
+    """The least value that is rejected moves with the setting, and with nothing else."""
+    late = completion(perplexity_last_quarter=31.0)
+    assert rules(late) == [] and rules(late, CONFIG.model_copy(update={"last_quarter_ratio": 6.0})) == [
+        "perplexity_last_quarter"
+    ]
+    loop = completion(completion_ids=[*range(10), *([1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 3)])
+    assert rules(loop) == ["loop"] and rules(loop, CONFIG.model_copy(update={"max_loop_share": 1.0})) == []
+
+
 @pytest.mark.parametrize("how", ["I", "I would", "I will", "I am willing to", "I\u2019m willing to"])
 def test_a_trait_that_is_told_and_not_acted_on_is_rejected(how: str) -> None:
     why = judge(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, "embedded")
