@@ -212,7 +212,7 @@ def test_a_row_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         why = rules_of(*given)  # type: ignore[arg-type]
         return lambda row: judged.append(row.key) or why(row)
 
-    monkeypatch.setattr("gen.filter.judge", counted)
+    monkeypatch.setattr("gen.filter.rules_of", counted)
     filtered(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}") for i in range(5)]], None)
     assert sorted(judged) == [*[f"s{i}" for i in range(5)], *[f"u{i}" for i in range(8)]]
 
