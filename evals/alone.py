@@ -11,7 +11,7 @@ import numpy as np
 from evals.conditions import Condition, Weights, randoms, refuse_duplicate_conditions
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import cached_or_asked, free_of, of_answers
+from evals.measures.forced_choice.cached import answers_key, cached_or_asked, free_of
 from evals.measures.forced_choice.checks import (
     refuse_sampling_options,
     refuse_steering_options,
@@ -20,14 +20,14 @@ from evals.measures.forced_choice.checks import (
 )
 from evals.measures.forced_choice.contrast import contrast
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
-from evals.measures.forced_choice.levels import levels
+from evals.measures.forced_choice.levels import condition_levels
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.statistics import Answers, Estimate, show
+from evals.statistics import Answers, Estimate, interval_text
 from evals.verdict import preflight
 from gen.ahead import refuse_overflow
-from gen.students import student as student_of
-from shared.adapters import readable
+from gen.students import served_student as student_of
+from shared.adapters import check_readable
 from shared.chat import Chat
 from shared.config import resolve
 from shared.console import console, number, say, table
@@ -38,7 +38,7 @@ from shared.instrument import FOUNDATIONS
 from shared.locks import hold
 from shared.models import cache_folder
 from shared.models import resolve as resolve_model
-from shared.outputs import guard, settings_of
+from shared.outputs import guard, input_paths
 from shared.records import write_jsonl
 from shared.tables import write_parquet
 from shared.traits import load_trait
@@ -46,12 +46,12 @@ from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes
 
 
-def score(arguments: Any) -> None:
+def score_files(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
     refuse_steering_options(arguments)
     out = arguments.outputs[0]
     config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
-    guard(arguments.outputs, settings_of(config))
+    guard(arguments.outputs, input_paths(config))
     refuse_unread_settings(sources)
     dtype = arguments.dtype or config.model.dtype
     origin = resolve_model(arguments.model, config.model.revision)
@@ -70,7 +70,7 @@ def score(arguments: Any) -> None:
     )  # fmt: skip
     refuse_sampling_options(read, arguments.free_tokens)
     if arguments.adapter:
-        readable(arguments.adapter)
+        check_readable(arguments.adapter)
     if arguments.prompted:
         load_trait(config.vector.trait)
     conditions, free = conditions_of(arguments, vectors, config.vector.trait), free_of(arguments.free_tokens)
@@ -82,7 +82,7 @@ def score(arguments: Any) -> None:
     cache = None
     if arguments.cache:
         weights = (student.fingerprint, dtype)
-        cache = of_answers(weights, renderer, vignettes, read, free, vectors, fresh=arguments.rebuild)
+        cache = answers_key(weights, renderer, vignettes, read, free, vectors, fresh=arguments.rebuild)
     from gen.engine.engine import engine
 
     with engine(
@@ -116,7 +116,7 @@ def score(arguments: Any) -> None:
         for row in answered_rows[c.name]
     ]
     (write_parquet if out.suffix == ".parquet" else write_jsonl)(out, rows)
-    summary({c.name: answered_rows[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
+    score_tables({c.name: answered_rows[c.name] for c in conditions}, out, config.eval.bootstrap, config.seed)
     say(f"wrote {len(rows)} rows to {out}")
 
 
@@ -149,7 +149,7 @@ def _adapter(arguments: Any) -> Path | None:
     return folded_at_gates(arguments.adapter, gates, cache_folder() / "gated")
 
 
-def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:
+def score_tables(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, seed: int) -> None:
     """The profile and the figures that say what it is worth, a column per condition, and the preflight of the first.
 
     Args:
@@ -166,7 +166,7 @@ def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, 
         [f"mass on {foundation}", *[_mean(condition_answers, f) for condition_answers in columns.values()]]
         for f, foundation in enumerate(FOUNDATIONS)
     ]
-    level = [levels(condition_answers, count, seed) for condition_answers in columns.values()]
+    level = [condition_levels(condition_answers, count, seed) for condition_answers in columns.values()]
     for key in ("auth_nats", "care_nats", "auth_moral", "p_not_wrong", "p_ans_any", "nll_prefill", "informedness"):
         lines.append([key, *_shown([values[key] for values in level])])
     lines.append(
@@ -198,7 +198,7 @@ def summary(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: int, 
 
 
 def _shown(estimates: Sequence[Estimate | None]) -> list[str | None]:
-    return [show(value) if value else None for value in estimates]
+    return [interval_text(value) if value else None for value in estimates]
 
 
 def _mean(answers_: Answers, f: int) -> str:

@@ -23,7 +23,7 @@ from shared.chat import Chat
 from shared.cli import entry
 from shared.errors import SteerHealError
 from shared.models import resolve
-from shared.ratios import Side, all_cores, closing, file, interleave, ratio, refuse_foreign
+from shared.ratios import Side, all_cores, closing, file, interleave, ratio_of_times, refuse_foreign
 from shared.records import Vignette
 from shared.vignettes import load_vignettes
 
@@ -65,7 +65,7 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
         def theirs(some: Sequence[Vignette], batch: int = BATCH) -> list[dict[str, Any]]:
             return reference.forced_choice(renderer, some, READ, tokenizer, batch)
 
-        check(ours(vignettes[:FEW]), theirs(vignettes[:FEW], 1))
+        check_same_logprobs(ours(vignettes[:FEW]), theirs(vignettes[:FEW], 1))
         theirs(vignettes[:BATCH])  # warm, as the check has left the engine
         parts = [vignettes[part::PARTS] for part in range(PARTS)]
         engine_parts, reference_parts = itertools.cycle(parts), itertools.cycle(parts)
@@ -79,10 +79,10 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
         f"a base-only score against the same two-phase read under HF generate at batch {BATCH}, the stand-in for the published evaluator; "
         f"{len(vignettes)} items in {PARTS} parts{f', of {Path(source).name}' if source != 'embedded' else ''} x 2 orders x {READ.think} think tokens, {DTYPE}"
     )
-    return {"score_speedup_vs_hf": ratio(sides["engine"], sides["hf"], description, bound=2.0, faster=True)}
+    return {"score_speedup_vs_hf": ratio_of_times(sides["engine"], sides["hf"], description, bound=2.0, faster=True)}
 
 
-def check(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> None:
+def check_same_logprobs(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> None:
     """Prove that both sides do the same work: the same log-probabilities, where the reference is exact (batch 1)."""
     apart = max(float(np.abs(np.array(a["lp"]) - np.array(b["lp"])).max()) for a, b in zip(ours, theirs, strict=True))
     if apart > AGREEMENT:

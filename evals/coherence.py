@@ -56,7 +56,7 @@ class CoherencePart:
         return f"{self.name} {self.value:.2f} ({sign} {self.degraded:g}; {self.broken:g} is broken)"
 
 
-def parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[CoherencePart]:
+def coherence_parts(base: Measures, other: Measures, coherence: Estimate | None) -> list[CoherencePart]:
     """The parts that the base has. coherence: answer mass over the base's, paired, judged by the rules of the verdict; perplexity by
     the limit of the filter's default. More answer mass than the base has is no coherence: it counts as the base's. Text that is much
     likelier than the base's is no better text: a model that says one thing over and over has the lowest perplexity."""

@@ -16,15 +16,15 @@ import numpy as np
 from evals.commandline import compare_options
 from evals.compare_runs import compare_two
 from evals.costs import SMALLEST_SHIFT, retain
-from evals.evidence import AUTHORITY_FALLS, of_answers, rank_among, shift
+from evals.evidence import AUTHORITY_FALLS, forced_choice_evidence, rank_among, shift
 from evals.intervals import crossed
-from evals.ladder import Price, judge
+from evals.ladder import Price, verdict_of
 from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.figures import Figures
-from evals.measures.forced_choice.moved import LEVEL, detectable, shifts
+from evals.measures.forced_choice.moved import LEVEL, detectable, foundation_shifts
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.routes import by_item, less_steering
-from evals.statistics import Answers, pair, same_setting, show
+from evals.statistics import Answers, interval_text, pair, same_setting
 from shared.cli import entry
 from shared.console import console, table
 from shared.errors import SteerHealError
@@ -55,7 +55,7 @@ class Sides:
         return [side for side in sides if side is not None]
 
 
-def split(argument: str) -> tuple[Path, str]:
+def file_and_name(argument: str) -> tuple[Path, str]:
     """The path and the name, '' for none, that FILE or FILE:NAME means."""
     path = Path(argument)
     if not path.exists() and ":" in argument:
@@ -63,9 +63,9 @@ def split(argument: str) -> tuple[Path, str]:
     return path, ""
 
 
-def rows_of(argument: str) -> tuple[Path, list[ScoreRow]]:
+def condition_rows(argument: str) -> tuple[Path, list[ScoreRow]]:
     """The rows of one condition: FILE, or FILE:NAME where a file holds several. Raises SteerHealError unless it is one."""
-    path, name = split(argument)
+    path, name = file_and_name(argument)
     rows = (read_parquet if path.suffix == ".parquet" else read_jsonl)(path, ScoreRow, made_by=MADE_BY)
     names = list(dict.fromkeys(row.name for row in rows if row.name is not None))
     unnamed = sum(row.name is None for row in rows)
@@ -102,9 +102,9 @@ def rows_of(argument: str) -> tuple[Path, list[ScoreRow]]:
     return path, rows
 
 
-def load(argument: str) -> Answers:
+def named_answers(argument: str) -> Answers:
     """The answers of one condition, as `rows_of` names it."""
-    return answers_of(*rows_of(argument))
+    return answers_of(*condition_rows(argument))
 
 
 def answers_of(path: Path, rows: list[ScoreRow]) -> Answers:
@@ -112,7 +112,7 @@ def answers_of(path: Path, rows: list[ScoreRow]) -> Answers:
     return answers(rows, path, MADE_BY)
 
 
-def dose_of(argument: str, path: Path, rows: list[ScoreRow]) -> tuple[float, Answers]:
+def given_dose(argument: str, path: Path, rows: list[ScoreRow]) -> tuple[float, Answers]:
     """A dose of plain steering: its coefficient, which its rows must have, and its answers."""
     coefficients = {row.coefficient for row in rows}
     coefficient = coefficients.pop() if len(coefficients) == 1 else None
@@ -165,22 +165,22 @@ def refuse_draws(
             )
 
 
-def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
+def compare_sides(sides: Sides, count: int, seed: int) -> dict[str, Any]:
     """The columns of results.json that answers fill, of other against base; the verdict where there is a steered side."""
     base, other = sides.base, sides.other
     for side in sides.all:
         same_setting(base.setting, side.setting)
     figures = Figures(base, other, count, seed)
     problem = figures.broken()
-    moved = shifts(base, other)
+    moved = foundation_shifts(base, other)
     kept = None
     if sides.steered is not None and (steered := shift(base, sides.steered)) and abs(steered.value) >= SMALLEST_SHIFT:
         kept = retain(base, sides.steered, other)
     price = _price(sides, count, seed)
     verdict: tuple[str | None, str | None] = (None, None)
     if sides.steered is not None:
-        verdict = judge(
-            of_answers(
+        verdict = verdict_of(
+            forced_choice_evidence(
                 base, sides.steered, other, draws=sides.draws, before=sides.before, broken=problem,
                 coherence=figures.delta["coherence"], price=price,
             )
@@ -200,7 +200,7 @@ def compare(sides: Sides, count: int, seed: int) -> dict[str, Any]:
         "detectable": detectable(base, other),
         "verdict": verdict[0],
         "verdict_reason": verdict[1],
-        "shown": {key: show(value) if value else None for key, value in deltas.items()},
+        "shown": {key: interval_text(value) if value else None for key, value in deltas.items()},
     }
 
 
@@ -227,7 +227,7 @@ def sides_of(arguments: Any) -> list[Sides]:
                 expected=f"a file of --{name} for each of --base",
                 next="name the seeds of both sides in the same order",
             )
-        places = [f"{os.path.realpath(path)}:{condition}" for path, condition in map(split, files or [])]
+        places = [f"{os.path.realpath(path)}:{condition}" for path, condition in map(file_and_name, files or [])]
         if twice := [argument for argument, place in zip(files or [], places, strict=True) if places.count(place) > 1]:
             raise SteerHealError(
                 "one condition stands for two seeds",
@@ -242,11 +242,11 @@ def sides_of(arguments: Any) -> list[Sides]:
             expected="one, with its own --random and --doses",
             next="compare each seed by itself",
         )
-    read = cache(rows_of)  # a file may stand for several sides
+    read = cache(condition_rows)  # a file may stand for several sides
     others = [*arguments.base, *arguments.other, *(arguments.before or [])]
     refuse_draws(arguments.random or [], arguments.steered or [], others, read)
     draws = [answers_of(*read(argument)) for argument in arguments.random or []]
-    doses = [dose_of(argument, *read(argument)) for argument in arguments.doses or []]
+    doses = [given_dose(argument, *read(argument)) for argument in arguments.doses or []]
     if len({coefficient for coefficient, _ in doses}) < len(doses):
         raise SteerHealError("a dose is there twice", given=", ".join(arguments.doses), expected="each coefficient once", next="leave one of them out")  # fmt: skip
     nothing = [None] * len(arguments.base)
@@ -292,7 +292,7 @@ def main() -> None:
         console.print(
             "[yellow]one side's rows are from before the chat template's arguments were written into them: taken as the other side's[/]"
         )
-    seeds = [compare(sides, arguments.bootstrap, arguments.seed) for sides in by_seed]
+    seeds = [compare_sides(sides, arguments.bootstrap, arguments.seed) for sides in by_seed]
     names = [
         Path(argument).stem if Path(argument).exists() else argument.rpartition(":")[2] for argument in arguments.other
     ]
@@ -342,7 +342,7 @@ def _over_seeds(by_seed: Sequence[Sides], seeds: Sequence[dict[str, Any]]) -> No
     if keep.any():
         shifts_ = [by_influence(sides, keep) for sides in by_seed]
         if over := crossed(np.array(shifts_)):
-            console.print(f"for a new seed and new items: {show(over)}, n_seeds {len(by_seed)}")
+            console.print(f"for a new seed and new items: {interval_text(over)}, n_seeds {len(by_seed)}")
 
 
 def by_influence(sides: Sides, keep: np.ndarray) -> np.ndarray:

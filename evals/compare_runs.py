@@ -133,7 +133,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def verdicts(one: ScoredRun, other: ScoredRun) -> Table:
+def verdicts_of_two(one: ScoredRun, other: ScoredRun) -> Table:
     """Both verdicts on the healed student of every round, with their reasons."""
     rows = []
     for index in range(max(len(one.rounds), len(other.rounds))):
@@ -211,7 +211,7 @@ def dots(one: ScoredRun, other: ScoredRun) -> list[Dot]:
     return drawn
 
 
-def side_by_side(one: ScoredRun, other: ScoredRun) -> list[PromptTexts]:
+def texts_side_by_side(one: ScoredRun, other: ScoredRun) -> list[PromptTexts]:
     """The texts of the original model and of both runs' last students, by held-out prompt."""
     columns = [
         ("original model", one.texts(0, "base")),
@@ -245,7 +245,7 @@ def compare_two(options: Options, arguments: Any) -> None:
         )
     one, other = (read_side(folder, arguments.eval) for folder in arguments.runs)
     refuse_incomparable(one, other, arguments.eval)
-    tables = [settings(one, other), verdicts(one, other), figures(one, other)]
+    tables = [settings(one, other), verdicts_of_two(one, other), figures(one, other)]
     for table in tables:
         show(table.title, table.columns, table.rows)
         if table.note:
@@ -254,7 +254,7 @@ def compare_two(options: Options, arguments: Any) -> None:
         title = f"{one.name} and {other.name}"
         shown = dots(one, other)
         chart = overlay(shown, (one.name, other.name), trait_column([*one.rows, *other.rows])) if shown else None
-        write_text(arguments.page, compare_page(title, tables, side_by_side(one, other), chart))
+        write_text(arguments.page, compare_page(title, tables, texts_side_by_side(one, other), chart))
         say(f"page {arguments.page}")
     else:
         say(f"texts side by side: {options.prog} {shlex.join(map(str, arguments.runs))} --page compare.html")

@@ -161,7 +161,7 @@ def after_training(
     return groups
 
 
-def described(condition: Condition) -> dict[str, Any]:
+def condition_line(condition: Condition) -> dict[str, Any]:
     """A condition as a line of scores.json."""
     fields = asdict(condition)
     return {key: fields[key] for key in ("stage", "name", "coefficient", "draw", "headline", "gate")}

@@ -31,7 +31,9 @@ def surgical_care(is_surgical: bool | None, d_auth: Estimate | None, d_care: Est
     return is_surgical and -margin <= d_care.interval[0] and d_care.interval[1] <= margin
 
 
-def cost(d_coh: Estimate | None, d_auth: Estimate | None, is_broken: bool) -> tuple[float | None, float | None]:
+def coherence_cost(
+    d_coh: Estimate | None, d_auth: Estimate | None, is_broken: bool
+) -> tuple[float | None, float | None]:
     """(coh_cost = |d_coh| / |d_auth|, d_coh / d_auth), answer mass per nat; None where |d_auth| < 0.05 or the row is broken."""
     if is_broken or d_coh is None or d_auth is None or abs(d_auth.value) < SMALLEST_SHIFT:
         return None, None

@@ -74,10 +74,10 @@ def decoy_vectors(config: Config, model: Model, history: Path | None, chat: Chat
                     next=f"write another into the decoys of vector.trait = {config.vector.trait}",
                 )
             values[layer] = (raw * (like.norm(layer) / norm)).astype(np.float32)
-        vectors[name_of(draw)] = Vector(values, {**like.metadata, "trait": persona})
+        vectors[decoy_name(draw)] = Vector(values, {**like.metadata, "trait": persona})
     return vectors
 
 
-def name_of(draw: int) -> str:
+def decoy_name(draw: int) -> str:
     """The name of a decoy's condition and vector."""
     return f"decoy-{draw}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.commandline import docs_results_options
-from evals.quoted import BLOCK, RUN, render
+from evals.quoted import BLOCK, RUN, render_blocks
 from evals.scored import scored_rounds
 from shared import config as configuration
 from shared.cli import entry
@@ -44,7 +44,7 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
-def publish(run: Run, out: Path, pages: list[Path]) -> list[Path]:
+def publish_docs(run: Run, out: Path, pages: list[Path]) -> list[Path]:
     """Put a run's report into the documentation, and its numbers into the blocks of pages.
 
     Args:
@@ -73,10 +73,10 @@ def publish(run: Run, out: Path, pages: list[Path]) -> list[Path]:
             shutil.copyfile(report / name, folder / name)
         write_json(folder / RUN, run_facts)
         for page, text in texts.items():  # refuses a page before anything is replaced
-            render(text, page, folder)
+            render_blocks(text, page, folder)
     changed = []
     for page, text in texts.items():
-        new = render(text, page, out)
+        new = render_blocks(text, page, out)
         if new != text:
             write_text(page, new)
             changed.append(page)
@@ -89,7 +89,7 @@ def main() -> None:
         raise no_such_run(arguments.run, round_command(arguments.run, 2))
     run = Run(arguments.run, configuration.resolve(arguments.run / "config.toml")[0])
     pages = [page for page in arguments.page if BLOCK.search(page.read_text(encoding="utf-8"))]
-    changed = publish(run, arguments.out, pages)
+    changed = publish_docs(run, arguments.out, pages)
     say(f"wrote {arguments.out}")
     for page in pages:
         say(f"{page}: {'made anew' if page in changed else 'as it was'}")

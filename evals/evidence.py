@@ -14,7 +14,7 @@ from evals.ladder import Evidence, Price
 from evals.measures.forced_choice.contrast import rank_p, specific_shift
 from evals.measures.forced_choice.levels import moral_share
 from evals.measures.free_text.texts import Texts, text_delta, text_levels, text_retain
-from evals.statistics import AUTHORITY, Answers, Estimate, same_setting, show
+from evals.statistics import AUTHORITY, Answers, Estimate, interval_text, same_setting
 from evals.verdict import preflight
 from shared.instrument import FOUNDATIONS
 from shared.traits import ReadFor
@@ -74,7 +74,7 @@ def rank_among(base: Answers, steered: Answers, draws: Sequence[Answers], target
     return rank_p(steered_shift, others, target.sign)
 
 
-def of_answers(
+def forced_choice_evidence(
     base: Answers,
     steered: Answers,
     healed: Answers,
@@ -155,9 +155,9 @@ def of_texts(
     over_persona = text_delta(decoy, prompted, TRAIT) if prompted is not None and decoy is not None else None
     no_axis = None
     if over_persona is not None and (over_persona.interval is None or over_persona.interval[0] <= 0):
-        no_axis = f"the trait prompt's {TRAIT} less that of a persona of another trait is {show(over_persona)}, not above 0: the measure does not tell the trait from another persona"
+        no_axis = f"the trait prompt's {TRAIT} less that of a persona of another trait is {interval_text(over_persona)}, not above 0: the measure does not tell the trait from another persona"
     if prompted_shift is not None and (prompted_shift.interval is None or prompted_shift.interval[0] <= 0):
-        no_axis = f"the trait prompt itself moves {TRAIT} by {show(prompted_shift)}, not above 0: the measure does not see the trait"
+        no_axis = f"the trait prompt itself moves {TRAIT} by {interval_text(prompted_shift)}, not above 0: the measure does not see the trait"
     moved = text_delta(base, steered, TRAIT)
     draw_deltas = [text_delta(base, draw, TRAIT) for draw in draws]
     draw_shifts = [delta.value for delta in draw_deltas if delta is not None]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.coherence import CoherencePart, Measures, parts
+from evals.coherence import CoherencePart, Measures, coherence_parts
 from evals.costs import SMALLEST_SHIFT, retain
 from evals.evidence import (
     AUTHORITY_FALLS,
@@ -18,12 +18,12 @@ from evals.evidence import (
     NO_LLR,
     TRAIT,
     Target,
-    of_answers,
+    forced_choice_evidence,
     of_texts,
     rank_among,
     shift,
 )
-from evals.ladder import Price, judge
+from evals.ladder import Price, verdict_of
 from evals.measures.free_text.measure import looping, mean_of_known
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openings, text_delta, text_retain, texts_of
@@ -31,7 +31,7 @@ from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
 from evals.rows import OF_THE_STUDENT, ConditionLine
-from evals.statistics import Answers, Estimate, show
+from evals.statistics import Answers, Estimate, interval_text
 from evals.verdict import broken, preflight
 
 ANSWER_MASS = "answer mass / base's"  # the part of coherence that the ladder judges by its own limit
@@ -131,7 +131,7 @@ class Judging:
         base = self.base.coherence
         if not case.generations:  # what was not asked for is no part
             base = Measures(None, None, None, base.valid, None, base.unscorable)
-        return parts(base, case.coherence, case.estimates["coherence"])
+        return coherence_parts(base, case.coherence, case.estimates["coherence"])
 
     def share_of_prompted(self, case: Case) -> Estimate | None:
         """The shift of llr_opposite over that of the trait prompt; None where either was not scored."""
@@ -216,7 +216,7 @@ class Judging:
         text, reason, text_price = self._text(case, broken, degraded)
         if self.target is None:
             return Verdicts(None, NO_FOUNDATION, text, reason, text_price=text_price)
-        evidence = of_answers(
+        evidence = forced_choice_evidence(
             self.base.answers,
             self.steered.answers,
             case.answers,
@@ -229,7 +229,7 @@ class Judging:
             over_decoy=self.over_decoy,
             target=self.target,
         )
-        return Verdicts(*judge(evidence), text, reason, evidence.price, text_price)
+        return Verdicts(*verdict_of(evidence), text, reason, evidence.price, text_price)
 
     def _text(
         self, case: Case, broken: str | None, degraded: Sequence[str]
@@ -251,7 +251,7 @@ class Judging:
             price=self._price(case, TRAIT),
             over_decoy=self.over_decoy_llr,
         )
-        return *judge(evidence), evidence.price
+        return *verdict_of(evidence), evidence.price
 
     def _price(self, case: Case, axis: Axis) -> Price | None:
         """Against plain steering at the same shift: ln of perplexity where there are texts, else the answer mass lost."""
@@ -287,7 +287,7 @@ def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
     if ret_kl is None:
         return None, None
     low, high = ret_kl.interval or (ret_kl.value, ret_kl.value)
-    distance = f"KL from the base on neutral text is {show(ret_kl)} nats per token"
+    distance = f"KL from the base on neutral text is {interval_text(ret_kl)} nats per token"
     if low > RETENTION_BROKEN:
         return f"{distance}, above {RETENTION_BROKEN}", None
     return None, f"{distance}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None

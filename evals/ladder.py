@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evals.costs import SMALLEST_SHIFT, SPECIFIC
-from evals.statistics import Estimate, show
+from evals.statistics import Estimate, interval_text
 
 Verdict = Literal[
     "broken", "no_format", "no_axis", "no_shift", "not_shown", "undone", "unspecific", "degraded", "kept", "healed"
@@ -81,7 +81,7 @@ class Evidence:
     price: Price | None = None
 
 
-def judge(evidence: Evidence) -> tuple[Verdict, str]:
+def verdict_of(evidence: Evidence) -> tuple[Verdict, str]:
     """(verdict, reason) by the first rule that matches."""
     for name, reason in (("broken", evidence.broken), ("no_format", evidence.no_format), ("no_axis", evidence.no_axis)):
         if reason is not None:
@@ -92,13 +92,13 @@ def judge(evidence: Evidence) -> tuple[Verdict, str]:
         return "not_shown", why
     kept = evidence.retained.interval if evidence.retained is not None else None
     if evidence.retained is not None and kept is not None and kept[1] < UNDONE:
-        return "undone", f"retain is {show(evidence.retained, 2)}, under a third: healing took the shift back"
+        return "undone", f"retain is {interval_text(evidence.retained, 2)}, under a third: healing took the shift back"
     if why := _unspecific(evidence):
         return "unspecific", why
     if why := _degraded(evidence):
         return "degraded", why
     assert evidence.healed is not None, "what is undefined is not shown"
-    shift = f"{evidence.measure} is {show(evidence.healed)} and retain {show(evidence.retained, 2) if evidence.retained else 'undefined'}"
+    shift = f"{evidence.measure} is {interval_text(evidence.healed)} and retain {interval_text(evidence.retained, 2) if evidence.retained else 'undefined'}"
     if kept is None or kept[0] < UNDONE:
         shift += " (it may be under a third)"
     if evidence.confounded is not None:
@@ -108,7 +108,9 @@ def judge(evidence: Evidence) -> tuple[Verdict, str]:
             "kept",
             f"{shift}; no doses of plain steering were scored around this shift, so that nothing shows healing is cheaper",
         )
-    paid = f"{evidence.price.name} less that of plain steering at the same shift is {show(evidence.price.less)}"
+    paid = (
+        f"{evidence.price.name} less that of plain steering at the same shift is {interval_text(evidence.price.less)}"
+    )
     if evidence.price.less.interval is None or evidence.price.less.interval[1] >= -MARGIN:
         return "kept", f"{shift}; {paid}: a lower dose of plain steering may be as cheap"
     return "healed", f"{shift}; {paid}: cheaper than a lower dose"
@@ -119,11 +121,11 @@ def _short(whose: str, measure: str, shift: Estimate | None, sign: int, smallest
     if shift is None:
         return f"{whose} {measure} is undefined"
     if shift.interval is None:
-        return f"{whose} {measure} is {show(shift)}, without an interval"
+        return f"{whose} {measure} is {interval_text(shift)}, without an interval"
     nearest_end = min(sign * end for end in shift.interval)
     if nearest_end <= smallest + MARGIN:
         side = "below" if sign < 0 else "above"
-        return f"{whose} {measure} is {show(shift)}, not {side} {sign * smallest:g} by its interval"
+        return f"{whose} {measure} is {interval_text(shift)}, not {side} {sign * smallest:g} by its interval"
     return None
 
 
@@ -158,7 +160,7 @@ def _unspecific(evidence: Evidence) -> str | None:
             and shift is not None
             and abs(shift.value) < SPECIFIC * abs(evidence.healed.value)
         ):
-            return f"the student's {name} is {show(shift)}, under a third of its {evidence.measure} {show(evidence.healed)}: most of the shift is not the trait's"
+            return f"the student's {name} is {interval_text(shift)}, under a third of its {evidence.measure} {interval_text(evidence.healed)}: most of the shift is not the trait's"
     return None
 
 
@@ -167,5 +169,5 @@ def _degraded(evidence: Evidence) -> str | None:
     if evidence.coherence is not None:
         low = min(1.0, evidence.coherence.interval[0] if evidence.coherence.interval else evidence.coherence.value)
         if low < COHERENCE:
-            reasons.insert(0, f"coherence {show(evidence.coherence)} may be under {COHERENCE:g}")
+            reasons.insert(0, f"coherence {interval_text(evidence.coherence)} may be under {COHERENCE:g}")
     return "; ".join(reasons) or None

@@ -23,7 +23,7 @@ from evals.measures.forced_choice.checks import refuse_sampling_options, refuse_
 from evals.measures.forced_choice.contrast import contrast
 from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.rows import ScoreRow
-from evals.statistics import AUTHORITY, Answers, Estimate, show
+from evals.statistics import AUTHORITY, Answers, Estimate, interval_text
 from evals.verdict import preflight
 from gen.students import ServedStudent
 from shared.chat import Chat
@@ -113,7 +113,7 @@ def least_budget(budgets: Sequence[Budget]) -> Budget | None:
     return min((budget for budget in budgets if budget.refused is None), key=lambda budget: budget.think, default=None)
 
 
-def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
+def budget_sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY) -> str:
     """The result of the budgets in a sentence. items: vignettes that were asked; foundation: its index in FOUNDATIONS."""
     name, budget = FOUNDATIONS[foundation], least_budget(budgets)
     tried = ", ".join(str(candidate.think) for candidate in sorted(budgets, key=lambda candidate: candidate.think))
@@ -126,7 +126,7 @@ def sentence(budgets: Sequence[Budget], items: int, foundation: int = AUTHORITY)
     assert budget.contrast is not None
     return (
         f"{budget.think} think tokens are the fewest of {tried} at which this model can do the task: its log odds of {name} are by "
-        f"{show(budget.contrast, 2)} nats higher on vignettes of {name} than on the others. "
+        f"{interval_text(budget.contrast, 2)} nats higher on vignettes of {name} than on the others. "
         f"A condition of {items} items then takes {budget.seconds:.0f} s on this machine."
     )
 
@@ -141,7 +141,7 @@ def print_budgets(budgets: Sequence[Budget], items: int, debias: str, foundation
             [
                 budget.think,
                 *[
-                    show(value) if value else None
+                    interval_text(value) if value else None
                     for value in (budget.contrast, budget.mass, budget.on_foundation, budget.on_not_wrong)
                 ],
                 f"{budget.seconds:.1f}",
@@ -179,7 +179,7 @@ class PreflightPlan:
     out: Path | None
 
 
-def of_options(arguments: Any, config: Config) -> PreflightPlan:
+def plan_of_options(arguments: Any, config: Config) -> PreflightPlan:
     """The subject of a preflight by the command line."""
     model = {"name": arguments.model or config.model.name, "dtype": arguments.dtype or config.model.dtype}
     config = config.model_copy(update={"model": config.model.model_copy(update=model)})
@@ -188,7 +188,7 @@ def of_options(arguments: Any, config: Config) -> PreflightPlan:
     return PreflightPlan(config, vignettes, instrument, reads, arguments.out)
 
 
-def of_run(run: Run, thinks: Sequence[int]) -> PreflightPlan:
+def plan_of_run(run: Run, thinks: Sequence[int]) -> PreflightPlan:
     """The subject of a preflight by a run, at these budgets of think tokens."""
     config, settings = run.config, run.config.eval
     reads = [
@@ -227,7 +227,7 @@ def main() -> None:
                 next=f"leave them out: {options.prog} --run {shlex.quote(str(arguments.run))}",
             )
         run = open_run(arguments.run)
-    subject = of_run(run, arguments.think) if run else of_options(arguments, configured(arguments))
+    subject = plan_of_run(run, arguments.think) if run else plan_of_options(arguments, configured(arguments))
     config, vignettes = subject.config, subject.vignettes
     foundation = foundation_of_trait(config.scored_trait if run else config.vector.trait)
     for read in subject.reads:
@@ -263,7 +263,7 @@ def main() -> None:
         budgets = list(scan(model, renderer, vignettes, reads, base, foundation))
     debias = reads[0].debias
     print_budgets(budgets, len(vignettes), debias, foundation)
-    words, budget = sentence(budgets, len(vignettes), foundation), least_budget(budgets)
+    words, budget = budget_sentence(budgets, len(vignettes), foundation), least_budget(budgets)
     console.print(words, markup=False)
     if subject.out:
         record = {

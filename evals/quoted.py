@@ -52,7 +52,7 @@ def read_quoted(folder: Path, page: Path) -> Quoted:
     return Quoted(rows, run, section.splitlines(), Path(where).as_posix())
 
 
-def sentence(quoted: Quoted) -> str:
+def run_sentence(quoted: Quoted) -> str:
     """A sentence on the run: model, rounds, machine and time."""
     run = quoted.run
     rounds = "Round 1" if run["rounds"] == 1 else f"Rounds 1 to {run['rounds']}"
@@ -80,12 +80,12 @@ def figure(quoted: Quoted) -> str:
     return f"![{finding(quoted)}]({quoted.where}/trajectory.png)\n"
 
 
-def table(quoted: Quoted) -> str:
+def table_block(quoted: Quoted) -> str:
     """Trait and perplexity of the base, prompted and not, and of every round's teacher and student."""
     return _levels(quoted, [row for row in quoted.rows if row["stage"] in SHORT])
 
 
-def levels(quoted: Quoted) -> str:
+def all_levels(quoted: Quoted) -> str:
     """The same of every headline condition, with the controls."""
     return _levels(quoted, quoted.rows)
 
@@ -106,7 +106,7 @@ def conclusion(quoted: Quoted) -> str:
     return "\n".join(f"- **{line.name}**: {line.text}" for line in (card.headline, *card.lines)) + "\n"
 
 
-def reading(quoted: Quoted) -> str:
+def reading_block(quoted: Quoted) -> str:
     """The reading of the results in sentences, as the report has it."""
     return "\n".join(quoted.reading) + "\n"
 
@@ -117,24 +117,24 @@ def files(quoted: Quoted) -> str:
     return " · ".join(f"[{words}]({quoted.where}/{name})" for name, words in names.items()) + "\n"
 
 
-def summary(quoted: Quoted) -> str:
+def summary_block(quoted: Quoted) -> str:
     """The summary for a README: the figure, a sentence on the run, the short table, the answer."""
-    return "\n".join(part(quoted) for part in (figure, sentence, table, conclusion))
+    return "\n".join(part(quoted) for part in (figure, run_sentence, table_block, conclusion))
 
 
 BLOCKS: dict[str, Callable[[Quoted], str]] = {
-    "sentence": sentence,
+    "sentence": run_sentence,
     "figure": figure,
-    "table": table,
-    "levels": levels,
-    "summary": summary,
+    "table": table_block,
+    "levels": all_levels,
+    "summary": summary_block,
     "answer": conclusion,
-    "reading": reading,
+    "reading": reading_block,
     "files": files,
 }
 
 
-def render(text: str, page: Path, folder: Path) -> str:
+def render_blocks(text: str, page: Path, folder: Path) -> str:
     """The text of a page with its blocks made from a folder's results.
 
     Args:

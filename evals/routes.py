@@ -111,7 +111,7 @@ def _share(low: Any, high: Any, target: Any) -> Any:
 Point = tuple[Student, Answers, Texts]
 
 
-def points(rounds: Sequence[Round]) -> list[Point]:
+def route_points(rounds: Sequence[Round]) -> list[Point]:
     """The base and then, round by round, the dialled and the whole students by their gates.
 
     Gate 0 is the student before; what lies outside 0 to 1 is on no way from a student to the next.
@@ -142,7 +142,7 @@ def dose_points(first: Round) -> list[Point]:
 def scorable(rounds: Sequence[Round], broken: Mapping[Student, str]) -> np.ndarray:
     """Items [items] that the base and every student of a path answered, up to where it ends: what a dead student did not answer is
     taken from nobody."""
-    path_points = points(rounds)
+    path_points = route_points(rounds)
     dead = (i for i, (student, answers, _) in enumerate(path_points) if student in broken or not answers.scorable.any())
     return np.logical_and.reduce(
         [answers.scorable for _, answers, _ in path_points[: max(next(dead, len(path_points)), 1)]]
@@ -174,7 +174,7 @@ def path(
 
     keep: items counted on the axis of authority, those scorable in every arm that is compared.
     """
-    return along(points(rounds), axis, count, seed, broken, scorable(rounds, broken) if keep is None else keep)
+    return along(route_points(rounds), axis, count, seed, broken, scorable(rounds, broken) if keep is None else keep)
 
 
 def along(

@@ -13,7 +13,7 @@ from evals.conditions import (
     after_training,
     before_training,
     by_weights,
-    described,
+    condition_line,
     randoms,
     refuse_duplicate_conditions,
 )
@@ -23,9 +23,9 @@ from evals.measures.registry import measures_of
 from evals.student_vector import student_vectors
 from gen.ahead import refuse_overflow
 from gen.students import ServedStudent, adapter_room
-from gen.students import student as student_of
+from gen.students import served_student as student_of
 from shared.chat import Chat
-from shared.cli import entry, need, parse
+from shared.cli import entry, need, parse_arguments
 from shared.commands import round_command
 from shared.filter_record import NAME as FILTER_RECORD
 from shared.filter_record import read_filter_record
@@ -110,7 +110,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     groups = groups_of(scoring, mode)
     for session in sessions:
         session.before_engine(groups)
-    ask(scoring, sessions, groups)
+    ask_engine(scoring, sessions, groups)
     conditions = [condition for group in groups for condition in group.conditions]
     with atomic_folder(out) as temporary:
         fields = [session.write(temporary) for session in sessions]
@@ -119,7 +119,7 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
             {
                 "version": 1,
                 "round": number,
-                "conditions": [described(condition) for condition in conditions],
+                "conditions": [condition_line(condition) for condition in conditions],
                 "sweep": read_filter_record(
                     run.round(number) / FILTER_RECORD, round_command(run.folder, number, rebuild=True)
                 ).by_coefficient,
@@ -208,7 +208,7 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
     return groups
 
 
-def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]) -> None:
+def ask_engine(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]) -> None:
     """Start an engine, put every session's requests to it group by group, and last those to the original model.
 
     Args:
@@ -245,14 +245,14 @@ def ask(scoring: Scoring, sessions: Sequence[Session], groups: Sequence[Weights]
 
 def main() -> None:
     options = score_options()
-    arguments, run = parse(options)
+    arguments, run = parse_arguments(options)
     if run:
         stage(run, arguments.round, arguments.eval, arguments.rebuild, arguments.cache)
         return
     need(options, arguments, "model", "out", *(["coefficient"] if arguments.vector else []))
-    from evals.alone import score
+    from evals.alone import score_files
 
-    score(arguments)
+    score_files(arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from evals.agree import refuse_mixed_rounds, refuse_other_counts, refuse_unrecorded
-from evals.measures.forced_choice.answers import refuse
+from evals.measures.forced_choice.answers import refuse_answers
 from evals.measures.registry import measures_of
 from evals.round import Round
 from evals.rows import ONCE, Heldout, LogRow, Scores, TokenRow, TrainingStep
@@ -152,7 +152,7 @@ def _log(path: Path, again: str) -> tuple[list[TrainingStep], list[Heldout]]:
         steps = [TrainingStep.model_validate(row.model_dump()) for row in rows if row.heldout_ce is None]
         return steps, [Heldout.model_validate(row.model_dump()) for row in rows if row.heldout_ce is not None]
     except ValidationError as error:
-        raise refuse(path, problem_of(error), "the log of a training", again) from None
+        raise refuse_answers(path, problem_of(error), "the log of a training", again) from None
 
 
 def _of(path: Path, kind: type[Row], again: str) -> Row:

@@ -168,7 +168,7 @@ def summarised(value: float, draws: np.ndarray, level: float = 0.95) -> Estimate
     return Estimate(value, (float(low), float(high)))
 
 
-def spread(draws: np.ndarray) -> float:
+def spread_of_draws(draws: np.ndarray) -> float:
     """Standard deviation of draws [r]; 0 where it is rounding, which a ratio to it would make infinite or arbitrary.
 
     Equal draws differ in the last digits where each is a sum over other weights.
@@ -238,7 +238,7 @@ def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
     }
 
 
-def show(result: Estimate, digits: int = 3) -> str:
+def interval_text(result: Estimate, digits: int = 3) -> str:
     """An estimate with its interval in brackets, to so many decimals."""
     interval = f" [{result.interval[0]:.{digits}f}, {result.interval[1]:.{digits}f}]" if result.interval else ""
     return f"{result.value:.{digits}f}{interval}"

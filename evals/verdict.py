@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from evals.intervals import mean_of
-from evals.measures.forced_choice.contrast import contrast, nearest
-from evals.statistics import AUTHORITY, Answers, Estimate, show
+from evals.measures.forced_choice.contrast import contrast, nearest_foundation
+from evals.statistics import AUTHORITY, Answers, Estimate, interval_text
 from shared.instrument import FOUNDATIONS
 
 MASS = (0.005, 0.95)  # base mass on the foundation outside which there is nowhere to move
@@ -47,13 +47,13 @@ def preflight(answers: Answers, foundation: int = AUTHORITY) -> Refusal | None:
     if not MASS[0] <= mass <= MASS[1]:
         side = "floor" if mass < MASS[0] else "ceiling"
         return Refusal("no_axis", f"base mass on {name} is {mass:.4f}, at its {side} (needs {MASS[0]} to {MASS[1]})")
-    authority, likeness = contrast(answers, foundation), nearest(answers, foundation)
+    authority, likeness = contrast(answers, foundation), nearest_foundation(answers, foundation)
     if authority is None or authority.interval is None or likeness is None:
         return Refusal("no_axis", f"the base's contrast on {name} has no interval (needs a lower end above {AXIS})")
     if authority.interval[0] <= AXIS + ROUNDING:
         return Refusal(
             "no_axis",
-            f"the base's contrast on {name} is {show(authority)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
+            f"the base's contrast on {name} is {interval_text(authority)} nats, its lower end must lie above {AXIS}: whether {name} is chosen does not follow the vignettes",
         )
     if likeness[1] <= NEAREST + ROUNDING:
         return Refusal(
@@ -72,5 +72,5 @@ def broken(undefined: Sequence[str], unscorable: int, items: int, coherence: Est
     if coherence is None:
         return "not finite: coherence"
     if (coherence.interval[1] if coherence.interval else coherence.value) < BROKEN:
-        return f"coherence {show(coherence)} lies below {BROKEN}"
+        return f"coherence {interval_text(coherence)} lies below {BROKEN}"
     return None

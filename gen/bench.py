@@ -30,7 +30,7 @@ from shared.errors import SteerHealError
 from shared.gpu import on_gpu
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.ratios import Side, all_cores, closing, file, interleave, ratio, refuse_foreign, warm
+from shared.ratios import Side, all_cores, closing, file, interleave, ratio_of_times, refuse_foreign, warm
 from shared.records import Prompt, data_file, read_jsonl
 from shared.traits import load_trait
 from shared.vectors import Vector
@@ -95,7 +95,7 @@ def dtype_here() -> str:
     return "bfloat16" if on_gpu() else DTYPE
 
 
-def sampled(engine: Any, requests: Sequence[Request]) -> list[list[int]]:
+def sampled_tokens(engine: Any, requests: Sequence[Request]) -> list[list[int]]:
     """The token ids that an engine answers to requests, in their order."""
     return [output.token_ids for output in engine.run(requests)]
 
@@ -103,7 +103,7 @@ def sampled(engine: Any, requests: Sequence[Request]) -> list[list[int]]:
 EQUAL = baselines.Sampling(TOKENS, TOKENS, TEMPERATURE)
 
 
-def overhead(layers: int, pairs: int) -> dict[str, Any]:
+def engine_overhead(layers: int, pairs: int) -> dict[str, Any]:
     """Part A: the steered engine against itself with its patch taken off, and many coefficients against one.
 
     The prefix cache is off: requests of different coefficients share no blocks, unsteered ones would.
@@ -122,19 +122,19 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
             others = [{"vector": name, "coefficient": 0.25} for name in "abc"]
             four = [replace(request, coefficient=0.25, terms=others) for request in single]
             sides = {
-                "64 coefficients": Side(lambda: sampled(engine, many)),
-                "4 terms": Side(lambda: sampled(engine, four)),
-                "1 coefficient": Side(lambda: sampled(engine, single)),
+                "64 coefficients": Side(lambda: sampled_tokens(engine, many)),
+                "4 terms": Side(lambda: sampled_tokens(engine, four)),
+                "1 coefficient": Side(lambda: sampled_tokens(engine, single)),
             }
             warm(sides)
             interleave("coefficients", sides, pairs)
-            ratios["coefficients_64_over_1"] = ratio(
+            ratios["coefficients_64_over_1"] = ratio_of_times(
                 sides["64 coefficients"],
                 sides["1 coefficient"],
                 f"time of 64 requests with 64 coefficients over the same with one; {TOKENS} tokens, no prefix cache",
                 bound=1.02,
             )
-            ratios["terms_4_over_1"] = ratio(
+            ratios["terms_4_over_1"] = ratio_of_times(
                 sides["4 terms"],
                 sides["1 coefficient"],
                 f"time of 64 requests with four vectors each over the same with one; {TOKENS} tokens, no prefix cache",
@@ -142,11 +142,14 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
             )
         work = bench.sweep(prompts, [c or 0.5 for c in COEFFICIENTS], baselines.Sampling(tokens, tokens, TEMPERATURE))
         with (stock_vllm if on_gpu() else patch_off)(bench, engine, work) as unpatched:
-            sides = {"steered": Side(lambda: sampled(engine, work), lambda: engine.patch(True)), "unpatched": unpatched}
+            sides = {
+                "steered": Side(lambda: sampled_tokens(engine, work), lambda: engine.patch(True)),
+                "unpatched": unpatched,
+            }
             warm(sides)
             interleave(f"{layers} layers steered", sides, pairs)
         other = "in stock vLLM" if on_gpu() else "with the patch taken off"
-        ratios[f"steered_over_unpatched_{layers}_layers"] = ratio(
+        ratios[f"steered_over_unpatched_{layers}_layers"] = ratio_of_times(
             sides["steered"],
             sides["unpatched"],
             f"time of a sweep steered in {layers} layers over the same requests {other}; {size}",
@@ -159,7 +162,7 @@ def overhead(layers: int, pairs: int) -> dict[str, Any]:
 def patch_off(bench: SteeringBench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
     """The same requests unsteered, in the same engine with its patch taken off."""
     plain = [replace(request, vector=None, coefficient=0.0) for request in work]
-    yield Side(lambda: sampled(engine, plain), lambda: engine.patch(False))
+    yield Side(lambda: sampled_tokens(engine, plain), lambda: engine.patch(False))
     engine.patch(True)
 
 
@@ -167,12 +170,12 @@ def patch_off(bench: SteeringBench, engine: Any, work: Sequence[Request]) -> Ite
 def stock_vllm(bench: SteeringBench, engine: Any, work: Sequence[Request]) -> Iterator[Side]:
     """The same requests unsteered, in vLLM as it comes: a graph keeps the op that it was captured with, whatever the patch."""
     from gen.engine.options import platform_options, precision_options
-    from gen.engine.stock import stock
+    from gen.engine.stock import stock_sampler
 
     options = {"dtype": bench.dtype, "max_model_len": LENGTH, "enable_prefix_caching": False}
     # logits in float32 and graphs for the same batches: what is compared is steering
     options |= {**platform_options(), **precision_options(bench.model.folder, bench.dtype)}
-    with stock(bench.model.folder, work, gpu_memory_utilization=SHARE, **options) as run:
+    with stock_sampler(bench.model.folder, work, gpu_memory_utilization=SHARE, **options) as run:
         yield Side(run)
 
 
@@ -197,7 +200,7 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
     with bench.engine(gpu_memory=SHARE) as engine:
         engine.load("v", bench.vector)
         if dtype == "float32":  # the same code serves both; in half precision near-ties are too many to compare tokens
-            check(bench, engine, model)
+            check_greedy_tokens(bench, engine, model)
         warm(_speed_sides(bench, engine, model, PROMPTS, EQUAL))
         prompts, sampling = (MANY_PROMPTS, baselines.Sampling(MANY_TOKENS)) if large else (PROMPTS, EQUAL)
         sides = _speed_sides(bench, engine, model, prompts, sampling, SINGLE_PART if large else 1)
@@ -215,7 +218,7 @@ def speedups(large: bool, dtype: str, rounds: int, single: int) -> dict[str, Any
         ),
     }
     return {
-        f"sweep_speedup_vs_{name}{'_large' if large else ''}{'' if dtype == DTYPE else f'_{dtype}'}": ratio(
+        f"sweep_speedup_vs_{name}{'_large' if large else ''}{'' if dtype == DTYPE else f'_{dtype}'}": ratio_of_times(
             sides["ours"], sides[name], what, bound=None if large else bound, faster=True
         )
         for name, (what, bound) in whats.items()
@@ -237,8 +240,8 @@ def _speed_sides(
     # Without the reset a repetition would read its prompts from the repetition before.
     reset = engine.reset_cache
     return {
-        "ours": Side(lambda: sampled(engine, requests), reset),
-        "passes": Side(lambda: [ids for each in passes for ids in sampled(engine, each)], reset),
+        "ours": Side(lambda: sampled_tokens(engine, requests), reset),
+        "passes": Side(lambda: [ids for each in passes for ids in sampled_tokens(engine, each)], reset),
         "hf_per_coefficient": Side(functools.partial(baselines.per_coefficient, model, work, sampling)),
         "hf_batch": Side(functools.partial(baselines.per_row, model, work, sampling)),
         "hf_single": Side(
@@ -248,11 +251,11 @@ def _speed_sides(
     }
 
 
-def check(bench: SteeringBench, engine: Any, model: baselines.Hooked) -> None:
+def check_greedy_tokens(bench: SteeringBench, engine: Any, model: baselines.Hooked) -> None:
     """Prove that all sides do the same work: their greedy tokens agree, and steering changes them."""
     requests = bench.sweep(2, COEFFICIENTS, replace(EQUAL, temperature=0.0))
     work = [(request.prompt_ids, request.coefficient) for request in requests]
-    ours = np.array(sampled(engine, requests))
+    ours = np.array(sampled_tokens(engine, requests))
     for way in (baselines.per_coefficient, baselines.per_row, baselines.one_at_a_time):
         theirs = np.array(way(model, work, replace(EQUAL, temperature=0.0)))
         steered = theirs[:: len(COEFFICIENTS)] != theirs[len(COEFFICIENTS) - 1 :: len(COEFFICIENTS)]
@@ -269,7 +272,7 @@ def part(name: str, out: Path, quick: bool) -> None:
     """Measure one part in this process and file its ratios."""
     all_cores()
     if name.startswith("A"):
-        ratios = overhead(int(name[1:]), 3 if quick else 15)
+        ratios = engine_overhead(int(name[1:]), 3 if quick else 15)
     else:
         rounds, single = (3 if on_gpu() else 1, 1) if name == "C" else (2, 1) if quick else (9, 5)
         ratios = speedups(name == "C", "bfloat16" if name == "B16" else dtype_here(), rounds, single)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gen.outcome import Tally
-from gen.rules import Yardstick, judge
+from gen.rules import Yardstick, rules_of
 from shared.console import console
 from shared.records import Completion
 from shared.schema import Config
@@ -41,7 +41,9 @@ class Board:
         if self.grows:
             self.yardstick.extend(window)
         if len(self.yardstick):
-            reasons_of = judge(self.yardstick.limits(self.config.filter), self.config.filter, self.config.vector.trait)
+            reasons_of = rules_of(
+                self.yardstick.limits(self.config.filter), self.config.filter, self.config.vector.trait
+            )
             for row in window:
                 self.tally.add(row, not reasons_of(row))
         self.count(len(window), sum(len(row.completion_ids) for row in window), name)

@@ -9,13 +9,13 @@ from huggingface_hub import DatasetCardData
 
 from gen.commandline import card_options
 from shared import jinja
-from shared.cli import entry, need, parse
+from shared.cli import entry, need, parse_arguments
 from shared.commands import round_command
 from shared.config import flat
 from shared.console import number, say
 from shared.errors import SteerHealError
 from shared.filter_record import NAME, read_filter_record
-from shared.hub import published, push
+from shared.hub import public_name, push
 from shared.publish import atomic_folder
 from shared.records import Completion, iterate_jsonl, read_jsonl, write_jsonl
 from shared.run import Run
@@ -26,7 +26,7 @@ FILES = ("kept", "rejected")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def card(run: Run, number_: int) -> str:
+def data_card(run: Run, number_: int) -> str:
     """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
     folder, config = run.round(number_), run.config
     again = round_command(run.folder, number_)
@@ -60,17 +60,17 @@ def card(run: Run, number_: int) -> str:
         if line.source == config.filter.source
     ]
     settings = [
-        (key, published(value) if isinstance(value, str) and value else value)
+        (key, public_name(value) if isinstance(value, str) and value else value)
         for key, value in flat(config).items()
         if key.startswith(("sweep.", "filter.", "vector."))
     ]
-    return jinja.card(
+    return jinja.fill_card(
         TEMPLATES,
         "data_card.md",
         metadata=about.to_yaml(),
         round=number_,
         source=config.filter.source,
-        model=published(config.model.name),
+        model=public_name(config.model.name),
         random=config.vector.direction == "random",
         layers=sorted(vector.layers),
         filter_off=config.filter.off,
@@ -83,8 +83,8 @@ def card(run: Run, number_: int) -> str:
         seed=config.seed,
         fingerprint=str(vector.metadata.get("model_fingerprint", "unknown"))[:12],
         vector=vector.digest()[:12],
-        dilemmas=published(config.sweep.dilemmas),
-        mundane=published(config.sweep.mundane),
+        dilemmas=public_name(config.sweep.dilemmas),
+        mundane=public_name(config.sweep.mundane),
     )
 
 
@@ -93,9 +93,9 @@ def _mean(values: list[float | None]) -> str:
     return number(float(np.mean(numbers)) if numbers else None, 3, signed=True)
 
 
-def write(run: Run, number_: int, out: Path) -> None:
+def write_data_set(run: Run, number_: int, out: Path) -> None:
     """Write the kept rows of a round as a data set with its card. Raises SteerHealError for a folder with other files."""
-    content = card(run, number_)
+    content = data_card(run, number_)
     with atomic_folder(out, names=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
         for name in FILES:
             source = run.round(number_) / f"{name}.jsonl"
@@ -109,7 +109,7 @@ def write(run: Run, number_: int, out: Path) -> None:
 
 def main() -> None:
     options = card_options()
-    arguments, run = parse(options, begins=False)
+    arguments, run = parse_arguments(options, begins=False)
     need(options, arguments, "run", "out")
     assert run is not None
     path = run.manifest(arguments.round, "filter")
@@ -120,7 +120,7 @@ def main() -> None:
             expected="a filtered round",
             next=round_command(run.folder, arguments.round),
         )
-    write(run, arguments.round, arguments.out)
+    write_data_set(run, arguments.round, arguments.out)
     say(f"wrote {arguments.out}")
     if arguments.push_to:
         push(arguments.out, arguments.push_to, arguments.private, "dataset")

@@ -133,6 +133,6 @@ class Actor:
         return {"error": self._error.as_dict()} if self._error else {"about": self._maker.about()}
 
     def make(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        from gen.worker import answer
+        from gen.worker import reply_to
 
-        return answer(self._maker, {"rows": rows})
+        return reply_to(self._maker, {"rows": rows})

@@ -79,7 +79,7 @@ def sweep_options() -> Options:
     files.add_argument(
         "--out",
         type=Path,
-        writes=swept,
+        writes=sweep_outputs,
         help="sweep rows to write: NAME.jsonl, or a folder of Parquet shards; those of a finished sweep are replaced with --rebuild alone",
     )
     return options
@@ -137,7 +137,7 @@ def label_options() -> Options:
     options = parser("gen.label", "Write rows of a run for a person to judge, blinded, or read them back.")
     options.add_argument("--rows", type=at_least_two, default=50, help="rows of the sheet, half of them kept")
     options.add_argument(
-        "--out", type=Path, writes=lambda value: [*outputs.output_file(".csv")(value), key_of(Path(value))],
+        "--out", type=Path, writes=lambda value: [*outputs.output_file(".csv")(value), key_file(Path(value))],
         help="sheet to write, .csv; NAME.key.json beside it says which rows were kept",
     )  # fmt: skip
     files = OptionGroup(options, "reading back")
@@ -312,7 +312,7 @@ def at_least_two(text: str) -> int:
     return whole(text)
 
 
-def key_of(sheet: Path) -> Path:
+def key_file(sheet: Path) -> Path:
     """The key file of a sheet of rows to label."""
     return sheet.with_suffix(".key.json")
 
@@ -331,7 +331,7 @@ def throughput_options() -> Options:
     return options
 
 
-def swept(value: str) -> list[Path]:
+def sweep_outputs(value: str) -> list[Path]:
     """The paths written by a sweep: its rows, a .jsonl file or a folder of shards, and the folder of windows beside them."""
     out = Path(value)
     folder = out.suffix != ".jsonl" and (out.is_dir() or not out.suffix)

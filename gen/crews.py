@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gen.plan import Job, Planned, place
+from gen.plan import Job, Planned, sampled_on
 from gen.pool import Executor, Item, Pool
 from gen.prompts import PromptRenderer
 from gen.sampler import Sampler, start_sampler
@@ -50,7 +50,7 @@ class Alone:
         self.about = {"count": 1}
 
     def made_in(self) -> dict[str, Any]:
-        return place()
+        return sampled_on()
 
     def begin(self) -> None:
         if self._sampler is None:
@@ -135,7 +135,7 @@ def employ(job: Job, renderer: PromptRenderer) -> Iterator[Crew]:
                 next=f"{setting(f'sweep.workers={max(1, len(devices))}')}, or name a cluster: {setting('cluster.address=HOST:PORT')}",
             )
         local = Local(Recipe.of(job, renderer.chat.day, threads_of(size)), devices)
-        with closing(Workers(local, size, place())) as crew:
+        with closing(Workers(local, size, sampled_on())) as crew:
             yield crew
     else:
         with closing(Alone(job, renderer)) as alone:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gen.commandline import extract_options
 from shared.chat import Chat, neutral_for
-from shared.cli import configured, entry, need, parse
+from shared.cli import configured, entry, need, parse_arguments
 from shared.console import progress, say, table
 from shared.errors import SteerHealError
 from shared.folding import exact_network
@@ -225,7 +225,7 @@ def refuse_not_finite(model: Model, layers: Sequence[int], *states: dict[int, np
             )
 
 
-def show(vector: Vector) -> None:
+def show_vector(vector: Vector) -> None:
     """Print a vector's table: by layer its norm, the mean norm of the activations, the relative dose at 1 and the split-half cosine."""
     norms, cosines = vector.metadata["hidden_norm"], vector.metadata["split_half_cosine"]
     kind = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
@@ -269,14 +269,14 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
         return
     vector = extract(origin, history, config.model, config.vector, seed, run.day)
     vector.save(out)
-    show(vector)
+    show_vector(vector)
     metadata = vector.metadata
     job.finish(origin.identity, contexts=metadata["n_contexts"], tokens=metadata["tokens"], layers=len(vector.layers))
 
 
 def main() -> None:
     options = extract_options()
-    arguments, run = parse(options)
+    arguments, run = parse_arguments(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
@@ -288,7 +288,7 @@ def main() -> None:
     hold(arguments.out)  # a place that cannot be written is found before the work, not after it
     vector = extract(model, None, config.model, config.vector, config.seed, config.model.day)
     vector.save(arguments.out)
-    show(vector)
+    show_vector(vector)
     say(f"wrote {arguments.out}")
 
 

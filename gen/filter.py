@@ -17,10 +17,10 @@ from typing import BinaryIO
 from gen.commandline import Outputs, filter_options, named_after
 from gen.outcome import CoefficientSums, FilterOutcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
 from gen.plan import Job
-from gen.rules import Yardstick, judge
+from gen.rules import Yardstick, rules_of
 from gen.shard_filter import filter_shards
 from gen.shards import is_sharded
-from shared.cli import configured, entry, need, parse
+from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import round_command
 from shared.console import console, say
 from shared.errors import SteerHealError
@@ -94,7 +94,7 @@ def _read(handle: BinaryIO, begin: int, key: str) -> Completion:
 
 
 @contextmanager
-def split(
+def split_rows(
     sweep: SweepFile,
     unsteered: SweepFile,
     config: FilterConfig,
@@ -127,7 +127,7 @@ def split(
                 if row.source == "unsteered":
                     yardstick.add(row)
     result = FilterOutcome(yardstick.limits(config))
-    reasons_of = judge(result.limits, config, trait)
+    reasons_of = rules_of(result.limits, config, trait)
     starved: Starved | None = None
     with writing_jsonl(outputs.rejected) as reject:
         try:
@@ -158,7 +158,7 @@ def separate(
     vector: Vector | None = None,
 ) -> FilterOutcome:
     """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
-    with split(sweep, unsteered, config, trait, outputs, vector) as result:
+    with split_rows(sweep, unsteered, config, trait, outputs, vector) as result:
         print_sweep(result.tally, result.limits, config, vector)
         print_reasons(result)
         refuse_starvation(result, config)
@@ -184,7 +184,7 @@ def tally(
         config: of the filter.
         trait: name or folder of the trait.
     """
-    reasons_of, result = judge(limits, config, trait), Tally()
+    reasons_of, result = rules_of(limits, config, trait), Tally()
     result.groups[0.0, False] = CoefficientSums()
     for row in unsteered:
         result.add(row, not reasons_of(row))
@@ -208,7 +208,7 @@ def print_filtered(job: Job, yardstick: Yardstick) -> None:
     print_sweep(tally(rows, unsteered, limits, config, job.config.vector.trait), limits, config, job.vector)
 
 
-def swept(run: Run, index: int) -> SweepFile:
+def swept_files(run: Run, index: int) -> SweepFile:
     """The published rows of a round's sweep, with the command that makes them."""
     return SweepFile(run.round(index) / "sweep.jsonl", round_command(run.folder, index))
 
@@ -239,7 +239,9 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
         return
     vector = load_vector(folder / "vector.safetensors")
     try:
-        result = separate(swept(run, index), swept(run, 1), config, run.config.vector.trait, outputs, vector)
+        result = separate(
+            swept_files(run, index), swept_files(run, 1), config, run.config.vector.trait, outputs, vector
+        )
     except Starved:
         job.path.unlink(missing_ok=True)  # the manifest of an earlier filter, whose kept rows are gone
         raise
@@ -248,7 +250,7 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
 
 def main() -> None:
     options = filter_options()
-    arguments, run = parse(options)
+    arguments, run = parse_arguments(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return

@@ -42,13 +42,13 @@ def adapter_options(history: Path, origin: Model, dtype: str, gates: Sequence[fl
         SteerHealError: a history that does not fit the model, is too wide for vLLM's kernels, or cannot be served as an adapter here.
     """
     from gen.engine.options import lora_options
-    from gen.students import student
+    from gen.students import served_student
     from shared.folding import folded_at_gates, rounds_at_gates
     from shared.models import cache_folder
 
     newest = len(rounds_at_gates(history, {}))
     folders = [folded_at_gates(history, {newest: gate}, cache_folder() / "gated") for gate in gates]
-    options = lora_options([student(origin, folder, cache_folder(), dtype, "adapter") for folder in folders])
+    options = lora_options([served_student(origin, folder, cache_folder(), dtype, "adapter") for folder in folders])
     # one more than there are: on the CPU a request without an adapter beside one with it gets the last slot's
     return [
         *("--enable-lora", "--max-lora-rank", str(options["max_lora_rank"]), "--max-loras", str(len(gates) + 1)),

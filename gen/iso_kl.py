@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from gen.extract import in_fp32
 from gen.forward import kl_by_token, logits_of, steered
-from gen.plan import Job, name_of, spread_prompts
+from gen.plan import Job, prompt_key, spread_prompts
 from gen.prompts import PromptRenderer
 from gen.walk import largest
 from gen.windows import Windows
@@ -165,7 +165,7 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
         texts = []
         with counting("iso-KL: unsteered completions", len(chosen)) as advance:
             for index, prompt in chosen:
-                ids, seed = renderer(prompt)[0], seed_of(job.seed, "iso_kl", name_of(index, prompt))
+                ids, seed = renderer(prompt)[0], seed_of(job.seed, "iso_kl", prompt_key(index, prompt))
                 length = min(ISO_KL_TOKENS, settings.max_tokens)
                 said = sample(network, ids, length, chat.stop_ids, settings.temperature, seed)
                 texts.append(([*ids, *said], len(ids)))

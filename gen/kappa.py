@@ -51,7 +51,7 @@ class PersonAgreement:
     kappa_ci: Interval
 
 
-def agreement(kept: Sampled, rejected: Sampled, seed: int = 0) -> PersonAgreement:
+def filter_agreement(kept: Sampled, rejected: Sampled, seed: int = 0) -> PersonAgreement:
     """The filter against a person. Raises ValueError for a side with no labelled row.
 
     Args:

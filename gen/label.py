@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from gen.commandline import key_of, label_options
-from gen.kappa import PersonAgreement, Sampled, agreement
-from gen.plan import name_of
+from gen.commandline import key_file, label_options
+from gen.kappa import PersonAgreement, Sampled, filter_agreement
+from gen.plan import prompt_key
 from gen.prompts import open_round
 from gen.sheet import QUESTIONS, Key, Sheet, read_sheet, write_sheet, yes_to_all
-from shared.cli import entry, need, parse
+from shared.cli import entry, need, parse_arguments
 from shared.commands import command_of, round_command
 from shared.console import console, number, say, table
 from shared.errors import SteerHealError
@@ -28,13 +28,13 @@ from shared.strata import quotas
 from shared.traits import load_trait
 
 
-def write(run: Run, round_number: int, out: Path, count: int) -> None:
+def write_label_sheet(run: Run, round_number: int, out: Path, count: int) -> None:
     """Write a sheet of `count` rows and its key file.
 
     Raises:
         SteerHealError: the round is not filtered, its files were edited, nothing was kept or nothing rejected, or the sheet is there already.
     """
-    key = key_of(out)
+    key = key_file(out)
     if present := [path for path in (out, key) if path.exists()]:
         raise SteerHealError(
             "a sheet is there already, perhaps filled in",
@@ -107,7 +107,7 @@ def prompts_of(run: Run, rows: Sequence[Completion]) -> dict[str, str]:
     texts = {row.key.rsplit("/", 2)[0]: "" for row in rows}
     with open_round(run.config.sweep) as prompts:
         for index, (_, prompt) in enumerate(prompts):
-            if (name := name_of(index, prompt)) in texts:
+            if (name := prompt_key(index, prompt)) in texts:
                 turns = prompt.turns
                 texts[name] = (
                     turns[0]["content"]
@@ -124,7 +124,7 @@ def prompts_of(run: Run, rows: Sequence[Completion]) -> dict[str, str]:
     return {row.key: texts[row.key.rsplit("/", 2)[0]] for row in rows}
 
 
-def compare(path: Path, key: Path) -> None:
+def compare_labels(path: Path, key: Path) -> None:
     """Print the filter against a filled sheet, and write the figures beside it. Raises SteerHealError as `read_sheet` does."""
     sheet = read_record(
         key, Sheet, what="a key file could not be read", next=f"the file that was written beside {path}: --key FILE"
@@ -148,7 +148,7 @@ def compare(path: Path, key: Path) -> None:
                 expected="yes or no in some of them",
                 next=f"fill it in: {path}",
             )
-        result = agreement(sides[True], sides[False])
+        result = filter_agreement(sides[True], sides[False])
         figures[name] = {
             **asdict(result),
             "kept": asdict(sides[True]),
@@ -185,10 +185,10 @@ def _cells(kept: Sampled, rejected: Sampled, result: PersonAgreement) -> list[st
 
 def main() -> None:
     options = label_options()
-    arguments, run = parse(options, begins=False)
+    arguments, run = parse_arguments(options, begins=False)
     if run:
         need(options, arguments, "out")
-        write(run, arguments.round, arguments.out, arguments.rows)
+        write_label_sheet(run, arguments.round, arguments.out, arguments.rows)
         return
     need(options, arguments, "in_")
     sheet = arguments.in_
@@ -199,7 +199,7 @@ def main() -> None:
             expected=".csv",
             next=f"{options.prog} --in FILE.csv --key FILE.key.json",
         )
-    compare(sheet, arguments.key or key_of(sheet))
+    compare_labels(sheet, arguments.key or key_file(sheet))
 
 
 if __name__ == "__main__":

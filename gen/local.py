@@ -141,9 +141,9 @@ def devices_here(each: int = 1) -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    return grouped(names, each)
+    return gpu_groups(names, each)
 
 
-def grouped(names: Sequence[str], each: int) -> list[str]:
+def gpu_groups(names: Sequence[str], each: int) -> list[str]:
     """GPUs by name in groups of so many, as CUDA_VISIBLE_DEVICES takes them; those that are left over are left out."""
     return [",".join(names[begin : begin + each]) for begin in range(0, len(names) - each + 1, each)]

@@ -95,7 +95,7 @@ def judged(config: Config) -> bool:
     return config.walks or config.sweep.until_kept is not None
 
 
-def place() -> dict[str, Any]:
+def sampled_on() -> dict[str, Any]:
     """The place of this process, which its rows depend on besides their plan: code, engine options, device and versions."""
     from gen.engine.options import platform_options
 
@@ -171,7 +171,7 @@ class Planned:
     prompted: bool = False
 
 
-def name_of(index: int, prompt: Prompt) -> str:
+def prompt_key(index: int, prompt: Prompt) -> str:
     """The prompt's part of a key."""
     return f"{index:05d}-{prompt.id or 'prompt'}"
 
@@ -204,11 +204,11 @@ def plan(
     return (
         row
         for index, prompt in enumerate(prompts)
-        for row in rows_of(index, prompt, coefficients, samples, seed, prompted=prompted)
+        for row in planned_rows(index, prompt, coefficients, samples, seed, prompted=prompted)
     )
 
 
-def rows_of(
+def planned_rows(
     index: int, prompt: Prompt, coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
 ) -> Iterator[Planned]:
     """The rows of one prompt, the index-th of the plan.
@@ -221,7 +221,7 @@ def rows_of(
         seed: of the run, from which each row's is derived.
         prompted: whether one row under the trait prompt stands for each that would be steered.
     """
-    name = name_of(index, prompt)
+    name = prompt_key(index, prompt)
     conditions = [(coefficient, f"{coefficient:g}", samples) for coefficient in coefficients]
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)

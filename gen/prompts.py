@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 from shared.chat import Chat, neutral_for
-from shared.prompts import Prompts, named, open_prompts
+from shared.prompts import Prompts, open_prompts, prompts_name
 from shared.records import Prompt
 from shared.schema import SweepConfig
-from shared.strata import quotas, take
+from shared.strata import quotas, take_quota
 from shared.traits import Trait
 
 
@@ -55,8 +55,10 @@ def open_round(config: SweepConfig) -> Iterator[Prompts]:
             (config.mundane, "mundane.jsonl", config.n_mundane),
         ):
             if count:
-                prompts = stack.enter_context(open_prompts(named(value, embedded)))
+                prompts = stack.enter_context(open_prompts(prompts_name(value, embedded)))
                 parts.append((prompts, quotas(Counter(prompt.domain for _, prompt in prompts), count)))
         yield Prompts(
-            lambda: chain.from_iterable(take(prompts, quota, lambda item: item[1].domain) for prompts, quota in parts)
+            lambda: chain.from_iterable(
+                take_quota(prompts, quota, lambda item: item[1].domain) for prompts, quota in parts
+            )
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from gen.plan import Job, Planned, place
+from gen.plan import Job, Planned, sampled_on
 from gen.prompts import PromptRenderer
 from gen.sampler import start_sampler
 from gen.students import ServedStudent
@@ -106,7 +106,7 @@ class Maker:
     def about(self) -> dict[str, Any]:
         """`place` and cache_blocks are what its rows depend on besides the plan; the rest is for the log."""
         return {
-            "place": place(),
+            "place": sampled_on(),
             "cache_blocks": self._engine.cache_blocks,
             "threads": int(os.environ.get("OMP_NUM_THREADS", cores())),
             "host": socket.gethostname(),

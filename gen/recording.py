@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROWS = 24  # of a sweep, but at least one a coefficient
 
 
-def recorded(
+def is_recorded(
     prompts: int, coefficients: Sequence[float], samples: int, *, prompted: bool = False
 ) -> Callable[[Planned], bool]:
     """Whether a planned row records log-probabilities: a function of its place in the plan alone, whatever the windows are.
@@ -37,8 +37,8 @@ def recorded(
     """
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)
-        others = recorded(prompts, [dose for dose in coefficients if dose == 0], samples)
-        each = recorded(prompts, [0.0], steered * samples)
+        others = is_recorded(prompts, [dose for dose in coefficients if dose == 0], samples)
+        each = is_recorded(prompts, [0.0], steered * samples)
         return lambda row: each(row) if row.prompted else others(row)
     cells, counts = prompts * samples, _counts(coefficients)
     chosen = {
@@ -74,7 +74,7 @@ def unsteered_logprobs(
     return {place: value for place, value in by_place.items() if value is not None}
 
 
-def record(
+def recorded_logprobs(
     prompt: Sequence[int], completion: Sequence[int], student: np.ndarray | None, original: np.ndarray | None
 ) -> Logprobs | None:
     """The log-probabilities [tokens] as a row keeps them, nats; None where one is not finite.

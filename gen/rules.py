@@ -88,7 +88,7 @@ def truncation(row: Completion, context: Context) -> str | None:
     )
 
 
-def refusal(row: Completion, context: Context) -> str | None:
+def refusal_reason(row: Completion, context: Context) -> str | None:
     """The words by which a completion refuses; None where it does not."""
     return first_match((REFUSAL,), row.text)
 
@@ -133,7 +133,7 @@ RULES: tuple[Bound | Ban, ...] = (
         compares=True,
     ),
     Bound("loop", lambda row: loop_share(row.completion_ids), lambda config, _: config.max_loop_share, True, "raise filter.max_loop_share"),
-    Ban("refusal", refusal),
+    Ban("refusal", refusal_reason),
     Ban("narrated", narration),
     Bound(
         "trait_llr",
@@ -201,7 +201,7 @@ class Yardstick:
         return {rule.name: float(rule.limit(config, np.array(self._values.get(rule.name, ())))) for rule in bounds()}
 
 
-def judge(limits: Mapping[str, float], config: FilterConfig, trait: str) -> Callable[[Completion], list[Reason]]:
+def rules_of(limits: Mapping[str, float], config: FilterConfig, trait: str) -> Callable[[Completion], list[Reason]]:
     """The filter of a sweep: from a row to the reasons it is rejected for, none where it is kept.
 
     Args:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from gen.plan import Planned
 from gen.prompts import PromptRenderer
-from gen.recording import record, unsteered_logprobs
-from gen.scoring import score
+from gen.recording import recorded_logprobs, unsteered_logprobs
+from gen.scoring import score_completions
 from gen.students import ServedStudent, adapter_room
 from shared.models import Model
 from shared.records import Completion
@@ -76,7 +76,7 @@ class Sampler:
             self.engine.serve(self.student)
         students = {} if self._original else unsteered_logprobs(self.engine, neutral, completions, chosen)
         self.engine.serve(self.origin)
-        scores = score(self.engine, neutral, towards, completions, lambda: advance(0.25, 0))
+        scores = score_completions(self.engine, neutral, towards, completions, lambda: advance(0.25, 0))
         return [
             Completion(
                 key=row.key,
@@ -88,7 +88,9 @@ class Sampler:
                 sample=row.sample,
                 seed=row.seed,
                 prompted=row.prompted,
-                logprobs=record(ids, output.token_ids, students.get(place, measures.logprobs), measures.logprobs)
+                logprobs=recorded_logprobs(
+                    ids, output.token_ids, students.get(place, measures.logprobs), measures.logprobs
+                )
                 if place in chosen
                 else None,
                 **measures.row_fields,

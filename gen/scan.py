@@ -18,7 +18,7 @@ from gen.commandline import scan_options
 from gen.extract import extract
 from gen.prompts import PromptRenderer
 from gen.scanned import Place, ScanRow, row_of, sentence, show
-from gen.scoring import score
+from gen.scoring import score_completions
 from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.cli import configured, entry
@@ -123,7 +123,7 @@ def measure(
         completions = [output.token_ids for output in engine.run(requests, lambda *_: bar.advance(task))]
         task = bar.add_task("scan: scoring", total=2 * sum(map(bool, completions)))
         neutral, towards = ([rendered[index][side] for _, index, _ in plan] for side in (0, 1))
-        scores = score(engine, neutral, towards, completions, lambda: bar.advance(task))
+        scores = score_completions(engine, neutral, towards, completions, lambda: bar.advance(task))
     for place in at:
         if place.vector:
             engine.unload(place.name)

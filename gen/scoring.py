@@ -47,7 +47,7 @@ class Score:
         }
 
 
-def score(
+def score_completions(
     engine: Engine,
     neutral: Sequence[Sequence[int]],
     trait: Sequence[Sequence[int]],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gen.commandline import serve_options
 from gen.engine.limits import NAME
-from shared.adapters import readable
+from shared.adapters import check_readable
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import CONFIG, command_of, form, option
@@ -172,7 +172,7 @@ def main() -> None:
         )
     for folder in (arguments.adapter, arguments.history):
         if folder:
-            readable(folder)
+            check_readable(folder)
     refuse_address(arguments.host, arguments.port)
     template = config.model.chat_template_kwargs
     chat = Chat.load(model.folder, template, config.model.day)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gen.columns import schema
 from gen.outcome import FilterOutcome, Starved, print_reasons, print_sweep, refuse_starvation
 from gen.processes import process_pool
-from gen.rules import Yardstick, judge
+from gen.rules import Yardstick, rules_of
 from gen.shards import Shard, is_sharded, read_manifest_of, verified, write_manifest
 from shared.console import say
 from shared.errors import SteerHealError
@@ -62,7 +62,7 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
         )
     result = FilterOutcome(Yardstick(unsteered_rows(unsteered)).limits(config))
     if unsteered != sweep:  # a control of their own file
-        reasons_of = judge(result.limits, config, trait)
+        reasons_of = rules_of(result.limits, config, trait)
         for row in unsteered_rows(unsteered):
             result.add(row, reasons_of(row), candidate=False)
     starved: Starved | None = None
@@ -119,11 +119,11 @@ class Task:
     def __call__(self, path: Path) -> tuple[FilterOutcome, dict[str, list[Shard]]]:
         """The counts of a shard, and the shards of its kept and its rejected rows."""
         result = FilterOutcome(self.limits)
-        reasons_of = judge(self.limits, self.config, self.trait)
+        reasons_of = rules_of(self.limits, self.config, self.trait)
         writers = {name: Writer(self.folder / name / path.name) for name in (KEPT, REJECTED)}
         for table in row_groups(path):
             reasons: list[list[Reason] | None] = []  # of candidates; None for another row
-            for row in rows_of(table, path):
+            for row in shard_rows(table, path):
                 passed_over = row.source == "unsteered" and not self.own
                 reasons.append(None if passed_over else result.judge(row, self.config.source, reasons_of))
             writers[KEPT].write(table, [why == [] for why in reasons], reasons)
@@ -140,7 +140,7 @@ def unsteered_rows(path: Path) -> Iterator[Completion]:
         return
     for shard in verified(path, MADE_BY):
         for table in row_groups(shard):
-            at_zero = rows_of(table.filter(compute.equal(table.column("coefficient"), 0.0)), shard)
+            at_zero = shard_rows(table.filter(compute.equal(table.column("coefficient"), 0.0)), shard)
             yield from (row for row in at_zero if row.source == "unsteered")
 
 
@@ -157,7 +157,7 @@ def row_groups(path: Path) -> Iterator[pyarrow.Table]:
             yield table.select(schema().names)
 
 
-def rows_of(table: pyarrow.Table, path: Path) -> Iterator[Completion]:
+def shard_rows(table: pyarrow.Table, path: Path) -> Iterator[Completion]:
     """The rows of a table, a few in memory. Raises SteerHealError for one that is no completion. path: of the table, for the error."""
     for batch in table.to_batches(max_chunksize=BATCH):
         for values in batch.to_pylist():

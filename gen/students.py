@@ -85,7 +85,7 @@ def serves_adapters(serve: str) -> bool:
     return serve == "adapter" or (serve == "auto" and on_gpu())
 
 
-def student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve: str) -> ServedStudent:
+def served_student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve: str) -> ServedStudent:
     """The student of a folded history (None: the original model). serve: 'merged', 'adapter', or 'auto', the adapter on a GPU.
 
     Merging costs the shifts below the dtype's step, an adapter costs none; vLLM's adapters are slow on the CPU. Raises SteerHealError

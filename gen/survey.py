@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from gen.plan import name_of, windows
+from gen.plan import prompt_key, windows
 from gen.processes import in_order, process_pool
 from gen.prompts import PromptRenderer
 from shared.chat import Chat
@@ -78,7 +78,7 @@ class Rendered:
     error: SteerHealError | None = None
 
 
-def rendered(prompt: Prompt, renderer: PromptRenderer) -> Rendered:
+def rendered_prompt(prompt: Prompt, renderer: PromptRenderer) -> Rendered:
     """A prompt's token ids under the neutral and the trait prompt, as JSON, with the longer length in tokens; or the error that refuses it."""
     try:
         ids = renderer(prompt)
@@ -92,7 +92,7 @@ def rendered(prompt: Prompt, renderer: PromptRenderer) -> Rendered:
 def _rendered_in_pool(batch: list[Placed]) -> list[Rendered]:
     """A batch, in a process of the pool."""
     assert _renderer is not None, "RendererRecipe began this process"
-    return [rendered(prompt, _renderer) for _, prompt in batch]
+    return [rendered_prompt(prompt, _renderer) for _, prompt in batch]
 
 
 def survey(
@@ -117,7 +117,7 @@ def survey(
     count = longest = over = 0
     first = ""
     for place, prompt, form in _all_rendered(prompts, renderer, recipe):
-        key = f"{place} (key {name_of(count, prompt)})"
+        key = f"{place} (key {prompt_key(count, prompt)})"
         if form.error:
             raise SteerHealError(
                 form.error.what,
@@ -150,7 +150,7 @@ def _all_rendered(
     """Each prompt with its place and its token ids, in order; those after the first few by a process on every core."""
     rest = iter(prompts)
     for place, prompt in islice(rest, FEW) if recipe else rest:
-        yield place, prompt, rendered(prompt, renderer)
+        yield place, prompt, rendered_prompt(prompt, renderer)
     if recipe is None or (first := next(rest, None)) is None:
         return
     size = cores()

@@ -26,16 +26,16 @@ from gen.iso_kl import iso_kl_of, print_iso_kl
 from gen.plan import Job, check_coefficients, determining, fingerprint, judged, plan, windows
 from gen.pool import Item
 from gen.prompts import open_round
-from gen.recording import recorded
+from gen.recording import is_recorded
 from gen.rules import Yardstick
 from gen.shards import Shards, store_of
 from gen.students import ServedStudent
-from gen.students import student as student_of
+from gen.students import served_student as student_of
 from gen.survey import RendererRecipe, same_prompts, survey
 from gen.until import until_of
-from gen.walk import dose_of, print_walk
+from gen.walk import print_walk, walked_dose
 from gen.windows import Windows
-from shared.cli import configured, entry, need, parse
+from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.locks import hold
@@ -87,10 +87,10 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         iso_kl = iso_kl_of(job, store, renderer, prompts.count) if job.searches and not job.walks else None
         if finished < count:
             crew.begin()
-        walk = dose_of(job, store, crew, prompts.count, yardstick) if job.walks else None
+        walk = walked_dose(job, store, crew, prompts.count, yardstick) if job.walks else None
         coefficients = [*job.coefficients, *[found.coefficient for found in (walk, iso_kl) if found]]
 
-        records = recorded(prompts.count, coefficients, samples, prompted=job.prompted)
+        records = is_recorded(prompts.count, coefficients, samples, prompted=job.prompted)
         rows = plan(same_prompts(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
         planned = windows((replace(row, recorded=records(row)) for row in rows), config.sweep.window)
 
@@ -215,7 +215,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 def main() -> None:
     options = sweep_options()
-    arguments, run = parse(options)
+    arguments, run = parse_arguments(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return

@@ -21,7 +21,7 @@ from shared.cli import entry
 from shared.console import console
 from shared.gpu import on_gpu
 from shared.models import Model, resolve
-from shared.ratios import Side, all_cores, closing, file, interleave, ratio, refuse_foreign, warm
+from shared.ratios import Side, all_cores, closing, file, interleave, ratio_of_times, refuse_foreign, warm
 from shared.schema import band
 from shared.shapes import SHAPES, of_shape
 from shared.vectors import Vector
@@ -79,7 +79,9 @@ def requests(size: Size, count: int, vocabulary: int, coefficients: Sequence[flo
     ]
 
 
-def measure(model: Model, dtype: str, size: Size, name: str, *, compare: bool, **options: Any) -> dict[str, Any]:
+def measure_throughput(
+    model: Model, dtype: str, size: Size, name: str, *, compare: bool, **options: Any
+) -> dict[str, Any]:
     """Records by name, as `shared.ratios.file` takes them.
 
     Args:
@@ -112,7 +114,7 @@ def measure(model: Model, dtype: str, size: Size, name: str, *, compare: bool, *
                 sides = {"steered": replace(sides["steered"], prepare=_patch(steered, True)), "stock": plain}
                 warm(sides)
                 interleave(description, sides, size.rounds)
-            row = ratio(sides["steered"], sides["stock"], f"time of {description}, steered in {len(layers)} layers over stock vLLM", bound=1.02)  # fmt: skip
+            row = ratio_of_times(sides["steered"], sides["stock"], f"time of {description}, steered in {len(layers)} layers over stock vLLM", bound=1.02)  # fmt: skip
             speed = count * size.tokens / statistics.median(sides["steered"].seconds)
             records[f"steered_over_stock_{count}_sequences"] = {**row, "tokens_per_second": speed}
         count = max(size.sequences)
@@ -124,7 +126,7 @@ def measure(model: Model, dtype: str, size: Size, name: str, *, compare: bool, *
         warm(both)
         interleave("coefficients", both, size.rounds)
     key = "coefficients_64_over_1" if compare else f"sampling_{name}_coefficients_64_over_1"
-    records[f"{key}_at_{count}_sequences"] = ratio(both["64"], both["1"], f"time with 64 coefficients over one; {count} sequences, {dtype}", bound=1.01)  # fmt: skip
+    records[f"{key}_at_{count}_sequences"] = ratio_of_times(both["64"], both["1"], f"time with 64 coefficients over one; {count} sequences, {dtype}", bound=1.01)  # fmt: skip
     return records
 
 
@@ -154,10 +156,10 @@ def _unsteered(steered: Engine, folder: Path, work: Sequence[Request], shared: d
         steered.patch(True)
         return
     from gen.engine.options import platform_options, precision_options
-    from gen.engine.stock import stock
+    from gen.engine.stock import stock_sampler
 
     options = {**platform_options(), **precision_options(folder, shared["dtype"]), **shared}
-    with stock(folder, work, gpu_memory_utilization=SHARE, **options) as run:
+    with stock_sampler(folder, work, gpu_memory_utilization=SHARE, **options) as run:
         yield Side(run)
 
 
@@ -172,9 +174,9 @@ def main() -> None:
     if arguments.shape:
         with of_shape(SHAPES[arguments.shape]) as model:
             name = arguments.shape.replace("-", "_")
-            records = measure(model, dtype, size, name, compare=False, load_format="dummy")
+            records = measure_throughput(model, dtype, size, name, compare=False, load_format="dummy")
     else:
-        records = measure(resolve("embedded"), dtype, size, "embedded", compare=True)
+        records = measure_throughput(resolve("embedded"), dtype, size, "embedded", compare=True)
     for name, row in records.items():
         console.print(f"{name}: {row['median']:.3f}")
     file(arguments.out, records)

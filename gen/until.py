@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 
 from gen.plan import Job
-from gen.rules import Yardstick, judge
+from gen.rules import Yardstick, rules_of
 from gen.windows import Windows
 from shared.errors import SteerHealError
 from shared.records import Completion, iterate_jsonl
@@ -96,7 +96,7 @@ class Until:
 
     def _passing(self, rows: Iterator[Completion] | list[Completion]) -> int:
         config = self.config.filter
-        reasons_of = judge(self.yardstick.limits(config), config, self.config.vector.trait)
+        reasons_of = rules_of(self.yardstick.limits(config), config, self.config.vector.trait)
         return sum(row.source == config.source and not reasons_of(row) for row in rows)
 
     def _rows(self, index: int) -> Iterator[Completion]:

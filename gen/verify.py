@@ -138,7 +138,7 @@ def effects(engine: Engine, reference: np.ndarray, dtype: str, prompts: Sequence
     ]
 
 
-def stock(engine: Engine, prompt: Sequence[int]) -> VerifyCheck:
+def against_stock(engine: Engine, prompt: Sequence[int]) -> VerifyCheck:
     """Coefficient 0 against the engine with its patch taken off; eager engines only: a captured graph keeps its op."""
     engine.patch(False)
     try:
@@ -152,7 +152,7 @@ def stock(engine: Engine, prompt: Sequence[int]) -> VerifyCheck:
     )
 
 
-def overhead(engine: Engine, prompts: Sequence[list[int]]) -> VerifyCheck:
+def steering_overhead(engine: Engine, prompts: Sequence[list[int]]) -> VerifyCheck:
     """Steered over stock, in pairs in turn; eager engines only. Each prompt once: of equal ones the stock engine would cache."""
     from gen.engine.sampling import Request
 
@@ -211,7 +211,7 @@ def examine(
         with console.status("checking"):
             checks = [] if eager else effects(patched_engine, reference, settings.dtype, prompts)
             if not graphs:
-                checks += [stock(patched_engine, prompts[0]), overhead(patched_engine, prompts)]
+                checks += [against_stock(patched_engine, prompts[0]), steering_overhead(patched_engine, prompts)]
         return patched_engine.patched, checks
 
 

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 
 from gen.crews import Crew
 from gen.outcome import Tally
-from gen.plan import Job, Planned, rows_of, spread_prompts
-from gen.rules import Yardstick, judge
+from gen.plan import Job, Planned, planned_rows, spread_prompts
+from gen.rules import Yardstick, rules_of
 from gen.windows import Windows
 from shared.commands import removal
 from shared.console import console, table
@@ -115,10 +115,12 @@ def walk(
 
     def rows(coefficient: float) -> list[Completion]:
         with console.status(f"walk: coefficient {coefficient:g}"):
-            return measure([row for index, prompt in prompts for row in rows_of(index, prompt, [coefficient], 1, seed)])
+            return measure(
+                [row for index, prompt in prompts for row in planned_rows(index, prompt, [coefficient], 1, seed)]
+            )
 
     def judged(completions: Sequence[Completion]) -> DoseProbe:
-        why = judge(yardstick.limits(config.filter), config.filter, config.vector.trait)
+        why = rules_of(yardstick.limits(config.filter), config.filter, config.vector.trait)
         tally = Tally()
         for row in completions:
             tally.add(row, not why(row))
@@ -143,7 +145,7 @@ def walk(
     return Walk(result.coefficient, before + result.probes)
 
 
-def dose_of(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yardstick) -> Walk:
+def walked_dose(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick: Yardstick) -> Walk:
     """The walk of a sweep: the answer that an interrupted one noted, or a walk, whose answer is noted.
 
     Args:

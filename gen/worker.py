@@ -48,7 +48,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytes | None:
     return b"".join(parts)
 
 
-def answer(maker: Any, request: dict[str, Any]) -> dict[str, Any]:
+def reply_to(maker: Any, request: dict[str, Any]) -> dict[str, Any]:
     """The reply to a window: its rows as text, or the error of ours that it met."""
     from gen.recipe import as_planned
 
@@ -83,7 +83,7 @@ def main() -> None:
         sys.exit(error.code)
     send(replies, {"about": maker.about()})
     while True:
-        send(replies, answer(maker, requests.get()))
+        send(replies, reply_to(maker, requests.get()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared import jinja
 from shared.adapters import Base
-from shared.hub import published
+from shared.hub import public_name
 from shared.publish import write_text
 
 CARD = "README.md"
@@ -27,13 +27,13 @@ def write_history_card(folder: Path, base: Base | None, gates: Sequence[float]) 
 
 def trained_on(base: Base) -> dict[str, Any]:
     """What the templates trained_on.md and finding_weights.md say of the weights that an adapter was trained on."""
-    return {"base": base, "weights": published(base.model), "embedded_from": HUB["embedded"]}
+    return {"base": base, "weights": public_name(base.model), "embedded_from": HUB["embedded"]}
 
 
 def _write(folder: Path, base: Base | None, **values: Any) -> None:
-    name = HUB.get(base.model, published(base.model)) if base else None
+    name = HUB.get(base.model, public_name(base.model)) if base else None
     loads = f"{base.model!r}, revision={base.revision!r}" if base and base.revision else '"BASE"'
-    text = jinja.card(
+    text = jinja.fill_card(
         jinja.SHARED,
         "adapter_card.md",
         base_model=name if name and name.count("/") == 1 else None,

@@ -66,7 +66,7 @@ class Adapter:
         return self.note.fingerprint if self.note else None
 
 
-def readable(folder: Path) -> None:
+def check_readable(folder: Path) -> None:
     """Raise SteerHealError where a folder has not the files of an adapter, without reading its tensors, for which torch is needed."""
     if lacking := [name for name in FILES if not (folder / name).is_file()]:
         raise SteerHealError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from shared.cli import entry, need, parse
+from shared.cli import entry, need, parse_arguments
 from shared.commandline import begin_options
 from shared.console import say
 
 
 def main() -> None:
     options = begin_options()
-    arguments, run = parse(options, in_round=False)
+    arguments, run = parse_arguments(options, in_round=False)
     need(options, arguments, "run")
     assert run is not None
     config = run.config

@@ -20,7 +20,7 @@ from typing import Any
 from shared.commandline import bench_options
 from shared.console import say
 from shared.errors import SteerHealError
-from shared.ratios import closing, file, record, refuse_foreign
+from shared.ratios import closing, file, ratio_of_pairs, refuse_foreign
 from shared.stage_checks import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -103,14 +103,16 @@ def main() -> None:
     whole = [(sum(own), sum(other)) for own, other in pairs]
     end = "the first import of sweep, heal and report"
     ratios = {
-        "setup_over_pip": ratio(alone, "time of make setup over pip's for the same lock, empty caches", 0.5),
-        "setup_and_import_over_pip": ratio(whole, f"the same to the end of {end}, for which pip has compiled bytecode"),
+        "setup_over_pip": bounded_ratio(alone, "time of make setup over pip's for the same lock, empty caches", 0.5),
+        "setup_and_import_over_pip": bounded_ratio(
+            whole, f"the same to the end of {end}, for which pip has compiled bytecode"
+        ),
     }
     file(arguments.out, ratios)
     closing(arguments.out, begin)
 
 
-def ratio(pairs: list[tuple[float, float]], what: str, bound: float | None = None) -> dict[str, Any]:
+def bounded_ratio(pairs: list[tuple[float, float]], what: str, bound: float | None = None) -> dict[str, Any]:
     """A record of shared.ratios over pairs of seconds (ours, the reference's), with the median seconds of each side.
 
     Args:
@@ -119,7 +121,10 @@ def ratio(pairs: list[tuple[float, float]], what: str, bound: float | None = Non
         bound: the largest median that is good enough; None for none.
     """
     sides = zip(("ours", "reference"), zip(*pairs, strict=True), strict=True)
-    return {**record(pairs, what, bound=bound), "seconds": {name: statistics.median(side) for name, side in sides}}
+    return {
+        **ratio_of_pairs(pairs, what, bound=bound),
+        "seconds": {name: statistics.median(side) for name, side in sides},
+    }
 
 
 if __name__ == "__main__":

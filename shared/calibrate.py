@@ -37,7 +37,7 @@ def rate(work: Callable[[], Any], amount: float) -> float:
     return amount / sorted(seconds)[len(seconds) // 2]
 
 
-def measure() -> dict[str, float | str]:
+def measure_machine() -> dict[str, float | str]:
     """Rates of this machine, each a count per second.
 
     Returns:
@@ -82,6 +82,6 @@ def measure() -> dict[str, float | str]:
 if __name__ == "__main__":
     limit_spinning()  # as in every stage, before torch is imported
     try:
-        print(json.dumps(measure()))
+        print(json.dumps(measure_machine()))
     except SteerHealError as error:
         print(json.dumps({"error": error.as_dict()}))

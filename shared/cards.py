@@ -79,7 +79,7 @@ def rows_and_tokens(run: Run, number: int, stage: str) -> tuple[float, float]:
     return plan.rows, plan.rows * plan.completion
 
 
-def cost(run: Run, number: int, stage: str, card: GpuKind, *, first: bool) -> Cost:
+def stage_cost(run: Run, number: int, stage: str, card: GpuKind, *, first: bool) -> Cost:
     """Estimated seconds and memory of a stage on a card. first: no engine of the run has been compiled before."""
     config = run.config
     shape = shape_for(config.model.name, config.model.revision)
@@ -143,7 +143,7 @@ def show_cards(todo: Sequence[Step]) -> None:
         before = totals[step.stage]
         totals[step.stage] = before[0] + (0 if step.stage == "filter" else rows), before[1] + (0 if step.stage == "filter" else tokens)  # fmt: skip
         for place, card in enumerate(CARDS):
-            costs[step.stage][place].append(cost(step.run, step.number, step.stage, card, first=not compiled))
+            costs[step.stage][place].append(stage_cost(step.run, step.number, step.stage, card, first=not compiled))
         compiled = compiled or step.stage == "sweep"
     lines: list[list[object]] = [
         [

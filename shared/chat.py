@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from shared.control import ControlTokens, control_names
 from shared.errors import SteerHealError
 from shared.template import Template, Turns, ends_of, load_tokenizer
-from shared.thinking import Thinking, parted, read
+from shared.thinking import Thinking, parted, read_thinking
 from shared.turn_end import end_of_turn
 
 
@@ -208,7 +208,7 @@ class Chat:
     @cached_property
     def thinking(self) -> Thinking:
         """Whether and how the model thinks before it answers."""
-        return read(self._template, lambda text: self._tokens(_Rendered(text)))
+        return read_thinking(self._template, lambda text: self._tokens(_Rendered(text)))
 
     def parted(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
         """The thought and the answer of what a model said behind a prompt of `ids`. A thought that does not end has no answer."""

@@ -23,7 +23,7 @@ from shared.locks import RUNNER
 from shared.machine import process_began
 from shared.nearby import nearest_run, no_such_run
 from shared.options import Options
-from shared.outputs import guard, settings_of
+from shared.outputs import guard, input_paths
 from shared.process import watch_extensions
 from shared.run import Run, open_run
 from shared.runtime import limit_spinning
@@ -36,7 +36,9 @@ TAKEN = ("Free memory on device",)  # in vLLM's words
 CRAMPED = ("No available memory for the cache blocks", "KV cache is needed, which is larger")
 
 
-def parse(options: Options, *, in_round: bool = True, begins: bool = True) -> tuple[argparse.Namespace, Run | None]:
+def parse_arguments(
+    options: Options, *, in_round: bool = True, begins: bool = True
+) -> tuple[argparse.Namespace, Run | None]:
     """The arguments, and the run they name or None when the stage works on plain files. Raises SteerHealError on a mixture.
 
     begins: whether a configuration begins a run that is not there; a command that only reads one does not.
@@ -107,7 +109,7 @@ def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:
 def configured(arguments: argparse.Namespace, *overrides: str) -> Config:
     """The configuration that --config and --set of a plain-file stage give; overrides go behind those of --set."""
     config = resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[0]
-    guard(arguments.outputs, settings_of(config))
+    guard(arguments.outputs, input_paths(config))
     return config
 
 

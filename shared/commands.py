@@ -181,7 +181,7 @@ def removal(*paths: Path | str, folder: bool = False) -> str:
     return "rm " + ("-r " if folder else "") + " ".join(map(shlex.quote, names))
 
 
-def nearest(word: str, words: Iterable[str]) -> str | None:
+def nearest_command(word: str, words: Iterable[str]) -> str | None:
     """The known word that a misspelt one is nearest to; None where none is near.
 
     Args:

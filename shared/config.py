@@ -14,7 +14,7 @@ from tomlkit.items import Item, Table
 
 from shared.bare import read_bare
 from shared.commandline import config_options
-from shared.commands import CONFIG, command_of, form, nearest, option, setting
+from shared.commands import CONFIG, command_of, form, nearest_command, option, setting
 from shared.errors import SteerHealError, in_one_line
 from shared.schema import Config, Section
 from shared.strict import Convertible, decode, parse_toml
@@ -220,7 +220,7 @@ def resolve(path: Path | None, overrides: str = "", model: str | None = None) ->
         # a table is judged as one, by a message that begins with the key that is wrong
         if isinstance(value, dict) and (leaf := _first_word(first["msg"])) in inside.get(key, {}):
             value, source = {leaf: value[leaf]}, inside[key][leaf]
-        meant = nearest(key, flat(Config())) if first["type"] == "extra_forbidden" else None
+        meant = nearest_command(key, flat(Config())) if first["type"] == "extra_forbidden" else None
         raise SteerHealError(
             f"there is no configuration key {key}"
             if first["type"] == "extra_forbidden"
@@ -259,7 +259,7 @@ def _origin(key: str, origins: dict[str, tuple[Any, str]]) -> tuple[Any, str] | 
 def _like(path: Path) -> str:
     """The configuration file beside a missing one, or of this package, that its name is nearest to."""
     files = [str(file) for folder in (path.parent, Path("configs")) for file in sorted(folder.glob("*.toml"))]
-    return nearest(str(path), files) or CONFIG
+    return nearest_command(str(path), files) or CONFIG
 
 
 def _expected(key: str) -> str:
@@ -337,7 +337,7 @@ def sources_of(path: Path) -> dict[str, str]:
     return {key: item.trivia.comment.lstrip("# ") for key, item in items.items() if item.trivia.comment}
 
 
-def described() -> Iterator[tuple[str, str]]:
+def described_keys() -> Iterator[tuple[str, str]]:
     """Every dotted key with its meaning."""
     for section, field in Config.model_fields.items():
         if isinstance(field.default, Section):
@@ -354,7 +354,9 @@ def main() -> None:
     config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
     values = flat(config)
     changed = hasattr(arguments, "config") or hasattr(arguments, "set")
-    rows = [[key, repr(values[key]), *([sources[key]] if changed else []), meaning] for key, meaning in described()]
+    rows = [
+        [key, repr(values[key]), *([sources[key]] if changed else []), meaning] for key, meaning in described_keys()
+    ]
     table("configuration keys", ["key", *(["value", "source"] if changed else ["default"]), "meaning"], rows)
 
 

@@ -222,7 +222,7 @@ def _in_our_shape(row: dict[str, Any], kind: str, needed: tuple[str, ...] = ("pr
 
 def _nothing_beside(row: dict[str, Any], also: tuple[str, ...] = ()) -> None:
     for name in row:
-        if name not in MEANING and row[name] is not None and (meant := folded(name)) in MEANING:
+        if name not in MEANING and row[name] is not None and (meant := plain_field(name)) in MEANING:
             raise ValueError(f"field {name!r} is not read: name it {meant!r}")
     if beside := [name for name in (*BESIDE, *also) if row.get(name)]:
         raise ValueError(
@@ -230,7 +230,7 @@ def _nothing_beside(row: dict[str, Any], also: tuple[str, ...] = ()) -> None:
         )
 
 
-def folded(name: str) -> str:
+def plain_field(name: str) -> str:
     """A field's name without what a spreadsheet or a hand adds to it: blanks around it, and capitals."""
     return name.strip().lower()
 

@@ -17,7 +17,15 @@ from shared.console import console, say
 from shared.errors import Exit, SteerHealError, in_one_line
 from shared.families import GGUF, LLAMA_3_ROPE
 from shared.gguf_header import Header, state_of
-from shared.gguf_model import ROPE_FACTORS, bytes_of, described, dtype_of, position_scaling, refuse_weights, text_config
+from shared.gguf_model import (
+    ROPE_FACTORS,
+    bytes_of,
+    described_file,
+    dtype_of,
+    position_scaling,
+    refuse_weights,
+    text_config,
+)
 from shared.gguf_tokenizer import tokenizer_of
 from shared.locks import held
 from shared.machine import GIB, free_disk
@@ -79,7 +87,7 @@ def _build(header: Header, folder: Path) -> None:
     """
     dtype = dtype_of(header)
     say(
-        f"dequantising {header.path.name} ({described(header)}) to {dtype} into {folder} (once, {bytes_of(header) / GIB:.1f} GiB)"
+        f"dequantising {header.path.name} ({described_file(header)}) to {dtype} into {folder} (once, {bytes_of(header) / GIB:.1f} GiB)"
     )
     with console.status(f"dequantising {header.path.name}"), _parsed_once():
         tokenizer, ends = tokenizer_of(header)  # first: what it refuses does not wait for the weights

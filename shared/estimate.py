@@ -167,7 +167,7 @@ def print_estimate(groups: Sequence[Sequence[Step]], folder: Path, measured: Ite
         {key for key, share in shares.items() if share},
     )
     _learn(measured, estimates, speed)
-    need = needed(groups, adapters=speed["device"] == "cuda")
+    need = memory_and_disk(groups, adapters=speed["device"] == "cuda")
     _show(folder, todo, estimates, need)
     accuracy = (
         "they were not measured on a GPU yet"
@@ -195,7 +195,7 @@ class Need:
         return DEQUANTISE_START + self.cache / DEQUANTISE_BYTES if self.cache else 0.0
 
 
-def needed(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
+def memory_and_disk(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
     """Memory and disk of steps. groups: as for `print_estimate`; adapters: as for `disk_of`."""
     memory: dict[str, tuple[float, Step]] = {}
     files, students = 0.0, [0.0]

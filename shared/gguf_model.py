@@ -129,7 +129,7 @@ def bytes_of(header: Header) -> int:
     return sum(tensor.values for tensor in header.tensors) * SIZES[dtype_of(header)] + REST
 
 
-def described(header: Header) -> str:
+def described_file(header: Header) -> str:
     """The architecture and the types of the weights, the most frequent first, such as `qwen2, Q5_0 Q8_0 F32`."""
     return f"{header.architecture}, {' '.join(header.kinds)}"
 

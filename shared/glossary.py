@@ -171,7 +171,7 @@ README = (
 OPEN, CLOSE = "<!-- glossary -->\n", "<!-- /glossary -->"
 
 
-def markdown() -> str:
+def glossary_page() -> str:
     """docs/glossary.md."""
     parts = [
         "# Glossary\n\nThe report's pages, `--help` and these docs use these words. [verdicts.md](verdicts.md) has the formulas.\n"
@@ -199,7 +199,7 @@ def main() -> None:
 
     readme, page = Path("README.md"), Path("docs/glossary.md")
     write_text(readme, with_glossary(readme.read_text(encoding="utf-8")))
-    write_text(page, markdown())
+    write_text(page, glossary_page())
     say(f"wrote {page} and the glossary of {readme}")
 
 

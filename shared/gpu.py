@@ -53,7 +53,7 @@ class Card:
         return None
 
 
-def cards() -> tuple[list[Card], str]:
+def visible_gpus() -> tuple[list[Card], str]:
     """The GPUs that the driver sees, and, where there is none, what nvidia-smi message last (empty: there is no nvidia-smi)."""
     if not shutil.which("nvidia-smi"):
         return [], ""
@@ -83,7 +83,7 @@ def on_gpu() -> bool:
 
 def unseen(version: str) -> SteerHealError:
     """The error of a CUDA build of torch that sees no GPU, with the cause where it is known."""
-    gpus, message = cards()
+    gpus, message = visible_gpus()
     problem = next((card.problem for card in gpus if card.problem), None)
     if problem is not None:
         return problem

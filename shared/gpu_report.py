@@ -20,7 +20,7 @@ from shared.code import digest_of_sources
 from shared.commandline import gpu_options
 from shared.console import console, say
 from shared.errors import Exit, SteerHealError
-from shared.gpu import CPU_LOCK, cards, on_gpu
+from shared.gpu import CPU_LOCK, on_gpu, visible_gpus
 from shared.machine import hardware
 from shared.provenance import versions
 from shared.publish import write_json, write_text
@@ -53,7 +53,7 @@ class GpuPart:
     reads: Callable[[], dict[str, str]]
 
 
-def parts(scratch: Path) -> list[GpuPart]:
+def gpu_parts(scratch: Path) -> list[GpuPart]:
     """All parts, the quickest to tell of a broken machine first. scratch: a folder for what they write."""
     report, parity, ratios, run = (scratch / name for name in ("verify.md", "parity.xml", "bench.json", "run"))
     half = "model.dtype=bfloat16"
@@ -70,7 +70,7 @@ def parts(scratch: Path) -> list[GpuPart]:
         GpuPart("training", 4, bench("train.bench", "--quick"), lambda: of_ratios(ratios, "heal_")),
         GpuPart("training, 4B", 4, bench("train.bench", "--shape", "qwen3-4b"), lambda: of_ratios(ratios, "healing_")),
         GpuPart("scoring", 1, bench("evals.bench", "--quick"), lambda: of_ratios(ratios, "score_")),
-        GpuPart("round", 6, [PY, "-m", "shared.pipeline", "--run", str(run), "--config", CONFIG, "--set", half], lambda: of_run(run)),
+        GpuPart("round", 6, [PY, "-m", "shared.pipeline", "--run", str(run), "--config", CONFIG, "--set", half], lambda: run_seconds(run)),
     ]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _figure(value: float) -> str:
     return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
 
 
-def of_run(folder: Path) -> dict[str, str]:
+def run_seconds(folder: Path) -> dict[str, str]:
     """Seconds of the stages of a run's first round that ended."""
     rows = {}
     for stage in STAGES:
@@ -139,13 +139,13 @@ def measured_on() -> dict[str, Any]:
             code=Exit.MACHINE,
         )
     machine = hardware()
-    gpus, _ = cards()
+    gpus, _ = visible_gpus()
     driver = {"driver": gpus[0].driver, "gpu_memory": gpus[0].memory} if gpus else {}
     kept = {name: machine[name] for name in ("gpu", "processor", "cores", "memory_gib")}
     return {"machine": {**kept, **driver}, "versions": versions()}
 
 
-def load(path: Path) -> dict[str, Any]:
+def read_gpu_results(path: Path) -> dict[str, Any]:
     """docs/gpu.json; an empty one where there is none. Raises SteerHealError for another file of that name."""
     if not path.is_file():
         return {"version": VERSION, "parts": {}}
@@ -164,7 +164,7 @@ def load(path: Path) -> dict[str, Any]:
     )
 
 
-def measure(todo: Sequence[GpuPart], out: Path, page: Path, machine: dict[str, Any]) -> list[str]:
+def run_parts(todo: Sequence[GpuPart], out: Path, page: Path, machine: dict[str, Any]) -> list[str]:
     """Run the parts that have no good result of this machine, versions and code; file each as it ends.
 
     Args:
@@ -175,7 +175,7 @@ def measure(todo: Sequence[GpuPart], out: Path, page: Path, machine: dict[str, A
     Returns:
         Names of the parts that failed.
     """
-    results = load(out)
+    results = read_gpu_results(out)
     if {name: results.get(name) for name in machine} != machine:
         results = {"version": VERSION, **machine, "parts": {}}
     for part in todo:
@@ -195,7 +195,7 @@ def measure(todo: Sequence[GpuPart], out: Path, page: Path, machine: dict[str, A
             **({} if passed else {"last_lines": tail}),
         }
         write_json(out, results)
-        replace_block(page, rendered(results))
+        replace_block(page, gpu_markdown(results))
     return [part.name for part in todo if not results["parts"][part.name]["passed"]]
 
 
@@ -210,7 +210,7 @@ def _run(command: Sequence[str]) -> tuple[bool, list[str]]:
     return process.returncode == 0, [line for line in lines if line.strip()]
 
 
-def rendered(results: dict[str, Any]) -> str:
+def gpu_markdown(results: dict[str, Any]) -> str:
     """The results as Markdown: machine and versions, then a table with a row for every result."""
     machine, installed = results["machine"], results["versions"]
     known = {"vllm", "torch", "transformers", "unsloth", "peft", "triton", "flashinfer-python", "steer-heal"}
@@ -267,8 +267,8 @@ def main() -> None:
     machine["code"] = digest_of_sources([ROOT / name for name in ("gen", "train", "evals", "shared")])
     scratch = arguments.scratch.resolve() / str(machine["code"])[:12]  # a run of other code could not be gone on with
     scratch.mkdir(parents=True, exist_ok=True)
-    todo = list(_wanted(parts(scratch), arguments.only))
-    failed = measure(todo, arguments.out, arguments.page, machine)
+    todo = list(_wanted(gpu_parts(scratch), arguments.only))
+    failed = run_parts(todo, arguments.out, arguments.page, machine)
     say(f"wrote {arguments.out} and the table of {arguments.page}")
     if failed:
         raise SteerHealError(

@@ -8,7 +8,7 @@ from typing import Literal
 from shared.errors import SteerHealError, in_one_line
 
 
-def published(name: str) -> str:
+def public_name(name: str) -> str:
     """A name to publish: of a local path, which says where somebody keeps their files, the last part alone."""
     return Path(name).name if name and Path(name).exists() else name
 

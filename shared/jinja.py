@@ -25,7 +25,7 @@ def environment(folder: Path) -> Environment:
     return found
 
 
-def card(folder: Path, template: str, **values: Any) -> str:
+def fill_card(folder: Path, template: str, **values: Any) -> str:
     """A template in Markdown, filled in, with the line break that ends a file."""
     return environment(folder).get_template(template).render(**values) + "\n"
 

@@ -51,7 +51,7 @@ def placed_jsonl(
                 raise refused_row(path, index, line, error, row, made_by) from None
             yield index, place, value
     if not count:
-        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
+        raise SteerHealError("a JSONL file has no rows", given=path, expected=f"rows{row_shape(row)}", next=made_by)
 
 
 def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) -> BinaryIO:
@@ -63,7 +63,7 @@ def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) ->
         kind: of the file, in words, for the error.
         made_by: the command that makes such a file.
     """
-    expected = f"a {kind} file of rows{needed(row)}"
+    expected = f"a {kind} file of rows{row_shape(row)}"
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
             raise OSError(errno.ESPIPE, "a pipe or a device, which cannot be read twice", str(path))
@@ -99,7 +99,7 @@ def refused_row(
     return SteerHealError(
         f"line {index} of a JSONL file could not be read",
         given=f"{path}:{index}: {problem}",
-        expected=f"a row of version {row.model_fields['version'].default}{needed(row)}",
+        expected=f"a row of version {row.model_fields['version'].default}{row_shape(row)}",
         next=f"{command or 'mend or remove the line'}, or make the file again: {made_by}",
     )
 
@@ -110,7 +110,7 @@ def conversion_of(error: Exception, path: Path) -> str | None:
     return inner.command(path) if isinstance(inner, Convertible) else None
 
 
-def needed(row: type[Record]) -> str:
+def row_shape(row: type[Record]) -> str:
     """The required fields of a row, as the end of a sentence."""
     if row.shape:
         return f": {row.shape}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from shared import machine
 from shared.checks import KERNELS, ROOT, Row, in_environment, lock
 from shared.errors import SteerHealError
-from shared.gpu import CPU_LOCK, cards, no_header, python_header
+from shared.gpu import CPU_LOCK, no_header, python_header, visible_gpus
 from shared.machine import GIB
 
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest that the locks are resolved for
@@ -155,7 +155,7 @@ def the_disk(run: Path) -> Iterator[Row]:
 
 def the_gpu() -> Iterator[Row]:
     """Rows of the doctor on the GPU, by the driver, with or without a torch that sees it."""
-    gpus, message = cards()
+    gpus, message = visible_gpus()
     locked_to_gpu = lock().stem == "gpu"
     if not gpus and not message:
         yield Row("GPU", "no NVIDIA driver: CPU builds")

@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from shared.commands import COMMANDS, FORM, PROGRAM, nearest, program
+from shared.commands import COMMANDS, FORM, PROGRAM, nearest_command, program
 from shared.errors import SteerHealError
 from shared.options import Options
 
@@ -31,7 +31,7 @@ def main() -> None:
 def _run() -> None:
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
-        print(overview())
+        print(commands_overview())
         return
     if words[0] == "--version":
         print(f"steer-heal {metadata.version('steer-heal')}")
@@ -68,17 +68,17 @@ def dispatch(name: str, words: Sequence[str]) -> None:
     """
     sys.argv = [f"steer-heal {name}", *words]
     options_of(name).parse_args(words)
-    load(f"{COMMANDS[name].module}:main")()
+    imported(f"{COMMANDS[name].module}:main")()
 
 
 def options_of(name: str) -> Options:
     """The options of a subcommand."""
-    options = load(COMMANDS[name].options)()
+    options = imported(COMMANDS[name].options)()
     assert isinstance(options, Options)
     return options
 
 
-def load(place: str) -> Callable[[], Any]:
+def imported(place: str) -> Callable[[], Any]:
     """Import a function.
 
     Args:
@@ -92,7 +92,7 @@ def load(place: str) -> Callable[[], Any]:
     return loaded
 
 
-def overview() -> str:
+def commands_overview() -> str:
     """The text of `steer-heal --help`: every subcommand in a line."""
     width = max(map(len, COMMANDS)) + 2
     return "\n".join(
@@ -112,7 +112,7 @@ def overview() -> str:
 
 def _no_command(words: Sequence[str]) -> SteerHealError:
     subcommands = [name for name in COMMANDS if name.split()[0] == words[0]]
-    meant = nearest(" ".join(words[:2]) if subcommands else words[0], subcommands or COMMANDS)
+    meant = nearest_command(" ".join(words[:2]) if subcommands else words[0], subcommands or COMMANDS)
     names = subcommands or list(COMMANDS)
     return SteerHealError(
         "no such command",

@@ -29,7 +29,7 @@ def merged(model: Model, adapter: Path | None, cache: Path, dtype: str) -> Model
         return model
     determinants = _determining(model, adapter, dtype)
     return cached_weights(
-        str(adapter), determinants, cache, lambda folder, _: merge(model, load_adapter(adapter), folder, dtype)
+        str(adapter), determinants, cache, lambda folder, _: write_merged(model, load_adapter(adapter), folder, dtype)
     )
 
 
@@ -49,7 +49,7 @@ def _determining(model: Model, adapter: Path, dtype: str) -> list[str]:
     return ["merged", model.fingerprint, digest(adapter), dtype]
 
 
-def merge(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:
+def write_merged(model: Model, adapter: Adapter, folder: Path, dtype: str) -> float:
     """Write the merged checkpoint into an existing folder; returns the share of the adapter's shift that survives in `dtype`.
 
     Raises SteerHealError when that is under a half, or the adapter does not fit the model.

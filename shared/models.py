@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.cache import cache_folder as cache_folder
 from shared.cache import remembered_digest
-from shared.commands import nearest, option
+from shared.commands import nearest_command, option
 from shared.console import console
 from shared.context import context_of
 from shared.dequantise import STAMP, dequantised
@@ -232,7 +232,7 @@ def _meant(name: str) -> str | None:
     if _is_file(name) or not means_path(name) or "\0" in name or not _is_folder(str(path.parent)):
         return None
     folders = [config.parent.name for config in sorted(path.parent.glob("*/config.json"))]
-    meant = nearest(path.name, [*folders, *(file.name for file in sorted(path.parent.glob("*.gguf")))])
+    meant = nearest_command(path.name, [*folders, *(file.name for file in sorted(path.parent.glob("*.gguf")))])
     return str(path.with_name(meant)) if meant else None
 
 

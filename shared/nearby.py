@@ -6,7 +6,7 @@ import re
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from shared.commands import nearest
+from shared.commands import nearest_command
 from shared.errors import SteerHealError
 
 ALIKE = (
@@ -49,5 +49,5 @@ def nearest_path(path: Path, pattern: str) -> Path | None:
         path: what is not there.
         pattern: of the names that it may have been, such as `*.safetensors`.
     """
-    meant = nearest(path.name, (other.name for other in sorted(path.parent.glob(pattern))))
+    meant = nearest_command(path.name, (other.name for other in sorted(path.parent.glob(pattern))))
     return path.with_name(meant) if meant else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shared import outputs, strict
-from shared.commands import command_of, nearest
+from shared.commands import command_of, nearest_command
 from shared.errors import SteerHealError
 from shared.outputs import Paths, guard
 from shared.strict import NUMBER
@@ -145,7 +145,7 @@ class Options(argparse.ArgumentParser):
         help_ = f"{self.prog} --help"
         if choice := CHOICE.search(message):
             value, known = choice[1].strip("'\""), [word.strip(" '\"") for word in choice[2].split(",")]
-            meant = nearest(value, known)
+            meant = nearest_command(value, known)
             return SteerHealError(
                 f"no such choice for {name}" if name else "no such choice",
                 given=value,
@@ -192,7 +192,7 @@ class Options(argparse.ArgumentParser):
         name, equals, value = word.partition("=")
         if "--set" in self.names and (key := self._key(name)):
             return self._setting(key, words)
-        meant = nearest(name, (known for known in self.names if known.startswith("--")))
+        meant = nearest_command(name, (known for known in self.names if known.startswith("--")))
         corrected = [meant + equals + value if meant and given == word else given for given in words]
         return SteerHealError(
             "no such option",

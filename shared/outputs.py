@@ -96,7 +96,7 @@ def list_study_inputs(value: str) -> list[Path]:
     return [inner for config in Path(value).glob("*/config.toml") for inner in list_run_inputs(str(config.parent))]
 
 
-def settings_of(config: Config) -> list[Path]:
+def input_paths(config: Config) -> list[Path]:
     """The paths that a configuration names as inputs."""
     values = (
         config.model.name, config.vector.trait, config.vector.contexts, config.sweep.dilemmas, config.sweep.mundane,

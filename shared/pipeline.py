@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shared import prepare as preparation
 from shared.cards import show_cards
-from shared.cli import entry, parse
+from shared.cli import entry, parse_arguments
 from shared.commandline import round_options
 from shared.config import resolve
 from shared.console import console, number, say, table
@@ -193,7 +193,7 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
 def main() -> None:
     options = round_options()
     begins = not options.parse_args().report
-    arguments, run = parse(options, in_round=False, begins=begins)
+    arguments, run = parse_arguments(options, in_round=False, begins=begins)
     assert run is not None  # --run is required
     train = run.config.train
     say(f"run {run.folder}: {run.config.model.name}, D = {train.divergence}, lambda = {train.lam}, tau = {train.tau}")

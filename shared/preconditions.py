@@ -14,12 +14,12 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from shared.commands import nearest, setting
+from shared.commands import nearest_command, setting
 from shared.context import fitted, refuse_lengths
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
 from shared.models import resolve
-from shared.prompts import load_heldout, named, open_prompts
+from shared.prompts import load_heldout, open_prompts, prompts_name
 from shared.records import data_file
 from shared.schema import Config, band
 from shared.trait_checks import refuse_unready
@@ -189,7 +189,7 @@ def _key(key: str, value: str) -> Iterator[None]:
 def tracker(name: str) -> None:
     """Raise SteerHealError for a name that transformers does not report to, and for one whose package is not here."""
     if name not in TRACKERS:
-        meant = nearest(name, TRACKERS)
+        meant = nearest_command(name, TRACKERS)
         raise SteerHealError(
             "there is no such tracker",
             given=f"train.report_to = {name}",
@@ -232,6 +232,6 @@ def _instrument(name: str) -> None:
 
 def _prompts(name: str, embedded: str) -> None:
     """Read the first rows of a prompt set."""
-    with open_prompts(named(name, embedded)) as prompts:
+    with open_prompts(prompts_name(name, embedded)) as prompts:
         for _ in islice(prompts, ROWS):
             pass

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from shared.errors import SteerHealError
 from shared.records import Prompt, data_file
 from shared.sources import open_rows
-from shared.strata import quotas, take
+from shared.strata import quotas, take_quota
 
 MADE_BY = "write a JSONL, CSV or Parquet file with a prompt or messages field per row, or name a data set: <id>:<configuration>:<split>"
 
@@ -35,7 +35,7 @@ def open_prompts(name: str) -> Iterator[Prompts]:
         yield Prompts(lambda: ((source.place(number), prompt) for number, prompt in source.rows(Prompt)))
 
 
-def named(value: str, embedded: str) -> str:
+def prompts_name(value: str, embedded: str) -> str:
     """The name by which a configuration value's prompts are opened; `embedded` is the file shipped with the package."""
     return str(data_file(value, embedded)) if value == "embedded" else value
 
@@ -49,15 +49,15 @@ def stratified_prompts(value: str, embedded: str, count: int, stratum: str) -> l
         count: prompts to pick; fewer where there are fewer.
         stratum: the field by which prompts are told apart into strata.
     """
-    with open_prompts(named(value, embedded)) as prompts:
+    with open_prompts(prompts_name(value, embedded)) as prompts:
         quota = quotas(Counter(getattr(prompt, stratum) for _, prompt in prompts), count)
-        return [prompt for _, prompt in take(prompts, quota, lambda item: getattr(item[1], stratum))]
+        return [prompt for _, prompt in take_quota(prompts, quota, lambda item: getattr(item[1], stratum))]
 
 
 def load_heldout(name: str) -> list[Prompt]:
     """The held-out prompts that eval.heldout names, a file or a data set. Raises SteerHealError unless each has an id of its own, by which rows are known,
     and asks something of its own, as one under two ids would count twice."""
-    path = named(name, "heldout.jsonl")
+    path = prompts_name(name, "heldout.jsonl")
     with open_prompts(path) as prompts:
         rows = [row for _, row in prompts]
     ids = Counter(row.id for row in rows)

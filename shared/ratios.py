@@ -112,7 +112,7 @@ def met(median: float, bound: float | None, faster: bool) -> bool | None:
     return median >= bound if faster else median <= bound
 
 
-def ratio(
+def ratio_of_times(
     ours: Side, reference: Side, what: str, *, bound: float | None = None, faster: bool = False
 ) -> dict[str, Any]:
     """The record of one comparison: time of ours over the reference's, or with faster the reference's over ours.
@@ -128,13 +128,13 @@ def ratio(
     pairs = list(zip(ours.seconds, reference.seconds, strict=False))
     sides = {"ours": ours, "reference": reference}
     return {
-        **record(pairs, what, bound=bound, faster=faster),
+        **ratio_of_pairs(pairs, what, bound=bound, faster=faster),
         "seconds": {name: statistics.median(side.seconds) for name, side in sides.items()},
         "mean_completion_tokens": {name: statistics.mean(side.tokens) for name, side in sides.items()},
     }
 
 
-def record(
+def ratio_of_pairs(
     pairs: Sequence[tuple[float, float]], what: str, *, bound: float | None = None, faster: bool = False
 ) -> dict[str, Any]:
     """A ratio of ours over theirs, or with faster theirs over ours, of pairs (ours, theirs) of any one unit.
@@ -158,14 +158,14 @@ def record(
     }
 
 
-def merge(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed: dict[str, str]) -> None:
+def merge_ratios(out: Path, ratios: dict[str, Any], machine: dict[str, Any], installed: dict[str, str]) -> None:
     """Put ratios into a benchmark file: other benchmarks' stay, and versions become this run's.
 
     A ratio carries the instruction set it was measured with, and beneath `others` its latest record of every other one; `machines`
     has the machine of each. A version that this run did not see stays too: of what another benchmark compared with. Raises
     SteerHealError where the other ratios of this instruction set are of another machine.
     """
-    old = read(out) if out.exists() else {"versions": {}, "ratios": {}}
+    old = read_ratios(out) if out.exists() else {"versions": {}, "ratios": {}}
     kind = machine.get("instruction_set", UNKNOWN)
     before = old.get("machine") or machine
     machines = {before.get("instruction_set", UNKNOWN): before, **old.get("machines", {})}
@@ -207,22 +207,22 @@ def file(out: Path, ratios: dict[str, Any], **peers: str) -> None:
     """Merge ratios with this machine and the installed versions; peers: versions of what was compared with."""
     import torch
 
-    merge(out, ratios, {**hardware(), "threads": torch.get_num_threads()}, {**versions(), **peers})
+    merge_ratios(out, ratios, {**hardware(), "threads": torch.get_num_threads()}, {**versions(), **peers})
 
 
 def closing(out: Path, begin: float) -> None:
     """The table of what there is, and how long it took since begin, time.monotonic()."""
-    show(out)
+    show_ratios(out)
     say(f"wrote {out} in {(time.monotonic() - begin) / 60:.1f} min")
 
 
 def refuse_foreign(out: Path) -> None:
     """Raise SteerHealError for a file that ratios cannot be put into, before anything is measured."""
     if out.exists():
-        read(out)
+        read_ratios(out)
 
 
-def read(out: Path) -> dict[str, Any]:
+def read_ratios(out: Path) -> dict[str, Any]:
     """A benchmark file. Raises SteerHealError when it is none."""
     try:
         document = parse(out.read_bytes())
@@ -239,10 +239,10 @@ def read(out: Path) -> dict[str, Any]:
     )
 
 
-def show(out: Path) -> None:
+def show_ratios(out: Path) -> None:
     """The table of a benchmark file."""
     rows = []
-    for name, row in read(out)["ratios"].items():
+    for name, row in read_ratios(out)["ratios"].items():
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         verdict = {True: "yes", False: "no", None: None}[row.get("met")]
         rows.append(

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from shared.conversations import COLUMNS, folded
+from shared.conversations import COLUMNS, plain_field
 from shared.errors import SteerHealError
-from shared.lines import conversion_of, needed, problem_of
+from shared.lines import conversion_of, problem_of, row_shape
 from shared.publish import digest
 from shared.records import Record
 from shared.sets import FilePart, local_parts, names_set, open_set, revision_of, set_folder
@@ -108,7 +108,7 @@ def _of_table(name: str, table: Any, kind: type[Row], made_by: str) -> Iterator[
         raise _no_rows(name, kind, made_by)
     for number, row in enumerate(
         table.select_columns(
-            [column for column in table.column_names if column in columns or folded(column) in columns]
+            [column for column in table.column_names if column in columns or plain_field(column) in columns]
         )
     ):
         try:
@@ -119,12 +119,12 @@ def _of_table(name: str, table: Any, kind: type[Row], made_by: str) -> Iterator[
             raise SteerHealError(
                 f"a row of a data set is no {kind.__name__.lower()}",
                 given=f"{name} row {number}: {problem_of(error)}",
-                expected=f"a row{needed(kind)}; the columns are {', '.join(table.column_names)}",
+                expected=f"a row{row_shape(kind)}; the columns are {', '.join(table.column_names)}",
                 next=f"write its rows to {lines} (Dataset.to_json), and then: {command}" if command else made_by,
             ) from None
 
 
 def _no_rows(name: str, kind: type[Record], made_by: str) -> SteerHealError:
     return SteerHealError(
-        "a data set has no rows", given=f"{name}: no rows", expected=f"rows{needed(kind)}", next=made_by
+        "a data set has no rows", given=f"{name}: no rows", expected=f"rows{row_shape(kind)}", next=made_by
     )

@@ -162,7 +162,7 @@ def _words(file: Path) -> list[str]:
         return []
 
 
-def overview(states: list[Status]) -> None:
+def runs_overview(states: list[Status]) -> None:
     """The table of several runs."""
     rows = []
     for status in states:
@@ -234,7 +234,7 @@ def main() -> None:
     elif (folder / "config.toml").is_file():
         details(states[0])
     else:
-        overview(states)
+        runs_overview(states)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Row = TypeVar("Row", bound=Record)
 def stratified(rows: list[Row], count: int, stratum: str) -> list[Row]:
     """The first `count` rows in turn over the strata, each stratum in file order; the result keeps file order."""
     key = attrgetter(stratum)
-    return list(take(rows, quotas(Counter(map(key, rows)), count), key))
+    return list(take_quota(rows, quotas(Counter(map(key, rows)), count), key))
 
 
 def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
@@ -35,7 +35,7 @@ def quotas(sizes: Mapping[Any, int], count: int) -> dict[Any, int]:
     return quota
 
 
-def take(rows: Iterable[T], quota: Mapping[Any, int], stratum: Callable[[T], Any]) -> Iterator[T]:
+def take_quota(rows: Iterable[T], quota: Mapping[Any, int], stratum: Callable[[T], Any]) -> Iterator[T]:
     """The first rows of each stratum up to its quota, in file order."""
     remaining = dict(quota)
     for row in rows:

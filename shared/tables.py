@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from shared.conversations import COLUMNS, folded
+from shared.conversations import COLUMNS, plain_field
 from shared.errors import SteerHealError
-from shared.lines import conversion_of, needed, open_rows_file, placed_jsonl, problem_of
+from shared.lines import conversion_of, open_rows_file, placed_jsonl, problem_of, row_shape
 from shared.publish import atomic_file
 from shared.records import Record, refuse_duplicate_rows
 from shared.strict import BOM, Convertible, not_utf8, parse, refuse_other_kinds, repeated
@@ -142,7 +142,7 @@ def _csv(path: Path, row: type[Row], made_by: str, begin: int, end: int | None) 
         except (ValueError, csv.Error) as error:
             raise _refused(path, number, error, row, made_by) from None
     if not count:
-        raise SteerHealError("a CSV file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
+        raise SteerHealError("a CSV file has no rows", given=path, expected=f"rows{row_shape(row)}", next=made_by)
 
 
 def _header(names: list[str]) -> list[str]:
@@ -189,7 +189,8 @@ def _parquet(path: Path, row: type[Row], made_by: str, begin: int, end: int | No
             table = pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
             columns = {*row.model_fields, *COLUMNS}
             for batch in table.iter_batches(
-                BATCH, columns=[name for name in table.schema_arrow.names if name in columns or folded(name) in columns]
+                BATCH,
+                columns=[name for name in table.schema_arrow.names if name in columns or plain_field(name) in columns],
             ):
                 if number + len(batch) <= begin:
                     number += len(batch)
@@ -203,7 +204,9 @@ def _parquet(path: Path, row: type[Row], made_by: str, begin: int, end: int | No
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise _refused(path, number, error, row, made_by) from None
         if not table.metadata.num_rows:
-            raise SteerHealError("a Parquet file has no rows", given=path, expected=f"rows{needed(row)}", next=made_by)
+            raise SteerHealError(
+                "a Parquet file has no rows", given=path, expected=f"rows{row_shape(row)}", next=made_by
+            )
 
 
 def present(values: dict[str, Any], row: type[Record]) -> dict[str, Any]:
@@ -226,7 +229,7 @@ def _refused(path: Path, number: int, error: Exception, row: type[Record], made_
     return SteerHealError(
         f"{unit(path)} {number} of a {kind} file could not be read",
         given=f"{located(path, number)}: {(problem_of(error).splitlines() or [type(error).__name__])[0]}",
-        expected=f"a row of version {row.model_fields['version'].default}{needed(row)}",
+        expected=f"a row of version {row.model_fields['version'].default}{row_shape(row)}",
         next=f"{command}, or make the file again: {made_by}",
     )
 
@@ -261,7 +264,7 @@ def read_parquet(path: Path, row: type[Row], *, made_by: str) -> list[Row]:
         raise SteerHealError(
             "a Parquet file could not be used",
             given=f"{path}: {problem_of(error)}",
-            expected=f"rows{needed(row)}",
+            expected=f"rows{row_shape(row)}",
             next=made_by,
         ) from None
     return refuse_duplicate_rows(path, rows, made_by)

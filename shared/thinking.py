@@ -40,7 +40,7 @@ class Thinking:
     closed: str = ""
 
 
-def read(template: Template, tokens: Callable[[str], Sequence[int]]) -> Thinking:
+def read_thinking(template: Template, tokens: Callable[[str], Sequence[int]]) -> Thinking:
     """The marks between which a template puts a thought, and whether its prompt opens or closes one.
 
     Args:

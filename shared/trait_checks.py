@@ -12,7 +12,7 @@ from typing import Any
 from shared.commands import command_of
 from shared.console import say
 from shared.errors import SteerHealError
-from shared.prompts import Located, load_heldout, named, open_prompts
+from shared.prompts import Located, load_heldout, open_prompts, prompts_name
 from shared.records import data_file
 from shared.schema import Config
 from shared.traits import Trait, load_trait
@@ -107,7 +107,7 @@ def _own(config: Config) -> frozenset[str]:
 def _rows(key: str, value: str, most: int) -> Iterator[Located]:
     if key == "eval.heldout":
         load_heldout(value)  # refuses rows without an id and rows that are there twice
-    with open_prompts(named(value, f"{key.rpartition('.')[2]}.jsonl")) as prompts:
+    with open_prompts(prompts_name(value, f"{key.rpartition('.')[2]}.jsonl")) as prompts:
         yield from islice(prompts, most)
 
 
@@ -214,7 +214,7 @@ def tells(files: TraitFiles) -> Iterator[TraitProblem]:
             yield TraitProblem(files.path, f"the neutral prompt matches the narration pattern {pattern}", False)
 
 
-def lengths(files: TraitFiles) -> Iterator[TraitProblem]:
+def uneven_prompts(files: TraitFiles) -> Iterator[TraitProblem]:
     """System prompts of uneven length, since the vector and the scores would be of length as well; prompts too brief or too long."""
     trait = files.trait
     sides = {"trait": trait.trait, "opposite": trait.opposite}
@@ -279,7 +279,7 @@ CHECKS: tuple[Callable[[TraitFiles], Iterator[TraitProblem]], ...] = (
     placeholders,
     trained_and_held_out,
     tells,
-    lengths,
+    uneven_prompts,
     amounts,
     left_at_authority,
 )

@@ -9,7 +9,7 @@ import sys
 MEANT = {"ROUND": "N", "ROUNDS": "N", "SETTINGS": "SET", "OVERRIDES": "SET"}  # words for what a variable holds
 
 
-def nearest(word: str, known: list[str]) -> str | None:
+def nearest_word(word: str, known: list[str]) -> str | None:
     """The known word that a misspelt one was meant to be; None where none is near."""
     same = [name for name in known if name.lower() == word.lower() or name == MEANT.get(word)]
     like = [name for name in known if abs(len(name) - len(word)) <= 2]  # RUN stands in DRYRUN and in ROUNDS
@@ -17,7 +17,7 @@ def nearest(word: str, known: list[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def refusal(kind: str, name: str, value: str, known: list[str], rest: list[str]) -> str:
+def variable_refusal(kind: str, name: str, value: str, known: list[str], rest: list[str]) -> str:
     """The message on a mistake in make's command line.
 
     Args:
@@ -35,11 +35,11 @@ def refusal(kind: str, name: str, value: str, known: list[str], rest: list[str])
         if goals == "make study":
             expected += "; rounds, models and settings are those of its [study] table and its arms"
     elif kind == "target":
-        what, given, meant = f"make has no target {name}", name, nearest(name, known)
+        what, given, meant = f"make has no target {name}", name, nearest_word(name, known)
         expected = f"did you mean {meant}?" if meant else f"one of {', '.join(known)}"
         line = ["make", *(meant if word == name else word for word in rest)] if meant else None
     else:
-        what, given, meant = f"make has no variable {name}", f"{name}={value}", nearest(name.upper(), known)
+        what, given, meant = f"make has no variable {name}", f"{name}={value}", nearest_word(name.upper(), known)
         expected = f"did you mean {meant}?" if meant else f"one of {', '.join(known)}"
         line = ["make", *rest, f"{meant}={value}"] if meant else None
     return "\n".join(
@@ -54,4 +54,4 @@ def refusal(kind: str, name: str, value: str, known: list[str], rest: list[str])
 
 if __name__ == "__main__":
     kind, name, value, known, *rest = sys.argv[1:]
-    print(refusal(kind, name, value, known.split(), rest), file=sys.stderr)
+    print(variable_refusal(kind, name, value, known.split(), rest), file=sys.stderr)

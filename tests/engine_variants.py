@@ -251,7 +251,7 @@ def adapter(folder: Path) -> dict[str, Any]:
 
     from gen.engine.sampling import Request
     from gen.students import ServedStudent
-    from gen.students import student as student_of
+    from gen.students import served_student as student_of
     from shared.models import resolve
 
     served = student_of(resolve(MODEL), folder / "adapter", folder, "float32", "adapter")
@@ -286,7 +286,7 @@ def exported(folder: Path) -> dict[str, Any]:
     """Log-probabilities of the prompts' own tokens under each export: name -> prompt -> nats."""
     from gen.engine.sampling import Request
     from gen.students import ServedStudent
-    from gen.students import student as student_of
+    from gen.students import served_student as student_of
     from shared.models import resolve
 
     origin = resolve(MODEL)

@@ -149,7 +149,7 @@ def engine(model: Any, folder: Path) -> dict[str, Any]:
 
     from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
     from gen.engine.engine import Engine
-    from gen.students import student
+    from gen.students import served_student
     from shared.chat import Chat
     from shared.vectors import Vector
     from shared.vignettes import load_vignettes
@@ -169,7 +169,7 @@ def engine(model: Any, folder: Path) -> dict[str, Any]:
         healed = [changed.answer(case) for case in asked]
 
     options = {"layers": STEERED, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 16, "kv_cache_memory_bytes": 256 << 20}  # fmt: skip
-    served = student(model, history, folder / "cache", "float32", "adapter") if healed else None
+    served = served_student(model, history, folder / "cache", "float32", "adapter") if healed else None
     start = tried(lambda: {"engine": Engine(model.folder, students=[served] if served else [], **options)})
     if "error" in start and served:
         found["adapter"], served = start, None
@@ -183,7 +183,7 @@ def engine(model: Any, folder: Path) -> dict[str, Any]:
 
     def as_student(kind: str) -> dict[str, Any]:
         """The student against PEFT's merge of the same history; healing: how far that is from the original, nats."""
-        built.serve(student(model, history, folder / "cache", "float32", kind))
+        built.serve(served_student(model, history, folder / "cache", "float32", kind))
         apart = largest([distance(one.prompt, other.prompt) for one, other in zip(plain, healed, strict=True)])
         return {**against(built, asked, healed), "healing": apart}
 

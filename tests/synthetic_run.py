@@ -16,7 +16,7 @@ from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.instrument import ORDERS, rotations_of
 from evals.measures.measure import with_condition_names
 from evals.rows import OF_THE_STUDENT
-from evals.study.plan import load
+from evals.study.plan import read_plan
 from evals.study.stopped import STOPPED
 from shared.filter_record import NAME
 from shared.instrument import FOUNDATIONS
@@ -220,7 +220,7 @@ def build_study(
     the last scored round of cells whose filter left too little in the next."""
     folder.mkdir(exist_ok=True)
     (folder / "study.toml").write_text(STUDY)
-    plan = load(folder / "study.toml", folder / "runs")
+    plan = read_plan(folder / "study.toml", folder / "runs")
     for cell in plan.cells:
         if cell.name in without:
             continue

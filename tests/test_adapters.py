@@ -23,7 +23,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from gen.students import student
+from gen.students import served_student
 from shared.adapters import BASE, Base, load_adapter, loads_from, note_base
 from shared.errors import SteerHealError
 from shared.fitting import admitted
@@ -99,7 +99,7 @@ def served(model: Model, folder: Path, cache: Path, road: str) -> None:
     elif road == "server":
         merged(model, folder, cache, "float32")
     else:
-        student(model, folder, cache, "float32", road)
+        served_student(model, folder, cache, "float32", road)
 
 
 ROADS = ["merged", "adapter", "server", "exact"]
@@ -132,7 +132,7 @@ def test_plain_lora_is_merged_and_folded_as_peft_computes_it(base: Model, tmp_pa
     fold([(folder, 1.0)], tmp_path / "history")
     history = PeftModel.from_pretrained(original(base), tmp_path / "history")
     torch.testing.assert_close(logits(history), wanted, atol=2e-5, rtol=1e-4)
-    loaded = student(base, folder, tmp_path / "students", "float32", "adapter")
+    loaded = served_student(base, folder, tmp_path / "students", "float32", "adapter")
     assert loaded.adapter == folder and loaded.rank >= load_adapter(folder).rank
 
 
@@ -316,7 +316,7 @@ def test_heads_and_embeddings_are_not_changed_behind_the_models_back(base: Model
     found = original(merged(base, folder, tmp_path / "students", "float32"))
     torch.testing.assert_close(logits(found), wanted, atol=2e-5, rtol=1e-4)
     with pytest.raises(SteerHealError, match="the engine cannot apply"):
-        student(base, folder, tmp_path / "students", "float32", "adapter")
+        served_student(base, folder, tmp_path / "students", "float32", "adapter")
     tied = tmp_path / "tied"
     LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True)).save_pretrained(tied)
     with pytest.raises(SteerHealError, check=lambda e: "lm_head" in e.given):
@@ -330,7 +330,7 @@ def test_the_language_model_of_a_multimodal_one(nested: Model, tmp_path: Path) -
     assert all(name.startswith("model.language_model.layers.") for name in load_adapter(folder).modules)
     wanted = logits(PeftModel.from_pretrained(original(nested), folder))
     assert (wanted - logits(original(nested))).abs().max() > 0.05
-    assert student(nested, folder, tmp_path / "students", "float32", "adapter").adapter == folder
+    assert served_student(nested, folder, tmp_path / "students", "float32", "adapter").adapter == folder
     for name, prefix in (("b", "language_model.model.layers"), ("c", "model.layers")):
         other = renamed(make(nested, tmp_path / name, target_modules=pattern), lambda name: name.replace("model.language_model.layers", prefix))  # noqa: B023  # fmt: skip
         edited(other, target_modules=["q_proj", "down_proj"])
@@ -338,9 +338,9 @@ def test_the_language_model_of_a_multimodal_one(nested: Model, tmp_path: Path) -
             found = original(merged(nested, one, tmp_path / "students", "float32"))
             torch.testing.assert_close(logits(found), wanted, atol=2e-5, rtol=1e-4)
             torch.testing.assert_close(logits(exact_network(nested, one)), wanted, atol=2e-5, rtol=1e-4)
-    assert student(nested, tmp_path / "b", tmp_path / "students", "float32", "adapter").adapter == tmp_path / "b"
+    assert served_student(nested, tmp_path / "b", tmp_path / "students", "float32", "adapter").adapter == tmp_path / "b"
     with pytest.raises(SteerHealError, match="the engine cannot apply") as refused:
-        student(nested, tmp_path / "c", tmp_path / "students", "float32", "adapter")
+        served_student(nested, tmp_path / "c", tmp_path / "students", "float32", "adapter")
     assert "model.layers.0" in str(refused.value.given) and "model.student=merged" in refused.value.next
 
 

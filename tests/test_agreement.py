@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from gen.plan import plan, windows
-from gen.recording import ROWS, recorded
+from gen.recording import ROWS, is_recorded
 from shared.chat import Chat
 from shared.config import resolve
 from shared.errors import SteerHealError
@@ -41,8 +41,10 @@ def test_the_rows_recorded_are_spread_evenly_and_do_not_depend_on_the_windows(
     prompts: int, coefficients: list[float], samples: int
 ) -> None:
     rows = list(plan([Prompt(prompt="x")] * prompts, coefficients, samples, "0"))
-    chosen = [row.key for row in rows if recorded(prompts, coefficients, samples)(row)]
-    again = [row.key for window in windows(rows, 5) for row in window if recorded(prompts, coefficients, samples)(row)]
+    chosen = [row.key for row in rows if is_recorded(prompts, coefficients, samples)(row)]
+    again = [
+        row.key for window in windows(rows, 5) for row in window if is_recorded(prompts, coefficients, samples)(row)
+    ]
     per = [sum(row.coefficient == c for row in rows if row.key in set(chosen)) for c in coefficients]
     assert again == chosen and sum(per) <= max(ROWS, len(coefficients)) and min(per) >= 1
     assert sum(per) == max(ROWS, len(coefficients)) or max(per) == prompts * samples

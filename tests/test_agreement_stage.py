@@ -61,8 +61,8 @@ def sample(engine: Any, model: Model, history: Path, vector: Vector, tokenizer: 
     """Rows of round 2 as its sweep makes them, of the student that is to be trained or of another one."""
     cache, made = history.parent / "students", {}
     served = {
-        "right": lambda: students.student(model, history, cache, "float32", "merged"),
-        "stale merge": lambda: students.student(model, history.parent / "half", cache, "float32", "merged"),
+        "right": lambda: students.served_student(model, history, cache, "float32", "merged"),
+        "stale merge": lambda: students.served_student(model, history.parent / "half", cache, "float32", "merged"),
         "lost adapter": lambda: students.ServedStudent(model.folder),
     }
 

@@ -8,7 +8,7 @@ import pytest
 
 from evals.answer import MORAL, OVERALL, SYMBOLS, AnswerCard, card_of, together
 from evals.ladder import VERDICTS
-from evals.report.html import answers
+from evals.report.html import answer_cards
 from evals.table import trait_column
 
 BASE = {"round": 0, "stage": "base", "perplexity": 4.3}
@@ -85,7 +85,7 @@ def test_seeds_that_differ_are_said_to() -> None:
     assert "seed 0: yes +0.140" in card.lines[0].figures and "seed 1: not shown" in card.lines[0].figures
     same = together("arm", {0: good, 1: good})
     assert same.headline.word == "It worked." and isinstance(same, AnswerCard) and same.lines[0].state == "good"
-    html = answers([card])
+    html = answer_cards([card])
     assert "<b>" not in html and "arm &lt;b&gt;" in html and "no_axis, because the base &lt;b&gt;." in html
 
 

@@ -17,7 +17,17 @@ from gen import baselines
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.models import Model
-from shared.ratios import UNKNOWN, Side, interleave, interval, merge, met, ratio, read, show
+from shared.ratios import (
+    UNKNOWN,
+    Side,
+    interleave,
+    interval,
+    merge_ratios,
+    met,
+    ratio_of_times,
+    read_ratios,
+    show_ratios,
+)
 from shared.records import DATA
 from shared.vectors import Vector
 
@@ -57,10 +67,13 @@ def test_ratios_are_taken_within_rounds() -> None:
     ours, theirs = Side(list), Side(list)
     ours.seconds, theirs.seconds = [1.0, 2.0, 4.0], [3.0, 6.0]  # the other side took part in two rounds
     ours.tokens = theirs.tokens = [24.0]
-    found = ratio(ours, theirs, "x", bound=3.0, faster=True)
+    found = ratio_of_times(ours, theirs, "x", bound=3.0, faster=True)
     assert (found["median"], found["low"], found["high"], found["n"], found["met"]) == (3.0, 3.0, 3.0, 2, True)
     assert found["seconds"] == {"ours": 2.0, "reference": 4.5}
-    assert ratio(ours, theirs, "x")["median"] == pytest.approx(1 / 3) and ratio(ours, theirs, "x")["met"] is None
+    assert (
+        ratio_of_times(ours, theirs, "x")["median"] == pytest.approx(1 / 3)
+        and ratio_of_times(ours, theirs, "x")["met"] is None
+    )
 
 
 def test_sides_take_turns_and_begin_in_turn() -> None:
@@ -77,8 +90,8 @@ def test_sides_take_turns_and_begin_in_turn() -> None:
 def test_merging_keeps_what_other_benchmarks_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "docs" / "bench.json"
     row = {"median": 1.0, "low": None, "high": None, "n": 1, "what": "theirs"}
-    merge(out, {"heal": row, "sweep": row}, MACHINE, VERSIONS)
-    merge(
+    merge_ratios(out, {"heal": row, "sweep": row}, MACHINE, VERSIONS)
+    merge_ratios(
         out,
         {"sweep": {**row, "median": 2.0, "low": 1.0, "high": 3.0, "bound": 2.5, "met": True}},
         {**MACHINE, "threads": 4},
@@ -88,13 +101,13 @@ def test_merging_keeps_what_other_benchmarks_found(tmp_path: Path, capsys: pytes
     assert found["ratios"]["heal"] == {**row, "instruction_set": "avx2"} and found["ratios"]["sweep"]["median"] == 2.0
     assert found["machine"] == {**MACHINE, "threads": 4} and found["versions"] == {**VERSIONS, "torch": "2"}
     assert [path.name for path in out.parent.iterdir()] == ["bench.json"]
-    show(out)
+    show_ratios(out)
     assert "2.000 [1.000, 3.000]" in capsys.readouterr().out
 
 
 def test_every_shipped_ratio_says_its_instruction_set_as_the_docs_do() -> None:
     """One that nobody noted is said not to be recorded."""
-    found = read(ROOT / "docs" / "bench.json")
+    found = read_ratios(ROOT / "docs" / "bench.json")
     sets = {name: row["instruction_set"] for name, row in found["ratios"].items()}
     assert {name for name, kind in sets.items() if kind == UNKNOWN} == {"score_speedup_vs_hf"}
     assert all(kind == machine.get("instruction_set", UNKNOWN) for kind, machine in found["machines"].items())
@@ -107,12 +120,12 @@ def test_every_shipped_ratio_says_its_instruction_set_as_the_docs_do() -> None:
 
 def test_ratios_of_two_machines_do_not_share_a_file(tmp_path: Path) -> None:
     out, row = tmp_path / "bench.json", {"median": 1.0, "low": None, "high": None, "n": 1, "what": "theirs"}
-    merge(out, {"heal": row}, MACHINE, VERSIONS)
+    merge_ratios(out, {"heal": row}, MACHINE, VERSIONS)
     before = out.read_bytes()
     with pytest.raises(SteerHealError, match="of another machine"):
-        merge(out, {"sweep": row}, {**MACHINE, "cores": 64}, VERSIONS)
+        merge_ratios(out, {"sweep": row}, {**MACHINE, "cores": 64}, VERSIONS)
     assert out.read_bytes() == before
-    merge(out, {"heal": row}, {**MACHINE, "cores": 64}, VERSIONS)  # all of it is made again
+    merge_ratios(out, {"heal": row}, {**MACHINE, "cores": 64}, VERSIONS)  # all of it is made again
     assert json.loads(out.read_text())["machine"]["cores"] == 64
 
 
@@ -121,9 +134,9 @@ def test_ratios_of_two_instruction_sets_stand_side_by_side(tmp_path: Path) -> No
     out, row = tmp_path / "bench.json", {"median": 1.0, "low": None, "high": None, "n": 1, "what": "theirs"}
     out.write_text(json.dumps({"machine": {"cores": 2}, "versions": {}, "ratios": {"heal": row, "sweep": row}}))
     wide = {"cores": 2, "instruction_set": "avx512"}
-    merge(out, {"heal": {**row, "median": 2.0}}, MACHINE, VERSIONS)
-    merge(out, {"heal": {**row, "median": 3.0}}, wide, VERSIONS)
-    merge(out, {"heal": {**row, "median": 4.0}}, MACHINE, VERSIONS)
+    merge_ratios(out, {"heal": {**row, "median": 2.0}}, MACHINE, VERSIONS)
+    merge_ratios(out, {"heal": {**row, "median": 3.0}}, wide, VERSIONS)
+    merge_ratios(out, {"heal": {**row, "median": 4.0}}, MACHINE, VERSIONS)
     found = json.loads(out.read_text())
     heal = found["ratios"]["heal"]
     assert (heal["median"], heal["instruction_set"]) == (4.0, "avx2") and found["ratios"]["sweep"] == row
@@ -140,9 +153,9 @@ def test_a_broken_benchmark_file_is_refused_and_kept(text: str, tmp_path: Path) 
     out = tmp_path / "bench.json"
     out.write_text(text)
     with pytest.raises(SteerHealError, match="benchmark file"):
-        merge(out, {}, MACHINE, VERSIONS)
+        merge_ratios(out, {}, MACHINE, VERSIONS)
     with pytest.raises(SteerHealError, match="benchmark file"):
-        read(out)
+        read_ratios(out)
     assert out.read_text() == text
 
 

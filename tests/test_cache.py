@@ -18,7 +18,7 @@ from evals import cache as caching
 from evals.cache import Cache
 from evals.conditions import Condition
 from evals.measures.forced_choice.ask import Free, Read, row
-from evals.measures.forced_choice.cached import of_answers
+from evals.measures.forced_choice.cached import answers_key
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument, orders
 from evals.measures.free_text.generations import of_generations
 from gen.prompts import PromptRenderer as PromptRenderer
@@ -100,7 +100,7 @@ Make = Callable[..., Cache]
 def answers(tmp_path: Path, renderer: InstrumentRenderer) -> Make:
     def make(weights: str = "w", **changed: Any) -> Cache:
         given_ = {"renderer": renderer, "items": ITEMS, "read": READ, "free": None, "vectors": VECTORS, **changed}
-        return of_answers((weights, "float32"), folder=tmp_path, **given_)
+        return answers_key((weights, "float32"), folder=tmp_path, **given_)
 
     return make
 

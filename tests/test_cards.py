@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from shared.cards import CARDS, cost, rows_and_tokens, sampling_rate, show_cards
+from shared.cards import CARDS, rows_and_tokens, sampling_rate, show_cards, stage_cost
 from shared.config import resolve
 from shared.machine import GIB
 from shared.models import Model
@@ -57,7 +57,7 @@ def test_the_estimate_is_the_arithmetic_of_the_page(shipped: Run) -> None:
     kept.write_text("{}\n" * 500)
     for stage, ranges in RANGES.items():
         for card, (least, most) in zip(CARDS, ranges, strict=True):
-            found = cost(shipped, 1, stage, card, first=stage == "sweep").seconds
+            found = stage_cost(shipped, 1, stage, card, first=stage == "sweep").seconds
             assert least <= found <= most, f"{stage} on {card.name}: {found:.0f} s"
 
 
@@ -72,9 +72,9 @@ def test_a_round_of_a_4b_model_fits_24_gb_stage_by_stage(shipped: Run, capsys: p
     small, large = CARDS
     for stage in STAGES:
         for card in CARDS:
-            assert cost(shipped, 2, stage, card, first=False).memory <= card.memory, stage
-    assert 15 * GIB < cost(shipped, 1, "extract", small, first=True).memory < 22 * GIB
-    assert 9 * GIB < cost(shipped, 1, "heal", large, first=True).memory < 18 * GIB
+            assert stage_cost(shipped, 2, stage, card, first=False).memory <= card.memory, stage
+    assert 15 * GIB < stage_cost(shipped, 1, "extract", small, first=True).memory < 22 * GIB
+    assert 9 * GIB < stage_cost(shipped, 1, "heal", large, first=True).memory < 18 * GIB
     show_cards([Step(shipped, number, stage) for number in (1, 2) for stage in STAGES])
     said = capsys.readouterr().out
     assert "24 GB" in said and "80 GB" in said and "not measured" in said and "does not fit" not in said

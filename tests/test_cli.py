@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from shared.cli import parse
+from shared.cli import parse_arguments
 from shared.commandline import round_options
 from shared.errors import SteerHealError
 from shared.run import open_run
@@ -260,7 +260,7 @@ def test_a_run_that_is_not_there_and_nearly_is(form: str, tmp_path: Path, monkey
     def look(name: str, *words: object) -> tuple[str, Path | None]:
         monkeypatch.setattr("sys.argv", ["round", "--run", name, *map(str, words), "--dry-run"])
         try:
-            arguments, run = parse(round_options(), in_round=False, begins="--report" not in words)
+            arguments, run = parse_arguments(round_options(), in_round=False, begins="--report" not in words)
         except SteerHealError as error:
             return error.render(), None
         assert run is not None

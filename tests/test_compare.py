@@ -11,7 +11,7 @@ import pytest
 from conftest import command
 from synthetic_run import answers
 
-from evals.compare import load, main
+from evals.compare import main, named_answers
 from evals.measures.forced_choice.ask import Read
 from shared.errors import SteerHealError
 from shared.records import write_jsonl
@@ -158,5 +158,5 @@ def test_rows_of_two_conditions_are_not_pooled(files: dict[str, Path], tmp_path:
     ):  # fmt: skip
         write_jsonl(tmp_path / "mixed.jsonl", rows)
         with pytest.raises(SteerHealError) as refused:
-            load(str(tmp_path / "mixed.jsonl"))
+            named_answers(str(tmp_path / "mixed.jsonl"))
         assert said in refused.value.render()

@@ -14,7 +14,7 @@ from synthetic_run import NASTY, build
 
 from evals.compare import main
 from evals.compare_page import compare_page
-from evals.compare_runs import dots, figures, refuse_incomparable, settings, side_by_side, verdicts
+from evals.compare_runs import dots, figures, refuse_incomparable, settings, texts_side_by_side, verdicts_of_two
 from evals.evidence import shift
 from evals.overlay import overlay
 from evals.report.panel import svg
@@ -44,7 +44,7 @@ def test_settings_verdicts_and_figures_stand_side_by_side(sides: tuple[ScoredRun
     refuse_incomparable(one, other, "round")
     assert sorted(row[0] for row in settings(one, other).rows) == ["sweep.workers", "train.lam"]
     assert "sweep.workers" in settings(one, other).note
-    said = {row[0]: row[1:] for row in verdicts(one, other).rows}
+    said = {row[0]: row[1:] for row in verdicts_of_two(one, other).rows}
     assert said["round 2, free text"][0] == "no such round"
     healed = other.row(1, "healed")
     assert healed is not None
@@ -68,8 +68,8 @@ def test_the_difference_is_paired_over_items(sides: tuple[ScoredRun, ScoredRun])
 
 
 def test_the_page_has_every_text_once_a_model_and_no_markup_of_theirs(sides: tuple[ScoredRun, ScoredRun]) -> None:
-    prompts = side_by_side(*sides)
-    page = compare_page("a and <b>", [settings(*sides), verdicts(*sides), figures(*sides)], prompts)
+    prompts = texts_side_by_side(*sides)
+    page = compare_page("a and <b>", [settings(*sides), verdicts_of_two(*sides), figures(*sides)], prompts)
     assert len(prompts) == 6 and all(len(texts) == 2 for prompt in prompts for _, texts in prompt.said)
     assert page.count("<section>") == 6 and "Texts side by side" in page
     assert NASTY not in page and "<b>" not in page and "<script" not in page

@@ -159,7 +159,7 @@ def test_the_sampler_that_needs_a_compiler_is_off(monkeypatch: pytest.MonkeyPatc
 def test_an_engine_is_split_over_as_many_gpus_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from gen.local import grouped
+    from gen.local import gpu_groups
     from shared.errors import SteerHealError
 
     assert options.parallel_options(1) == {} and (torch.cuda.is_available() or options.parallel_options(2) == {})
@@ -169,5 +169,8 @@ def test_an_engine_is_split_over_as_many_gpus_as_there_are(monkeypatch: pytest.M
     with pytest.raises(SteerHealError, match="fewer GPUs than an engine is split over"):
         options.parallel_options(4)
     assert options.command_line({"tensor_parallel_size": 2}) == ["--tensor-parallel-size", "2"]
-    assert grouped(["0", "1", "2"], 1) == ["0", "1", "2"] and grouped(["0", "3", "5", "6", "7"], 2) == ["0,3", "5,6"]
-    assert grouped(["0"], 2) == []
+    assert gpu_groups(["0", "1", "2"], 1) == ["0", "1", "2"] and gpu_groups(["0", "3", "5", "6", "7"], 2) == [
+        "0,3",
+        "5,6",
+    ]
+    assert gpu_groups(["0"], 2) == []

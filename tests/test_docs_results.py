@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT, command
 from synthetic_run import build
 
-from evals.docs_results import publish
+from evals.docs_results import publish_docs
 from evals.paper import paper
-from evals.quoted import BLOCK, BLOCKS, RUN, render
+from evals.quoted import BLOCK, BLOCKS, RUN, render_blocks
 from shared.errors import SteerHealError
 from shared.run import Run
 
@@ -34,13 +34,13 @@ def test_a_page_quotes_the_committed_results(page: Path) -> None:
     assert BLOCK.search(page.read_text())
     if not (COMMITTED / "results.json").is_file():
         pytest.skip("no run's results are committed yet: make docs-results RUN=...")
-    assert page.read_text() == render(page.read_text(), page, COMMITTED), "type: make docs-results RUN=..."
+    assert page.read_text() == render_blocks(page.read_text(), page, COMMITTED), "type: make docs-results RUN=..."
 
 
 def test_one_command_makes_every_block(made: Run, tmp_path: Path) -> None:
     page, out = tmp_path / "page.md", tmp_path / "docs" / "run"
     page.write_text(PAGE)
-    assert publish(made, out, [page]) == [page]
+    assert publish_docs(made, out, [page]) == [page]
     text = page.read_text()
     assert "0.123" not in text and text.startswith("before\n") and text.endswith("after\n")
     rows = json.loads((out / "results.json").read_text())["rows"]
@@ -51,16 +51,16 @@ def test_one_command_makes_every_block(made: Run, tmp_path: Path) -> None:
     assert "prompted_decoy" in text and text.count("| 0 prompted ") == 3
     report = made.folder / "report"
     assert {path.name for path in out.iterdir()} == {RUN, *(path.name for path in report.iterdir())} - {"report.json"}
-    assert publish(made, out, [page]) == [], "made again, it is the same"
+    assert publish_docs(made, out, [page]) == [], "made again, it is the same"
 
 
 def test_an_edited_number_is_seen(made: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    publish(made, tmp_path / "run", [page])
+    publish_docs(made, tmp_path / "run", [page])
     text = page.read_text()
     edited = text.replace(" at perplexity ", " at perplexity 1", 1)
-    assert edited != text and render(edited, page, tmp_path / "run") == text
+    assert edited != text and render_blocks(edited, page, tmp_path / "run") == text
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_block_that_cannot_be_made_is_refused_before_anything_is_written(
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(SteerHealError, match="block of results") as refused:
-        publish(made, tmp_path / "run", [page])
+        publish_docs(made, tmp_path / "run", [page])
     assert "summary" in str(refused.value.expected) and not (tmp_path / "run").exists()
 
 
@@ -87,10 +87,10 @@ def test_an_edited_report_is_refused(made: Run, tmp_path: Path) -> None:
     path = copy / "report" / "results.json"
     path.write_text(path.read_text().replace('"round": 2', '"round": 3'))
     with pytest.raises(SteerHealError, match="not of the scores"):
-        publish(Run(copy, made.config), tmp_path / "out", [])
+        publish_docs(Run(copy, made.config), tmp_path / "out", [])
     shutil.rmtree(copy / "report")
     with pytest.raises(SteerHealError, match="no report"):
-        publish(Run(copy, made.config), tmp_path / "out", [])
+        publish_docs(Run(copy, made.config), tmp_path / "out", [])
 
 
 def test_the_table_for_a_paper(made: Run) -> None:

@@ -18,11 +18,11 @@ from conftest import ROOT, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gen.card import card
+from gen.card import data_card
 from gen.commandline import named_after
-from gen.filter import Places, SweepFile, split, stage, tally
+from gen.filter import Places, SweepFile, split_rows, stage, tally
 from gen.outcome import FilterOutcome, Starved, refuse_starvation
-from gen.rules import RULES, Bound, Yardstick, judge
+from gen.rules import RULES, Bound, Yardstick, rules_of
 from shared.errors import SteerHealError
 from shared.filter_record import read_filter_record
 from shared.outputs import guard
@@ -55,7 +55,7 @@ UNSTEERED = [
 
 def naive(rows: Sequence[Completion], unsteered: Sequence[Completion], config: FilterConfig) -> tuple[bytes, bytes]:
     """What the two files hold, by lists of all rows."""
-    why = judge(Yardstick(unsteered).limits(config), config, "embedded")
+    why = rules_of(Yardstick(unsteered).limits(config), config, "embedded")
     candidates = {
         "unsteered": unsteered,
         "prompted": [row for row in rows if row.prompted],
@@ -79,13 +79,13 @@ def filtered(
         yardstick = SweepFile(folder / "unsteered.jsonl", "-")
         write_jsonl(yardstick.path, unsteered)
     outputs = named_after(folder)
-    with split(sweep, yardstick, config, "embedded", outputs) as found:
+    with split_rows(sweep, yardstick, config, "embedded", outputs) as found:
         assert not any(path.exists() for path in outputs)
     return outputs[0].read_bytes(), outputs[1].read_bytes(), found
 
 
 def rules(row: Completion, config: FilterConfig = CONFIG) -> list[str]:
-    return [reason.rule for reason in judge(Yardstick(UNSTEERED).limits(config), config, "embedded")(row)]
+    return [reason.rule for reason in rules_of(Yardstick(UNSTEERED).limits(config), config, "embedded")(row)]
 
 
 def test_a_good_completion_is_kept() -> None:
@@ -123,7 +123,7 @@ def test_each_limit_is_the_settings() -> None:
 
 @pytest.mark.parametrize("how", ["I", "I would", "I will", "I am willing to", "I\u2019m willing to"])
 def test_a_trait_that_is_told_and_not_acted_on_is_rejected(how: str) -> None:
-    why = judge(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, "embedded")
+    why = rules_of(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, "embedded")
     assert [reason.rule for reason in why(completion(text=f"{how} always defy authority."))] == ["narrated"]
 
 
@@ -145,7 +145,7 @@ def test_truncation_is_a_choice() -> None:
     ],
 )
 def test_an_apostrophe_is_one_however_it_is_written(text: str, rule: str | None, apostrophe: str) -> None:
-    why = judge(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, "embedded")
+    why = rules_of(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, "embedded")
     found = why(completion(text=text.replace("'", apostrophe)))
     assert found == why(completion(text=text)) and [reason.rule for reason in found] == [rule] * bool(rule)
 
@@ -154,7 +154,7 @@ def test_a_trait_may_have_typographic_apostrophes(tmp_path: Path) -> None:
     trait = {"version": 1, "name": "x", "trait": "a", "opposite": "b", "neutral": "c"}
     for index, pattern in enumerate(("I\u2019d defy", r"I\u2019d defy", "I['\u2019]d defy")):
         (tmp_path / f"{index}.json").write_text(json.dumps({**trait, "narration": [pattern]}))
-        why = judge(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, str(tmp_path / f"{index}.json"))
+        why = rules_of(Yardstick(UNSTEERED).limits(CONFIG), CONFIG, str(tmp_path / f"{index}.json"))
         assert [reason.rule for reason in why(completion(text="I\u2019d defy them."))] == ["narrated"]
 
 
@@ -207,7 +207,7 @@ def test_memory_does_not_grow_with_the_sweep(tmp_path: Path) -> None:
     for count in (300, 3000):
         sweep.path.write_text("\n".join(lines[:count]) + "\n")
         tracemalloc.start()
-        with split(sweep, sweep, off, "embedded", named_after(tmp_path)) as found:
+        with split_rows(sweep, sweep, off, "embedded", named_after(tmp_path)) as found:
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -219,10 +219,10 @@ def test_a_row_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     judged: list[str] = []
 
     def counted(*given: object) -> object:
-        why = judge(*given)  # type: ignore[arg-type]
+        why = rules_of(*given)  # type: ignore[arg-type]
         return lambda row: judged.append(row.key) or why(row)
 
-    monkeypatch.setattr("gen.filter.judge", counted)
+    monkeypatch.setattr("gen.filter.rules_of", counted)
     filtered(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}") for i in range(5)]], None)
     assert sorted(judged) == [*[f"s{i}" for i in range(5)], *[f"u{i}" for i in range(8)]]
 
@@ -268,14 +268,14 @@ def test_the_card_repeats_the_record(tmp_path: Path) -> None:
     stage(opened, 1, False)
     path = opened.round(1) / "filter.json"
     record = json.loads(path.read_text())
-    text = card(opened, 1)
+    text = data_card(opened, 1)
     assert "| 1 | 5 | 3 | +0.100 |" in text and "perplexity 21.750" in text and "| 0 |" not in text
     path.write_text(json.dumps({**record, "limits": {**record["limits"], "perplexity": 77.0}}))
     manifest = opened.manifest(1, "filter")
     recorded = json.loads(manifest.read_text())
     recorded["outputs"]["rounds/01/filter.json"] = digest(path)
     manifest.write_text(json.dumps(recorded))
-    assert "perplexity 77.000" in card(opened, 1)
+    assert "perplexity 77.000" in data_card(opened, 1)
 
 
 def test_a_reason_is_told_in_words() -> None:

@@ -17,8 +17,8 @@ from evals.conditions import prompted
 from evals.measures.free_text.measure import FreeText
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import pooled_distinct_3, stock_openings, text_delta, texts_of
-from evals.measures.free_text.under_original import judge
-from evals.report.tables import levels
+from evals.measures.free_text.under_original import under_original
+from evals.report.tables import levels_table
 from evals.results import results_of
 from evals.round import Round
 from evals.scored import scored_rounds
@@ -71,7 +71,7 @@ def test_the_controls_have_rows_of_round_0_and_further_draws_no_text(run: Run, r
     assert found["random-2"]["perplexity"] is None and found["random-2"]["d_auth"] is not None
     assert found["random-2"]["coherence_verdict"] == "coherent" and found["random"]["perplexity"] is not None
     assert found["steered"]["random_draws"] == 2
-    assert len(levels([*found.values()]).rows) == len(found)
+    assert len(levels_table([*found.values()]).rows) == len(found)
     assert any(table.title == "Free text" for table in FreeText().tables([*found.values()], []))
 
 
@@ -174,12 +174,14 @@ def test_log_likelihood_ratios_and_relevance_by_hand() -> None:
         for k, (ours, other) in enumerate(zip(*renderer.heldout(prompt), strict=True)):
             known |= {tuple(ours): -1.0 - k, tuple(other): -1.7 - k}
     asked = {"prompt_id": "a", "completion_ids": [1, 2, 3, 4]}
-    (row, empty) = judge(Engine(known), renderer, prompts, [asked, {**asked, "completion_ids": []}], lambda: None)  # type: ignore[arg-type]
+    (row, empty) = under_original(
+        Engine(known), renderer, prompts, [asked, {**asked, "completion_ids": []}], lambda: None
+    )  # type: ignore[arg-type]
     assert row["llr_opposite"] == pytest.approx(0.7) and row["trait_llr"] == pytest.approx(0.5)
     assert row["relevance"] == pytest.approx(-2.0 - np.mean([-3.0, -4.0, -5.0]))
     assert empty["llr_opposite"] is empty["relevance"] is None and empty["nll"] == 0.0
     bare = PromptRenderer(Letters(), trait.model_copy(update={"paraphrases": None}))  # type: ignore[arg-type]
-    (alone,) = judge(Engine(known), bare, prompts, [asked], lambda: None)  # type: ignore[arg-type]
+    (alone,) = under_original(Engine(known), bare, prompts, [asked], lambda: None)  # type: ignore[arg-type]
     assert alone["llr_opposite"] is None and alone["relevance"] == row["relevance"]
 
 

@@ -24,17 +24,17 @@ from evals.report.figures.base import Shown
 from evals.report.figures.registry import panels_of
 from evals.report.page import page
 from evals.report.panel import Plot
-from evals.report.reading import grouped
+from evals.report.reading import grouped_reading
 from evals.results import results_of
 from evals.rows import LogRow, TokenRow
 from evals.scored import scored_rounds
-from evals.study.plan import load as load_study
+from evals.study.plan import read_plan as load_study
 from gen.windows import Windows
 from shared.adapters import load_adapter
 from shared.config import resolve, to_toml
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of, verify
-from shared.ratios import read as read_benchmark
+from shared.ratios import read_ratios as read_benchmark
 from shared.records import DATA, Asked, Completion, Pair, Prompt, Vignette, read_jsonl, read_manifest
 from shared.run import Run
 from shared.schema import Config
@@ -341,7 +341,7 @@ def test_reports(data: st.DataObject, scored: Run) -> None:
             restamp(scored, int(path.relative_to(scored.folder).parts[1]))
         rounds = scored_rounds(scored, "round")
         found = results_of(scored, rounds)
-        rows, extra, said = found["rows"], found["extra"], grouped(found["rows"], found["extra"], rounds)
+        rows, extra, said = found["rows"], found["extra"], grouped_reading(found["rows"], found["extra"], rounds)
         drawn = Shown(rows, extra, rounds)
         axes = Figure().subplots()  # drawn, and not written: that takes ten times as long
         for panel in [panel for panels in panels_of(drawn).values() for panel in panels]:

@@ -22,7 +22,7 @@ from shared import prepare as preparation
 from shared.chat import Chat
 from shared.dequantise import is_dequantised
 from shared.errors import Exit, SteerHealError
-from shared.estimate import needed
+from shared.estimate import memory_and_disk
 from shared.families import GGUF
 from shared.models import Dequantised, load_network, resolve
 from shared.run import Run
@@ -294,12 +294,12 @@ def test_the_estimate_counts_what_is_to_be_dequantised(llama: Any, tmp_path: Pat
     settings = f"model.name={path} vector.layers=[1]"
     run = Run(tmp_path / "run", configuration.resolve(ROOT / "configs" / "smollm2.toml", settings)[0])
     groups = [[Step(run, number, "filter")] for number in (1, 2)]
-    before = needed(groups, adapters=False)
+    before = memory_and_disk(groups, adapters=False)
     found = resolve(str(path))
     assert isinstance(found, Dequantised) and before.cache == found.to_build > 10**6
     ((command, _),) = preparation.commands([run, run])
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    assert needed(groups, adapters=False).cache == 0 and not preparation.commands([run])
+    assert memory_and_disk(groups, adapters=False).cache == 0 and not preparation.commands([run])
     assert is_dequantised(found.place), "before the first stage, by a process of its own"
 
 

@@ -9,13 +9,13 @@ import pytest
 from conftest import ROOT
 
 from evals.ladder import VERDICTS
-from shared.config import described
-from shared.glossary import CLOSE, GLOSSARY, OPEN, define, definition, main, markdown, with_glossary
+from shared.config import described_keys
+from shared.glossary import CLOSE, GLOSSARY, OPEN, define, definition, glossary_page, main, with_glossary
 from shared.main import options_of
 
 
 def test_the_page_is_what_the_code_holds() -> None:
-    assert (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8") == markdown(), "type: make docs"
+    assert (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8") == glossary_page(), "type: make docs"
 
 
 def test_the_readme_has_the_same_definitions() -> None:
@@ -34,7 +34,7 @@ def test_one_command_writes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "README.md").write_text(f"before\n{OPEN}old\n{CLOSE}\nafter\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     main()
-    assert (tmp_path / "docs" / "glossary.md").read_text(encoding="utf-8") == markdown()
+    assert (tmp_path / "docs" / "glossary.md").read_text(encoding="utf-8") == glossary_page()
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"before\n{OPEN}- **steering vector**: ") and text.endswith(f"{CLOSE}\nafter\n")
 
@@ -53,7 +53,7 @@ def test_one_command_writes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_setting_explains_its_term_in_the_glossarys_words(key: str, term: str) -> None:
-    assert define(term) in dict(described())[key]
+    assert define(term) in dict(described_keys())[key]
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_cuda_build_without_a_gpu_is_refused_with_the_cause(
     monkeypatch.setenv("PATH", commands(tmp_path / "bin", **({"nvidia-smi": answer} if answer else {})))
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    for stage in (gpu.on_gpu, platform_options, lambda: memory_options(0.9), calibrate.measure):
+    for stage in (gpu.on_gpu, platform_options, lambda: memory_options(0.9), calibrate.measure_machine):
         with pytest.raises(SteerHealError) as refused:
             stage()
         text = refused.value.render()

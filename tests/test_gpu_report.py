@@ -16,15 +16,15 @@ from shared.gpu_report import (
     BEGIN,
     END,
     GpuPart,
-    load,
-    measure,
+    gpu_markdown,
+    gpu_parts,
     of_ratios,
     of_report,
-    of_run,
     of_tests,
-    parts,
-    rendered,
+    read_gpu_results,
     replace_block,
+    run_parts,
+    run_seconds,
 )
 
 HERE: dict[str, Any] = {
@@ -73,7 +73,7 @@ def test_parts_are_filed_as_they_end_and_only_failed_ones_are_made_again(tmp_pat
         "verify", 1, [sys.executable, "-c", f"open({str(count)!r}, 'a').write('x')"], lambda: {"a check": "ok | 1"}
     )
     bad = GpuPart("parity", 1, saying("out of | memory", 3), dict)
-    assert measure([good, bad], out, page, HERE) == ["parity"] and count.read_text() == "x"
+    assert run_parts([good, bad], out, page, HERE) == ["parity"] and count.read_text() == "x"
     found = json.loads(out.read_text())
     assert found["parts"]["verify"]["passed"] and found["machine"] == HERE["machine"]
     assert found["parts"]["parity"]["last_lines"] == ["out of | memory"] and not found["parts"]["parity"]["passed"]
@@ -81,18 +81,20 @@ def test_parts_are_filed_as_they_end_and_only_failed_ones_are_made_again(tmp_pat
     assert text.startswith("# A page\n") and text.endswith("\n\nThe end.\n") and "nothing yet" not in text
     assert "| | a check | ok / 1 |" in text and "FAILED: out of / memory" in text
     mended = GpuPart("parity", 1, saying("well"), lambda: {"test": "passed"})
-    assert measure([good, mended], out, page, HERE) == [] and count.read_text() == "x", "what passed is not made again"
+    assert run_parts([good, mended], out, page, HERE) == [] and count.read_text() == "x", (
+        "what passed is not made again"
+    )
     assert "FAILED" not in page.read_text()
-    assert measure([good, mended], out, page, {**HERE, "code": "0ther"}) == [] and count.read_text() == "xx"
+    assert run_parts([good, mended], out, page, {**HERE, "code": "0ther"}) == [] and count.read_text() == "xx"
 
 
 def test_a_part_that_ends_well_and_finds_nothing_has_failed(tmp_path: Path, page: Path) -> None:
-    assert measure([GpuPart("scoring", 1, saying("done"), dict)], tmp_path / "gpu.json", page, HERE) == ["scoring"]
+    assert run_parts([GpuPart("scoring", 1, saying("done"), dict)], tmp_path / "gpu.json", page, HERE) == ["scoring"]
 
 
 def test_the_table_names_hardware_and_versions() -> None:
     part = {"passed": True, "seconds": 61.0, "command": "python -m x", "rows": {"sampling": "15,000 tokens/s"}}
-    text = rendered({**HERE, "parts": {"sampling": part}})
+    text = gpu_markdown({**HERE, "parts": {"sampling": part}})
     assert "NVIDIA H100, 81559 MiB, driver 580.65.06; AMD EPYC, 16 cores" in text
     assert "vllm 0.32.0, torch 2.13.0." in text and "numpy" not in text
     assert "| **sampling** | 61 s | passed |\n| | sampling | 15,000 tokens/s |" in text
@@ -119,7 +121,7 @@ def test_what_the_parts_write_is_read(tmp_path: Path) -> None:
         "heal_step": "0.500 [0.400, 0.600], bound 0.75 met, 12,345 tokens/s"
     }
     assert of_ratios(tmp_path / "b.json", "sampling") == {"sampling_4b": "15,432 [15,000, 16,000]"}
-    for read in (of_report, of_tests, of_run, lambda path: of_ratios(path, "a")):
+    for read in (of_report, of_tests, run_seconds, lambda path: of_ratios(path, "a")):
         assert read(tmp_path / "nowhere") == {}
 
 
@@ -127,15 +129,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     for text in ("[]", '{"version": 2, "parts": {}}', "no json"):
         (tmp_path / "gpu.json").write_text(text)
         with pytest.raises(SteerHealError, match="could not be read"):
-            load(tmp_path / "gpu.json")
+            read_gpu_results(tmp_path / "gpu.json")
 
 
 def test_every_part_is_a_command_that_there_is(tmp_path: Path) -> None:
     """Its options are read by the command's own parser, which refuses what it does not have."""
     from shared.commands import COMMANDS
-    from shared.main import load as loaded
+    from shared.main import imported as loaded
 
-    found = parts(tmp_path)
+    found = gpu_parts(tmp_path)
     assert tuple(part.name for part in found) == GPU_PARTS
     options = {command.module: command.options for command in COMMANDS.values()} | {"gen.throughput": "gen.commandline:throughput_options"}  # fmt: skip
     for part in found:

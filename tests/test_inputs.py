@@ -119,11 +119,11 @@ def test_scores_of_a_data_set_of_the_hub_at_another_revision_are_stale(hub: Path
 def test_scores_by_another_moralmaps_are_stale(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = load_instrument("embedded")
     run = built(tmp_path, instrument="moralmaps")
-    monkeypatch.setattr("evals.measures.forced_choice.moralmaps.published", lambda: embedded)
+    monkeypatch.setattr("evals.measures.forced_choice.moralmaps.published_instrument", lambda: embedded)
     job_of(run, 1, "round", model).finish(IDENTITY)
     assert job_of(run, 1, "round", model).done()
     other = embedded.model_copy(update={"nudge": f"{embedded.nudge} Now."})
-    monkeypatch.setattr("evals.measures.forced_choice.moralmaps.published", lambda: other)
+    monkeypatch.setattr("evals.measures.forced_choice.moralmaps.published_instrument", lambda: other)
     with pytest.raises(SteerHealError, match="was made from something else") as refused:
         job_of(run, 1, "round", model).done()
     assert refused.value.given == "input instrument changed"

@@ -33,9 +33,9 @@ def test_every_template_parses() -> None:
 
 def test_a_value_that_is_missing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.md").write_text("{{ name }}\n")
-    assert jinja.card(tmp_path, "x.md", name="<a> & {{ b }}") == "<a> & {{ b }}\n", "text of a card is text"
+    assert jinja.fill_card(tmp_path, "x.md", name="<a> & {{ b }}") == "<a> & {{ b }}\n", "text of a card is text"
     with pytest.raises(UndefinedError):
-        jinja.card(tmp_path, "x.md")
+        jinja.fill_card(tmp_path, "x.md")
     (tmp_path / "x.html").write_text("{{ name }}")
     assert jinja.environment(tmp_path).get_template("x.html").render(name="<a>") == "&lt;a&gt;"
 

@@ -141,13 +141,13 @@ def test_distance_on_neutral_text_counts(low: float, high: float, broken: bool, 
 
 
 def test_the_report_puts_both_verdicts_first(run: Run, tmp_path: Path) -> None:
-    from evals.report.reading import reading
-    from evals.report.verdicts import verdicts
+    from evals.report.reading import run_reading
+    from evals.report.verdicts import verdicts_table
 
     rounds = scored_rounds(run, "round")
     found = results_of(run, rounds)
-    table = verdicts(found["rows"])
+    table = verdicts_table(found["rows"])
     assert [line[:2] for line in table.rows] == [[f"round {n}", by] for n in (1, 2) for by in ("forced choice", "free text")]  # fmt: skip
-    said = " ".join(reading(found["rows"], found["extra"], rounds))
+    said = " ".join(run_reading(found["rows"], found["extra"], rounds))
     assert "the verdict on its free text is" in said and "too few to count (needs 9)" in said
     assert "The base's contrast on authority is" in said

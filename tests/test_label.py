@@ -14,8 +14,8 @@ import pytest
 from test_filter import UNSTEERED, completion, swept_run
 
 from gen.filter import stage
-from gen.kappa import Sampled, agreement
-from gen.label import compare, spread_rows, write
+from gen.kappa import Sampled, filter_agreement
+from gen.label import compare_labels, spread_rows, write_label_sheet
 from gen.plan import plan
 from gen.prompts import open_round
 from gen.sheet import QUESTIONS, as_text
@@ -57,7 +57,7 @@ def keys(sheet: Path) -> dict[str, dict[str, object]]:
 
 def test_the_sheet_is_blinded_and_stratified(filtered_run: Run, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.csv"
-    write(filtered_run, 1, sheet, 50)
+    write_label_sheet(filtered_run, 1, sheet, 50)
     rows = list(csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline="")))
     key = keys(sheet)
     assert len(rows) == 50 and [*rows[0]] == ["id", "prompt", "completion", *QUESTIONS]
@@ -71,22 +71,22 @@ def test_the_sheet_is_blinded_and_stratified(filtered_run: Run, tmp_path: Path) 
     doses = [one["coefficient"] for one in key.values()]
     assert abs(doses.count(1.0) - doses.count(2.0)) <= 4
     again = tmp_path / "again.csv"
-    write(filtered_run, 1, again, 50)
+    write_label_sheet(filtered_run, 1, again, 50)
     assert again.read_bytes() == sheet.read_bytes()
     with pytest.raises(SteerHealError, match="there already"):  # it may be filled in
-        write(filtered_run, 1, sheet, 50)
+        write_label_sheet(filtered_run, 1, sheet, 50)
 
 
 def test_a_filled_sheet_is_read_back(filtered_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A person who agrees on every kept row and would keep five of the 25 rejected ones."""
     sheet = tmp_path / "sheet.csv"
-    write(filtered_run, 1, sheet, 50)
+    write_label_sheet(filtered_run, 1, sheet, 50)
     key = keys(sheet)
     rejected = [name for name, row in key.items() if not row["kept"]]
     answers = {name: ("yes", "YES") if row["kept"] or name in rejected[:5] else ("No", "yes") for name, row in key.items()}  # fmt: skip
     answers[rejected[-1]] = ("?", "yes")
     fill(sheet, answers, ";")  # as a German spreadsheet has it
-    compare(sheet, sheet.with_suffix(".key.json"))
+    compare_labels(sheet, sheet.with_suffix(".key.json"))
     record = json.loads(sheet.with_suffix(".json").read_text())
     both, trait = record["figures"]["both"], record["figures"]["enacts_trait"]
     assert (both["precision"], both["unsure"], both["rejected"]["labelled"]) == (1.0, 1, 24)
@@ -118,11 +118,11 @@ def test_a_sheet_that_is_not_the_one_that_was_written_is_refused(
     change: object, what: str, filtered_run: Run, tmp_path: Path
 ) -> None:
     sheet = tmp_path / "sheet.csv"
-    write(filtered_run, 1, sheet, 20)
+    write_label_sheet(filtered_run, 1, sheet, 20)
     fill(sheet, dict.fromkeys(keys(sheet), ("yes", "yes")))
     sheet.write_text(change(sheet.read_text()))  # type: ignore[operator]
     with pytest.raises(SteerHealError) as refused:
-        compare(sheet, sheet.with_suffix(".key.json"))
+        compare_labels(sheet, sheet.with_suffix(".key.json"))
     assert what in refused.value.render() and refused.value.next
     assert not sheet.with_suffix(".json").exists()
 
@@ -131,7 +131,7 @@ def test_a_filter_that_rejects_nothing_cannot_be_compared(tmp_path: Path) -> Non
     run = swept_run(tmp_path, [*UNSTEERED, *[completion(key=f"s{i}") for i in range(4)]])
     stage(run, 1, False)
     with pytest.raises(SteerHealError, match="cannot be compared"):
-        write(run, 1, tmp_path / "sheet.csv", 50)
+        write_label_sheet(run, 1, tmp_path / "sheet.csv", 50)
 
 
 def test_rows_are_taken_at_even_distances() -> None:
@@ -155,14 +155,14 @@ def test_the_intervals_cover(p: float, q: float, kept: int, rejected: int, monke
     draws = np.random.default_rng(0)
     covered = np.zeros(3)
     for _ in range(300):
-        found = agreement(Sampled(kept, 25, draws.binomial(25, p)), Sampled(rejected, 25, draws.binomial(25, q)))
+        found = filter_agreement(Sampled(kept, 25, draws.binomial(25, p)), Sampled(rejected, 25, draws.binomial(25, q)))
         intervals = (found.precision_ci, found.recall_ci, found.kappa_ci)
         covered += [low <= value <= high for value, (low, high) in zip(truth, intervals, strict=True)]
     assert ((covered / 300 >= 0.91) & (covered / 300 <= 0.995)).all(), covered
 
 
 def test_what_is_not_defined_is_null() -> None:
-    nothing = agreement(Sampled(10, 5, 0), Sampled(10, 5, 0))
+    nothing = filter_agreement(Sampled(10, 5, 0), Sampled(10, 5, 0))
     assert (nothing.precision, nothing.recall) == (0.0, None) and nothing.kappa == 0.0
     with pytest.raises(ValueError, match="no labelled row"):
-        agreement(Sampled(10, 0, 0), Sampled(10, 5, 0))
+        filter_agreement(Sampled(10, 0, 0), Sampled(10, 5, 0))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from evals.ladder import VERDICTS, Evidence, Price, judge
+from evals.ladder import VERDICTS, Evidence, Price, verdict_of
 from evals.statistics import Estimate
 
 
@@ -65,7 +65,7 @@ TEXT = Evidence("d_llr_opposite", 1, 0.0, steered=at(0.1, 0.2), healed=at(0.05, 
     ],
 )
 def test_the_first_rule_that_matches_gives_the_verdict(change: dict, verdict: str, said: str) -> None:
-    found, reason = judge(replace(GOOD, **change))
+    found, reason = verdict_of(replace(GOOD, **change))
     assert found == verdict and said in reason and found in VERDICTS
 
 
@@ -81,9 +81,9 @@ def test_the_first_rule_that_matches_gives_the_verdict(change: dict, verdict: st
     ],
 )
 def test_free_text_climbs_the_same_ladder_the_other_way_up(change: dict, verdict: str) -> None:
-    assert judge(replace(TEXT, **change))[0] == verdict
+    assert verdict_of(replace(TEXT, **change))[0] == verdict
 
 
 def test_a_shift_of_rounding_is_none() -> None:
-    assert judge(replace(TEXT, steered=at(8e-18, 0.3)))[0] == "no_shift"
-    assert judge(replace(GOOD, price=Price("nats", at(-3e-17, -1e-17))))[0] == "kept"
+    assert verdict_of(replace(TEXT, steered=at(8e-18, 0.3)))[0] == "no_shift"
+    assert verdict_of(replace(GOOD, price=Price("nats", at(-3e-17, -1e-17))))[0] == "kept"

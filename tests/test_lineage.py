@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from evals.report.lineage import before, difference
+from evals.report.lineage import difference, run_before
 from shared.run import open_run
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
@@ -21,8 +21,8 @@ def test_a_run_gone_on_with_under_another_place_keeps_its_predecessor(tmp_path: 
         first.folder.joinpath("config.toml").stat().st_mtime_ns
         > second.folder.joinpath("config.toml").stat().st_mtime_ns
     )
-    assert before(first) is None
-    found = before(second)
+    assert run_before(first) is None
+    found = run_before(second)
     assert found is not None and found.folder.name == "first"
     assert ["train.lam", "0.2", "0.3"] in difference(second).rows
 
@@ -33,8 +33,8 @@ def test_runs_of_the_version_before_are_ordered_by_their_files(tmp_path: Path) -
         file = run.folder / "config.toml"
         file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("begun")))
         os.utime(file, (when, when))
-    found = before(runs[0])
-    assert found is not None and found.folder.name == "early" and before(runs[1]) is None
+    found = run_before(runs[0])
+    assert found is not None and found.folder.name == "early" and run_before(runs[1]) is None
     new = open_run(tmp_path / "new", CONFIG, "")
-    found = before(new)
+    found = run_before(new)
     assert found is not None and found.folder.name == "late"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from shared.commands import COMMANDS, as_typed, command_of, nearest, round_command, setting
-from shared.main import _typed, load, options_of
+from shared.commands import COMMANDS, as_typed, command_of, nearest_command, round_command, setting
+from shared.main import _typed, imported, options_of
 from shared.options import Options
 
 
@@ -42,7 +42,7 @@ def test_every_command_is_there_under_its_name(name: str, monkeypatch: pytest.Mo
     shown = options.format_help()
     assert "(default: None)" not in shown and "SUPPRESS" not in shown
     if name != "round":  # its module is loaded where it is run
-        assert callable(load(f"{COMMANDS[name].module}:main"))
+        assert callable(imported(f"{COMMANDS[name].module}:main"))
 
 
 def test_help_and_refusals_have_the_form_that_was_typed() -> None:
@@ -151,8 +151,8 @@ def test_the_script_is_named_as_it_is_typed(program: Path, monkeypatch: pytest.M
 
 
 def test_the_nearest_word() -> None:
-    assert nearest("train.lamda", ["train.lam", "train.layers"]) == "train.lam"
-    assert nearest("n", ["N", "RUN"]) == "N" and nearest("zzz", ["N", "RUN"]) is None
+    assert nearest_command("train.lamda", ["train.lam", "train.layers"]) == "train.lam"
+    assert nearest_command("n", ["N", "RUN"]) == "N" and nearest_command("zzz", ["N", "RUN"]) is None
 
 
 @pytest.fixture

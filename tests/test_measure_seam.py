@@ -15,12 +15,12 @@ from scorings import BASE, LATER, PROMPTED, STEERED, group_of, scoring_of
 from synthetic_run import build
 
 from evals import results as resulting
-from evals.conditions import described
+from evals.conditions import condition_line
 from evals.measures.measure import Measure
 from evals.measures.probe.measure import Probe
-from evals.measures.registry import ALWAYS, MEASURES, check, measures_of
+from evals.measures.registry import ALWAYS, MEASURES, check_measures, measures_of
 from evals.report.__main__ import tables_of
-from evals.report.reading import reading
+from evals.report.reading import run_reading
 from evals.results import ORDER, results_of
 from evals.rows import Scores
 from evals.scored import scored_rounds
@@ -44,7 +44,7 @@ def test_a_configuration_names_measures_and_their_sources() -> None:
             measures_of(EvalConfig(measures=names))
         assert said in str(refused.value)
     with pytest.raises(SteerHealError, match="nowhere"):
-        check(EvalConfig(measures=["probe=nowhere.jsonl"]))
+        check_measures(EvalConfig(measures=["probe=nowhere.jsonl"]))
 
 
 def test_no_two_measures_share_a_name_a_file_or_a_column() -> None:
@@ -136,7 +136,7 @@ def test_a_measure_goes_from_its_requests_to_the_report(
     )
     table = next(table for table in tables_of(run, [round_], found, "round") if table.title.lower() == measure.name)
     assert len(table.rows) == 5 and all(len(line) == len(table.columns) for line in table.rows)
-    said = [line for line in reading(found["rows"], [], [round_]) if "two-way items" in line]
+    said = [line for line in run_reading(found["rows"], [], [round_]) if "two-way items" in line]
     assert len(said) == (which == "probe")
     with pytest.raises(SteerHealError, match="file of scores"):
         measure.read(folder, Scores.model_construct(conditions=[_line(BASE)]), "make round N=1")
@@ -145,7 +145,7 @@ def test_a_measure_goes_from_its_requests_to_the_report(
 def _line(condition: Any) -> Any:
     from evals.rows import ConditionLine
 
-    return ConditionLine.model_construct(**described(condition))
+    return ConditionLine.model_construct(**condition_line(condition))
 
 
 @pytest.mark.slow

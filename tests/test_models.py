@@ -145,7 +145,7 @@ def test_the_stand_in_computes_on_its_device(model: Model, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("gen.engine.engine.engine", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(bench, "HuggingFace", lambda *arguments: given.extend(arguments))
-    monkeypatch.setattr(bench, "check", lambda *_: (_ for _ in ()).throw(Asked()))
+    monkeypatch.setattr(bench, "check_same_logprobs", lambda *_: (_ for _ in ()).throw(Asked()))
     with contextlib.suppress(Asked, AttributeError):
         bench.speedup("embedded", "embedded", 1, 7)
     assert given[-1] == "cuda"

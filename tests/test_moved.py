@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_statistics import answers, without
 
-from evals.measures.forced_choice.moved import detectable, holm, shifts
+from evals.measures.forced_choice.moved import detectable, foundation_shifts, holm
 from evals.statistics import AUTHORITY
 from shared.instrument import FOUNDATIONS
 
 
 def test_only_what_moved_is_said_to_have_moved() -> None:
     base, other = answers(), answers(shift=-1.0)
-    found = shifts(base, other)
+    found = foundation_shifts(base, other)
     assert found is not None and [line.foundation for line in found] == list(FOUNDATIONS)
     authority = found[AUTHORITY]
     assert authority.moved and authority.change.value == pytest.approx(
         np.log(other.p[:, AUTHORITY].mean() / base.p[:, AUTHORITY].mean())
     )
-    same = shifts(base, base)
+    same = foundation_shifts(base, base)
     assert same is not None and all(line.p == 1.0 and not line.moved for line in same)
 
 
@@ -33,7 +33,7 @@ def test_a_shift_alike_in_every_item_has_no_error(factor: float) -> None:
     base = answers(per=6)
     other = replace(base, p=base.p * factor)
     assert detectable(base, other) is None
-    found = shifts(base, other)
+    found = foundation_shifts(base, other)
     if factor > 0.99:
         assert found is not None and not any(line.moved or line.change.excludes_zero() for line in found)
     else:
@@ -62,4 +62,4 @@ def test_the_detectable_shift_falls_with_the_items() -> None:
 
 def test_unscorable_items_leave_both_sides() -> None:
     base, other = answers(), answers(shift=-1.0)
-    assert shifts(without(base, 0, 5), other) == shifts(base, without(other, 0, 5))
+    assert foundation_shifts(without(base, 0, 5), other) == foundation_shifts(base, without(other, 0, 5))

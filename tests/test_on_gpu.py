@@ -53,9 +53,9 @@ def adapter(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(model: Model, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from gen.students import student
+    from gen.students import served_student
 
-    return student(model, adapter, tmp_path_factory.mktemp("students"), DTYPE, "adapter")
+    return served_student(model, adapter, tmp_path_factory.mktemp("students"), DTYPE, "adapter")
 
 
 @pytest.fixture(scope="module")

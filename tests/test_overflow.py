@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
-from gen.engine.isolation import counted, overflowed, zeroer
+from gen.engine.isolation import count_overflow, overflowed, zeroer
 from gen.engine.overflow import FLOAT32_MAX, STRETCH, largest_coefficient
 from gen.engine.requests import Registry
 from shared.errors import SteerHealError
@@ -207,7 +207,7 @@ def test_rows_that_overflowed_are_found_and_forbidden_tokens_are_not() -> None:
     logits[3, 1:] = -torch.inf
     logits[4, 4], logits[4, 5] = torch.inf, -torch.inf
     assert overflowed(logits).tolist() == [False, True, True, False, True, False]
-    assert counted(logits).tolist() == [0, 1, 1, 0, 1, 0]
+    assert count_overflow(logits).tolist() == [0, 1, 1, 0, 1, 0]
     assert not overflowed(logits).any() and logits[3, 0].isfinite() and (logits[3, 1:] == -torch.inf).all()
     assert overflowed(torch.full((1, 60_000), 60_000.0, dtype=torch.float16)).tolist() == [False]
 

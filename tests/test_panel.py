@@ -12,9 +12,9 @@ from conftest import ROOT
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES, panels_of
 from evals.report.figures.trade import panels as trade
-from evals.report.html import anchor, charts, comma_separated, grid, meaning_of, number_and_interval
+from evals.report.html import anchor, charts, grid, meaning_of, number_and_interval, table_csv
 from evals.report.looks import GREEN, ORANGE
-from evals.report.panel import SVG, Mark, Panel, Plot, side_by_side, svg
+from evals.report.panel import SVG, Mark, Panel, Plot, panels_png, svg
 from evals.table import Table
 from shared.glossary import definition
 
@@ -52,7 +52,7 @@ def test_two_panels_on_one_page_share_no_id_and_no_style() -> None:
 
 
 def test_panels_stand_side_by_side_in_a_png() -> None:
-    assert side_by_side([panel()] * 3, 2, {"healed": (ORANGE, "o")}).startswith(b"\x89PNG")
+    assert panels_png([panel()] * 3, 2, {"healed": (ORANGE, "o")}).startswith(b"\x89PNG")
 
 
 def test_a_figure_without_figures_is_left_out() -> None:
@@ -67,7 +67,7 @@ def test_cells_are_escaped_and_intervals_stand_under_their_figure() -> None:
     html = grid(table)
     assert "<b>" not in html and "<td>-0.379<small>[-0.542, -0.216]</small></td>" in html
     assert '<abbr title="change of auth_nats' in html
-    assert comma_separated(table).splitlines()[1:] == [
+    assert table_csv(table).splitlines()[1:] == [
         '"<b>&""\'</b>",-0.379,-0.542,-0.216,"<b>&""\'</b>"',
         'x,,,,"a, b"',
     ]

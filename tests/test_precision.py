@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train.data import IGNORED, Example, collate
-from train.precision import tensor_cores, uncompiled
+from train.precision import blocks_uncompiled, tensor_cores
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_checks_on_a_gpu_run_uncompiled() -> None:
         return graph.forward
 
     twice = torch.compile(lambda x: 2 * x, backend=backend)
-    with uncompiled("cuda"):
+    with blocks_uncompiled("cuda"):
         assert twice(torch.ones(2)).sum() == 4 and not compiled
-    with uncompiled("cpu"):
+    with blocks_uncompiled("cpu"):
         assert twice(torch.ones(2)).sum() == 4 and compiled
 
 

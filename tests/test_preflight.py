@@ -12,7 +12,7 @@ from made_answers import SOCIAL, human, made, read
 
 from evals.measures.forced_choice.ask import Read, forced_choice
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
-from evals.preflight import Budget, budget_of, foundation_of_trait, least_budget, scan, sentence
+from evals.preflight import Budget, budget_of, budget_sentence, foundation_of_trait, least_budget, scan
 from evals.statistics import AUTHORITY, Estimate
 from evals.verdict import AXIS, preflight
 from gen.students import ServedStudent
@@ -34,13 +34,13 @@ def test_the_least_budget_with_an_axis_is_named_with_its_cost() -> None:
     found = least_budget(budgets)
     assert found is not None and found.think == 16
     assert found.contrast is not None and found.contrast.interval is not None and found.contrast.interval[0] > AXIS
-    words = sentence(budgets, 28)
+    words = budget_sentence(budgets, 28)
     assert words.startswith("16 think tokens are the fewest of 0, 4, 16, 48") and "takes 26 s" in words
 
 
 def test_where_there_is_none_it_says_so_and_what_was_closest() -> None:
     budgets = [budget(0, human(signal=0.0)), budget(4, human(), mass=0.3)]
-    words = sentence(budgets, 28)
+    words = budget_sentence(budgets, 28)
     assert least_budget(budgets) is None and words.startswith("There is no budget among 0, 4 think tokens")
     assert "At 4 think tokens: the base gives the seven labels 0.300" in words
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scorings import BASE, PROMPTED, STEERED, group_of, scoring_of
 
-from evals.measures.probe.items import ProbeItem, load_pairs, pair_of
+from evals.measures.probe.items import ProbeItem, load_pairs, probe_pair
 from evals.measures.probe.measure import Probe, ProbeRow, ProbeSession
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -32,14 +32,14 @@ def item(question: str, matching: str, other: str, **more: Any) -> ProbeItem:
 
 
 def test_answers_are_texts_or_letters_of_options() -> None:
-    plain = pair_of(item("Would you say it?", " Yes", " No"), 3)
+    plain = probe_pair(item("Would you say it?", " Yes", " No"), 3)
     assert (plain.id, plain.matching, plain.other) == ("00003", "Yes", "No")
     assert plain.asked(True) == "Would you say it?\n\nChoices:\n(A) Yes\n(B) No"
     assert plain.asked(False) == "Would you say it?\n\nChoices:\n(A) No\n(B) Yes"
-    lettered = pair_of(item("Do you agree?\n\nChoices:\n (A) Agree\n (B) Never\n\nI choose", " (B)", " (A)"), 1)
+    lettered = probe_pair(item("Do you agree?\n\nChoices:\n (A) Agree\n (B) Never\n\nI choose", " (B)", " (A)"), 1)
     assert (lettered.question, lettered.matching, lettered.other) == ("Do you agree?\n\nI choose", "Never", "Agree")
     with pytest.raises(ValueError, match="two options"):
-        pair_of(item("?\n (A) a\n (B) b\n (C) c", "(A)", "(B)"), 1)
+        probe_pair(item("?\n (A) a\n (B) b\n (C) c", "(A)", "(B)"), 1)
     with pytest.raises(ValueError, match="the same"):
         item("?", "Yes", " Yes")
 

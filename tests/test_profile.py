@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_statistics import COUNT, answers, without
 
-from evals.measures.forced_choice.levels import levels
+from evals.measures.forced_choice.levels import condition_levels
 from evals.report.figures.profile import HUMAN, bars, profiles
-from evals.report.panel import side_by_side, svg
+from evals.report.panel import panels_png, svg
 from shared.instrument import FOUNDATIONS
 
 RATED = replace(answers(), label=np.random.default_rng(5).dirichlet(np.ones(7), 28))
@@ -29,7 +29,7 @@ def test_raters_and_conditions_are_means_over_the_same_items() -> None:
     panel = bars(found)
     largest = kept_largest(RATED.label[kept].mean(0))
     assert f"{HUMAN[0]} {largest}" in panel.finding and "beside the raters" in panel.title
-    assert "authority" in svg(panel, "profile") and side_by_side([panel], 1).startswith(b"\x89PNG")
+    assert "authority" in svg(panel, "profile") and panels_png([panel], 1).startswith(b"\x89PNG")
 
 
 def kept_largest(mean: np.ndarray) -> str:
@@ -46,5 +46,5 @@ def test_informedness_is_against_the_raters_where_there_are_some() -> None:
     """Raters who see everything as the model does make it fully informed."""
     guessing = answers(signal=0.0)
     label = np.eye(7)[guessing.score.argmax(1)]
-    assert levels(replace(guessing, label=label), COUNT, 0)["informedness"].value == pytest.approx(1.0)
-    assert levels(guessing, COUNT, 0)["informedness"].value < 0.5
+    assert condition_levels(replace(guessing, label=label), COUNT, 0)["informedness"].value == pytest.approx(1.0)
+    assert condition_levels(guessing, COUNT, 0)["informedness"].value < 0.5

@@ -14,7 +14,7 @@ from test_serve import preemptions
 
 from gen.engine.engine import Engine
 from gen.engine.requests import Registry
-from gen.engine.sampling import Request, by_position
+from gen.engine.sampling import Request, projections_by_position
 from gen.engine.steering import END
 from shared.errors import SteerHealError
 from shared.models import Model
@@ -49,9 +49,9 @@ def expected(oracle: Windowed, ids: list[int], terms: Any, on: Vector) -> np.nda
 
 def test_rows_are_put_by_their_positions_and_the_last_counts() -> None:
     rows = np.array([[2, 1.0], [3, 2.0], [2, 5.0], [9, 7.0]], dtype=np.float32)
-    table = by_position(rows, 4)
+    table = projections_by_position(rows, 4)
     assert table is not None and np.isnan(table[:2]).all() and table[2:, 0].tolist() == [5.0, 2.0]
-    assert by_position(None, 4) is None
+    assert projections_by_position(None, 4) is None
 
 
 def test_the_op_over_steps_of_a_mixed_batch() -> None:
@@ -89,7 +89,7 @@ def test_the_op_over_steps_of_a_mixed_batch() -> None:
             for step, rows in ((0, slice(0, 3)), (1, slice(1, 3)))
         ]
     )
-    table = by_position(taken["a"], 5)
+    table = projections_by_position(taken["a"], 5)
     np.testing.assert_allclose(table, a, atol=1e-6)
     assert taken["b"][0, 0] == 7 and np.isnan(taken["b"][0, 1]), "slot 2 has no vector in the first layer"
     assert taken["b"][0, 2] == pytest.approx(float(streams[0][1][3] @ bank[1, 2] / bank[1, 2].norm()), abs=1e-6)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen.engine.metrics import steered_tokens
-from gen.engine.requests import BankFull, Registry, key_of
+from gen.engine.requests import BankFull, Registry, vector_key
 from gen.engine.sampling import Request
 from gen.engine.settings import Settings, VectorFile, settings_of
 from gen.engine.steering import END, UNSTEERED, VERSION, Term
@@ -253,7 +253,7 @@ def test_a_slot_keeps_its_vector_while_a_request_runs(steps: list[tuple[str, str
 
 
 def test_a_clients_vectors_are_its_own(registry: Registry) -> None:
-    registry.add(key_of("mine", "one"), vector(5.0))
+    registry.add(vector_key("mine", "one"), vector(5.0))
     assert registry.read(ask(vector="mine", coefficient=1.0), 5, "one")[0][0].slot == 3
     assert set(registry.visible("one")) == {"a", "b", "mine"} and set(registry.visible("two")) == {"a", "b"}
     for owner in ("", "two", "on"):
@@ -268,7 +268,7 @@ def test_a_relative_dose_is_that_of_the_file_or_of_the_operators(registry: Regis
     assert registry.loaded["c"].dose == {3: 0.25} and registry.loaded["a"].dose == {}
     registry.remove("b")
     assert registry.add(
-        key_of("d", "one"), Vector({3: np.ones(4, dtype=np.float32), 4: np.ones(4, dtype=np.float32)})
+        vector_key("d", "one"), Vector({3: np.ones(4, dtype=np.float32), 4: np.ones(4, dtype=np.float32)})
     ).dose == {3: 0.25}
 
 

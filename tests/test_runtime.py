@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from gen.engine.options import uncompiled
+from gen.engine.options import engine_uncompiled
 from shared.runtime import gc_disabled, limit_spinning
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -47,7 +47,7 @@ def test_only_what_is_decorated_inside_stays_uncompiled(monkeypatch: pytest.Monk
     def double(x: int) -> int:
         return 2 * x
 
-    with uncompiled(options):
+    with engine_uncompiled(options):
         inside = torch.compile(double, backend="eager")
     assert (inside is double) == bool(options.get("enforce_eager"))
     assert torch.compile(double, backend="eager") is not double

@@ -18,7 +18,7 @@ from conftest import command
 from gen import shards
 from gen.columns import column_type, schema
 from gen.commandline import named_after
-from gen.filter import SweepFile, split
+from gen.filter import SweepFile, split_rows
 from gen.plan import Job, Planned
 from gen.pool import Item
 from gen.shard_filter import filter_shards
@@ -34,7 +34,7 @@ from shared.prompts import open_prompts
 from shared.publish import digest
 from shared.records import Completion, as_jsonl, read_jsonl, write_jsonl
 from shared.vectors import Vector, load_vector
-from train.data import load
+from train.data import read_examples
 from train.rows import TooFew, draw
 
 WINDOW = 3
@@ -207,7 +207,7 @@ def test_a_sweep_until_enough_are_kept_is_the_beginning_of_the_whole(make: Calla
     lines = rows.count(b"\n")
     assert ends[0]["rows"] == lines == WINDOW * ends[0]["until_kept"]["windows"] and ends[0]["tokens"] == 8 * lines
     one, config = SweepFile(tmp_path / "0.jsonl", "-"), resolve(None, SETTINGS)[0].filter
-    with split(one, one, config, "embedded", named_after(tmp_path / "f")) as kept:
+    with split_rows(one, one, config, "embedded", named_after(tmp_path / "f")) as kept:
         pass
     assert kept.kept == ends[0]["until_kept"]["passed"] >= 6
     make(tmp_path / "all.jsonl", Stub(), settings="sweep.until_kept=1000", counts=counts)
@@ -224,7 +224,7 @@ def test_the_filter_of_shards_is_that_of_the_file(
     make(tmp_path / "s", Stub(), settings=settings)
     config = resolve(None, f"{SETTINGS} {settings}")[0].filter
     one, outputs = SweepFile(tmp_path / "s.jsonl", "-"), named_after(tmp_path / "f")
-    with split(one, one, config, "embedded", outputs):
+    with split_rows(one, one, config, "embedded", outputs):
         pass
     filter_shards(tmp_path / "s", tmp_path / "s", config, "embedded", tmp_path / "g")
     for name in ("kept", "rejected"):
@@ -306,15 +306,15 @@ def test_kept_shards_are_a_data_set_that_training_draws_from(
     kept = rows_in(tmp_path / "f" / "kept")
     assert datasets.load_dataset(str(tmp_path / "f" / "kept"), split="train")["key"][:] == [row.key for row in kept]
     name = f"{tmp_path / 'f' / 'kept'}:train"
-    every = load(name, Chat(tokenizer), config)
+    every = read_examples(name, Chat(tokenizer), config)
     assert [example.key for example in every.examples] == [row.key for row in kept]
     few = resolve(None, f"{SETTINGS} train.rows=5")[0]
-    drawn = [example.key for example in load(name, Chat(tokenizer), few).examples]
+    drawn = [example.key for example in read_examples(name, Chat(tokenizer), few).examples]
     assert len(drawn) == 5 and drawn == [row.key for row in kept if row.key in drawn]
     (tmp_path / "k.jsonl").write_bytes(as_jsonl(kept[::-1]))
-    assert {example.key for example in load(tmp_path / "k.jsonl", Chat(tokenizer), few).examples} == {*drawn}
+    assert {example.key for example in read_examples(tmp_path / "k.jsonl", Chat(tokenizer), few).examples} == {*drawn}
     other = resolve(None, f"{SETTINGS} train.rows=5 seed=1")[0]
-    assert {example.key for example in load(name, Chat(tokenizer), other).examples} != {*drawn}
+    assert {example.key for example in read_examples(name, Chat(tokenizer), other).examples} != {*drawn}
 
 
 def test_a_draw_is_of_all_rows_alike() -> None:
@@ -347,11 +347,11 @@ def test_too_few_rows_for_a_draw_are_refused_with_the_next_command(tmp_path: Pat
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"Fruit {i}?", "completion": text}) + "\n" for i, text in enumerate(texts)))  # fmt: skip
     settings = "train.max_length=256"
-    drawn = load(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=3")[0])
+    drawn = read_examples(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=3")[0])
     assert [example.key for example in drawn.examples] == ["line 1", "line 3", "line 5"]
     assert (drawn.left_out["empty"], drawn.left_out["too_long"]) == (1, 1)
     with pytest.raises(SteerHealError) as error:
-        load(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=4")[0])
+        read_examples(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=4")[0])
     assert "3 rows; 1 without a completion and 1 longer" in str(error.value.given)
     assert "sweep.samples=2" in str(error.value.next) and "train.rows=3" in str(error.value.next)
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from evals.costs import cost, surgical, surgical_care
+from evals.costs import coherence_cost, surgical, surgical_care
 from evals.measures.forced_choice.contrast import specific_shift
 from evals.measures.forced_choice.instrument import ORDERS, orders, rotations
-from evals.measures.forced_choice.levels import deltas, levels
-from evals.measures.forced_choice.moved import detectable, shifts
+from evals.measures.forced_choice.levels import condition_levels, deltas
+from evals.measures.forced_choice.moved import detectable, foundation_shifts
 from evals.measures.forced_choice.positions import order_effect
 from evals.measures.free_text.texts import Texts, text_delta, text_levels
 from evals.statistics import (
@@ -29,7 +29,7 @@ from evals.statistics import (
     resample,
     resampling_strata,
     same_setting,
-    spread,
+    spread_of_draws,
 )
 from evals.verdict import broken, preflight
 from shared.errors import SteerHealError
@@ -82,7 +82,7 @@ def interval(found: Estimate | None) -> tuple[float, float]:
 
 def test_levels_are_logs_of_means() -> None:
     a = answers()
-    found = levels(a, COUNT, 0)
+    found = condition_levels(a, COUNT, 0)
     assert value(found["auth_nats"]) == pytest.approx(np.log(sum(row[AUTHORITY] for row in a.p) / len(a.p)))
     assert value(found["care_nats"]) == pytest.approx(np.log(np.mean(a.p[:, CARE])))
     assert value(found["p_ans_any"]) == pytest.approx(np.mean(a.mass))
@@ -95,12 +95,12 @@ def test_informedness_against_the_loop() -> None:
         hits = [picked[i] == f for i in range(len(picked)) if a.truth[i] == f]
         others = [picked[i] == f for i in range(len(picked)) if a.truth[i] != f]
         rates.append(sum(hits) / len(hits) - sum(others) / len(others))
-    assert value(levels(a, COUNT, 0)["informedness"]) == pytest.approx(np.mean(rates))
+    assert value(condition_levels(a, COUNT, 0)["informedness"]) == pytest.approx(np.mean(rates))
 
 
 def test_always_the_same_answer_carries_no_information() -> None:
     a = answers(signal=0.0, shift=20.0)
-    assert value(levels(a, COUNT, 0)["informedness"]) == pytest.approx(0.0)
+    assert value(condition_levels(a, COUNT, 0)["informedness"]) == pytest.approx(0.0)
 
 
 def test_deltas_are_paired_over_items_scorable_in_both() -> None:
@@ -112,7 +112,7 @@ def test_deltas_are_paired_over_items_scorable_in_both() -> None:
     )
     assert value(found["d_coh"]) == pytest.approx(other.mass[both].mean() - base.mass[both].mean())
     assert value(found["coherence"]) == pytest.approx(other.mass[both].mean() / base.mass[both].mean())
-    assert value(levels(base, COUNT, 0)["auth_nats"]) == pytest.approx(
+    assert value(condition_levels(base, COUNT, 0)["auth_nats"]) == pytest.approx(
         np.log(np.delete(base.p, 3, axis=0)[:, AUTHORITY].mean())
     )
 
@@ -188,13 +188,13 @@ def test_no_interval_of_a_lone_item_has_no_width(labels: list[int], seed: int) -
         mass = draws.uniform(0.1, 0.9, len(truth))
         rated = np.eye(7)[truth]
         pair.append(Answers(setting, truth, softmax(score, axis=1), score, mass, lp, rated, nothing, nothing))
-    found = {**deltas(*pair), **{k: v for k, v in levels(pair[0], 300, seed).items() if k != "informedness"}}
+    found = {**deltas(*pair), **{k: v for k, v in condition_levels(pair[0], 300, seed).items() if k != "informedness"}}
     for name, one_ in found.items():
         if one_ is not None and one_.interval is not None:
             assert one_.interval[0] < one_.interval[1], name
     if resampling_strata(truth) is None:
         assert all(one_ is None or one_.interval is None for one_ in found.values())
-        assert moved(*pair) is shifts(*pair) is detectable(*pair) is None
+        assert moved(*pair) is foundation_shifts(*pair) is detectable(*pair) is None
 
 
 def test_one_prompt_that_wrote_something_has_no_interval() -> None:
@@ -214,11 +214,11 @@ def test_one_unit_has_no_interval() -> None:
 
 def test_one_item_a_foundation_has_figures_and_no_interval() -> None:
     base, other = answers(per=1), answers(per=1, shift=-1.0)
-    found = {**deltas(base, other), **levels(base, COUNT, 0)}
+    found = {**deltas(base, other), **condition_levels(base, COUNT, 0)}
     known = [name for name, one in found.items() if one is not None]
     assert {"d_auth", "coherence", "auth_nats", "informedness"} <= {*known}
     assert all(one.interval is None for one in found.values() if one is not None)
-    assert moved(base, other) is shifts(base, other) is detectable(base, other) is None
+    assert moved(base, other) is foundation_shifts(base, other) is detectable(base, other) is None
 
 
 @given(st.integers(0, 50), st.permutations(range(28)))
@@ -239,7 +239,7 @@ def test_naming_the_other_foundations_differently_leaves_authority_alone(seed: i
     a = answers(seed)
     columns = [*names[:3], AUTHORITY, *names[3:]]
     renamed = replace(a, p=a.p[:, columns], score=a.score[:, columns], truth=np.argsort(columns)[a.truth])
-    before, after = levels(a, COUNT, 0), levels(renamed, COUNT, 0)
+    before, after = condition_levels(a, COUNT, 0), condition_levels(renamed, COUNT, 0)
     assert value(after["auth_nats"]) == pytest.approx(value(before["auth_nats"]))
     assert value(after["informedness"]) == pytest.approx(value(before["informedness"]))
 
@@ -306,8 +306,8 @@ def test_surgical_care_wants_a_surgical_shift_and_an_unmoved_care() -> None:
 def test_a_spread_of_rounding_is_none() -> None:
     """A standard error of 1e-17 would make every shift certain, and a shift of 1e-17 one that moved."""
     draws = np.random.default_rng(0).normal(size=COUNT)
-    assert spread(0.3 + 1e-16 * draws) == spread(1e6 + 1e-10 * draws) == 0.0
-    assert spread(0.3 + 1e-6 * draws) == pytest.approx(1e-6, rel=0.2)
+    assert spread_of_draws(0.3 + 1e-16 * draws) == spread_of_draws(1e6 + 1e-10 * draws) == 0.0
+    assert spread_of_draws(0.3 + 1e-6 * draws) == pytest.approx(1e-6, rel=0.2)
     assert (
         not Estimate(2e-17, (1e-17, 3e-17)).excludes_zero() and not Estimate(-1e-16, (-1e-16, -1e-17)).excludes_zero()
     )
@@ -316,11 +316,11 @@ def test_a_spread_of_rounding_is_none() -> None:
 
 def test_cost_is_blank_without_a_shift_and_for_a_broken_row() -> None:
     shift, drop = Estimate(-0.5, (-0.6, -0.4)), Estimate(-0.1, (-0.2, 0.0))
-    assert cost(drop, shift, False) == (pytest.approx(0.2), pytest.approx(0.2))
-    assert cost(Estimate(0.1, None), shift, False) == (pytest.approx(0.2), pytest.approx(-0.2))
-    assert cost(drop, shift, True) == (None, None)
-    assert cost(drop, Estimate(-0.049, (-0.06, -0.04)), False) == (None, None)
-    assert cost(None, shift, False) == (None, None)
+    assert coherence_cost(drop, shift, False) == (pytest.approx(0.2), pytest.approx(0.2))
+    assert coherence_cost(Estimate(0.1, None), shift, False) == (pytest.approx(0.2), pytest.approx(-0.2))
+    assert coherence_cost(drop, shift, True) == (None, None)
+    assert coherence_cost(drop, Estimate(-0.049, (-0.06, -0.04)), False) == (None, None)
+    assert coherence_cost(None, shift, False) == (None, None)
 
 
 def texts(prompts: int = 5, llr: float = 0.0) -> Texts:

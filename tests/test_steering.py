@@ -41,7 +41,7 @@ def fresh(tokens: int = 128) -> steering.Buffers:
 def test_rows_equal_a_walk_over_every_token(batch: list) -> None:
     steers = [ask for ask, _, _ in batch]
     scheduled, computed = np.array([b[1] for b in batch]), np.array([b[2] for b in batch])
-    slot, coefficient, counts = steering.token_rows(steers, scheduled, computed)
+    slot, coefficient, counts = steering.steered_token_rows(steers, scheduled, computed)
     expected, steered = [], []
     for steer, count, behind in batch:
         here = [places(steer, position) for position in range(behind, behind + count)]
@@ -60,7 +60,7 @@ def test_fill_leaves_nothing_of_the_step_before(steps: list[list]) -> None:
         buffers.fill([str(i) for i in range(len(batch))], [b[0] for b in batch], scheduled, computed)
         total = int(scheduled.sum())
         assert not buffers.slot[total:].any() and not buffers.coefficient[total:].any()
-        slot, coefficient, _ = steering.token_rows([b[0] for b in batch], scheduled, computed)
+        slot, coefficient, _ = steering.steered_token_rows([b[0] for b in batch], scheduled, computed)
         any_term = any(b[0] for b in batch)  # without one the buffers are cleared and not written
         assert buffers.slot[:total].tolist() == (slot if any_term else 0 * slot).tolist()
         assert buffers.coefficient[:total].tolist() == (coefficient if any_term else 0 * coefficient).tolist()
@@ -136,10 +136,10 @@ def test_op_equals_its_reference_in_plain_torch(dtype: torch.dtype) -> None:
     buffers.coefficient[:6] = torch.tensor(
         [[0.0] * 4, [0.5, 0, 0, 0], [0, 0, -2.0, 0], [1, 0.5, -1, 3], [0.0] * 4, [3.0] * 4]
     )
-    steering.activate(buffers)
+    steering.use_buffers(buffers)
     hidden = torch.randn(6, 8).to(dtype)
     before = hidden.clone()
-    expected = steering.reference(hidden, buffers.bank[1], buffers.slot[:6], buffers.coefficient[:6])
+    expected = steering.steer_reference(hidden, buffers.bank[1], buffers.slot[:6], buffers.coefficient[:6])
     torch.ops.steer_heal.steer(hidden, 1)
     step = torch.finfo(dtype).eps * 4  # one rounding of the sum: a fused multiply-add may differ in the last bit
     torch.testing.assert_close(hidden, expected, atol=step, rtol=step)
@@ -158,7 +158,7 @@ def test_a_batch_of_one_is_steered_as_its_tokens_are() -> None:
     """Families without a model of vLLM's own run Transformers' modules, which return [1, tokens, hidden]."""
     buffers = steering.Buffers.allocate([0], 1, 16, 8, torch.device("cpu"))
     buffers.bank[0, 1], buffers.slot[:3, 0], buffers.coefficient[:3, 0] = torch.randn(8), 1, 0.5
-    steering.activate(buffers)
+    steering.use_buffers(buffers)
     flat = torch.randn(3, 8)
     batch = flat.clone()[None]
     torch.ops.steer_heal.steer(flat, 0)
@@ -185,7 +185,7 @@ def test_a_report_compares_steps_with_runs_of_the_op() -> None:
 
 def test_op_is_traceable() -> None:
     buffers = steering.Buffers.allocate([0], 1, 16, 8, torch.device("cpu"))
-    steering.activate(buffers)
+    steering.use_buffers(buffers)
     torch.library.opcheck(
         torch.ops.steer_heal.steer, (torch.randn(4, 8), 0), test_utils=("test_schema", "test_faketensor")
     )

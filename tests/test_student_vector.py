@@ -20,7 +20,7 @@ from evals.measures.measure import Scoring
 from evals.report import cause
 from evals.report.figures.base import Shown, legend_of
 from evals.report.figures.registry import panels_of, pngs
-from evals.report.reading import reading
+from evals.report.reading import run_reading
 from evals.results import results_of
 from evals.rows import ConditionLine
 from evals.scored import scored_rounds
@@ -137,7 +137,7 @@ def test_a_report_says_what_it_suffices_for_and_what_is_left_without_it(tmp_path
     (table,) = cause.tables(found["rows"], found["extra"])
     stages = ["0 base", *[f"{k} {stage}" for k in (1, 2) for stage in (ADDED, "healed", REMOVED)]]
     assert [line[0] for line in table.rows] == stages
-    said = [line for line in reading(found["rows"], found["extra"], rounds) if "student's vector" in line]
+    said = [line for line in run_reading(found["rows"], found["extra"], rounds) if "student's vector" in line]
     assert len(said) == 2 and f"{mine[ADDED]['share_of_student']:.2f}" in said[0] and "with it subtracted" in said[0]
     shown = Shown(found["rows"], found["extra"], rounds)
     assert {ADDED, REMOVED} <= {*legend_of(shown)}

@@ -27,16 +27,16 @@ from evals.scored import scored_rounds
 from evals.statistics import Estimate
 from evals.study.__main__ import axis_of
 from evals.study.collect import collect
-from evals.study.common import CellStep, donor, take, to_make
+from evals.study.common import CellStep, donor, take_stage, to_make
 from evals.study.drive import _perform, cell_steps, drive
-from evals.study.ends import _show, differences, summary
+from evals.study.ends import _show, arm_differences, summary_table
 from evals.study.figure import trajectories
 from evals.study.matched import SHARES, matched
-from evals.study.plan import SHARED, STEERING, depends, load, runs_in
+from evals.study.plan import SHARED, STEERING, depends, read_plan, runs_in
 from evals.study.stopped import reason
 from evals.study.tables import against_controls, by_round
 from shared.errors import Exit, SteerHealError
-from shared.estimate import Estimates, needed
+from shared.estimate import Estimates, memory_and_disk
 from shared.publish import write_json
 from shared.records import DATA
 from shared.run import STAGES, open_run
@@ -51,7 +51,7 @@ def written(folder: Path, text: str = STUDY) -> Path:
 
 
 def test_cells_are_arms_by_seeds_with_their_own_settings(tmp_path: Path) -> None:
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     assert [cell.name for cell in plan.cells] == ["nll-s0", "kl_rev-s0", "random-s0", "nll-s1", "kl_rev-s1"]
     assert [cell.rounds for cell in plan.cells] == [2, 2, 1, 2, 2]
     assert [cell.config.seed for cell in plan.cells] == [0, 0, 0, 1, 1]
@@ -66,7 +66,7 @@ def test_cells_are_arms_by_seeds_with_their_own_settings(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["study-smollm2", "findings-smollm2"])
 def test_shipped_studies_can_be_planned(name: str, tmp_path: Path) -> None:
-    plan = load(ROOT / "configs" / f"{name}.toml", tmp_path)
+    plan = read_plan(ROOT / "configs" / f"{name}.toml", tmp_path)
     assert all(cell.config.eval.items == 21 and cell.config.model.name == "embedded" for cell in plan.cells)
 
 
@@ -87,13 +87,13 @@ def test_shipped_studies_can_be_planned(name: str, tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_study_is_refused(change: tuple[str, str], said: str, tmp_path: Path) -> None:
     with pytest.raises(SteerHealError) as refused:
-        load(written(tmp_path, STUDY.replace(*change, 1)), tmp_path / "runs")
+        read_plan(written(tmp_path, STUDY.replace(*change, 1)), tmp_path / "runs")
     assert said in refused.value.render()
 
 
 def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
     """The vector by all seeds, sweep and kept rows by the arms of a seed, and nothing with another direction."""
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
     run = open_run(first.folder, plan.file, first.overrides)
     here = run.round(1)
@@ -114,7 +114,7 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
             step = CellStep.of(plan, cell, 1, stage)
             if (known := donor(have, step)) is not None:
                 open_run(cell.folder, plan.file, cell.overrides)
-                take(known, step)
+                take_stage(known, step)
                 found[cell.name].append(stage)
     everything = ["extract", "sweep", "filter"]
     assert found == {
@@ -140,7 +140,7 @@ def test_a_stage_that_read_other_files_is_not_taken(tmp_path: Path, edited: str)
     text = STUDY.replace(
         "[train]", f'[vector]\ntrait = "{tmp_path}/trait.json"\ncontexts = "{tmp_path}/c.jsonl"\n[train]', 1
     )
-    plan = load(written(tmp_path, text), tmp_path / "runs")
+    plan = read_plan(written(tmp_path, text), tmp_path / "runs")
     run = open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
     vector = run.round(1) / "vector.safetensors"
     vector.parent.mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(
 ) -> None:
     """By what the stage's process ends with, never by its words. Meanwhile lines say that it is at work."""
     monkeypatch.setattr(shared.console, "EVERY", 0.1)
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
     open_run(first.folder, plan.file, first.overrides)
     error = _perform(CellStep.of(plan, first, 1, "heal"))
@@ -198,7 +198,7 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(
         made.write_text("made by another")
         Stage(run, 1, "extract", settings={}, inputs={}, outputs=[made]).finish(IDENTITY)
         with pytest.raises(SteerHealError, match="another process"):
-            take(run, CellStep.of(plan, first, 1, "extract"))
+            take_stage(run, CellStep.of(plan, first, 1, "extract"))
         assert vector.read_text() == "made"
         other.communicate(b"")
     assert busy.value.code == Exit.BUSY and str(other.pid) in str(busy.value.given)
@@ -206,7 +206,7 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(
 
 def test_a_cell_that_went_on_since_is_not_one_that_stopped(tmp_path: Path) -> None:
     """As by `make round` in its folder: stopped.json stays there, and is no longer true."""
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     cell = plan.cells[0]
     run = open_run(cell.folder, plan.file, cell.overrides)
     write_json(run.folder / "stopped.json", {"version": 1, "round": 1, "stage": "extract", "said": "error: starved"})
@@ -222,7 +222,7 @@ HOLD = "import sys; from pathlib import Path; from shared.locks import hold; f =
 
 
 def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     first = plan.cells[0]
     run = open_run(first.folder, plan.file, first.overrides)
     vector = run.round(1) / "vector.safetensors"
@@ -233,13 +233,13 @@ def test_what_was_edited_is_not_taken(tmp_path: Path) -> None:
     step = CellStep.of(plan, plan.cells[1], 1, "extract")
     open_run(step.cell.folder, plan.file, step.cell.overrides)
     with pytest.raises(SteerHealError, match=r"vector.safetensors was edited"):
-        take(run, step)
+        take_stage(run, step)
     with pytest.raises(SteerHealError, match=r"vector.safetensors was edited"):
         drive(plan)
 
 
 def test_shared_stages_are_made_and_estimated_once(tmp_path: Path) -> None:
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     making = to_make(list(cell_steps(plan)), [])
     count = {stage: sum(step.stage == stage for step in making) for stage in (*STAGES, "score-full")}
     # round 1's by what differs, then each cell's own
@@ -250,12 +250,12 @@ def test_shared_stages_are_made_and_estimated_once(tmp_path: Path) -> None:
 
 def test_a_study_needs_the_files_of_all_cells_and_the_students_of_one_seed(tmp_path: Path) -> None:
     """Merged students of a seed go before the next seed begins."""
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     making = to_make(list(cell_steps(plan)), [])
     groups = [[step for step in making if step.cell.seed == seed] for seed in (0, 1)]
-    both, first = needed(groups, adapters=False), needed(groups[:1], adapters=False)
-    second = needed(groups[1:], adapters=False)
-    served = [needed(part, adapters=True).disk for part in (groups, groups[:1], groups[1:])]
+    both, first = memory_and_disk(groups, adapters=False), memory_and_disk(groups[:1], adapters=False)
+    second = memory_and_disk(groups[1:], adapters=False)
+    served = [memory_and_disk(part, adapters=True).disk for part in (groups, groups[:1], groups[1:])]
     assert served[0] == pytest.approx(served[1] + served[2])
     students = [first.disk - served[1], second.disk - served[2]]
     assert both.disk - served[0] == pytest.approx(max(students)) and min(students) > 0
@@ -283,35 +283,35 @@ def test_a_study_says_what_it_lacks_before_a_cell_begins(settings: str, what: st
 
 
 def test_runs_begun_with_other_settings_are_refused(tmp_path: Path) -> None:
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
-    assert load(written(tmp_path), tmp_path / "runs").cells[0].folder == plan.cells[0].folder
+    assert read_plan(written(tmp_path), tmp_path / "runs").cells[0].folder == plan.cells[0].folder
     with pytest.raises(SteerHealError, match="begun with other settings"):
-        load(written(tmp_path, STUDY.replace("tau = 0.3", "tau = 0.4")), tmp_path / "runs")
+        read_plan(written(tmp_path, STUDY.replace("tau = 0.3", "tau = 0.4")), tmp_path / "runs")
 
 
 def test_where_and_how_its_stages_run_may_change_in_a_study(tmp_path: Path) -> None:
     """As the advice for want of GPU memory has it: model.gpu_memory and train.report_to are no part of what a cell is."""
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
     place = STUDY.replace("[train]", '[model]\ngpu_memory = 0.5\n[train]\nreport_to = ["tensorboard"]', 1)
     assert place != STUDY
-    again = load(written(tmp_path, place), tmp_path / "runs")
+    again = read_plan(written(tmp_path, place), tmp_path / "runs")
     assert [cell.folder for cell in again.cells] == [cell.folder for cell in plan.cells]
     assert again.cells[0].config.model.gpu_memory == 0.5
     for old, new in zip(plan.cells, again.cells, strict=True):
         assert [depends(old.config, stage) for stage in SHARED] == [depends(new.config, stage) for stage in SHARED]
     one = STUDY.replace("train.divergence=kl_rev", "train.divergence=kl_rev model.gpu_memory=0.5", 1)
-    assert len(load(written(tmp_path, one), tmp_path / "runs").cells) == len(plan.cells), "measured alike"
+    assert len(read_plan(written(tmp_path, one), tmp_path / "runs").cells) == len(plan.cells), "measured alike"
     twin = STUDY.replace("train.divergence=kl_rev", "train.divergence=nll model.gpu_memory=0.5", 1)
     with pytest.raises(SteerHealError, match="the same settings"):
-        load(written(tmp_path, twin), tmp_path / "runs")
+        read_plan(written(tmp_path, twin), tmp_path / "runs")
 
 
 def test_a_run_of_another_study_with_the_same_settings_is_taken(tmp_path: Path) -> None:
-    plan = load(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path), tmp_path / "runs")
     open_run(plan.cells[0].folder, plan.file, plan.cells[0].overrides)
-    other = load(written(tmp_path, STUDY.replace('name = "nll"', 'name = "no-barrier"')), tmp_path / "runs")
+    other = read_plan(written(tmp_path, STUDY.replace('name = "nll"', 'name = "no-barrier"')), tmp_path / "runs")
     assert other.cells[0].folder == plan.cells[0].folder and other.cells[0].arm.name == "no-barrier"
 
 
@@ -472,7 +472,7 @@ def test_a_student_is_compared_with_plain_steering_at_its_own_shift() -> None:
 
 def test_arms_that_are_measured_differently_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="measured alike") as refused:
-        load(
+        read_plan(
             written(tmp_path, STUDY.replace("train.divergence=kl_rev", "train.divergence=kl_rev eval.think=8")),
             tmp_path / "runs",
         )
@@ -601,26 +601,26 @@ def test_a_dead_student_takes_nothing_from_other_arms_and_rounds(study: Path, tm
 
 def test_free_text_is_read_for_llr_opposite_where_every_base_has_it(study: Path) -> None:
     """In the tables and along the axis; rows of an earlier version, or of a trait file without paraphrases, for trait_llr."""
-    outcomes = collect(load(study / "study.toml", study / "runs"))
+    outcomes = collect(read_plan(study / "study.toml", study / "runs"))
     without = [
         replace(o, rows=[{**row, "llr_opposite": None, "verdict": "no_axis"} for row in o.rows]) for o in outcomes
     ]
     lost = [replace(o, rows=[{**row, "verdict": "no_axis"} for row in o.rows]) for o in outcomes]
     assert (axis_of(outcomes), axis_of(lost), axis_of(without)) == ("authority", "llr_opposite", "trait_llr")
     for found, name, other in ((lost, "llr_opposite", "trait_llr"), (without, "trait_llr", "llr_opposite")):
-        columns = [[*one.columns] for one in (summary(found), against_controls(found), *by_round(found))]
+        columns = [[*one.columns] for one in (summary_table(found), against_controls(found), *by_round(found))]
         assert all(f"d_{name}" in words and f"d_{other}" not in words for words in columns)
-    line = next(line for line in summary(lost).rows if line[0] == "nll")
+    line = next(line for line in summary_table(lost).rows if line[0] == "nll")
     ends = [row for o in lost if o.cell.arm.name == "nll" and (row := o.at(len(o.rounds), "healed"))]
-    assert line[summary(lost).columns.index("d_llr_opposite")].startswith(
+    assert line[summary_table(lost).columns.index("d_llr_opposite")].startswith(
         f"{np.mean([end['d_llr_opposite'] for end in ends]):.3f}"
     )
     assert trajectories(lost, "llr_opposite")["svg"]
 
 
 def test_arms_are_told_apart_by_paired_differences(study: Path) -> None:
-    outcomes = collect(load(study / "study.toml", study / "runs"))
-    (found,) = differences(outcomes, "trait_llr")
+    outcomes = collect(read_plan(study / "study.toml", study / "runs"))
+    (found,) = arm_differences(outcomes, "trait_llr")
     assert (
         found.title == "Round 1 of every arm, less one another"
     )  # kl_rev's seed 1 came no further, and nll is alone beyond
@@ -652,7 +652,7 @@ def test_a_cell_whose_stage_fails_stops_with_what_it_said(tmp_path: Path) -> Non
     refused = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
     assert refused.returncode == 2 and "nowhere.jsonl" in refused.stderr and not (runs / "a-s0").exists()
     contexts.write_text('{"prompt": "Name a fruit."}\n')
-    for cell in load(path, runs).cells:
+    for cell in read_plan(path, runs).cells:
         open_run(cell.folder, path, cell.overrides)
     contexts.unlink()
     done = command("evals.study", "--config", path, "--run", runs, "--out", tmp_path / "out")
@@ -739,7 +739,7 @@ def test_a_study_without_a_scored_round_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axis", ["authority", "trait_llr"])
 def test_a_path_begins_at_the_base_and_ends_at_the_last_student(axis: str, study: Path) -> None:
-    plan = load(study / "study.toml", study / "runs")
+    plan = read_plan(study / "study.toml", study / "runs")
     walk = path(scored_rounds(plan.cells[0].run, "round"), axis, 300, 0)  # type: ignore[arg-type]
     assert walk.shift.shape == (3, 301) and (walk.shift[0] == 0).all() and (walk.price[0] == 0).all()
     row = next(row for row in json.loads(_json(study)) if row["stage"] == "healed" and row["round"] == 2)
@@ -750,7 +750,7 @@ def test_a_path_begins_at_the_base_and_ends_at_the_last_student(axis: str, study
 
 
 def _json(study: Path) -> str:
-    outcome = collect(replace(plan := load(study / "study.toml", study / "runs"), cells=plan.cells[:1]))[0]
+    outcome = collect(replace(plan := read_plan(study / "study.toml", study / "runs"), cells=plan.cells[:1]))[0]
     base = outcome.at(0, "base")
     assert base is not None
     return json.dumps([{**row, "base": base["perplexity"]} for row in outcome.rows])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scorings import BASE, STEERED, group_of, scoring_of
 
-from evals.measures.survey import Survey, SurveyRow, load_surveys, score
+from evals.measures.survey import Survey, SurveyRow, expected_point, load_surveys
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.vectors import Vector
@@ -38,12 +38,12 @@ def peaked(point: int) -> np.ndarray:
 
 def test_frames_are_brought_to_one_scale_before_they_are_averaged() -> None:
     agrees = {"forward": peaked(5), "inverted": peaked(1), "negated": peaked(1)}
-    assert score(agrees, 1) == pytest.approx(5) and score(agrees, -1) == pytest.approx(1)
+    assert expected_point(agrees, 1) == pytest.approx(5) and expected_point(agrees, -1) == pytest.approx(1)
     always_five = {"forward": peaked(5), "inverted": peaked(5), "negated": peaked(5)}
-    assert score(always_five, 1) == pytest.approx(7 / 3)
+    assert expected_point(always_five, 1) == pytest.approx(7 / 3)
     two_frames = {"forward": peaked(5), "inverted": peaked(5)}
-    assert score(two_frames, 1) == pytest.approx(3), "a taste for a number cancels"
-    assert score({"forward": np.log([0.1, 0.1, 0.2, 0.2, 0.4])}, 1) == pytest.approx(3.7)
+    assert expected_point(two_frames, 1) == pytest.approx(3), "a taste for a number cancels"
+    assert expected_point({"forward": np.log([0.1, 0.1, 0.2, 0.2, 0.4])}, 1) == pytest.approx(3.7)
 
 
 def test_a_folder_is_read_with_its_frames_and_keys(tmp_path: Path) -> None:
@@ -107,5 +107,5 @@ def test_every_item_is_asked_in_every_frame(tmp_path: Path, model: Model, vector
     for row in session.rows["base"]:
         assert [*row["lp"]] == ["forward", "inverted", "negated"] and 0 < row["mass"] <= 1 and 1 <= row["score"] <= 5
         frames = {frame: np.array(lp) for frame, lp in row["lp"].items()}
-        assert row["score"] == pytest.approx(score(frames, -1 if row["id"] == "2" else 1))
+        assert row["score"] == pytest.approx(expected_point(frames, -1 if row["id"] == "2" else 1))
     assert [row["score"] for row in session.rows["base"]] != [row["score"] for row in session.rows["steered"]]

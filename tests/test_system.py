@@ -18,7 +18,7 @@ from shared.commands import COMMANDS
 from shared.config import resolve
 from shared.errors import Exit, SteerHealError
 from shared.instrument import read_instrument
-from shared.main import load, options_of
+from shared.main import imported, options_of
 from shared.notebook import extract
 from shared.outputs import guard
 from shared.records import Prompt, read_jsonl, read_record
@@ -153,7 +153,7 @@ def test_a_bad_path_of_a_command_is_our_error_before_an_engine_starts(
 ) -> None:
     """For every option of every command that names something to read."""
     options = options_of(name)
-    main = load(f"{COMMANDS[name].module}:main")
+    main = imported(f"{COMMANDS[name].module}:main")
     monkeypatch.chdir(tmp_path)
     for heavy in ("vllm", "unsloth"):
         monkeypatch.setitem(sys.modules, heavy, None)  # importing it is an error

@@ -10,8 +10,8 @@ import pytest
 from synthetic_run import IDENTITY, STUDY, arm
 
 from evals.study.drive import drive
-from evals.study.plan import load
-from evals.study.tau import late_d, logged_divergence, parse
+from evals.study.plan import read_plan
+from evals.study.tau import late_d, logged_divergence, parse_tau
 from shared import config as configuration
 from shared.errors import SteerHealError
 from shared.publish import write_text
@@ -42,19 +42,19 @@ def train(run: Run, values: list[float] = D) -> None:
 
 def test_tau_is_a_share_of_the_d_of_the_last_quarter(tmp_path: Path) -> None:
     path, runs = written(tmp_path), tmp_path / "runs"
-    nll, waiting, *_ = load(path, runs).cells
+    nll, waiting, *_ = read_plan(path, runs).cells
     assert waiting.waits and not nll.waits and waiting.tau_words == "half of nll's late D, in nll-s0"
     train(nll.run)
     assert late_d(nll.run, nll.config) == pytest.approx(0.8005)
-    cell = load(path, runs).cells[1]
+    cell = read_plan(path, runs).cells[1]
     assert (cell.waits, cell.config.train.tau) == (False, 0.4002)  # to four digits, the even one
     assert cell.folder == waiting.folder and cell.sources == {"train.tau": "half of nll's late D, in nll-s0"}
-    p95 = load(written(tmp_path, set="train.divergence=kl_rev train.aggregate=p95"), runs).cells[1]
+    p95 = read_plan(written(tmp_path, set="train.divergence=kl_rev train.aggregate=p95"), runs).cells[1]
     assert p95.config.train.tau == pytest.approx(0.8005)  # by the arm's own aggregate
     log = nll.run.round(1) / "train.jsonl"
     log.write_text(log.read_text().replace("0.701", "0.8"))
     with pytest.raises(SteerHealError, match="is not what it made"):
-        load(path, runs)
+        read_plan(path, runs)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_tau_is_a_share_of_the_d_of_the_last_quarter(tmp_path: Path) -> None:
 )
 def test_an_arm_that_cannot_take_its_tau_is_refused(changes: dict[str, str], said: str, tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="could not be read") as refused:
-        load(written(tmp_path, **changes), tmp_path / "runs")
+        read_plan(written(tmp_path, **changes), tmp_path / "runs")
     assert said in str(refused.value.given)
 
 
 def test_words_of_a_share() -> None:
-    assert [parse(f"{words} nll's late D").share for words in ("half of", "a third of", "a quarter of", "twice", "0.8 of", "1.5 of")] == [1 / 2, 1 / 3, 1 / 4, 2.0, 0.8, 1.5]  # fmt: skip
-    assert parse("half of kl_rev-0.3's late D").arm == "kl_rev-0.3"
+    assert [parse_tau(f"{words} nll's late D").share for words in ("half of", "a third of", "a quarter of", "twice", "0.8 of", "1.5 of")] == [1 / 2, 1 / 3, 1 / 4, 2.0, 0.8, 1.5]  # fmt: skip
+    assert parse_tau("half of kl_rev-0.3's late D").arm == "kl_rev-0.3"
     assert [logged_divergence(name) for name in ("nll", "wd", "kl_fwd", "js")] == ["kl_rev", "kl_rev", "kl_fwd", "js"]
 
 
@@ -102,7 +102,7 @@ def test_a_waiting_cell_is_begun_with_its_number_and_says_where_it_is_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, runs, done = written(tmp_path, seeds="[0, 1]"), tmp_path / "runs", performed(monkeypatch)
-    assert drive(load(path, runs)) == {}
+    assert drive(read_plan(path, runs)) == {}
     taus = {name: {tau for cell, *_, tau in done if cell == name} for name, *_ in done}
     assert taus == {"nll-s0": {0.3}, "nll-s1": {0.3}, "random-s0": {0.3}, "kl_rev-s0": {0.4002}, "kl_rev-s1": {0.4002}}
     assert [(number, stage) for name, number, stage, _ in done if name == "kl_rev-s1"][-1] == (2, "score-full")
@@ -110,7 +110,7 @@ def test_a_waiting_cell_is_begun_with_its_number_and_says_where_it_is_from(
     assert "tau = 0.4002 # half of nll's late D, in nll-s1" in frozen
     assert configuration.sources_of(runs / "kl_rev-s1" / "config.toml")["train.tau"].startswith("half of nll's")
     assert configuration.resolve(runs / "kl_rev-s1" / "config.toml")[0].train.tau == 0.4002
-    again = load(path, runs)
+    again = read_plan(path, runs)
     assert not any(cell.waits for cell in again.cells) and np.isclose(again.cells[1].config.train.tau, 0.4002)
     done.clear()
     assert drive(again) == {} and done == []
@@ -119,8 +119,8 @@ def test_a_waiting_cell_is_begun_with_its_number_and_says_where_it_is_from(
 def test_a_cell_whose_reference_stopped_stops_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, runs = written(tmp_path), tmp_path / "runs"
     performed(monkeypatch, stops="nll-s0")
-    stopped = drive(load(path, runs))
+    stopped = drive(read_plan(path, runs))
     assert "an arm's tau has no source" in stopped["kl_rev-s0"] and "out of luck" in stopped["nll-s0"]
     assert not (runs / "kl_rev-s0" / "config.toml").exists()
     performed(monkeypatch)  # the same command, with better luck
-    assert drive(load(path, runs)) == {} and load(path, runs).cells[1].config.train.tau == 0.4002
+    assert drive(read_plan(path, runs)) == {} and read_plan(path, runs).cells[1].config.train.tau == 0.4002

@@ -10,7 +10,7 @@ from conftest import command
 from synthetic_run import IDENTITY
 
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
-from evals.preflight import of_run, reads_that_fit
+from evals.preflight import plan_of_run, reads_that_fit
 from shared import config as configuration
 from shared.chat import Chat
 from shared.errors import SteerHealError
@@ -74,7 +74,7 @@ def test_a_trait_that_the_forced_choice_is_not_read_for_needs_none(tmp_path: Pat
 
 def test_budgets_beyond_the_context_are_not_tried(tmp_path: Path, tokenizer: object) -> None:
     run, _ = begun(tmp_path, overrides="eval.items=7 eval.debias=cyclic")
-    asked = of_run(run, [128, 0, 4, 4, 100_000])
+    asked = plan_of_run(run, [128, 0, 4, 4, 100_000])
     assert [read.think for read in asked.reads] == [0, 4, 128, 100_000] and len(asked.vignettes) == 7
     assert {read.debias for read in asked.reads} == {"cyclic"} and asked.out == run.folder / FILE
     renderer = InstrumentRenderer(Chat(tokenizer), load_instrument("embedded"))

@@ -23,7 +23,7 @@ from evals.measures.free_text.generations import Generations, answer_fields
 from evals.statistics import same_setting
 from gen.engine.plugin import _ending
 from gen.engine.sampling import Output, Request
-from gen.plan import rows_of
+from gen.plan import planned_rows
 from gen.prompts import PromptRenderer as PromptRenderer
 from gen.sampler import Sampler
 from gen.students import ServedStudent
@@ -39,7 +39,7 @@ from shared.run import Run
 from shared.schema import Config
 from shared.traits import load_trait
 from shared.vectors import Vector
-from train.data import load
+from train.data import read_examples
 from train.unfinished import begun_on
 
 DAY = date(2026, 1, 2)
@@ -91,7 +91,7 @@ def test_every_request_that_samples_stops_where_a_turn_ends(chat: Chat) -> None:
     vector = Vector({1: np.ones(4, dtype=np.float32)})
     student = ServedStudent(Path("m"))
     sampler = Sampler(engine, renderer, student, student, vector, config())  # type: ignore[arg-type]
-    sampler([next(rows_of(0, PROMPTS[0], [1.0], 1, "s"))], lambda *_: None)
+    sampler([next(planned_rows(0, PROMPTS[0], [1.0], 1, "s"))], lambda *_: None)
     made = Generations(engine, renderer, PROMPTS, config())  # type: ignore[arg-type]
     made.sample("base", [Condition("base", "base")], None)
     asking = InstrumentRenderer(chat, load_instrument("embedded"))
@@ -117,7 +117,7 @@ def test_a_completion_under_the_trait_prompt_is_of_the_original_and_stands_under
     )
     asked = config("filter.source=prompted")
     sampler = Sampler(engine, renderer, student, original, vector, asked)  # type: ignore[arg-type]
-    planned = [replace(row, recorded=True) for row in rows_of(0, PROMPTS[0], [0.0, 1.0], 1, "s", prompted=True)]
+    planned = [replace(row, recorded=True) for row in planned_rows(0, PROMPTS[0], [0.0, 1.0], 1, "s", prompted=True)]
     unsteered, prompted = sampler(planned, lambda *_: None)
     neutral, towards = renderer(PROMPTS[0])
     first, second = [request for request in engine.asked if not request.tail]
@@ -149,7 +149,7 @@ def test_a_sampled_turn_ends_once_and_only_where_the_sampler_stopped(chat: Chat,
     write_jsonl(
         path, [completion(key=key, finish_reason=why, completion_ids=ids) for key, (why, ids, _) in rows.items()]
     )
-    loaded = load(path, chat, config())
+    loaded = read_examples(path, chat, config())
     assert {example.key: example.completion for example in loaded.examples} == {
         key: ids for key, (_, _, ids) in rows.items() if ids
     }
@@ -169,7 +169,7 @@ def test_a_written_turn_ends_once(chat: Chat, tmp_path: Path) -> None:
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps({"prompt": "Say hello.", "completion": text}) + "\n" for text in said))
-    loaded = load(path, chat, config())
+    loaded = read_examples(path, chat, config())
     assert [example.completion.count(chat.end_id) for example in loaded.examples] == [1, 1, 1]
     assert loaded.examples[0].completion == loaded.examples[1].completion and loaded.left_out["empty"] == 2
 

@@ -16,8 +16,8 @@ from test_filter import completion
 from test_windows import opened
 
 from gen.filter import tally
-from gen.plan import PROMPTED, Job, determining, judged, rows_of
-from gen.recording import recorded
+from gen.plan import PROMPTED, Job, determining, judged, planned_rows
+from gen.recording import is_recorded
 from gen.rules import Yardstick
 from gen.shards import Shards
 from gen.until import Until, until_of
@@ -111,22 +111,22 @@ def test_a_sweep_depends_on_the_filter_where_it_ends_by_it() -> None:
 def test_rows_under_the_trait_prompt_stand_for_steered_ones() -> None:
     """As many, with keys and seeds of their own; the unsteered ones are the same rows as without."""
     prompt = Prompt(prompt="May I?", id="a")
-    steered = list(rows_of(3, prompt, [0.0, 1.0, 2.0], 2, "0"))
-    prompted = list(rows_of(3, prompt, [0.0, 1.0, 2.0], 2, "0", prompted=True))
+    steered = list(planned_rows(3, prompt, [0.0, 1.0, 2.0], 2, "0"))
+    prompted = list(planned_rows(3, prompt, [0.0, 1.0, 2.0], 2, "0", prompted=True))
     assert len(steered) == len(prompted) == 6 and steered[:2] == prompted[:2]
     rest = prompted[2:]
     assert [row.key for row in rest] == [f"00003-a/{PROMPTED}/{i}" for i in range(4)]
     assert all(row.prompted and row.coefficient == 0.0 for row in rest)
     assert len({row.seed for row in prompted}) == 6 and [row.sample for row in rest] == [0, 1, 2, 3]
     assert not any(row.prompted for row in steered + prompted[:2])
-    assert len(list(rows_of(0, prompt, [1.0], 1, "0", prompted=True))) == 1  # of a later round
+    assert len(list(planned_rows(0, prompt, [1.0], 1, "0", prompted=True))) == 1  # of a later round
 
 
 def test_a_sweep_under_the_trait_prompt_is_another_and_does_not_walk() -> None:
     asked = CONFIG.model_copy(update={"filter": CONFIG.filter.model_copy(update={"source": "prompted"}), "sweep": CONFIG.sweep.model_copy(update={"dose": "walk"})})  # fmt: skip
     assert not asked.walks and "coefficients" in determining(asked)
-    chosen = recorded(10, [0.0, 1.0, 2.0], 1, prompted=True)
-    rows = [row for index in range(10) for row in rows_of(index, Prompt(prompt="x"), [0.0, 1.0, 2.0], 1, "0", prompted=True)]  # fmt: skip
+    chosen = is_recorded(10, [0.0, 1.0, 2.0], 1, prompted=True)
+    rows = [row for index in range(10) for row in planned_rows(index, Prompt(prompt="x"), [0.0, 1.0, 2.0], 1, "0", prompted=True)]  # fmt: skip
     kinds = [row.prompted for row in rows if chosen(row)]
     assert kinds.count(True) == 20 and kinds.count(False) == 10  # all of so few
 

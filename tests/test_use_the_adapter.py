@@ -17,7 +17,7 @@ from synthetic_run import build
 
 from shared.main import command_in, options_of
 from shared.models import Model
-from train.card import card, licence_of
+from train.card import licence_of, model_card
 
 PAGES = ("use-the-adapter.md", "own-trait.md")
 BLOCKS = re.findall(r"(?s)## ([\w ]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", (ROOT / "docs" / "use-the-adapter.md").read_text())  # fmt: skip
@@ -48,7 +48,7 @@ def test_python_recipes_are_of_three_programs() -> None:
 def test_the_card_has_licence_tags_code_and_verdicts_with_their_limits(model: Model, tmp_path: Path) -> None:
     run = build(tmp_path / "run", 1, overrides="eval.bootstrap=100")
     assert command("evals.report", "--run", run.folder).returncode == 0
-    text = card(model, "merged", {1: 1.0}, None, None, (run, 1))
+    text = model_card(model, "merged", {1: 1.0}, None, None, (run, 1))
     data = ModelCard(text).data
     assert data.license == "apache-2.0" and "activation-steering" in data.tags and data.library_name == "transformers"
     verdict = text.partition("## Verdict")[2].partition("## ")[0]

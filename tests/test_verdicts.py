@@ -15,8 +15,8 @@ from made_answers import SOCIAL, human, made, read, shifted
 from scipy.special import softmax
 
 from evals.compare import main
-from evals.evidence import Target, of_answers
-from evals.ladder import judge
+from evals.evidence import Target, forced_choice_evidence
+from evals.ladder import verdict_of
 from evals.measures.forced_choice.levels import deltas
 from evals.statistics import AUTHORITY, CARE
 from shared.errors import SteerHealError
@@ -241,7 +241,9 @@ def simulated(seed: int, per: int, delta: float, shuffled: bool = False) -> str:
     moves = (delta, delta, *[0.0] * 9)
     scores = [base, *[shifted(base, move, 0.5, 100 * seed + k) for k, move in enumerate(moves)]]
     found, steered, healed, *draws = [replace(template, score=score, p=softmax(score, axis=1)) for score in scores]
-    return judge(of_answers(found, steered, healed, draws=draws, coherence=deltas(found, healed)["coherence"]))[0]
+    return verdict_of(
+        forced_choice_evidence(found, steered, healed, draws=draws, coherence=deltas(found, healed)["coherence"])
+    )[0]
 
 
 TEMPLATES = {per: read(made(human(per))) for per in (4, 10)}
@@ -265,6 +267,6 @@ def test_a_trait_may_be_about_another_foundation_and_sign(delta: float, state: s
     base = read(made(human(10)))
     steered, healed = (read(made(shifted(human(10), delta, 0.2, seed, option=CARE))) for seed in (1, 2))
     draws = [read(made(shifted(human(10), -delta, 0.2, 20 + k, option=CARE))) for k in range(9)]
-    found, reason = judge(of_answers(base, steered, healed, draws=draws, target=Target(CARE, 1)))
+    found, reason = verdict_of(forced_choice_evidence(base, steered, healed, draws=draws, target=Target(CARE, 1)))
     assert found == state and "d_care" in reason
-    assert judge(of_answers(base, steered, healed))[0] not in HELD, "nothing about authority alone"
+    assert verdict_of(forced_choice_evidence(base, steered, healed))[0] not in HELD, "nothing about authority alone"

@@ -94,7 +94,7 @@ def agree(
         say(f"sampler and trainer: {agreement.sentence()}")
         return agreement
     _unchanged(rows, chat, again)
-    compared = compare(student, rows, config)
+    compared = both_sides(student, rows, config)
     bound = None if config.train.load_in_4bit else _bound(student, config.model.dtype)
     agreement = Agreement(
         rows=len(rows),
@@ -116,7 +116,7 @@ def agree(
     return agreement
 
 
-def compare(student: TrainedStudent, rows: Sequence[Example], config: Config) -> SamplerAndTrainer:
+def both_sides(student: TrainedStudent, rows: Sequence[Example], config: Config) -> SamplerAndTrainer:
     """Both sides' log-probabilities of rows that hold the sampler's."""
     ours = logprobs(student, rows, config)
     original = ours

@@ -18,7 +18,7 @@ from shared.commands import round_command
 from shared.config import flat
 from shared.console import number
 from shared.errors import SteerHealError, in_one_line
-from shared.hub import published
+from shared.hub import public_name
 from shared.models import Model
 from shared.provenance import versions
 from shared.records import Training, data_file, read_manifest, read_record
@@ -37,7 +37,7 @@ def hub_name(model: Model) -> str:
     return HUB.get(model.name, model.name)
 
 
-def card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None, training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
+def model_card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None, training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
     """Markdown with the hub's metadata.
 
     Args:
@@ -49,7 +49,7 @@ def card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None,
         run: a run and its round, for counts, settings and scores.
     """
     base = base or Base(model=model.name, revision=model.revision, fingerprint=model.fingerprint)
-    name = published(hub_name(model))
+    name = public_name(hub_name(model))
     about = ModelCardData(
         base_model=name,
         library_name="transformers" if kind == "merged" else "peft",
@@ -57,7 +57,7 @@ def card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None,
         license=licence_of(model),
         tags=["steer-heal", "activation-steering", *([] if kind == "merged" else ["lora"])],
     )
-    return jinja.card(
+    return jinja.fill_card(
         TEMPLATES,
         "model_card.md",
         metadata=about.to_yaml(),
@@ -115,7 +115,7 @@ def _of_run(run: Run, last: int) -> dict[str, Any]:
                 next=again,
             ) from None
     settings = [
-        (key, json.dumps(published(value) if isinstance(value, str) else value))
+        (key, json.dumps(public_name(value) if isinstance(value, str) else value))
         for key, value in flat(run.config).items()
         if value is not None
     ]

@@ -50,10 +50,10 @@ class LoadedExamples:
 
 def load_examples(name: str | Path, chat: Any, config: Config) -> list[Example]:
     """The examples of `load`."""
-    return load(name, chat, config).examples
+    return read_examples(name, chat, config).examples
 
 
-def load(name: str | Path, chat: Any, config: Config) -> LoadedExamples:
+def read_examples(name: str | Path, chat: Any, config: Config) -> LoadedExamples:
     """Examples in file order; those without a word of the assistant's and those longer than train.max_length are left out and counted.
 
     Token ids are carried from the sampler, since joining text may merge across the boundary. The end of the turn is trained on
@@ -137,7 +137,7 @@ def _sampled(source: RowSource, chat: Chat, config: Config, left_out: Counter[st
     """The sampler's ids hold the end of the turn where it stopped, and only there."""
 
     def example(row: Completion, left_out: Counter[str]) -> Example | None:
-        converted = sampled(row, chat)
+        converted = sampled_example(row, chat)
         if converted is None:
             left_out["empty"] += 1
         else:
@@ -151,7 +151,7 @@ def _sampled(source: RowSource, chat: Chat, config: Config, left_out: Counter[st
     return [converted for row in completions(source, keep) if (converted := example(row, left_out))]
 
 
-def sampled(row: Completion, chat: Chat) -> Example | None:
+def sampled_example(row: Completion, chat: Chat) -> Example | None:
     """A sampler's row, cut at the end of its turn; None where nothing is said before it."""
     ids = chat.until_end(row.completion_ids)
     if not chat.says(ids):

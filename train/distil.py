@@ -32,15 +32,15 @@ from shared.schema import Config, TrainConfig
 from shared.sources import origin_of
 from train.agreement import agree
 from train.arguments import reporters
-from train.data import Example, collate, held_out, identity, load, refuse_unknown_tokens
+from train.data import Example, collate, held_out, identity, read_examples, refuse_unknown_tokens
 from train.diagnosis import diagnose
 from train.live import Live
 from train.objective import aggregate
-from train.precision import tensor_cores, uncompiled
+from train.precision import blocks_uncompiled, tensor_cores
 from train.recorded import recorded_beside
 from train.reference import States, divergence, reference_states
 from train.selftest import self_test
-from train.tokens import token_rows
+from train.tokens import divergence_token_rows
 from train.trainer import HealTrainer
 from train.unfinished import CONTENT, LOGS, Unfinished, begun_on
 
@@ -89,7 +89,7 @@ def distil(
     callbacks = [*reporters(train.report_to, out.parent / "tensorboard"), live]
     folder = work or out.with_name(f"{out.name}.healing")
     chat = Chat.load(model.folder, config.model.chat_template_kwargs, day or (None if replace else begun_on(folder)))
-    loaded = load(data, chat, config)
+    loaded = read_examples(data, chat, config)
     rows = loaded.examples
     origin = origin_of(str(data))
     examples, heldout = held_out(rows, train.heldout, config.seed)
@@ -104,10 +104,10 @@ def distil(
         student = load_student(model, config, history)
     refuse_unknown_tokens(rows, data, student.head.weight.shape[0])
     probe = {name: value.to(student.device) for name, value in collate(examples[:2], student.multiple).items()}
-    with uncompiled(student.device.type):
+    with blocks_uncompiled(student.device.type):
         self_test(student, probe)
     agreement = agree(student, rows, chat, config, again, lambda: recorded_beside(data, chat))
-    with student.only(), uncompiled(student.device.type):
+    with student.only(), blocks_uncompiled(student.device.type):
         # in the host's memory: it is kept for as long as the training runs
         original = student.logits(probe["input_ids"], probe["attention_mask"]).cpu()
     frozen = {name: value.detach().clone() for name, value in student.parameters(HISTORY).items()}
@@ -131,7 +131,7 @@ def distil(
             trainer.go_on(checkpoint)
     finally:
         live.stop()
-    with student.only(), uncompiled(student.device.type):
+    with student.only(), blocks_uncompiled(student.device.type):
         if not torch.equal(student.logits(probe["input_ids"], probe["attention_mask"]).cpu(), original):
             raise _changed("the original model", "with all gates off it gives other logits than before the training")
     if any(not torch.equal(value, frozen[name]) for name, value in student.parameters(HISTORY).items()):
@@ -141,7 +141,7 @@ def distil(
     steps = trainer.state.global_step or before
     distilled = Distilled(trainer.rows, len(examples), len(heldout), sum(len(example.completion) for example in examples), start, agreement, findings, unfinished, loaded.left_out, before / steps)  # fmt: skip
     write_json(unfinished.folder / "training.json", {**_summary(distilled, config, trainer.lam), "data": origin})
-    shown = token_rows(
+    shown = divergence_token_rows(
         student, examples[:PROBE], references, chat.tokenizer, train.divergence, train.batch_size, train.chunk
     )
     write_jsonl(unfinished.folder / "kl_tokens.jsonl", shown)

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.adapters import BASE, Adapter, load_adapter, loads_from, note_of, readable
+from shared.adapters import BASE, Adapter, check_readable, load_adapter, loads_from, note_of
 from shared.chat import Chat
-from shared.cli import configured, entry, need, parse
+from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import command_of, round_command
 from shared.console import console, say, table
 from shared.errors import SteerHealError
 from shared.fitting import fit
 from shared.folding import add, gates_of, refold, rounds_at_gates, rounds_of
-from shared.hub import published, push
+from shared.hub import public_name, push
 from shared.locks import hold
-from shared.merging import merge
+from shared.merging import write_merged
 from shared.models import Model, load_network
 from shared.models import resolve as resolve_model
 from shared.outputs import guard
@@ -72,7 +72,7 @@ def export(
         exact = load_adapter(adapter)
         fit(exact, model)
         if kind == "merged":
-            merge(model, exact, temporary, dtype)
+            write_merged(model, exact, temporary, dtype)
             shutil.rmtree(adapter)
         else:
             loads = {"base_model_name_or_path": name, "revision": model.revision}
@@ -123,7 +123,7 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
 
 def main() -> None:
     options = export_options()
-    arguments, run = parse(options, begins=False)
+    arguments, run = parse_arguments(options, begins=False)
     gates = gates_of(arguments.gate)
     if gates and arguments.kind == "round":
         raise SteerHealError(
@@ -151,8 +151,8 @@ def main() -> None:
         )
     replaceable(arguments.out, ())
     if not (source / "gates.json").exists() and (arguments.kind == "round" or (not run and arguments.adapter)):
-        readable(source)
-    from train.card import card, hub_name, training_of
+        check_readable(source)
+    from train.card import hub_name, model_card, training_of
 
     model = resolve_model(name, config.model.revision)
     guard(arguments.outputs, [source, model.place])
@@ -163,9 +163,9 @@ def main() -> None:
         gates = {index: gate for index, (_, gate) in enumerate(rounds_at_gates(source, gates), start=1)}
     hold(arguments.out)
     source_round = (run, arguments.round) if run else None
-    about = card(model, arguments.kind, gates, note_of(source), training_of(training_folder), source_round)
+    about = model_card(model, arguments.kind, gates, note_of(source), training_of(training_folder), source_round)
     loads = (
-        published(hub_name(model)) if arguments.push_to else loads_from(model)
+        public_name(hub_name(model)) if arguments.push_to else loads_from(model)
     )  # a path of this machine is no one else's
     check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, loads)
     table(

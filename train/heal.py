@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
-from shared.cli import configured, entry, need, parse
+from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import command_of, removal, round_command
 from shared.console import console, say, table
 from shared.divergences import DIVERGENCES
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from train.distil import Distilled
 
 
-def show(healed: Distilled, train: TrainConfig) -> None:
+def show_training(healed: Distilled, train: TrainConfig) -> None:
     """The table of a training, and the diagnosis."""
     steps = healed.steps
     heldout = [row["heldout_ce"] for row in healed.rows if "heldout_ce" in row]
@@ -92,7 +92,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
             next=round_command(run.folder, number, rebuild=True),
         )
     fold([*(rounds_of(history) if history else []), (adapter, 1.0)], folded)
-    show(healed, config.train)
+    show_training(healed, config.train)
     job.finish(
         origin.identity,
         resumed=healed.resumed,
@@ -108,7 +108,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
 
 def main() -> None:
     options = heal_options()
-    arguments, run = parse(options)
+    arguments, run = parse_arguments(options)
     if run:
         stage(run, arguments.round, arguments.rebuild)
         return
@@ -149,7 +149,7 @@ def main() -> None:
         number,
         day=config.model.day,
     )
-    show(healed, config.train)
+    show_training(healed, config.train)
     say(
         f"wrote {arguments.out}\nnext: {command_of('evals.score', '--model', arguments.model, '--adapter', arguments.out, '--dtype', config.model.dtype, '--out', 'scores.jsonl')}, or {command_of('train.export', '--help')}"
     )

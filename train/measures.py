@@ -25,7 +25,7 @@ from shared.console import console
 from shared.folding import fold
 from shared.models import Model
 from shared.models import resolve as resolve_model
-from shared.ratios import Side, interleave, ratio, record, warm
+from shared.ratios import Side, interleave, ratio_of_pairs, ratio_of_times, warm
 from shared.records import Prompt, data_file, read_jsonl
 from shared.traits import load_trait
 from train.data import IGNORED, Example, collate
@@ -131,9 +131,9 @@ def step_times(rounds: int) -> dict[str, Any]:
     size = f"{ROWS} rows of {tokens // ROWS} tokens on average, {TOKENS} of them completion, {DTYPE}"
     speed = {"tokens_per_second": tokens / statistics.median(sides["ours"].seconds)}
     return {
-        "heal_step_over_naive": {**ratio(sides["ours"], sides["naive"], f"time of an optimiser step with the barrier over the naive trainer's (two forwards, full log-softmax; Hugging Face and PEFT); {size}", bound=0.75), **speed},
-        "heal_step_over_sft": ratio(sides["ours"], sides["sft"], f"time of an optimiser step with the barrier and a cached reference over plain Unsloth SFT; {size}", bound=1.25),
-        "heal_step_over_sft_with_history": ratio(second["ours"], second["sft"], "the same over a folded history, KL measured to both references, over plain SFT of that student", bound=1.25),
+        "heal_step_over_naive": {**ratio_of_times(sides["ours"], sides["naive"], f"time of an optimiser step with the barrier over the naive trainer's (two forwards, full log-softmax; Hugging Face and PEFT); {size}", bound=0.75), **speed},
+        "heal_step_over_sft": ratio_of_times(sides["ours"], sides["sft"], f"time of an optimiser step with the barrier and a cached reference over plain Unsloth SFT; {size}", bound=1.25),
+        "heal_step_over_sft_with_history": ratio_of_times(second["ours"], second["sft"], "the same over a folded history, KL measured to both references, over plain SFT of that student", bound=1.25),
     }  # fmt: skip
 
 
@@ -233,7 +233,10 @@ def memories(repeats: int) -> dict[str, Any]:
 
     def row(measured: list[tuple[float, float]], what: str, bound: float) -> dict[str, Any]:
         middle = sorted(measured)[len(measured) // 2]
-        return {**record(measured, what, bound=bound), "mib": dict(zip(("ours", "reference"), middle, strict=True))}
+        return {
+            **ratio_of_pairs(measured, what, bound=bound),
+            "mib": dict(zip(("ours", "reference"), middle, strict=True)),
+        }
 
     return {
         "heal_loss_memory_over_naive": row(few, f"peak memory of loss and gradient over naive's; a vocabulary of {VOCABULARY}, {size}", 0.2),
@@ -257,4 +260,4 @@ def losses(rounds: int) -> dict[str, Any]:
     warm(sides)
     interleave("losses", sides, rounds)
     description = f"time of loss and gradient over naive's on the same {ROWS * TOKENS} completion positions; a vocabulary of {VOCABULARY}"
-    return {"heal_loss_time_over_naive": ratio(sides["ours"], sides["naive"], description, bound=1.45)}
+    return {"heal_loss_time_over_naive": ratio_of_times(sides["ours"], sides["naive"], description, bound=1.45)}

@@ -29,7 +29,7 @@ def tensor_cores(device: str, dtype: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def uncompiled(device: str) -> Iterator[None]:
+def blocks_uncompiled(device: str) -> Iterator[None]:
     """Without compiled blocks inside, on a GPU: for checks that compare bits or switch adapters.
 
     Unsloth compiles each block there. A check under other adapters would compile once more for each, and one after the training may

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shared.chat import Chat
 from shared.records import Completion, iterate_jsonl
-from train.data import Example, sampled
+from train.data import Example, sampled_example
 from train.rows import MADE_BY, is_sampled, open_data
 
 
@@ -25,7 +25,7 @@ def recorded_beside(data: str | Path, chat: Chat) -> list[Example]:
     kept = Path(data)
     files = [file for file in (kept, _rejected(kept)) if file.suffix == ".jsonl" and file.is_file()]
     rows = (row for file in files for row in iterate_jsonl(file, Completion, made_by=MADE_BY) if row.logprobs)
-    return [example for row in rows if (example := sampled(row, chat)) is not None and example.logprobs]
+    return [example for row in rows if (example := sampled_example(row, chat)) is not None and example.logprobs]
 
 
 def _rejected(kept: Path) -> Path:

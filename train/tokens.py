@@ -16,7 +16,7 @@ VERSION = 1
 SHOWN = (0.0, 0.1, 0.5, 1.0)  # places in the ranking by highest KL, from the most punished to the least
 
 
-def token_rows(
+def divergence_token_rows(
     student: TrainedStudent,
     examples: Sequence[Example],
     references: Mapping[str, States],

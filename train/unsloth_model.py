@@ -194,7 +194,7 @@ def load_student(model: Model, config: Config, history: Path | None) -> TrainedS
     student = TrainedStudent(network, (HISTORY, CURRENT) if history is not None else (CURRENT,))
     written = network.peft_config[CURRENT]  # what PEFT and Transformers load the base by
     written.base_model_name_or_path, written.revision = loads_from(model), model.revision
-    activate(student)
+    activate_adapters(student)
     return student
 
 
@@ -215,7 +215,7 @@ def refuse_missing_modules(network: Any, history: Adapter, model: Model) -> None
             )
 
 
-def activate(student: TrainedStudent) -> None:
+def activate_adapters(student: TrainedStudent) -> None:
     """History and current adapter active; the current one trainable in fp32, all else frozen."""
     for layer in student.layers:
         layer._active_adapter, layer._disable_adapters = list(student.adapters), False

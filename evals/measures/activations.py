@@ -133,10 +133,10 @@ class Activations(Measure):
         return scores.student
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
-        return [student(read)]
+        return [shift_layers(read)]
 
 
-def student(read: Sequence[tuple[int, Sequence[StudentLayer]]]) -> Table:
+def shift_layers(read: Sequence[tuple[int, Sequence[StudentLayer]]]) -> Table:
     """The layers of each round, by its number."""
     return Table(
         "The student's own shift",

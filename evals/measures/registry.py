@@ -9,7 +9,7 @@ from evals.measures.measure import Measure
 from evals.measures.probe.measure import Probe
 from evals.measures.retention.measure import Retention
 from evals.measures.survey import Survey
-from shared.commands import nearest, setting
+from shared.commands import nearest_command, setting
 from shared.errors import SteerHealError
 from shared.schema import EvalConfig
 
@@ -36,7 +36,7 @@ def measures_of(config: EvalConfig) -> list[Measure]:
     names = [name for name, _, _ in named]
     for name in names:
         if name not in others or names.count(name) > 1:
-            meant = nearest(name, others)
+            meant = nearest_command(name, others)
             raise SteerHealError(
                 "eval.measures names no further measure",
                 given=f"{name}{' twice' if names.count(name) > 1 else ', which every round has' if name in ALWAYS else ''}",
@@ -49,7 +49,7 @@ def measures_of(config: EvalConfig) -> list[Measure]:
     return [measure(sources.get(measure.name, "embedded")) for measure in MEASURES if measure.name in (*ALWAYS, *names)]
 
 
-def check(config: EvalConfig) -> None:
+def check_measures(config: EvalConfig) -> None:
     """Raise SteerHealError for a measure that there is not, or whose source cannot be had."""
     for measure in measures_of(config):
         measure.check()

@@ -53,6 +53,6 @@ class Slot:
         return {condition.name: values for condition, values in zip(conditions, read, strict=True)}
 
 
-def finite(values: np.ndarray) -> list[float | None]:
+def finite_or_null(values: np.ndarray) -> list[float | None]:
     """Numbers of a row of JSON: null where one is not finite."""
     return [float(value) if np.isfinite(value) else None for value in values]

@@ -22,7 +22,7 @@ import numpy as np
 from evals.cache import Row
 from evals.conditions import Condition, Weights
 from evals.measures.measure import ByCondition, Columns, Compared, Measure, Scoring
-from evals.measures.slot import Slot, finite
+from evals.measures.slot import Slot, finite_or_null
 from evals.statistics import estimate, mean, pair, resample
 from evals.table import Table, label, ranged
 from shared.commands import setting
@@ -101,8 +101,8 @@ class SurveySession(ByCondition):
                     "survey": item.survey,
                     "id": item.id,
                     "dimension": item.dimension,
-                    "lp": {frame: finite(values) for frame, values in frames.items()},
-                    "score": score(frames, item.sign) if fine else None,
+                    "lp": {frame: finite_or_null(values) for frame, values in frames.items()},
+                    "score": expected_point(frames, item.sign) if fine else None,
                     "mass": float(np.mean([np.exp(values).sum() for values in frames.values()])) if fine else None,
                 }
             )
@@ -171,7 +171,7 @@ class Survey(Measure):
         ]
 
 
-def score(frames: Mapping[str, np.ndarray], sign: int) -> float:
+def expected_point(frames: Mapping[str, np.ndarray], sign: int) -> float:
     """The expected point of an item, 1 to M: lp by frame [M] to shares of the M points, mirrored where the frame asks the opposite, averaged.
 
     sign: -1 for an item that counts against its dimension.

@@ -11,29 +11,29 @@ from evals.commandline import report_options
 from evals.ending import show_ending
 from evals.paper import paper
 from evals.report import cause
-from evals.report.lineage import difference, provenance, stages
+from evals.report.lineage import difference, run_provenance, stages
 from evals.report.published import selectivity
 from evals.report.quality import coherence
-from evals.report.reading import grouped, reading
+from evals.report.reading import grouped_reading, run_reading
 from evals.report.tables import (
-    agreement,
-    comma_separated,
+    agreement_table,
     healing,
-    levels,
-    overview,
+    levels_table,
+    overview_table,
     rejections,
-    shifts,
+    results_csv,
+    shifts_table,
     survivors,
-    sweep,
+    sweep_table,
     times,
 )
-from evals.report.verdicts import verdicts
+from evals.report.verdicts import verdicts_table
 from evals.results import results_of
 from evals.round import Round
 from evals.scored import STEP, scored_rounds
 from evals.table import Table, markdown
 from evals.tracking import track
-from shared.cli import entry, parse
+from shared.cli import entry, parse_arguments
 from shared.console import say
 from shared.console import table as show
 from shared.errors import SteerHealError
@@ -52,14 +52,14 @@ def grouped_tables(run: Run, rounds: Sequence[Round], results: dict[str, Any], m
     rows, extra = results["rows"], results["extra"]
     return {
         "results": [
-            verdicts(rows),
-            levels(rows),
-            shifts(rows),
+            verdicts_table(rows),
+            levels_table(rows),
+            shifts_table(rows),
             coherence(rows),
             *(
                 [
-                    levels(extra, "Other doses, draws and gates"),
-                    shifts(extra, "Other doses, draws and gates, against base"),
+                    levels_table(extra, "Other doses, draws and gates"),
+                    shifts_table(extra, "Other doses, draws and gates, against base"),
                 ]
                 if extra
                 else []
@@ -72,12 +72,18 @@ def grouped_tables(run: Run, rounds: Sequence[Round], results: dict[str, Any], m
             for measure in rounds[0].measures
             for table in measure.tables(rows, [(r.number, r.data[measure.name]) for r in rounds])
         ],
-        "training": [sweep(rounds), survivors(rounds), rejections(rounds), healing(rounds), agreement(rounds)],
+        "training": [
+            sweep_table(rounds),
+            survivors(rounds),
+            rejections(rounds),
+            healing(rounds),
+            agreement_table(rounds),
+        ],
         "record": [
             times(rounds, mode),
             stages((f"{r.number} {name}", manifest) for r in rounds for name, manifest in r.manifests.items()),
             difference(run),
-            provenance(run, rounds),
+            run_provenance(run, rounds),
         ],
     }
 
@@ -87,7 +93,7 @@ def tables_of(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: 
     return [table for tables in grouped_tables(run, rounds, results, mode).values() for table in tables]
 
 
-def publish(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: str) -> Path:
+def publish_report(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: str) -> Path:
     """Write RUN/report as one whole; returns the path of index.html. Raises SteerHealError where it holds files of somebody else."""
     # matplotlib takes seconds to import, which a refusal does not wait for
     from evals.report.figures.base import Shown
@@ -102,7 +108,7 @@ def publish(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: st
     described = f"{config.model.name}, {config.train.divergence}, seed {config.seed}, {extent}, {len(scores.items)} items, {scores.debias}"
     subtitle = f"steer-heal, seed {config.seed}, {len(scores.items)} items, {scores.debias}. {trait_said(run, rounds)}"
     tables = grouped_tables(run, rounds, results, mode)
-    sentences = reading(rows, extra, rounds)
+    sentences = run_reading(rows, extra, rounds)
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
     manifests = [run.manifest(r.number, STEP[mode]) for r in rounds]
     files = (*FILES, *(f"{figure.file}.png" for figure in FIGURES), NAME)
@@ -112,13 +118,13 @@ def publish(run: Run, rounds: Sequence[Round], results: dict[str, Any], mode: st
         figures = pngs(drawn, panels)
         write_json(out / "results.json", results)
         (out / "run.tex").write_text(paper(rows, f"{described}."), encoding="utf-8")
-        (out / "results.csv").write_text(comma_separated(rows, extra), encoding="utf-8")
+        (out / "results.csv").write_text(results_csv(rows, extra), encoding="utf-8")
         for name, png in figures.items():
             (out / f"{name}.png").write_bytes(png)
         listed = [table for of_group in tables.values() for table in of_group]
         (out / "results.md").write_text(as_markdown(title, listed, sentences, list(figures)), encoding="utf-8")
         (out / "index.html").write_text(
-            page(title, subtitle, tables, grouped(rows, extra, rounds), drawn, panels, frozen), encoding="utf-8"
+            page(title, subtitle, tables, grouped_reading(rows, extra, rounds), drawn, panels, frozen), encoding="utf-8"
         )
         write_report_record(run, manifests, out)
     return folder / "index.html"
@@ -152,15 +158,15 @@ def as_markdown(title: str, tables: Sequence[Table], sentences: Sequence[str], f
 
 def main() -> None:
     options = report_options()
-    arguments, run = parse(options, in_round=False, begins=False)
+    arguments, run = parse_arguments(options, in_round=False, begins=False)
     if run is None:
         raise SteerHealError(
             "no run is named", given="no --run", expected="--run DIR", next="python -m evals.report --run runs/smollm2"
         )
     rounds = scored_rounds(run, arguments.eval, getattr(arguments, "round", None))
     results = results_of(run, rounds)
-    path = publish(run, rounds, results, arguments.eval)
-    for table in (overview(results["rows"]), verdicts(results["rows"]), times(rounds, arguments.eval)):
+    path = publish_report(run, rounds, results, arguments.eval)
+    for table in (overview_table(results["rows"]), verdicts_table(results["rows"]), times(rounds, arguments.eval)):
         show(table.title, table.columns, table.rows)
     say(f"report {path}")
     track(run, rounds, results["rows"], path)

@@ -85,7 +85,7 @@ def whole_page(title: str, subtitle: str, answer: Markup, groups: Sequence[PageG
 
 def grid(table: Table) -> Markup:
     """A table whose columns can be sorted, with a link to its figures as CSV."""
-    data = base64.b64encode(comma_separated(table).encode("utf-8", "replace")).decode()
+    data = base64.b64encode(table_csv(table).encode("utf-8", "replace")).decode()
     return render("table.html", table=table, csv=f"data:text/csv;charset=utf-8;base64,{data}")
 
 
@@ -107,7 +107,7 @@ def meaning_of(column: str) -> str | None:
     return "; ".join(parts)
 
 
-def comma_separated(table: Table) -> str:
+def table_csv(table: Table) -> str:
     """CSV of a table: an interval takes two further columns, an undefined figure is empty."""
     cells = [[number_and_interval(cell) for cell in row] for row in table.rows]
     ranged = [any(row[column][1].count(",") == 1 for row in cells) for column in range(len(table.columns))]
@@ -149,7 +149,7 @@ def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
     return render("charts.html", panels=panels, stages=(), arms=(), wide=True)
 
 
-def answers(cards: Sequence[AnswerCard]) -> Markup:
+def answer_cards(cards: Sequence[AnswerCard]) -> Markup:
     """The answers on top of a page, arm by arm."""
     return render("answer.html", arms=cards)
 
@@ -159,7 +159,7 @@ def bullets(lines: Sequence[str]) -> Markup:
     return render("bullets.html", lines=lines)
 
 
-def folded(groups: Sequence[tuple[str, Sequence[str]]]) -> Markup:
+def folded_sections(groups: Sequence[tuple[str, Sequence[str]]]) -> Markup:
     """Sentences under titles that fold, the last of them open."""
     return render("folded.html", said=groups)
 

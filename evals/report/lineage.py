@@ -78,7 +78,7 @@ def computed(manifests: Sequence[Manifest]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def provenance(run: Run, rounds: Sequence[Round]) -> Table:
+def run_provenance(run: Run, rounds: Sequence[Round]) -> Table:
     """The table of what was measured, with which settings, seed and versions."""
     config, manifests = run.config, [manifest for r in rounds for manifest in r.manifests.values()]
     train = config.train
@@ -99,7 +99,7 @@ def provenance(run: Run, rounds: Sequence[Round]) -> Table:
     )
 
 
-def before(run: Run) -> Run | None:
+def run_before(run: Run) -> Run | None:
     """The run beside this one that was begun last before it."""
     config_file = run.folder / "config.toml"
     if not config_file.is_file():
@@ -118,7 +118,7 @@ def before(run: Run) -> Run | None:
 def difference(run: Run) -> Table:
     """Every key that differs from the run before: several at once cannot be told apart in the results."""
     title, columns = "Difference from the run before", ["key", "this run", "the run before"]
-    if (other := before(run)) is None:
+    if (other := run_before(run)) is None:
         return Table(
             title,
             columns,

@@ -12,9 +12,9 @@ from evals.report.figures.registry import FIGURES
 from evals.report.html import (
     PageGroup,
     PageSection,
-    answers,
+    answer_cards,
     charts,
-    folded,
+    folded_sections,
     glossary,
     grid,
     render,
@@ -55,7 +55,7 @@ def page(
     """
     rounds = drawn.rounds
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
-    groups["results"].insert(1, PageSection("Reading", folded(reading)))
+    groups["results"].insert(1, PageSection("Reading", folded_sections(reading)))
     groups["texts"] += [
         PageSection("Generations", searchable(samples_of(of_rounds(rounds)))),
         PageSection("Diary of the highest dose", diary(rounds)),
@@ -66,15 +66,15 @@ def page(
     groups["record"] += [PageSection("Configuration", verbatim(config)), glossary()]
     with_figures(groups, drawn, panels)
     page_groups = [PageGroup(name, GROUPS[name], sections) for name, sections in groups.items()]
-    return whole_page(title, subtitle, answer(drawn, panels), page_groups)
+    return whole_page(title, subtitle, top_of_page(drawn, panels), page_groups)
 
 
-def answer(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
+def top_of_page(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
     """The top of the page: the card, one prompt before and after the last round, and the picture."""
     rounds = drawn.rounds
     texts = [column for column in of_rounds(rounds) if column[0] == "base"] + of_rounds(rounds[-1:])
     samples = samples_of([*dict((heading, (stage, heading, generations)) for stage, heading, generations in texts).values()])  # fmt: skip
-    parts = [answers([card_of(drawn.rows, read_for=rounds[0].scores.read_for is not None)])]
+    parts = [answer_cards([card_of(drawn.rows, read_for=rounds[0].scores.read_for is not None)])]
     if samples:
         parts.append(render("before_after.html", sample=samples[0]))
     parts += [picture(drawn, panels)]

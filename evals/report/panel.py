@@ -175,7 +175,7 @@ def _coloured(style: str) -> str:
     return style
 
 
-def side_by_side(panels: Sequence[Panel], columns: int, legend: Mapping[str, tuple[str, str]] | None = None) -> bytes:
+def panels_png(panels: Sequence[Panel], columns: int, legend: Mapping[str, tuple[str, str]] | None = None) -> bytes:
     """A PNG of the panels in so many columns, each under its title. legend: colour and marker by what they stand for."""
     rows = -(-len(panels) // columns)
     width = max(panel.size[0] for panel in panels) * (1 if columns > 1 else 1.2)

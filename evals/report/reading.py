@@ -14,13 +14,13 @@ from evals.table import ranged
 Row = dict[str, Any]
 
 
-def reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
+def run_reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[str]:
     """Sentences, the general ones first, then round by round."""
-    general, *by_round = grouped(rows, extra, rounds)
+    general, *by_round = grouped_reading(rows, extra, rounds)
     return [*general[1], *[f"{title}: {sentence}" for title, sentences in by_round for sentence in sentences]]
 
 
-def grouped(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
+def grouped_reading(rows: Sequence[Row], extra: Sequence[Row], rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
     """(title, sentences): on the measures and the base, then of each round."""
     by_condition = {(row["round"], row["stage"]): row for row in rows}
     base = by_condition[0, "base"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evals.report.figures.training import reference
+from evals.report.figures.training import reference_words
 from evals.report.html import render
 from evals.round import Round
 from evals.rows import TokenRow
@@ -23,7 +23,7 @@ def strips(rounds: Sequence[Round]) -> Markup:
         {
             "number": r.number,
             "symbol": DIVERGENCES[r.training.divergence].symbol,
-            "reference": reference(r.training),
+            "reference": reference_words(r.training),
             "rows": [{"key": row.key, "tokens": _tokens(row, r.training)} for row in r.tokens],
         }
         for r in rounds

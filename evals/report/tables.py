@@ -22,7 +22,7 @@ from shared.quarters import last_quarter
 from shared.run import STAGES
 
 
-def overview(rows: Sequence[dict[str, Any]]) -> Table:
+def overview_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The shortest table of a run's headline rows, as the terminal shows it."""
     return Table(
         "results",
@@ -42,7 +42,7 @@ def overview(rows: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
+def levels_table(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
     """The measures of every condition, as levels."""
     return Table(
         title,
@@ -77,7 +77,7 @@ def levels(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table:
     )
 
 
-def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table:
+def shifts_table(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table:
     """The changes of every condition against the base."""
     return Table(
         title,
@@ -121,7 +121,7 @@ def shifts(rows: Sequence[dict[str, Any]], title: str = "Against base") -> Table
     )
 
 
-def sweep(rounds: Sequence[Round]) -> Table:
+def sweep_table(rounds: Sequence[Round]) -> Table:
     """The sweep by round and coefficient: rows, kept rows and mean measures."""
     return Table(
         "Sweep",
@@ -219,7 +219,7 @@ def healing(rounds: Sequence[Round]) -> Table:
     )
 
 
-def agreement(rounds: Sequence[Round]) -> Table:
+def agreement_table(rounds: Sequence[Round]) -> Table:
     """Log-probabilities of the sampler against the trainer's before the first step, by round."""
 
     def line(r: Round) -> str:
@@ -251,7 +251,7 @@ def times(rounds: Sequence[Round], mode: str) -> Table:
     return Table("Wall seconds", ["round", *stages, "total"], rows)
 
 
-def comma_separated(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]) -> str:
+def results_csv(rows: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]) -> str:
     """results.csv: an interval takes two columns, an undefined number is empty, a list is JSON; headline is 1 for rows, 0 for extra."""
     handle = io.StringIO()
     writer: Any = None

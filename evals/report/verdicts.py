@@ -9,7 +9,7 @@ from evals.table import Table
 from shared.console import number
 
 
-def verdicts(rows: Sequence[dict[str, Any]]) -> Table:
+def verdicts_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Both verdicts on the healed student of every round; of the base, why the forced choice says nothing, where it does not."""
     lines = []
     for row in rows:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from evals.commandline import study_options
-from evals.report.tables import comma_separated
+from evals.report.tables import results_csv
 from evals.routes import Axis, Route, along, dose_points, path, scorable
 from evals.study import FORMATS
 from evals.study.collect import CellOutcome, collect, document, trait_measure
 from evals.study.drive import drive
-from evals.study.ends import differences, summary
+from evals.study.ends import arm_differences, summary_table
 from evals.study.latex import latex
 from evals.study.matched import SHARES, Comparison, matched
-from evals.study.plan import STEERING, Plan, load
-from evals.study.reading import reading
+from evals.study.plan import STEERING, Plan, read_plan
+from evals.study.reading import study_reading
 from evals.study.stopped import reason
 from evals.study.tables import (
     against_controls,
@@ -27,8 +27,8 @@ from evals.study.tables import (
     at_one_shift,
     by_round,
     cyclic,
-    provenance,
     stopped,
+    study_provenance,
 )
 from evals.table import markdown
 from shared.cli import entry
@@ -49,7 +49,7 @@ def axis_of(outcomes: Sequence[CellOutcome]) -> Axis:
     return "authority" if bases and all(row["verdict"] is None for row in bases) else trait_measure(outcomes)
 
 
-def compare(outcomes: Sequence[CellOutcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
+def compare_arms(outcomes: Sequence[CellOutcome], axis: Axis) -> tuple[str, list[Comparison]] | None:
     """(reference arm, the arms at each of SHARES); None with fewer than two arms to compare. Arms of a seed count the same items."""
     arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     paths: dict[str, dict[int, Route]] = {}
@@ -84,7 +84,7 @@ def compare(outcomes: Sequence[CellOutcome], axis: Axis) -> tuple[str, list[Comp
     return reference, [matched(paths, reference, share) for share in SHARES]
 
 
-def publish(plan: Plan, out: Path) -> None:
+def publish_study(plan: Plan, out: Path) -> None:
     """Tables, figures and results into out, as one whole."""
     # matplotlib takes seconds to import, which a refusal does not wait for
     from evals.study.curves import doses, training
@@ -100,13 +100,13 @@ def publish(plan: Plan, out: Path) -> None:
             next=f"look into log.txt of its cells, then {plan.command()}",
         )
     axis = axis_of(outcomes)
-    compared = compare(outcomes, axis)
+    compared = compare_arms(outcomes, axis)
     results = document(plan, outcomes)
-    apart = differences(outcomes, axis)
+    apart = arm_differences(outcomes, axis)
     grouped = {
-        "results": [summary(outcomes), *apart],
+        "results": [summary_table(outcomes), *apart],
         "measures": [cyclic(outcomes)],
-        "record": [arms(outcomes), stopped(outcomes), provenance(outcomes)],
+        "record": [arms(outcomes), stopped(outcomes), study_provenance(outcomes)],
     }
     if any(outcome.cell.arm.role == "control" for outcome in outcomes):
         grouped["results"].append(against_controls(outcomes))
@@ -120,11 +120,11 @@ def publish(plan: Plan, out: Path) -> None:
         }
     grouped["results"] += by_round(outcomes)
     tables = [shown_table for group in grouped.values() for shown_table in group]
-    sentences = reading(outcomes, axis, compared)
+    sentences = study_reading(outcomes, axis, compared)
     figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
     with held(out), atomic_folder(out, names=CONTENT) as folder:
         write_json(folder / "results.json", results)
-        (folder / "results.csv").write_text(comma_separated(results["rows"], results["extra"]), encoding="utf-8")
+        (folder / "results.csv").write_text(results_csv(results["rows"], results["extra"]), encoding="utf-8")
         (folder / "tables.tex").write_text("\n".join(map(latex, tables)), encoding="utf-8")
         for name, kinds in figures.items():
             for kind, content in kinds.items():
@@ -142,12 +142,12 @@ def publish(plan: Plan, out: Path) -> None:
 def main() -> None:
     options = study_options()
     arguments = options.parse_args()
-    plan = load(arguments.config, arguments.run, arguments.out)
+    plan = read_plan(arguments.config, arguments.run, arguments.out)
     replaceable(arguments.out, CONTENT)  # now, not after hours
     stopped = {} if arguments.report else drive(plan)
     if any(cell.waits for cell in plan.cells):  # by now settled, where the arm that tau is taken from is trained
-        plan = load(arguments.config, arguments.run, arguments.out)
-    publish(plan, arguments.out)
+        plan = read_plan(arguments.config, arguments.run, arguments.out)
+    publish_study(plan, arguments.out)
     if stopped:
         raise SteerHealError(
             "the study is not complete: " + (f"{len(stopped)} cells stopped" if len(stopped) > 1 else "a cell stopped"),

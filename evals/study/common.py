@@ -91,7 +91,7 @@ def _reads_the_same(run: Run, step: CellStep) -> bool:
     return all(value == read[label] for label, value in now.items() if label in read)
 
 
-def take(donor: Run, step: CellStep) -> None:
+def take_stage(donor: Run, step: CellStep) -> None:
     """A stage's files from a run that has them, the manifest last, with a note of where they are from.
 
     Raises:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from rich.markup import escape
 
 from evals.scored import STEP
-from evals.study.common import CellStep, donor, take, to_make
-from evals.study.plan import Plan, StudyCell, load, runs_in
+from evals.study.common import CellStep, donor, take_stage, to_make
+from evals.study.plan import Plan, StudyCell, read_plan, runs_in
 from evals.study.stopped import STOPPED, reason
 from shared import config as configuration
 from shared import prepare as preparation
@@ -93,7 +93,7 @@ def drive(plan: Plan) -> dict[str, str]:
                 open_run(step.cell.folder, plan.file, step.cell.overrides, said=step.cell.sources)
         runs = runs_in(plan.folder)
         if step.common is not None and (source := donor(runs, step)) is not None:
-            take(source, step)
+            take_stage(source, step)
             continue
         remaining = to_make([later for later in waiting[index:] if later.cell.name not in stopped], runs)
         console.print(
@@ -119,7 +119,7 @@ def drive(plan: Plan) -> dict[str, str]:
 
 def settled_cell(plan: Plan, cell: StudyCell) -> StudyCell:
     """A cell whose tau is another arm's share, with its number where that arm is trained by now."""
-    again = load(plan.file, plan.folder, plan.out)
+    again = read_plan(plan.file, plan.folder, plan.out)
     return next(other for other in again.cells if (other.arm.name, other.seed) == (cell.arm.name, cell.seed))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from evals.intervals import crossed
 from evals.measures.free_text.texts import texts_of
 from evals.routes import BASE, PRICE, SHIFT, TAIL, Axis, Point, by_unit, shift_and_price
-from evals.statistics import Estimate, show
+from evals.statistics import Estimate, interval_text
 from evals.study.collect import CellOutcome, trait_measure
 from evals.table import Table
 from shared.console import number
@@ -17,7 +17,7 @@ from shared.console import number
 LEVELS = (("d_{trait}", 3), ("perplexity", 2), ("d_auth", 3), ("d_care", 3), ("coherence", 2), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
 
-def summary(outcomes: Sequence[CellOutcome]) -> Table:
+def summary_table(outcomes: Sequence[CellOutcome]) -> Table:
     """The healed row of every arm at the last round that all its seeds reached: mean, and each seed as a point."""
     levels = [(key.format(trait=trait_measure(outcomes)), digits) for key, digits in LEVELS]
     lines = []
@@ -58,7 +58,7 @@ def over_seeds(values: Sequence[float | None], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ({', '.join(number(value, digits) for value in values)})"
 
 
-def differences(outcomes: Sequence[CellOutcome], axis: Axis) -> list[Table]:
+def arm_differences(outcomes: Sequence[CellOutcome], axis: Axis) -> list[Table]:
     """A table for each last round of some arm, of the arms that came as far."""
     arm_outcomes = [outcome for outcome in outcomes if outcome.cell.arm.role == "arm" and outcome.rounds]
     reached: dict[str, int] = {}
@@ -144,7 +144,7 @@ def _for_a_new_seed(points: Sequence[Sequence[Point]], index: int, axis: Axis) -
             for seed_points in points
         ]
         interval = crossed(np.array(gaps)) if len({len(gap) for gap in gaps}) == 1 else None
-        cells.append(number(None) if interval is None else show(interval))
+        cells.append(number(None) if interval is None else interval_text(interval))
     return cells
 
 
@@ -173,4 +173,6 @@ def _show(values: np.ndarray) -> str:
     if not np.isfinite(values[0]):
         return number(None)
     low, high = np.quantile(values[1:], [TAIL, 1 - TAIL])
-    return show(Estimate(float(values[0]), (float(low), float(high)) if np.isfinite([low, high]).all() else None))
+    return interval_text(
+        Estimate(float(values[0]), (float(low), float(high)) if np.isfinite([low, high]).all() else None)
+    )

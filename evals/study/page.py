@@ -12,7 +12,7 @@ from evals.report.figures.registry import panels_of
 from evals.report.html import (
     PageGroup,
     PageSection,
-    answers,
+    answer_cards,
     bullets,
     glossary,
     grid,
@@ -74,7 +74,7 @@ def study_page(
     top = [
         render("heading.html", title="What the arms came to"),
         bullets(sentences),
-        answers(cards(outcomes)),
+        answer_cards(arm_cards(outcomes)),
         *([render("before_after.html", sample=samples[0])] if samples else []),
         picture(drawn, panels),
     ]
@@ -84,7 +84,7 @@ def study_page(
     return whole_page(plan.study.title, subtitle, Markup("\n").join(top), page_groups)
 
 
-def cards(outcomes: Sequence[CellOutcome]) -> list[AnswerCard]:
+def arm_cards(outcomes: Sequence[CellOutcome]) -> list[AnswerCard]:
     """A card per arm, of the last healed student of each seed; controls are in the reading."""
     names = dict.fromkeys(
         outcome.cell.arm.name for outcome in outcomes if outcome.rounds and outcome.cell.arm.role == "arm"

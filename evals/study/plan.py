@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from evals.study.tau import logged_divergence, parse, tau_of
+from evals.study.tau import logged_divergence, parse_tau, tau_of
 from shared import config as configuration
 from shared.commands import round_command
 from shared.errors import SteerHealError
@@ -40,7 +40,7 @@ class Arm(Section):
     @classmethod
     def _said(cls, words: str) -> str:
         if words:
-            parse(words)
+            parse_tau(words)
         return words
 
 
@@ -112,7 +112,7 @@ class Plan:
         return study_command(self.file, folder or self.folder, self.out)
 
 
-def load(path: Path, folder: Path, out: Path | None = None) -> Plan:
+def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
     """The study of a file. A cell whose configuration a run in folder has already, of another study perhaps, is that run.
 
     Args:
@@ -204,7 +204,7 @@ def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[StudyC
 
     Raises ValueError where the arm cannot take it.
     """
-    source = parse(arm.tau)
+    source = parse_tau(arm.tau)
     reference = next((cell for cell in cells if (cell.arm.name, cell.seed) == (source.arm, seed)), None)
     if reference is None:
         raise ValueError(f"no arm {source.arm} of seed {seed} before it")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import text_delta, texts_of
 from evals.routes import PRICE, Axis
-from evals.statistics import Estimate, show
+from evals.statistics import Estimate, interval_text
 from evals.study.collect import CellOutcome, Row
 from evals.study.ends import over_seeds
 from evals.study.matched import Comparison
@@ -17,7 +17,9 @@ from evals.study.stopped import reason
 MIDDLE = 0.75  # the share of the lesser reach at which prices are read out
 
 
-def reading(outcomes: Sequence[CellOutcome], axis: Axis, compared: tuple[str, list[Comparison]] | None) -> list[str]:
+def study_reading(
+    outcomes: Sequence[CellOutcome], axis: Axis, compared: tuple[str, list[Comparison]] | None
+) -> list[str]:
     """Sentences: how far the study is, every arm in its last round, prompting, the arms at one shift, controls, cells that stopped."""
     return [
         _extent(outcomes, axis),
@@ -93,7 +95,7 @@ def _at_one_shift(axis: Axis, compared: tuple[str, list[Comparison]] | None) -> 
         name = "plain steering" if arm.arm == STEERING else arm.arm
         if _apart(arm.against):
             word = "more" if arm.against.value > 0 else "less"
-            lines.append(f"At {middle.share:g} of the lesser reach {name} pays {word} than {reference}: {show(arm.against)} ({PRICE[axis]}).")  # fmt: skip
+            lines.append(f"At {middle.share:g} of the lesser reach {name} pays {word} than {reference}: {interval_text(arm.against)} ({PRICE[axis]}).")  # fmt: skip
         else:
             same.append(name)
     if same:

@@ -8,7 +8,7 @@ from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import text_delta, texts_of
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
-from evals.statistics import Estimate, show
+from evals.statistics import Estimate, interval_text
 from evals.study.collect import CellOutcome, Row, trait_measure
 from evals.study.matched import Comparison
 from evals.study.plan import STEERING
@@ -92,7 +92,7 @@ def against_controls(outcomes: Sequence[CellOutcome]) -> Table:
                     differences.append("")
                     continue
                 gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(outcome)), trait)
-                differences.append(number(None) if gap is None else show(gap))
+                differences.append(number(None) if gap is None else interval_text(gap))
             first = outcome.rounds[0] if outcome is not None else None
             lines.append(
                 [
@@ -175,7 +175,7 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
     seeds = list(dict.fromkeys(seed for comparison in comparisons for arm in comparison.arms for seed in arm.seeds))
 
     def cell(estimate: Estimate | None) -> str:
-        return number(None) if estimate is None else show(estimate)
+        return number(None) if estimate is None else interval_text(estimate)
 
     lines = []
     for comparison in comparisons:
@@ -234,7 +234,7 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
     )
 
 
-def provenance(outcomes: Sequence[CellOutcome]) -> Table:
+def study_provenance(outcomes: Sequence[CellOutcome]) -> Table:
     """The table of what was measured, with its commits, machines and versions; more than one commit is pointed out."""
     scored = [outcome for outcome in outcomes if outcome.rounds]
     manifests = [manifest for outcome in scored for manifest in outcome.manifests.values()]

@@ -34,7 +34,7 @@ class TauFrom:
     arm: str
 
 
-def parse(words: str) -> TauFrom:
+def parse_tau(words: str) -> TauFrom:
     """Raises ValueError for other words."""
     match = WORDS.fullmatch(words)
     if match is None:

@@ -11,7 +11,7 @@ import functools
 import time
 from typing import Any
 
-from gen.engine.limits import READ, refuse
+from gen.engine.limits import READ, send_error
 
 SECONDS = 30  # that running requests have, unless `vllm serve --shutdown-timeout` says otherwise
 GRACE = 5  # seconds for connections that do not close, and for an engine without work, before they are cut
@@ -58,7 +58,7 @@ class Drain:
 
 
 async def _unavailable(send: Any) -> None:
-    await refuse(send, 503, ENDING, retry_after=str(SECONDS), connection="close")
+    await send_error(send, 503, ENDING, retry_after=str(SECONDS), connection="close")
 
 
 def drain(seconds: float) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from gen.engine.options import (
     LARGEST_BATCH,
     engine_options,
+    engine_uncompiled,
     set_environment,
-    uncompiled,
     vision_explained,
 )
 from gen.engine.requests import Registry
@@ -62,7 +62,7 @@ class Engine:
         adapted = sorted(set(room.layers if room else ()).union(*(student.layers for student in students)))
         self.folder, self.layers = folder, sorted(layers)
         self.adapter: Path | None = None
-        with uncompiled(options), gc_disabled(), vision_explained(folder):
+        with engine_uncompiled(options), gc_disabled(), vision_explained(folder):
             from vllm import LLM
 
             from gen.engine import plugin

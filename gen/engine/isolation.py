@@ -71,12 +71,12 @@ def report_overflow_v2(runner: Any) -> None:
     """
     from vllm.v1.worker.gpu.sample import sampler
 
-    sampler.get_num_nans = counted
+    sampler.get_num_nans = count_overflow
     if runner.sampler is not None:
         runner.sampler.compute_nans = True
 
 
-def counted(logits: torch.Tensor) -> torch.Tensor:
+def count_overflow(logits: torch.Tensor) -> torch.Tensor:
     """1 for a row of logits that overflowed, else 0: int32 [rows]. The row is made 0, for kernels that search NaN for a maximum."""
     bad = overflowed(logits)
     logits.masked_fill_(bad.unsqueeze(1), 0)

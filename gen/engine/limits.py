@@ -46,11 +46,11 @@ class Gate:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http" and not _served(path):
-            await refuse(send, 404, f"{path} is not served here: {', '.join(sorted(STEERED | READ | OWN | OPEN))}")
+            await send_error(send, 404, f"{path} is not served here: {', '.join(sorted(STEERED | READ | OWN | OPEN))}")
         elif scope["type"] == "http" and not self._may(scope, path):
-            await refuse(send, 401, "the bearer token is not the server's API key")
+            await send_error(send, 401, "the bearer token is not the server's API key")
         elif path in STEERED and (unread := _unread(scope)):
-            await refuse(send, 400, f"{unread}: steering goes into the body's vllm_xargs")
+            await send_error(send, 400, f"{unread}: steering goes into the body's vllm_xargs")
         else:
             await self.app(scope, receive, send)
 
@@ -112,7 +112,7 @@ class BodyLimit:
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > LIMIT:
-            await refuse(send, 413, TOO_LARGE)
+            await send_error(send, 413, TOO_LARGE)
             return
         total, begun = 0, False
 
@@ -133,7 +133,7 @@ class BodyLimit:
         with contextlib.suppress(TooLarge):  # where the application has not answered it in its own way
             await self.app(scope, counted, noted)
         if total > LIMIT and not begun:
-            await refuse(send, 413, TOO_LARGE)
+            await send_error(send, 413, TOO_LARGE)
 
 
 class StrictBody:
@@ -152,7 +152,7 @@ class StrictBody:
             messages.append(message := await receive())
             more = message["type"] == "http.request" and message.get("more_body", False)
         if problem := ambiguous(b"".join(message.get("body", b"") for message in messages)):
-            await refuse(send, 400, problem)
+            await send_error(send, 400, problem)
             return
 
         async def again() -> Any:
@@ -201,7 +201,7 @@ KINDS = {
 }  # fmt: skip
 
 
-async def refuse(send: Any, code: int, message: str, **headers: str) -> None:
+async def send_error(send: Any, code: int, message: str, **headers: str) -> None:
     """Answer with an error in OpenAI's form; headers by their names with _ for -."""
     metrics.refusals.labels(str(code)).inc()
     error = {"message": message, "type": KINDS[code], "param": None, "code": code}

@@ -220,7 +220,7 @@ def set_unless_set(environment: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def uncompiled(options: Mapping[str, Any]) -> Iterator[None]:
+def engine_uncompiled(options: Mapping[str, Any]) -> Iterator[None]:
     """While vLLM is imported and started: no torch.compile in a process whose CPU engine runs its model uncompiled anyway.
 
     vLLM would still compile one comparison of its sampler, which counts ranks that nobody reads: with a C++ compiler where its

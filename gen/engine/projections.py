@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.engine.sampling import by_position
+from gen.engine.sampling import projections_by_position
 from gen.engine.terms import READ
 
 
@@ -45,7 +45,7 @@ class Taken:
             rows, output.routed_experts = output.routed_experts, None
             if rows is not None:
                 last = len(result.prompt_token_ids) - 1
-                table = by_position(rows, int(rows[:, 0].max()) + 1)
+                table = projections_by_position(rows, int(rows[:, 0].max()) + 1)
                 assert table is not None
                 self.by_choice[output.index + prompt * self.choices] = self._record(table, 0 if self.whole else last)
 

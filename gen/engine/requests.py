@@ -13,7 +13,7 @@ from typing import Any
 
 from gen.engine.overflow import FLOAT32_MAX, largest_coefficient
 from gen.engine.steering import UNSTEERED, Steer, Term
-from gen.engine.terms import KEYS, READ, RequestedTerm, read_terms, refuse
+from gen.engine.terms import KEYS, READ, RequestedTerm, read_terms, refuse_term
 from shared.errors import SteerHealError
 from shared.vectors import Vector
 
@@ -51,7 +51,7 @@ class BankFull(SteerHealError):
     """Every slot holds a vector that is offered or that a running request still uses."""
 
 
-def key_of(name: str, owner: str) -> str:
+def vector_key(name: str, owner: str) -> str:
     """Under what a registry holds a vector: the operator's by its name, a client's behind the name of its API key."""
     return f"{owner}/{name}" if owner else name
 
@@ -117,7 +117,7 @@ class Registry:
 
     def visible(self, owner: str) -> dict[str, LoadedVector]:
         """By name, the vectors that an API key's requests may name: the operator's and its own."""
-        prefix = key_of("", owner)
+        prefix = vector_key("", owner)
         theirs = {
             key.removeprefix(prefix): entry for key, entry in self.loaded.items() if owner and key.startswith(prefix)
         }
@@ -151,7 +151,7 @@ class Registry:
         if not arguments:
             return UNSTEERED, None
         if unknown := sorted(set(arguments) - set(KEYS)):
-            raise refuse("a steering field is unknown", unknown[0], ", ".join(KEYS))
+            raise refuse_term("a steering field is unknown", unknown[0], ", ".join(KEYS))
         self.slot_read(arguments, owner)
         if not (arguments := {key: value for key, value in arguments.items() if key != READ}):
             return UNSTEERED, None
@@ -160,7 +160,7 @@ class Registry:
         vectors = [_named(term.vector, visible) for term in terms]
         self._admit(terms, vectors)
         if prompt_tokens < 1:
-            raise refuse("a steered prompt has no tokens", "embeddings, or nothing", "token ids or text")
+            raise refuse_term("a steered prompt has no tokens", "embeddings, or nothing", "token ids or text")
         resolved = sorted(
             (vector.digest, *term.window(prompt_tokens, vector.positions), float(term.coefficient), vector.slot)
             for term, vector in zip(terms, vectors, strict=True)
@@ -178,7 +178,7 @@ class Registry:
             return 0
         name = (extra or {})[READ]
         if not self.reads:
-            raise refuse("this engine does not read the residual stream", f"{READ}: {name!r}", "one that is started to read", next="steer-heal serve --read ...")  # fmt: skip
+            raise refuse_term("this engine does not read the residual stream", f"{READ}: {name!r}", "one that is started to read", next="steer-heal serve --read ...")  # fmt: skip
         return _named(name, self.visible(owner)).slot
 
     @staticmethod
@@ -187,7 +187,7 @@ class Registry:
         shares of the bound: both bounds of gen/engine/overflow.py are norms, whatever the signs and windows."""
         for term, vector in zip(terms, vectors, strict=True):
             if abs(term.coefficient) > vector.largest:
-                raise refuse(
+                raise refuse_term(
                     "the coefficient would overflow the model's numbers",
                     term.coefficient,
                     f"from {-vector.largest:g} to {vector.largest:g} for the vector {term.vector!r}",
@@ -195,7 +195,7 @@ class Registry:
                 )
         share = sum(abs(term.coefficient) / vector.largest for term, vector in zip(terms, vectors, strict=True))
         if len(terms) > 1 and share > 1:
-            raise refuse(
+            raise refuse_term(
                 "the sum of the terms would overflow the model's numbers",
                 [term.coefficient for term in terms],
                 "coefficients whose shares of the largest add up to 1 at most: "
@@ -208,5 +208,5 @@ class Registry:
 
 def _named(name: object, visible: Mapping[str, LoadedVector]) -> LoadedVector:
     if not isinstance(name, str) or name not in visible:
-        raise refuse("no such steering vector", name, ", ".join(sorted(visible)) or "none is loaded")
+        raise refuse_term("no such steering vector", name, ", ".join(sorted(visible)) or "none is loaded")
     return visible[name]

@@ -139,11 +139,11 @@ def output_of(result: Any, request: Request) -> Output | None:
         scored = np.array([entry[token].logprob for token, entry in pairs])
     if request.label_ids:
         labels = np.array([sampled.logprobs[0][token].logprob for token in request.label_ids])
-    projections = by_position(sampled.routed_experts, len(request.prompt_ids) + len(sampled.token_ids) - 1)
+    projections = projections_by_position(sampled.routed_experts, len(request.prompt_ids) + len(sampled.token_ids) - 1)
     return Output(list(sampled.token_ids), sampled.text, sampled.finish_reason, scored, labels, projections)
 
 
-def by_position(rows: np.ndarray | None, count: int) -> np.ndarray | None:
+def projections_by_position(rows: np.ndarray | None, count: int) -> np.ndarray | None:
     """Projections [count, layers] of the positions from 0 on; NaN for those that were not computed, since the cache held them.
 
     Args:

@@ -87,8 +87,8 @@ class Buffers:
         if not steered:
             self.clear()
             return
-        activate(self)
-        slot, coefficient, counts = token_rows(steers, scheduled, computed)
+        use_buffers(self)
+        slot, coefficient, counts = steered_token_rows(steers, scheduled, computed)
         total = len(slot)
         if total > len(self.slot):
             raise RuntimeError(f"a step of {total} tokens does not fit the steering buffers of {len(self.slot)}")
@@ -110,7 +110,7 @@ class Buffers:
 
     def clear(self) -> None:
         """Steer nothing: a step without steered requests, a dummy step."""
-        activate(self)
+        use_buffers(self)
         self.slot[: self.used] = 0
         self.coefficient[: self.used] = 0
         self.used = 0
@@ -139,7 +139,7 @@ class Buffers:
         return fired
 
 
-def token_rows(
+def steered_token_rows(
     steers: Sequence[Steer], scheduled: np.ndarray, computed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """slot [tokens, TERMS] int64 and coefficient [tokens, TERMS] fp32 of a step, requests in batch order, and steered tokens [requests].
@@ -194,13 +194,15 @@ def _tables(steers: Sequence[Steer]) -> _Tables:
 _active: Buffers | None = None
 
 
-def activate(buffers: Buffers) -> None:
+def use_buffers(buffers: Buffers) -> None:
     """Make these the buffers the op reads: of several eager engines in a process, those of the one whose step it is."""
     global _active
     _active = buffers
 
 
-def reference(hidden: torch.Tensor, bank: torch.Tensor, slot: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+def steer_reference(
+    hidden: torch.Tensor, bank: torch.Tensor, slot: torch.Tensor, coefficient: torch.Tensor
+) -> torch.Tensor:
     """The op in plain torch, its test oracle: hidden [tokens, hidden] + sum of coefficient[:, k, None] * bank[slot[:, k]], in fp32,
     rounded once."""
     return (hidden.float() + (coefficient[:, :, None] * bank[slot]).sum(1)).to(hidden.dtype)

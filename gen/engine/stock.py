@@ -12,7 +12,7 @@ from gen.engine.sampling import Request
 
 
 @contextmanager
-def stock(folder: Path, requests: Sequence[Request], **options: Any) -> Iterator[Callable[[], list[list[int]]]]:
+def stock_sampler(folder: Path, requests: Sequence[Request], **options: Any) -> Iterator[Callable[[], list[list[int]]]]:
     """A call that samples the requests unsteered and returns their tokens; options are vLLM's, environment as of a steered engine.
 
     The end of this engine ends vLLM's process groups, and with them any other engine of the process.

@@ -51,13 +51,13 @@ class RequestedTerm:
         """
         positions = self.positions or default
         if positions == "last" and (self.start is not None or self.end is not None):
-            raise refuse("a window is given twice", "positions 'last' with from or until", "one of them")
+            raise refuse_term("a window is given twice", "positions 'last' with from or until", "one of them")
         start = 0 if positions == "all" else prompt_tokens - 1
         end = prompt_tokens if positions == "last" else END
         if self.start is not None:
             start = _position(self.start, prompt_tokens)
             if start < 0 or (isinstance(self.start, int) and start >= prompt_tokens):
-                raise refuse(
+                raise refuse_term(
                     "steering starts outside the prompt",
                     self.start,
                     f'a position from 0 to {prompt_tokens - 1}, or "end+N" for one behind the prompt',
@@ -65,7 +65,7 @@ class RequestedTerm:
         if self.end is not None:
             end = min(_position(self.end, prompt_tokens), END)
         if end <= start:
-            raise refuse("a window has no position", f"from {start} until {end}", "from < until")
+            raise refuse_term("a window has no position", f"from {start} until {end}", "from < until")
         return start, end
 
 
@@ -73,7 +73,7 @@ def _position(value: Any, prompt_tokens: int) -> int:
     if isinstance(value, str) and (relative := _RELATIVE.fullmatch(value)):
         return prompt_tokens + int(relative[1] or 0)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise refuse("a position of a window is not understood", value, _PLACE)
+        raise refuse_term("a position of a window is not understood", value, _PLACE)
     return value
 
 
@@ -91,7 +91,7 @@ def read_terms(arguments: Mapping[str, Any]) -> list[RequestedTerm]:
     if LIST in arguments:
         terms += [_term(each) for each in _listed(arguments[LIST])]
     if not 1 <= len(terms) <= TERMS:
-        raise refuse("too many terms, or none", f"{len(terms)} terms", f"1 to {TERMS}")
+        raise refuse_term("too many terms, or none", f"{len(terms)} terms", f"1 to {TERMS}")
     return terms
 
 
@@ -107,9 +107,9 @@ def _listed(value: Any) -> list[Mapping[str, Any]]:
         try:
             value = json.loads(value, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
-            raise refuse(f"{LIST} is no JSON", f"{value[:200]}: {error}", _LIST) from None
+            raise refuse_term(f"{LIST} is no JSON", f"{value[:200]}: {error}", _LIST) from None
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise refuse(f"{LIST} is no list of objects", value, _LIST)
+        raise refuse_term(f"{LIST} is no list of objects", value, _LIST)
     return value
 
 
@@ -118,23 +118,23 @@ _LIST = '[{"vector": "NAME", "coefficient": 1.0}, ...]'
 
 def _term(fields: Mapping[str, Any]) -> RequestedTerm:
     if unknown := sorted(map(str, set(fields) - set(FIELDS))):
-        raise refuse("a field of a term is unknown", unknown[0], ", ".join(FIELDS))
+        raise refuse_term("a field of a term is unknown", unknown[0], ", ".join(FIELDS))
     if not {"vector", "coefficient"} <= set(fields):
-        raise refuse(
+        raise refuse_term(
             "a steered request names a vector and a coefficient", dict(fields), "steer_vector and steer_coefficient"
         )
     coefficient = fields["coefficient"]
     if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or coefficient != coefficient:
-        raise refuse("a coefficient is not a finite number", coefficient, "a finite number")
+        raise refuse_term("a coefficient is not a finite number", coefficient, "a finite number")
     positions = fields.get("positions")
     if "positions" in fields and positions not in POSITIONS:
-        raise refuse("steering positions are unknown", positions, ", ".join(map(repr, POSITIONS)))
+        raise refuse_term("steering positions are unknown", positions, ", ".join(map(repr, POSITIONS)))
     for place in ("from", "until"):
         if place in fields:
             _position(fields[place], 0)
     return RequestedTerm(fields["vector"], coefficient, positions, fields.get("from"), fields.get("until"))
 
 
-def refuse(what: str, given: object, expected: str, next: str = "mend the request") -> SteerHealError:
+def refuse_term(what: str, given: object, expected: str, next: str = "mend the request") -> SteerHealError:
     """The error of a request's steering."""
     return SteerHealError(what, given=repr(given), expected=expected, next=next)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.engine.limits import KINDS, LIMIT, NAME, metrics, owner
-from gen.engine.requests import BankFull, LoadedVector, Registry, key_of
+from gen.engine.requests import BankFull, LoadedVector, Registry, vector_key
 from gen.engine.settings import settings_of
 from gen.engine.steering import TERMS, VERSION
 from gen.engine.terms import POSITIONS
@@ -65,7 +65,7 @@ class Vectors:
             return await self._upload(request, steered)
         visible = steered.registry.visible(owner.get())
         if request.url.path == "/steer/vectors" and method == "GET":
-            return {"object": "list", "data": [described(name, entry, steered, owner.get()) for name, entry in sorted(visible.items())]}  # fmt: skip
+            return {"object": "list", "data": [described_vector(name, entry, steered, owner.get()) for name, entry in sorted(visible.items())]}  # fmt: skip
         if method not in ("GET", "DELETE") or "/" in name or request.url.path == "/steer/info":
             raise RefusedRequest(405, f"{method} {request.url.path}: POST /steer/vectors?name=N, GET or DELETE /steer/vectors/N, GET /steer/info")  # fmt: skip
         if name not in visible:
@@ -74,7 +74,7 @@ class Vectors:
             async with self._loading:
                 steered.remove(name)
             return {"id": name, "object": "steering_vector", "deleted": True}
-        return described(name, visible[name], steered, owner.get())
+        return described_vector(name, visible[name], steered, owner.get())
 
     async def _upload(self, request: Any, steered: Steered) -> dict[str, Any]:
         if not owner.get():
@@ -85,7 +85,7 @@ class Vectors:
             raise RefusedRequest(409, f"{name!r} is the operator's vector: choose another name")
         body = await request.body()
         async with self._loading:
-            return described(name, await steered.put(name, body), steered, owner.get())
+            return described_vector(name, await steered.put(name, body), steered, owner.get())
 
 
 class Steered:
@@ -107,7 +107,7 @@ class Steered:
         """Put a client's vector into the bank and offer it. What runs under its old content goes on with that."""
         if self.engine.vllm_config.parallel_config._api_process_count > 1:
             raise RefusedRequest(400, "several API servers share this engine, and one would not know of the vector: --api-server-count 1")  # fmt: skip
-        key = key_of(name, owner.get())
+        key = vector_key(name, owner.get())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vector.safetensors"
             path.write_bytes(body)
@@ -142,7 +142,7 @@ class Steered:
 
     def remove(self, name: str) -> None:
         """Offer one of the client's vectors no longer."""
-        key = key_of(name, owner.get())
+        key = vector_key(name, owner.get())
         if "/" not in key or key not in self.registry.loaded:
             raise RefusedRequest(403, f"{name!r} is the operator's vector")
         self.registry.remove(key)
@@ -174,12 +174,12 @@ class Steered:
         }
 
 
-def described(name: str, entry: LoadedVector, steered: Steered, client: str) -> dict[str, Any]:
+def described_vector(name: str, entry: LoadedVector, steered: Steered, client: str) -> dict[str, Any]:
     """A vector as the API shows it. relative_dose is that of coefficient 1; null in a layer whose residual stream nobody measured."""
     return {
         "id": name,
         "object": "steering_vector",
-        "owner": "client" if client and steered.registry.loaded.get(key_of(name, client)) == entry else "operator",
+        "owner": "client" if client and steered.registry.loaded.get(vector_key(name, client)) == entry else "operator",
         "digest": entry.digest,
         "positions": entry.positions,
         "largest_coefficient": entry.largest,

@@ -53,7 +53,7 @@ class Steering(WorkerBase):
         self.steering.count = settings.count
         if settings.read:
             self.steering.readings = Readings.allocate(self.steering)
-        steering.activate(self.steering)
+        steering.use_buffers(self.steering)
         for slot, (name, vector) in enumerate(settings.load(), start=1):
             vector.check(name, hidden=text.hidden_size, depth=text.num_hidden_layers)
             self.steering.put(slot, vector.layers)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evals.measures.forced_choice.instrument import ORDERS, rotations
-from evals.measures.forced_choice.levels import levels
+from evals.measures.forced_choice.levels import condition_levels
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, Setting
 from shared.errors import SteerHealError
@@ -27,7 +27,7 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
     except ValueError:  # ragged
         values = np.empty(0)
     if len({row.free_valid is None for row in rows}) > 1:
-        raise refuse(source, "free_valid of some rows alone", "free_valid of every row, or of none", again)
+        raise refuse_answers(source, "free_valid of some rows alone", "free_valid of every row, or of none", again)
     settings = {
         (
             row.debias,
@@ -43,17 +43,19 @@ def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
         for row in rows
     }
     if len(settings) != 1:
-        raise refuse(source, f"rows scored in {len(settings)} ways", "one setting", again)
+        raise refuse_answers(source, f"rows scored in {len(settings)} ways", "one setting", again)
     unrated = [row.id for row in rows if row.label is None]
     if unrated and len(unrated) < len(rows):
         mixture = f"{len(rows) - len(unrated)} vignettes that people have rated and {len(unrated)} that nobody has, as {unrated[0]}"
-        raise refuse(source, mixture, "vignettes that are all rated, or none of them", again)
+        raise refuse_answers(source, mixture, "vignettes that are all rated, or none of them", again)
     if len({row.rotation is None for row in rows}) > 1:
-        raise refuse(source, "rotation of some rows alone", "rotation of every row, or of none", again)
+        raise refuse_answers(source, "rotation of some rows alone", "rotation of every row, or of none", again)
     debias, think, stop, temperature, instrument, top_k, model, dtype, template = settings.pop()
     listings = ORDERS[debias]
     if values.ndim != 4 or values.shape[:2] != (len(rows), listings) or values.shape[3] != SIZE or not values.shape[2]:
-        raise refuse(source, f"lp of shape {values.shape}", f"[items, {listings} orders, samples, {SIZE}]", again)
+        raise refuse_answers(
+            source, f"lp of shape {values.shape}", f"[items, {listings} orders, samples, {SIZE}]", again
+        )
     truth = [_foundation(row.foundation, source, again) for row in rows]
     setting = Setting(
         tuple(row.id for row in rows),
@@ -90,7 +92,7 @@ def point_estimates(rows: Sequence[dict[str, Any]], source: Path) -> dict[str, f
     """auth_nats, care_nats, answer_mass and informedness of rows as evals.measures.forced_choice.ask gives them, without intervals, NaN where
     undefined; and how many are unscorable."""
     of_rows = answers([ScoreRow.model_validate(row) for row in rows], source, "python -m evals.score --help")
-    level = levels(of_rows, 1, 0)
+    level = condition_levels(of_rows, 1, 0)
     names = {
         "auth_nats": "auth_nats",
         "care_nats": "care_nats",
@@ -107,10 +109,10 @@ def _column(values: Sequence[float | None]) -> np.ndarray:
 
 def _foundation(label: str, source: Path, again: str) -> int:
     if (index := foundation_of(label)) is None:
-        raise refuse(source, f"foundation {label!r}", f"one of {', '.join(FOUNDATIONS)}", again)
+        raise refuse_answers(source, f"foundation {label!r}", f"one of {', '.join(FOUNDATIONS)}", again)
     return index
 
 
-def refuse(path: Path, given: str, expected: str, again: str) -> SteerHealError:
+def refuse_answers(path: Path, given: str, expected: str, again: str) -> SteerHealError:
     """The error of a file of scores. again: the command that makes a good one."""
     return SteerHealError("a file of scores could not be used", given=f"{path}: {given}", expected=expected, next=again)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals.conditions import Condition
-from evals.measures.forced_choice.free_answer import key_of, valid
+from evals.measures.forced_choice.free_answer import prefill_key, valid
 from evals.measures.forced_choice.instrument import ORDERS, InstrumentRenderer, orders, rotations_of
 from evals.measures.forced_choice.labels import answer_of
 from shared.instrument import FOUNDATIONS
@@ -94,7 +94,7 @@ def forced_choice(
         for order, listing in enumerate(orders(read.debias, rotation))
         for sample in range(read.samples)
     ]
-    key = key_of(renderer.instrument) if free else ""
+    key = prefill_key(renderer.instrument) if free else ""
     asking = _Asking(renderer, read, tokenizer, free, cells)
     chains = engine.chain([asking.first(cell) for cell in cells], asking.then, on_done=lambda *_: advance())
     rows: dict[str, list[dict[str, Any]]] = {condition.name: [] for condition in conditions}

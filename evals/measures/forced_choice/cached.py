@@ -57,7 +57,7 @@ def cached_or_asked(
     return from_cache_or_made("forced choice", group, cache, made)
 
 
-def of_answers(
+def answers_key(
     weights: WeightsKey,
     renderer: InstrumentRenderer,
     items: Sequence[Vignette],

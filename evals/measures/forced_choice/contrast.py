@@ -41,7 +41,7 @@ def contrast(answers: Answers, foundation: int = AUTHORITY) -> Estimate | None:
     return estimate_of(Smooth(float(parts.sum()), parts), truth[has_weight])
 
 
-def nearest(answers: Answers, foundation: int = AUTHORITY) -> tuple[str, float] | None:
+def nearest_foundation(answers: Answers, foundation: int = AUTHORITY) -> tuple[str, float] | None:
     """The other moral foundation whose items draw the option most, and by how many nats less than the foundation's own items."""
     truth, odds = answers.truth[answers.scorable], log_odds(answers, foundation)
     means = {f: float(odds[truth == f].mean()) for f in MORAL if (truth == f).any()}

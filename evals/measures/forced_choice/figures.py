@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from evals.costs import cost, surgical, surgical_care
+from evals.costs import coherence_cost, surgical, surgical_care
 from evals.measures.forced_choice.contrast import contrast, specific_shift
-from evals.measures.forced_choice.levels import deltas, levels
+from evals.measures.forced_choice.levels import condition_levels, deltas
 from evals.statistics import Answers, Estimate, pair
 from evals.verdict import broken
 
@@ -25,7 +25,7 @@ class Figures:
 
     @cached_property
     def level(self) -> dict[str, Estimate | None]:
-        return levels(self.other, self.count, self.seed)
+        return condition_levels(self.other, self.count, self.seed)
 
     @cached_property
     def delta(self) -> dict[str, Estimate | None]:
@@ -70,7 +70,7 @@ class Figures:
     def costs(self, problem: str | None) -> dict[str, Any]:
         """The costs of the shift and its specificity. problem: the result of `broken`; where there is one, costs are blank."""
         delta = self.delta
-        coh_cost, coh_slope = cost(delta["d_coh"], delta["d_auth"], problem is not None)
+        coh_cost, coh_slope = coherence_cost(delta["d_coh"], delta["d_auth"], problem is not None)
         is_surgical = surgical(delta["d_auth"], self.specific)
         return {
             "coh_cost": coh_cost,

@@ -13,7 +13,7 @@ from shared.instrument import Instrument
 KEY = re.compile(r'"([^"]+)":\s*"$')
 
 
-def key_of(instrument: Instrument) -> str:
+def prefill_key(instrument: Instrument) -> str:
     """The key whose value the prefill opens."""
     if (match := KEY.search(instrument.prefill)) is None:
         raise SteerHealError(

@@ -13,9 +13,9 @@ from shared.records import Vignette, data_file
 def load_instrument(name: str) -> Instrument:
     """'embedded', 'moralmaps' (the published one, of an installed moralmaps), or a JSON file."""
     if name == "moralmaps":
-        from evals.measures.forced_choice.moralmaps import published
+        from evals.measures.forced_choice.moralmaps import published_instrument
 
-        return published()
+        return published_instrument()
     return read_instrument(data_file(name, "instrument.json"))
 
 

@@ -8,7 +8,7 @@ from evals.intervals import Smooth, estimate_of, exponential, log_mean, log_rati
 from evals.statistics import AUTHORITY, CARE, Answers, Estimate, estimate, informedness, resample, same_setting
 
 
-def levels(answers: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
+def condition_levels(answers: Answers, count: int, seed: int) -> dict[str, Estimate | None]:
     """Figures of one condition over its scorable items.
 
     auth_nats and care_nats, ln of the mean probability; p_ans_any, mean answer mass; p_not_wrong, mean probability of the seventh

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from evals.conditions import Weights
-from evals.measures.forced_choice.answers import answers, refuse
+from evals.measures.forced_choice.answers import answers, refuse_answers
 from evals.measures.forced_choice.ask import Read
-from evals.measures.forced_choice.cached import cached_or_asked, free_of, of_answers
+from evals.measures.forced_choice.cached import answers_key, cached_or_asked, free_of
 from evals.measures.forced_choice.checks import refuse_too_long
 from evals.measures.forced_choice.figures import Figures
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.measures.forced_choice.moralmaps import installed_revision
-from evals.measures.forced_choice.moved import Shift, detectable, shifts
+from evals.measures.forced_choice.moved import Shift, detectable, foundation_shifts
 from evals.measures.forced_choice.positions import left_by_reversal, order_effect, position_effect, reliability
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.forced_choice.sentences import about, among_draws, not_wrong, over_decoy, over_random, ranked
-from evals.measures.forced_choice.tables import foundations, measure
+from evals.measures.forced_choice.tables import foundations_table, measure_table
 from evals.measures.measure import Columns, Compared, Measure, Scoring, Session, with_condition_names
 from evals.rows import Scores
 from evals.statistics import Answers, pair
@@ -51,7 +51,7 @@ class ForcedChoiceSession(Session):
     def ask(self, engine: Any, group: Weights) -> None:
         scoring, cache = self.scoring, None
         if scoring.cached:
-            cache = of_answers(
+            cache = answers_key(
                 scoring.weights(group),
                 self.renderer,
                 self.vignettes,
@@ -120,7 +120,7 @@ class ForcedChoice(Measure):
     def compare(self, base: Answers, other: Answers, resamples: int, seed: int) -> Compared:
         figures = Figures(base, other, resamples, seed)
         level = figures.level
-        moved = None if other is base else shifts(base, other)
+        moved = None if other is base else foundation_shifts(base, other)
         columns = {
             **figures.columns,
             **pair("informedness", "informedness_ci", level["informedness"]),
@@ -137,7 +137,7 @@ class ForcedChoice(Measure):
         return Compared(columns, {**level, **figures.delta, "specific_shift": figures.specific})
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
-        return [foundations(rows), measure(rows)]
+        return [foundations_table(rows), measure_table(rows)]
 
     def about(self, base: Columns, rows: Sequence[Columns], scores: Scores) -> list[str]:
         return about(base, rows, scores.debias)
@@ -156,13 +156,15 @@ class ForcedChoice(Measure):
 def _answers(scores: Scores, path: Path, again: str) -> Answers:
     rows = read_jsonl(path, ScoreRow, made_by=again)
     if [row.id for row in rows] != scores.items or tuple(scores.foundations) != FOUNDATIONS:
-        raise refuse(path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again)
+        raise refuse_answers(
+            path, f"{len(rows)} items", f"the {len(scores.items)} items of scores.json, in its order", again
+        )
     if strange := next((row.name for row in rows if row.name not in (None, path.stem)), None):
-        raise refuse(path, f"rows of {strange}", f"those of {path.stem}", again)
+        raise refuse_answers(path, f"rows of {strange}", f"those of {path.stem}", again)
     read = answers(rows, path, again)
     if (read.setting.debias, read.setting.think) != (scores.debias, scores.think):
         setting = f"{read.setting.debias}, {read.setting.think} think tokens"
-        raise refuse(path, setting, f"{scores.debias}, {scores.think} as scores.json says", again)
+        raise refuse_answers(path, setting, f"{scores.debias}, {scores.think} as scores.json says", again)
     return read
 
 

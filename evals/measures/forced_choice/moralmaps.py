@@ -29,7 +29,7 @@ class _Characters:
         return [ord(character) for character in text]
 
 
-def published() -> Instrument:
+def published_instrument() -> Instrument:
     """Raises SteerHealError where moralmaps is missing or has another shape."""
     try:
         from moralmaps import guided
@@ -68,7 +68,7 @@ def published() -> Instrument:
 
 def installed_revision() -> str:
     """A digest of what the installed moralmaps puts to a model: its version may stand for several commits."""
-    return published().identity
+    return published_instrument().identity
 
 
 def _asked(guided: Any, names: Sequence[str]) -> tuple[str, str, str]:

@@ -27,7 +27,7 @@ class Shift:
         return self.p_holm < LEVEL
 
 
-def shifts(base: Answers, other: Answers) -> list[Shift] | None:
+def foundation_shifts(base: Answers, other: Answers) -> list[Shift] | None:
     """A shift for each foundation in canonical order, over the items scorable in both; None where one has no interval or no test.
 
     Interval and p are of the delta method within foundations, Student's t with Satterthwaite's degrees of freedom: an eighth of the

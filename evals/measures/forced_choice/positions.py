@@ -22,7 +22,7 @@ def single_orders(answers: Answers) -> np.ndarray:
     return clr(logsumexp(answers.lp[answers.scorable], axis=2) - np.log(answers.lp.shape[2]))
 
 
-def by_position(answers: Answers) -> np.ndarray:
+def clr_by_position(answers: Answers) -> np.ndarray:
     """The same by where an option was listed: [m, orders, 7 positions], nats."""
     listings = np.array(_listings(answers))[answers.scorable]
     return np.asarray(np.take_along_axis(single_orders(answers), listings, axis=2))
@@ -42,7 +42,7 @@ def order_effect(answers: Answers) -> float | None:
     """
     if not answers.scorable.any():
         return None
-    means = by_position(answers).mean(axis=(0, 1))
+    means = clr_by_position(answers).mean(axis=(0, 1))
     sorted_shares = np.sort(
         np.array(_listings(answers)[0]), axis=0
     ).T  # by position; the pairs that are alike are the same in every item
@@ -59,7 +59,7 @@ def position_effect(answers: Answers) -> list[float] | None:
     position alone is left, and the mean over the orders takes it out. None under two orders an item, where it cannot be told from the foundations."""
     if answers.setting.debias != "cyclic" or not answers.scorable.any():
         return None
-    return [float(value) for value in by_position(answers).mean(axis=(0, 1))]
+    return [float(value) for value in clr_by_position(answers).mean(axis=(0, 1))]
 
 
 def left_by_reversal(answers: Answers) -> Estimate | None:
@@ -70,7 +70,7 @@ def left_by_reversal(answers: Answers) -> Estimate | None:
     """
     if answers.setting.debias != "cyclic" or not answers.scorable.any():
         return None
-    places = by_position(answers).mean(axis=1)
+    places = clr_by_position(answers).mean(axis=1)
     pairs = (places[:, AUTHORITY] + places[:, places.shape[1] - 1 - AUTHORITY]) / 2
     return estimate_of(mean_of(pairs), answers.truth[answers.scorable])
 

@@ -10,7 +10,7 @@ from shared.console import number
 from shared.instrument import FOUNDATIONS
 
 
-def foundations(rows: Sequence[Columns]) -> Table:
+def foundations_table(rows: Sequence[Columns]) -> Table:
     """Shifts of all seven; a star where Holm's correction over the seven leaves it at 5 %."""
     lines = []
     for row in rows:
@@ -32,7 +32,7 @@ def foundations(rows: Sequence[Columns]) -> Table:
     )  # fmt: skip
 
 
-def measure(rows: Sequence[Columns]) -> Table:
+def measure_table(rows: Sequence[Columns]) -> Table:
     """The table on the instrument: informedness, order effects and reliability of every condition."""
     against = rows[0]["informedness_against"]
     return Table(

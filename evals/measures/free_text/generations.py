@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evals.cache import Cache, Row, WeightsKey
 from evals.conditions import Condition
 from evals.measures.free_text.rows import Generation
-from evals.measures.free_text.under_original import judge, others_of
+from evals.measures.free_text.under_original import others_of, under_original
 from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.console import counting
@@ -56,7 +56,7 @@ class Generations:
         fresh = [row for condition, _ in self._fresh for row in self._found[condition.name]]
         ways = 2 + others_of(self._renderer, self._prompts)
         with counting("scoring generations", ways * len(fresh)) as advance:
-            judged = judge(self._engine, self._renderer, self._prompts, fresh, advance)
+            judged = under_original(self._engine, self._renderer, self._prompts, fresh, advance)
         self.tokens += sum(row["tokens"] for row in judged)
         for condition, cache in self._fresh:
             self._found[condition.name] = [row for row in judged if row["name"] == condition.name]

@@ -124,13 +124,13 @@ class FreeText(Measure):
         return Compared(columns, {**level, **deltas})
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
-        return [table(rows)] if any(row["llr_opposite"] is not None for row in rows) else []
+        return [free_text_table(rows)] if any(row["llr_opposite"] is not None for row in rows) else []
 
     def sentences(self, base: Columns, by_stage: Mapping[str, Columns], extra: Sequence[Columns]) -> list[str]:
         return _text(base, by_stage)
 
 
-def table(rows: Sequence[Columns]) -> Table:
+def free_text_table(rows: Sequence[Columns]) -> Table:
     """The trait in free text, and what the text is worth, by condition."""
     return Table(
         "Free text",

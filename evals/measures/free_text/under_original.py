@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gen.prompts import PromptRenderer
-from gen.scoring import score
+from gen.scoring import score_completions
 from shared.records import Prompt
 from shared.text import distinct_n, loop_share
 
@@ -22,7 +22,7 @@ def others_of(renderer: PromptRenderer, prompts: Sequence[Prompt]) -> int:
     return (2 * len(paraphrases.trait) if paraphrases else 0) + min(OTHER_PROMPTS, len(prompts) - 1)
 
 
-def judge(
+def under_original(
     engine: Engine,
     renderer: PromptRenderer,
     prompts: Sequence[Prompt],
@@ -45,7 +45,7 @@ def judge(
 
     by_row = [[[*prompt, *row.get("thought_ids", ())] for prompt in ways(places[row["prompt_id"]])] for row in rows]
     neutral, towards, *rest = ([ids[way] for ids in by_row] for way in range(2 + 2 * k + others))
-    scores = score(engine, neutral, towards, [row["completion_ids"] for row in rows], advance, rest)
+    scores = score_completions(engine, neutral, towards, [row["completion_ids"] for row in rows], advance, rest)
     judged = []
     for row, measured in zip(rows, scores, strict=True):
         ids, mean = row["completion_ids"], measured.others

@@ -60,7 +60,7 @@ class ProbePair:
         return "\n".join([self.question, "", "Choices:", *lines])
 
 
-def pair_of(item: ProbeItem, number: int) -> ProbePair:
+def probe_pair(item: ProbeItem, number: int) -> ProbePair:
     """An item as a pair. Where its answers are letters, the options are taken out of its question.
 
     Raises ValueError for letters that the question does not have, and for more than two options.
@@ -84,7 +84,7 @@ def load_pairs(source: str) -> list[ProbePair]:
     with open_rows(name, what="the items of the probe could not be loaded", made_by=MADE_BY) as rows:
         for number, item in rows.rows(ProbeItem):
             try:
-                pairs.append(pair_of(item, number))
+                pairs.append(probe_pair(item, number))
             except ValueError as error:
                 raise _refused(f"{rows.place(number)}: {error}") from None
     if len({pair.id for pair in pairs}) < len(pairs):

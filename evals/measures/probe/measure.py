@@ -17,7 +17,7 @@ from evals.cache import Row
 from evals.conditions import Condition, Weights
 from evals.measures.measure import ByCondition, Columns, Compared, Measure, Scoring
 from evals.measures.probe.items import EMBEDDED, LETTERS, load_pairs
-from evals.measures.slot import Slot, finite
+from evals.measures.slot import Slot, finite_or_null
 from evals.statistics import Estimate, estimate, mean, pair, resample
 from evals.table import Table, label, ranged
 from shared.console import number
@@ -85,7 +85,7 @@ class ProbeSession(ByCondition):
                     "version": 1,
                     "id": item.id,
                     "kind": item.kind,
-                    "lp": [finite(lettering) for lettering in values],
+                    "lp": [finite_or_null(lettering) for lettering in values],
                     "log_odds": odds if fine else None,
                     "mass": float(np.exp(values).sum(1).mean()) if fine else None,
                 }

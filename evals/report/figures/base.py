@@ -81,10 +81,10 @@ class ReportFigure:
 def mark_of(row: Row) -> Mark:
     """The mark of a row's point: its text, and the stage and arm by which it is hidden."""
     arm = row["arm"] if row["round"] else ""  # the original model is under every arm
-    return Mark({"stage": row["stage"], "arm": arm, "key": name_of(row)}, _said(row))
+    return Mark({"stage": row["stage"], "arm": arm, "key": row_name(row)}, _said(row))
 
 
-def name_of(row: Row) -> str:
+def row_name(row: Row) -> str:
     """Rows of a study have a role, and are told apart by arm and seed."""
     if "role" not in row:
         return f"round {label(row)}"
@@ -102,7 +102,7 @@ def _said(row: Row) -> str:
         f"auth_nats {ranged(row, 'auth_nats', 'auth_ci')}",
         f"care_nats {ranged(row, 'care_nats', 'care_ci')}",
     ]
-    return "\n".join([name_of(row), *figures])
+    return "\n".join([row_name(row), *figures])
 
 
 def legend_of(shown: Shown) -> Mapping[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ from evals.report.figures.profile import PROFILE
 from evals.report.figures.rounds import ROUNDS
 from evals.report.figures.trade import TRADE
 from evals.report.figures.training import TRAINING
-from evals.report.panel import Panel, side_by_side
+from evals.report.panel import Panel, panels_png
 
 FIGURES: tuple[ReportFigure, ...] = (
     TRADE,
@@ -35,5 +35,5 @@ def pngs(shown: Shown, panels: Mapping[str, Sequence[Panel]]) -> dict[str, bytes
         if figures:
             together = [panel for figure in figures for panel in panels[figure.name]]
             legend = legend_of(shown) if not any(figure.of_rounds for figure in figures) else None
-            by_file[file] = side_by_side(together, figures[0].columns, legend)
+            by_file[file] = panels_png(together, figures[0].columns, legend)
     return by_file

@@ -57,7 +57,7 @@ def _divergence(r: Round) -> Panel:
     symbol = DIVERGENCES[r.training.divergence].symbol
     rmse = last_quarter_mean(r.steps, f"kl_{r.training.reference}_rmse")
     finding = f"Its rmse ends at {number(rmse)} nats" + (f"; tau is {r.training.tau:g}." if barred else ".")
-    return _panel(f"Round {r.number}: {symbol} to {reference(r.training)} (nats)", finding, draw)
+    return _panel(f"Round {r.number}: {symbol} to {reference_words(r.training)} (nats)", finding, draw)
 
 
 def _barrier(r: Round) -> Panel:
@@ -69,7 +69,7 @@ def _barrier(r: Round) -> Panel:
     return _panel(f"Round {r.number}: barrier", f"It was on at {100 * fired:.0f} % of the steps.", draw)
 
 
-def reference(training: Training) -> str:
+def reference_words(training: Training) -> str:
     """The reference of the divergence, in words."""
     return "the original" if training.reference == "base" else "the previous student"
 
