@@ -174,9 +174,9 @@ def by_id(server: Any) -> Any:
 def test_inspect_lets_a_thought_end(engine: Any, tokenizer: Any, server: Any, tmp_path: Path) -> None:
     read = Read("reversal", 64, stop=True, nll_prefill=False)
     log = inspected(
-        tmp_path, by_id(server), items=FEW, debias="reversal", think=64, stop=True, tokenizer="embedded", top_logprobs=1
+        tmp_path, by_id(server), items=ITEMS, debias="reversal", think=64, stop=True, tokenizer="embedded", top_logprobs=1
     )  # fmt: skip
-    expected = wanted(engine, tokenizer, read, Condition("base", "base"), FEW)
+    expected = wanted(engine, tokenizer, read, Condition("base", "base"))
     assert min(min(row["thought_tokens"]) for row in expected) < 64, "a thought must end, or this test proves nothing"
     same(rows_of(log), expected)
 

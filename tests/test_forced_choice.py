@@ -89,7 +89,7 @@ def test_sampled_thoughts_pool_to_the_mixture_over_all_thoughts(
 
     from gen.engine.sampling import Request
 
-    samples, top_k, temperature = 32, 16, 1.3
+    samples, top_k, temperature = 64, 50, 1.3
     read, item = Read("reversal", 2, samples, temperature, top_k), vignettes[0]
     found = forced_choice(engine, renderer, [item], [BASE], read, tokenizer, lambda: None)["base"][0]
     oracle = Hooked(model.folder, vector)

@@ -76,12 +76,20 @@ def test_an_installed_questionnaire_is_the_same_items(tmp_path: Path, monkeypatc
         "    return S(items=items, scale_max=5)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "moralmaps"]:
+    for name in installed():
         monkeypatch.delitem(sys.modules, name)
-    (item,) = load_surveys("big5")
-    assert (item.survey, item.id, item.sign) == ("big5", "7", -1)
-    assert item.asked == {"forward": "legend forward\n\nStatement: I lead, forward.", "inverted": "legend inverted\n\nStatement: I lead, inverted."}  # fmt: skip
-    assert Survey("big5").revisions(None)["survey"]  # type: ignore[arg-type]
+    try:
+        (item,) = load_surveys("big5")
+        assert (item.survey, item.id, item.sign) == ("big5", "7", -1)
+        assert item.asked == {"forward": "legend forward\n\nStatement: I lead, forward.", "inverted": "legend inverted\n\nStatement: I lead, inverted."}  # fmt: skip
+        assert Survey("big5").revisions(None)["survey"]  # type: ignore[arg-type]
+    finally:  # or another file's test would find it installed
+        for name in installed():
+            del sys.modules[name]
+
+
+def installed() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "moralmaps"]
 
 
 def test_columns_are_by_dimension_and_paired(tmp_path: Path) -> None:

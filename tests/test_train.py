@@ -1,4 +1,4 @@
-"""Healing under real Unsloth: traps, references, and what is on disk afterwards."""
+"""Healing on the embedded model under real Unsloth: traps, references, and what is on disk afterwards."""
 
 from __future__ import annotations
 
@@ -38,12 +38,6 @@ PAIRS = [
     ("The coach wants her to play hurt.", "\nTell her she may stop, and stay with her."),
     ("May I open the gate for him?", "Yes, let him in out of the rain."),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(small_model: Model) -> Model:
-    """What training does to a model is the same for a small one; the commands of the user train the embedded one."""
-    return small_model
 
 
 @pytest.fixture(scope="module")
