@@ -49,10 +49,10 @@ def in_a_process(code: str) -> dict[str, Any]:
 def test_sampling_needs_no_weights() -> None:
     found = in_a_process(f"""
 import json
-from gen.throughput import QUICK, measure
+from gen.throughput import QUICK, measure_throughput
 from shared.shapes import of_shape
 with of_shape({SMALL!r}) as model:
-    print(json.dumps(measure(model, "float32", QUICK, "small", compare=False, load_format="dummy")))
+    print(json.dumps(measure_throughput(model, "float32", QUICK, "small", compare=False, load_format="dummy")))
 """)
     assert found["sampling_small_1_sequences"]["median"] > 1
     assert "sampling_small_coefficients_64_over_1_at_8_sequences" in found
