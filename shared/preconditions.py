@@ -72,7 +72,8 @@ def check(config: Config, *, weights: bool = True) -> Config:
         _instrument(judged.instrument)
     with _key("eval.vignettes", judged.vignettes):
         load_vignettes(judged.vignettes)
-    import_module("evals.measures.registry").check_measures(judged)  # by name: the ground floor imports no floor above it
+    # By name: the ground floor imports no floor above it.
+    import_module("evals.measures.registry").check_measures(judged)
     with _key("sweep.dilemmas", sweep.dilemmas):
         _prompts(sweep.dilemmas, "dilemmas.jsonl")
     if sweep.n_mundane:
