@@ -157,7 +157,7 @@ def separate(
     outputs: Outputs,
     vector: Vector | None = None,
 ) -> FilterOutcome:
-    """`split`, shown at the terminal. Raises Starved when too few rows are kept."""
+    """`split_rows`, shown at the terminal. Raises Starved when too few rows are kept."""
     with split_rows(sweep, unsteered, config, trait, outputs, vector) as result:
         print_sweep(result.tally, result.limits, config, vector)
         print_reasons(result)

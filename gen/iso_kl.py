@@ -19,12 +19,11 @@ from gen.extract import in_fp32
 from gen.forward import kl_by_token, logits_of, steered
 from gen.plan import Job, prompt_key, spread_prompts
 from gen.prompts import PromptRenderer
-from gen.walk import largest
+from gen.walk import largest, noted_answer
 from gen.windows import Windows
-from shared.commands import removal, setting
+from shared.commands import setting
 from shared.console import console, counting, table
 from shared.errors import SteerHealError
-from shared.lines import problem_of
 from shared.seeds import seed_of
 from shared.vectors import Vector
 from shared.work import ISO_KL_TOKENS
@@ -144,18 +143,9 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
         renderer: of its prompts.
         prompts: how many the job has.
     """
-    if "iso_kl" in windows.notes:
-        try:
-            answer = IsoKL.from_dict(windows.notes["iso_kl"])
-        except ValueError as error:
-            raise SteerHealError(
-                "the iso-KL dose of an interrupted sweep could not be read",
-                given=f"{windows.plan}: {problem_of(error)}",
-                expected="what the search noted",
-                next=f"{removal(windows.folder, folder=True)}, then the same command searches again",
-            ) from None
-        console.print(f"iso-KL: the interrupted sweep found {answer.coefficient:g}")
-        return answer
+    if (noted := noted_answer(windows, "iso_kl", IsoKL.from_dict, "iso-KL dose", "searches")) is not None:
+        console.print(f"iso-KL: the interrupted sweep found {noted.coefficient:g}")
+        return noted
     import torch
 
     settings, chat = job.config.sweep, renderer.chat

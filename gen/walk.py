@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -23,6 +23,8 @@ from shared.errors import SteerHealError
 from shared.lines import problem_of
 from shared.records import Completion, Prompt
 from shared.schema import Config
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,9 @@ def walked_dose(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick:
         prompts: how many the job has.
         yardstick: of round 1's unsteered rows, where the job has these.
     """
-    if "walk" in windows.notes:
-        try:
-            answer = Walk.from_dict(windows.notes["walk"])
-        except ValueError as error:
-            raise SteerHealError(
-                "the walk of an interrupted sweep could not be read",
-                given=f"{windows.plan}: {problem_of(error)}",
-                expected="what the walk noted",
-                next=f"{removal(windows.folder, folder=True)}, then the same command walks again",
-            ) from None
-        console.print(f"walk: the interrupted sweep found {answer.coefficient:g}")
-        return answer
+    if (noted := noted_answer(windows, "walk", Walk.from_dict, "walk", "walks")) is not None:
+        console.print(f"walk: the interrupted sweep found {noted.coefficient:g}")
+        return noted
     answer = walk(
         crew.rows,
         spread_prompts((prompt for _, prompt in job.prompts), prompts, job.config.sweep.dose_prompts),
@@ -175,6 +168,30 @@ def walked_dose(job: Job, windows: Windows, crew: Crew, prompts: int, yardstick:
     )
     windows.note("walk", answer.as_dict())
     return answer
+
+
+def noted_answer(
+    windows: Windows, note: str, read: Callable[[dict[str, Any]], Answer], what: str, again: str
+) -> Answer | None:
+    """The answer of a search that an interrupted sweep noted; None where it noted none. Raises SteerHealError where it cannot be read.
+
+    Args:
+        windows: the sweep's folder.
+        note: name of the answer in it.
+        read: raises ValueError for what is no answer.
+        what, again: the answer, and what the same command does once the folder is gone, as the error words them.
+    """
+    if note not in windows.notes:
+        return None
+    try:
+        return read(windows.notes[note])
+    except ValueError as error:
+        raise SteerHealError(
+            f"the {what} of an interrupted sweep could not be read",
+            given=f"{windows.plan}: {problem_of(error)}",
+            expected=f"what the {'walk' if note == 'walk' else 'search'} noted",
+            next=f"{removal(windows.folder, folder=True)}, then the same command {again} again",
+        ) from None
 
 
 def print_walk(walked: Walk, target: float, ceiling: float) -> None:
