@@ -135,6 +135,20 @@ def tinymfv() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose packages can be imported; a package moralmaps that a test wrote there is forgotten after it."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "moralmaps"]:
+            del sys.modules[name]
+
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    yield tmp_path
+    forget()
+
+
 def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run `python -m ...` as a user would."""
     return subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)

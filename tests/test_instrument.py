@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +173,6 @@ def published(folder: Path, **change: object) -> None:
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "guided.py").write_text(PUBLISHED.format(**{**named, **change}))
-
-
-@pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("moralmaps", "moralmaps.guided"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return tmp_path
 
 
 def test_the_wording_of_an_installed_package_is_read_out_of_its_function(packages: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +57,13 @@ def test_what_is_no_questionnaire_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     other = questionnaire(tmp_path / "other", negated=[{"id": 1, "content": "x", "dimension": "y"}])
     for source in (str(tmp_path / "empty"), str(other), "mfq2", "embedded"):
-        if source == "mfq2" and "moralmaps" in sys.modules:
-            continue
         with pytest.raises(SteerHealError, match="questionnaire"):
             Survey(source).check()
 
 
-def test_an_installed_questionnaire_is_the_same_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_questionnaire_is_the_same_items(packages: Path) -> None:
     """From a package in the shape of moralmaps."""
-    folder = tmp_path / "moralmaps"
+    folder = packages / "moralmaps"
     folder.mkdir()
     (folder / "__init__.py").touch()
     (folder / "instruments.py").write_text(
@@ -75,21 +72,10 @@ def test_an_installed_questionnaire_is_the_same_items(tmp_path: Path, monkeypatc
         "    items = [S(id='7', prompt=f'I lead, {f}.', dimension='d', sign=-1, frame=f, meta={'task': f'legend {f}'}) for f in ('forward', 'inverted')]\n"
         "    return S(items=items, scale_max=5)\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in installed():
-        monkeypatch.delitem(sys.modules, name)
-    try:
-        (item,) = load_surveys("big5")
-        assert (item.survey, item.id, item.sign) == ("big5", "7", -1)
-        assert item.asked == {"forward": "legend forward\n\nStatement: I lead, forward.", "inverted": "legend inverted\n\nStatement: I lead, inverted."}  # fmt: skip
-        assert Survey("big5").revisions(None)["survey"]  # type: ignore[arg-type]
-    finally:  # or another file's test would find it installed
-        for name in installed():
-            del sys.modules[name]
-
-
-def installed() -> list[str]:
-    return [name for name in sys.modules if name.partition(".")[0] == "moralmaps"]
+    (item,) = load_surveys("big5")
+    assert (item.survey, item.id, item.sign) == ("big5", "7", -1)
+    assert item.asked == {"forward": "legend forward\n\nStatement: I lead, forward.", "inverted": "legend inverted\n\nStatement: I lead, inverted."}  # fmt: skip
+    assert Survey("big5").revisions(None)["survey"]  # type: ignore[arg-type]
 
 
 def test_columns_are_by_dimension_and_paired(tmp_path: Path) -> None:
