@@ -76,7 +76,9 @@ def room_of(config: Config, origin: Model, students: Sequence[ServedStudent]) ->
         for name, tensor in header.items()
         if name.endswith(".weight") and len(tensor["shape"]) == 2 and DECODER.fullmatch(name) and not TOWERS & set(re.split(r"[._]", name))
     }  # fmt: skip
-    layers = set(band(config.train.layers, origin.depth)).union(*(student.layers for student in students))
+    layers = set(band(config.train.layers, origin.depth, "train.layers")).union(
+        *(student.layers for student in students)
+    )
     return AdapterRoom(min(rank, WIDEST), tuple(sorted(modules)), tuple(sorted(layers)))
 
 

@@ -410,7 +410,7 @@ class Config(Section):
         return self.eval.trait or self.vector.trait
 
 
-def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
+def band(spec: list[int] | str, depth: int, key: str = "vector.layers") -> list[int]:
     """Layers of a band: explicit 0-based blocks, or 'a-b' as shares of the depth, ends included. key: its name, for the errors."""
     if isinstance(spec, str):
         low, _, high = spec.partition("-")
@@ -434,6 +434,6 @@ def band(spec: list[int] | str, depth: int, key: str = "layers") -> list[int]:
             "a layer band does not fit the model",
             given=f"{key} = {spec}" + (f", of which the model has no {outside[0]}" if outside else ": no layer"),
             expected=f"layers from 0 to {depth - 1}, at least one",
-            next=f"mend {key}, such as {setting(f'{key}=0.45-0.55')}",
+            next=f"mend {key}, such as {setting(f'{key}=[{depth // 2}]')}",
         )
     return layers

@@ -306,7 +306,7 @@ def memory_of(run: Run, stage: str) -> float:
         length = min(train.max_length, sizes(config, 1).neutral + config.sweep.max_tokens)
         activations = train.batch_size * length * shape.layers * shape.hidden * inner * size
         logits = 6 * train.chunk * shape.vocabulary * 4
-        trained = len(band(train.layers, shape.layers)) / shape.layers
+        trained = len(band(train.layers, shape.layers, "train.layers")) / shape.layers
         adapter = 4 * 4 * trained * shape.layers * train.rank * 14 * shape.hidden
         return 1.4 * GIB + 1.5 * size * shape.weights + activations + logits + adapter
     cache = 2 * GIB  # of keys and values: gen/engine/options.py
@@ -340,7 +340,7 @@ def disk_of(run: Run, todo: Sequence[tuple[int, str]], *, adapters: bool = False
     """
     config = run.config
     shape = shape_for(config.model.name, config.model.revision)
-    trained = len(band(config.train.layers, shape.layers)) / shape.layers
+    trained = len(band(config.train.layers, shape.layers, "train.layers")) / shape.layers
     adapter = 4 * trained * shape.layers * config.train.rank * 14 * shape.hidden
     unmerged = config.model.student == "adapter" or (adapters and config.model.student == "auto")
     files, merged = 0.0, set[tuple[int, float]]()  # students by round and gate, each merged once

@@ -38,10 +38,10 @@ settings.register_profile(
 settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 LAYERS = [14, 15]
-# Files that use the fixtures engine or server.
-ENGINE = ["test_serve", "test_ecosystem", "test_reading", "test_forced_choice", "test_free_text", "test_measure_seam", "test_preflight", "test_probe", "test_survey", "test_terms", "test_agreement_stage", "test_cache", "test_engine"]  # fmt: skip
+# Files that use the fixtures engine or server; the last one ends the server.
+ENGINE = ["test_serve", "test_ecosystem", "test_reading", "test_forced_choice", "test_free_text", "test_measure_seam", "test_preflight", "test_probe", "test_survey", "test_terms", "test_agreement_stage", "test_cache", "test_engine", "test_drain"]  # fmt: skip
 # Of the others those that take longest, by a measurement.
-LONGEST = ["test_pipeline", "test_train", "test_engine_variants", "test_sweep", "test_steer_api", "test_resume", "test_verify", "test_export", "test_setup", "test_study", "test_drain", "test_parity", "test_cli", "test_report"]  # fmt: skip
+LONGEST = ["test_pipeline", "test_train", "test_engine_variants", "test_sweep", "test_steer_api", "test_resume", "test_verify", "test_export", "test_setup", "test_study", "test_parity", "test_cli", "test_report"]  # fmt: skip
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -101,6 +101,13 @@ def vector() -> Vector:
     """A direction strong enough to move what the model says."""
     draws = np.random.default_rng(0)
     return Vector({layer: draws.standard_normal(576).astype(np.float32) * 0.4 for layer in LAYERS})
+
+
+@pytest.fixture(scope="session")
+def small_vector() -> Vector:
+    """A direction for the small model."""
+    draws = np.random.default_rng(0)
+    return Vector({layer: draws.standard_normal(192).astype(np.float32) * 0.4 for layer in (3, 4)})
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,9 @@ def test_bands() -> None:
     for wrong in ([30], [], "x", "0.9-0.1"):
         with pytest.raises(SteerHealError):
             band(wrong, 30)
+    with pytest.raises(SteerHealError, match="does not fit") as refused:  # a share that lies between two of six layers
+        band("0.45-0.55", 6)
+    assert "vector.layers=[3]" in refused.value.next and band([3], 6) == [3]
 
 
 def test_every_key_is_documented() -> None:

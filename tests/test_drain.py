@@ -6,15 +6,13 @@ import asyncio
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serving import Server, serving
+from serving import Server
 
 from gen.engine import drain
-from shared.vectors import Vector
 
 PROMPT = [1, 4093, 198] + [100 + 13 * index % 900 for index in range(40)]
 STEERED = {"steer_vector": "trait", "steer_coefficient": 8.0}  # at 1 the first hundred greedy tokens are the same
@@ -70,8 +68,9 @@ def test_a_request_that_outlasts_the_time_is_told_and_a_new_one_refused(monkeypa
 
 
 @pytest.mark.slow
-def test_sigterm_lets_running_requests_end_and_refuses_new_ones(vector: Vector, tmp_path: Path) -> None:
-    with serving(vector, tmp_path) as server, ThreadPoolExecutor(4) as pool:
+def test_sigterm_lets_running_requests_end_and_refuses_new_ones(server: Server) -> None:
+    """Of the server that other files have asked before: this file is the last of them."""
+    with ThreadPoolExecutor(4) as pool:
         alone = [whole(stream(server, 100, **steering)) for steering in ({}, STEERED)]
         assert [reason for _, reason in alone] == ["length"] * 2 and alone[0] != alone[1]
         running = [stream(server, 100, **steering) for steering in ({}, STEERED)]

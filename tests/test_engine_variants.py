@@ -55,8 +55,8 @@ def test_an_engine_without_avx512_is_exact_and_loads_no_library_for_it(tmp_path:
     assert found["still_there"]
 
 
-def test_preempted_requests_are_steered_again(tmp_path: Path) -> None:
-    found = variant("preempted", tmp_path)
+def test_preempted_requests_are_steered_again(small_model: Model, tmp_path: Path) -> None:
+    found = variant("preempted", tmp_path, small_model)
     assert found["preemptions"] >= 2, "blocks must run out, or this test proves nothing"
     assert found["agree"] == found["tokens"]
 
@@ -78,7 +78,7 @@ def test_a_compiled_engine_is_steered_and_so_is_one_from_its_cache(tmp_path: Pat
         assert found["gap"] < 1e-4 and found["agree"] == found["tokens"]
 
 
-def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path: Path) -> None:
+def test_adapter_and_merged_weights_agree_under_steering(small_model: Model, tmp_path: Path) -> None:
     """With ranks and alphas by module and rsLoRA, which vLLM, PEFT and merging each read for themselves."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -88,7 +88,7 @@ def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path:
 
     torch.manual_seed(0)
     network = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(small_model.folder, dtype=torch.float32),
         LoraConfig(
             r=8,
             lora_alpha=6,
@@ -100,8 +100,8 @@ def test_adapter_and_merged_weights_agree_under_steering(model: Model, tmp_path:
         ),
     )
     network.save_pretrained(tmp_path / "adapter")
-    merged(model, tmp_path / "adapter", tmp_path / "cache", "float32").folder.rename(tmp_path / "merged")
-    found = variant("adapter", tmp_path)
+    merged(small_model, tmp_path / "adapter", tmp_path / "cache", "float32").folder.rename(tmp_path / "merged")
+    found = variant("adapter", tmp_path, small_model)
     assert max(found["base"], found["base_again"], found["adapter"], found["merged"]) < 1e-4
     assert found["effect"] > 0.1, "the adapter must matter, or this test proves nothing"
 

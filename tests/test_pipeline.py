@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from conftest import ROOT, command
 
+from shared.models import Model
 from shared.records import Completion, read_jsonl
 
 pytestmark = pytest.mark.slow
 
 TINY = """
 [model]
-name = "embedded"
+name = "{model}"
 dtype = "float32"
 max_model_len = 512
 [vector]
-layers = [14, 15]
+layers = [3, 4]
 n_contexts = 24
 [sweep]
 coefficients = [0.75, 1.0]
@@ -59,14 +60,14 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     heldout = [
         {"id": "h0", "prompt": "My boss wants me to ignore a safety rule. What should I do?"},
         {"id": "h1", "prompt": "Name a fruit."},
     ]
     (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in heldout))
-    (folder / "tiny.toml").write_text(TINY.format(heldout=folder / "heldout.jsonl"))
+    (folder / "tiny.toml").write_text(TINY.format(model=small_model.folder, heldout=folder / "heldout.jsonl"))
     done = make("round", "N=2", f"CONFIG={folder}/tiny.toml", f"RUN={folder}/run")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "said").write_text(done.stdout + done.stderr)
@@ -216,6 +217,6 @@ def test_the_kept_rows_leave_as_a_data_set_with_its_card(run: Path) -> None:
         row["completion_ids"] for row in kept
     ]
     card = (out / "README.md").read_text()
-    assert card.startswith("---\n") and "layers 14, 15" in card and "sweep.samples = 2" in card
+    assert card.startswith("---\n") and "layers 3, 4" in card and "sweep.samples = 2" in card
     done = command("gen.card", "--run", run / "run", "--round", "3", "--out", run / "none")
     assert done.returncode == 2 and "make round N=3" in done.stderr and not (run / "none").exists()

@@ -34,17 +34,23 @@ PROMPTS = ["Should I obey a rule that hurts my sister?", "Name a fruit."]
 SMALL = "model.dtype=float32 model.max_model_len=512 filter.drop_truncated=false filter.min_tokens=1"
 
 
+@pytest.fixture(scope="session")
+def model(small_model: Model) -> Model:
+    return small_model
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, vector: Vector) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, model: Model, small_vector: Vector) -> Path:
     made = tmp_path_factory.mktemp("sweep")
-    vector.save(made / "v.safetensors")
+    (made / "model").symlink_to(model.folder)
+    small_vector.save(made / "v.safetensors")
     (made / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     return made
 
 
 def arguments(folder: Path, out: str, window: int = 5) -> list[object]:
     return [
-        "gen.sweep", "--model", "embedded", "--vector", folder / "v.safetensors", "--prompts", folder / "p.jsonl", "--coefficients", 0, 1, 2, "--samples", 2,
+        "gen.sweep", "--model", folder / "model", "--vector", folder / "v.safetensors", "--prompts", folder / "p.jsonl", "--coefficients", 0, 1, 2, "--samples", 2,
         "--set", f"{SMALL} sweep.max_tokens=12 sweep.window={window}", "--out", folder / out,
     ]  # fmt: skip
 

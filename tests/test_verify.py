@@ -60,9 +60,15 @@ def test_what_an_engine_is_examined_with_goes_to_another_process(model: Model) -
 
 
 @pytest.mark.slow
-def test_this_machine_passes(tmp_path: Path) -> None:
+def test_this_machine_passes(small_model: Model, tmp_path: Path) -> None:
     done = command(
-        "gen.verify", "--set", "model.dtype=float32 model.max_model_len=512", "--out", tmp_path / "report.md"
+        "gen.verify",
+        "--model",
+        small_model.folder,
+        "--set",
+        "model.dtype=float32 model.max_model_len=512 vector.layers=[2,3]",
+        "--out",
+        tmp_path / "report.md",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     written = (tmp_path / "report.md").read_text()

@@ -229,7 +229,7 @@ def activate_adapters(student: TrainedStudent) -> None:
 def targets(network: torch.nn.Module, model: Model, layers: str) -> str:
     """A pattern over every linear module in the band of the text tower's decoder layers."""
     name, stack = decoder_layers(network, model.depth)
-    chosen = band(layers, model.depth)
+    chosen = band(layers, model.depth, "train.layers")
     inner = sorted(
         {
             inside
