@@ -29,15 +29,14 @@ from gen.ahead import refuse_overflow
 from gen.students import served_student as student_of
 from shared.adapters import check_readable
 from shared.chat import Chat
-from shared.config import resolve
-from shared.console import console, number, say, table
+from shared.config import resolve_config
+from shared.console import console, format_number, say, table
 from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.folding import folded_at_gates, gates_of
 from shared.instrument import FOUNDATIONS
 from shared.locks import hold
-from shared.models import cache_folder
-from shared.models import resolve as resolve_model
+from shared.models import cache_folder, resolve_model
 from shared.outputs import guard, input_paths
 from shared.records import write_jsonl
 from shared.tables import write_parquet
@@ -50,7 +49,7 @@ def score_files(arguments: Any) -> None:
     """`python -m evals.score --model ... --out ...`."""
     refuse_steering_options(arguments)
     out = arguments.outputs[0]
-    config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
+    config, sources = resolve_config(getattr(arguments, "config", None), getattr(arguments, "set", ""))
     guard(arguments.outputs, input_paths(config))
     refuse_unread_settings(sources)
     dtype = arguments.dtype or config.model.dtype
@@ -202,4 +201,4 @@ def _shown(estimates: Sequence[Estimate | None]) -> list[str | None]:
 
 
 def _mean(answers_: Answers, f: int) -> str:
-    return number(float(answers_.p[answers_.scorable][:, f].mean()) if answers_.scorable.any() else None)
+    return format_number(float(answers_.p[answers_.scorable][:, f].mean()) if answers_.scorable.any() else None)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
 from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.table import ranged, trait_column
-from shared.console import number
+from shared.console import format_number
 
 Row = Mapping[str, Any]
 State = Literal["good", "unsure", "bad", "unknown"]
@@ -96,7 +96,7 @@ def card_of(rows: Sequence[Row], name: str = "", *, read_for: bool = True) -> An
         read_for: whether the forced choice is read for this trait at all.
     """
     at = {(row["round"], row["stage"]): row for row in rows}
-    last = max(number_ for number_, stage in at if stage == "healed")
+    last = max(number for number, stage in at if stage == "healed")
     base, healed, prompted = at[0, "base"], at[last, "healed"], at.get((0, "prompted"))
     compared = {"the base": base, "steered": at.get((last, "steered"))}
     levels = _levels(healed, compared, trait_column(rows))
@@ -164,7 +164,9 @@ def _levels(healed: Row, compared: Mapping[str, Row | None], column: str) -> str
     """The level of a measure, and those of the conditions that it is compared with, as a sentence; empty where it has none."""
     if healed.get(column) is None:
         return ""
-    others = [f"{name} {number(row.get(column), 3, signed=True)}" for name, row in compared.items() if row is not None]
+    others = [
+        f"{name} {format_number(row.get(column), 3, signed=True)}" for name, row in compared.items() if row is not None
+    ]
     return f" {column} is {ranged(dict(healed), column, f'{column}_ci', 3, signed=True)}; {', '.join(others)}."
 
 
@@ -194,7 +196,7 @@ def _sign(interval: Sequence[float], above: str, neither: str, below: str) -> tu
 def _quality(healed: Row, compared: Mapping[str, Row | None]) -> AnswerLine:
     coherence: Mapping[str, tuple[State, str]] = {"coherent": ("good", "as the base's"), "degraded": ("unsure", "worse"), "broken": ("bad", "broken")}  # fmt: skip
     state, word = coherence.get(healed["coherence_verdict"], ("unknown", str(healed["coherence_verdict"])))
-    others = [f"{name} {number(row['perplexity'], 2)}" for name, row in compared.items() if row is not None]
+    others = [f"{name} {format_number(row['perplexity'], 2)}" for name, row in compared.items() if row is not None]
     said = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)} ({', '.join(others)})"]
     why = "" if state == "good" else _sentence(healed["coherence_reason"])
     if healed.get("ret_kl") is None:
@@ -213,7 +215,7 @@ def _prompting(healed: Row, prompted: Row | None) -> AnswerLine:
     name, question = "prompting", "Is it better than prompting?"
     if prompted is None:
         return AnswerLine(name, question, "unknown", "not measured", "", "The prompted base was not scored.")
-    price = f"Perplexity {number(healed['perplexity'], 2)}, prompted {number(prompted['perplexity'], 2)}."
+    price = f"Perplexity {format_number(healed['perplexity'], 2)}, prompted {format_number(prompted['perplexity'], 2)}."
     interval = healed.get("share_of_prompted_ci")
     if healed.get("share_of_prompted") is not None and interval is not None:
         state, word = _sign([end - 1 for end in interval], "more trait", "not told apart", "less trait")

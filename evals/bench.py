@@ -22,7 +22,7 @@ from evals.measures.forced_choice.instrument import InstrumentRenderer, load_ins
 from shared.chat import Chat
 from shared.cli import entry
 from shared.errors import SteerHealError
-from shared.models import resolve
+from shared.models import resolve_model
 from shared.ratios import Side, all_cores, closing, file, interleave, ratio_of_times, refuse_foreign
 from shared.records import Vignette
 from shared.vignettes import load_vignettes
@@ -52,7 +52,7 @@ def speedup(source: str, instrument: str, rounds: int, items: int) -> dict[str, 
     from gen.engine.engine import engine
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    origin = resolve("embedded")
+    origin = resolve_model("embedded")
     chat, vignettes = Chat.load(origin.folder), load_vignettes(source, items)
     renderer, tokenizer = InstrumentRenderer(chat, load_instrument(instrument)), chat.tokenizer
     reference = HuggingFace(origin.folder, DTYPE, tokenizer.convert_tokens_to_ids("<|endoftext|>"), device)

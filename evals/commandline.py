@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shared import outputs
 from shared.glossary import define, words
-from shared.options import Options, add_file_options, benchmark, number, parser, positive, whole
+from shared.options import Options, add_file_options, benchmark, finite_number, parser, positive, whole
 
 
 def score_options() -> Options:
@@ -30,7 +30,7 @@ def score_options() -> Options:
     )
     files.add_argument("--gate", action="append", default=[], metavar="ROUND=GATE", help=f"gate of a round of the adapter, {define('gate')}; repeatable")  # fmt: skip
     files.add_argument("--vector", type=Path, reads=outputs.parse_path, help="steering vector, .safetensors or .gguf")
-    files.add_argument("--coefficient", type=number, nargs="+", metavar="C", help=f"{define('coefficient')}, one condition each")  # fmt: skip
+    files.add_argument("--coefficient", type=finite_number, nargs="+", metavar="C", help=f"{define('coefficient')}, one condition each")  # fmt: skip
     files.add_argument("--random", type=whole, default=0, metavar="D", help="random directions of equal norm, each at every coefficient")  # fmt: skip
     files.add_argument("--base", action="store_true", help="without steering as well, as the first condition")
     files.add_argument("--prompted", action="store_true", help="without steering under the trait prompt as well")
@@ -48,7 +48,7 @@ def score_options() -> Options:
     files.add_argument("--think", type=whole, default=16, metavar="T", help="think tokens before the answer")
     files.add_argument("--stop", action="store_true", help="T is a ceiling: the model may end its thought")
     files.add_argument("--samples", type=positive, default=1, metavar="N", help="thoughts per item and order")
-    files.add_argument("--temperature", type=number, default=0.0, help="of the thoughts; 0 is greedy")
+    files.add_argument("--temperature", type=finite_number, default=0.0, help="of the thoughts; 0 is greedy")
     files.add_argument("--top-k", type=whole, default=50, metavar="K", help="sampled thoughts draw from the K likeliest tokens; 0 all")  # fmt: skip
     files.add_argument("--free-tokens", type=whole, default=0, metavar="M", help="length of a free answer, judged as JSON; 0 for none")  # fmt: skip
     files.add_argument(

@@ -20,7 +20,7 @@ from evals.table import Table, ranged, trait_column
 from shared import config as configuration
 from shared.commands import command_of, round_command
 from shared.config import NOT_IN_RESULTS
-from shared.console import number, say
+from shared.console import format_number, say
 from shared.console import table as show
 from shared.errors import SteerHealError
 from shared.options import Options
@@ -147,7 +147,7 @@ def _verdict(row: Mapping[str, Any] | None, column: str) -> str:
     if row is None:
         return "no such round"
     reason = row[f"{column}_reason"]
-    return f"{number(row[column])}{f': {reason}' if reason else ''}"
+    return f"{format_number(row[column])}{f': {reason}' if reason else ''}"
 
 
 def figures(one: ScoredRun, other: ScoredRun) -> Table:
@@ -189,10 +189,12 @@ def _less(one: ScoredRun, other: ScoredRun, place: tuple[int, str], name: str) -
         first, second = (side.at(max(place[0], 1)).answers[side.condition(*place) or ""] for side in (one, other))
         difference = shift(first, second, AUTHORITY_FALLS.foundation)
     if difference is None:
-        return number(None)
-    value = number(difference.value, 3, True)
+        return format_number(None)
+    value = format_number(difference.value, 3, True)
     return (
-        f"{value} [{', '.join(number(end, 3, True) for end in difference.interval)}]" if difference.interval else value
+        f"{value} [{', '.join(format_number(end, 3, True) for end in difference.interval)}]"
+        if difference.interval
+        else value
     )
 
 

@@ -87,7 +87,7 @@ def main() -> None:
     arguments = docs_results_options().parse_args()
     if not (arguments.run / "config.toml").is_file():
         raise no_such_run(arguments.run, round_command(arguments.run, 2))
-    run = Run(arguments.run, configuration.resolve(arguments.run / "config.toml")[0])
+    run = Run(arguments.run, configuration.resolve_config(arguments.run / "config.toml")[0])
     pages = [page for page in arguments.page if BLOCK.search(page.read_text(encoding="utf-8"))]
     changed = publish_docs(run, arguments.out, pages)
     say(f"wrote {arguments.out}")

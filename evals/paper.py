@@ -7,7 +7,7 @@ from typing import Any
 
 from evals.study.latex import ESCAPES
 from evals.table import label, trait_column
-from shared.console import number
+from shared.console import format_number
 
 Row = Mapping[str, Any]
 PREAMBLE = "% In the preamble: \\usepackage{booktabs,graphicx}. Fits a page's text width in portrait; in two columns use table* and figure*."
@@ -31,7 +31,7 @@ def paper(rows: Sequence[Row], caption: str, figure: str = "trajectory.png") -> 
                 _ranged(row, column, f"{column}_ci", 3, True),
                 _ranged(row, "perplexity", "perplexity_ci", 2),
                 _ranged(row, "auth_nats", "auth_ci", 2),
-                _text(number(row["text_verdict"])),
+                _text(format_number(row["text_verdict"])),
             ]
         )
         + r" \\"
@@ -71,8 +71,8 @@ def _ranged(row: Row, name: str, interval: str, digits: int, signed: bool = Fals
     value, ends = row.get(name), row.get(interval)
     if value is None:
         return "--"
-    figure = f"${number(value, digits, signed)}$"
+    figure = f"${format_number(value, digits, signed)}$"
     if ends is None:
         return figure
-    low, high = (number(end, digits, signed) for end in ends)
+    low, high = (format_number(end, digits, signed) for end in ends)
     return f"{figure} {{\\scriptsize $[{low}, {high}]$}}"

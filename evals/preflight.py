@@ -34,7 +34,7 @@ from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, Instrument
 from shared.locks import hold
-from shared.models import resolve as resolve_model
+from shared.models import resolve_model
 from shared.outputs import guard
 from shared.publish import write_json
 from shared.records import Vignette

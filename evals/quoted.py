@@ -14,7 +14,7 @@ from typing import Any
 
 from evals.answer import card_of
 from evals.table import label, ranged, trait_column
-from shared.console import number
+from shared.console import format_number
 from shared.errors import SteerHealError
 from shared.strict import parse
 
@@ -69,7 +69,7 @@ def finding(quoted: Quoted) -> str:
     last = max(row["round"] for row in quoted.rows)
     by_condition = {(row["round"], row["stage"]): row for row in quoted.rows}
     parts = [
-        f"{name} has {column} {number(row[column], 3, True)} at perplexity {number(row['perplexity'], 2)}"
+        f"{name} has {column} {format_number(row[column], 3, True)} at perplexity {format_number(row['perplexity'], 2)}"
         for name, row in (("the base", by_condition[0, "base"]), (f"round {last} steered", by_condition[last, "steered"]), (f"round {last} healed", by_condition[last, "healed"]))
     ]  # fmt: skip
     return "Trait against price: " + ", ".join(parts)

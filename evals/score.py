@@ -29,8 +29,7 @@ from shared.cli import entry, need, parse_arguments
 from shared.commands import round_command
 from shared.filter_record import NAME as FILTER_RECORD
 from shared.filter_record import read_filter_record
-from shared.models import Model
-from shared.models import resolve as resolve_model
+from shared.models import Model, resolve_model
 from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl
 from shared.run import Run

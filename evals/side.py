@@ -50,6 +50,6 @@ def read_side(folder: Path, mode: str) -> ScoredRun:
     if not (folder / "config.toml").is_file():
         meant = nearest_run(folder)
         raise no_such_run(folder, command_of("shared.status", "--run", meant or folder.parent), meant)
-    run = Run(folder, configuration.resolve(folder / "config.toml")[0])
+    run = Run(folder, configuration.resolve_config(folder / "config.toml")[0])
     rounds = scored_rounds(run, mode)
     return ScoredRun(run, rounds, results_of(run, rounds)["rows"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shared.console import number
+from shared.console import format_number
 
 TraitMeasure = Literal["trait_llr", "llr_opposite"]
 
@@ -44,13 +44,17 @@ def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signe
         signed: write a plus.
     """
     low_high = row[interval]
-    figure = number(row[name], digits, signed)
-    return figure if low_high is None else f"{figure} [{', '.join(number(end, digits, signed) for end in low_high)}]"
+    figure = format_number(row[name], digits, signed)
+    return (
+        figure
+        if low_high is None
+        else f"{figure} [{', '.join(format_number(end, digits, signed) for end in low_high)}]"
+    )
 
 
 def yes_no(value: bool | None) -> str:
     """A truth value as a cell; a dash for None."""
-    return number(None) if value is None else "yes" if value else "no"
+    return format_number(None) if value is None else "yes" if value else "no"
 
 
 def markdown(table: Table) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from evals.answer import card_of
 from evals.round import Round
 from evals.table import Table, markdown
-from shared.console import number, say
+from shared.console import format_number, say
 from shared.errors import in_one_line
 from shared.publish import write_json
 from shared.run import Run
@@ -175,7 +175,7 @@ def _scalars(rows: Sequence[Row]) -> dict[str, float]:
 
 def _sweep(round_: Round) -> Table:
     lines = [
-        [f"{line.coefficient:g}", str(line.n), str(line.kept), number(line.perplexity, 2), number(line.trait_llr, 3, True)]
+        [f"{line.coefficient:g}", str(line.n), str(line.kept), format_number(line.perplexity, 2), format_number(line.trait_llr, 3, True)]
         for line in round_.scores.sweep
     ]  # fmt: skip
     return Table(f"Sweep of round {round_.number}", ["coefficient", "sampled", "kept", "perplexity", "trait_llr"], lines)  # fmt: skip

@@ -28,8 +28,7 @@ from shared.cli import entry
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.gpu import on_gpu
-from shared.models import Model
-from shared.models import resolve as resolve_model
+from shared.models import Model, resolve_model
 from shared.ratios import Side, all_cores, closing, file, interleave, ratio_of_times, refuse_foreign, warm
 from shared.records import Prompt, data_file, read_jsonl
 from shared.traits import load_trait

@@ -12,7 +12,7 @@ from shared import jinja
 from shared.cli import entry, need, parse_arguments
 from shared.commands import round_command
 from shared.config import flat
-from shared.console import number, say
+from shared.console import format_number, say
 from shared.errors import SteerHealError
 from shared.filter_record import NAME, read_filter_record
 from shared.hub import public_name, push
@@ -26,14 +26,14 @@ FILES = ("kept", "rejected")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def data_card(run: Run, number_: int) -> str:
+def data_card(run: Run, number: int) -> str:
     """Markdown with the hub's metadata; loads as configurations `kept` (the default) and `rejected`."""
-    folder, config = run.round(number_), run.config
-    again = round_command(run.folder, number_)
-    manifest = run.verify(number_, "filter")
+    folder, config = run.round(number), run.config
+    again = round_command(run.folder, number)
+    manifest = run.verify(number, "filter")
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
-    record = read_filter_record(folder / NAME, round_command(run.folder, number_, rebuild=True))
+    record = read_filter_record(folder / NAME, round_command(run.folder, number, rebuild=True))
     vector, trait = load_vector(folder / "vector.safetensors"), load_trait(config.vector.trait)
     about = DatasetCardData(
         task_categories=["text-generation"],
@@ -68,7 +68,7 @@ def data_card(run: Run, number_: int) -> str:
         TEMPLATES,
         "data_card.md",
         metadata=about.to_yaml(),
-        round=number_,
+        round=number,
         source=config.filter.source,
         model=public_name(config.model.name),
         random=config.vector.direction == "random",
@@ -76,7 +76,7 @@ def data_card(run: Run, number_: int) -> str:
         filter_off=config.filter.off,
         trait=trait,
         lines=lines,
-        limits=", ".join(f"{name} {number(limit, 3)}" for name, limit in record.limits.items()),
+        limits=", ".join(f"{name} {format_number(limit, 3)}" for name, limit in record.limits.items()),
         settings=settings,
         version=manifest.versions.get("steer-heal"),
         commit=manifest.commit,
@@ -90,17 +90,17 @@ def data_card(run: Run, number_: int) -> str:
 
 def _mean(values: list[float | None]) -> str:
     numbers = [value for value in values if value is not None]
-    return number(float(np.mean(numbers)) if numbers else None, 3, signed=True)
+    return format_number(float(np.mean(numbers)) if numbers else None, 3, signed=True)
 
 
-def write_data_set(run: Run, number_: int, out: Path) -> None:
+def write_data_set(run: Run, number: int, out: Path) -> None:
     """Write the kept rows of a round as a data set with its card. Raises SteerHealError for a folder with other files."""
-    content = data_card(run, number_)
+    content = data_card(run, number)
     with atomic_folder(out, names=(*(f"{name}.jsonl" for name in FILES), "README.md")) as folder:
         for name in FILES:
-            source = run.round(number_) / f"{name}.jsonl"
+            source = run.round(number) / f"{name}.jsonl"
             if source.stat().st_size:
-                again = round_command(run.folder, number_)
+                again = round_command(run.folder, number)
                 rows = iterate_jsonl(source, Completion, made_by=again)
                 # the sampler's record is for the trainer, and a column that few rows have is trouble in a data set
                 write_jsonl(folder / source.name, (row.model_copy(update={"logprobs": None}) for row in rows))

@@ -14,7 +14,7 @@ from shared.options import (
     Options,
     add_file_options,
     benchmark,
-    number,
+    finite_number,
     parser,
     port,
     positive,
@@ -53,7 +53,7 @@ def sweep_options() -> Options:
     files.add_argument(
         "--coefficients",
         nargs="+",
-        type=number,
+        type=finite_number,
         help=f"{define('coefficient')}; include 0 for the unsteered completions that the filter compares with",
     )
     files.add_argument(
@@ -74,7 +74,9 @@ def sweep_options() -> Options:
     )
     files.add_argument("--survival", type=share, help="the walk's share of survivors (default: sweep.survival)")
     files.add_argument(
-        "--kl", type=number, help="iso_kl's 95th percentile of KL(steered || unsteered), nats (default: sweep.dose_kl)"
+        "--kl",
+        type=finite_number,
+        help="iso_kl's 95th percentile of KL(steered || unsteered), nats (default: sweep.dose_kl)",
     )
     files.add_argument(
         "--out",
@@ -280,7 +282,7 @@ def scan_options() -> Options:
     )
     options.add_argument(
         "--relative-dose",
-        type=number,
+        type=finite_number,
         default=0.25,
         metavar="X",
         help="norm of what is added over the mean norm of the activations",

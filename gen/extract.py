@@ -22,8 +22,7 @@ from shared.errors import SteerHealError
 from shared.folding import exact_network
 from shared.gpu import on_gpu
 from shared.locks import hold
-from shared.models import Model
-from shared.models import resolve as resolve_model
+from shared.models import Model, resolve_model
 from shared.outputs import guard
 from shared.prompts import stratified_prompts
 from shared.publish import digest

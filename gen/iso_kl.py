@@ -60,7 +60,7 @@ class IsoKL:
         return TypeAdapter(cls).validate_python(value)
 
 
-def search(
+def find_dose_by_kl(
     probe: Callable[[float], KLProbe], *, target: float, ceiling: float, steps: int
 ) -> tuple[float, list[KLProbe]]:
     """The ceiling if its KL is at most the target, else the edge below it, to within 2**-steps of it, with all probes.
@@ -86,7 +86,7 @@ def search(
     return found, probes
 
 
-def measure(
+def kl_probe(
     network: torch.nn.Module, depth: int, vector: Vector, texts: Sequence[tuple[Sequence[int], int]], generated: bool
 ) -> Callable[[float], KLProbe]:
     """The probe of a network.
@@ -169,8 +169,10 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
                 next="sample a grid to see what it says: sweep.dose=grid",
             )
         generated = job.vector.metadata.get("positions", "all") == "generated"
-        probe = measure(network, job.origin.depth, job.vector, texts, generated)
-        found, probes = search(probe, target=settings.dose_kl, ceiling=settings.dose_ceiling, steps=settings.dose_steps)
+        probe = kl_probe(network, job.origin.depth, job.vector, texts, generated)
+        found, probes = find_dose_by_kl(
+            probe, target=settings.dose_kl, ceiling=settings.dose_ceiling, steps=settings.dose_steps
+        )
     finally:
         del network
         if torch.cuda.is_available():

@@ -18,7 +18,7 @@ from gen.prompts import open_round
 from gen.sheet import QUESTIONS, Key, Sheet, read_sheet, write_sheet, yes_to_all
 from shared.cli import entry, need, parse_arguments
 from shared.commands import command_of, round_command
-from shared.console import console, number, say, table
+from shared.console import console, format_number, say, table
 from shared.errors import SteerHealError
 from shared.outputs import guard
 from shared.publish import digest, write_json
@@ -173,7 +173,7 @@ def compare_labels(path: Path, key: Path) -> None:
 
 def _cells(kept: Sampled, rejected: Sampled, result: PersonAgreement) -> list[str]:
     def shown(value: float | None, interval: tuple[float, float]) -> str:
-        return f"{number(value, 2)} [{number(interval[0], 2)}, {number(interval[1], 2)}]"
+        return f"{format_number(value, 2)} [{format_number(interval[0], 2)}, {format_number(interval[1], 2)}]"
 
     return [
         *(f"{side.positive}/{side.labelled}" for side in (kept, rejected)),

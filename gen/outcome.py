@@ -13,7 +13,7 @@ import numpy as np
 
 from gen.rules import RULES
 from shared.commands import command_of, setting
-from shared.console import console, number, table
+from shared.console import console, format_number, table
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.reasons import Reason
@@ -238,4 +238,4 @@ def print_reasons(result: FilterOutcome) -> None:
     )
     if result.kept:
         kept, every = (sum(c * n for c, n in counts.items()) / counts.total() for counts in (result.alive, result.per))
-        console.print(f"mean coefficient of the kept {number(kept)}, of the sweep {number(every)}")
+        console.print(f"mean coefficient of the kept {format_number(kept)}, of the sweep {format_number(every)}")

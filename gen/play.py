@@ -17,7 +17,7 @@ from gen.engine.play import PAGE
 from gen.gates import model_of
 from shared.cli import configured, entry
 from shared.commands import command_of
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.prompts import load_heldout
@@ -83,7 +83,7 @@ def _of_run(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             next=command_of("gen.play", "--run", arguments.run),
         )
     frozen = arguments.run / "config.toml"
-    config, _ = resolve(frozen, getattr(arguments, "set", ""))
+    config, _ = resolve_config(frozen, getattr(arguments, "set", ""))
     run = Run(arguments.run, config)
     numbers = run.rounds("extract")
     number = arguments.round or max(numbers, default=0)

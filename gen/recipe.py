@@ -21,7 +21,7 @@ from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.machine import cores, peak_memory
-from shared.models import Model, resolve
+from shared.models import Model, resolve_model
 from shared.records import Prompt, as_jsonl
 from shared.schema import Config
 from shared.traits import Trait, load_trait
@@ -83,7 +83,7 @@ class Maker:
     def __init__(self, recipe: Recipe):
         start = time.monotonic()
         config = recipe.config
-        origin = resolve(recipe.model, recipe.revision)
+        origin = resolve_model(recipe.model, recipe.revision)
         _same_weights(origin, recipe.fingerprint)
         folder = Path(recipe.student) if recipe.student else origin.folder
         if recipe.student:

@@ -27,8 +27,7 @@ from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.estimate import calibration, predict
 from shared.locks import hold
-from shared.models import Model
-from shared.models import resolve as resolve_model
+from shared.models import Model, resolve_model
 from shared.outputs import guard
 from shared.progress import in_minutes
 from shared.prompts import load_heldout
@@ -89,7 +88,7 @@ def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [asked[index * len(asked) // count] for index in range(count)] if count < len(asked) else asked
 
 
-def measure(
+def sample_and_score(
     engine: Engine, at: Sequence[Place], prompts: Sequence[Prompt], renderer: PromptRenderer, config: Config, said: Said
 ) -> list[ScanRow]:
     """Sample and score all places, the unsteered first, in one batch each; the engine holds the original weights and patches all layers.
@@ -188,7 +187,7 @@ def main() -> None:
         window=config.sweep.window,
     ) as built:
         built.serve(base)
-        rows = measure(built, at, prompts, renderer, config, said)
+        rows = sample_and_score(built, at, prompts, renderer, config, said)
     show(rows, dose, len(prompts))
     words = sentence(rows)
     console.print(words, markup=False)

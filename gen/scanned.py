@@ -9,7 +9,7 @@ import numpy as np
 
 from gen.scoring import Score
 from shared.commands import setting
-from shared.console import number, table
+from shared.console import format_number, table
 from shared.vectors import Vector
 
 DEAREST = 2.0  # times the unsteered perplexity: where the verdict on coherence begins to say degraded
@@ -114,7 +114,7 @@ def sentence(rows: Sequence[ScanRow]) -> str:
     if found is None:
         return f"no layer gains trait_llr by two standard errors at a perplexity within {DEAREST:g} times the unsteered: try another --relative-dose, or more --prompts"
     layers = ",".join(map(str, found.layers))
-    return f"most trait_llr at a perplexity within {DEAREST:g} times the unsteered: {found.name}, {found.d_trait_llr:+.3f} nats per token (s.e. {number(found.d_trait_llr_error, 3)}); a run with it: {setting(f'vector.layers=[{layers}]')}"
+    return f"most trait_llr at a perplexity within {DEAREST:g} times the unsteered: {found.name}, {found.d_trait_llr:+.3f} nats per token (s.e. {format_number(found.d_trait_llr_error, 3)}); a run with it: {setting(f'vector.layers=[{layers}]')}"
 
 
 def show(rows: Sequence[ScanRow], dose: float, prompts: int) -> None:
@@ -128,11 +128,11 @@ def show(rows: Sequence[ScanRow], dose: float, prompts: int) -> None:
                 row.coefficient,
                 row.relative_dose,
                 row.split_half_cosine,
-                number(row.trait_llr, 3, True),
-                number(row.d_trait_llr, 3, True),
-                number(row.d_trait_llr_error, 3),
+                format_number(row.trait_llr, 3, True),
+                format_number(row.d_trait_llr, 3, True),
+                format_number(row.d_trait_llr_error, 3),
                 row.ln_perplexity,
-                number(row.d_ln_perplexity, 3, True),
+                format_number(row.d_ln_perplexity, 3, True),
                 row.distinct_3,
             ]
             for row in rows

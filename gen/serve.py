@@ -24,8 +24,7 @@ from shared.commands import CONFIG, command_of, form, option
 from shared.console import console, say
 from shared.context import fitted
 from shared.errors import Exit, SteerHealError, in_one_line
-from shared.models import cache_folder
-from shared.models import resolve as resolve_model
+from shared.models import cache_folder, resolve_model
 from shared.publish import digest
 from shared.vectors import load_vector
 

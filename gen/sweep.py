@@ -39,7 +39,7 @@ from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import round_command
 from shared.console import console, progress, say
 from shared.locks import hold
-from shared.models import resolve as resolve_model
+from shared.models import resolve_model
 from shared.outputs import guard
 from shared.prompts import open_prompts
 from shared.records import data_file

@@ -20,7 +20,7 @@ from gen.commandline import throughput_options
 from shared.cli import entry
 from shared.console import console
 from shared.gpu import on_gpu
-from shared.models import Model, resolve
+from shared.models import Model, resolve_model
 from shared.ratios import Side, all_cores, closing, file, interleave, ratio_of_times, refuse_foreign, warm
 from shared.schema import band
 from shared.shapes import SHAPES, of_shape
@@ -176,7 +176,7 @@ def main() -> None:
             name = arguments.shape.replace("-", "_")
             records = measure_throughput(model, dtype, size, name, compare=False, load_format="dummy")
     else:
-        records = measure_throughput(resolve("embedded"), dtype, size, "embedded", compare=True)
+        records = measure_throughput(resolve_model("embedded"), dtype, size, "embedded", compare=True)
     for name, row in records.items():
         console.print(f"{name}: {row['median']:.3f}")
     file(arguments.out, records)

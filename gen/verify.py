@@ -27,8 +27,7 @@ from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.gpu import on_gpu
 from shared.machine import hardware
-from shared.models import Model, load_network
-from shared.models import resolve as resolve_model
+from shared.models import Model, load_network, resolve_model
 from shared.outputs import guard
 from shared.provenance import versions
 from shared.records import Prompt, data_file, read_jsonl

@@ -58,7 +58,7 @@ class Walk:
         return TypeAdapter(cls).validate_python(value)
 
 
-def search(probe: Callable[[float], DoseProbe], *, target: float, ceiling: float, steps: int) -> Walk:
+def find_dose_by_survival(probe: Callable[[float], DoseProbe], *, target: float, ceiling: float, steps: int) -> Walk:
     """The ceiling if its survival reaches the target, else the upper edge of what does below it.
 
     The ceiling is halved, at most `steps` times, until the target is reached, and that pair bisected `steps` times: the
@@ -138,7 +138,7 @@ def walk(
             yardstick.add(row)
         before = [judged(unsteered)]
     sweep = config.sweep
-    result = search(
+    result = find_dose_by_survival(
         lambda coefficient: judged(rows(coefficient)),
         target=sweep.survival,
         ceiling=sweep.dose_ceiling,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.console import number, say, table
+from shared.console import format_number, say, table
 from shared.machine import GIB
 from shared.run import Run
 from shared.stages import Step
@@ -166,4 +166,7 @@ def show_cards(todo: Sequence[Step]) -> None:
 
 def _cells(group: Sequence[Cost]) -> list[str | None]:
     """Memory of the largest, and minutes of all."""
-    return [number(max(cost.memory for cost in group) / GIB, 0), number(sum(cost.seconds for cost in group) / 60, 1)]
+    return [
+        format_number(max(cost.memory for cost in group) / GIB, 0),
+        format_number(sum(cost.seconds for cost in group) / 60, 1),
+    ]

@@ -16,7 +16,7 @@ from typing import Any
 from shared import code  # noqa: F401  takes the digest of the code at the start of every command
 from shared import stage as stage_module
 from shared.commands import CONFIG, as_typed, option, round_command, setting
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.console import console
 from shared.errors import Exit, SteerHealError, in_one_line, take_error_file
 from shared.locks import RUNNER
@@ -108,7 +108,9 @@ def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:
 
 def configured(arguments: argparse.Namespace, *overrides: str) -> Config:
     """The configuration that --config and --set of a plain-file stage give; overrides go behind those of --set."""
-    config = resolve(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[0]
+    config = resolve_config(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[
+        0
+    ]
     guard(arguments.outputs, input_paths(config))
     return config
 

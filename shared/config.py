@@ -165,7 +165,7 @@ def _set() -> str:
     return "SET" if form() == "make" else "--set"
 
 
-def resolve(path: Path | None, overrides: str = "", model: str | None = None) -> tuple[Config, dict[str, str]]:
+def resolve_config(path: Path | None, overrides: str = "", model: str | None = None) -> tuple[Config, dict[str, str]]:
     """Read a configuration. Returns it with the source ('default', the file's name, 'SET' or 'MODEL') of every dotted key.
 
     Of a value that is a table the key has the last source that changed it, and each of its own keys, as in
@@ -351,7 +351,7 @@ def main() -> None:
     from shared.console import table
 
     arguments = config_options().parse_args()
-    config, sources = resolve(getattr(arguments, "config", None), getattr(arguments, "set", ""))
+    config, sources = resolve_config(getattr(arguments, "config", None), getattr(arguments, "set", ""))
     values = flat(config)
     changed = hasattr(arguments, "config") or hasattr(arguments, "set")
     rows = [

@@ -92,7 +92,7 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False)
 
 
-def number(value: object, digits: int = 3, signed: bool = False) -> str:
+def format_number(value: object, digits: int = 3, signed: bool = False) -> str:
     """A cell: a dash for None, fixed digits for floats, plain text for the rest."""
     if value is None:
         return "–"
@@ -108,7 +108,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for index, column in enumerate(columns):
         grid.add_column(escape(column), justify="left" if index == 0 else "right")
     for row in rows:
-        grid.add_row(*[escape(number(cell)) for cell in row])
+        grid.add_row(*[escape(format_number(cell)) for cell in row])
     console.print(grid)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from shared.cli import entry
 from shared.commandline import convert_options
 from shared.console import say
-from shared.models import resolve
+from shared.models import resolve_model
 from shared.outputs import guard
 from shared.vectors import MODEL_TYPE, load_vector
 
@@ -16,7 +16,7 @@ def main() -> None:
     arguments = convert_options().parse_args()
     vector = load_vector(arguments.in_)
     if arguments.model:
-        model = resolve(arguments.model, weights=False)
+        model = resolve_model(arguments.model, weights=False)
         guard(arguments.outputs, [model.place])
         vector.check(arguments.in_, hidden=model.hidden, depth=model.depth)
         vector = replace(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.console import console, number, say, table
+from shared.console import console, format_number, say, table
 from shared.errors import Exit, SteerHealError
 from shared.machine import GIB, free_disk, hardware, memory_available
 from shared.models import cache_folder
@@ -222,11 +222,11 @@ def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) 
         ["stage", "minutes", "memory, GiB"],
         [
             *[
-                [stage, _rounded_minutes(estimates.left(step for step in todo if step.stage == stage)), number(memory / GIB, 1)]
+                [stage, _rounded_minutes(estimates.left(step for step in todo if step.stage == stage)), format_number(memory / GIB, 1)]
                 for stage, (memory, _) in need.memory.items()
             ],
             *([["dequantise the model, once", _rounded_minutes(need.dequantising), ""]] if need.cache else []),
-            ["in all", _rounded_minutes(estimates.left() + need.dequantising), number(max(memory for memory, _ in need.memory.values()) / GIB, 1)],
+            ["in all", _rounded_minutes(estimates.left() + need.dequantising), format_number(max(memory for memory, _ in need.memory.values()) / GIB, 1)],
         ],
     )  # fmt: skip
 

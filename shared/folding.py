@@ -23,7 +23,7 @@ from shared.fitting import admitted
 from shared.models import Model, load_network
 from shared.publish import atomic_folder, digest, write_json
 from shared.records import Count, Number, Record, read_record
-from shared.strict import number
+from shared.strict import parse_number
 
 if TYPE_CHECKING:
     import torch
@@ -219,7 +219,7 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
     for item in given:
         index, _, gate = item.partition("=")
         try:
-            value = number(gate)
+            value = parse_number(gate)
             if not (index.isascii() and index.isdigit() and len(index) < 6):
                 raise ValueError(index)
         except ValueError:

@@ -66,7 +66,7 @@ def write_trait_folder(folder: Path, config: Path) -> None:
             expected="a folder that is not there yet",
             next=f"{command_of('shared.init', '--check', folder)}, or another name",
         )
-    configuration.resolve(config)  # refuses what is no configuration, in its own words
+    configuration.resolve_config(config)  # refuses what is no configuration, in its own words
     with atomic_folder(folder) as out:
         (out / "trait.json").write_text(trait_json(folder.name), encoding="utf-8")
         for name in ("contexts.jsonl", "mundane.jsonl"):
@@ -116,7 +116,7 @@ def check_folder(config: Path) -> None:
     Raises:
         SteerHealError: a file cannot be read, a placeholder is left, or a held-out prompt is trained on.
     """
-    settings, _ = configuration.resolve(config)
+    settings, _ = configuration.resolve_config(config)
     check(settings)
     for copy in near_copies(read_trait_files(settings)):
         say(f"worth a look: {copy.place}: {copy.problem}", "yellow")

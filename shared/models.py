@@ -157,7 +157,7 @@ def _gguf_folder(source: Path) -> Path:
         return cache_folder() / f"gguf-{remembered_digest(source)[:32]}-{GGUF_VERSION}"
 
 
-def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> Model:
+def resolve_model(name: str, revision: str | None = None, *, weights: bool = True) -> Model:
     """The model a name means, on disk. The embedded one and a GGUF file are dequantised when their folder is first asked for.
 
     Args:
@@ -221,7 +221,7 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
 
 def tokenizer_folder(name: str) -> Path:
     """The folder of a model's tokenizer and generation_config.json: a local one as it is, of the hub's without its weights."""
-    return Path(name) if _is_folder(name) else resolve(name, weights=False).folder
+    return Path(name) if _is_folder(name) else resolve_model(name, weights=False).folder
 
 
 def _meant(name: str) -> str | None:

@@ -7,7 +7,7 @@ import shutil
 from shared.console import say
 from shared.machine import GIB
 from shared.merging import merged_folder
-from shared.models import resolve
+from shared.models import resolve_model
 from shared.run import Run
 
 
@@ -36,7 +36,7 @@ def remove_old_students(run: Run, number: int | None) -> None:
 def _needed(run: Run, number: int) -> set[str]:
     """Names of the folders of a round's students, whether or not they are there."""
     config = run.config
-    origin = resolve(config.model.name, config.model.revision)
+    origin = resolve_model(config.model.name, config.model.revision)
     histories = [history for round_ in (number - 1, number) if (history := run.history(round_))]
     return {
         merged_folder(origin, history, run.students, config.model.dtype).name

@@ -260,10 +260,10 @@ def readable(word: str) -> str:
     return word
 
 
-def number(text: str) -> float:
+def finite_number(text: str) -> float:
     """A finite number; -0 is 0."""
     try:
-        return strict.number(text)
+        return strict.parse_number(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -291,7 +291,7 @@ def port(text: str) -> int:
 
 def share(text: str) -> float:
     """A number from 0 to 1."""
-    if not 0 <= (value := number(text)) <= 1:
+    if not 0 <= (value := finite_number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"a number from 0 to 1, not {text!r}")
     return value
 

@@ -15,8 +15,8 @@ from shared import prepare as preparation
 from shared.cards import show_cards
 from shared.cli import entry, parse_arguments
 from shared.commandline import round_options
-from shared.config import resolve
-from shared.console import console, number, say, table
+from shared.config import resolve_config
+from shared.console import console, format_number, say, table
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, print_estimate, remaining_words
 from shared.old_students import remove_old_students
@@ -92,7 +92,7 @@ class Pipeline:
         """Find the think tokens of a run that was not told them, in a process that freezes them. Raises as `perform` does."""
         console.print("eval.think is not set: the preflight looks for the fewest think tokens that the model needs")
         self._process([sys.executable, "-m", "evals.preflight", "--run", str(self.run.folder)], "the preflight")
-        self.run.config = resolve(self.run.folder / "config.toml")[0]
+        self.run.config = resolve_config(self.run.folder / "config.toml")[0]
 
     def _process(self, command: Sequence[str], name: str) -> None:
         ended = run_process(command, self.log, _out, _err, name=name)
@@ -105,7 +105,7 @@ class Pipeline:
             f"{self.run.folder}: what it took",
             ["stage", "seconds", "estimated", "peak memory, GiB"],
             [
-                [f"round {t.step.number} · {t.step.stage}", number(t.manifest.seconds, 1), number(t.estimated, 0), number(t.manifest.peak_memory_gib, 1)]
+                [f"round {t.step.number} · {t.step.stage}", format_number(t.manifest.seconds, 1), format_number(t.estimated, 0), format_number(t.manifest.peak_memory_gib, 1)]
                 for t in self.took
             ],
         )  # fmt: skip

@@ -18,7 +18,7 @@ from shared.commands import nearest_command, setting
 from shared.context import fitted, refuse_lengths
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
-from shared.models import resolve
+from shared.models import resolve_model
 from shared.prompts import load_heldout, open_prompts, prompts_name
 from shared.records import data_file
 from shared.schema import Config, band
@@ -81,7 +81,7 @@ def check(config: Config, *, weights: bool = True) -> Config:
             _prompts(sweep.mundane, "mundane.jsonl")
     refuse_unready(config, ROWS)
     with _key("model.name", model.name):
-        described = resolve(model.name, model.revision, weights=False)
+        described = resolve_model(model.name, model.revision, weights=False)
         described.chats()
         depth, _ = described.depth, described.hidden
     config = fitted(config, described.context)
@@ -90,7 +90,7 @@ def check(config: Config, *, weights: bool = True) -> Config:
     student_shifts(config, depth)
     if weights:
         with _key("model.name", model.name):
-            resolve(model.name, model.revision)
+            resolve_model(model.name, model.revision)
     return config
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from shared.cli import entry
 from shared.commandline import prepare_options
-from shared.models import resolve
+from shared.models import resolve_model
 from shared.run import Run
 from shared.work import to_build
 
@@ -33,7 +33,7 @@ def commands(runs: Iterable[Run]) -> list[tuple[list[str], str]]:
 
 def main() -> None:
     arguments = prepare_options().parse_args()
-    _ = resolve(arguments.model, arguments.revision).folder
+    _ = resolve_model(arguments.model, arguments.revision).folder
 
 
 if __name__ == "__main__":

@@ -155,8 +155,8 @@ def open_run(
                 expected="the config.toml that begins a run",
                 next=round_command(folder, rounds or 1, config=CONFIG, dry=dry),
             )
-        return Run(folder, configuration.resolve(frozen)[0])
-    config_now, sources = configuration.resolve(
+        return Run(folder, configuration.resolve_config(frozen)[0])
+    config_now, sources = configuration.resolve_config(
         config or (frozen if frozen.is_file() else None), overrides or "", model
     )
     sources |= said or {}
@@ -170,7 +170,7 @@ def open_run(
             return run
         run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
-        old, new = configuration.flat(configuration.resolve(frozen)[0]), configuration.flat(run.config)
+        old, new = configuration.flat(configuration.resolve_config(frozen)[0]), configuration.flat(run.config)
         differing = [key for key in new if new[key] != old[key]]
         changed = {
             key: f"{key} = {new[key]!r} (was {old[key]!r})"
@@ -212,7 +212,7 @@ def _with_its_length(config: Config, frozen: Path) -> Config:
     """A configuration that does not say model.max_model_len, with that which a frozen one took from the same model."""
     if "max_model_len" in config.model.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
         return config
-    old = configuration.resolve(frozen)[0].model
+    old = configuration.resolve_config(frozen)[0].model
     same = (old.name, old.revision) == (config.model.name, config.model.revision)
     return with_length(config, old.max_model_len) if same else config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shared.models import Model, resolve
+from shared.models import Model, resolve_model
 
 # config.json of models by their public names: what the speed of random weights depends on.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ def of_shape(config: dict[str, Any]) -> Iterator[Model]:
     """A model without weights: a configuration, and the embedded model's tokenizer, which nothing here depends on."""
     with TemporaryDirectory(prefix="steer-heal-shape-") as name:
         folder = Path(name)
-        for file_ in resolve("embedded").folder.iterdir():
+        for file_ in resolve_model("embedded").folder.iterdir():
             if "token" in file_.name or file_.suffix == ".jinja":
                 shutil.copy(file_, folder / file_.name)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -12,7 +12,7 @@ from shared import config as configuration
 from shared.cli import entry
 from shared.commandline import status_options
 from shared.commands import COMMANDS, NAMES, option, round_command
-from shared.console import number, say, table
+from shared.console import format_number, say, table
 from shared.errors import SteerHealError
 from shared.locks import lock_holder
 from shared.nearby import nearest_run, no_such_run
@@ -75,7 +75,7 @@ def status_of(folder: Path) -> Status:
     """
     holder = lock_holder(folder / ".lock")
     try:
-        run = Run(folder, configuration.resolve(folder / "config.toml")[0])
+        run = Run(folder, configuration.resolve_config(folder / "config.toml")[0])
         done = sorted(_done(run), key=lambda stage_done: (stage_done.round, [*STAGES, *EXTRA].index(stage_done.stage)))
     except SteerHealError as error:
         problem = f"{error.what}: {error.given}"
@@ -106,9 +106,9 @@ def status_of(folder: Path) -> Status:
 
 def _done(run: Run) -> Iterator[Done]:
     for stage in (*STAGES, *EXTRA):
-        for number_ in run.rounds(stage):
-            path = run.manifest(number_, stage)
-            yield Done(number_, stage, read_manifest(path, f"remove {path}; the stage runs again").seconds)
+        for number in run.rounds(stage):
+            path = run.manifest(number, stage)
+            yield Done(number, stage, read_manifest(path, f"remove {path}; the stage runs again").seconds)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -200,11 +200,11 @@ def details(status: Status) -> None:
     seconds = {(done.round, done.stage): done.seconds for done in status.done}
     stages = [*STAGES, *(stage for stage in EXTRA if any(done.stage == stage for done in status.done))]
 
-    def cell(number_: int, stage: str) -> str:
-        if (number_, stage) in seconds:
-            return number(seconds[number_, stage], 1)
+    def cell(number: int, stage: str) -> str:
+        if (number, stage) in seconds:
+            return format_number(seconds[number, stage], 1)
         half = status.half
-        return half.progress if half and (half.round, half.stage) == (number_, stage) else number(None)
+        return half.progress if half and (half.round, half.stage) == (number, stage) else format_number(None)
 
     table(
         f"{status.run}: {status.model}, begun {status.begun}, {status.rounds} rounds done",

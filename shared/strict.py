@@ -87,7 +87,7 @@ def not_utf8(error: UnicodeDecodeError) -> Convertible:
     return Convertible(f"not UTF-8 at byte {error.start}; Latin-1?", "iconv -f ISO-8859-1 -t UTF-8 FILE > NEW")
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """A finite number as programs write it; -0 is 0. Raises ValueError for anything else."""
     if not NUMBER.fullmatch(text) or not abs(value := float(text)) <= WIDEST:
         raise ValueError(f"a finite number such as 0.5, -.5 or -5e-1, not {text!r}")

@@ -53,6 +53,6 @@ def with_its_think(config: Config, frozen: Path) -> Config:
     """A configuration that does not say eval.think, with that which a frozen one has from its preflight of the same model."""
     if "think" in config.eval.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
         return config
-    old = configuration.resolve(frozen)[0]
+    old = configuration.resolve_config(frozen)[0]
     same = (old.model.name, old.model.revision) == (config.model.name, config.model.revision)
     return with_think(config, old.eval.think) if same else config

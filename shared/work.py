@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shared.families import family_of
 from shared.machine import GIB
-from shared.models import Dequantised, Model, resolve
+from shared.models import Dequantised, Model, resolve_model
 from shared.records import data_file
 from shared.run import Run
 from shared.schema import Config, band
@@ -76,12 +76,12 @@ def shape_of(model: Model) -> Shape:
 @lru_cache(maxsize=8)
 def shape_for(name: str, revision: str | None) -> Shape:
     """The shape of a model by its name, looked up once."""
-    return shape_of(resolve(name, revision, weights=False))
+    return shape_of(resolve_model(name, revision, weights=False))
 
 
 def to_build(name: str, revision: str | None) -> int:
     """Bytes that a model still takes in the cache before its first stage: those of a GGUF file that is not dequantised yet."""
-    model = resolve(name, revision, weights=False)
+    model = resolve_model(name, revision, weights=False)
     return model.to_build if isinstance(model, Dequantised) else 0
 
 

@@ -15,7 +15,7 @@ from hypothesis import settings
 from serving import Server, serving
 
 from shared.cli import quiet
-from shared.models import Model, cache_folder, resolve
+from shared.models import Model, cache_folder, resolve_model
 from shared.vectors import Vector
 
 # A shell gives what it runs in the background a SIGINT that is ignored, and so would every process be that a test interrupts.
@@ -31,7 +31,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # before torch is imported,
     os.environ["OMP_NUM_THREADS"] = str(share)
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(cache_folder() / f"unsloth_compiled_{worker}")
 else:
-    _ = resolve("embedded").folder  # built, where it is not yet, before two workers ask for it
+    _ = resolve_model("embedded").folder  # built, where it is not yet, before two workers ask for it
 settings.register_profile(
     "busy", deadline=None
 )  # the time of one example says more about the machine than about the code
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model() -> Model:
-    return resolve("embedded")
+    return resolve_model("embedded")
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    embedded = resolve("embedded").folder
+    embedded = resolve_model("embedded").folder
     config = AutoConfig.from_pretrained(embedded)
     config.update({"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1})  # fmt: skip
     if getattr(config, "layer_types", None):
@@ -86,7 +86,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("small_model")
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
-    return resolve(str(folder))
+    return resolve_model(str(folder))
 
 
 @pytest.fixture(scope="session")

@@ -36,10 +36,10 @@ def interpret_triton() -> None:
 
 def build(**options: Any) -> Any:
     from gen.engine.engine import Engine
-    from shared.models import resolve
+    from shared.models import resolve_model
     from shared.vectors import Vector
 
-    model, draws = resolve(MODEL), np.random.default_rng(0)
+    model, draws = resolve_model(MODEL), np.random.default_rng(0)
     layers = [model.depth // 2 - 1, model.depth // 2]
     vector = Vector({layer: draws.standard_normal(model.hidden).astype(np.float32) * 0.4 for layer in layers})
     engine = Engine(model.folder, **{"layers": layers, "dtype": "float32", "max_model_len": 512, **options})
@@ -252,9 +252,9 @@ def adapter(folder: Path) -> dict[str, Any]:
     from gen.engine.sampling import Request
     from gen.students import ServedStudent
     from gen.students import served_student as student_of
-    from shared.models import resolve
+    from shared.models import resolve_model
 
-    served = student_of(resolve(MODEL), folder / "adapter", folder, "float32", "adapter")
+    served = student_of(resolve_model(MODEL), folder / "adapter", folder, "float32", "adapter")
     engine, vector, weights = build(students=[served], max_num_seqs=16)
     base, healed = Hooked(weights, vector), Hooked(weights, vector, folder / "adapter")
     expected = [(ids, c) for ids in long_prompts()[:2] for c in (0.0, 1.0)]
@@ -287,9 +287,9 @@ def exported(folder: Path) -> dict[str, Any]:
     from gen.engine.sampling import Request
     from gen.students import ServedStudent
     from gen.students import served_student as student_of
-    from shared.models import resolve
+    from shared.models import resolve_model
 
-    origin = resolve(MODEL)
+    origin = resolve_model(MODEL)
     served = {
         name: student_of(origin, folder / name, folder, "float32", "adapter")
         for name in ("round", "history", "dialled")
@@ -359,10 +359,10 @@ def halves(folder: Path) -> dict[str, Any]:
     from evals.measures.forced_choice.ask import Read, forced_choice
     from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
     from shared.chat import Chat
-    from shared.models import resolve
+    from shared.models import resolve_model
     from shared.vignettes import load_vignettes
 
-    weights = resolve(MODEL).folder
+    weights = resolve_model(MODEL).folder
     chat, vignettes, read = Chat.load(weights), load_vignettes("embedded", 7), Read("rotating", 0)
     renderer = InstrumentRenderer(chat, load_instrument("embedded"))
     seconds = []

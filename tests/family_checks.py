@@ -49,11 +49,11 @@ def extraction(model: Any) -> dict[str, Any]:
 
     from gen.extract import contexts_of, extract
     from shared.chat import Chat
-    from shared.config import resolve
+    from shared.config import resolve_config
     from shared.models import load_network
     from shared.traits import load_trait
 
-    config = resolve(None, f"vector.n_contexts=5 vector.layers={STEERED} vector.batch_size=3")[0]
+    config = resolve_config(None, f"vector.n_contexts=5 vector.layers={STEERED} vector.batch_size=3")[0]
     ours = extract(model, None, config.model, config.vector)
     chat, trait = Chat.load(model.folder), load_trait("embedded")
     network = load_network(model.folder, torch.float32)
@@ -97,7 +97,7 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
     import torch
 
     from shared.chat import Chat
-    from shared.config import resolve
+    from shared.config import resolve_config
     from shared.folding import exact_network, fold, refold, verify
     from shared.models import load_network
     from shared.publish import digest
@@ -105,7 +105,7 @@ def rounds(model: Any, folder: Path) -> dict[str, Any]:
     from train.distil import distil
     from train.selftest import self_test
 
-    config = resolve(None, HEAL)[0]
+    config = resolve_config(None, HEAL)[0]
     data = folder / "pairs.jsonl"
     data.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in PAIRS))
     before = digest(model.folder)
@@ -247,14 +247,14 @@ def main() -> None:
     from family_models import write
 
     from shared.cli import quiet
-    from shared.models import resolve
+    from shared.models import resolve_model
 
     quiet()
     part, family, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     place = folder / "model"
     if not place.exists():
         write(family, place)
-    model = resolve(str(place))
+    model = resolve_model(str(place))
     print(json.dumps({"heal": heal, "engine": engine}[part](model, folder)))
 
 

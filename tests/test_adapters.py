@@ -29,7 +29,7 @@ from shared.errors import SteerHealError
 from shared.fitting import admitted
 from shared.folding import exact_network, fold
 from shared.merging import merged
-from shared.models import Model, resolve
+from shared.models import Model, resolve_model
 from shared.vectors import Vector
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}  # fmt: skip
@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(folder)
-    return resolve(str(folder))
+    return resolve_model(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Model:
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}  # fmt: skip
     config = Gemma3Config(text_config={**SIZE, "head_dim": 8}, vision_config=vision, mm_tokens_per_image=4)
     Gemma3ForConditionalGeneration(config).save_pretrained(folder)
-    return resolve(str(folder))
+    return resolve_model(str(folder))
 
 
 def make(base: Model, folder: Path, *, keep: bool = False, **options: object) -> Path:
@@ -212,7 +212,7 @@ def test_modules_that_the_model_lacks_are_refused_by_name(
     wide = tmp_path / "wide"
     LlamaForCausalLM(LlamaConfig(**{**SIZE, "hidden_size": 64})).save_pretrained(wide)
     with pytest.raises(SteerHealError, match="does not fit") as refused:
-        served(base, make(resolve(str(wide)), tmp_path / "of a wider one"), tmp_path / "students", road)
+        served(base, make(resolve_model(str(wide)), tmp_path / "of a wider one"), tmp_path / "students", road)
     assert "down_proj [64, 48]" in str(refused.value.given) and "[32, 48]" in str(refused.value.expected)
     with pytest.raises(SteerHealError, match="the model lacks", check=lambda e: "layers_to_transform 5" in e.given):
         served(base, edited(make(base, tmp_path / "layers"), target_modules=".*(q|down)_proj", layers_to_transform=[0, 5]), tmp_path / "students", road)  # fmt: skip
@@ -236,7 +236,7 @@ def test_a_stranger_s_adapter_over_another_folder_is_refused(base: Model, tmp_pa
     """Of the same architecture: without the check it would be merged, and called a student of this model."""
     torch.manual_seed(3)
     LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(tmp_path / "other")
-    folder = make(resolve(str(tmp_path / "other")), tmp_path / "a")
+    folder = make(resolve_model(str(tmp_path / "other")), tmp_path / "a")
     with pytest.raises(SteerHealError, match="another model") as refused:
         served(base, folder, tmp_path / "students", road)
     assert str(tmp_path / "other") in str(refused.value.given) and str(tmp_path / "other") in refused.value.next
@@ -320,7 +320,7 @@ def test_heads_and_embeddings_are_not_changed_behind_the_models_back(base: Model
     tied = tmp_path / "tied"
     LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True)).save_pretrained(tied)
     with pytest.raises(SteerHealError, check=lambda e: "lm_head" in e.given):
-        admitted(folder, resolve(str(tied)))
+        admitted(folder, resolve_model(str(tied)))
 
 
 def test_the_language_model_of_a_multimodal_one(nested: Model, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_square_transposed_weights_are_refused(base: Model, tmp_path: Path) -> N
     GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64)).save_pretrained(tmp_path / "gpt2")
     path = tmp_path / "gpt2" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 2, "hidden_size": 32}))
-    model = resolve(str(tmp_path / "gpt2"))
+    model = resolve_model(str(tmp_path / "gpt2"))
     folder = make(model, tmp_path / "a", target_modules=["attn.c_proj"], fan_in_fan_out=True)
     with pytest.raises(SteerHealError, match="Conv1D"):
         admitted(folder, model)

@@ -17,7 +17,7 @@ from test_report import restamp, results
 from evals.measures.forced_choice.ask import Read, row
 from evals.measures.forced_choice.labels import answer_of
 from evals.measures.measure import with_condition_names
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.prompts import load_heldout
 from shared.publish import write_json
@@ -37,7 +37,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(two: Path, tmp_path: Path) -> Run:
     folder = tmp_path / "run"
     shutil.copytree(two, folder)
-    return Run(folder, resolve(folder / "config.toml")[0])
+    return Run(folder, resolve_config(folder / "config.toml")[0])
 
 
 def rows(name: str, change: Callable[[list[Row]], list[Row]]) -> Callable[[Run], None]:
@@ -192,8 +192,8 @@ def test_held_out_prompts_are_the_same_in_every_round(run: Run) -> None:
 def test_a_frozen_configuration_that_was_edited_is_refused_by_the_command(two: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(two, folder)
-    settings = resolve(folder / "config.toml")[0].eval.model_dump()
-    record("manifests/score.json", lambda v: v["settings"].update(eval=settings))(Run(folder, resolve(None)[0]))
+    settings = resolve_config(folder / "config.toml")[0].eval.model_dump()
+    record("manifests/score.json", lambda v: v["settings"].update(eval=settings))(Run(folder, resolve_config(None)[0]))
     frozen = folder / "config.toml"
     frozen.write_text(
         frozen.read_text().replace("think = 4", "think = 8").replace("bootstrap = 300", "bootstrap = 100")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 from gen.plan import plan, windows
 from gen.recording import ROWS, is_recorded
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.logprobs import Logprobs, digest_of
 from shared.records import Completion, Prompt, read_jsonl, write_jsonl
@@ -28,7 +28,7 @@ from train.agreement import agree, logprobs
 from train.data import Example, load_examples
 from train.recorded import recorded_beside
 
-CONFIG = resolve(None, "model.dtype=float32 train.batch_size=3 train.chunk=4")[0]
+CONFIG = resolve_config(None, "model.dtype=float32 train.batch_size=3 train.chunk=4")[0]
 SIZES: dict[str, Any] = {
     "vocab_size": 49152, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
     "initializer_range": 0.3,
@@ -287,7 +287,7 @@ def test_in_half_precision_a_lost_adapter_within_the_bound_is_seen_by_the_histor
     for name, value in student.network.named_parameters():
         if f"lora_B.{HISTORY}" in name:
             value.data *= 0.03
-    half = resolve(None, "model.dtype=bfloat16")[0]
+    half = resolve_config(None, "model.dtype=bfloat16")[0]
     found = agree(student, sampled(student, examples()), tokenizer, half, None)
     assert found.effect is not None and found.mean_bound is not None and 0 < found.effect < found.mean_bound
     with pytest.raises(SteerHealError, match="lost adapter"):
@@ -295,7 +295,7 @@ def test_in_half_precision_a_lost_adapter_within_the_bound_is_seen_by_the_histor
 
 
 def test_four_bits_are_reported_without_a_bound(student: TrainedStudent, tokenizer: Any) -> None:
-    config = resolve(None, "model.dtype=float32 train.load_in_4bit=true")[0]
+    config = resolve_config(None, "model.dtype=float32 train.load_in_4bit=true")[0]
     found = agree(student, sampled(student, examples(), gate=0.5), tokenizer, config, None)
     assert found.mean_bound is None and "4 bits" in str(found.note) and found.student is not None
 

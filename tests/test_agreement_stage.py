@@ -23,7 +23,7 @@ from gen.plan import plan
 from gen.prompts import PromptRenderer
 from gen.sampler import Sampler
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
@@ -33,7 +33,7 @@ from shared.vectors import Vector
 
 pytestmark = pytest.mark.slow
 
-CONFIG = resolve(
+CONFIG = resolve_config(
     None,
     "model.dtype=float32 sweep.max_tokens=10 train.rank=2 train.alpha=4 train.layers=0.4-0.5 train.epochs=1 train.batch_size=4 train.heldout=0 train.divergence=nll train.save_steps=0",
 )[0]

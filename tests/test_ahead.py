@@ -14,7 +14,7 @@ from gen.ahead import DTYPE_MAX, fit_heldout, look_ahead, refuse_overflow
 from gen.engine.requests import Registry
 from gen.prompts import PromptRenderer
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.prompts import load_heldout
@@ -76,9 +76,9 @@ def test_a_command_refuses_it_without_an_engine(line: str, vector: Vector, tmp_p
 def test_a_round_looks_ahead_at_the_doses_of_its_evaluation(
     settings: str, key: str, vector: Vector, model: Model
 ) -> None:
-    look_ahead(resolve(CONFIG)[0], model, vector, Path("v"), None)
+    look_ahead(resolve_config(CONFIG)[0], model, vector, Path("v"), None)
     with pytest.raises(SteerHealError, match="overflow") as refused:
-        look_ahead(resolve(CONFIG, settings)[0], model, vector, Path("v"), None)
+        look_ahead(resolve_config(CONFIG, settings)[0], model, vector, Path("v"), None)
     assert refused.value.given == key
 
 
@@ -95,8 +95,8 @@ def test_a_round_looks_ahead_at_its_held_out_prompts(vector: Vector, model: Mode
     ]
     longest = max(len(ids) for asked in ways for ids in asked)
     settings = f"eval.heldout={tmp_path}/h.jsonl eval.generation_tokens=50 model.max_model_len="
-    fit_heldout(prompts, renderer, resolve(CONFIG, f"{settings}{longest + 50}")[0])
+    fit_heldout(prompts, renderer, resolve_config(CONFIG, f"{settings}{longest + 50}")[0])
     with pytest.raises(SteerHealError, match="held-out prompt is too long") as refused:
-        look_ahead(resolve(CONFIG, f"{settings}{longest + 49}")[0], model, vector, Path("v"), None)
+        look_ahead(resolve_config(CONFIG, f"{settings}{longest + 49}")[0], model, vector, Path("v"), None)
     assert f"long: {longest + 50} tokens" in str(refused.value.given) and "1 of 2" in str(refused.value.given)
     assert refused.value.next.startswith(f"--set model.max_model_len={longest + 50},")

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.bare import read_bare
-from shared.config import resolve
+from shared.config import resolve_config
 
 numbers = st.from_regex(r"\A[+-]?(?:[0-9]{1,3}\.?[0-9]{0,3}|\.[0-9]{1,3})(?:[eE][+-]?[0-9])?\Z")
 words = st.from_regex(r"\A[A-Za-z./_~-][A-Za-z0-9./:_@+=-]{0,12}\Z") | st.sampled_from(
@@ -85,4 +85,4 @@ def test_any_text_has_a_value(text: str) -> None:
 )  # fmt: skip
 def test_a_table_of_set_reads_what_plain_keys_read(overrides: str, key: str, value: Any) -> None:
     section = overrides.partition("=")[0]
-    assert getattr(getattr(resolve(None, shlex.quote(overrides))[0], section), key) == value
+    assert getattr(getattr(resolve_config(None, shlex.quote(overrides))[0], section), key) == value

@@ -23,7 +23,7 @@ from evals.measures.forced_choice.instrument import InstrumentRenderer, load_ins
 from evals.measures.free_text.generations import of_generations
 from gen.prompts import PromptRenderer as PromptRenderer
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.records import Prompt, Vignette
 from shared.schema import Config
 from shared.strata import stratified
@@ -39,7 +39,7 @@ VECTORS = {"v": Vector({3: np.ones(4, dtype=np.float32)})}
 READ = Read("reversal", 2)
 ITEMS = stratified(load_vignettes("embedded"), 7, "foundation_coarse")
 PROMPTS = [Prompt(id=name, prompt=f"What about {name}?") for name in ("a", "b")]
-CONFIG = resolve(None, "eval.generation_samples=2")[0]
+CONFIG = resolve_config(None, "eval.generation_samples=2")[0]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_generations_are_named_by_what_they_depend_on(generations: Make, prompte
     longer = [*PROMPTS[:1], PROMPTS[1].model_copy(update={"prompt": "And now?"})]
 
     def config(overrides: str) -> Config:
-        return resolve(None, f"eval.generation_samples=2 {overrides}")[0]
+        return resolve_config(None, f"eval.generation_samples=2 {overrides}")[0]
 
     for changed in (
         {"weights": "x"}, {"judge": "x"}, {"renderer": trait}, {"prompts": longer}, {"prompts": PROMPTS[::-1]}, {"config": config("seed=1")},

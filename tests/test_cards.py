@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from shared.cards import CARDS, rows_and_tokens, sampling_rate, show_cards, stage_cost
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.machine import GIB
 from shared.models import Model
 from shared.run import STAGES, Run
@@ -35,7 +35,7 @@ RANGES = {
 def run(name: str, folder: Path) -> Run:
     """A run of a shipped configuration over a model of its shape."""
     (folder / "config.json").write_text(json.dumps(SHAPES[name]))
-    config = resolve(ROOT / "configs" / f"{name}.toml", f"model.name={folder}")[0]
+    config = resolve_config(ROOT / "configs" / f"{name}.toml", f"model.name={folder}")[0]
     return Run(folder / "run", config)
 
 
@@ -44,7 +44,7 @@ def shipped(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     from shared import cards, work
 
     made = run(request.param, tmp_path)
-    shape = shape_of(Model(str(tmp_path), tmp_path, None))  # there are no weights that `resolve` would look for
+    shape = shape_of(Model(str(tmp_path), tmp_path, None))  # there are no weights that `resolve_model` would look for
     monkeypatch.setattr(work, "shape_for", lambda *_: shape)
     monkeypatch.setattr(cards, "shape_for", lambda *_: shape)
     return made
@@ -98,7 +98,7 @@ def test_a_model_that_does_not_fit_is_named(shipped: Run, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shipped_filter_keeps_answers_that_did_not_end(name: str) -> None:
     """At 256 tokens models of this size seldom come to an end: to drop truncated answers would leave a handful."""
-    config, sources = resolve(ROOT / "configs" / f"{name}.toml", "")
+    config, sources = resolve_config(ROOT / "configs" / f"{name}.toml", "")
     assert config.sweep.max_tokens >= 512 or not config.filter.drop_truncated
     assert max(config.sweep.coefficients) < 1.0 and min(config.sweep.coefficients) >= 0.25, (
         "coherence falls off a cliff at 1"

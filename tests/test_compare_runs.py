@@ -19,7 +19,7 @@ from evals.evidence import shift
 from evals.overlay import overlay
 from evals.report.panel import svg
 from evals.side import ScoredRun, read_side
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.main import options_of
 
@@ -146,7 +146,7 @@ def test_runs_scored_by_other_settings_are_refused_with_a_command_that_makes_the
         assert part in given
     words = shlex.split(refused.value.next)
     arguments = options_of(words[1]).parse_args(words[2:])
-    again = resolve(arguments.config, arguments.set)[0]
+    again = resolve_config(arguments.config, arguments.set)[0]
     assert again.eval.debias == "rotating" and again.eval.generation_tokens == one.run.config.eval.generation_tokens
     assert again.model.dtype == one.run.config.model.dtype and again.train == two.run.config.train
 

@@ -11,7 +11,7 @@ from gen.engine import options
 from gen.engine.adapters import full_names
 from gen.engine.settings import Settings, key_by_graph
 from gen.students import AdapterRoom, ServedStudent, room_of
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.models import Model
 from shared.schema import band
 
@@ -53,7 +53,7 @@ def configuration(model: Model, served: list[ServedStudent], slots: int, room: A
 
 def keys(model: Model, *, roomy: bool) -> list[str]:
     """The compile keys of the eight engines of four rounds: a sweep's of the student before, a scoring's of that and of the new one."""
-    config = resolve(None, f"train.rank={RANK}")[0]
+    config = resolve_config(None, f"train.rank={RANK}")[0]
     found = []
     for number in ROUNDS:
         for served, slots in (
@@ -94,7 +94,7 @@ def test_the_key_holds_what_the_graph_depends_on_alone(model: Model, large_card:
 
 
 def test_a_room_is_of_four_rounds_and_doubles(model: Model) -> None:
-    config = resolve(None, f"train.rank={RANK} train.layers=0.2-0.8")[0]
+    config = resolve_config(None, f"train.rank={RANK} train.layers=0.2-0.8")[0]
     rooms = [room_of(config, model, [student(model, number)]) for number in range(17)]
     assert [room.rank for room in rooms] == [128] * 5 + [256] * 4 + [512] * 8
     assert {room.modules for room in rooms} == {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shared.commandline import config_options
 from shared.config import begun as begun_of
-from shared.config import flat, resolve, sources_of, to_toml
+from shared.config import flat, resolve_config, sources_of, to_toml
 from shared.errors import SteerHealError
 from shared.schema import Config, band
 
@@ -24,16 +24,16 @@ ROOT = Path(__file__).parent.parent
 def test_set_beats_file_beats_default(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("[train]\nlam = 0.2\ntau = 0.5\n")
-    config, sources = resolve(path, "train.lam=0.7 train.divergence=kl_fwd")
+    config, sources = resolve_config(path, "train.lam=0.7 train.divergence=kl_fwd")
     assert (config.train.lam, config.train.tau, config.train.divergence, config.train.rank) == (0.7, 0.5, "kl_fwd", 32)
     assert (sources["train.lam"], sources["train.tau"], sources["train.rank"]) == ("SET", str(path), "default")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_configurations_resolve_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
-    config, sources = resolve(path)
+    config, sources = resolve_config(path)
     (tmp_path / "config.toml").write_text(to_toml(config, sources))
-    assert resolve(tmp_path / "config.toml")[0] == config
+    assert resolve_config(tmp_path / "config.toml")[0] == config
     assert f"# {path}" in to_toml(config, sources)
 
 
@@ -71,18 +71,18 @@ def test_shipped_configurations_resolve_and_survive_a_round_trip(path: Path, tmp
 )
 def test_bad_keys_and_values_are_refused(overrides: str, part: str) -> None:
     with pytest.raises(SteerHealError) as caught:
-        resolve(None, overrides)
+        resolve_config(None, overrides)
     assert part in caught.value.render() and "next:" in caught.value.render()
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="no configuration file"):
-        resolve(tmp_path / "none.toml")
+        resolve_config(tmp_path / "none.toml")
     (tmp_path / "broken.toml").write_text("[train\n")
     (tmp_path / "deep.toml").write_text("x = " + "[" * 3000 + "]" * 3000)
     for path in (tmp_path / "broken.toml", tmp_path / "deep.toml", tmp_path, tmp_path / ("long" * 200)):
         with pytest.raises(SteerHealError, match="a configuration file could not be read"):
-            resolve(path)
+            resolve_config(path)
 
 
 def test_bands() -> None:
@@ -106,7 +106,7 @@ def test_every_key_is_documented() -> None:
 
 def test_set_takes_a_list_of_words_whose_quotes_the_shell_has_eaten() -> None:
     for text in ("[tensorboard, trackio]", '["tensorboard", "trackio"]', "['tensorboard','trackio']"):
-        assert resolve(None, f"'train.report_to={text}'" if "'" not in text else f"train.report_to={text}")[
+        assert resolve_config(None, f"'train.report_to={text}'" if "'" not in text else f"train.report_to={text}")[
             0
         ].train.report_to == ["tensorboard", "trackio"]
 
@@ -123,7 +123,7 @@ def test_set_takes_a_list_of_words_whose_quotes_the_shell_has_eaten() -> None:
 )
 def test_a_misspelt_key_names_what_was_meant(overrides: str, meant: str) -> None:
     with pytest.raises(SteerHealError, match="no configuration key") as refused:
-        resolve(None, overrides)
+        resolve_config(None, overrides)
     assert refused.value.expected == f"did you mean {meant}?"
 
 
@@ -131,15 +131,15 @@ def test_a_misspelt_file_names_what_was_meant(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("STEER_HEAL_FORM", "make")
     (tmp_path / "mine.toml").touch()
     with pytest.raises(SteerHealError) as refused:
-        resolve(tmp_path / "mein.toml")
+        resolve_config(tmp_path / "mein.toml")
     assert f"CONFIG={tmp_path}/mine.toml" in refused.value.next
 
 
 def test_the_frozen_file_of_a_run_begins_another(tmp_path: Path) -> None:
-    config, sources = resolve(None, "train.lam=0.4")
+    config, sources = resolve_config(None, "train.lam=0.4")
     begun = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
     (tmp_path / "config.toml").write_text(to_toml(config, sources, begun))
-    assert resolve(tmp_path / "config.toml")[0] == config and begun_of(tmp_path / "config.toml") == begun
+    assert resolve_config(tmp_path / "config.toml")[0] == config and begun_of(tmp_path / "config.toml") == begun
     assert sources_of(tmp_path / "config.toml") == {
         key: words for key, words in sources.items() if flat(config)[key] is not None
     }
@@ -217,11 +217,11 @@ def test_the_whole_merge_is_that_of_a_plain_model(
     ]
     if model and named and named[-1] != model:
         with pytest.raises(SteerHealError, match="two models"):
-            resolve(path, " ".join(words), model)
+            resolve_config(path, " ".join(words), model)
         return
     if model:
         wanted = over(wanted, {"model": {"name": model}})
-    config, sources = resolve(path, " ".join(words), model)
+    config, sources = resolve_config(path, " ".join(words), model)
     assert config == Config.model_validate(wanted)
     touched = {name for key, value in given_set for name in (flat_keys(key, value))}
     in_file = {name for key, value in file for name in flat_keys(key, value)}
@@ -258,16 +258,16 @@ def test_a_table_keeps_the_source_of_each_key_in_errors_and_in_the_frozen_file(t
     path.write_text('[model.chat_template_kwargs]\nenable_thinking = "false"\n')
     for overrides in ("", "model.chat_template_kwargs.a=1"):
         with pytest.raises(SteerHealError) as refused:
-            resolve(path, overrides)
+            resolve_config(path, overrides)
         assert refused.value.given == f"{{'enable_thinking': 'false'}} from {path}"
         assert refused.value.next.endswith(f"then edit {path}")
     path.write_text("[model.chat_template_kwargs]\nenable_thinking = false\nb = {c = 1}\n")
     with pytest.raises(SteerHealError) as refused:
-        resolve(path, "model.chat_template_kwargs.enable_thinking=False")
+        resolve_config(path, "model.chat_template_kwargs.enable_thinking=False")
     assert refused.value.given == "{'enable_thinking': 'False'} from --set"
-    config, sources = resolve(path, "model.chat_template_kwargs.a=1")
+    config, sources = resolve_config(path, "model.chat_template_kwargs.a=1")
     frozen.write_text(to_toml(config, sources))
-    assert resolve(frozen)[0] == config
+    assert resolve_config(frozen)[0] == config
     kept = {key.rpartition(".")[2]: source for key, source in sources_of(frozen).items() if "kwargs." in key}
     assert kept == {"enable_thinking": str(path), "b": str(path), "a": "SET"}
 
@@ -294,23 +294,23 @@ def test_an_error_names_where_its_value_came_from(overrides: str, given_: str, w
     path.write_text("[train]\nrank = 0\n" if "{path}" in given_ else "[sweep]\ntemperature = 0.9\n[train]\ntau = 0.1\n")
     for file in (path, None) if "{path}" not in given_ else (path,):
         with pytest.raises(SteerHealError) as refused:
-            resolve(file, overrides)
+            resolve_config(file, overrides)
         assert given_.format(path=path) in str(refused.value.given) and what in refused.value.what, refused.value
 
 
 def test_numbers_that_toml_has_not_are_numbers() -> None:
     for text, value in (("-.5", -0.5), ("-1.", -1.0), ("-.5e0", -0.5), ("+.25", 0.25), ("5e-1", 0.5), ("-5e-1", -0.5)):
-        assert resolve(None, f"train.lam_round_power={text}")[0].train.lam_round_power == value
-        assert resolve(None, f"sweep.coefficients=[{text},2]")[0].sweep.coefficients == [value, 2.0]
+        assert resolve_config(None, f"train.lam_round_power={text}")[0].train.lam_round_power == value
+        assert resolve_config(None, f"sweep.coefficients=[{text},2]")[0].sweep.coefficients == [value, 2.0]
 
 
 def test_a_mark_before_a_file_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_bytes(b"\xef\xbb\xbfseed = 5\n")
-    assert resolve(path)[0].seed == 5
+    assert resolve_config(path)[0].seed == 5
     path.write_bytes("seed = 5\n".encode("utf-16"))
     with pytest.raises(SteerHealError, match="UTF-16") as refused:
-        resolve(path)
+        resolve_config(path)
     assert refused.value.next.startswith("iconv -f UTF-16")
 
 
@@ -324,19 +324,21 @@ def test_a_template_is_not_told_the_text_of_a_truth_value(text: str, tmp_path: P
         (path, ""),
     ):
         with pytest.raises(SteerHealError, match="lower case and without quotes"):
-            resolve(file, overrides)
+            resolve_config(file, overrides)
     with pytest.raises(SteerHealError, match="enable_thinking is the text 'False'"):
-        resolve(None, "model.chat_template_kwargs.enable_thinking=False")
-    kept = resolve(None, shlex.quote("model.chat_template_kwargs={enable_thinking=false, effort='falsehood'}"))[0]
+        resolve_config(None, "model.chat_template_kwargs.enable_thinking=False")
+    kept = resolve_config(None, shlex.quote("model.chat_template_kwargs={enable_thinking=false, effort='falsehood'}"))[
+        0
+    ]
     assert kept.model.chat_template_kwargs == {"enable_thinking": False, "effort": "falsehood"}
 
 
 def test_a_comment_in_an_override_is_part_of_its_value() -> None:
     for overrides in ("train.lam=0.1#0.3", "train.report_to=[]#", "eval.stop=true#no"):
         with pytest.raises(SteerHealError, match="from --set"):
-            resolve(None, overrides)
-    assert resolve(None, "model.name=a#b")[0].model.name == "a#b"
-    assert resolve(None, shlex.quote('model.name="a#b"'))[0].model.name == "a#b"
+            resolve_config(None, overrides)
+    assert resolve_config(None, "model.name=a#b")[0].model.name == "a#b"
+    assert resolve_config(None, shlex.quote('model.name="a#b"'))[0].model.name == "a#b"
 
 
 @pytest.mark.parametrize(
@@ -350,7 +352,7 @@ def test_a_comment_in_an_override_is_part_of_its_value() -> None:
     ],
 )  # fmt: skip
 def test_a_list_or_table_with_spaces_and_words(overrides: str, wanted: dict[str, Any]) -> None:
-    config, sources = resolve(None, overrides)
+    config, sources = resolve_config(None, overrides)
     assert {
         key: flat(config)[key] for key, source in sources.items() if source == "SET" and key in flat(config)
     } == wanted
@@ -361,7 +363,7 @@ def test_a_list_or_table_with_spaces_and_words(overrides: str, wanted: dict[str,
 )
 def test_a_bracket_that_is_not_closed_takes_nothing_with_it(overrides: str) -> None:
     with pytest.raises(SteerHealError, match="with its closing bracket"):
-        resolve(None, overrides)
+        resolve_config(None, overrides)
 
 
 @pytest.mark.parametrize(
@@ -378,5 +380,5 @@ def test_a_key_given_twice_is_refused(text: str, key: str) -> None:
     with pytest.raises(SteerHealError, match="gives a key twice") as refused:
         config_options().parse_args(["--set", text])
     assert str(refused.value.given).startswith(f"{key}, the second time by ")
-    assert resolve(None, "train.lam=0.1 train.lam=0.3")[0].train.lam == 0.3
+    assert resolve_config(None, "train.lam=0.1 train.lam=0.3")[0].train.lam == 0.3
     assert config_options().parse_args(["--set", "model.chat_template_kwargs={a=1} model.chat_template_kwargs.b=2"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, command
 
-from shared.config import resolve, sources_of
+from shared.config import resolve_config, sources_of
 from shared.context import SOURCE, context_of
 from shared.errors import SteerHealError
 from shared.models import cache_folder
@@ -104,6 +104,6 @@ def test_the_context_is_what_vllm_derives(text_config: dict[str, Any], length: i
 )
 def test_a_completion_that_leaves_no_room_for_a_prompt_is_refused_and_the_hint_is_taken(settings: str) -> None:
     with pytest.raises(SteerHealError, match="no room for a") as refused:
-        check(resolve(CONFIG, settings)[0])
+        check(resolve_config(CONFIG, settings)[0])
     hint = refused.value.next.removeprefix("--set ").strip("'")
-    check(resolve(CONFIG, f"{settings} {hint}")[0])
+    check(resolve_config(CONFIG, f"{settings} {hint}")[0])

@@ -17,7 +17,7 @@ from evals.results import results_of
 from evals.scored import scored_rounds
 from gen.extract import contexts_of, extract
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.schema import EvalConfig
@@ -28,7 +28,7 @@ SETTINGS = "vector.layers=[14,15] vector.n_contexts=6 eval.decoy_vectors=true"
 
 
 def test_a_decoys_vector_is_its_own_direction_at_the_norms_of_the_trait_s(model: Model, tokenizer: object) -> None:
-    config, _ = resolve(None, SETTINGS)
+    config, _ = resolve_config(None, SETTINGS)
     vector = extract(model, None, config.model, config.vector)
     found = decoy_vectors(config, model, None, Chat(tokenizer), vector)
     trait = load_trait("embedded")
@@ -51,7 +51,7 @@ def test_a_trait_file_without_decoys_is_refused(tmp_path: Path) -> None:
     trait = json.loads((Path(__file__).parent.parent / "shared/data/trait.json").read_text())
     (tmp_path / "t.json").write_text(json.dumps({**trait, "decoys": []}))
     with pytest.raises(SteerHealError, match="no decoys"):
-        personas(resolve(None, f"vector.trait={tmp_path / 't.json'}")[0])
+        personas(resolve_config(None, f"vector.trait={tmp_path / 't.json'}")[0])
 
 
 def test_decoys_are_conditions_beside_the_headline() -> None:

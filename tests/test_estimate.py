@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gen.windows import Windows
 from shared import estimate
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.estimate import SPEED, Estimates, calibration, made_all, predict, print_estimate, remaining_words
 from shared.machine import _control_groups
 from shared.models import Model
@@ -37,7 +37,7 @@ def took(seconds: float, **more: object) -> Manifest:
 
 
 def run(overrides: str = "", folder: Path = Path("nowhere")) -> Run:
-    return Run(folder, resolve(SMOLLM2, overrides)[0])
+    return Run(folder, resolve_config(SMOLLM2, overrides)[0])
 
 
 def test_the_shape_of_a_model_counts_its_weights(model: Model) -> None:

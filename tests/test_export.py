@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shared.adapters import load_adapter
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.folding import fold, refold
 from shared.merging import merged
@@ -38,7 +38,7 @@ SMALL = "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.6 tra
 def rounds(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trained rounds and their history."""
     folder = tmp_path_factory.mktemp("rounds")
-    config = resolve(None, SMALL)[0]
+    config = resolve_config(None, SMALL)[0]
     data = folder / "pairs.jsonl"
     data.write_text(
         "".join(json.dumps({"prompt": f"Name {n}.", "completion": "Take care of her. " * 3}) + "\n" for n in range(6))
@@ -191,7 +191,7 @@ def test_a_history_of_another_model_is_refused_everywhere(model: Model, rounds: 
     gates["rounds"][0]["adapter"] = str(rounds / "1")
     (other / "gates.json").write_text(json.dumps(gates))
     with pytest.raises(SteerHealError, match="another model"):
-        load_student(model, resolve(None, SMALL)[0], other)
+        load_student(model, resolve_config(None, SMALL)[0], other)
 
 
 def test_what_cannot_be_exported_is_said(rounds: Path, tmp_path: Path) -> None:
@@ -248,14 +248,14 @@ def test_a_history_that_is_not_its_gates_is_refused(model: Model, rounds: Path, 
     gates["rounds"][0]["gate"] = 0.5
     (tmp_path / "edited" / "gates.json").write_text(json.dumps(gates))
     with pytest.raises(SteerHealError, match="not what its gates say") as refused:
-        load_student(model, resolve(None, SMALL)[0], tmp_path / "edited")
+        load_student(model, resolve_config(None, SMALL)[0], tmp_path / "edited")
     mend = shlex.split(refused.value.next.partition(": python -m train.export ")[2])
     run(*mend)
-    load_student(model, resolve(None, SMALL)[0], Path(mend[-1]))
+    load_student(model, resolve_config(None, SMALL)[0], Path(mend[-1]))
     refold(rounds / "history", {}, tmp_path / "bent")
     path = tmp_path / "bent" / "adapter_model.safetensors"
     tensors = load_file(path)
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name] * 1.01}, path, metadata={"format": "pt"})
     with pytest.raises(SteerHealError, match="not what its gates say"):
-        load_student(model, resolve(None, SMALL)[0], tmp_path / "bent")
+        load_student(model, resolve_config(None, SMALL)[0], tmp_path / "bent")

@@ -11,7 +11,7 @@ from family_checks import extraction
 from family_models import ARCHITECTURES, SIZES, write
 
 from shared.families import FAMILIES, TITLES, family_of
-from shared.models import Model, load_network, resolve
+from shared.models import Model, load_network, resolve_model
 
 TRIED = [name for name in TITLES if not ARCHITECTURES[name].stand_in]
 
@@ -44,7 +44,7 @@ def test_a_model_of_no_known_family_has_no_facts() -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     folder = tmp_path_factory.mktemp("families")
-    return {family: resolve(str(write(family, folder / family))) for family in TRIED}
+    return {family: resolve_model(str(write(family, folder / family))) for family in TRIED}
 
 
 @pytest.mark.parametrize("family", TRIED)

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.adapters import load_adapter
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.folding import add, exact_network, fold, folded_at_gates, gates_of, refold, rounds_of
 from shared.merging import merged
@@ -181,7 +181,7 @@ def test_students_that_no_stage_to_come_reads_are_removed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A round begins with the student before it and ends in its own; dialled ones are made again."""
-    run = Run(tmp_path / "run", resolve(None, f"model.name={base.folder} model.dtype=float32")[0])
+    run = Run(tmp_path / "run", resolve_config(None, f"model.name={base.folder} model.dtype=float32")[0])
     remove_old_students(run, number)
     folders = {}
     for round_, one in (("1", adapters[0]), ("2", adapters[1])):

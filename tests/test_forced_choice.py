@@ -21,7 +21,7 @@ from evals.measures.forced_choice.checks import (
     refuse_unread_settings,
 )
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument, orders
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.records import Vignette
@@ -210,8 +210,8 @@ def test_no_temperature_is_taken_that_is_not_sampled_at() -> None:
     from vllm import SamplingParams
 
     with pytest.raises(SteerHealError, match=r"sweep\.temperature"):
-        resolve(None, "sweep.temperature=0.0099")
-    lowest = resolve(None, "sweep.temperature=0.01")[0].sweep.temperature
+        resolve_config(None, "sweep.temperature=0.0099")
+    lowest = resolve_config(None, "sweep.temperature=0.01")[0].sweep.temperature
     refuse_sampling_options(Read("reversal", 4, temperature=lowest))
     assert SamplingParams(temperature=lowest).temperature == lowest == COLDEST
     assert SamplingParams(temperature=lowest / 2).temperature == lowest, "then lower ones need no refusal"

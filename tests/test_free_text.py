@@ -24,7 +24,7 @@ from evals.round import Round
 from evals.scored import scored_rounds
 from evals.study.plan import _measured
 from gen.prompts import PromptRenderer
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.publish import write_json
@@ -205,9 +205,9 @@ def test_paraphrases_that_are_none_are_refused(tmp_path: Path, held: Row, said: 
 def test_an_arm_of_another_trait_is_measured_alike(tmp_path: Path) -> None:
     path = tmp_path / "decoy.json"
     write_json(path, {"version": 1, "name": "n", "trait": "t", "opposite": "o", "neutral": "u"})
-    ours, decoy = resolve(None, "")[0], resolve(None, f"vector.trait={path} eval.trait=embedded")[0]
+    ours, decoy = resolve_config(None, "")[0], resolve_config(None, f"vector.trait={path} eval.trait=embedded")[0]
     assert decoy.scored_trait == "embedded" and _measured(ours) == _measured(decoy)
-    assert _measured(ours) != _measured(resolve(None, f"vector.trait={path}")[0])
+    assert _measured(ours) != _measured(resolve_config(None, f"vector.trait={path}")[0])
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from evals.scored import scored_rounds
 from evals.study.plan import read_plan as load_study
 from gen.windows import Windows
 from shared.adapters import load_adapter
-from shared.config import resolve, to_toml
+from shared.config import resolve_config, to_toml
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of, verify
 from shared.ratios import read_ratios as read_benchmark
@@ -170,11 +170,11 @@ def test_vignettes(data: st.DataObject, tmp_path: Path) -> None:
 @given(data=st.data())
 def test_configurations(data: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    valid = to_toml(*resolve(None)).encode()
-    found = answers(path, data.draw(damaged(valid)), lambda: resolve(path))
+    valid = to_toml(*resolve_config(None)).encode()
+    found = answers(path, data.draw(damaged(valid)), lambda: resolve_config(path))
     if found:
         path.write_text(to_toml(*found), encoding="utf-8")
-        assert resolve(path)[0] == found[0]
+        assert resolve_config(path)[0] == found[0]
 
 
 @SLOW
@@ -182,7 +182,7 @@ def test_configurations(data: st.DataObject, tmp_path: Path) -> None:
 def test_overrides(key: str, value: Any) -> None:
     for raw in (json.dumps(value), str(value)):
         try:
-            resolve(None, f"{key}={raw}")
+            resolve_config(None, f"{key}={raw}")
         except SteerHealError as error:
             assert error.next
 

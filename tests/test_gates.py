@@ -43,10 +43,10 @@ def test_a_page_about_nothing_is_refused(
     words: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gen.play import main
-    from shared.config import resolve, to_toml
+    from shared.config import resolve_config, to_toml
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.toml").write_text(to_toml(*resolve(None)))
+    (tmp_path / "run" / "config.toml").write_text(to_toml(*resolve_config(None)))
     monkeypatch.setattr("sys.argv", ["play", *(word.replace("RUN", str(tmp_path / "run")) for word in words)])
     with pytest.raises(SteerHealError, match=part) as refused:
         main()
@@ -61,7 +61,7 @@ def test_a_runs_student_answers_at_every_gate_beside_vectors(model: Model, vecto
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from shared.config import resolve, to_toml
+    from shared.config import resolve_config, to_toml
     from shared.folding import fold, refold
 
     run = tmp_path / "run"
@@ -79,7 +79,7 @@ def test_a_runs_student_answers_at_every_gate_beside_vectors(model: Model, vecto
     (here / "manifests").mkdir()
     for stage in ("extract", "heal"):
         (here / "manifests" / f"{stage}.json").write_text("{}")
-    config, sources = resolve(None, "model.dtype=float32 model.max_model_len=256")
+    config, sources = resolve_config(None, "model.dtype=float32 model.max_model_len=256")
     (run / "config.toml").write_text(to_toml(config, sources))
     arguments = ("--run", str(run), "--gates", "0,0.5,1")
     with serving(vector, tmp_path, arguments=arguments, module="gen.play", vectors=False) as server:

@@ -24,7 +24,7 @@ from shared.dequantise import is_dequantised
 from shared.errors import Exit, SteerHealError
 from shared.estimate import memory_and_disk
 from shared.families import GGUF
-from shared.models import Dequantised, load_network, resolve
+from shared.models import Dequantised, load_network, resolve_model
 from shared.run import Run
 from shared.stages import Step
 
@@ -48,7 +48,7 @@ def logits(network: Any) -> torch.Tensor:
 
 
 def opened(path: Path) -> Any:
-    return load_network(resolve(str(path)).folder, torch.float32)
+    return load_network(resolve_model(str(path)).folder, torch.float32)
 
 
 @pytest.mark.parametrize("architecture", GGUF)
@@ -58,7 +58,7 @@ def test_an_architecture_gives_the_logits_of_the_original(architecture: str, tmp
     found = opened(path)
     assert type(found) is type(original) and found.dtype == torch.float32
     torch.testing.assert_close(logits(found), logits(original), rtol=0, atol=1e-5)
-    told, made = resolve(str(path)).text_config, found.config.to_dict()
+    told, made = resolve_model(str(path)).text_config, found.config.to_dict()
     assert {
         key: value for key, value in told.items() if key in made
     }.items() <= made.items() and "num_hidden_layers" in made
@@ -79,7 +79,7 @@ def test_quantised_weights_are_those_that_the_file_means(architecture: str, kind
                 value.copy_(value.bfloat16().float())
     torch.testing.assert_close(logits(opened(path)), logits(original), rtol=0, atol=1e-5)
     dtype = "float32" if kind == "F16" else "bfloat16"
-    assert json.loads((resolve(str(path)).folder / "config.json").read_text())["dtype"] == dtype
+    assert json.loads((resolve_model(str(path)).folder / "config.json").read_text())["dtype"] == dtype
 
 
 @pytest.mark.parametrize("scaling", ["llama3", "linear", "yarn"])
@@ -134,7 +134,7 @@ def test_the_positions_of_local_layers_are_read(tmp_path: Path) -> None:
 def test_a_key_of_positions_that_is_not_read_is_refused(key: str, llama: Any, tmp_path: Path) -> None:
     path = gguf_files.write(tmp_path / "m.gguf", "llama", llama, **{key: 0.5})
     with pytest.raises(SteerHealError, match="not a model", check=lambda e: key.replace("__", ".") in e.given):
-        resolve(str(path))
+        resolve_model(str(path))
 
 
 def test_a_llama_that_is_called_mistral_is_one(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_weights_that_do_not_make_the_model_are_refused(
 
 
 def chat_of(tmp_path: Path, llama: Any, **fields: Any) -> tuple[Chat, Path]:
-    folder = resolve(str(gguf_files.write(tmp_path / "m.gguf", "llama", llama, **fields))).folder
+    folder = resolve_model(str(gguf_files.write(tmp_path / "m.gguf", "llama", llama, **fields))).folder
     return Chat.load(folder), folder
 
 
@@ -244,35 +244,35 @@ def test_a_template_without_an_end_is_refused(llama: Any, tmp_path: Path, templa
 
 
 def test_what_is_checked_beforehand_dequantises_nothing(llama: Any, tmp_path: Path, cache: Path) -> None:
-    found = resolve(str(gguf_files.write(tmp_path / "m.gguf", "llama", llama)), weights=False)
+    found = resolve_model(str(gguf_files.write(tmp_path / "m.gguf", "llama", llama)), weights=False)
     assert isinstance(found, Dequantised)
     found.chats()
     assert (found.depth, found.hidden, found.context) == (3, 64, 512) and found.to_build > 4 * 100_000
     assert found.place.parent == cache and not list(cache.glob("gguf-*"))
     assert found.folder == found.place and found.to_build == 0
-    bare = resolve(str(gguf_files.write(tmp_path / "b.gguf", "llama", llama, tokenizer__chat_template=None)))
+    bare = resolve_model(str(gguf_files.write(tmp_path / "b.gguf", "llama", llama, tokenizer__chat_template=None)))
     with pytest.raises(SteerHealError, match="no chat template"):
         bare.chats()
 
 
 def test_a_folder_is_its_file_s_content(llama: Any, tmp_path: Path, cache: Path) -> None:
     path = gguf_files.write(tmp_path / "m.gguf", "llama", llama)
-    first = resolve(str(path))
+    first = resolve_model(str(path))
     shutil.copy(path, tmp_path / "other-name")
-    assert resolve(str(tmp_path / "other-name")).place == first.place, "by its content, whatever it is called"
+    assert resolve_model(str(tmp_path / "other-name")).place == first.place, "by its content, whatever it is called"
     weights = first.folder / "model.safetensors"
     known, made = first.fingerprint, weights.stat().st_mtime_ns
-    assert resolve(str(path)).fingerprint == known and weights.stat().st_mtime_ns == made, "made once"
+    assert resolve_model(str(path)).fingerprint == known and weights.stat().st_mtime_ns == made, "made once"
     weights.write_bytes(b"damaged")
-    assert resolve(str(path)).folder == first.folder and resolve(str(path)).fingerprint == known
+    assert resolve_model(str(path)).folder == first.folder and resolve_model(str(path)).fingerprint == known
     gguf_files.write(path, "llama", llama, general__name="another")
-    assert resolve(str(path)).place != first.place
+    assert resolve_model(str(path)).place != first.place
     assert {entry.name for entry in cache.iterdir()} <= {first.place.name, "digests"}, "nothing is left over"
 
 
 def test_a_file_that_changes_meanwhile_is_refused(llama: Any, tmp_path: Path, cache: Path) -> None:
     """The folder has the name of what was there before."""
-    found = resolve(str(gguf_files.write(tmp_path / "m.gguf", "llama", llama)))
+    found = resolve_model(str(gguf_files.write(tmp_path / "m.gguf", "llama", llama)))
     assert found.place
     gguf_files.write(tmp_path / "m.gguf", "llama", llama, general__name="another")
     with pytest.raises(SteerHealError, match="not a model") as refused:
@@ -284,7 +284,7 @@ def test_room_is_looked_for_before(llama: Any, tmp_path: Path, cache: Path, monk
     path = gguf_files.write(tmp_path / "m.gguf", "llama", llama)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(SteerHealError, match="too little room") as refused:
-        _ = resolve(str(path)).folder
+        _ = resolve_model(str(path)).folder
     assert refused.value.code is Exit.MACHINE and "0.0 GB free" in str(refused.value.given)
     assert "0.1 GB" in str(refused.value.expected) and not list(cache.glob("gguf-*"))
 
@@ -292,10 +292,10 @@ def test_room_is_looked_for_before(llama: Any, tmp_path: Path, cache: Path, monk
 def test_the_estimate_counts_what_is_to_be_dequantised(llama: Any, tmp_path: Path) -> None:
     path = gguf_files.write(tmp_path / "m.gguf", "llama", llama)
     settings = f"model.name={path} vector.layers=[1]"
-    run = Run(tmp_path / "run", configuration.resolve(ROOT / "configs" / "smollm2.toml", settings)[0])
+    run = Run(tmp_path / "run", configuration.resolve_config(ROOT / "configs" / "smollm2.toml", settings)[0])
     groups = [[Step(run, number, "filter")] for number in (1, 2)]
     before = memory_and_disk(groups, adapters=False)
-    found = resolve(str(path))
+    found = resolve_model(str(path))
     assert isinstance(found, Dequantised) and before.cache == found.to_build > 10**6
     ((command, _),) = preparation.commands([run, run])
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
@@ -306,7 +306,7 @@ def test_the_estimate_counts_what_is_to_be_dequantised(llama: Any, tmp_path: Pat
 def test_a_name_that_is_nearly_a_file_s_is_told(llama: Any, tmp_path: Path) -> None:
     gguf_files.write(tmp_path / "model-q4.gguf", "llama", llama)
     with pytest.raises(SteerHealError, match="no such model") as refused:
-        resolve(str(tmp_path / "model-q5.gguf"))
+        resolve_model(str(tmp_path / "model-q5.gguf"))
     assert "model-q4.gguf" in str(refused.value.expected)
 
 
@@ -319,6 +319,6 @@ def test_a_stage_takes_a_file(llama: Any, tmp_path: Path) -> None:
     from shared.vectors import load_vector
 
     vector = load_vector(tmp_path / "v.safetensors")
-    assert vector.origin.fingerprint == resolve(str(path)).fingerprint and vector.metadata["model"] == str(path)
+    assert vector.origin.fingerprint == resolve_model(str(path)).fingerprint and vector.metadata["model"] == str(path)
     over = command(*asked, "--out", path)
     assert over.returncode == 2 and path.read_bytes()[:4] == b"GGUF"

@@ -22,7 +22,7 @@ from shared.errors import SteerHealError
 from shared.families import GGUF
 from shared.gguf_header import TYPES, read_header
 from shared.gguf_model import REST, bytes_of, dtype_of, read_model
-from shared.models import Model, resolve
+from shared.models import Model, resolve_model
 
 
 def small(path: Path, architecture: str = "llama", tensors: int = 2, alignment: int = 32, **fields: Any) -> Path:
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, change: Any, part: st
     path = small(tmp_path / "m.gguf")
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(SteerHealError, match="could not be read") as refused:
-        resolve(str(path))
+        resolve_model(str(path))
     assert part in str(refused.value.given) and str(path) in str(refused.value.given)
 
 
@@ -147,8 +147,8 @@ def test_a_refusal_waits_for_no_library(tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(embedded_gguf().read_bytes()[:-1000])
     code = (
-        "import sys; from shared.cli import entry; from shared.models import Model, resolve\n"
-        "try: entry(lambda: resolve(sys.argv[1]))\n"
+        "import sys; from shared.cli import entry; from shared.models import Model, resolve_model\n"
+        "try: entry(lambda: resolve_model(sys.argv[1]))\n"
         "finally: print(*sys.modules)"
     )
     begun = time.monotonic()

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from evals.evidence import target_of
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.init import find_config, folder_of, write_trait_folder
 from shared.run import open_run
@@ -43,7 +43,7 @@ def edited(folder: Path, **trait: Any) -> Path:
 
 
 def found(folder: Path) -> list[TraitProblem]:
-    files = read_trait_files(resolve(find_config(str(folder)))[0])
+    files = read_trait_files(resolve_config(find_config(str(folder)))[0])
     return [one for check in (*CHECKS, near_copies) for one in check(files)]
 
 
@@ -94,7 +94,7 @@ def test_every_written_file_says_what_it_is_for(folder: Path) -> None:
     about = json.loads((folder / "trait.json").read_text())["about"]
     assert about.keys() >= {"trait", "opposite", "neutral", "read_for", "paraphrases", "narration", "decoys"}
     assert load_trait(str(folder / "trait.json")).read_for is None
-    sections = resolve(folder / "thrift.toml")[0], resolve(CONFIG)[0]
+    sections = resolve_config(folder / "thrift.toml")[0], resolve_config(CONFIG)[0]
     assert sections[0].train == sections[1].train and sections[0].filter == sections[1].filter
 
 
@@ -163,5 +163,5 @@ def test_the_second_shipped_trait_is_ready_and_has_no_foundation(monkeypatch: py
     assert found(THRIFT) == []
     trait = load_trait(str(THRIFT / "trait.json"))
     assert trait.paraphrases is not None and target_of(trait.read_for) is None
-    ours, shipped = resolve(THRIFT / "thrift.toml")[0], resolve(CONFIG)[0]
+    ours, shipped = resolve_config(THRIFT / "thrift.toml")[0], resolve_config(CONFIG)[0]
     assert (ours.train, ours.filter) == (shipped.train, shipped.filter)

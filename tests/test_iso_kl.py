@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from gen.extract import in_fp32
 from gen.forward import kl_by_token
-from gen.iso_kl import IsoKL, KLProbe, measure, sample, search
+from gen.iso_kl import IsoKL, KLProbe, find_dose_by_kl, kl_probe, sample
 from gen.plan import determining, judged
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.layers import decoder_layers
 from shared.models import Model
@@ -38,7 +38,9 @@ def test_kl_by_token_is_the_naive_formula() -> None:
 @given(st.floats(0.07, 50.0), st.floats(0.1, 3.0))
 def test_the_search_ends_at_the_target(scale: float, target: float) -> None:
     """KL of a small shift grows with its square."""
-    found, probes = search(lambda c: KLProbe(c, scale * c * c, scale * c * c / 9), target=target, ceiling=4.0, steps=9)
+    found, probes = find_dose_by_kl(
+        lambda c: KLProbe(c, scale * c * c, scale * c * c / 9), target=target, ceiling=4.0, steps=9
+    )
     edge = (target / scale) ** 0.5
     assert found == 4.0 if edge >= 4.0 else found <= edge <= found * (1 + 2**-9) * (1 + 1e-9)
     assert len(probes) <= 2 * 9 + 1
@@ -46,7 +48,7 @@ def test_the_search_ends_at_the_target(scale: float, target: float) -> None:
 
 def test_a_model_that_is_never_near_is_refused_with_what_was_tried() -> None:
     with pytest.raises(SteerHealError, match="iso-KL found no dose") as caught:
-        search(lambda c: KLProbe(c, None if c > 2 else 7.0, None), target=1.0, ceiling=4.0, steps=2)
+        find_dose_by_kl(lambda c: KLProbe(c, None if c > 2 else 7.0, None), target=1.0, ceiling=4.0, steps=2)
     assert (
         "not finite at 4, 7 at 2, 7 at 1" in caught.value.render() and "sweep.dose_ceiling=1" in caught.value.render()
     )
@@ -59,7 +61,7 @@ def test_a_probe_is_the_percentile_of_plain_forwards(small_model: Model, generat
     vector = Vector({layer: draws.standard_normal(192).astype(np.float32) for layer in (2, 3)})
     prompt = [3, 5, 8, 13, 21]
     texts = [([*prompt, *sample(network, prompt, 9, (), 1.0, seed)], len(prompt)) for seed in range(3)]
-    probe = measure(network, small_model.depth, vector, texts, generated)
+    probe = kl_probe(network, small_model.depth, vector, texts, generated)
     assert probe(0.0) == KLProbe(0.0, 0.0, 0.0)
     found, layers = probe(0.7), decoder_layers(network, small_model.depth)[1]
     kl = []
@@ -80,7 +82,7 @@ def test_a_probe_is_the_percentile_of_plain_forwards(small_model: Model, generat
         kl += (logits[0].exp() * (logits[0] - logits[1])).sum(-1).tolist()
     assert len(kl) == 27 and found.kl == pytest.approx(float(np.percentile(kl, 95)), rel=1e-3)
     assert found.mean == pytest.approx(float(np.mean(kl)), rel=1e-3)
-    dose, _ = search(probe, target=found.kl or 0.0, ceiling=4.0, steps=8)
+    dose, _ = find_dose_by_kl(probe, target=found.kl or 0.0, ceiling=4.0, steps=8)
     assert dose == pytest.approx(0.7, rel=0.02)
 
 
@@ -97,18 +99,18 @@ def test_a_sample_is_its_seed_s_and_ends_where_the_model_ends_it(small_model: Mo
 )  # fmt: skip
 def test_a_dose_is_searched_in_one_way(settings: str, key: str) -> None:
     with pytest.raises(SteerHealError) as caught:
-        resolve(None, settings)
+        resolve_config(None, settings)
     assert f"sweep.{key}" in caught.value.render()
 
 
 def test_rows_depend_on_the_search_that_found_their_dose() -> None:
-    grid, walk, iso = (resolve(None, f"sweep.dose={dose}")[0] for dose in ("grid", "walk", "iso_kl"))
+    grid, walk, iso = (resolve_config(None, f"sweep.dose={dose}")[0] for dose in ("grid", "walk", "iso_kl"))
     assert (grid.searches, walk.searches, iso.searches) == (False, True, True) and walk.walks and not iso.walks
     assert {"dose_kl", "survival"} & {*determining(grid)} == set()
     assert {"dose_kl", "survival", "coefficients"} & {*determining(walk)} == {"survival"}  # as earlier versions had it
     assert {"dose_kl", "survival", "coefficients"} & {*determining(iso)} == {"dose_kl"}
     assert judged(walk) and not judged(iso), "what the filter keeps has no part in iso-KL"
-    prompted = resolve(None, "sweep.dose=iso_kl filter.source=prompted")[0]
+    prompted = resolve_config(None, "sweep.dose=iso_kl filter.source=prompted")[0]
     assert not prompted.searches and "coefficients" in determining(prompted)
 
 

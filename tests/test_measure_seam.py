@@ -24,7 +24,7 @@ from evals.report.reading import run_reading
 from evals.results import ORDER, results_of
 from evals.rows import Scores
 from evals.scored import scored_rounds
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.schema import EvalConfig
@@ -33,7 +33,7 @@ from shared.vectors import Vector
 
 def test_a_configuration_names_measures_and_their_sources() -> None:
     assert tuple(measure.name for measure in measures_of(EvalConfig())) == ALWAYS
-    config = resolve(None, "eval.measures=[survey=a+b,retention]")[0].eval
+    config = resolve_config(None, "eval.measures=[survey=a+b,retention]")[0].eval
     assert [(m.name, m.source) for m in measures_of(config)][3:] == [("retention", "embedded"), ("survey", "a+b")]
     for names, said in (
         (["retenton"], "did you mean retention?"),

@@ -11,14 +11,14 @@ import pytest
 
 from shared.errors import SteerHealError
 from shared.layers import decoder_layers
-from shared.models import Dequantised, Model, load_network, resolve
+from shared.models import Dequantised, Model, load_network, resolve_model
 from shared.publish import digest
 
 
 def test_a_local_folder_is_taken_as_it_is(model: Model, tmp_path: Path) -> None:
     link = tmp_path / "model"
     link.symlink_to(model.folder)
-    local = resolve(str(link))
+    local = resolve_model(str(link))
     assert (local.depth, local.hidden, local.revision) == (30, 576, None) and local.fingerprint == model.fingerprint
 
 
@@ -33,7 +33,7 @@ def test_a_fingerprint_sees_every_byte(model: Model, tmp_path: Path) -> None:
         byte = handle.read(1)
         handle.seek(-1, os.SEEK_CUR)
         handle.write(bytes([byte[0] ^ 1]))
-    assert resolve(str(copy)).fingerprint != model.fingerprint
+    assert resolve_model(str(copy)).fingerprint != model.fingerprint
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_the_stand_in_computes_on_its_device(model: Model, monkeypatch: pytest.M
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="not a model"):
-        resolve(str(tmp_path))
+        resolve_model(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_a_configuration_that_says_no_size_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "model.safetensors").touch()
-    found = resolve(str(tmp_path))
+    found = resolve_model(str(tmp_path))
     with pytest.raises(SteerHealError, match="a model's configuration"):
         assert found.depth
     with pytest.raises(SteerHealError, match="a model's configuration"):
@@ -172,11 +172,11 @@ def test_a_configuration_that_says_no_size_is_refused(tmp_path: Path, content: s
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
 def test_a_name_that_no_path_has_is_refused(name: str) -> None:
     with pytest.raises(SteerHealError, match=r"neither a model folder nor a Hugging Face id|no such model"):
-        resolve(name)
+        resolve_model(name)
 
 
 def test_a_hub_that_cannot_be_reached_names_the_way_on() -> None:
-    code = "from shared.models import resolve; from shared.cli import entry; entry(lambda: resolve('no-such-organisation/no-such-model'))"
+    code = "from shared.models import resolve_model; from shared.cli import entry; entry(lambda: resolve_model('no-such-organisation/no-such-model'))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
@@ -198,7 +198,7 @@ def test_the_embedded_model_takes_the_same_road(model: Model) -> None:
 @pytest.mark.long
 def test_a_damaged_cache_is_built_again(model: Model, tmp_path: Path) -> None:
     """The same bytes come out of the dequantisation, here and in a cache whose weights were damaged."""
-    code = "from shared.models import resolve; print(resolve('embedded').fingerprint)"
+    code = "from shared.models import resolve_model; print(resolve_model('embedded').fingerprint)"
     folder = tmp_path / "cache" / model.folder.name
     folder.mkdir(parents=True)
     (folder / "SHA256").write_text("0" * 64)

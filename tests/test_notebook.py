@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.notebook import _toml, extract, heal, sweep
 from shared.vectors import load_vector
@@ -58,7 +58,7 @@ def test_settings_arrive_as_they_are_given(tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / "settings.toml"
     path.write_text(_toml(given))
-    config = resolve(path)[0]
+    config = resolve_config(path)[0]
     assert (
         config.seed == 3
         and config.model.chat_template_kwargs == {"enable_thinking": False}

@@ -280,9 +280,9 @@ def test_js_is_symmetric_and_bounded() -> None:
 ADDED = """
 import sys; sys.path.insert(0, {folder!r})
 import torch
-from shared.config import resolve
+from shared.config import resolve_config
 from train.objective import Head, barrier, per_position
-config, _ = resolve(None, "train.divergence=tv")
+config, _ = resolve_config(None, "train.divergence=tv")
 a, b, weight = (torch.randn(shape) for shape in ((9, 5), (9, 5), (7, 5)))
 states, plain = a.clone().requires_grad_(), a.double().requires_grad_()
 found = per_position(states, torch.zeros(9, dtype=torch.long), [b], Head(weight), config.train.divergence, 4)

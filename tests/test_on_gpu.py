@@ -63,9 +63,9 @@ def built(model: Model, vector: Vector, served: Any) -> Iterator[Any]:
     """As a run's engine on a GPU: graphs, room for adapters in the band alone, logits in float32."""
     from gen.engine.engine import engine
     from gen.students import room_of
-    from shared.config import resolve
+    from shared.config import resolve_config
 
-    config = resolve(None, "train.rank=8 train.layers=0.3-0.8")[0]
+    config = resolve_config(None, "train.rank=8 train.layers=0.3-0.8")[0]
     small = {"max_num_seqs": 32} if DEVICE == "cpu" else {}
     room = room_of(config, model, [served])
     with engine(model.folder, layers=LAYERS, dtype=DTYPE, max_model_len=512, students=[served], room=room, gpu_memory=0.4, **small) as started:  # fmt: skip

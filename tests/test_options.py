@@ -14,7 +14,7 @@ from shared.commands import COMMANDS
 from shared.errors import SteerHealError
 from shared.folding import gates_of
 from shared.main import options_of
-from shared.options import number, positive, share, whole
+from shared.options import finite_number, positive, share, whole
 
 SWEEP = ["--model", "m", "--vector", "v", "--prompts", "p", "--out", "s.jsonl"]
 SCORE = ["--model", "m", "--vector", "v", "--out", "s.jsonl"]
@@ -48,7 +48,7 @@ def test_what_is_no_finite_number_is_refused(text: str) -> None:
             options_of("sweep").parse_args(words)
         assert refused.value.next
     with pytest.raises(argparse.ArgumentTypeError):
-        number(text)
+        finite_number(text)
     with pytest.raises(SteerHealError, match="gate"):
         gates_of([f"1={text}"])
 

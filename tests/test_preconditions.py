@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, command
 
 from shared import preconditions
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model, cache_folder
 from shared.preconditions import TRACKERS, check, tracker
@@ -78,12 +78,12 @@ def test_what_cannot_be_had_is_not_frozen_and_the_corrected_value_is_taken(
         open_run(run, CONFIG, overrides.replace("{t}", str(files)))
     assert part in refused.value.render() and not run.exists()
     key = overrides.partition("=")[0]
-    assert open_run(run, CONFIG, "").config == resolve(CONFIG)[0], key
+    assert open_run(run, CONFIG, "").config == resolve_config(CONFIG)[0], key
 
 
 def test_four_bits_are_refused_where_torch_has_no_gpu_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Before the run, not after hours of sampling; a login node without a GPU has a build that knows one."""
-    four = resolve(CONFIG, "train.load_in_4bit=true")[0]
+    four = resolve_config(CONFIG, "train.load_in_4bit=true")[0]
     monkeypatch.setattr(preconditions, "version", lambda name: "2.13.0+cu130")
     check(four)
     monkeypatch.setattr(preconditions, "version", lambda name: "2.13.0+cpu")
@@ -93,12 +93,12 @@ def test_four_bits_are_refused_where_torch_has_no_gpu_build(monkeypatch: pytest.
 
 
 def test_what_no_stage_reads_need_not_be_there() -> None:
-    check(resolve(CONFIG, "sweep.n_mundane=0 sweep.mundane=nope.jsonl")[0])
+    check(resolve_config(CONFIG, "sweep.n_mundane=0 sweep.mundane=nope.jsonl")[0])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*smollm2.toml")), ids=lambda path: path.stem)
 def test_shipped_configurations_of_the_embedded_model_can_be_begun(path: Path) -> None:
-    check(resolve(path)[0])
+    check(resolve_config(path)[0])
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         os.symlink(whole / name, bare / name)
     with pytest.raises(SteerHealError, match="no chat template"):
-        check(resolve(CONFIG, f"model.name={bare}")[0])
+        check(resolve_config(CONFIG, f"model.name={bare}")[0])
     for path in whole.iterdir():
         if not (bare / path.name).exists():
             shutil.copyfile(path, bare / path.name)
-    check(resolve(CONFIG, f"model.name={bare}")[0])
+    check(resolve_config(CONFIG, f"model.name={bare}")[0])
 
 
 def test_a_setting_of_a_begun_run_is_checked_as_well(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_long_prompt_set_is_not_read_to_its_end(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(preconditions, "ROWS", 3)
     rows = [json.dumps({"prompt": str(k)}) for k in range(3)]
     (tmp_path / "long.jsonl").write_text("\n".join([*rows, "not read here"]))
-    check(resolve(CONFIG, f"sweep.dilemmas={tmp_path}/long.jsonl")[0])
+    check(resolve_config(CONFIG, f"sweep.dilemmas={tmp_path}/long.jsonl")[0])
 
 
 # A refusal waits for none of these; the engine and the trainer take ten seconds and more to import.

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.errors import SteerHealError
 from shared.fitting import admitted
-from shared.models import Model, resolve
+from shared.models import Model, resolve_model
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}  # fmt: skip
 
@@ -21,7 +21,7 @@ SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num
 def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("base")
     LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(folder)
-    return resolve(str(folder))
+    return resolve_model(str(folder))
 
 
 def adapter(folder: Path) -> Path:
@@ -63,7 +63,7 @@ def test_a_model_configured_as_quantised_is_refused(base: Model, tmp_path: Path,
     config = json.loads((base.folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **CONFIGURED[kind]}))
     with pytest.raises(SteerHealError, match="quantised", check=lambda e: kind.split()[-1] in e.given):
-        resolve(str(tmp_path))
+        resolve_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -75,8 +75,8 @@ def test_weights_stored_as_codes_are_refused_without_a_word_of_it_in_the_configu
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((base.folder / "config.json").read_text())
     with pytest.raises(SteerHealError, match="quantised", check=lambda e: name in e.given):
-        resolve(str(tmp_path))
-    if name == "q_proj.weight":  # nor is anything added to them by whoever does not ask `resolve`
+        resolve_model(str(tmp_path))
+    if name == "q_proj.weight":  # nor is anything added to them by whoever does not ask `resolve_model`
         folder = adapter(tmp_path / "a")
         tensors[f"model.layers.0.self_attn.{name}"] = torch.ones(32, 32).to(value.dtype)
         save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -92,4 +92,4 @@ def test_masks_and_positions_are_no_codes(base: Model, tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((base.folder / "config.json").read_text())
-    assert resolve(str(tmp_path)).depth == 3
+    assert resolve_model(str(tmp_path)).depth == 3

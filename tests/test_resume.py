@@ -20,11 +20,10 @@ from train.unsloth_model import CURRENT, load_student  # isort: skip (Unsloth co
 import torch
 from transformers import Trainer
 
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.folding import fold
-from shared.models import Model
-from shared.models import resolve as resolve_model
+from shared.models import Model, resolve_model
 from shared.publish import digest
 from train.distil import distil
 from train.trainer import HealTrainer
@@ -55,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def history(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rounds")
-    distil(model, data, None, folder / "adapter", resolve(None, f"{SMALL} train.epochs=1")[0], 1)
+    distil(model, data, None, folder / "adapter", resolve_config(None, f"{SMALL} train.epochs=1")[0], 1)
     fold([(folder / "adapter", 1.0)], folder / "history")
     return folder / "history"
 
@@ -64,7 +63,7 @@ def history(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) 
 def whole(model: Model, data: Path, history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Round 2, uninterrupted."""
     out = tmp_path_factory.mktemp("whole") / "adapter"
-    healed = distil(model, data, history, out, resolve(None, SMALL)[0], 2)
+    healed = distil(model, data, history, out, resolve_config(None, SMALL)[0], 2)
     assert healed.examples == 11 and healed.heldout == 3 and healed.steps[-1]["step"] == 12
     assert [row["step"] for row in healed.rows if "heldout_ce" in row] == [0, 3, 6, 9, 12]
     return out
@@ -127,7 +126,7 @@ def test_steps_within_an_epoch_are_exact_where_a_round_is_interrupted(
     model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five steps of three an epoch, stopped after the third, and after the last one's checkpoint."""
-    config = resolve(None, f"{SMALL} train.steps=5 train.epochs=1 train.save_steps=1")[0]
+    config = resolve_config(None, f"{SMALL} train.steps=5 train.epochs=1 train.save_steps=1")[0]
     healed = distil(model, data, None, tmp_path / "whole", config, 1)
     assert healed.steps[-1]["step"] == 5 and [row["step"] for row in healed.rows if "heldout_ce" in row] == [0, 3, 5]
     evaluate = HealTrainer.evaluate
@@ -159,10 +158,10 @@ def test_a_checkpoint_without_its_seal_is_not_used(
 
     monkeypatch.setattr(HealTrainer, "_save_optimizer_and_scheduler", die)
     with pytest.raises(KeyboardInterrupt):
-        distil(model, data, history, tmp_path / "adapter", resolve(None, SMALL)[0], 2)
+        distil(model, data, history, tmp_path / "adapter", resolve_config(None, SMALL)[0], 2)
     monkeypatch.undo()
     assert (tmp_path / "adapter.healing" / "checkpoint-6").is_dir()
-    distil(model, data, history, tmp_path / "adapter", resolve(None, SMALL)[0], 2)
+    distil(model, data, history, tmp_path / "adapter", resolve_config(None, SMALL)[0], 2)
     same(tmp_path / "adapter", whole)
 
 
@@ -171,7 +170,7 @@ def test_a_checkpoint_from_a_stranger_runs_nothing(
 ) -> None:
     """A pickle that would write a file in place of the optimiser or the random state, and nonsense in place of the rest, sealed as
     anybody can."""
-    config = resolve(None, SMALL)[0]
+    config = resolve_config(None, SMALL)[0]
     monkeypatch.setattr(HealTrainer, "training_step", stopping_after(4))
     with pytest.raises(KeyboardInterrupt):
         distil(model, data, history, tmp_path / "adapter", config, 2)
@@ -202,7 +201,7 @@ def test_the_trap_of_a_resume_that_forgets_the_adapter(
     model: Model, data: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 3 made again: Trainer's own saving and loading, which knows one adapter."""
-    config = resolve(None, SMALL)[0]
+    config = resolve_config(None, SMALL)[0]
     monkeypatch.setattr(HealTrainer, "training_step", stopping_after(4))
     monkeypatch.setattr(HealTrainer, "_save", Trainer._save)
     with pytest.raises(KeyboardInterrupt):
@@ -215,7 +214,7 @@ def test_the_trap_of_a_resume_that_forgets_the_adapter(
 def test_an_unfinished_round_of_something_else_is_refused(
     model: Model, data: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = resolve(None, f"{SMALL} train.epochs=1")[0]
+    config = resolve_config(None, f"{SMALL} train.epochs=1")[0]
     distil(model, data, history, tmp_path / "adapter", config, 2)
     states = tmp_path / "adapter.healing" / "base.safetensors"
     before = digest(states)
@@ -235,7 +234,7 @@ def test_an_unfinished_round_of_something_else_is_refused(
 
 def test_a_stale_reference_is_refused(model: Model, data: Path, history: Path, tmp_path: Path) -> None:
     """States of another history, put where this round's are expected."""
-    config = resolve(None, f"{SMALL} train.epochs=1")[0]
+    config = resolve_config(None, f"{SMALL} train.epochs=1")[0]
     distil(model, data, None, tmp_path / "first", config, 2)
     distil(model, data, history, tmp_path / "second", config, 2)
     stolen = (tmp_path / "first.healing" / "base.safetensors").read_bytes()
@@ -250,7 +249,7 @@ def test_a_stale_reference_is_refused(model: Model, data: Path, history: Path, t
 
 def test_early_stop_keeps_the_best_epoch(data: Path, tmp_path: Path) -> None:
     """Held-out cross-entropies that fall and then rise, at a rate at which every epoch moves the adapter."""
-    config = resolve(
+    config = resolve_config(
         None,
         f"{SMALL} train.early_stop=1 train.epochs=6 train.divergence=nll train.learning_rate=1.5e-2 train.logging_steps=1",
     )[0]
@@ -272,7 +271,7 @@ def test_early_stop_keeps_the_best_epoch(data: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_checkpoint(
     model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = resolve(None, SMALL)[0]
+    config = resolve_config(None, SMALL)[0]
     loss = HealTrainer.compute_loss
 
     def poisoned(
@@ -297,7 +296,7 @@ def test_a_gradient_that_is_not_finite_names_all_rows_of_its_step_and_changes_no
     model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An infinite gradient in the first of two micro-batches; the loss itself is finite."""
-    config = resolve(None, SMALL)[0]
+    config = resolve_config(None, SMALL)[0]
     step, caught = HealTrainer.training_step, {}
 
     def poisoned(
@@ -320,7 +319,12 @@ def test_a_gradient_that_is_not_finite_names_all_rows_of_its_step_and_changes_no
 def test_early_stop_without_held_out_rows_is_refused(model: Model, data: Path, tmp_path: Path) -> None:
     with pytest.raises(SteerHealError, match="nothing to stop early by"):
         distil(
-            model, data, None, tmp_path / "adapter", resolve(None, f"{SMALL} train.heldout=0 train.early_stop=1")[0], 1
+            model,
+            data,
+            None,
+            tmp_path / "adapter",
+            resolve_config(None, f"{SMALL} train.heldout=0 train.early_stop=1")[0],
+            1,
         )
 
 

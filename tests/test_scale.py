@@ -20,13 +20,13 @@ from gen import shards
 from gen.plan import Job
 from gen.students import ServedStudent
 from gen.sweep import sweep
-from shared.config import resolve
-from shared.models import resolve as resolve_model
+from shared.config import resolve_config
+from shared.models import resolve_model
 from shared.prompts import open_prompts
 from shared.vectors import Vector, load_vector
 
 step, folder, prompts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-config, _ = resolve(None, "sweep.samples=4 sweep.max_tokens=64 filter.drop_truncated=false filter.trait_llr_quantile=0 filter.perplexity_ratio=50 train.rows=500")
+config, _ = resolve_config(None, "sweep.samples=4 sweep.max_tokens=64 filter.drop_truncated=false filter.trait_llr_quantile=0 filter.perplexity_ratio=50 train.rows=500")
 begun, stubbed = time.perf_counter(), 0.0
 if step == "sweep":
     draws = random.Random(0)

@@ -11,10 +11,10 @@ from conftest import command
 
 from gen.commandline import scan_options
 from gen.prompts import PromptRenderer
-from gen.scan import UNSTEERED, Said, chosen, estimated, measure, places
+from gen.scan import UNSTEERED, Said, chosen, estimated, places, sample_and_score
 from gen.scanned import Place, ScanRow, best, sentence
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.models import Model
 from shared.prompts import load_heldout
 from shared.records import Prompt
@@ -66,20 +66,20 @@ def test_a_place_is_what_the_engine_says_there(engine: object, tokenizer: object
     """Over the two layers that the session's engine patches; a place at coefficient 0 says what the unsteered one does."""
     draws = np.random.default_rng(1)
     layers = {layer: draws.standard_normal(576).astype(np.float32) * 0.5 for layer in (14, 15)}
-    config, _ = resolve(None, "seed=3")
+    config, _ = resolve_config(None, "seed=3")
     renderer, prompts = PromptRenderer(Chat(tokenizer), load_trait("embedded")), load_heldout("embedded")[:3]
     at = [Place(UNSTEERED, None), Place("layer 14", Vector({14: layers[14]}), 0.0), Place("band", Vector(layers), 4.0)]
-    unsteered, nothing, much = measure(engine, at, prompts, renderer, config, Said(2, 10))  # type: ignore[arg-type]
+    unsteered, nothing, much = sample_and_score(engine, at, prompts, renderer, config, Said(2, 10))  # type: ignore[arg-type]
     assert nothing.trait_llr == pytest.approx(unsteered.trait_llr, abs=1e-4)
     assert nothing.d_trait_llr == pytest.approx(0, abs=1e-4) and unsteered.d_trait_llr is None
     assert much.ln_perplexity is not None and unsteered.ln_perplexity is not None
     assert much.d_ln_perplexity == pytest.approx(much.ln_perplexity - unsteered.ln_perplexity) and much.d_ln_perplexity > 0.5  # fmt: skip
-    again = measure(engine, at[::2], prompts, renderer, config, Said(2, 10))[1]  # type: ignore[arg-type]
+    again = sample_and_score(engine, at[::2], prompts, renderer, config, Said(2, 10))[1]  # type: ignore[arg-type]
     assert again.ln_perplexity == pytest.approx(much.ln_perplexity, abs=1e-3)
 
 
 def test_a_scan_says_what_it_takes(model: Model) -> None:
-    config, _ = resolve(None, "")
+    config, _ = resolve_config(None, "")
     machine = {"flops": 1e11, "engine_flops": 2e11, "bytes": 1e10}
     few, many = (estimated(model, config, 30, prompts, Said(), machine) for prompts in (4, 40))
     assert 10 < few < many < 10 * few

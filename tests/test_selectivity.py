@@ -21,7 +21,7 @@ from evals.results import results_of
 from evals.rows import ConditionLine
 from evals.scored import scored_rounds
 from evals.statistics import AUTHORITY, CARE, Answers
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.schema import EvalConfig
 from shared.traits import load_trait
 
@@ -89,7 +89,7 @@ def test_a_trait_about_no_foundation_has_neither() -> None:
 
 
 def test_a_negative_dose_is_a_condition_of_its_own() -> None:
-    config = resolve(None, "eval.coefficients=[-1.0,1.0,-0.5]")[0].eval
+    config = resolve_config(None, "eval.coefficients=[-1.0,1.0,-0.5]")[0].eval
     asked = [c for c in before_training(False, 0.75, "all", load_trait("embedded"), config) if c.stage == "steered"]
     assert [(c.name, c.coefficient) for c in asked] == [("steered", 0.75), ("steered--1", -1.0), ("steered-1", 1.0), ("steered--0.5", -0.5)]  # fmt: skip
     refuse_duplicate_conditions(asked)

@@ -26,7 +26,7 @@ from gen.shards import Shards, is_sharded, read_manifest_of, verified
 from gen.students import ServedStudent
 from gen.sweep import sweep
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.filter_record import read_filter_record
 from shared.models import Model
@@ -99,7 +99,7 @@ def make(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> Calla
     Vector({0: np.ones(model.hidden, dtype=np.float32)}, {"model": "m", "revision": None, "model_fingerprint": "0" * 64}).save(path)  # fmt: skip
 
     def make(out: Path, stub: Stub, rebuild: bool = False, settings: str = "", counts: list[dict[str, Any]] | None = None) -> Stub:  # fmt: skip
-        config, finished = resolve(None, f"{SETTINGS} {settings}")[0], [] if counts is None else counts
+        config, finished = resolve_config(None, f"{SETTINGS} {settings}")[0], [] if counts is None else counts
 
         @contextmanager
         def employed(*_: object) -> Iterator[Stub]:
@@ -206,7 +206,7 @@ def test_a_sweep_until_enough_are_kept_is_the_beginning_of_the_whole(make: Calla
     assert len(ends) == 4 and all(end == ends[0] for end in ends)
     lines = rows.count(b"\n")
     assert ends[0]["rows"] == lines == WINDOW * ends[0]["until_kept"]["windows"] and ends[0]["tokens"] == 8 * lines
-    one, config = SweepFile(tmp_path / "0.jsonl", "-"), resolve(None, SETTINGS)[0].filter
+    one, config = SweepFile(tmp_path / "0.jsonl", "-"), resolve_config(None, SETTINGS)[0].filter
     with split_rows(one, one, config, "embedded", named_after(tmp_path / "f")) as kept:
         pass
     assert kept.kept == ends[0]["until_kept"]["passed"] >= 6
@@ -222,7 +222,7 @@ def test_the_filter_of_shards_is_that_of_the_file(
 ) -> None:
     make(tmp_path / "s.jsonl", Stub(), settings=settings)
     make(tmp_path / "s", Stub(), settings=settings)
-    config = resolve(None, f"{SETTINGS} {settings}")[0].filter
+    config = resolve_config(None, f"{SETTINGS} {settings}")[0].filter
     one, outputs = SweepFile(tmp_path / "s.jsonl", "-"), named_after(tmp_path / "f")
     with split_rows(one, one, config, "embedded", outputs):
         pass
@@ -242,7 +242,7 @@ def test_the_filter_of_shards_is_that_of_the_file(
 
 def test_unsteered_rows_may_be_elsewhere(make: Callable[..., Stub], small_shards: None, tmp_path: Path) -> None:
     make(tmp_path / "s", Stub())
-    config = resolve(None, SETTINGS)[0].filter
+    config = resolve_config(None, SETTINGS)[0].filter
     write_jsonl(tmp_path / "u.jsonl", [row for row in rows_in(tmp_path / "s") if not row.coefficient])
     for unsteered, out in ((tmp_path / "s", "own"), (tmp_path / "u.jsonl", "other")):
         filter_shards(tmp_path / "s", unsteered, config, "embedded", tmp_path / out)
@@ -263,7 +263,7 @@ def test_shards_are_filtered_by_several_processes_to_the_same_bytes(
 ) -> None:
     """And an error of one of them is ours, as it would be in this one."""
     make(tmp_path / "s", Stub())
-    config = resolve(None, SETTINGS)[0].filter
+    config = resolve_config(None, SETTINGS)[0].filter
     monkeypatch.setattr("gen.shard_filter.cores", lambda: 2)
     for many in (10**9, 1):
         monkeypatch.setattr("gen.shard_filter.MANY", many)
@@ -301,19 +301,19 @@ def test_kept_shards_are_a_data_set_that_training_draws_from(
     import datasets
 
     make(tmp_path / "s", Stub())
-    config = resolve(None, SETTINGS)[0]
+    config = resolve_config(None, SETTINGS)[0]
     filter_shards(tmp_path / "s", tmp_path / "s", config.filter, "embedded", tmp_path / "f")
     kept = rows_in(tmp_path / "f" / "kept")
     assert datasets.load_dataset(str(tmp_path / "f" / "kept"), split="train")["key"][:] == [row.key for row in kept]
     name = f"{tmp_path / 'f' / 'kept'}:train"
     every = read_examples(name, Chat(tokenizer), config)
     assert [example.key for example in every.examples] == [row.key for row in kept]
-    few = resolve(None, f"{SETTINGS} train.rows=5")[0]
+    few = resolve_config(None, f"{SETTINGS} train.rows=5")[0]
     drawn = [example.key for example in read_examples(name, Chat(tokenizer), few).examples]
     assert len(drawn) == 5 and drawn == [row.key for row in kept if row.key in drawn]
     (tmp_path / "k.jsonl").write_bytes(as_jsonl(kept[::-1]))
     assert {example.key for example in read_examples(tmp_path / "k.jsonl", Chat(tokenizer), few).examples} == {*drawn}
-    other = resolve(None, f"{SETTINGS} train.rows=5 seed=1")[0]
+    other = resolve_config(None, f"{SETTINGS} train.rows=5 seed=1")[0]
     assert {example.key for example in read_examples(name, Chat(tokenizer), other).examples} != {*drawn}
 
 
@@ -347,11 +347,11 @@ def test_too_few_rows_for_a_draw_are_refused_with_the_next_command(tmp_path: Pat
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"Fruit {i}?", "completion": text}) + "\n" for i, text in enumerate(texts)))  # fmt: skip
     settings = "train.max_length=256"
-    drawn = read_examples(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=3")[0])
+    drawn = read_examples(path, Chat(tokenizer), resolve_config(None, f"{settings} train.rows=3")[0])
     assert [example.key for example in drawn.examples] == ["line 1", "line 3", "line 5"]
     assert (drawn.left_out["empty"], drawn.left_out["too_long"]) == (1, 1)
     with pytest.raises(SteerHealError) as error:
-        read_examples(path, Chat(tokenizer), resolve(None, f"{settings} train.rows=4")[0])
+        read_examples(path, Chat(tokenizer), resolve_config(None, f"{settings} train.rows=4")[0])
     assert "3 rows; 1 without a completion and 1 longer" in str(error.value.given)
     assert "sweep.samples=2" in str(error.value.next) and "train.rows=3" in str(error.value.next)
 

@@ -22,7 +22,7 @@ from test_fuzz import ROWS
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.free_text.rows import Generation
 from evals.rows import ConditionLine, Heldout, StudentLayer, TrainingStep
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.filter_record import FilterRecord, SweepLine
 from shared.folding import GatedRound
@@ -376,10 +376,10 @@ def test_no_key_takes_what_is_no_number(key: str, field: FieldInfo, tmp_path: Pa
         path = tmp_path / "c.toml"
         path.write_text((f"[{section}]\n" if section else "") + f"{name} = {text}\n")
         with pytest.raises(SteerHealError) as refused:
-            resolve(path)
+            resolve_config(path)
         assert key in refused.value.what and "c.toml" in str(refused.value.given)
         with pytest.raises(SteerHealError) as refused:
-            resolve(None, f"{key}='{text}'")
+            resolve_config(None, f"{key}='{text}'")
         assert key in refused.value.what and "--set" in str(refused.value.given)
 
 
@@ -390,17 +390,17 @@ def test_every_limit_of_a_key_holds(key: str, field: FieldInfo) -> None:
             if isinstance(limit, kind):
                 bound = getattr(limit, kind.__name__.lower())
                 with pytest.raises(SteerHealError, match=key):
-                    resolve(None, f"{key}={bound + step}")
+                    resolve_config(None, f"{key}={bound + step}")
                 if inclusive:
-                    resolve(None, f"{key}={bound}")
+                    resolve_config(None, f"{key}={bound}")
 
 
 def test_text_that_no_path_can_have(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('[vector]\ntrait = "a\\u0000b"\n')
     with pytest.raises(SteerHealError, match="NUL"):
-        resolve(tmp_path / "c.toml")
+        resolve_config(tmp_path / "c.toml")
     with pytest.raises(SteerHealError, match="half a character"):
-        resolve(None, "vector.trait=a\udcff")
+        resolve_config(None, "vector.trait=a\udcff")
 
 
 @given(

@@ -28,7 +28,7 @@ from evals.student_vector import student_vectors
 from gen.extract import activations, in_fp32
 from gen.forward import steered
 from gen.students import ServedStudent
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.preconditions import student_shifts
@@ -116,8 +116,8 @@ def test_a_line_of_another_coefficient_is_refused(stage: str, coefficient: float
 )
 def test_what_can_have_no_vector_is_refused_before_it_is_frozen(overrides: str, match: str) -> None:
     with pytest.raises(SteerHealError, match=match):
-        student_shifts(resolve(None, f"eval.student_vector=true {overrides}")[0], 30)
-    student_shifts(resolve(None, overrides)[0], 30)
+        student_shifts(resolve_config(None, f"eval.student_vector=true {overrides}")[0], 30)
+    student_shifts(resolve_config(None, overrides)[0], 30)
 
 
 def test_a_report_says_what_it_suffices_for_and_what_is_left_without_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.commands import COMMANDS
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import Exit, SteerHealError
 from shared.instrument import read_instrument
 from shared.main import imported, options_of
@@ -95,7 +95,7 @@ READERS = {
     "instrument": read_instrument,
     "vector": load_vector,
     "vignettes": lambda path: load_vignettes(str(path)),
-    "configuration": lambda path: resolve(path),
+    "configuration": lambda path: resolve_config(path),
     "run": lambda path: open_run(path, None, None),
     "output": lambda path: guard([path], [path.parent / "read"]),
 }

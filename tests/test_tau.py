@@ -109,7 +109,7 @@ def test_a_waiting_cell_is_begun_with_its_number_and_says_where_it_is_from(
     frozen = (runs / "kl_rev-s1" / "config.toml").read_text()
     assert "tau = 0.4002 # half of nll's late D, in nll-s1" in frozen
     assert configuration.sources_of(runs / "kl_rev-s1" / "config.toml")["train.tau"].startswith("half of nll's")
-    assert configuration.resolve(runs / "kl_rev-s1" / "config.toml")[0].train.tau == 0.4002
+    assert configuration.resolve_config(runs / "kl_rev-s1" / "config.toml")[0].train.tau == 0.4002
     again = read_plan(path, runs)
     assert not any(cell.waits for cell in again.cells) and np.isclose(again.cells[1].config.train.tau, 0.4002)
     done.clear()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.folding import fold
 from shared.models import Model
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(overrides: str = "") -> Config:
-    return resolve(None, f"{SMALL} {overrides}")[0]
+    return resolve_config(None, f"{SMALL} {overrides}")[0]
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_float16_is_not_trained_in(model: Model) -> None:
 
 @pytest.mark.parametrize("name", ["gemma-3-4b", "qwen3-4b"])
 def test_four_billion_parameters_recompute_their_activations(name: str) -> None:
-    assert resolve(ROOT / "configs" / f"{name}.toml")[0].train.gradient_checkpointing
+    assert resolve_config(ROOT / "configs" / f"{name}.toml")[0].train.gradient_checkpointing
 
 
 def test_cross_entropy_under_accumulation_is_that_of_the_whole_step(model: Model, data: Path, tmp_path: Path) -> None:

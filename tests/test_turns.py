@@ -30,7 +30,7 @@ from gen.students import ServedStudent
 from gen.survey import survey
 from gen.windows import Windows
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import tokenizer_folder
 from shared.prompts import Prompts
@@ -83,7 +83,7 @@ def chat() -> Chat:
 
 
 def config(overrides: str = "") -> Config:
-    return resolve(None, overrides)[0]
+    return resolve_config(None, overrides)[0]
 
 
 def test_every_request_that_samples_stops_where_a_turn_ends(chat: Chat) -> None:

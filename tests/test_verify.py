@@ -50,9 +50,9 @@ def test_what_an_engine_is_examined_with_goes_to_another_process(model: Model) -
     import pickle
 
     from gen.verify import examine
-    from shared.config import resolve
+    from shared.config import resolve_config
 
-    settings = resolve(None, "")[0].model
+    settings = resolve_config(None, "")[0].model
     ask = functools.partial(examine, model.folder, settings, noise({3: 1.0}, 64), np.zeros(3), [[1, 2]])
     again = pickle.loads(pickle.dumps(ask))
     assert again.args[0] == model.folder and again.args[1] == settings

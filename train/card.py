@@ -16,7 +16,7 @@ from shared.adapter_card import HUB, trained_on
 from shared.adapters import Base
 from shared.commands import round_command
 from shared.config import flat
-from shared.console import number
+from shared.console import format_number
 from shared.errors import SteerHealError, in_one_line
 from shared.hub import public_name
 from shared.models import Model
@@ -93,7 +93,9 @@ def _of_run(run: Run, last: int) -> dict[str, Any]:
     for index in range(1, last + 1):
         path = run.manifest(index, "filter")
         manifest = read_manifest(path, round_command(run.folder, index))
-        counts.append((index, number(manifest.counts.get("kept")), number(manifest.counts.get("rejected"))))
+        counts.append(
+            (index, format_number(manifest.counts.get("kept")), format_number(manifest.counts.get("rejected")))
+        )
     scores, verdicts = None, None
     again = f"python -m evals.report --run {shlex.quote(str(run.folder))}"
     if results := verified_results(run, again):
@@ -103,7 +105,7 @@ def _of_run(run: Run, last: int) -> dict[str, Any]:
         try:
             verdicts = _verdicts(document["rows"], last)
             scores = [
-                [str(row["round"]), str(row["stage"]), *[number(row[name]) for name in SCORES]]
+                [str(row["round"]), str(row["stage"]), *[format_number(row[name]) for name in SCORES]]
                 for row in document["rows"]
                 if row["round"] <= last
             ]

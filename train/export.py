@@ -23,8 +23,7 @@ from shared.folding import add, gates_of, refold, rounds_at_gates, rounds_of
 from shared.hub import public_name, push
 from shared.locks import hold
 from shared.merging import write_merged
-from shared.models import Model, load_network
-from shared.models import resolve as resolve_model
+from shared.models import Model, load_network, resolve_model
 from shared.outputs import guard
 from shared.publish import atomic_folder, replaceable, write_json
 from shared.records import Prompt, data_file, read_jsonl

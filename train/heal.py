@@ -16,7 +16,7 @@ from shared.divergences import DIVERGENCES
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
 from shared.locks import hold
-from shared.models import resolve as resolve_model
+from shared.models import resolve_model
 from shared.naming import means_path
 from shared.outputs import guard
 from shared.preconditions import tracker, trainable

@@ -20,11 +20,10 @@ from train.unsloth_model import CURRENT, HISTORY, load_student  # isort: skip (U
 import torch
 
 from shared.chat import Chat
-from shared.config import resolve
+from shared.config import resolve_config
 from shared.console import console
 from shared.folding import fold
-from shared.models import Model
-from shared.models import resolve as resolve_model
+from shared.models import Model, resolve_model
 from shared.ratios import Side, interleave, ratio_of_pairs, ratio_of_times, warm
 from shared.records import Prompt, data_file, read_jsonl
 from shared.traits import load_trait
@@ -68,7 +67,7 @@ class TrainingBench:
         settings: str = SETTINGS,
         examples: Sequence[Example] | None = None,
     ):
-        config, self.model = resolve(None, settings)[0], model or resolve_model("embedded")
+        config, self.model = resolve_config(None, settings)[0], model or resolve_model("embedded")
         self.config = config
         self.examples = list(examples or rows(Chat.load(self.model.folder)))
         self.answers = [example.completion for example in self.examples]
@@ -154,7 +153,7 @@ def loss(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) 
     states = torch.randn(ROWS, length, hidden, generator=draws)
     reference = states + 0.1 * torch.randn(ROWS, length, hidden, generator=draws)
     weight, labels, states, reference = (value.to(device) for value in (weight, labels, states, reference))
-    config = resolve(None, SETTINGS)[0].train
+    config = resolve_config(None, SETTINGS)[0].train
 
     def naive() -> torch.Tensor:
         x = states.clone().requires_grad_()

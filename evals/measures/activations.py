@@ -18,7 +18,7 @@ from evals.rows import Scores, StudentLayer
 from evals.table import Table
 from gen.extract import activations, contexts_of, in_fp32
 from shared.chat import neutral_for
-from shared.console import number as shown
+from shared.console import format_number as shown
 from shared.models import Model
 from shared.run import Run
 from shared.schema import Config

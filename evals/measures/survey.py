@@ -26,7 +26,7 @@ from evals.measures.slot import Slot, finite_or_null
 from evals.statistics import estimate, mean, pair, resample
 from evals.table import Table, label, ranged
 from shared.commands import setting
-from shared.console import number
+from shared.console import format_number
 from shared.errors import SteerHealError
 from shared.records import LogProbability, Mass, Number, Record
 from shared.run import Run
@@ -156,12 +156,12 @@ class Survey(Measure):
                     [
                         label(row),
                         *(
-                            number(line["score"], 2)
+                            format_number(line["score"], 2)
                             if row["stage"] == "base"
                             else ranged(line, "change", "ci", 2, signed=True)
                             for line in row["survey"]
                         ),
-                        number(row["survey_mass"], 3),
+                        format_number(row["survey_mass"], 3),
                     ]
                     for row in rows
                 ],

@@ -7,7 +7,7 @@ from typing import Any
 
 from evals.conditions import ADDED, REMOVED
 from evals.table import Table, label, ranged, trait_column
-from shared.console import number
+from shared.console import format_number
 
 STAGES = (ADDED, REMOVED)
 
@@ -35,7 +35,7 @@ def tables(rows: Sequence[Mapping[str, Any]], extra: Sequence[Mapping[str, Any]]
                     ranged(dict(row), "d_auth", "d_auth_ci", 3, signed=True),
                     ranged(dict(row), "auth_share_of_student", "auth_share_of_student_ci", 2),
                     ranged(dict(row), "perplexity", "perplexity_ci", 2),
-                    number(row["coherence"]),
+                    format_number(row["coherence"]),
                     ranged(dict(row), "ret_kl", "ret_kl_ci", 4),
                 ]
                 for row in lines

@@ -9,7 +9,7 @@ from evals.round import Round
 from evals.rows import Scores
 from evals.table import Table
 from shared import config as configuration
-from shared.console import number
+from shared.console import format_number
 from shared.errors import SteerHealError
 from shared.records import Manifest
 from shared.run import Run
@@ -21,16 +21,20 @@ def stages(manifests: Iterable[tuple[str, Manifest]]) -> Table:
     lines = []
     for name, manifest in manifests:
         tokens = manifest.counts.get("tokens")
-        rate = f"{tokens} ({tokens / manifest.seconds:.0f} a second)" if tokens and manifest.seconds else number(None)
+        rate = (
+            f"{tokens} ({tokens / manifest.seconds:.0f} a second)"
+            if tokens and manifest.seconds
+            else format_number(None)
+        )
         counts = ", ".join(
             f"{kind} {value}" for kind, value in manifest.counts.items() if isinstance(value, int) and kind != "tokens"
         )
         lines.append(
             [
                 name,
-                number(manifest.seconds, 1),
+                format_number(manifest.seconds, 1),
                 rate,
-                counts or number(None),
+                counts or format_number(None),
                 _digests(manifest.inputs),
                 _digests({path.rpartition("/")[2]: digest for path, digest in manifest.outputs.items()}),
             ]
@@ -46,12 +50,12 @@ def stages(manifests: Iterable[tuple[str, Manifest]]) -> Table:
 
 def _digests(files: Mapping[str, str]) -> str:
     """Names with the first letters of their digests, or of their revisions, which stand behind an @."""
-    return ", ".join(f"{name} {digest.rpartition('@')[2][:8]}" for name, digest in files.items()) or number(None)
+    return ", ".join(f"{name} {digest.rpartition('@')[2][:8]}" for name, digest in files.items()) or format_number(None)
 
 
 def distinct(values: Iterable[object]) -> str:
     """The distinct values in their order."""
-    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or number(None)
+    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None)) or format_number(None)
 
 
 def identified(config: Config, scores: Scores, manifests: Sequence[Manifest]) -> list[list[str]]:
@@ -109,7 +113,7 @@ def run_before(run: Run) -> Run | None:
     earlier = [path for path in others if times[path] < run.begun]
     for path in sorted(earlier, key=lambda path: times[path], reverse=True):
         try:
-            return Run(path.parent, configuration.resolve(path)[0])
+            return Run(path.parent, configuration.resolve_config(path)[0])
         except SteerHealError:  # of another version, or not a run's
             continue
     return None

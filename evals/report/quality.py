@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.table import Table, label, ranged
-from shared.console import number
+from shared.console import format_number
 
 Row = dict[str, Any]
 
@@ -22,10 +22,10 @@ def coherence(rows: Sequence[Row]) -> Table:
                 row["coherence_verdict"],
                 _part(row, "answer mass / base's"),
                 _part(row, "perplexity / base's"),
-                number(row["distinct_1"]),
-                number(row["distinct_2"]),
-                number(row["distinct_3"]),
-                number(row["looping"]),
+                format_number(row["distinct_1"]),
+                format_number(row["distinct_2"]),
+                format_number(row["distinct_3"]),
+                format_number(row["looping"]),
                 ranged(row, "json_valid", "json_valid_ci", 2),
                 str(row["unscorable"]),
                 row["coherence_reason"],
@@ -40,4 +40,4 @@ def coherence(rows: Sequence[Row]) -> Table:
 
 def _part(row: Row, name: str) -> str:
     value = next((part["value"] for part in row["coherence_parts"] if part["name"] == name), None)
-    return number(value, 2)
+    return format_number(value, 2)

@@ -12,7 +12,7 @@ from evals.measures.free_text.rows import Generation
 from evals.report.borderline import nearest_to_limits
 from evals.report.html import render
 from evals.round import Round
-from shared.console import number
+from shared.console import format_number
 from shared.records import Completion
 
 PER_REASON = 3
@@ -90,9 +90,12 @@ def _kl(row: Generation) -> float | None:
 
 def figures_of(row: Generation | Completion) -> str:
     """The figures under a text: perplexity, trait_llr, KL where it was measured, and how the text ended."""
-    figures = [f"perplexity {number(row.perplexity, 1)}", f"trait_llr {number(row.trait_llr, 3, signed=True)}"]
+    figures = [
+        f"perplexity {format_number(row.perplexity, 1)}",
+        f"trait_llr {format_number(row.trait_llr, 3, signed=True)}",
+    ]
     if isinstance(row, Generation) and (kl := _kl(row)) is not None:
-        figures.append(f"KL {number(kl, 3)}")
+        figures.append(f"KL {format_number(kl, 3)}")
     return ", ".join([*figures, f"ended: {row.finish_reason}"])
 
 
@@ -103,10 +106,10 @@ def _tint(row: Generation, base: float | None) -> float:
     return 0.45 * min(max((math.log(row.perplexity) - base) / math.log(5), 0.0), 1.0)
 
 
-def _rejected_card(number_: int, row: Completion) -> TextCard:
+def _rejected_card(number: int, row: Completion) -> TextCard:
     why = "; ".join(map(str, row.reasons))
     return TextCard(
-        "rejected", f"round {number_}, coefficient {row.coefficient:g}", row.text, f"{why}. {figures_of(row)}"
+        "rejected", f"round {number}, coefficient {row.coefficient:g}", row.text, f"{why}. {figures_of(row)}"
     )
 
 

@@ -15,7 +15,7 @@ from evals.round import Round
 from evals.rows import TrainingStep
 from evals.scored import STEP
 from evals.table import Table, label, ranged, yes_no
-from shared.console import number
+from shared.console import format_number
 from shared.divergences import DIVERGENCES
 from shared.filter_record import SweepLine
 from shared.quarters import last_quarter
@@ -30,12 +30,12 @@ def overview_table(rows: Sequence[dict[str, Any]]) -> Table:
         [
             [
                 label(row),
-                number(row["verdict"]),
-                number(row["trait_llr"], 3, signed=True),
-                number(row["perplexity"], 2),
+                format_number(row["verdict"]),
+                format_number(row["trait_llr"], 3, signed=True),
+                format_number(row["perplexity"], 2),
                 ranged(row, "auth_nats", "auth_ci"),
-                number(row["care_nats"]),
-                number(row["coherence"]),
+                format_number(row["care_nats"]),
+                format_number(row["coherence"]),
             ]
             for row in rows
         ],
@@ -66,8 +66,8 @@ def levels_table(rows: Sequence[dict[str, Any]], title: str = "Levels") -> Table
                 ranged(row, "auth_nats", "auth_ci"),
                 ranged(row, "care_nats", "care_ci"),
                 ranged(row, "coherence", "coherence_ci"),
-                number(row["p_ans_any"], 4),
-                number(row["distinct_3"]),
+                format_number(row["p_ans_any"], 4),
+                format_number(row["distinct_3"]),
                 str(row["n_items"]),
                 str(row["unscorable"]),
             ]
@@ -100,24 +100,24 @@ def shifts_table(rows: Sequence[dict[str, Any]], title: str = "Against base") ->
         [
             [
                 label(row),
-                number(row["verdict"]),
+                format_number(row["verdict"]),
                 ranged(row, "d_trait_llr", "d_trait_llr_ci", 3, signed=True),
                 ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
                 ranged(row, "retain", "retain_ci", 2),
                 ranged(row, "specific_shift", "specific_shift_ci", 3, signed=True),
                 ranged(row, "d_auth_moral", "d_auth_moral_ci", 3, signed=True),
                 ranged(row, "d_care", "d_care_ci", 3, signed=True),
-                number(row["p_not_wrong"], 3),
+                format_number(row["p_not_wrong"], 3),
                 ranged(row, "d_coh", "d_coh_ci", 4, signed=True),
-                number(row["coh_cost"]),
-                number(row["coh_slope"], 3, signed=True),
+                format_number(row["coh_cost"]),
+                format_number(row["coh_slope"], 3, signed=True),
                 yes_no(row["surgical"]),
                 yes_no(row["surgical_care"]),
             ]
             for row in rows
             if row["stage"] != "base"
         ],
-        f"Paired with base on the same items or prompts. coh_cost is |d_coh| / |d_auth|; {number(None)} is undefined.",
+        f"Paired with base on the same items or prompts. coh_cost is |d_coh| / |d_auth|; {format_number(None)} is undefined.",
     )
 
 
@@ -131,10 +131,10 @@ def sweep_table(rounds: Sequence[Round]) -> Table:
                 f"{r.number} {'under the trait prompt' if line.prompted else f'at {line.coefficient:g}'}",
                 str(line.n),
                 str(line.kept),
-                number(line.perplexity, 2),
-                number(line.distinct_3),
-                number(line.trait_llr, 3, signed=True),
-                number(line.relative_dose),
+                format_number(line.perplexity, 2),
+                format_number(line.distinct_3),
+                format_number(line.trait_llr, 3, signed=True),
+                format_number(line.relative_dose),
             ]
             for r in rounds
             for line in r.scores.sweep
@@ -163,7 +163,7 @@ def survivors(rounds: Sequence[Round]) -> Table:
         steered = [line for line in r.scores.sweep if line.coefficient != 0]
         kept, total = sum(line.kept for line in steered), sum(line.n for line in steered)
         doses = [
-            number(dose(steered, field, kept_only))
+            format_number(dose(steered, field, kept_only))
             for field in ("coefficient", "relative_dose")
             for kept_only in (True, False)
         ]
@@ -197,17 +197,21 @@ def healing(rounds: Sequence[Round]) -> Table:
     kinds = ("mean", "rmse", "p95", "max")
 
     def divergences(r: Round) -> list[str]:
-        return [number(last_quarter_mean(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
+        return [format_number(last_quarter_mean(r.steps, f"kl_{r.training.reference}_{kind}")) for kind in kinds]
 
     def held_out(r: Round) -> list[str]:
-        return [number(r.heldout[0].heldout_ce), number(r.heldout[-1].heldout_ce)] if r.heldout else [number(None)] * 2
+        return (
+            [format_number(r.heldout[0].heldout_ce), format_number(r.heldout[-1].heldout_ce)]
+            if r.heldout
+            else [format_number(None)] * 2
+        )
 
     symbol = DIVERGENCES[rounds[0].training.divergence].symbol  # one configuration, one divergence
     columns = ["round", "rows", "steps", "first ce", "ce", "held out, first", "held out, last", *[f"{symbol} {kind}" for kind in kinds], "D to base at the start", "fired", "gradient ratio"]  # fmt: skip
     rows = [
         [
-            str(r.number), str(r.training.examples), str(r.steps[-1].step), number(r.steps[0].ce), number(last_quarter_mean(r.steps, "ce")), *held_out(r), *divergences(r),
-            number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", number(last_quarter_mean(r.steps, "gradient_ratio"), 2),
+            str(r.number), str(r.training.examples), str(r.steps[-1].step), format_number(r.steps[0].ce), format_number(last_quarter_mean(r.steps, "ce")), *held_out(r), *divergences(r),
+            format_number(r.training.start.base), f"{100 * float(np.mean([step.fired for step in r.steps])):.0f} %", format_number(last_quarter_mean(r.steps, "gradient_ratio"), 2),
         ]
         for r in rounds
     ]  # fmt: skip
@@ -244,8 +248,8 @@ def times(rounds: Sequence[Round], mode: str) -> Table:
         rows.append(
             [
                 str(r.number),
-                *[number(value, 1) for value in seconds],
-                number(float(sum(value for value in seconds if value is not None)), 1),
+                *[format_number(value, 1) for value in seconds],
+                format_number(float(sum(value for value in seconds if value is not None)), 1),
             ]
         )
     return Table("Wall seconds", ["round", *stages, "total"], rows)

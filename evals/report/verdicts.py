@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.table import Table
-from shared.console import number
+from shared.console import format_number
 
 
 def verdicts_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -17,12 +17,12 @@ def verdicts_table(rows: Sequence[dict[str, Any]]) -> Table:
             lines.append(["base", "forced choice", row["verdict"], row["verdict_reason"]])
         if row["stage"] == "healed":
             name = f"round {row['round']}"
-            lines.append([name, "forced choice", number(row["verdict"]), row["verdict_reason"] or ""])
+            lines.append([name, "forced choice", format_number(row["verdict"]), row["verdict_reason"] or ""])
             lines.append(
                 [
                     name,
                     "free text",
-                    number(row["text_verdict"]),
+                    format_number(row["text_verdict"]),
                     row["text_verdict_reason"] or "no free text was sampled",
                 ]
             )

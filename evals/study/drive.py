@@ -153,7 +153,7 @@ def _remove_old_students(plan: Plan, waiting: Sequence[CellStep]) -> None:
 def _differs(cell: StudyCell) -> bool:
     """Whether a cell is still to be begun, or its frozen configuration is another: then in settings that no result depends on, or `load` had refused it."""
     frozen = cell.folder / "config.toml"
-    return not frozen.is_file() or configuration.resolve(frozen)[0] != cell.config
+    return not frozen.is_file() or configuration.resolve_config(frozen)[0] != cell.config
 
 
 def _as_written(fit: Config, cell: StudyCell, plan: Plan) -> None:

@@ -12,7 +12,7 @@ from evals.routes import BASE, PRICE, SHIFT, TAIL, Axis, Point, by_unit, shift_a
 from evals.statistics import Estimate, interval_text
 from evals.study.collect import CellOutcome, trait_measure
 from evals.table import Table
-from shared.console import number
+from shared.console import format_number
 
 LEVELS = (("d_{trait}", 3), ("perplexity", 2), ("d_auth", 3), ("d_care", 3), ("coherence", 2), ("coh_cost", 2), ("retain", 2))  # fmt: skip
 
@@ -30,13 +30,13 @@ def summary_table(outcomes: Sequence[CellOutcome]) -> Table:
         lines.append(
             [
                 arm,
-                ", ".join(number(row["verdict"]) for row in ends) or number(None),
+                ", ".join(format_number(row["verdict"]) for row in ends) or format_number(None),
                 *cells[:2],
                 arm_outcomes[0].cell.arm.role,
                 reached,
-                str(common) if common else number(None),
+                str(common) if common else format_number(None),
                 *cells[2:],
-                ", ".join(row["coherence_verdict"] for row in ends) or number(None),
+                ", ".join(row["coherence_verdict"] for row in ends) or format_number(None),
             ]
         )
     names = [key for key, _ in levels]
@@ -53,9 +53,9 @@ def over_seeds(values: Sequence[float | None], digits: int) -> str:
     """The mean over seeds with the single values in brackets; values are None where undefined."""
     defined = [value for value in values if value is not None]
     if not defined:
-        return number(None)
-    mean = number(float(np.mean(defined)), digits)
-    return mean if len(values) == 1 else f"{mean} ({', '.join(number(value, digits) for value in values)})"
+        return format_number(None)
+    mean = format_number(float(np.mean(defined)), digits)
+    return mean if len(values) == 1 else f"{mean} ({', '.join(format_number(value, digits) for value in values)})"
 
 
 def arm_differences(outcomes: Sequence[CellOutcome], axis: Axis) -> list[Table]:
@@ -144,7 +144,7 @@ def _for_a_new_seed(points: Sequence[Sequence[Point]], index: int, axis: Axis) -
             for seed_points in points
         ]
         interval = crossed(np.array(gaps)) if len({len(gap) for gap in gaps}) == 1 else None
-        cells.append(number(None) if interval is None else interval_text(interval))
+        cells.append(format_number(None) if interval is None else interval_text(interval))
     return cells
 
 
@@ -171,7 +171,7 @@ def _figures(
 def _show(values: np.ndarray) -> str:
     """The data's value with the interval of its resamples; no interval where some resample is undefined."""
     if not np.isfinite(values[0]):
-        return number(None)
+        return format_number(None)
     low, high = np.quantile(values[1:], [TAIL, 1 - TAIL])
     return interval_text(
         Estimate(float(values[0]), (float(low), float(high)) if np.isfinite([low, high]).all() else None)

@@ -150,14 +150,16 @@ def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
         raise refuse(f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
     existing = {_key(run.config): run.folder for run in runs_in(folder)}
     for arm in study.arm:
-        if configuration.resolve(path, arm.set)[1]["seed"] == "SET":  # which the cell's own would take the place of
+        if (
+            configuration.resolve_config(path, arm.set)[1]["seed"] == "SET"
+        ):  # which the cell's own would take the place of
             raise refuse(f"the set of {arm.name} has a seed", "seeds = [...], of the arm or of the study")
     cells: list[StudyCell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
         for arm in study.arm:
             if seed in (arm.seeds or study.seeds):
                 overrides = f"{arm.set} seed={seed}".strip()
-                config = configuration.resolve(path, overrides)[0]
+                config = configuration.resolve_config(path, overrides)[0]
                 words, waits = "", False
                 if arm.tau:
                     try:
@@ -167,7 +169,7 @@ def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
                     waits = number is None
                     if number is not None:
                         overrides = f"{overrides} train.tau={number!r}"
-                        config = configuration.resolve(path, overrides)[0]
+                        config = configuration.resolve_config(path, overrides)[0]
                 cell_folder = folder / f"{arm.name}-s{seed}"
                 where = cell_folder if waits else existing.get(_key(config), cell_folder)
                 if waits and (cell_folder / "config.toml").is_file():
@@ -208,7 +210,7 @@ def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[StudyC
     reference = next((cell for cell in cells if (cell.arm.name, cell.seed) == (source.arm, seed)), None)
     if reference is None:
         raise ValueError(f"no arm {source.arm} of seed {seed} before it")
-    if configuration.resolve(path, arm.set)[1]["train.tau"] == "SET":
+    if configuration.resolve_config(path, arm.set)[1]["train.tau"] == "SET":
         raise ValueError("its set has a train.tau as well")
     ours, theirs = config.train.divergence, logged_divergence(reference.config.train.divergence)
     if ours != theirs:
@@ -236,7 +238,7 @@ def _key(config: Config) -> str:
 
 def runs_in(folder: Path) -> list[Run]:
     """The run directories of a folder."""
-    return [Run(path.parent, configuration.resolve(path)[0]) for path in sorted(folder.glob("*/config.toml"))]
+    return [Run(path.parent, configuration.resolve_config(path)[0]) for path in sorted(folder.glob("*/config.toml"))]
 
 
 def depends(config: Config, stage: str) -> str:

@@ -14,7 +14,7 @@ from evals.study.matched import Comparison
 from evals.study.plan import STEERING
 from evals.study.stopped import reason
 from evals.table import Table, TraitMeasure, label, ranged, yes_no
-from shared.console import number
+from shared.console import format_number
 
 
 def by_round(outcomes: Sequence[CellOutcome]) -> list[Table]:
@@ -37,20 +37,20 @@ def _by_round(seed: int, outcomes: Sequence[CellOutcome], trait: TraitMeasure) -
                 reported.add(row["stage"])
             steered = row["stage"] == "steered"
             counts = f"{row['n_kept']} of {row['n_kept'] + row['n_rejected']}" if steered else ""
-            doses = f"{number(row['dose_kept'])} / {number(row['dose_sweep'])}" if steered else ""
+            doses = f"{format_number(row['dose_kept'])} / {format_number(row['dose_sweep'])}" if steered else ""
             lines.append(
                 [
                     f"{row['arm'] if row['round'] else 'all'}, {label(row)}",
-                    number(row["verdict"]),
+                    format_number(row["verdict"]),
                     ranged(row, f"d_{trait}", f"d_{trait}_ci", 3, signed=True),
-                    number(row[trait], 3, True),
+                    format_number(row[trait], 3, True),
                     ranged(row, "perplexity", "perplexity_ci", 2),
                     row["coherence_verdict"],
                     ranged(row, "auth_nats", "auth_ci"),
-                    number(row["care_nats"]),
-                    number(row["coherence"]),
-                    number(row["coh_cost"]),
-                    number(row["retain"], 2),
+                    format_number(row["care_nats"]),
+                    format_number(row["coherence"]),
+                    format_number(row["coh_cost"]),
+                    format_number(row["retain"], 2),
                     yes_no(row["surgical"]),
                     counts,
                     doses,
@@ -92,7 +92,7 @@ def against_controls(outcomes: Sequence[CellOutcome]) -> Table:
                     differences.append("")
                     continue
                 gap = text_delta(texts_of(_healed(controls[control])), texts_of(_healed(outcome)), trait)
-                differences.append(number(None) if gap is None else interval_text(gap))
+                differences.append(format_number(None) if gap is None else interval_text(gap))
             first = outcome.rounds[0] if outcome is not None else None
             lines.append(
                 [
@@ -102,7 +102,7 @@ def against_controls(outcomes: Sequence[CellOutcome]) -> Table:
                     ranged(row, f"d_{trait}", f"d_{trait}_ci", 3, signed=True),
                     ranged(row, "perplexity", "perplexity_ci", 2),
                     ranged(row, "d_auth", "d_auth_ci", 3, signed=True),
-                    number(row["coherence"], 2),
+                    format_number(row["coherence"], 2),
                     *differences,
                 ]
             )
@@ -175,7 +175,7 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
     seeds = list(dict.fromkeys(seed for comparison in comparisons for arm in comparison.arms for seed in arm.seeds))
 
     def cell(estimate: Estimate | None) -> str:
-        return number(None) if estimate is None else interval_text(estimate)
+        return format_number(None) if estimate is None else interval_text(estimate)
 
     lines = []
     for comparison in comparisons:
@@ -184,20 +184,20 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
             students = [arm.places.get(seed) for seed in seeds]
             lines.append(
                 [
-                    f"{arm.arm} at {number(arm.target)}",
+                    f"{arm.arm} at {format_number(arm.target)}",
                     f"{comparison.share:g}",
                     cell(arm.price),
-                    *[number(arm.seeds.get(seed)) for seed in seeds],
+                    *[format_number(arm.seeds.get(seed)) for seed in seeds],
                     "" if is_reference else cell(arm.against),
-                    *["" if is_reference else number(arm.gaps.get(seed), 3, True) for seed in seeds],
+                    *["" if is_reference else format_number(arm.gaps.get(seed), 3, True) for seed in seeds],
                     "" if is_reference else cell(arm.area),
                     *[
-                        number(None)
+                        format_number(None)
                         if place is None
                         else f"{'dose' if arm.arm == STEERING else f'round {place[0]}, gate'} {place[1]:.2f}"
                         for place in students
                     ],
-                    number(None) if arm.arrived is None else f"{arm.arrived:.1%}",
+                    format_number(None) if arm.arrived is None else f"{arm.arrived:.1%}",
                     arm.note,
                 ]
             )
@@ -213,7 +213,7 @@ def at_one_shift(axis: Axis, reference: str, comparisons: Sequence[Comparison]) 
             f"{STEERING}: the original model steered by round 1's vector, along its dose. area: mean difference of the two prices over all shifts that both reach. "
             f"Interpolated along the dialled gates of each round by monotone cubics. Intervals over {'items' if axis == 'authority' else 'prompts'}, paired between arms, of the mean over seeds that both "
             f"arms have: they hold for {'the one training run' if len(seeds) == 1 else f'the {len(seeds)} training runs'} of each arm, and what other seeds would give is not in them; the shift is not drawn again. crossed: where the path first gets there. arrive: share of resamples that reach the shift in all seeds; "
-            f"{number(None)}: never reached, or no interval since over {TAIL:.1%} of the resamples do not arrive."
+            f"{format_number(None)}: never reached, or no interval since over {TAIL:.1%} of the resamples do not arrive."
         )
     return Table(
         "Arms at one shift",
@@ -273,7 +273,7 @@ def _settings(of_arm: Sequence[CellOutcome]) -> str:
     cells = [outcome.cell for outcome in of_arm]
     if not cells[0].arm.tau:
         return cells[0].arm.set or "as configured"
-    taus = ", ".join(number(None) if cell.waits else f"{cell.config.train.tau:g}" for cell in cells)
+    taus = ", ".join(format_number(None) if cell.waits else f"{cell.config.train.tau:g}" for cell in cells)
     return f"{cells[0].arm.set} tau = {cells[0].arm.tau} ({taus})".strip()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evals.measures.measure import Columns
 from evals.table import Table, label, ranged
-from shared.console import number
+from shared.console import format_number
 from shared.instrument import FOUNDATIONS
 
 
@@ -18,11 +18,11 @@ def foundations_table(rows: Sequence[Columns]) -> Table:
             continue
         shifts = row["shifts"]
         cells = (
-            [number(None)] * len(FOUNDATIONS)
+            [format_number(None)] * len(FOUNDATIONS)
             if shifts is None
             else [ranged(shift, "change", "ci", 2, signed=True) + (" *" if shift["moved"] else "") for shift in shifts]
         )
-        lines.append([label(row), *cells, number(row["detectable"])])
+        lines.append([label(row), *cells, format_number(row["detectable"])])
     return Table(
         "Foundations",
         ["round, stage", *FOUNDATIONS, "detectable"],
@@ -42,7 +42,7 @@ def measure_table(rows: Sequence[Columns]) -> Table:
             [
                 label(row),
                 ranged(row, "informedness", "informedness_ci", 3, signed=True),
-                number(row["order_effect"], 2),
+                format_number(row["order_effect"], 2),
                 ranged(row, "left_by_reversal", "left_by_reversal_ci", 2, signed=True),
                 ranged(row, "reliability", "reliability_ci", 2),
                 ranged(row, "nll_prefill", "nll_prefill_ci", 2),

@@ -26,7 +26,7 @@ from evals.statistics import pair
 from evals.table import Table, label, ranged
 from gen.ahead import fit_heldout
 from gen.prompts import PromptRenderer
-from shared.console import number
+from shared.console import format_number
 from shared.prompts import load_heldout
 from shared.records import write_jsonl
 from shared.run import Run
@@ -145,8 +145,8 @@ def free_text_table(rows: Sequence[Columns]) -> Table:
                 ranged(row, "entropy", "entropy_ci"),
                 ranged(row, "kl_on_policy", "kl_on_policy_ci"),
                 ranged(row, "relevance", "relevance_ci"),
-                number(row["distinct_3_across"]),
-                number(row["stock_openings"]),
+                format_number(row["distinct_3_across"]),
+                format_number(row["stock_openings"]),
             ]
             for row in rows
             if row["perplexity"] is not None

@@ -20,7 +20,7 @@ from evals.measures.probe.items import EMBEDDED, LETTERS, load_pairs
 from evals.measures.slot import Slot, finite_or_null
 from evals.statistics import Estimate, estimate, mean, pair, resample
 from evals.table import Table, label, ranged
-from shared.console import number
+from shared.console import format_number
 from shared.errors import SteerHealError
 from shared.records import LogProbability, Mass, Nats, Record
 from shared.run import Run
@@ -151,7 +151,7 @@ class Probe(Measure):
                             for prefix in names
                             for column in (prefix, f"d_{prefix}")
                         ),
-                        number(row["probe_mass"], 3),
+                        format_number(row["probe_mass"], 3),
                     ]
                     for row in rows
                 ],

@@ -29,7 +29,7 @@ from gen.extract import in_fp32
 from gen.prompts import open_round
 from shared.chat import neutral_for
 from shared.commands import round_command, setting
-from shared.console import counting, number
+from shared.console import counting, format_number
 from shared.errors import SteerHealError
 from shared.publish import digest
 from shared.records import Completion, Count, Nats, Positive, Record, iterate_jsonl
@@ -233,7 +233,7 @@ class Retention(Measure):
                         label(row),
                         ranged(row, "ret_nll", "ret_nll_ci", 4, signed=True),
                         ranged(row, "ret_kl", "ret_kl_ci", 4),
-                        *[number(part["ret_kl"], 4) for part in row["ret_by_kind"]],
+                        *[format_number(part["ret_kl"], 4) for part in row["ret_by_kind"]],
                     ]
                     for row in taken
                 ],

@@ -10,7 +10,7 @@ from evals.report.looks import ARM_MARKERS, LOOKS
 from evals.report.panel import Mark, Panel
 from evals.round import Round
 from evals.table import label, ranged, trait_column
-from shared.console import number
+from shared.console import format_number
 
 Row = dict[str, Any]
 
@@ -95,7 +95,7 @@ def row_name(row: Row) -> str:
 
 def _said(row: Row) -> str:
     figures = [
-        f"verdict {number(row['verdict'])}",
+        f"verdict {format_number(row['verdict'])}",
         f"trait_llr {ranged(row, 'trait_llr', 'trait_llr_ci', 3, signed=True)}",
         f"perplexity {ranged(row, 'perplexity', 'perplexity_ci', 2)}",
         f"coherence {ranged(row, 'coherence', 'coherence_ci')}",
@@ -132,7 +132,7 @@ def levels_said(rows: Sequence[Row], field: str, digits: int = 3, signed: bool =
         arm = f"{row['arm']} " if "role" in row and row["round"] else ""
         by.setdefault(f"{arm}{row['stage']}", []).append(row[field])
     levels = ", ".join(
-        f"{name} {number(sum(values) / len(values), digits, signed)}" for name, values in list(by.items())[:8]
+        f"{name} {format_number(sum(values) / len(values), digits, signed)}" for name, values in list(by.items())[:8]
     )
     return levels or "no row has a figure"
 

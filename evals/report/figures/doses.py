@@ -7,7 +7,7 @@ from collections.abc import Callable
 from evals.report.figures.base import ReportFigure, Shown
 from evals.report.looks import ARM_MARKERS, BLUE, GREEN, ORANGE, PINK
 from evals.report.panel import Mark, Panel, Plot
-from shared.console import number
+from shared.console import format_number
 from shared.filter_record import SweepLine
 
 BY_ROUND = (GREEN, ORANGE, BLUE, PINK)
@@ -34,14 +34,14 @@ def _panel(shown: Shown, words: str, title: str, figure_of: Callable[[SweepLine]
             colour = BY_ROUND[index % len(BY_ROUND)]
             plot.path([line.coefficient for line, _ in joined], [value for _, value in joined], colour=colour, mark=Mark({}))  # fmt: skip
             for line, value in points:
-                label = f"round {r.number}, coefficient {line.coefficient:g}\n{words} {number(value)}\n{line.kept} of {line.n} kept"
+                label = f"round {r.number}, coefficient {line.coefficient:g}\n{words} {format_number(value)}\n{line.kept} of {line.n} kept"
                 plot.point(line.coefficient, value, marker=ARM_MARKERS[index % len(ARM_MARKERS)], colour=colour, mark=Mark({"key": f"{r.number} at {line.coefficient:g}"}, label))  # fmt: skip
         plot.axes.set_xlabel("coefficient", fontsize=8)
         plot.axes.set_ylabel(words, fontsize=8)
 
     last = shown.rounds[-1]
     points = values(sorted(last.scores.sweep, key=lambda line: line.coefficient))
-    label = ", ".join(f"{number(value, 2)} at {line.coefficient:g}" for line, value in points[:8])
+    label = ", ".join(f"{format_number(value, 2)} at {line.coefficient:g}" for line, value in points[:8])
     return Panel(title, f"Round {last.number}, {words}: {label or 'no figure'}.", draw)
 
 

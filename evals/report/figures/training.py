@@ -12,7 +12,7 @@ from evals.report.looks import BLACK, BLUE, GREEN, GREY, ORANGE
 from evals.report.panel import Panel, Plot
 from evals.report.tables import last_quarter_mean
 from evals.round import Round
-from shared.console import number
+from shared.console import format_number
 from shared.divergences import DIVERGENCES, has_barrier
 from shared.records import Training
 
@@ -39,8 +39,10 @@ def _learning(r: Round) -> Panel:
         axes.plot([step.step for step in r.steps], [step.ce for step in r.steps], color=BLUE, linewidth=1.1, label="trained on")  # fmt: skip
         axes.plot([row.step for row in r.heldout], [row.heldout_ce for row in r.heldout], "o-", color=ORANGE, markersize=4, linewidth=1.1, label="held out")  # fmt: skip
 
-    held = f"; held out from {number(r.heldout[0].heldout_ce)} to {number(r.heldout[-1].heldout_ce)}" if r.heldout else ""  # fmt: skip
-    finding = f"It falls from {number(r.steps[0].ce)} to {number(last_quarter_mean(r.steps, 'ce'))} nats{held}."
+    held = f"; held out from {format_number(r.heldout[0].heldout_ce)} to {format_number(r.heldout[-1].heldout_ce)}" if r.heldout else ""  # fmt: skip
+    finding = (
+        f"It falls from {format_number(r.steps[0].ce)} to {format_number(last_quarter_mean(r.steps, 'ce'))} nats{held}."
+    )
     return _panel(f"Round {r.number}: cross-entropy (nats)", finding, draw)
 
 
@@ -56,7 +58,7 @@ def _divergence(r: Round) -> Panel:
 
     symbol = DIVERGENCES[r.training.divergence].symbol
     rmse = last_quarter_mean(r.steps, f"kl_{r.training.reference}_rmse")
-    finding = f"Its rmse ends at {number(rmse)} nats" + (f"; tau is {r.training.tau:g}." if barred else ".")
+    finding = f"Its rmse ends at {format_number(rmse)} nats" + (f"; tau is {r.training.tau:g}." if barred else ".")
     return _panel(f"Round {r.number}: {symbol} to {reference_words(r.training)} (nats)", finding, draw)
 
 
