@@ -30,6 +30,7 @@ class Smooth:
         return Smooth(self.value - other.value, self.influence - other.influence)
 
     def times(self, factor: float) -> Smooth:
+        """The function times a number."""
         return Smooth(factor * self.value, factor * self.influence)
 
 

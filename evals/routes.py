@@ -61,6 +61,7 @@ class Route:
 
     @property
     def reach(self) -> float:
+        """The largest shift of the data along the route, at least 0."""
         return float(self.shift[:, 0].max(initial=0.0))
 
     @property

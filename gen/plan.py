@@ -66,14 +66,17 @@ class Job:
 
     @property
     def walks(self) -> bool:
+        """Whether the dose is found by bisection on survival."""
         return self.config.walks
 
     @property
     def searches(self) -> bool:
+        """Whether the dose is found before the sweep, by a walk or at a KL."""
         return self.config.searches
 
     @property
     def prompted(self) -> bool:
+        """Whether the candidates are completions under the trait prompt."""
         return self.config.filter.source == "prompted"
 
 
@@ -181,7 +184,7 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
     names = [f"{coefficient:g}" for coefficient in coefficients]
     if twice := sorted(repeated(names)):
         raise SteerHealError(
-            "two coefficients share their keys",
+            "two coefficients are the same to six digits, so their rows would have the same keys",
             given=f"{', '.join(map(repr, coefficients))}: {twice[0]} twice",
             expected="coefficients that differ within six digits",
             next="leave one of them out",

@@ -26,6 +26,7 @@ class Place:
 
     @property
     def layers(self) -> list[int]:
+        """The steered layers, ascending; empty for the unsteered place."""
         return sorted(self.vector.layers) if self.vector else []
 
 

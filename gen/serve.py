@@ -151,7 +151,7 @@ def main() -> None:
         name: os.environ[name] for name in ("VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND") if os.environ.get(name)
     }:
         raise SteerHealError(
-            "vLLM's environment would leave out what reads steered requests",
+            "an environment variable keeps vLLM from reading steered requests",
             given=strange,
             expected="neither is set",
             next=f"unset {' '.join(strange)}",

@@ -58,6 +58,7 @@ class RendererRecipe:
     trait: str
 
     def renderer(self) -> PromptRenderer:
+        """A renderer of prompts, for use in another process."""
         return PromptRenderer(Chat.load(self.folder, self.arguments, self.day), load_trait(self.trait))
 
     def __call__(self) -> None:

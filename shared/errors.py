@@ -87,6 +87,7 @@ class SteerHealError(Exception):
             return None
 
     def render(self) -> str:
+        """The error as text for a terminal: a line each for what, given, expected and next."""
         lines = [f"{BEGIN}{self.what}"]
         if self.given is not None:
             lines.append(f"  given:    {self.given}")

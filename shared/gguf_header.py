@@ -47,6 +47,7 @@ class Tensor:
 
     @property
     def values(self) -> int:
+        """The number of values: the product of the shape."""
         return prod(self.shape)
 
 
@@ -61,9 +62,11 @@ class Header:
 
     @property
     def architecture(self) -> str:
+        """general.architecture of the metadata, such as llama; empty where it is missing."""
         return str(self.fields.get("general.architecture", ""))
 
     def text(self, key: str) -> str | None:
+        """A string of the metadata; None where the key is missing or holds another type."""
         value = self.fields.get(key)
         return value if isinstance(value, str) else None
 

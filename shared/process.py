@@ -206,7 +206,7 @@ def exit_error(ended: Ended, name: str, log: Path | None, lower: str = "") -> St
     if ended.signal is None:
         words = " / ".join(line.strip() for line in ended.tail[-3:])
         return SteerHealError(
-            f"{name} ended with an exit code of its own",
+            f"{name} ended with an exit code of its own, not one of this program's",
             given=f"{ended.code}{f': {words}' if words else ''}{output}",
             expected="0, or an error of this program",
             next="make doctor, then the same command goes on",

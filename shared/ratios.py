@@ -175,8 +175,8 @@ def merge_ratios(out: Path, ratios: dict[str, Any], machine: dict[str, Any], ins
         raise SteerHealError(
             "a benchmark file is of another machine",
             given=f"{out}: {theirs}, and here {ours}",
-            expected="one machine of an instruction set in a file",
-            next="file these with --out elsewhere, or remove that file and run make bench",
+            expected="for each instruction set, results of one machine",
+            next="write to another file with --out NAME.json, or remove that file and run make bench",
         )
     merged = dict(old["ratios"])
     for name, row in ratios.items():

@@ -41,7 +41,12 @@ class Unfinished:
         written = folder / "recipe.json"
         if written.is_file():
             again = f"begin again: {removal(folder, folder=True)}"
-            old = read_object(written, what="an unfinished round could not be read", expected="its recipe", next=again)
+            old = read_object(
+                written,
+                what="an unfinished round could not be read",
+                expected="the recipe that its training wrote, as JSON",
+                next=again,
+            )
             changed = differences(old, recipe)
             if not changed and not replace:
                 return
@@ -118,6 +123,7 @@ class Unfinished:
             yield row
 
     def append(self, row: dict[str, Any]) -> None:
+        """Append a row to the log. Raises ValueError for a number that is not finite."""
         with open(self.log, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
 

@@ -38,7 +38,7 @@ def measures_of(config: EvalConfig) -> list[Measure]:
         if name not in others or names.count(name) > 1:
             meant = nearest_command(name, others)
             raise SteerHealError(
-                "eval.measures names no further measure",
+                "eval.measures names a measure that cannot be added",
                 given=f"{name}{' twice' if names.count(name) > 1 else ', which every round has' if name in ALWAYS else ''}",
                 expected=f"did you mean {meant}?"
                 if meant and name not in others

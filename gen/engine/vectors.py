@@ -153,6 +153,7 @@ class Steered:
         return Path(str(self.settings.folder)) / owner.get() / f"{name}.safetensors"
 
     def info(self) -> dict[str, Any]:
+        """What a client needs in order to extract a vector for this server: model, layers, depth and hidden size."""
         model = self.engine.model_config
         return {
             "model": model.served_model_name,
