@@ -109,7 +109,7 @@ def named_answers(argument: str) -> Answers:
 
 
 def answers_of(path: Path, rows: list[ScoreRow]) -> Answers:
-    """The answers of rows of a score file. Raises SteerHealError as `answers` does."""
+    """The answers in rows of a score file. Raises SteerHealError for rows of mixed settings, and where lp is not seven numbers."""
     return answers(rows, path, MADE_BY)
 
 

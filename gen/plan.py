@@ -81,9 +81,10 @@ class Job:
 
 
 def determining(config: Config) -> dict[str, Any]:
-    """The settings of the section sweep that its rows depend on: a grid does not depend on those of a search, nor a search on the grid.
+    """The settings of the section sweep that the rows depend on, by name.
 
-    A later key is left out at its default, which is what earlier versions did.
+    A grid does not depend on the settings of a search, nor a search on the grid. A setting that was added later is left out at its
+    default, so that plans of earlier versions stay valid.
     """
     later = {"until_kept"} if config.sweep.until_kept is None else set()
     if not config.searches:
@@ -94,7 +95,7 @@ def determining(config: Config) -> dict[str, Any]:
 
 
 def judged(config: Config) -> bool:
-    """Whether a sweep's rows depend on what the filter makes of them."""
+    """Whether the rows of a sweep depend on the filter: on its survivors in a walk, or on the number kept with until_kept."""
     return config.walks or config.sweep.until_kept is not None
 
 

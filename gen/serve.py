@@ -68,7 +68,7 @@ def _with_a_vector(arguments: argparse.Namespace, model: str) -> str:
 
 
 def refuse_address(host: str, port: int) -> None:
-    """Raise SteerHealError for an address that no server can be bound to now: taken, privileged, or none of this machine's."""
+    """Raise SteerHealError where the server cannot bind the address: taken, privileged, or not of this machine."""
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = addresses[0]

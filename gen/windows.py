@@ -68,7 +68,7 @@ class Windows:
         return any(self.folder.glob("[0-9]*.jsonl"))
 
     def refuse_finished(self) -> None:
-        """Raise SteerHealError where the output holds rows of a finished sweep: another would replace them without a word."""
+        """Raise SteerHealError where the output holds the rows of a finished sweep, which this one would overwrite."""
         if self.plan.is_file() or not self.out.is_file() or not self.out.stat().st_size:
             return
         raise SteerHealError(

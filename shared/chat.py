@@ -56,7 +56,7 @@ class Chat:
 
     @classmethod
     def of(cls, chat: Any, template: dict[str, Any] | None = None) -> Chat:
-        """A chat as it is; of a tokenizer alone, its chat, which ends where tokenizer and template say."""
+        """The Chat of a tokenizer of Transformers, with arguments for its chat template; a Chat is returned unchanged."""
         return chat if isinstance(chat, Chat) else cls(chat, template)
 
     def ids(self, turns: Turns, system: str | None = None, *, prompt: bool = True) -> list[int]:

@@ -80,7 +80,7 @@ class SteerHealError(Exception):
 
     @classmethod
     def handed_over(cls, path: Path) -> SteerHealError | None:
-        """The error that a child process left in a file; None where it left none."""
+        """The error that a child process wrote to a file; None where the file does not exist or holds none."""
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):  # a child that was killed leaves none, or half of one

@@ -71,7 +71,7 @@ class Header:
         return value if isinstance(value, str) else None
 
     def whole(self, key: str) -> int | None:
-        """A whole number of the metadata; None where there is none under this key."""
+        """A whole number of the metadata; None where the key is missing or holds another type."""
         value = self.fields.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 

@@ -45,7 +45,7 @@ class Model:
 
     @property
     def place(self) -> Path:
-        """The path of `folder`, which nothing is built for: what no output may be."""
+        """The path of `folder`, without writing it where the model is dequantised. No output may be written there."""
         return self.folder
 
     @cached_property

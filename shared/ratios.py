@@ -240,7 +240,7 @@ def read_ratios(out: Path) -> dict[str, Any]:
 
 
 def show_ratios(out: Path) -> None:
-    """The table of a benchmark file."""
+    """Print the table of a benchmark file."""
     rows = []
     for name, row in read_ratios(out)["ratios"].items():
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"

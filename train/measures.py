@@ -197,7 +197,7 @@ def peak(call: Any) -> float:
 
 
 def memory(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> float:
-    """Peak memory of a loss in a process of its own, MiB.
+    """Peak memory of a loss in MiB, measured in a separate process.
 
     Args:
         side: `ours` or `naive`.

@@ -78,7 +78,10 @@ class Unfinished:
         return self.folder / f"best-{step}"
 
     def seal(self, checkpoint: Path) -> None:
-        """Say that a checkpoint is whole, and the log as far as it."""
+        """Sync a checkpoint and the log to disk, then mark the checkpoint as complete.
+
+        An interrupted training resumes from the last checkpoint with this mark.
+        """
         for file in [*checkpoint.rglob("*"), self.log]:
             if file.is_file():
                 with open(file, "rb") as handle:
@@ -86,7 +89,10 @@ class Unfinished:
         seal(checkpoint)
 
     def checkpoint(self) -> Path | None:
-        """The last whole checkpoint, or None. What is not whole is removed, and so are the rows of the log after it."""
+        """The last complete checkpoint; None where there is none.
+
+        Removes incomplete checkpoints, and the rows of the log after the one returned.
+        """
         sealed = []
         for folder in self.folder.glob("checkpoint-*/"):
             if (

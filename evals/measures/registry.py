@@ -29,7 +29,7 @@ ALWAYS = ("forced_choice", "free_text", "activations")  # what verdicts and the 
 def measures_of(config: EvalConfig) -> list[Measure]:
     """The measures of a scoring, in the order of MEASURES: those of every round, and those that eval.measures names.
 
-    Raises SteerHealError for a name that no measure has, or that is there twice.
+    Raises SteerHealError for an unknown name and for a repeated one.
     """
     named = [entry.partition("=") for entry in config.measures]
     others = [measure.name for measure in MEASURES if measure.name not in ALWAYS]

@@ -14,7 +14,7 @@ KEY = re.compile(r'"([^"]+)":\s*"$')
 
 
 def prefill_key(instrument: Instrument) -> str:
-    """The key whose value the prefill opens."""
+    """The JSON key whose value begins at the end of the prefill. Raises SteerHealError for a prefill that opens no value."""
     if (match := KEY.search(instrument.prefill)) is None:
         raise SteerHealError(
             "the instrument's prefill opens no JSON value, so a free answer cannot be constrained to JSON",
