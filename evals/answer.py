@@ -69,6 +69,7 @@ class AnswerLine:
 
     @property
     def symbol(self) -> str:
+        """The sign of the state at the terminal."""
         return SYMBOLS[self.state]
 
     @property

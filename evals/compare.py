@@ -51,6 +51,7 @@ class Sides:
 
     @property
     def all(self) -> list[Answers]:
+        """Every side that is present."""
         sides = [self.base, self.other, self.steered, self.before, *self.draws, *[dose for _, dose in self.doses]]
         return [side for side in sides if side is not None]
 
@@ -90,7 +91,7 @@ def condition_rows(argument: str) -> tuple[Path, list[ScoreRow]]:
             "a score file holds several conditions",
             given=f"{argument}: coefficients {', '.join(f'{coefficient:g}' for coefficient in coefficients)}",
             expected="rows of one coefficient",
-            next="write those of each into a file of its own, or give them names",
+            next="write the rows of each coefficient into a separate file, or name the conditions",
         )
     if twice := sorted(repeated([row.id for row in rows])):
         raise SteerHealError(
@@ -108,7 +109,7 @@ def named_answers(argument: str) -> Answers:
 
 
 def answers_of(path: Path, rows: list[ScoreRow]) -> Answers:
-    """The answers of rows of a score file. Raises SteerHealError as `answers` does."""
+    """The answers in rows of a score file. Raises SteerHealError for rows of mixed settings, and where lp is not seven numbers."""
     return answers(rows, path, MADE_BY)
 
 
@@ -152,7 +153,7 @@ def refuse_draws(
             raise SteerHealError(
                 "a random direction is there twice",
                 given=f"--random {file}: the answers of {same}",
-                expected="a direction of its own in every file, so that the rank among them means something",
+                expected="a different direction in every file: a repeated one would count twice in the rank",
                 next="leave it out, or score another draw: python -m evals.score --help",
             )
         doses = {row.coefficient for name in (file, *steered) for row in rows[name] if row.coefficient is not None}

@@ -34,7 +34,12 @@ def surgical_care(is_surgical: bool | None, d_auth: Estimate | None, d_care: Est
 def coherence_cost(
     d_coh: Estimate | None, d_auth: Estimate | None, is_broken: bool
 ) -> tuple[float | None, float | None]:
-    """(coh_cost = |d_coh| / |d_auth|, d_coh / d_auth), answer mass per nat; None where |d_auth| < 0.05 or the row is broken."""
+    """The price of a shift in coherence: answer mass per nat of d_auth.
+
+    Returns:
+        coh_cost, which is |d_coh| / |d_auth|, and coh_slope, which is d_coh / d_auth. Both None where |d_auth| is below 0.05 nats, or
+        the row is broken.
+    """
     if is_broken or d_coh is None or d_auth is None or abs(d_auth.value) < SMALLEST_SHIFT:
         return None, None
     slope = d_coh.value / d_auth.value

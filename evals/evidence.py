@@ -38,6 +38,7 @@ class Target:
 
     @property
     def measure(self) -> str:
+        """The column of results.json with the shift of this foundation, such as d_auth."""
         return "d_auth" if self.foundation == AUTHORITY else f"d_{FOUNDATIONS[self.foundation]}"
 
 

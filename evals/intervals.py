@@ -30,6 +30,7 @@ class Smooth:
         return Smooth(self.value - other.value, self.influence - other.influence)
 
     def times(self, factor: float) -> Smooth:
+        """The function times a number."""
         return Smooth(factor * self.value, factor * self.influence)
 
 
@@ -91,12 +92,15 @@ def spread_of(influence: np.ndarray, strata: np.ndarray, scale: float = 1.0) -> 
 
 
 def estimate_of(smooth: Smooth, strata: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """A function of means with its interval; None where it is not finite, without an interval where `spread_of` gives none.
+    """The value of a function of means, with its confidence interval.
 
     Args:
         smooth: the value, and the influence [n] of every item on it.
-        strata: of the items [n].
+        strata: stratum of each item [n].
         level: of the interval.
+
+    Returns:
+        None where the value is not finite. The estimate has no interval where `spread_of` returns none.
     """
     if not np.isfinite(smooth.value):
         return None

@@ -52,6 +52,7 @@ class Case:
 
     @property
     def answers(self) -> Answers:
+        """The answers in the forced choice."""
         return self.data["forced_choice"]
 
     @property
@@ -62,6 +63,7 @@ class Case:
 
     @cached_property
     def texts(self) -> Texts:
+        """The statistics of the generations."""
         return texts_of(self.generations)
 
     @cached_property

@@ -61,6 +61,7 @@ class Route:
 
     @property
     def reach(self) -> float:
+        """The largest shift of the data along the route, at least 0."""
         return float(self.shift[:, 0].max(initial=0.0))
 
     @property
@@ -170,9 +171,9 @@ def path(
     broken: Mapping[Student, str] = {},
     keep: np.ndarray | None = None,
 ) -> Route:
-    """The same seed and units give the same resamples, which pairs arms. broken: students at which the path ends, and why.
+    """The route of the healed students over the rounds. The same seed and units give the same resamples, so that arms can be paired.
 
-    keep: items counted on the axis of authority, those scorable in every arm that is compared.
+    Args, besides those of `along`: keep, items counted on the axis of authority; by default those scorable in every round.
     """
     return along(route_points(rounds), axis, count, seed, broken, scorable(rounds, broken) if keep is None else keep)
 

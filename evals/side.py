@@ -27,12 +27,15 @@ class ScoredRun:
 
     @property
     def name(self) -> str:
+        """The path of the run."""
         return str(self.run.folder)
 
     def row(self, number: int, stage: str) -> dict[str, Any] | None:
+        """The row of results.json of a round and stage; None where there is none."""
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
 
     def at(self, number: int) -> Round:
+        """A round, numbered from 1."""
         return self.rounds[number - 1]
 
     def condition(self, number: int, stage: str) -> str | None:
@@ -41,6 +44,7 @@ class ScoredRun:
         return next((line.name for line in lines if line.stage == stage and line.headline), None)
 
     def texts(self, number: int, stage: str) -> list[Generation]:
+        """The generations of a stage's headline condition; empty where it has none."""
         name = self.condition(number, stage)
         return self.at(max(number, 1)).generations.get(name, []) if name else []
 

@@ -66,7 +66,7 @@ class Answers:
 
     @property
     def scorable(self) -> np.ndarray:
-        """[n] true where every number of the item is finite."""
+        """For each item [n], whether all its log-probabilities are finite."""
         return np.isfinite(self.p).all(1) & np.isfinite(self.score).all(1) & np.isfinite(self.mass)
 
     @property
@@ -231,7 +231,7 @@ def informedness(p: np.ndarray, truth: np.ndarray) -> Statistic:
 
 
 def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
-    """An estimate as two fields of a row; None where it or its interval is undefined."""
+    """An estimate as two fields of a row: the value, and its interval [low, high]. None where undefined."""
     return {
         name: result.value if result else None,
         interval: list(result.interval) if result and result.interval else None,

@@ -35,13 +35,13 @@ def label(row: dict[str, Any]) -> str:
 
 
 def ranged(row: dict[str, Any], name: str, interval: str, digits: int = 3, signed: bool = False) -> str:
-    """A figure of a row with its interval in brackets.
+    """A figure of a row with its interval in brackets, as text.
 
     Args:
         row: of results.json.
-        name, interval: columns of the figure and of its interval.
+        name, interval: the columns of the figure and of its interval.
         digits: decimals.
-        signed: write a plus.
+        signed: write a plus before positive figures.
     """
     low_high = row[interval]
     figure = format_number(row[name], digits, signed)

@@ -38,6 +38,7 @@ class Entry:
 
     @property
     def digest(self) -> str:
+        """sha256 of the entry: one already sent is not sent again."""
         return sha256(json.dumps([self.step, self.scalars, self.texts], sort_keys=True).encode()).hexdigest()
 
 

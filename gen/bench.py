@@ -64,6 +64,7 @@ class SteeringBench:
         )
 
     def engine(self, **options: Any) -> Any:
+        """An engine over the model that can be steered at the layers of the vector; options are those of `engine`."""
         from gen.engine.engine import engine
 
         return engine(

@@ -36,7 +36,12 @@ class Board:
         self.bar.update(self.task, advance=rows, rate=f"{self._fresh / elapsed:.0f} tokens/s" if elapsed else "")
 
     def add(self, rows: Iterable[Completion], name: str = "") -> None:
-        """A window that is whole; one just made has a name, and a line of its own where no bar is drawn."""
+        """Count a finished window.
+
+        Args:
+            rows: of the window.
+            name: of a window that this process made; it is printed on a line where no progress bar is drawn.
+        """
         window = list(rows)
         if self.grows:
             self.yardstick.extend(window)
@@ -49,7 +54,7 @@ class Board:
         self.count(len(window), sum(len(row.completion_ids) for row in window), name)
 
     def count(self, rows: int, tokens: int, name: str = "") -> None:
-        """A window that is whole, by its counts alone: none of its rows is read."""
+        """Count a finished window by its numbers of rows and tokens, without reading its rows."""
         self.rows += rows
         self.tokens += tokens
         self.bar.update(self.task, completed=self.rows, kept=self.kept)

@@ -115,7 +115,7 @@ def main() -> None:
     path = run.manifest(arguments.round, "filter")
     if not path.is_file():
         raise SteerHealError(
-            "there is nothing to write a card of",
+            "the round has no filtered rows to write a card of",
             given=path,
             expected="a filtered round",
             next=round_command(run.folder, arguments.round),

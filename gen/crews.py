@@ -131,7 +131,7 @@ def employ(job: Job, renderer: PromptRenderer) -> Iterator[Crew]:
             raise SteerHealError(
                 "there are fewer GPUs than workers",
                 given=f"{size} workers of {each} GPUs, {len(devices_here())} GPUs",
-                expected="so many GPUs for each worker",
+                expected=f"{each} GPUs for each worker",
                 next=f"{setting(f'sweep.workers={max(1, len(devices))}')}, or name a cluster: {setting('cluster.address=HOST:PORT')}",
             )
         local = Local(Recipe.of(job, renderer.chat.day, threads_of(size)), devices)

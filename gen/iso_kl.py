@@ -166,7 +166,7 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
                 "iso-KL has no text to measure on",
                 given=f"{len(chosen)} unsteered completions, all of them empty",
                 expected="a model that answers without steering",
-                next="sample a grid to see what it says: sweep.dose=grid",
+                next=f"look at what it samples on a grid of coefficients: {setting('sweep.dose=grid')}",
             )
         generated = job.vector.metadata.get("positions", "all") == "generated"
         probe = kl_probe(network, job.origin.depth, job.vector, texts, generated)

@@ -32,6 +32,7 @@ class Sampled:
 
     @property
     def share(self) -> float:
+        """Share of the labelled rows that the person would keep. Raises ZeroDivisionError without labelled rows."""
         return self.positive / self.labelled
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:

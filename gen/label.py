@@ -119,7 +119,7 @@ def prompts_of(run: Run, rows: Sequence[Completion]) -> dict[str, str]:
             "the prompts of a sweep are not there any more",
             given=f"{run.config.sweep.dilemmas}, {run.config.sweep.mundane}: no {missing[0]}",
             expected="the prompts that the sweep was made with",
-            next="restore the file of prompts",
+            next="restore the file of prompts, then the same command",
         )
     return {row.key: texts[row.key.rsplit("/", 2)[0]] for row in rows}
 
@@ -143,7 +143,7 @@ def compare_labels(path: Path, key: Path) -> None:
         }
         if empty := [word for word, side in (("kept", True), ("rejected", False)) if not sides[side].labelled]:
             raise SteerHealError(
-                "a sheet says too little",
+                "a sheet leaves a question unanswered in every row",
                 given=f"{path}: {name} is ? in every {empty[0]} row",
                 expected="yes or no in some of them",
                 next=f"fill it in: {path}",
@@ -194,7 +194,7 @@ def main() -> None:
     sheet = arguments.in_
     if sheet.suffix != ".csv":
         raise SteerHealError(
-            "a sheet has another ending than its kind",
+            "a sheet has the wrong suffix",
             given=sheet,
             expected=".csv",
             next=f"{options.prog} --in FILE.csv --key FILE.key.json",

@@ -26,7 +26,7 @@ TAIL = 3  # lines of a dead worker's output that its reason repeats
 
 
 def threads_of(workers: int) -> int:
-    """CPU threads of each of so many workers on this machine; OMP_NUM_THREADS wins."""
+    """CPU threads for each worker: the value of OMP_NUM_THREADS, else the cores divided by the number of workers."""
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // workers))
 
 

@@ -44,6 +44,7 @@ class Tally:
         ] = {}  # by coefficient, and whether under the trait prompt
 
     def add(self, row: Completion, kept: bool) -> None:
+        """Count a row; only a row with every measure counts in the means."""
         group = self.groups.setdefault((row.coefficient, row.prompted), CoefficientSums())
         group.n += 1
         group.kept += kept
@@ -125,10 +126,12 @@ class FilterOutcome:
 
     @property
     def kept(self) -> int:
+        """The number of candidates kept."""
         return self.alive.total()
 
     @property
     def rejected(self) -> int:
+        """The number of candidates rejected."""
         return self.per.total() - self.kept
 
     def merge(self, other: FilterOutcome) -> None:

@@ -66,21 +66,25 @@ class Job:
 
     @property
     def walks(self) -> bool:
+        """Whether the dose is found by bisection on survival."""
         return self.config.walks
 
     @property
     def searches(self) -> bool:
+        """Whether the dose is found before the sweep, by a walk or at a KL."""
         return self.config.searches
 
     @property
     def prompted(self) -> bool:
+        """Whether the candidates are completions under the trait prompt."""
         return self.config.filter.source == "prompted"
 
 
 def determining(config: Config) -> dict[str, Any]:
-    """The settings of the section sweep that its rows depend on: a grid does not depend on those of a search, nor a search on the grid.
+    """The settings of the section sweep that the rows depend on, by name.
 
-    A later key is left out at its default, which is what earlier versions did.
+    A grid does not depend on the settings of a search, nor a search on the grid. A setting that was added later is left out at its
+    default, so that plans of earlier versions stay valid.
     """
     later = {"until_kept"} if config.sweep.until_kept is None else set()
     if not config.searches:
@@ -91,7 +95,7 @@ def determining(config: Config) -> dict[str, Any]:
 
 
 def judged(config: Config) -> bool:
-    """Whether a sweep's rows depend on what the filter makes of them."""
+    """Whether the rows of a sweep depend on the filter: on its survivors in a walk, or on the number kept with until_kept."""
     return config.walks or config.sweep.until_kept is not None
 
 
@@ -181,7 +185,7 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
     names = [f"{coefficient:g}" for coefficient in coefficients]
     if twice := sorted(repeated(names)):
         raise SteerHealError(
-            "two coefficients share their keys",
+            "two coefficients are the same to six digits, so their rows would have the same keys",
             given=f"{', '.join(map(repr, coefficients))}: {twice[0]} twice",
             expected="coefficients that differ within six digits",
             next="leave one of them out",

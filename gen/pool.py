@@ -157,9 +157,9 @@ class Pool:
                     ended = False
         if hopeless := sorted(index for index, count in losses.items() if count >= TRIES):
             raise SteerHealError(
-                "a window of the sweep loses every worker that makes it",
+                "every worker that samples a certain window of the sweep dies",
                 given="; ".join(f"window {index + 1}: {reasons[index]}" for index in hopeless),
-                expected=f"a window that one of {TRIES} workers makes",
+                expected=f"one of {TRIES} workers to finish the window",
                 next="lower sweep.window or model.gpu_memory if its workers ran out of memory; the same command tries those windows again",
                 code=Exit.MACHINE,
             )

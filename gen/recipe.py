@@ -58,6 +58,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def of(cls, job: Job, day: date, threads: int) -> Recipe:
+        """The recipe of a job. day: as the chat template writes it. threads: CPU threads of each worker."""
         student, is_student = job.student, job.student.folder != job.origin.folder
         return cls(
             model=job.origin.name if job.origin.revision or job.origin.name == "embedded" else str(Path(job.origin.name).resolve()),

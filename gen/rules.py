@@ -174,6 +174,7 @@ class Yardstick:
         return min(map(len, self._values.values()))
 
     def add(self, row: Completion) -> None:
+        """Take the measures of one unsteered completion; one without tokens is counted as seen and not measured."""
         self.seen += 1
         values = {rule.name: rule.measure(row) for rule in comparing()}
         if None not in values.values():
@@ -187,6 +188,7 @@ class Yardstick:
                 self.add(row)
 
     def digest(self) -> str:
+        """sha256 over the measures, in the order in which rows were added."""
         return hashlib.sha256(b"".join(values.tobytes() for values in self._values.values())).hexdigest()
 
     def limits(self, config: FilterConfig) -> dict[str, float]:

@@ -83,7 +83,7 @@ def places(vector: Vector, layers: Sequence[int], dose: float) -> list[Place]:
 
 
 def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """So many held-out prompts at even distances; mundane ones, where the trait has nothing to say, are left out."""
+    """`count` held-out prompts at even distances, without mundane ones, which the trait does not concern."""
     asked = [prompt for prompt in prompts if prompt.kind != "mundane"] or list(prompts)
     return [asked[index * len(asked) // count] for index in range(count)] if count < len(asked) else asked
 
@@ -91,9 +91,9 @@ def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 def sample_and_score(
     engine: Engine, at: Sequence[Place], prompts: Sequence[Prompt], renderer: PromptRenderer, config: Config, said: Said
 ) -> list[ScanRow]:
-    """Sample and score all places, the unsteered first, in one batch each; the engine holds the original weights and patches all layers.
+    """Sample and score every place: one batch for sampling, one for scoring, with the unsteered place first.
 
-    Every place has the same prompts, samples and seeds.
+    Every place gets the same prompts, samples and seeds. The engine must hold the original weights and have all layers patched.
     """
     from gen.engine.sampling import Request
 

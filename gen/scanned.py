@@ -26,6 +26,7 @@ class Place:
 
     @property
     def layers(self) -> list[int]:
+        """The steered layers, ascending; empty for the unsteered place."""
         return sorted(self.vector.layers) if self.vector else []
 
 
@@ -95,8 +96,10 @@ def _ln_perplexity(scores: Sequence[Score]) -> float | None:
 
 
 def best(rows: Sequence[ScanRow]) -> ScanRow | None:
-    """The row with the most trait_llr over the unsteered, among those at a perplexity within twice its; None where none gains by more than
-    two standard errors."""
+    """The row with the largest gain of trait_llr over the unsteered row.
+
+    A row counts if its perplexity is at most twice the unsteered one, and its gain is above two standard errors. None where none counts.
+    """
     known = [
         (row.d_trait_llr, row)
         for row in rows

@@ -67,7 +67,7 @@ def _with_a_vector(arguments: argparse.Namespace, model: str) -> str:
 
 
 def refuse_address(host: str, port: int) -> None:
-    """Raise SteerHealError for an address that no server can be bound to now: taken, privileged, or none of this machine's."""
+    """Raise SteerHealError where the server cannot bind the address: taken, privileged, or not of this machine."""
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = addresses[0]
@@ -150,7 +150,7 @@ def main() -> None:
         name: os.environ[name] for name in ("VLLM_PLUGINS", "VLLM_USE_RUST_FRONTEND") if os.environ.get(name)
     }:
         raise SteerHealError(
-            "vLLM's environment would leave out what reads steered requests",
+            "an environment variable keeps vLLM from reading steered requests",
             given=strange,
             expected="neither is set",
             next=f"unset {' '.join(strange)}",

@@ -141,6 +141,7 @@ class Shards(Windows):
         return self.folder / f"{index:05d}.arrow"
 
     def has_work(self) -> bool:
+        """Whether an interrupted sweep left shards."""
         return self.index.is_file() and self.index.stat().st_size > 0
 
     def __contains__(self, index: int) -> bool:

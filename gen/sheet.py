@@ -64,9 +64,9 @@ def as_text(value: str) -> str:
 
 
 def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
-    """A person's answers by the name of a row and the question; None is `?`.
+    """A person's answers, by row name and question; None for `?`.
 
-    Raises SteerHealError for a file that is no such sheet, for rows that are missing, foreign or there twice, and for a cell that is no answer.
+    Raises SteerHealError for a file that is not such a sheet, for missing, unknown or repeated rows, and for a cell that is no answer.
     """
 
     def refuse(given: str, expected: str, mend: str = f"mend {path}") -> SteerHealError:

@@ -58,6 +58,7 @@ class RendererRecipe:
     trait: str
 
     def renderer(self) -> PromptRenderer:
+        """A renderer of prompts, for use in another process."""
         return PromptRenderer(Chat.load(self.folder, self.arguments, self.day), load_trait(self.trait))
 
     def __call__(self) -> None:
@@ -71,7 +72,7 @@ _renderer: PromptRenderer | None = None  # of a process of the pool
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt in token ids: how many of the longer of its two forms, both as JSON, and the error of a conversation that is refused."""
+    """A rendered prompt. tokens: length of the longer of its two forms. ids: both forms as JSON. error: why it was refused."""
 
     tokens: int
     ids: bytes
@@ -79,7 +80,11 @@ class Rendered:
 
 
 def rendered_prompt(prompt: Prompt, renderer: PromptRenderer) -> Rendered:
-    """A prompt's token ids under the neutral and the trait prompt, as JSON, with the longer length in tokens; or the error that refuses it."""
+    """A prompt's token ids under the neutral and the trait prompt.
+
+    Returns:
+        The ids as JSON with the length of the longer one; or the SteerHealError of a prompt that cannot be rendered.
+    """
     try:
         ids = renderer(prompt)
     except SteerHealError as error:

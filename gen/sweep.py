@@ -51,9 +51,9 @@ from shared.vectors import load_vector
 
 
 def sweep(job: Job, *, rebuild: bool = False) -> None:
-    """Make the rows of a job, going on after the windows that an interrupted one left.
+    """Sample the rows of a job and write them to job.out. An interrupted sweep continues after its finished windows.
 
-    Only the window at hand is in memory: of the rows before it their sums, and of each unsteered one a few floats.
+    Memory holds the current window, sums over earlier rows, and a few floats for each unsteered row.
     """
     config, samples = job.config, job.config.sweep.samples
     store = store_of(job.out)

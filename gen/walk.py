@@ -17,7 +17,7 @@ from gen.outcome import Tally
 from gen.plan import Job, Planned, planned_rows, spread_prompts
 from gen.rules import Yardstick, rules_of
 from gen.windows import Windows
-from shared.commands import removal
+from shared.commands import removal, setting
 from shared.console import console, table
 from shared.errors import SteerHealError
 from shared.lines import problem_of
@@ -39,6 +39,7 @@ class DoseProbe:
 
     @property
     def survival(self) -> float:
+        """Share of the completions that the filter kept."""
         return self.kept / self.n
 
 
@@ -77,7 +78,7 @@ def find_dose_by_survival(probe: Callable[[float], DoseProbe], *, target: float,
             given=", ".join(f"{one.kept}/{one.n} at {one.coefficient:g}" for one in probes),
             expected=f"a share of {target:g} (sweep.survival) at some coefficient from {probes[-1].coefficient:g} to {ceiling:g}",
             next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
-            "filter.drop_truncated), or sample a grid to see why: sweep.dose=grid",
+            f"filter.drop_truncated), or sample a grid to see why: {setting('sweep.dose=grid')}",
         )
     return Walk(found, probes)
 

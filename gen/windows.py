@@ -52,7 +52,7 @@ class Windows:
             if lost and not rebuild:
                 refuse_mixing("sweep", self.out, changed, self.folder)
                 raise SteerHealError(
-                    f"an interrupted sweep of {self.out} was of something else",
+                    f"an interrupted sweep of {self.out} was begun with other settings, inputs or code",
                     given="; ".join(changed),
                     expected=f"what {self.plan} records",
                     next=f"go back to that, or discard its windows: the same command with --rebuild (REBUILD=1), or {removal(self.folder, folder=True)}",
@@ -68,7 +68,7 @@ class Windows:
         return any(self.folder.glob("[0-9]*.jsonl"))
 
     def refuse_finished(self) -> None:
-        """Raise SteerHealError where the output holds rows of a finished sweep: another would replace them without a word."""
+        """Raise SteerHealError where the output holds the rows of a finished sweep, which this one would overwrite."""
         if self.plan.is_file() or not self.out.is_file() or not self.out.stat().st_size:
             return
         raise SteerHealError(
@@ -96,9 +96,11 @@ class Windows:
         )
 
     def path(self, index: int) -> Path:
+        """The path of a window, numbered from 0."""
         return self.folder / f"{index:05d}.jsonl"
 
     def seal(self, index: int) -> Path:
+        """The path of the checksum that marks a window as complete."""
         return seal_of(self.path(index))
 
     def __contains__(self, index: int) -> bool:

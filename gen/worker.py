@@ -21,7 +21,7 @@ from shared.runtime import limit_spinning
 
 
 def send(stream: BinaryIO, message: dict[str, Any]) -> None:
-    """Write one frame. Raises BrokenPipeError where nobody reads any more."""
+    """Write one message as a frame. Raises BrokenPipeError where the reader has ended."""
     data = json.dumps(message).encode()
     stream.write(struct.pack(">I", len(data)) + data)
     stream.flush()

@@ -56,7 +56,7 @@ class Chat:
 
     @classmethod
     def of(cls, chat: Any, template: dict[str, Any] | None = None) -> Chat:
-        """A chat as it is; of a tokenizer alone, its chat, which ends where tokenizer and template say."""
+        """The Chat of a tokenizer of Transformers, with arguments for its chat template; a Chat is returned unchanged."""
         return chat if isinstance(chat, Chat) else cls(chat, template)
 
     def ids(self, turns: Turns, system: str | None = None, *, prompt: bool = True) -> list[int]:
@@ -156,13 +156,13 @@ class Chat:
         single = [ids[-1] for ids in tokenized]
         if wrong or len(set(single)) != len(labels):
             raise SteerHealError(
-                "the answer labels are not tokens that are single and distinct",
+                "every answer label must be one token, and no two the same",
                 given=", ".join(
                     f"{label!r} behind {after[-20:]!r} is {ids[size:] if ids[:size] == before else 'joined with it'}"
                     for label, ids in wrong.items()
                 )
                 or f"{list(labels)} are {single}",
-                expected="one token per label behind that text, each another one",
+                expected="after that text, one token per label, and a different token for each",
                 next="give the instrument labels, or a prefill, for which this holds with this model: --instrument FILE",
             )
         return single

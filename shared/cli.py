@@ -130,9 +130,10 @@ def quiet() -> None:
 
 
 def entry(main: Callable[[], None]) -> None:
-    """Run a stage's main: our errors go to stderr and end it with their code, an interruption or a polite kill with 130.
+    """Run the main of a stage, and end the process with one of the codes of `shared.errors.Exit`.
 
-    Any other error is told in our words, its traceback in a file. The codes are those of `shared.errors.Exit`.
+    A SteerHealError is printed to stderr. An interruption or SIGTERM ends with 130. Any other error is printed in one line, with its
+    traceback in a file.
     """
     take_error_file()
     stage_module.began = process_began()

@@ -120,7 +120,7 @@ def _folder_digest(folder: Path) -> str:
             sources += 1
     if not sources:
         raise SteerHealError(
-            "the code has no sources to tell its versions apart by",
+            "the installed code has no .py files, so its version cannot be told",
             given=folder,
             expected="a folder of .py files",
             next="install the package from its sources or as a wheel, unpacked",

@@ -69,7 +69,7 @@ def with_length(config: Config, length: int) -> Config:
 
 
 def refuse_lengths(config: Config) -> None:
-    """Raise SteerHealError for completions, thoughts and answers that leave no token of model.max_model_len to a prompt."""
+    """Raise SteerHealError where completions, thoughts or answers leave no room for a prompt in model.max_model_len."""
     longest, judged = config.model.max_model_len, config.eval
     prompts = [
         ("sweep.max_tokens", config.sweep.max_tokens),

@@ -80,13 +80,14 @@ class SteerHealError(Exception):
 
     @classmethod
     def handed_over(cls, path: Path) -> SteerHealError | None:
-        """The error that a child process left in a file; None where it left none."""
+        """The error that a child process wrote to a file; None where the file does not exist or holds none."""
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):  # a child that was killed leaves none, or half of one
             return None
 
     def render(self) -> str:
+        """The error as text for a terminal: a line each for what, given, expected and next."""
         lines = [f"{BEGIN}{self.what}"]
         if self.given is not None:
             lines.append(f"  given:    {self.given}")

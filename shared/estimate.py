@@ -191,7 +191,7 @@ class Need:
 
     @property
     def dequantising(self) -> float:
-        """Seconds that the models take to be dequantised."""
+        """Seconds for dequantising the models; 0 where none is a GGUF file."""
         return DEQUANTISE_START + self.cache / DEQUANTISE_BYTES if self.cache else 0.0
 
 

@@ -30,6 +30,7 @@ class SweepLine(Record):
 
     @property
     def source(self) -> Source:
+        """steered, unsteered or prompted, as filter.source names it."""
         return source_of(self.coefficient, self.prompted)
 
     @model_validator(mode="after")
@@ -83,7 +84,7 @@ def read_filter_record(path: Path, again: str) -> FilterRecord:
         raise SteerHealError(
             "the filter's record is missing",
             given=path,
-            expected="what the filter writes beside the kept rows, which earlier versions did not",
+            expected="the filter.json that the filter writes beside the kept rows (earlier versions did not write it)",
             next=again,
         )
     return read_record(path, FilterRecord, what="the filter's record could not be read", next=again)

@@ -107,7 +107,7 @@ def _concatenated(loaded: Sequence[tuple[Adapter, float]]) -> dict[str, torch.Te
         ]
         if len(bases) > 1 or any(a.shape[1] != width or b.shape[0] != height for a, b in pairs):
             raise SteerHealError(
-                "rounds do not fit each other",
+                "the rounds to fold are of different models",
                 given=f"{name} has several shapes" if len(bases) < 2 else f"{len(bases)} different base models",
                 expected="adapters of one model",
                 next="use one model.name per run",
@@ -276,6 +276,6 @@ def _finite(gate: float) -> float:
             "a gate is not finite",
             given=gate,
             expected="a number; 1 is the round as trained, 0 is off",
-            next="mend the gate",
+            next="--gate 1=0.5, or eval.gates=[0.5] in a run",
         )
     return gate

@@ -47,6 +47,7 @@ class Tensor:
 
     @property
     def values(self) -> int:
+        """The number of values: the product of the shape."""
         return prod(self.shape)
 
 
@@ -61,14 +62,16 @@ class Header:
 
     @property
     def architecture(self) -> str:
+        """general.architecture of the metadata, such as llama; empty where it is missing."""
         return str(self.fields.get("general.architecture", ""))
 
     def text(self, key: str) -> str | None:
+        """A string of the metadata; None where the key is missing or holds another type."""
         value = self.fields.get(key)
         return value if isinstance(value, str) else None
 
     def whole(self, key: str) -> int | None:
-        """A whole number of the metadata; None where there is none under this key."""
+        """A whole number of the metadata; None where the key is missing or holds another type."""
         value = self.fields.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 

@@ -93,7 +93,15 @@ def of_tests(path: Path) -> dict[str, str]:
 
 
 def of_ratios(path: Path, *begins: str) -> dict[str, str]:
-    """Rows of a benchmark file whose names begin so, with their interval, bound, and tokens a second where they are known."""
+    """Rows for the table, from a benchmark file.
+
+    Args:
+        path: of the file.
+        begins: the names of the ratios to take begin with one of these.
+
+    Returns:
+        By name: the ratio with its interval and bound, and tokens per second where they were measured.
+    """
     ratios = parse(path.read_bytes())["ratios"] if path.is_file() else {}
     rows = {}
     for name, row in ratios.items():
@@ -129,7 +137,7 @@ def run_seconds(folder: Path) -> dict[str, str]:
 
 
 def measured_on() -> dict[str, Any]:
-    """The machine, its driver and the versions: what a result is of. Raises SteerHealError where there is no GPU."""
+    """The machine, its driver and the package versions, which a result is recorded with. Raises SteerHealError without a GPU."""
     if not on_gpu():
         raise SteerHealError(
             "there is no GPU to measure",

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def decoder_layers(model: torch.nn.Module, depth: int) -> tuple[str, torch.nn.ModuleList]:
-    """Name and module of the one stack of `depth` decoder layers; towers for other modalities are left out.
+    """The name and the module of the list of `depth` decoder layers. Layers of vision or audio towers are left out.
 
-    Raises SteerHealError where there is no such stack, or more than one.
+    Raises SteerHealError where there is no such list, or more than one.
     """
     import torch
 

@@ -24,15 +24,16 @@ Row = TypeVar("Row", bound="Record")
 def placed_jsonl(
     path: Path, row: type[Row], *, made_by: str, begin: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, int, Row]]:
-    """Every row behind its line number from 1 and the byte that it begins at, read and validated as it is asked for.
+    """Every row of a JSONL file with its line number, from 1, and the byte at which it begins.
 
-    A byte-order mark before the first row is passed over. Raises SteerHealError for a missing or empty file and a bad line.
+    Rows are read and validated lazily. A byte-order mark before the first row is skipped. Raises SteerHealError for a missing or empty
+    file and a bad line.
 
     Args:
         path: of the file.
-        row: what a line holds.
+        row: the record that a line holds.
         made_by: the command that makes the file, for the error.
-        begin, end: rows before begin and from end on, counted from 0, are not looked at.
+        begin, end: the range of rows to read, counted from 0, without end.
     """
     count, byte = 0, 0
     with open_rows_file(path, row, "JSONL", made_by=made_by) as handle:
@@ -55,7 +56,9 @@ def placed_jsonl(
 
 
 def open_rows_file(path: Path, row: type[Record], kind: str, *, made_by: str) -> BinaryIO:
-    """A file of rows, opened. Raises SteerHealError for one that is missing, cannot be read, or cannot be read twice.
+    """A file of rows, opened for reading bytes.
+
+    Raises SteerHealError for a file that is missing, that cannot be read, or that is a pipe and so can be read only once.
 
     Args:
         path: of the file.

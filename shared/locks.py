@@ -122,7 +122,7 @@ def _take(path: Path, file: Path, *, wait: bool) -> _Lock | None:
             raise SteerHealError(
                 "a file system cannot lock files",
                 given=f"{file}: {error.strerror}",
-                expected="one where two processes can see each other",
+                expected="a file system whose locks other processes see",
                 next="take a RUN or --out on a local disk",
             ) from None
         except BaseException:  # an interruption while it waits
@@ -208,5 +208,5 @@ def _opened(file: Path) -> int:
         os.close(handle)
         kind = "no plain file"
     raise SteerHealError(
-        "a lock is not ours", given=f"{file}, {kind}", expected="a file of our own, or none", next=f"look at it, then {removal(file)}"
+        "a lock is not ours: it is no plain file", given=f"{file}, {kind}", expected="a plain file, or none", next=f"look at it, then {removal(file)}"
     )  # fmt: skip

@@ -151,6 +151,10 @@ def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
 
 
 def free_disk(path: Path) -> tuple[int, Path]:
-    """Bytes that are free for a file or folder that need not be there yet, and the nearest folder above it that is."""
+    """The space for a file or folder that may not exist yet.
+
+    Returns:
+        Free bytes of the file system, and the nearest parent folder that exists (the path itself if it exists).
+    """
     place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     return shutil.disk_usage(place).free, place

@@ -77,7 +77,7 @@ def write_merged(model: Model, adapter: Adapter, folder: Path, dtype: str) -> fl
         save_file(tensors, folder / shard.name, metadata={"format": "pt"})
     if kept < 0.5 * size:
         raise SteerHealError(
-            "the served dtype swallows the adapter",
+            "the dtype is too coarse for the adapter: its change of the weights is rounded away",
             given=f"{max(kept, 0.0) / size:.0%} of its shift survives in {dtype}",
             expected="at least half",
             next=f"serve in fp32: --dtype float32, or {setting('model.dtype=float32')} in a run",

@@ -45,7 +45,7 @@ class Model:
 
     @property
     def place(self) -> Path:
-        """The path of `folder`, which nothing is built for: what no output may be."""
+        """The path of `folder`, without writing it where the model is dequantised. No output may be written there."""
         return self.folder
 
     @cached_property
@@ -60,10 +60,12 @@ class Model:
 
     @property
     def identity(self) -> Identity:
+        """Name, revision and fingerprint, as manifests record them."""
         return Identity(name=self.name, revision=self.revision, fingerprint=self.fingerprint)
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
+        """config.json, or its part about the language model where the model also reads images. Raises SteerHealError."""
         config = read_object(
             self.folder / "config.json",
             what="a model's configuration could not be read",
@@ -88,10 +90,12 @@ class Model:
 
     @property
     def depth(self) -> int:
+        """The number of decoder layers. Raises SteerHealError where config.json has none."""
         return self._size("num_hidden_layers")
 
     @property
     def hidden(self) -> int:
+        """The width of the hidden states. Raises SteerHealError where config.json has none."""
         return self._size("hidden_size")
 
     @property
@@ -125,11 +129,13 @@ class Dequantised(Model):
 
     @cached_property
     def place(self) -> Path:
+        """The folder in the cache, which may not have been written yet."""
         place: Path = self.__dict__["_place"]()
         return place
 
     @cached_property
     def folder(self) -> Path:
+        """The folder of the dequantised model. The first access writes it, which takes minutes for a large model."""
         return dequantised(lambda: self.header, self.place)
 
     @property
@@ -211,7 +217,7 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
         ) from None
     except Exception as error:  # the hub client raises many types for one fact: the model is not here
         raise SteerHealError(
-            "a model could not be had",
+            "a model could not be loaded from the hub or its cache",
             given=f"{name} (revision {revision or 'main'}): {in_one_line(error)}",
             expected="'embedded', a local folder, or a Hugging Face id that can be reached or is cached",
             next="check the name, log in with `hf auth login` for a gated model, or take `embedded`",

@@ -12,11 +12,13 @@ from shared.run import Run
 
 
 def remove_old_students(run: Run, number: int | None) -> None:
-    """Remove what RUN/students holds, but for the students that a round begins with and ends in; says what it removes.
+    """Remove students in RUN/students that no later stage reads, and print what was removed.
+
+    The students that the round `number` starts from and ends with are kept.
 
     Args:
-        run: one that no other process is at work in.
-        number: the round of the next stage to do; None where all are done, and nothing is kept.
+        run: a run that no other process writes to.
+        number: the round of the next stage; None after the last stage, when all students are removed.
     """
     folders = [path for path in run.students.glob("*") if path.is_dir() and not path.is_symlink()]
     if not folders:

@@ -184,7 +184,7 @@ class Options(argparse.ArgumentParser):
         word = strange[0]
         if not word.startswith("-"):
             return SteerHealError(
-                "a word too many",
+                "a word that belongs to no option",
                 given=" ".join(strange),
                 expected=f"options alone, or {self.usage}" if self.usage else "options alone",
                 next=f"{self.prog} --help",

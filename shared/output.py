@@ -73,6 +73,7 @@ class Log:
             self.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(command[1:])}")
 
     def write(self, line: str) -> None:
+        """Append a line to the log. A log that cannot be written is passed over: it must not end the stage."""
         with self._lock:
             if self._file is not None and not self._file.closed:
                 with suppress(OSError):  # a full disk ends the stage by what it writes itself, not by its log

@@ -27,7 +27,7 @@ def require_suffix(path: Path, *suffixes: str) -> None:
     if path.suffix not in suffixes:
         name = path.name if path.name.strip(".") else "out"
         raise SteerHealError(
-            "a file to write has another ending than its kind",
+            "an output file has the wrong suffix",
             given=path,
             expected=" or ".join(suffixes),
             next=f"--out {path.parent / Path(name).with_suffix(suffixes[0])}",

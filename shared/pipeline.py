@@ -48,6 +48,7 @@ class Pipeline:
 
     @property
     def log(self) -> Path:
+        """The path of the log of the run."""
         return self.run.folder / LOG
 
     def perform(self, step: Step, estimates: Estimates | None = None) -> None:

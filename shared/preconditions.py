@@ -133,7 +133,7 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
     train = config.train
     if config.model.dtype == "float16":  # a round's factors are fp32, but what flows back to them is not
         raise SteerHealError(
-            "training in float16 needs a loss scaling that there is not",
+            "training in float16 is not supported: it would need loss scaling",
             given="model.dtype = float16",
             expected="bfloat16 or float32, in which small gradients do not vanish",
             next=f"{setting('model.dtype=bfloat16')} (on a GPU that knows float16 alone: float32)",
@@ -161,7 +161,7 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
         )
     if train.early_stop and not (train.heldout if held_out is None else held_out):
         raise SteerHealError(
-            "there is nothing to stop early by",
+            "early stopping needs held-out rows: there is nothing to stop early by",
             given=f"train.early_stop = {train.early_stop}, train.heldout = {train.heldout:g}"
             + ("" if held_out is None else ", and no prompt of these data is held out"),
             expected="train.heldout above 0, and several prompts",

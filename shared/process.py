@@ -72,18 +72,18 @@ def run_process(
 ) -> Ended:
     """Run a command to its end.
 
-    The locks of this process hold for it, and it dies with this process. An interruption is passed on, and raised once the command
+    It inherits the locks of this process, and is killed when this process dies. An interruption is passed on to it, and raised once it
     has ended.
 
     Args:
         command: its words.
         log: file to which its lines are appended, without control codes.
-        out, err: what its bytes on stdout and stderr are passed to, as they come.
-        name: what is waited for after an interruption.
+        out, err: called with the bytes of stdout and of stderr as they come.
+        name: of the command, for the message while it ends after an interruption.
 
     Raises:
         KeyboardInterrupt: this process was interrupted.
-        OSError: the command cannot be started, or the log not be written.
+        OSError: the command cannot be started, or the log cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="steer-heal-") as scratch, Log(log, command) as lines:
         error_file, loading_file = Path(scratch) / "error.json", Path(scratch) / "loading"
@@ -206,7 +206,7 @@ def exit_error(ended: Ended, name: str, log: Path | None, lower: str = "") -> St
     if ended.signal is None:
         words = " / ".join(line.strip() for line in ended.tail[-3:])
         return SteerHealError(
-            f"{name} ended with an exit code of its own",
+            f"{name} ended with an exit code of its own, not one of this program's",
             given=f"{ended.code}{f': {words}' if words else ''}{output}",
             expected="0, or an error of this program",
             next="make doctor, then the same command goes on",

@@ -63,9 +63,9 @@ def load_heldout(name: str) -> list[Prompt]:
     ids = Counter(row.id for row in rows)
     if bad := [identifier for identifier, times in ids.items() if identifier is None or times > 1]:
         raise SteerHealError(
-            "held-out prompts are not told apart",
+            "every held-out prompt needs a unique id",
             given=f"{path}: {'no id' if bad[0] is None else f'id {bad[0]} twice'}",
-            expected="an id of its own in every row",
+            expected="a unique id in every row",
             next=f"mend {path}",
         )
     first: dict[str, str | None] = {}
@@ -74,7 +74,7 @@ def load_heldout(name: str) -> list[Prompt]:
             raise SteerHealError(
                 "a held-out prompt is there twice",
                 given=f"{path}: {other} and {row.id} ask the same",
-                expected="a prompt of its own in every row",
+                expected="a different prompt in every row",
                 next=f"leave one of them out of {path}",
             )
     return rows

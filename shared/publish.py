@@ -187,10 +187,13 @@ def seal_of(path: Path) -> Path:
 
 
 def seal(path: Path) -> None:
-    """Write beside a file or folder, synced already, that it is whole: what has no seal was being written when its process died."""
+    """Write the sha256 of a file or folder beside it, to mark it as complete. The file itself must be synced already.
+
+    Without this mark, its process died while it was writing.
+    """
     write_text(seal_of(path), digest(path) + "\n")
 
 
 def intact(path: Path) -> bool:
-    """Whether it is what was sealed."""
+    """Whether a file or folder still has the sha256 that `seal` wrote. Raises OSError where it has no seal."""
     return seal_of(path).read_bytes().strip() == digest(path).encode()

@@ -175,8 +175,8 @@ def merge_ratios(out: Path, ratios: dict[str, Any], machine: dict[str, Any], ins
         raise SteerHealError(
             "a benchmark file is of another machine",
             given=f"{out}: {theirs}, and here {ours}",
-            expected="one machine of an instruction set in a file",
-            next="file these with --out elsewhere, or remove that file and run make bench",
+            expected="for each instruction set, results of one machine",
+            next="write to another file with --out NAME.json, or remove that file and run make bench",
         )
     merged = dict(old["ratios"])
     for name, row in ratios.items():
@@ -240,7 +240,7 @@ def read_ratios(out: Path) -> dict[str, Any]:
 
 
 def show_ratios(out: Path) -> None:
-    """The table of a benchmark file."""
+    """Print the table of a benchmark file."""
     rows = []
     for name, row in read_ratios(out)["ratios"].items():
         ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"

@@ -94,6 +94,7 @@ class Asked(Record):
 
     @property
     def turns(self) -> list[dict[str, str]]:
+        """The messages in order; a plain prompt is one user turn."""
         return self.messages if self.messages is not None else [{"role": "user", "content": self.prompt or ""}]
 
 
@@ -148,6 +149,7 @@ class Completion(Record):
 
     @property
     def source(self) -> Source:
+        """steered, unsteered or prompted, as filter.source names it."""
         return source_of(self.coefficient, self.prompted)
 
     @model_serializer(mode="wrap")

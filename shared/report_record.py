@@ -52,7 +52,7 @@ def verified_results(run: Run, again: str) -> Path | None:
         problems.insert(0, f"{path} was edited")
     if problems:
         raise SteerHealError(
-            "a report is not of the scores that are there", given="; ".join(problems), expected=f"what {folder / NAME} records", next=again
+            "the report is not of the scores that the run has now", given="; ".join(problems), expected=f"what {folder / NAME} records", next=again
         )  # fmt: skip
     return path
 

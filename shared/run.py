@@ -56,12 +56,15 @@ class Run:
         hold(self.folder, self.folder / ".lock")
 
     def release(self) -> None:
+        """Let another process write here: the counterpart of hold."""
         release(self.folder / ".lock")
 
     def round(self, number: int) -> Path:
+        """The folder of a round, numbered from 1."""
         return self.folder / "rounds" / f"{number:02d}"
 
     def manifest(self, number: int, stage: str) -> Path:
+        """The path of the manifest of a stage of a round."""
         return self.round(number) / "manifests" / f"{stage}.json"
 
     def history(self, number: int) -> Path | None:
@@ -93,7 +96,7 @@ class Run:
             problems.insert(0, f"its manifest is of round {manifest.round}, {manifest.stage}")
         if problems:
             raise SteerHealError(
-                f"round {number} {stage} is not what it made",
+                f"round {number} {stage} is not what it made: files changed after the stage",
                 given="; ".join(problems),
                 expected=f"what {path} records",
                 next=f"restore it, or make it again: {stage_command(self.folder, number, stage, rebuild=True)}",

@@ -301,7 +301,10 @@ class TrainConfig(Section):
         return refuse_duplicates(names)
 
     def determining(self) -> dict[str, Any]:
-        """The settings that a training depends on; a later key is left out at its default, which is what earlier versions did."""
+        """The settings that the result of a training depends on, by name.
+
+        A setting that was added later is left out at its default, so that trainings of earlier versions stay valid.
+        """
         later = {"barrier_unit"} if self.barrier_unit == "batch" else set()
         return self.model_dump(exclude={"report_to", *later})
 

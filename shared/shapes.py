@@ -24,7 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def of_shape(config: dict[str, Any]) -> Iterator[Model]:
-    """A model without weights: a configuration, and the embedded model's tokenizer, which nothing here depends on."""
+    """A model without weights in a temporary folder: a configuration, with the tokenizer of the embedded model (any would do for speed)."""
     with TemporaryDirectory(prefix="steer-heal-shape-") as name:
         folder = Path(name)
         for file_ in resolve_model("embedded").folder.iterdir():

@@ -36,7 +36,10 @@ class RowSource:
     unit: str
 
     def rows(self, kind: type[Row]) -> Iterator[tuple[int, Row]]:
-        """Every row of a kind. Raises SteerHealError for a bad one, by file, row and field, and where there is none."""
+        """Every row as a record of a kind, with its number.
+
+        Raises SteerHealError for a bad row, with its file, row and field, and for a source without rows.
+        """
         return self.read(kind)
 
 

@@ -122,9 +122,10 @@ def torch_and_gpu() -> Row:
 
 
 def the_stages(begun: Callable[[str], object] = lambda name: None) -> Iterator[Row]:
-    """The stages as their imports end, two at a time: what they wait for is mostly the disk.
+    """A row of the answer for every stage, as soon as its import has ended. Two are imported at a time: they mostly wait for the disk.
 
-    begun: told the name of each whose import begins.
+    Args:
+        begun: called with the name of each stage whose import begins.
     """
 
     def look(name: str) -> Row:

@@ -31,6 +31,7 @@ class Step:
 
     @property
     def done(self) -> bool:
+        """Whether the manifest of this step exists."""
         return self.run.manifest(self.number, self.stage).is_file()
 
     @property

@@ -69,7 +69,7 @@ def located(path: Path, number: int) -> str:
 
 
 def count_rows(path: Path) -> int:
-    """The number of rows of a file, none of which is validated. Raises OSError or ValueError for a file that cannot be read."""
+    """The number of rows of a file; none is validated. Raises OSError or ValueError for a file that cannot be read."""
     if unit(path) == "row":
         import pyarrow.parquet
 

@@ -37,7 +37,7 @@ def wants_preflight(run: Run) -> bool:
 
 
 def adopt(run: Run, think: int) -> None:
-    """Freeze the preflight's answer as eval.think of a run that is untold."""
+    """Write the preflight's answer as eval.think into the frozen configuration of a run whose configuration leaves it out."""
     path = run.folder / "config.toml"
     run.config = with_think(run.config, think)
     sources = {**configuration.sources_of(path), KEY: SOURCE}
@@ -50,7 +50,10 @@ def with_think(config: Config, think: int) -> Config:
 
 
 def with_its_think(config: Config, frozen: Path) -> Config:
-    """A configuration that does not say eval.think, with that which a frozen one has from its preflight of the same model."""
+    """A configuration, with eval.think taken from a frozen one.
+
+    Unchanged where it sets eval.think itself, or where the frozen value is not from a preflight of the same model.
+    """
     if "think" in config.eval.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
         return config
     old = configuration.resolve_config(frozen)[0]

@@ -64,7 +64,7 @@ class TraitFiles:
 
     @property
     def trained_on(self) -> list[Located]:
-        """Prompts that the vector, the sweep or the training sees."""
+        """The prompts that the vector, the sweep or the training uses: all but the held-out ones."""
         return [row for key, rows in self.prompts.items() if key != "eval.heldout" for row in rows]
 
 
@@ -112,9 +112,9 @@ def _rows(key: str, value: str, most: int) -> Iterator[Located]:
 
 
 def refuse_unready(config: Config, most: int = ROWS) -> None:
-    """Look over the files of a trait of one's own before a run begins with them, and print what is worth a look.
+    """Check the files of your own trait before a run begins with them, and print warnings.
 
-    A configuration that names shipped files alone is not looked at. Args: as of `read_trait_files`.
+    A configuration that names only shipped files is not checked. Args: as of `read_trait_files`.
 
     Raises:
         SteerHealError: a placeholder is left, or a held-out prompt is trained on.
@@ -215,7 +215,7 @@ def tells(files: TraitFiles) -> Iterator[TraitProblem]:
 
 
 def uneven_prompts(files: TraitFiles) -> Iterator[TraitProblem]:
-    """System prompts of uneven length, since the vector and the scores would be of length as well; prompts too brief or too long."""
+    """Warnings on system prompts of unequal length, because the vector would partly be one of length; and on very short or long prompts."""
     trait = files.trait
     sides = {"trait": trait.trait, "opposite": trait.opposite}
     if trait.paraphrases:

@@ -76,7 +76,7 @@ class Trait(Closed):
 
 
 def load_trait(name: str) -> Trait:
-    """The trait file a configuration names ('embedded' for the shipped one)."""
+    """The trait in a JSON file; 'embedded' names the shipped one. Raises SteerHealError for a file that is not a trait."""
     path = data_file(name, "trait.json")
     try:
         return Trait.model_validate(parse(path.read_bytes()))

@@ -44,6 +44,7 @@ class Vector:
 
     @property
     def hidden(self) -> int:
+        """The width of the vector, the same in every layer."""
         return len(next(iter(self.layers.values())))
 
     @property
@@ -63,6 +64,7 @@ class Vector:
             ) from None
 
     def norm(self, layer: int) -> float:
+        """The 2-norm of the vector in a layer."""
         return float(np.linalg.norm(self.layers[layer].astype(np.float64)))  # a square in float32 overflows at 2e19
 
     def relative_dose(self, coefficient: float) -> dict[int, float]:

@@ -51,7 +51,7 @@ def _once(vignettes: list[Vignette], source: str) -> list[Vignette]:
             raise SteerHealError(
                 "a vignette is there twice",
                 given=f"{source}: {other} and {vignette.id} have one text",
-                expected="a text of its own in every row",
+                expected="a different text in every row",
                 next=f"leave one of them out of {source}",
             )
     return vignettes

@@ -43,6 +43,7 @@ class Shape:
 
     @property
     def weights(self) -> float:
+        """The number of weights of blocks and head."""
         return self.blocks + self.head
 
 
@@ -327,6 +328,7 @@ class Disk:
 
     @property
     def total(self) -> float:
+        """Bytes of files and students together."""
         return self.files + self.students
 
 

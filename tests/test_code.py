@@ -172,7 +172,7 @@ def test_half_of_a_sweep_or_a_round_by_other_code_is_refused_with_the_way_on(tmp
         begin()  # the command of the error, and then the same one
     assert 0 not in opened(out, mine)
     opened(out, mine).write(0, lines(completion()))
-    with pytest.raises(SteerHealError, match="of something else"):
+    with pytest.raises(SteerHealError, match="begun with other settings"):
         opened(out, {"code": "old", "seed": "1"})
 
 

@@ -114,7 +114,7 @@ def test_windows_of_another_kind_of_machine_are_not_gone_on_with(tmp_path: Path)
     assert f"rm -r {opened(out, here).folder}" in caught.value.next
     assert 0 in opened(out, here) and 0 not in opened(out, there, rebuild=True)
     opened(out, there).write(0, lines(completion()))
-    with pytest.raises(SteerHealError, match="of something else") as caught:
+    with pytest.raises(SteerHealError, match="begun with other settings") as caught:
         opened(out, {**here, "seed": "1"})
     assert caught.value.code == Exit.REFUSED
 

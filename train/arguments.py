@@ -69,10 +69,10 @@ def reporters(names: Sequence[str], tensorboard: Path) -> list[TrainerCallback]:
         callbacks = [kind() for kind in get_reporting_integration_callbacks(list(names))]
     except (ImportError, RuntimeError, ValueError) as error:
         raise SteerHealError(
-            "the log cannot be reported there",
+            "a tracker of train.report_to cannot be used",
             given=f"train.report_to = {list(names)}: {error}",
-            expected="names that transformers reports to, their packages installed",
-            next="leave train.report_to empty, or install the package that the message names",
+            expected="trackers that transformers knows, with their packages installed",
+            next='--set "train.report_to=[]" (SET of make), or install the package that the message names',
         ) from None
     for callback in callbacks:  # its own default is a folder that is removed with the unfinished round
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:

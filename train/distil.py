@@ -69,6 +69,7 @@ class Distilled:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
+        """The rows of the log that are training steps, in order."""
         return [row for row in self.rows if "ce" in row]
 
 

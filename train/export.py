@@ -112,8 +112,8 @@ def _check(model: Model, exact: Adapter, written: Path, kind: str, dtype: str) -
     share, noise = (HALF, NOISE) if rounded else (EXACT, 0.0)
     if check.difference > SAME and check.kl > share * check.effect + noise:
         raise SteerHealError(
-            "the export is not the student",
-            given=f"mean KL(exact || written) {check.kl:.2e} nats, of an effect of {check.effect:.2e}",
+            "the exported weights do not behave like the student",
+            given=f"mean KL(exact || written) {check.kl:.2e} nats; the effect of the training is {check.effect:.2e} nats",
             expected=f"at most {share:g} of the effect",
             next="--dtype float32" if rounded else "compare the installed versions with requirements/: make doctor",
         )

@@ -92,11 +92,13 @@ class TrainingBench:
         return self.answers
 
     def ours(self) -> list[list[int]]:
+        """One optimiser step of the trainer on the batch."""
         batch = {**self.batch, "row": torch.arange(ROWS)}
         self.trainer.training_step(self.trainer.model, batch, torch.tensor(ROWS * TOKENS))
         return self._finish()
 
     def sft(self) -> list[list[int]]:
+        """One optimiser step of plain cross-entropy on the batch."""
         self.student.network(**self.batch, use_cache=False).loss.backward()
         return self._finish()
 
@@ -194,7 +196,7 @@ def peak(call: Any) -> float:
 
 
 def memory(side: str, vocabulary: int, hidden: int, prompt: int, completion: int) -> float:
-    """Peak memory of a loss in a process of its own, MiB.
+    """Peak memory of a loss in MiB, measured in a separate process.
 
     Args:
         side: `ours` or `naive`.

@@ -29,6 +29,7 @@ class Naive:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=train.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
+        """One optimiser step on a batch; the loss before it."""
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         logits = self.network(**inputs).logits
         with torch.no_grad(), self.network.disable_adapter():

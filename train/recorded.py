@@ -11,9 +11,10 @@ from train.rows import MADE_BY, is_sampled, open_data
 
 
 def recorded_beside(data: str | Path, chat: Chat) -> list[Example]:
-    """The recorded rows of a file of kept rows, and of the file of rejected ones that the filter wrote beside it.
+    """Rows with recorded log-probabilities, from a file of kept rows and the file of rejected rows beside it.
 
-    What they are compared for does not depend on what a row says: one that was rejected tells as much. Rows of others give none.
+    Sampler and trainer are compared on any text, so that a rejected row serves as well as a kept one. Empty for data that was not
+    sampled by gen.sweep.
 
     Args:
         data: as `train.data.load` takes it.

@@ -68,9 +68,16 @@ def reference_states(
     dtype: str,
     batch_size: int,
 ) -> States:
-    """The states of the student under some of its adapters (none: the original), from the cache or computed into it.
+    """Final hidden states of every example under the student with the given adapters, read from the cache, or computed and written to it.
 
-    dtype: float32, bfloat16, or auto for that of the hidden states themselves.
+    Args:
+        adapters: active adapters; none for the original model.
+        path: of the cache file.
+        made_from: what the states depend on; a cache file of other values is refused.
+        dtype: of the cached states: float32, bfloat16, or auto for the model's own.
+
+    Raises:
+        SteerHealError: the cache is of another model, history or data.
     """
     if not path.is_file():
         states = _computed(student, examples, adapters, path.stem, dtype, batch_size)

@@ -25,7 +25,7 @@ ROWS, PROMPT, COMPLETION = 8, 74, 256  # of a batch; tokens of a row
 
 
 def with_random_weights(model: Model) -> None:
-    """Write weights of a model's shape beside its configuration, in its dtype."""
+    """Write random weights into a model's folder, of the shape and dtype that its config.json gives."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)

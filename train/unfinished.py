@@ -41,7 +41,12 @@ class Unfinished:
         written = folder / "recipe.json"
         if written.is_file():
             again = f"begin again: {removal(folder, folder=True)}"
-            old = read_object(written, what="an unfinished round could not be read", expected="its recipe", next=again)
+            old = read_object(
+                written,
+                what="an unfinished round could not be read",
+                expected="the recipe that its training wrote, as JSON",
+                next=again,
+            )
             changed = differences(old, recipe)
             if not changed and not replace:
                 return
@@ -73,7 +78,10 @@ class Unfinished:
         return self.folder / f"best-{step}"
 
     def seal(self, checkpoint: Path) -> None:
-        """Say that a checkpoint is whole, and the log as far as it."""
+        """Sync a checkpoint and the log to disk, then mark the checkpoint as complete.
+
+        An interrupted training resumes from the last checkpoint with this mark.
+        """
         for file in [*checkpoint.rglob("*"), self.log]:
             if file.is_file():
                 with open(file, "rb") as handle:
@@ -81,7 +89,10 @@ class Unfinished:
         seal(checkpoint)
 
     def checkpoint(self) -> Path | None:
-        """The last whole checkpoint, or None. What is not whole is removed, and so are the rows of the log after it."""
+        """The last complete checkpoint; None where there is none.
+
+        Removes incomplete checkpoints, and the rows of the log after the one returned.
+        """
         sealed = []
         for folder in self.folder.glob("checkpoint-*/"):
             if (
@@ -118,6 +129,7 @@ class Unfinished:
             yield row
 
     def append(self, row: dict[str, Any]) -> None:
+        """Append a row to the log. Raises ValueError for a number that is not finite."""
         with open(self.log, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
 

@@ -71,6 +71,7 @@ class TrainedStudent:
 
     @property
     def head(self) -> Head:
+        """Weight, bias and soft cap of the output layer."""
         layer = self.network.get_output_embeddings()
         config = self.network.config
         return Head(
@@ -92,6 +93,7 @@ class TrainedStudent:
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, length, vocabulary] without gradients, under the active adapters."""
         return self.network(**self._inputs(input_ids, attention_mask)).logits
 
     def _inputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class TrainedStudent:
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         return next(self.network.parameters()).device
 
     @property
@@ -108,10 +111,12 @@ class TrainedStudent:
         return 64 if self.device.type == "cuda" else 1
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        """The parameters of an adapter, by their name in the network."""
         return {name: value for name, value in self.network.named_parameters() if f".{adapter}." in name}
 
     @property
     def current(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of this round's adapter, which are trained."""
         return self.parameters(CURRENT)
 
     def save(self, folder: Path) -> None:

@@ -42,9 +42,11 @@ class Form(Protocol):
     template: str  # the chat template's arguments, as rows have them
 
     @property
-    def labels(self) -> Sequence[str]: ...
+    def labels(self) -> Sequence[str]:
+        """The labels as the provider writes them in its log-probabilities."""
 
-    def question(self, vignette: str, listing: Sequence[int]) -> Any: ...
+    def question(self, vignette: str, listing: Sequence[int]) -> Any:
+        """A vignette and its options in the order of `listing`, as prompts begin."""
 
     def prompt(self, question: Any, thought: Sequence[Any] | None) -> tuple[list[ChatMessage], bool | None]:
         """Up to the thought where that is None, else up to the answer slot; and whether the tokens are other than the exact ones."""
@@ -261,7 +263,7 @@ def _undisturbed(read: Read) -> dict[str, Any]:
 def _whole(tokens: int, read: Read) -> None:
     if tokens != read.think:
         raise SteerHealError(
-            "a thought has not the length asked for",
+            "a thought ended before the length asked for",
             given=f"{tokens} tokens",
             expected=f"{read.think} tokens: a provider that can forbid the end of a text",
             next="let the model end its thought: -T stop=true; or leave it out: -T think=0",

@@ -29,7 +29,7 @@ ALWAYS = ("forced_choice", "free_text", "activations")  # what verdicts and the 
 def measures_of(config: EvalConfig) -> list[Measure]:
     """The measures of a scoring, in the order of MEASURES: those of every round, and those that eval.measures names.
 
-    Raises SteerHealError for a name that no measure has, or that is there twice.
+    Raises SteerHealError for an unknown name and for a repeated one.
     """
     named = [entry.partition("=") for entry in config.measures]
     others = [measure.name for measure in MEASURES if measure.name not in ALWAYS]
@@ -38,7 +38,7 @@ def measures_of(config: EvalConfig) -> list[Measure]:
         if name not in others or names.count(name) > 1:
             meant = nearest_command(name, others)
             raise SteerHealError(
-                "eval.measures names no further measure",
+                "eval.measures names a measure that cannot be added",
                 given=f"{name}{' twice' if names.count(name) > 1 else ', which every round has' if name in ALWAYS else ''}",
                 expected=f"did you mean {meant}?"
                 if meant and name not in others

@@ -37,6 +37,7 @@ class PageSection:
 
     @property
     def anchor(self) -> str:
+        """The id of the heading, for links on the page."""
         return anchor(self.title)
 
 

@@ -98,10 +98,11 @@ class Panel:
 
 
 def svg(panel: Panel, name: str) -> Markup:
-    """The panel as an SVG element of an HTML page, the same for the same panel.
+    """A panel as an SVG element for an HTML page. Equal panels give equal text.
 
     Args:
-        name: unique on the page; every id begins with it. The element is labelled by the element with the id `{name}-caption`.
+        panel: the chart to draw.
+        name: unique on the page. Every id begins with it, and the element with the id `{name}-caption` is its label.
     """
     figure = Figure(figsize=panel.size)
     left, right, below, above = MARGINS

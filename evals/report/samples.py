@@ -124,7 +124,7 @@ def diary(rounds: Sequence[Round]) -> Markup:
 
 
 def borderline(rounds: Sequence[Round]) -> Markup:
-    """The completions that the filter kept or rejected by the least."""
+    """The completions that the filter kept or rejected by the smallest margins."""
     folds = []
     for r in rounds:
         cards = [

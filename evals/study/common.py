@@ -34,6 +34,7 @@ class CellStep(Step):
 
     @classmethod
     def of(cls, plan: Plan, cell: StudyCell, number: int, stage: str) -> CellStep:
+        """The step of a cell: one stage of one round."""
         return cls(cell.run, number, stage, cell, plan)
 
     @property

@@ -48,10 +48,10 @@ def drive(plan: Plan) -> dict[str, str]:
     """Bring every cell to its last round.
 
     Returns:
-        What the last stage of each cell that had to stop said on stderr, by the cell's name.
+        The cells that stopped: by the cell's name, what its last stage wrote to stderr.
 
     Raises:
-        SteerHealError: a cell cannot be begun, memory or disk will not suffice, or a failure that is the machine's.
+        SteerHealError: a cell cannot be begun, memory or disk will not suffice, or the machine is at fault.
     """
     refuse_links_out(plan.folder)
     hold(plan.folder, plan.folder / ".lock")

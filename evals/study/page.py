@@ -85,7 +85,7 @@ def study_page(
 
 
 def arm_cards(outcomes: Sequence[CellOutcome]) -> list[AnswerCard]:
-    """A card per arm, of the last healed student of each seed; controls are in the reading."""
+    """One answer card per arm, for the last healed student of each seed. Controls have none: `reading` compares with them."""
     names = dict.fromkeys(
         outcome.cell.arm.name for outcome in outcomes if outcome.rounds and outcome.cell.arm.role == "arm"
     )

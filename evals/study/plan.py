@@ -90,10 +90,12 @@ class StudyCell:
 
     @property
     def run(self) -> Run:
+        """The run of the cell; it need not have begun."""
         return Run(self.folder, self.config)
 
     @property
     def name(self) -> str:
+        """The name of the folder, made from arm and seed."""
         return self.folder.name
 
 
@@ -174,7 +176,7 @@ def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
                 where = cell_folder if waits else existing.get(_key(config), cell_folder)
                 if waits and (cell_folder / "config.toml").is_file():
                     raise SteerHealError(
-                        f"{cell_folder.name} was begun, and what its tau was taken from is not there",
+                        f"{cell_folder.name} was begun, but the round that its tau was taken from is missing",
                         given=f'tau = "{arm.tau}"',
                         expected="the trained round 1 of that arm",
                         next=f"restore it, or make all anew: {study_command(path, Path(f'{folder}-2'), out)}",

@@ -27,7 +27,7 @@ WORDS = re.compile(rf"({'|'.join(PARTS)}|\d*\.?\d+)(?: of)? ([a-z0-9][a-z0-9_.-]
 
 @dataclass(frozen=True)
 class TauFrom:
-    """What an arm's tau is said to be: a share of an arm's late D."""
+    """A tau that a study file gives as a share of the late D of another arm."""
 
     words: str
     share: float
@@ -35,7 +35,7 @@ class TauFrom:
 
 
 def parse_tau(words: str) -> TauFrom:
-    """Raises ValueError for other words."""
+    """A tau such as "half of nll's late D", as a share and an arm. Raises ValueError for any other form."""
     match = WORDS.fullmatch(words)
     if match is None:
         raise ValueError(f'{words!r} is not of the form "{FORM}", or "0.5 of nll\'s late D"')
@@ -63,6 +63,18 @@ def late_d(run: Run, config: Config) -> float | None:
 
 
 def tau_of(source: TauFrom, run: Run, config: Config) -> float | None:
-    """The number, to four digits, so that it is written as it is used; None before the reference arm is trained."""
+    """tau of an arm: the share of the reference arm's late D, in nats.
+
+    Args:
+        source: the share, and the name of the reference arm.
+        run: of the reference arm, with the same seed.
+        config: of the arm that needs the tau; its train.aggregate says how D is averaged.
+
+    Returns:
+        tau with four digits, as the frozen configuration writes it. None before round 1 of the reference arm is trained.
+
+    Raises:
+        SteerHealError: the training log of the reference arm was edited.
+    """
     late = late_d(run, config)
     return None if late is None else float(f"{source.share * late:.4g}")

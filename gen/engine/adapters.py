@@ -13,12 +13,14 @@ from shared.layers import decoder_layers
 
 
 def narrow(runner: Any, layers: Sequence[int], depth: int) -> None:
-    """Have a model runner wrap modules of these blocks alone when it has loaded its model. Without adapters it does nothing.
+    """Have a model runner wrap only the modules of these blocks for adapters, once it has loaded its model.
+
+    Does nothing in an engine without adapters.
 
     Args:
         runner: vLLM's model runner, of either generation, before it loads its model.
-        layers: 0-based blocks.
-        depth: of the model.
+        layers: blocks, counted from 0.
+        depth: number of blocks of the model.
     """
     stock = runner.load_lora_model
 
@@ -32,15 +34,15 @@ def narrow(runner: Any, layers: Sequence[int], depth: int) -> None:
 
 
 def full_names(model: Any, targets: Sequence[str], layers: Sequence[int], depth: int) -> list[str]:
-    """Names of the modules that vLLM would wrap for these targets, in these blocks of the decoder alone, in order.
+    """The modules in these blocks that vLLM wraps for the given targets, by full name and in order.
 
-    vLLM packs some modules: a target q_proj is met by qkv_proj.
+    vLLM packs some modules: the target q_proj matches qkv_proj.
 
     Args:
         model: as vLLM has loaded it.
         targets: last parts of module names.
-        layers: 0-based blocks.
-        depth: blocks of the model.
+        layers: blocks, counted from 0.
+        depth: number of blocks of the model.
     """
     from vllm.lora.utils import is_in_target_modules, process_packed_modules_mapping
 

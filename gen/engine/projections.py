@@ -41,6 +41,7 @@ class Taken:
         self.by_choice: dict[int, dict[str, Any]] = {}
 
     def take(self, prompt: int, result: Any) -> None:
+        """Move the projections out of one RequestOutput; prompt is the prompt's index in the request."""
         for output in result.outputs:
             rows, output.routed_experts = output.routed_experts, None
             if rows is not None:
@@ -63,6 +64,7 @@ class Taken:
             yield each
 
     def put(self, choices: Any) -> None:
+        """Add the projections to the choices of an answer, as their field steer_projections."""
         for choice in choices:
             choice.steer_projections = self.by_choice[choice.index]
 

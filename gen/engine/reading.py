@@ -44,6 +44,7 @@ class Readings:
 
     @classmethod
     def allocate(cls, buffers: Buffers) -> Readings:
+        """Zeroed buffers for the tokens and layers of the steering buffers, on their device."""
         layers, tokens, device = len(buffers.bank), len(buffers.slot), buffers.bank.device
         return cls(
             slot=torch.zeros(tokens, dtype=torch.int64, device=device),

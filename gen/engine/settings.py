@@ -66,7 +66,7 @@ class Settings(BaseModel):
                     "a steering vector changed while the engine started",
                     given=file.path,
                     expected=f"sha256 {file.sha256}",
-                    next="start again",
+                    next="the same command again",
                 )
             yield name, vector
 
@@ -81,7 +81,7 @@ def settings_of(vllm_config: Any) -> Settings | None:
     refuse_unsupported(vllm_config)
     if settings.read and vllm_config.aux_output_config.enabled:
         raise SteerHealError(
-            "projections take the way of the routed experts to a client",
+            "projections and routed experts are returned in the same field of an answer",
             given="--read and --enable-return-routed-experts",
             expected="one of them",
             next="start it without --enable-return-routed-experts",
@@ -116,5 +116,5 @@ def refuse_unsupported(vllm_config: Any) -> None:
             "this engine cannot be steered as it is configured",
             given="options that split, guess or drop a step's tokens, or share their cache",
             expected=", ".join(wrong) + " (tensor and data parallelism are fine)",
-            next="start it as expected",
+            next="the same command with these options changed",
         )

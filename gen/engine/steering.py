@@ -62,6 +62,7 @@ class Buffers:
 
     @classmethod
     def allocate(cls, layers: Sequence[int], slots: int, tokens: int, hidden: int, device: torch.device) -> Buffers:
+        """Zeroed buffers for `slots` vectors of width `hidden` and at most `tokens` tokens a step."""
         return cls(
             bank=torch.zeros(len(layers), slots + 1, hidden, dtype=torch.float32, device=device),
             slot=torch.zeros(tokens, TERMS, dtype=torch.int64, device=device),
@@ -247,10 +248,12 @@ class Patch:
         self.layers = {f"{name}.{layer}": (stack[layer], type(stack[layer]), row) for layer, row in rows.items()}
 
     def put_on(self) -> None:
+        """Steer from now on: every patched layer gets its steered class."""
         for module, stock, row in self.layers.values():
             module.__class__ = _steered(stock, row, self.read)
 
     def take_off(self) -> None:
+        """Stop steering: every layer gets its original class back."""
         for module, stock, _ in self.layers.values():
             module.__class__ = stock
 

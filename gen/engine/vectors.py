@@ -153,6 +153,7 @@ class Steered:
         return Path(str(self.settings.folder)) / owner.get() / f"{name}.safetensors"
 
     def info(self) -> dict[str, Any]:
+        """What a client needs in order to extract a vector for this server: model, layers, depth and hidden size."""
         model = self.engine.model_config
         return {
             "model": model.served_model_name,
@@ -175,7 +176,10 @@ class Steered:
 
 
 def described_vector(name: str, entry: LoadedVector, steered: Steered, client: str) -> dict[str, Any]:
-    """A vector as the API shows it. relative_dose is that of coefficient 1; null in a layer whose residual stream nobody measured."""
+    """A vector as the server's API returns it.
+
+    relative_dose is given for coefficient 1, by layer. It is null in a layer where the norm of the residual stream was not measured.
+    """
     return {
         "id": name,
         "object": "steering_vector",

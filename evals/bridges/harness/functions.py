@@ -177,8 +177,8 @@ def _check_labels(chat: Chat, context: str, renderer: InstrumentRenderer) -> Non
     for label, token in zip(renderer.instrument.labels, renderer.label_ids, strict=True):
         if context != context.rstrip() or chat.encode(context + label) != [*before, token]:
             raise SteerHealError(
-                "an answer label is no token of its own behind the context",
+                "an answer label is not one separate token after the question",
                 given=f"{label!r} behind {context[-20:]!r}",
-                expected="the context's tokens and the label's one",
+                expected="the tokens of the question, followed by one token of the label",
                 next="use evals.score, which tokenises part by part, or an instrument with another prefill",
             )

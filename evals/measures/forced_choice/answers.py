@@ -20,7 +20,16 @@ UNKNOWN = [float("nan")] * SIZE
 
 
 def answers(rows: Sequence[ScoreRow], source: Path, again: str) -> Answers:
-    """Answers of one condition. Raises SteerHealError for rows of mixed settings and lp of another shape; again is the way on."""
+    """The answers of one condition as arrays.
+
+    Args:
+        rows: of the condition, one per item.
+        source: the file they come from, for the error.
+        again: the command that makes this file, for the error.
+
+    Raises:
+        SteerHealError: rows of mixed settings, or lp that is not seven numbers in every order.
+    """
     lp = [row.lp for row in rows]
     try:
         values = np.array(lp, dtype=float)

@@ -25,18 +25,22 @@ class Figures:
 
     @cached_property
     def level(self) -> dict[str, Estimate | None]:
+        """Levels of the condition itself, by name."""
         return condition_levels(self.other, self.count, self.seed)
 
     @cached_property
     def delta(self) -> dict[str, Estimate | None]:
+        """Changes against the base, by name."""
         return deltas(self.base, self.other)
 
     @cached_property
     def specific(self) -> Estimate | None:
+        """specific_shift, nats; None where it is undefined."""
         return specific_shift(self.base, self.other)
 
     @property
     def unscorable(self) -> int:
+        """The number of items of the condition that cannot be scored."""
         return int((~self.other.scorable).sum())
 
     def broken(self, also: Sequence[str] = ()) -> str | None:

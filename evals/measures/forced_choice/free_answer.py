@@ -14,10 +14,10 @@ KEY = re.compile(r'"([^"]+)":\s*"$')
 
 
 def prefill_key(instrument: Instrument) -> str:
-    """The key whose value the prefill opens."""
+    """The JSON key whose value begins at the end of the prefill. Raises SteerHealError for a prefill that opens no value."""
     if (match := KEY.search(instrument.prefill)) is None:
         raise SteerHealError(
-            "the instrument's prefill opens no JSON value, so a free answer has no form to be held to",
+            "the instrument's prefill opens no JSON value, so a free answer cannot be constrained to JSON",
             given=repr(instrument.prefill),
             expected='text that ends in "key": "',
             next=f"score without free answers: {setting('eval.free_tokens=0')} in a run, or --free-tokens 0",

@@ -101,7 +101,7 @@ def _template(schema: str, names: Sequence[str], sentences: dict[str, str]) -> d
 
 def _other(problem: str) -> SteerHealError:
     return SteerHealError(
-        "an installed moralmaps has another shape than the one this package reads",
+        "the installed moralmaps has another interface than the one this package reads",
         given=problem,
         expected="moralmaps.guided as of commit 01e9026",
         next="write its wording to a JSON file, as python -m evals.score --help says: --instrument FILE",

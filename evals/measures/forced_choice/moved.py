@@ -24,6 +24,7 @@ class Shift:
 
     @property
     def moved(self) -> bool:
+        """Whether the shift is significant at 5 % after the correction."""
         return self.p_holm < LEVEL
 
 

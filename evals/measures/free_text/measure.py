@@ -157,7 +157,7 @@ def free_text_table(rows: Sequence[Columns]) -> Table:
 
 
 def mean_of_known(values: np.ndarray) -> float | None:
-    """The mean of the finite values; None where there is none."""
+    """The mean of the finite values; None where no value is finite."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else None
 

@@ -51,6 +51,7 @@ class Texts:
         return np.broadcast_to(getattr(self, name), (len(self.prompt),))
 
     def has(self, name: Llr) -> bool:
+        """Whether some text has this measure."""
         return bool(np.isfinite(self.of(name)).any())
 
 

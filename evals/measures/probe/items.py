@@ -93,7 +93,7 @@ def load_pairs(source: str) -> list[ProbePair]:
 
 
 def kinds_of(kinds: Sequence[str]) -> list[str]:
-    """The kinds there are, each once, in the order of the report."""
+    """The distinct kinds, in the order of the report."""
     return [kind for kind in ("target", "keep", "unrelated") if kind in kinds]
 
 

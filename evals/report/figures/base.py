@@ -36,6 +36,7 @@ class Shown:
 
     @property
     def stages(self) -> list[str]:
+        """The stages that the rows have, in the order in which they are drawn."""
         return [stage for stage in LOOKS if any(row["stage"] == stage for row in (*self.rows, *self.extra))]
 
     def marker(self, row: Row) -> str:
