@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
-from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
 from evals.table import ranged, trait_column
 from shared.console import format_number
 
@@ -200,15 +198,14 @@ def _quality(healed: Row, compared: Mapping[str, Row | None]) -> AnswerLine:
     others = [f"{name} {format_number(row['perplexity'], 2)}" for name, row in compared.items() if row is not None]
     said = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)} ({', '.join(others)})"]
     why = "" if state == "good" else _sentence(healed["coherence_reason"])
-    if healed.get("ret_kl") is None:
+    if not healed["damages"]:
         why = f"{why} Retention on neutral text was not measured."
-    else:
-        low, high = healed["ret_kl_ci"] or (healed["ret_kl"], healed["ret_kl"])
-        said.append(f"KL from the base on neutral text {ranged(dict(healed), 'ret_kl', 'ret_kl_ci', 3)} nats")
-        if low > RETENTION_BROKEN:
+    for damage in healed["damages"]:
+        said.append(damage["reason"])
+        if damage["state"] == "broken":
             state, word = "bad", "broken"
-        elif high > RETENTION_DEGRADED and state == "good":
-            state, word = "unsure", "neutral text has changed"
+        elif damage["state"] == "degraded" and state == "good":
+            state, word = "unsure", f"{damage['subject']} has changed"
     return AnswerLine("price", "Are text quality and retention kept?", state, word, "; ".join(said), why.strip())
 
 

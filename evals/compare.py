@@ -23,6 +23,7 @@ from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.figures import Figures
 from evals.measures.forced_choice.moved import LEVEL, detectable, foundation_shifts
 from evals.measures.forced_choice.rows import ScoreRow
+from evals.measures.registry import ALWAYS, MEASURES
 from evals.routes import by_item, less_steering
 from evals.statistics import Answers, interval_text, pair, same_setting
 from shared.cli import entry
@@ -35,7 +36,7 @@ from shared.tables import read_parquet
 
 MADE_BY = "python -m evals.score --help"
 # columns of results.json that answers alone do not fill
-OTHER_COLUMNS = ("arm", "seed", "round", "stage", "coefficient", "perplexity", "perplexity_ci", "distinct_3", "trait_llr", "trait_llr_ci", "ret_nll", "ret_kl", "ret_kl_ci", "entropy", "kl_on_policy", "llr_opposite", "llr_opposite_ci", "share_of_prompted", "relevance", "text_verdict")  # fmt: skip
+OTHER_COLUMNS = ("arm", "seed", "round", "stage", "coefficient", "perplexity", "perplexity_ci", "distinct_3", "trait_llr", "trait_llr_ci", "entropy", "kl_on_policy", "llr_opposite", "llr_opposite_ci", "share_of_prompted", "relevance", "text_verdict", *(column for measure in MEASURES if measure.name not in ALWAYS for column in measure.columns))  # fmt: skip
 
 
 @dataclass(frozen=True)

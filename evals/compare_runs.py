@@ -11,6 +11,7 @@ from evals.agree import OF_A_ROUND
 from evals.compare_page import PromptTexts, compare_page
 from evals.evidence import AUTHORITY_FALLS, shift
 from evals.measures.free_text.texts import Llr, text_delta, texts_of
+from evals.measures.registry import MEASURES
 from evals.overlay import Dot, overlay
 from evals.round import Round
 from evals.scored import STEP
@@ -32,7 +33,7 @@ OF_SCORES = ("instrument", "vignettes", "debias", "think", "items", "read_for")
 # columns of a healed row, with their intervals, digits and whether they are signed
 FIGURES = (
     ("perplexity", "perplexity_ci", 2, False),
-    ("ret_kl", "ret_kl_ci", 3, False),
+    *((column, f"{column}_ci", digits, signed) for measure in MEASURES for column, digits, signed in measure.headlines),
     ("coherence", "coherence_ci", 3, False),
     ("auth_nats", "auth_ci", 3, False),
     ("d_auth", "d_auth_ci", 3, True),

@@ -27,11 +27,10 @@ from evals.ladder import Price, verdict_of
 from evals.measures.free_text.measure import looping, mean_of_known
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openings, text_delta, text_retain, texts_of
-from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
-from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
+from evals.measures.measure import Damage
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
 from evals.rows import OF_THE_STUDENT, ConditionLine
-from evals.statistics import Answers, Estimate, interval_text
+from evals.statistics import Answers, Estimate
 from evals.verdict import broken, preflight
 
 ANSWER_MASS = "answer mass / base's"  # the part of coherence that the ladder judges by its own limit
@@ -41,7 +40,7 @@ ANSWER_MASS = "answer mass / base's"  # the part of coherence that the ladder ju
 class Case:
     """One condition of a round with all that its row needs.
 
-    data: as each measure reads it, by the measure's name. columns, estimates: what the measures say of it against the base.
+    data: as each measure reads it, by the measure's name. columns, estimates, damages: what the measures say of it against the base.
     """
 
     number: int
@@ -49,6 +48,7 @@ class Case:
     data: Mapping[str, Any]
     columns: Mapping[str, Any]
     estimates: Mapping[str, Estimate | None]
+    damages: Sequence[Damage] = ()
 
     @property
     def answers(self) -> Answers:
@@ -212,9 +212,9 @@ class Judging:
             state: "; ".join(str(part) for part in parts if part.state == state and part.name != ANSWER_MASS)
             for state in ("broken", "degraded")
         }
-        broken_retention, degraded_retention = _retention(case.estimates.get("ret_kl"))
-        broken = problem or states["broken"] or broken_retention
-        degraded = [why for why in (states["degraded"], degraded_retention) if why]
+        lost = {state: [each.reason for each in case.damages if each.state == state] for state in states}
+        broken = problem or states["broken"] or "; ".join(lost["broken"]) or None
+        degraded = [why for why in (states["degraded"], *lost["degraded"]) if why]
         text, reason, text_price = self._text(case, broken, degraded)
         if self.target is None:
             return Verdicts(None, NO_FOUNDATION, text, reason, text_price=text_price)
@@ -282,14 +282,3 @@ class Judging:
 
 def _along(dose: Case, way: float) -> float:
     return way * (dose.line.coefficient or 0.0)
-
-
-def _retention(ret_kl: Estimate | None) -> tuple[str | None, str | None]:
-    """Why a condition is broken, or degraded, by its distance from the base on frozen neutral text; None where that was not taken."""
-    if ret_kl is None:
-        return None, None
-    low, high = ret_kl.interval or (ret_kl.value, ret_kl.value)
-    distance = f"KL from the base on neutral text is {interval_text(ret_kl)} nats per token"
-    if low > RETENTION_BROKEN:
-        return f"{distance}, above {RETENTION_BROKEN}", None
-    return None, f"{distance}, and may be above {RETENTION_DEGRADED}" if high > RETENTION_DEGRADED else None

@@ -11,6 +11,7 @@ from evals.evidence import target_of
 from evals.judging import Case, Judging
 from evals.measures.forced_choice import selectivity
 from evals.measures.forced_choice.figures import Figures
+from evals.measures.measure import Damage
 from evals.measures.registry import MEASURES
 from evals.round import Round
 from evals.rows import OF_THE_STUDENT, ONCE, ConditionLine
@@ -43,13 +44,15 @@ def _case(round_: Round, line: ConditionLine, base: Mapping[str, Any] | None, co
     reference = data if base is None or line.stage == "base" else base
     columns: dict[str, Any] = {}
     estimates: dict[str, Estimate | None] = {}
+    damages: list[Damage] = []
     for measure in round_.measures:
         if measure.name in data and measure.name in reference:
             measure.refuse_unpaired(reference[measure.name], data[measure.name])
             comparison = measure.compare(reference[measure.name], data[measure.name], count, seed)
             columns.update(comparison.columns)
             estimates.update(comparison.estimates)
-    return Case(0 if line.stage in ONCE else round_.number, line, data, columns, estimates)
+            damages += [comparison.damage] if comparison.damage else []
+    return Case(0 if line.stage in ONCE else round_.number, line, data, columns, estimates, damages)
 
 
 def results_of(run: Run, rounds: Sequence[Round]) -> dict[str, Any]:
@@ -156,6 +159,7 @@ def _judged(case: Case, judging: Judging) -> dict[str, Any]:
         "coherence_verdict": state,
         "coherence_reason": why,
         "coherence_parts": [asdict(part) for part in parts],
+        "damages": [asdict(damage) for damage in case.damages],
         **pair("over_random", "over_random_ci", judging.over_random if is_steered else None),
         **pair("over_decoy", "over_decoy_ci", judging.over_decoy if is_steered else None),
         **pair("over_decoy_llr", "over_decoy_llr_ci", judging.over_decoy_llr if is_steered else None),

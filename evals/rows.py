@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -82,7 +82,10 @@ class StudentLayer(Record):
 
 
 class Scores(Record):
-    """scores.json: how a round was scored, its conditions, its sweep by coefficient and its student's shift by layer."""
+    """scores.json: how a round was scored, its conditions, its sweep by coefficient and its student's shift by layer.
+
+    measures: what other measures noted for their own reading, by their names.
+    """
 
     round: Annotated[Count, Field(ge=1)]
     instrument: str
@@ -95,6 +98,7 @@ class Scores(Record):
     sweep: list[SweepLine]
     student: list[StudentLayer]
     read_for: ReadFor | None = AUTHORITY_FALLS
+    measures: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

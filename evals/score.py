@@ -19,7 +19,7 @@ from evals.conditions import (
 )
 from evals.decoys import decoy_vectors, personas
 from evals.measures.measure import Scoring, Session
-from evals.measures.registry import measures_of
+from evals.measures.registry import ALWAYS, measures_of
 from evals.student_vector import student_vectors
 from gen.ahead import refuse_overflow
 from gen.students import ServedStudent, adapter_room
@@ -104,7 +104,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     if job.done():
         return
     scoring = scoring_of(run, number, mode, origin, rebuild, cached)
-    sessions = [measure.begin(scoring) for measure in measures_of(scoring.config.eval)]
+    measures = measures_of(scoring.config.eval)
+    sessions = [measure.begin(scoring) for measure in measures]
     add_vectors(scoring)
     groups = groups_of(scoring, mode)
     for session in sessions:
@@ -112,7 +113,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
     ask_engine(scoring, sessions, groups)
     conditions = [condition for group in groups for condition in group.conditions]
     with atomic_folder(out) as temporary:
-        fields = [session.write(temporary) for session in sessions]
+        fields = {measure.name: session.write(temporary) for measure, session in zip(measures, sessions, strict=True)}
+        added = {name: of_one for name, of_one in fields.items() if name not in ALWAYS and of_one}
         write_json(
             temporary / "scores.json",
             {
@@ -122,7 +124,8 @@ def stage(run: Run, number: int, mode: str, rebuild: bool, cached: bool) -> None
                 "sweep": read_filter_record(
                     run.round(number) / FILTER_RECORD, round_command(run.folder, number, rebuild=True)
                 ).by_coefficient,
-                **{name: value for of_one in fields for name, value in of_one.items()},
+                **{key: value for name in ALWAYS for key, value in fields[name].items()},
+                **({"measures": added} if added else {}),
             },
         )
     from_cache = sum(session.taken for session in sessions)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from synthetic_run import build
 
-from evals.judging import _retention
+from evals.answer import card_of
 from evals.measures.free_text.rows import Generation
+from evals.measures.retention.measure import Retention, RetentionRow, damage_of
 from evals.results import results_of
 from evals.round import Round
 from evals.scored import scored_rounds
@@ -131,13 +132,50 @@ def test_a_round_that_adds_nothing_is_no_shift(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "broken", "degraded"),
-    [(0.31, 0.5, True, False), (0.2, 0.5, False, True), (0.01, 0.06, False, True), (0.01, 0.04, False, False)],
+    ("low", "high", "state"),
+    [(0.31, 0.5, "broken"), (0.2, 0.5, "degraded"), (0.01, 0.06, "degraded"), (0.01, 0.04, "coherent")],
 )
-def test_distance_on_neutral_text_counts(low: float, high: float, broken: bool, degraded: bool) -> None:
-    gone, worse = _retention(Estimate((low + high) / 2, (low, high)))
-    assert ((gone is not None), (worse is not None)) == (broken, degraded)
-    assert _retention(None) == (None, None)
+def test_distance_on_neutral_text_counts_by_its_interval(low: float, high: float, state: str) -> None:
+    assert damage_of(Estimate((low + high) / 2, (low, high))).state == state
+
+
+def with_retention(rounds: list[Round], healed: list[float | None]) -> list[Round]:
+    """Rounds with a retention of every condition that has no system prompt: nothing lost but by the healed student, which has these KLs."""
+    measured = []
+    for r in rounds:
+        rows = {}
+        for line in r.scores.conditions:
+            if Retention().takes(line):
+                lost = healed if line.stage == "healed" else [0.0] * len(healed)
+                rows[line.name] = [
+                    RetentionRow(name=line.name, id=str(k), kind="prose", tokens=100, nll=100, nll_base=100, kl=kl)
+                    for k, kl in enumerate(lost)
+                ]
+        measured.append(replace(r, measures=[*r.measures, Retention()], data={**r.data, "retention": rows}))
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("lost", "state", "words"),
+    [
+        ([1.0, 2.0, 1.5, 1.0], "coherent", "at most 0.05"),
+        ([40.0, 45.0, 50.0, 42.0], "broken", "above 0.3"),
+        ([1.0, 2.0, None, 1.0], "broken", "not finite"),
+    ],
+)
+def test_every_place_says_the_same_of_neutral_text(run: Run, lost: list[float | None], state: str, words: str) -> None:
+    """The verdict, the answer on the page and the sentence of the report; logits that are not finite are no acquittal."""
+    result = rows(run, with_retention(scored_rounds(run, "round"), lost))
+    row = result[1, "healed"]
+    (damage,) = row["damages"]
+    assert (damage["state"], row["ret_state"]) == (state, state) and words in damage["reason"]
+    assert (row["verdict"] == "broken") == (state == "broken")
+    price = next(
+        line for line in card_of([one for one in result.values() if one["round"] < 2]).lines if line.name == "price"
+    )
+    assert words in price.figures and (price.state == "bad") == (state == "broken") and "not measured" not in price.why
+    (sentence,) = Retention().sentences(result[0, "base"], {"healed": row}, [])
+    assert f": {'kept' if state == 'coherent' else state} (" in sentence
 
 
 def test_the_report_puts_both_verdicts_first(run: Run, tmp_path: Path) -> None:

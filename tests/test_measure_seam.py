@@ -10,12 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command
 from scorings import BASE, LATER, PROMPTED, STEERED, group_of, scoring_of
 from synthetic_run import build
 
 from evals import results as resulting
 from evals.conditions import condition_line
+from evals.measures import registry
 from evals.measures.measure import Measure
 from evals.measures.probe.measure import Probe
 from evals.measures.registry import ALWAYS, MEASURES, check_measures, measures_of
@@ -88,6 +89,17 @@ def test_the_example_is_short() -> None:
     assert 40 < len(example().splitlines()) < 80
 
 
+def test_the_example_passes_the_checks_of_the_packages(tmp_path: Path) -> None:
+    """As a new file among them would."""
+    (tmp_path / "truth.py").write_text(example())
+    done = command("ruff", "check", "--config", ROOT / "pyproject.toml", "--no-cache", tmp_path / "truth.py")
+    assert done.returncode == 0, done.stdout
+    done = command(
+        "ruff", "format", "--check", "--config", ROOT / "pyproject.toml", "--no-cache", tmp_path / "truth.py"
+    )
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["truth", "probe"])
 def test_a_measure_goes_from_its_requests_to_the_report(
@@ -99,9 +111,9 @@ def test_a_measure_goes_from_its_requests_to_the_report(
     engine: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measure: Measure = module.Truth() if which == "truth" else Probe()
-    if which == "truth":
-        monkeypatch.setattr(resulting, "MEASURES", (*MEASURES, module.Truth))
+    for place in (registry, resulting):
+        monkeypatch.setattr(place, "MEASURES", (*MEASURES, module.Truth))
+    measure: Measure = measures_of(EvalConfig(measures=[which]))[-1]
     session = measure.begin(scoring_of(tmp_path, model, vector))
     if isinstance(measure, Probe):
         session.pairs, session.questions = (

@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from rich.markup import escape
 
 from evals.cache import Cache, Row
+from evals.coherence import State
 from evals.conditions import Condition, Weights
 from evals.rows import ConditionLine, Scores
 from evals.statistics import Estimate
@@ -80,7 +81,8 @@ class Session(ABC):
 
     @abstractmethod
     def write(self, folder: Path) -> Mapping[str, Any]:
-        """Write the rows into the folder of a round's scores. Returns the fields that the measure adds to scores.json."""
+        """Write the rows into the folder of a round's scores. Returns what of the scoring the
+        measure's own `read` needs again: scores.json keeps it under `measures`, by the measure's name."""
 
 
 class ByCondition(Session):
@@ -169,26 +171,49 @@ def with_condition_names(rows: Mapping[str, Iterable[Row]], **made: str) -> dict
 
 
 @dataclass(frozen=True)
+class Damage:
+    """What a condition has lost against the base by one measure. Both verdicts and the answer on the page read it.
+
+    subject: what the measure reads, as `neutral text`. reason: the figure with its limit, a clause without a full stop.
+    """
+
+    subject: str
+    state: State
+    reason: str
+
+
+@dataclass(frozen=True)
 class Compared:
     """A condition against the base.
 
     columns: of its row in results.json, all that the measure declares. estimates: those with an interval, which a verdict reads.
+    damage: None for a measure that judges nobody.
     """
 
     columns: Columns
     estimates: Mapping[str, Estimate | None] = field(default_factory=dict)
+    damage: Damage | None = None
+
+
+class Headline(NamedTuple):
+    """A column with an interval, `COLUMN_ci`, that stands where runs and arms are compared."""
+
+    column: str
+    digits: int
+    signed: bool
 
 
 class Measure(ABC):
     """One measure. A subclass says what it asks (begin), how its rows are read back and compared, and what the report says of them.
 
     name: as in `eval.measures` and in files. row: the schema of a row, with a field `name` for its condition. columns: what it adds to
-    each row of results.json. source: what stands in the place of its own items, as in `eval.measures = ["NAME=SOURCE"]`.
+    each row of results.json. headlines: those of them that tables over runs and arms show. source: what stands in the place of its own items, as in `eval.measures = ["NAME=SOURCE"]`.
     """
 
     name: ClassVar[str]
     row: ClassVar[type[Record]]
     columns: ClassVar[tuple[str, ...]] = ()
+    headlines: ClassVar[tuple[Headline, ...]] = ()
     every_draw: ClassVar[bool] = False  # or the first random direction alone
 
     def __init__(self, source: str = "embedded"):

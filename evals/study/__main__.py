@@ -16,6 +16,7 @@ from evals.study import FORMATS
 from evals.study.collect import CellOutcome, collect, document, trait_measure
 from evals.study.drive import drive
 from evals.study.ends import arm_differences, summary_table
+from evals.study.figures import STUDY_FIGURES
 from evals.study.latex import latex
 from evals.study.matched import SHARES, Comparison, matched
 from evals.study.plan import STEERING, Plan, read_plan
@@ -27,6 +28,7 @@ from evals.study.tables import (
     at_one_shift,
     by_round,
     cyclic,
+    other_measures,
     stopped,
     study_provenance,
 )
@@ -39,7 +41,7 @@ from shared.publish import atomic_folder, replaceable, write_json
 
 CONTENT = (
     *("results.json", "results.csv", "results.md", "tables.tex", "index.html"),
-    *(f"{name}.{kind}" for name in ("study", "doses", "training") for kind in FORMATS),
+    *(f"{figure.name}.{kind}" for figure in STUDY_FIGURES for kind in FORMATS),
 )
 
 
@@ -87,8 +89,6 @@ def compare_arms(outcomes: Sequence[CellOutcome], axis: Axis) -> tuple[str, list
 def publish_study(plan: Plan, out: Path) -> None:
     """Tables, figures and results into out, as one whole."""
     # matplotlib takes seconds to import, which a refusal does not wait for
-    from evals.study.curves import doses, training
-    from evals.study.figure import trajectories
     from evals.study.page import study_page
 
     outcomes = collect(plan)
@@ -105,7 +105,7 @@ def publish_study(plan: Plan, out: Path) -> None:
     apart = arm_differences(outcomes, axis)
     grouped = {
         "results": [summary_table(outcomes), *apart],
-        "measures": [cyclic(outcomes)],
+        "measures": [cyclic(outcomes), *([measured] if (measured := other_measures(outcomes)) else [])],
         "record": [arms(outcomes), stopped(outcomes), study_provenance(outcomes)],
     }
     if any(outcome.cell.arm.role == "control" for outcome in outcomes):
@@ -121,7 +121,7 @@ def publish_study(plan: Plan, out: Path) -> None:
     grouped["results"] += by_round(outcomes)
     tables = [shown_table for group in grouped.values() for shown_table in group]
     sentences = study_reading(outcomes, axis, compared)
-    figures = {"study": trajectories(outcomes, axis), "doses": doses(outcomes), "training": training(outcomes)}
+    figures = {figure.name: figure.draw(outcomes, axis) for figure in STUDY_FIGURES}
     with held(out), atomic_folder(out, names=CONTENT) as folder:
         write_json(folder / "results.json", results)
         (folder / "results.csv").write_text(results_csv(results["rows"], results["extra"]), encoding="utf-8")

@@ -26,14 +26,9 @@ from evals.report.page import GROUPS, picture, with_figures
 from evals.report.panel import for_page
 from evals.report.samples import Column, samples_of, searchable
 from evals.study.collect import CellOutcome, Row
+from evals.study.figures import STUDY_FIGURES
 from evals.study.plan import Plan
 from evals.table import Table
-
-IN_PRINT = {
-    "study": ("The figure for print", "Trait, answer mass lost, and their trade, over the rounds of every arm."),
-    "doses": ("Doses", "Trait, perplexity and share kept by relative dose, a line per sweep."),
-    "training": ("Training curves", "Cross-entropy and divergence over the steps of every arm, its rounds end to end."),
-}
 
 
 def study_page(
@@ -55,19 +50,17 @@ def study_page(
     drawn = Shown(base_rows_once(rows), [])
     panels = panels_of(drawn)
     samples = samples_of(last_students(outcomes))
-    printed = {
-        name: PageSection(title, pictures(name, [(title, finding, for_page(figures[name]["svg"], f"{name}-0"))]))
-        for name, (title, finding) in IN_PRINT.items()
-    }
     stage_table = stages(
         (f"{outcome.cell.name} {name}", manifest)
         for outcome in outcomes
         for name, manifest in outcome.manifests.items()
     )
     groups = {name: [PageSection(table.title, grid(table)) for table in tables.get(name, ())] for name in GROUPS}
-    groups["results"].append(printed["study"])
     groups["texts"].append(PageSection("Generations", searchable(samples)))
-    groups["training"] += [printed["doses"], printed["training"]]
+    for figure in STUDY_FIGURES:
+        drawing = for_page(figures[figure.name]["svg"], f"{figure.name}-0")
+        picture_section = PageSection(figure.title, pictures(figure.name, [(figure.title, figure.finding, drawing)]))
+        groups[figure.group].append(picture_section)
     configuration = plan.file.read_text(encoding="utf-8")
     groups["record"] += [PageSection(stage_table.title, grid(stage_table)), PageSection("Configuration", verbatim(configuration)), glossary()]  # fmt: skip
     with_figures(groups, drawn, panels)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import text_delta, texts_of
+from evals.measures.registry import MEASURES
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, interval_text
@@ -161,6 +162,27 @@ def cyclic(outcomes: Sequence[CellOutcome]) -> Table:
         columns,
         lines,
         "Free of the options' positions; the headline where a model has an axis.",
+    )
+
+
+def other_measures(outcomes: Sequence[CellOutcome]) -> Table | None:
+    """The headlines of the measures that a round need not have, of every scored student; None where no cell has one."""
+    headlines = [headline for measure in MEASURES for headline in measure.headlines]
+    lines = [row for outcome in outcomes for row in outcome.rows if row["stage"] == "healed"]
+    headlines = [headline for headline in headlines if any(row.get(headline.column) is not None for row in lines)]
+    if not headlines:
+        return None
+    return Table(
+        "Other measures",
+        ["arm, seed, row", *(headline.column for headline in headlines)],
+        [
+            [
+                f"{row['arm']}, {row['seed']}, {label(row)}",
+                *(ranged(row, column, f"{column}_ci", digits, signed) for column, digits, signed in headlines),
+            ]
+            for row in lines
+        ],
+        "Their full tables are in the reports of the cells.",
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from evals.cache import Row
 from evals.conditions import Condition, Weights
-from evals.measures.measure import ByCondition, Columns, Compared, Measure, Scoring
+from evals.measures.measure import ByCondition, Columns, Compared, Headline, Measure, Scoring
 from evals.measures.probe.items import EMBEDDED, LETTERS, load_pairs
 from evals.measures.slot import Slot, finite_or_null
 from evals.statistics import Estimate, estimate, mean, pair, resample
@@ -28,6 +28,7 @@ from shared.schema import Config
 from shared.sets import input_of, revisions_of
 
 PREFILL = "("
+ENOUGH = 0.5  # share of the items of a kind that both conditions must have answered
 KINDS = {"target": "probe", "keep": "probe_keep", "unrelated": "probe_unrelated"}  # kind of item -> its columns
 
 
@@ -104,7 +105,9 @@ class Probe(Measure):
     columns = (
         *(column for prefix in KINDS.values() for column in (prefix, f"{prefix}_ci", f"d_{prefix}", f"d_{prefix}_ci")),
         "probe_mass",
+        "probe_items",
     )
+    headlines = (Headline("d_probe", 2, True),)
 
     def check(self) -> None:
         load_pairs(self.source)
@@ -121,9 +124,13 @@ class Probe(Measure):
     def compare(self, base: Sequence[ProbeRow], other: Sequence[ProbeRow], resamples: int, seed: int) -> Compared:
         columns: Columns = {}
         estimates: dict[str, Estimate | None] = {}
+        items: dict[str, int] = {}
         for kind, prefix in KINDS.items():
             was, now = (np.array([_number(r.log_odds) for r in rows if r.kind == kind]) for rows in (base, other))
             keep = np.isfinite(was) & np.isfinite(now)
+            items[prefix] = int(keep.sum())
+            if items[prefix] < ENOUGH * len(keep):
+                keep[:] = False  # a mean over a few of the items is of other items than the base's
             weights = resample(np.zeros(int(keep.sum())), resamples, seed)
             level = estimate(lambda w, x=now[keep]: mean(w, x), weights)  # type: ignore[misc]
             shift = estimate(lambda w, x=(now - was)[keep]: mean(w, x), weights)  # type: ignore[misc]
@@ -131,6 +138,7 @@ class Probe(Measure):
             estimates |= {prefix: level, f"d_{prefix}": shift}
         masses = [row.mass for row in other if row.mass is not None]
         columns["probe_mass"] = float(np.mean(masses)) if masses else None
+        columns["probe_items"] = items
         return Compared(columns, estimates)
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
@@ -142,6 +150,7 @@ class Probe(Measure):
                     "round, stage",
                     *(part for name in names.values() for part in (name, f"change of {name}")),
                     "answer mass",
+                    "items",
                 ],
                 [
                     [
@@ -152,11 +161,14 @@ class Probe(Measure):
                             for column in (prefix, f"d_{prefix}")
                         ),
                         format_number(row["probe_mass"], 3),
+                        " + ".join(str(row["probe_items"][prefix]) for prefix in names),
                     ]
                     for row in rows
+                    if row["probe_items"] is not None
                 ],
                 "Log-odds of the answer that shows the behaviour over the other one, nats, mean over both letterings and over the items; changes are paired with the "
-                "base item by item. Brackets are 95 % bootstrap intervals over items. The items of another source stand in the first column.",
+                "base item by item. Brackets are 95 % bootstrap intervals over items. The items of another source stand in the first column. items: those that both the base and the condition answered, by kind; "
+                f"there is no figure where they are fewer than {ENOUGH:.0%} of a kind.",
             )
         ]
 

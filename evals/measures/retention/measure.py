@@ -22,8 +22,8 @@ from pydantic import Field
 
 from evals.cache import text_digest
 from evals.conditions import Condition, Weights
-from evals.measures.measure import ByCondition, Columns, Compared, Measure, Scoring
-from evals.statistics import estimate, pair, resample
+from evals.measures.measure import ByCondition, Columns, Compared, Damage, Headline, Measure, Scoring
+from evals.statistics import Estimate, estimate, interval_text, pair, resample
 from evals.table import Table, label, ranged
 from gen.extract import in_fp32
 from gen.prompts import open_round
@@ -40,7 +40,11 @@ from shared.sources import open_rows
 
 EMBEDDED = Path(__file__).with_name("passages.jsonl")
 ANSWER = "answer"  # the kind of the original model's own answers
-DEGRADED, BROKEN = 0.05, 0.3  # nats of ret_kl from which the report calls a condition so
+SUBJECT = "neutral text"
+DEGRADED, BROKEN = (
+    0.05,
+    0.3,
+)  # nats of ret_kl: degraded where the interval reaches beyond, broken where all of it lies beyond
 
 
 class Passage(Record):
@@ -168,7 +172,8 @@ class RetentionSession(ByCondition):
 class Retention(Measure):
     name = "retention"
     row = RetentionRow
-    columns = ("ret_nll", "ret_nll_ci", "ret_kl", "ret_kl_ci", "ret_by_kind")
+    columns = ("ret_nll", "ret_nll_ci", "ret_kl", "ret_kl_ci", "ret_state", "ret_by_kind")
+    headlines = (Headline("ret_kl", 4, False),)
 
     def passages(self) -> list[Passage]:
         """The frozen passages. Raises SteerHealError where they cannot be read, or two have one id."""
@@ -217,9 +222,10 @@ class Retention(Measure):
         columns = {
             **pair("ret_nll", "ret_nll_ci", ret_nll),
             **pair("ret_kl", "ret_kl_ci", ret_kl),
+            "ret_state": (damage := damage_of(ret_kl)).state,
             "ret_by_kind": by_kind,
         }
-        return Compared(columns, {"ret_nll": ret_nll, "ret_kl": ret_kl})
+        return Compared(columns, {"ret_nll": ret_nll, "ret_kl": ret_kl}, damage)
 
     def tables(self, rows: Sequence[Columns], read: Sequence[tuple[int, Any]]) -> list[Table]:
         taken = [row for row in rows if row["ret_by_kind"] is not None]
@@ -246,13 +252,32 @@ class Retention(Measure):
         lines = []
         for stage in ("steered", "healed"):
             row = by_stage.get(stage)
-            if row is not None and row["ret_kl"] is not None:
-                state = "broken" if row["ret_kl"] > BROKEN else "degraded" if row["ret_kl"] > DEGRADED else "kept"
-                kl = ranged(row, "ret_kl", "ret_kl_ci", 3)
-                lines.append(
-                    f"on neutral text the {stage} model is {kl} nats per token from the base: {state} (degraded above {DEGRADED}, broken above {BROKEN})."
-                )
+            if row is None or row["ret_state"] is None:
+                continue
+            kl = f"{ranged(row, 'ret_kl', 'ret_kl_ci', 3)} nats per token from the base"
+            where = "has logits that are not finite" if row["ret_kl"] is None else f"is {kl}"
+            state = "kept" if row["ret_state"] == "coherent" else row["ret_state"]
+            lines.append(
+                f"on {SUBJECT} the {stage} model {where}: {state} (degraded where the interval reaches above {DEGRADED}, broken where all of it is above {BROKEN})."
+            )
         return lines
+
+
+def damage_of(ret_kl: Estimate | None) -> Damage:
+    """What a distance from the base means, by its interval.
+
+    Args:
+        ret_kl: nats per token; None where a logit is not finite, which is no distance at all.
+    """
+    if ret_kl is None:
+        return Damage(SUBJECT, "broken", f"KL from the base on {SUBJECT} is not finite")
+    low, high = ret_kl.interval or (ret_kl.value, ret_kl.value)
+    distance = f"KL from the base on {SUBJECT} is {interval_text(ret_kl)} nats per token"
+    if low > BROKEN:
+        return Damage(SUBJECT, "broken", f"{distance}, above {BROKEN}")
+    if high > DEGRADED:
+        return Damage(SUBJECT, "degraded", f"{distance}, and may be above {DEGRADED}")
+    return Damage(SUBJECT, "coherent", f"{distance}, at most {DEGRADED}")
 
 
 def first_sweep_rows(run: Run) -> Path:
