@@ -27,8 +27,7 @@ from evals.ladder import Price, verdict_of
 from evals.measures.free_text.measure import looping, mean_of_known
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import Texts, pooled_distinct_3, stock_openings, text_delta, text_retain, texts_of
-from evals.measures.retention.measure import BROKEN as RETENTION_BROKEN
-from evals.measures.retention.measure import DEGRADED as RETENTION_DEGRADED
+from evals.measures.retention.measure import RETENTION_BROKEN, RETENTION_DEGRADED
 from evals.routes import BASE, Axis, Point, less_steering, shift_and_price
 from evals.rows import OF_THE_STUDENT, ConditionLine
 from evals.statistics import Answers, Estimate, interval_text

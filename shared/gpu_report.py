@@ -26,7 +26,7 @@ from shared.provenance import versions
 from shared.publish import write_json, write_text
 from shared.records import read_manifest
 from shared.run import STAGES
-from shared.strict import parse
+from shared.strict import parse_json
 
 VERSION = 1
 ROOT = Path(__file__).parent.parent
@@ -94,7 +94,7 @@ def of_tests(path: Path) -> dict[str, str]:
 
 def of_ratios(path: Path, *begins: str) -> dict[str, str]:
     """Rows of a benchmark file whose names begin so, with their interval, bound, and tokens a second where they are known."""
-    ratios = parse(path.read_bytes())["ratios"] if path.is_file() else {}
+    ratios = parse_json(path.read_bytes())["ratios"] if path.is_file() else {}
     rows = {}
     for name, row in ratios.items():
         if not name.startswith(begins):
@@ -150,7 +150,7 @@ def read_gpu_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"version": VERSION, "parts": {}}
     try:
-        results = dict(parse(path.read_bytes()))
+        results = dict(parse_json(path.read_bytes()))
         if results["version"] == VERSION and isinstance(results["parts"], dict):
             return results
         problem = f"version {results['version']}"

@@ -14,7 +14,6 @@ from conftest import ROOT
 from scorings import BASE, LATER, PROMPTED, STEERED, group_of, scoring_of
 from synthetic_run import build
 
-from evals import results as resulting
 from evals.conditions import condition_line
 from evals.measures.measure import Measure
 from evals.measures.probe.measure import Probe
@@ -101,7 +100,7 @@ def test_a_measure_goes_from_its_requests_to_the_report(
 ) -> None:
     measure: Measure = module.Truth() if which == "truth" else Probe()
     if which == "truth":
-        monkeypatch.setattr(resulting, "MEASURES", (*MEASURES, module.Truth))
+        monkeypatch.setattr("evals.results.MEASURES", (*MEASURES, module.Truth))
     session = measure.begin(scoring_of(tmp_path, model, vector))
     if isinstance(measure, Probe):
         session.pairs, session.questions = (

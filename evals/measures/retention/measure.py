@@ -40,7 +40,7 @@ from shared.sources import open_rows
 
 EMBEDDED = Path(__file__).with_name("passages.jsonl")
 ANSWER = "answer"  # the kind of the original model's own answers
-DEGRADED, BROKEN = 0.05, 0.3  # nats of ret_kl from which the report calls a condition so
+RETENTION_DEGRADED, RETENTION_BROKEN = 0.05, 0.3  # nats of ret_kl from which the report calls a condition so
 
 
 class Passage(Record):
@@ -247,10 +247,16 @@ class Retention(Measure):
         for stage in ("steered", "healed"):
             row = by_stage.get(stage)
             if row is not None and row["ret_kl"] is not None:
-                state = "broken" if row["ret_kl"] > BROKEN else "degraded" if row["ret_kl"] > DEGRADED else "kept"
+                state = (
+                    "broken"
+                    if row["ret_kl"] > RETENTION_BROKEN
+                    else "degraded"
+                    if row["ret_kl"] > RETENTION_DEGRADED
+                    else "kept"
+                )
                 kl = ranged(row, "ret_kl", "ret_kl_ci", 3)
                 lines.append(
-                    f"on neutral text the {stage} model is {kl} nats per token from the base: {state} (degraded above {DEGRADED}, broken above {BROKEN})."
+                    f"on neutral text the {stage} model is {kl} nats per token from the base: {state} (degraded above {RETENTION_DEGRADED}, broken above {RETENTION_BROKEN})."
                 )
         return lines
 
