@@ -26,11 +26,11 @@ from evals.measures.forced_choice.rows import ScoreRow
 from evals.statistics import Answers, Estimate, interval_text
 from evals.verdict import preflight
 from gen.ahead import refuse_overflow
-from gen.students import served_student as student_of
+from gen.students import served_student
 from shared.adapters import check_readable
 from shared.chat import Chat
 from shared.config import resolve_config
-from shared.console import console, format_number, say, table
+from shared.console import console, format_number, print_table, say
 from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.folding import folded_at_gates, gates_of
@@ -76,7 +76,7 @@ def score_files(arguments: Any) -> None:
     hold(out)  # an unwritable place, or one that another process writes to, is found before the work, not after it
     chat = Chat.load(origin.folder, config.model.chat_template_kwargs, config.model.day)
     renderer = InstrumentRenderer(chat, instrument)
-    student = student_of(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
+    student = served_student(origin, _adapter(arguments), cache_folder() / "students", dtype, config.model.student)
     refuse_too_long(renderer, vignettes, read, free, config.model.max_model_len, [c.system for c in conditions])
     cache = None
     if arguments.cache:
@@ -181,7 +181,7 @@ def score_tables(rows_of: dict[str, list[dict[str, Any]]], source: Path, count: 
     lines.append(["split-half reliability", *_shown(halves)])
     lines.append(["unscorable", *[int((~condition_answers.scorable).sum()) for condition_answers in columns.values()]])
     first = next(iter(columns.values()))
-    table(
+    print_table(
         f"{len(first.truth)} items, {first.setting.debias}, {first.setting.think} think tokens", ["", *columns], lines
     )
     console.print(

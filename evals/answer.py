@@ -94,10 +94,11 @@ def card_of(rows: Sequence[Row], name: str = "", *, read_for: bool = True) -> An
         name: of the arm.
         read_for: whether the forced choice is read for this trait at all.
     """
-    at = {(row["round"], row["stage"]): row for row in rows}
-    last = max(number for number, stage in at if stage == "healed")
-    base, healed, prompted = at[0, "base"], at[last, "healed"], at.get((0, "prompted"))
-    compared = {"the base": base, "steered": at.get((last, "steered"))}
+    by_round_and_stage = {(row["round"], row["stage"]): row for row in rows}
+    last = max(number for number, stage in by_round_and_stage if stage == "healed")
+    base, prompted = by_round_and_stage[0, "base"], by_round_and_stage.get((0, "prompted"))
+    healed = by_round_and_stage[last, "healed"]
+    compared = {"the base": base, "steered": by_round_and_stage.get((last, "steered"))}
     levels = _levels(healed, compared, trait_column(rows))
     prompting = _prompting(healed, prompted)
     lines = [
@@ -196,17 +197,17 @@ def _quality(healed: Row, compared: Mapping[str, Row | None]) -> AnswerLine:
     coherence: Mapping[str, tuple[State, str]] = {"coherent": ("good", "as the base's"), "degraded": ("unsure", "worse"), "broken": ("bad", "broken")}  # fmt: skip
     state, word = coherence.get(healed["coherence_verdict"], ("unknown", str(healed["coherence_verdict"])))
     others = [f"{name} {format_number(row['perplexity'], 2)}" for name, row in compared.items() if row is not None]
-    said = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)} ({', '.join(others)})"]
+    figures = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)} ({', '.join(others)})"]
     why = "" if state == "good" else _sentence(healed["coherence_reason"])
     if not healed["damages"]:
         why = f"{why} Retention on neutral text was not measured."
     for damage in healed["damages"]:
-        said.append(damage["reason"])
+        figures.append(damage["reason"])
         if damage["state"] == "broken":
             state, word = "bad", "broken"
         elif damage["state"] == "degraded" and state == "good":
             state, word = "unsure", f"{damage['subject']} has changed"
-    return AnswerLine("price", "Are text quality and retention kept?", state, word, "; ".join(said), why.strip())
+    return AnswerLine("price", "Are text quality and retention kept?", state, word, "; ".join(figures), why.strip())
 
 
 def _prompting(healed: Row, prompted: Row | None) -> AnswerLine:

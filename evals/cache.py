@@ -25,7 +25,7 @@ from shared.machine import device
 from shared.models import cache_folder
 from shared.provenance import versions
 from shared.publish import write_text
-from shared.strict import parse
+from shared.strict import parse_json
 from shared.vectors import Vector
 
 VERSION = 1
@@ -107,10 +107,10 @@ def text_digest(text: str) -> str:
 def _read(path: Path) -> list[Row]:
     """The rows of an entry. Raises OSError and ValueError where it is not, to the byte, what was written."""
     head, _, body = path.read_bytes().decode("utf-8").partition("\n")
-    entry = parse(head)
+    entry = parse_json(head)
     if entry["version"] != VERSION or entry["sha256"] != text_digest(body):
         raise ValueError("it is not what was written there")
-    rows = [parse(line) for line in body.split("\n")[:-1]]  # what a model wrote may hold other line ends
+    rows = [parse_json(line) for line in body.split("\n")[:-1]]  # what a model wrote may hold other line ends
     if len(rows) != entry["rows"]:
         raise ValueError(f"{len(rows)} rows instead of {entry['rows']}")
     return rows

@@ -85,7 +85,7 @@ def coherence_parts(base: Measures, other: Measures, coherence: Estimate | None)
     return measured
 
 
-def verdict(measured: Sequence[CoherencePart]) -> tuple[State, str]:
+def coherence_verdict(measured: Sequence[CoherencePart]) -> tuple[State, str]:
     """(state, reason): the worst part's state, and the parts that are in it."""
     state = max((part.state for part in measured), key=STATES.index)
     if state == "coherent":

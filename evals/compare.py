@@ -27,7 +27,7 @@ from evals.measures.registry import ALWAYS, MEASURES
 from evals.routes import by_item, less_steering
 from evals.statistics import Answers, interval_text, pair, same_setting
 from shared.cli import entry
-from shared.console import console, table
+from shared.console import console, print_table
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.records import read_jsonl
@@ -326,7 +326,7 @@ def _show(seeds: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
             ],
         ]
     )
-    table("against base, paired over the items, nats", ["", *names], lines)
+    print_table("against base, paired over the items, nats", ["", *names], lines)
     for name, seed in zip(names, seeds, strict=True):
         if seed["verdict"]:
             console.print(f"{name}: {seed['verdict']}: {seed['verdict_reason']}", markup=False)

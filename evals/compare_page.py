@@ -17,7 +17,7 @@ class PromptTexts:
     """A held-out prompt with what each model said to it, sample by sample."""
 
     text: str
-    said: Sequence[tuple[str, Sequence[str]]]
+    texts_by_model: Sequence[tuple[str, Sequence[str]]]
 
 
 def compare_page(

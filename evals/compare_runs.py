@@ -18,11 +18,9 @@ from evals.scored import STEP
 from evals.side import ScoredRun, read_side
 from evals.statistics import Estimate
 from evals.table import Table, ranged, trait_column
-from shared import config as configuration
 from shared.commands import command_of, round_command
-from shared.config import NOT_IN_RESULTS
-from shared.console import format_number, say
-from shared.console import table as show
+from shared.config import NOT_IN_RESULTS, flatten_config
+from shared.console import format_number, print_table, say
 from shared.errors import SteerHealError
 from shared.options import Options
 from shared.publish import write_text
@@ -64,7 +62,7 @@ def refuse_incomparable(one: ScoredRun, other: ScoredRun, mode: str) -> None:
 
 def _again(one: ScoredRun, other: ScoredRun) -> str:
     """The command that makes the second run once more, beside itself, scored as the first one is."""
-    ours, yours = configuration.flat(one.run.config), configuration.flat(other.run.config)
+    ours, yours = flatten_config(one.run.config), flatten_config(other.run.config)
     if ours["model.name"] != yours["model.name"]:
         return f"compare runs of one model: {command_of('shared.status', '--run', one.run.folder.parent)}"
     settings_ = {**ours, "eval.trait": one.run.config.scored_trait}
@@ -91,7 +89,7 @@ def _differing(one: ScoredRun, other: ScoredRun, mode: str) -> Iterator[str]:
                 else f"{_brief(first_value)} and {_brief(second_value)}"
             )
             yield f"{name}: {what}"
-    ours, yours = configuration.flat(one.run.config), configuration.flat(other.run.config)
+    ours, yours = flatten_config(one.run.config), flatten_config(other.run.config)
     for key in SCORING:
         if ours[key] != yours[key]:
             yield f"{key}: {_brief(ours[key])} and {_brief(yours[key])}"
@@ -119,7 +117,7 @@ def _inputs(first: Round, mode: str) -> Mapping[str, str]:
 
 def settings(one: ScoredRun, other: ScoredRun) -> Table:
     """Every configuration key in which the two runs differ."""
-    ours, yours = configuration.flat(one.run.config), configuration.flat(other.run.config)
+    ours, yours = flatten_config(one.run.config), flatten_config(other.run.config)
     keys = [key for key in ours if ours[key] != yours[key]]
     rows = [[key, _brief(ours[key]), _brief(yours[key])] for key in keys]
     aside = [key for key in keys if key in NOT_IN_RESULTS]
@@ -250,7 +248,7 @@ def compare_two(options: Options, arguments: Any) -> None:
     refuse_incomparable(one, other, arguments.eval)
     tables = [settings(one, other), verdicts_of_two(one, other), figures(one, other)]
     for table in tables:
-        show(table.title, table.columns, table.rows)
+        print_table(table.title, table.columns, table.rows)
         if table.note:
             say(table.note)
     if arguments.page:

@@ -9,15 +9,15 @@ from typing import Any
 from evals.commandline import docs_results_options
 from evals.quoted import BLOCK, RUN, render_blocks
 from evals.scored import scored_rounds
-from shared import config as configuration
 from shared.cli import entry
 from shared.commands import round_command
+from shared.config import resolve_config
 from shared.console import say
 from shared.errors import SteerHealError
 from shared.nearby import no_such_run
 from shared.publish import atomic_folder, write_json, write_text
 from shared.records import read_record
-from shared.report_record import NAME, ReportRecord, verified_results
+from shared.report_record import REPORT_RECORD, ReportRecord, verified_results
 from shared.run import Run
 from shared.traits import load_trait
 
@@ -62,7 +62,9 @@ def publish_docs(run: Run, out: Path, pages: list[Path]) -> list[Path]:
     if verified_results(run, again) is None:
         raise SteerHealError("a run has no report", given=run.folder, expected="RUN/report", next=again)
     report = run.folder / "report"
-    record = read_record(report / NAME, ReportRecord, what="the record of a report could not be read", next=again)
+    record = read_record(
+        report / REPORT_RECORD, ReportRecord, what="the record of a report could not be read", next=again
+    )
     run_facts = facts(run)
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     ours = (
@@ -87,7 +89,7 @@ def main() -> None:
     arguments = docs_results_options().parse_args()
     if not (arguments.run / "config.toml").is_file():
         raise no_such_run(arguments.run, round_command(arguments.run, 2))
-    run = Run(arguments.run, configuration.resolve_config(arguments.run / "config.toml")[0])
+    run = Run(arguments.run, resolve_config(arguments.run / "config.toml")[0])
     pages = [page for page in arguments.page if BLOCK.search(page.read_text(encoding="utf-8"))]
     changed = publish_docs(run, arguments.out, pages)
     say(f"wrote {arguments.out}")

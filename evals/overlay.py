@@ -43,7 +43,7 @@ def overlay(dots: Sequence[Dot], names: tuple[str, str], trait: str) -> Panel:
     from evals.report.looks import BLUE, ORANGE, log_scale
     from evals.report.panel import Mark, Panel
 
-    def said(dot: Dot) -> str:
+    def figures_at(dot: Dot) -> str:
         return f"{dot.label}: {trait} {dot.trait:+.3f} at perplexity {dot.price:.2f}"
 
     def draw(plot: Plot) -> None:
@@ -53,7 +53,7 @@ def overlay(dots: Sequence[Dot], names: tuple[str, str], trait: str) -> Panel:
                 dot.trait,
                 marker="os"[dot.side],
                 colour=(BLUE, ORANGE)[dot.side],
-                mark=Mark({"run": str(dot.side + 1)}, f"{names[dot.side]}, {said(dot)}"),
+                mark=Mark({"run": str(dot.side + 1)}, f"{names[dot.side]}, {figures_at(dot)}"),
                 x_interval=dot.price_ends,
                 y_interval=dot.trait_ends,
             )
@@ -63,7 +63,7 @@ def overlay(dots: Sequence[Dot], names: tuple[str, str], trait: str) -> Panel:
         plot.axes.set_ylabel(f"{trait} (nats per token)", fontsize=8)
 
     runs = [
-        f"{symbol} {name}: {'; '.join(said(dot) for dot in dots if dot.side == side) or 'no figures'}."
+        f"{symbol} {name}: {'; '.join(figures_at(dot) for dot in dots if dot.side == side) or 'no figures'}."
         for side, (symbol, name) in enumerate(zip(SYMBOLS, names, strict=True))
     ]
     finding = f"Up is more trait, left is better text; lines are 95 % intervals. {' '.join(runs)}"

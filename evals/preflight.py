@@ -29,7 +29,7 @@ from gen.students import ServedStudent
 from shared.chat import Chat
 from shared.cli import configured, entry
 from shared.commands import setting
-from shared.console import console, say, table
+from shared.console import console, print_table, say
 from shared.context import fitted
 from shared.errors import SteerHealError
 from shared.instrument import FOUNDATIONS, Instrument
@@ -134,7 +134,7 @@ def budget_sentence(budgets: Sequence[Budget], items: int, foundation: int = AUT
 def print_budgets(budgets: Sequence[Budget], items: int, debias: str, foundation: int) -> None:
     """Print the figures of every budget of think tokens. foundation: its index in FOUNDATIONS."""
     name = FOUNDATIONS[foundation]
-    table(
+    print_table(
         f"the base on {items} items, {debias} orders",
         ["think tokens", f"{name} contrast", "answer mass", f"mass on {name}", "mass on not wrong", "s a condition", "can do it"],
         [

@@ -16,7 +16,7 @@ from evals.answer import card_of
 from evals.table import label, ranged, trait_column
 from shared.console import format_number
 from shared.errors import SteerHealError
-from shared.strict import parse
+from shared.strict import parse_json
 
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 OPEN = re.compile(r"<!-- results: ")
@@ -37,8 +37,8 @@ class Quoted:
 def read_quoted(folder: Path, page: Path) -> Quoted:
     """The results in a folder, for a page that quotes them. Raises SteerHealError for a folder that `make docs-results` has not made."""
     try:
-        rows = parse((folder / "results.json").read_bytes())["rows"]
-        run = parse((folder / RUN).read_bytes())
+        rows = parse_json((folder / "results.json").read_bytes())["rows"]
+        run = parse_json((folder / RUN).read_bytes())
         text = (folder / "results.md").read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
         raise SteerHealError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from evals.coherence import verdict as coherence_verdict
+from evals.coherence import coherence_verdict
 from evals.evidence import target_of
 from evals.judging import Case, Judging
 from evals.measures.forced_choice import selectivity

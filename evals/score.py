@@ -22,13 +22,11 @@ from evals.measures.measure import Scoring, Session
 from evals.measures.registry import ALWAYS, measures_of
 from evals.student_vector import student_vectors
 from gen.ahead import refuse_overflow
-from gen.students import ServedStudent, adapter_room
-from gen.students import served_student as student_of
+from gen.students import ServedStudent, adapter_room, served_student
 from shared.chat import Chat
 from shared.cli import entry, need, parse_arguments
 from shared.commands import round_command
-from shared.filter_record import NAME as FILTER_RECORD
-from shared.filter_record import read_filter_record
+from shared.filter_record import FILTER_RECORD, read_filter_record
 from shared.models import Model, resolve_model
 from shared.publish import atomic_folder, write_json
 from shared.records import Completion, data_file, read_jsonl
@@ -186,7 +184,7 @@ def groups_of(scoring: Scoring, mode: str) -> list[Weights]:
     assert after is not None
 
     def served(history: Path | None) -> ServedStudent:
-        return student_of(origin, history, run.students, config.model.dtype, config.model.student)
+        return served_student(origin, history, run.students, config.model.dtype, config.model.student)
 
     positions = scoring.vectors["trait"].metadata.get("positions", "all")
     conditions = before_training(

@@ -16,7 +16,7 @@ from evals.round import Round
 from evals.rows import ONCE, Heldout, LogRow, Scores, TokenRow, TrainingStep
 from shared.commands import round_command, stage_command
 from shared.errors import SteerHealError
-from shared.filter_record import NAME, read_filter_record
+from shared.filter_record import FILTER_RECORD, read_filter_record
 from shared.lines import problem_of
 from shared.records import Completion, Manifest, Record, Training, read_jsonl, read_record
 from shared.run import STAGES, Run
@@ -32,7 +32,7 @@ READ = {
     **{
         step: {
             "vector": ("extract", "vector.safetensors"),
-            "filter": ("filter", NAME),
+            "filter": ("filter", FILTER_RECORD),
             "kept": ("filter", "kept.jsonl"),
             "history": ("heal", "history"),
         }
@@ -122,7 +122,7 @@ def read_round(run: Run, number: int, mode: str) -> Round:
 
 
 def _limits(run: Run, number: int, manifest: Manifest, again: str) -> dict[str, float]:
-    path = run.round(number) / NAME
+    path = run.round(number) / FILTER_RECORD
     if path.relative_to(run.folder).as_posix() not in manifest.outputs:
         return {}
     return read_filter_record(path, again).limits

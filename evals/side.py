@@ -11,8 +11,8 @@ from evals.measures.free_text.rows import Generation
 from evals.results import results_of
 from evals.round import Round
 from evals.scored import scored_rounds
-from shared import config as configuration
 from shared.commands import command_of
+from shared.config import resolve_config
 from shared.nearby import nearest_run, no_such_run
 from shared.run import Run
 
@@ -54,6 +54,6 @@ def read_side(folder: Path, mode: str) -> ScoredRun:
     if not (folder / "config.toml").is_file():
         meant = nearest_run(folder)
         raise no_such_run(folder, command_of("shared.status", "--run", meant or folder.parent), meant)
-    run = Run(folder, configuration.resolve_config(folder / "config.toml")[0])
+    run = Run(folder, resolve_config(folder / "config.toml")[0])
     rounds = scored_rounds(run, mode)
     return ScoredRun(run, rounds, results_of(run, rounds)["rows"])

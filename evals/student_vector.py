@@ -58,8 +58,8 @@ def student_vectors(scoring: Scoring) -> dict[str, Vector]:
     base, _ = forwards(None, None)
     student, back = forwards(history, base)
     _, forth = forwards(None, student)
-    found = {ADDED: forth, REMOVED: {layer: -shift for layer, shift in back.items()}}
-    if not all(found.values()):
+    shifts_by_stage = {ADDED: forth, REMOVED: {layer: -shift for layer, shift in back.items()}}
+    if not all(shifts_by_stage.values()):
         raise SteerHealError(
             "the student's activations are the original model's",
             given=f"no difference in layers {', '.join(map(str, layers))} over {len(prompts)} contexts",
@@ -69,7 +69,7 @@ def student_vectors(scoring: Scoring) -> dict[str, Vector]:
     metadata = {**trait.metadata, "student_of_round": scoring.number, "n_contexts": len(prompts)}
     return {
         name: Vector({layer: values.astype(np.float32) for layer, values in shifts.items()}, metadata)
-        for name, shifts in found.items()
+        for name, shifts in shifts_by_stage.items()
     }
 
 

@@ -20,7 +20,7 @@ from shared.console import format_number, say
 from shared.errors import in_one_line
 from shared.publish import write_json
 from shared.run import Run
-from shared.strict import parse
+from shared.strict import parse_json
 from shared.trackers import SCORED, project
 
 NAME = "tracked.json"
@@ -193,7 +193,7 @@ def track(run: Run, rounds: Sequence[Round], rows: Sequence[Row], page: Path) ->
     path = run.folder / NAME
     digests: dict[str, dict[str, str]] = {}
     with suppress(OSError, ValueError):  # none yet, or half of one: everything is sent again
-        digests = parse(path.read_bytes())["sent"]
+        digests = parse_json(path.read_bytes())["sent"]
     for name in names:
         before = digests.get(name, {})
         todo = [entry for entry in entries(rounds, rows, page) if before.get(str(entry.step)) != entry.digest]

@@ -11,10 +11,10 @@ from gen.commandline import card_options
 from shared import jinja
 from shared.cli import entry, need, parse_arguments
 from shared.commands import round_command
-from shared.config import flat
+from shared.config import flatten_config
 from shared.console import format_number, say
 from shared.errors import SteerHealError
-from shared.filter_record import NAME, read_filter_record
+from shared.filter_record import FILTER_RECORD, read_filter_record
 from shared.hub import public_name, push
 from shared.publish import atomic_folder
 from shared.records import Completion, iterate_jsonl, read_jsonl, write_jsonl
@@ -33,7 +33,7 @@ def data_card(run: Run, number: int) -> str:
     manifest = run.verify(number, "filter")
     kept = read_jsonl(folder / "kept.jsonl", Completion, made_by=again)
     rejected = read_jsonl(folder / "rejected.jsonl", Completion, made_by=again, may_be_empty=True)
-    record = read_filter_record(folder / NAME, round_command(run.folder, number, rebuild=True))
+    record = read_filter_record(folder / FILTER_RECORD, round_command(run.folder, number, rebuild=True))
     vector, trait = load_vector(folder / "vector.safetensors"), load_trait(config.vector.trait)
     about = DatasetCardData(
         task_categories=["text-generation"],
@@ -61,7 +61,7 @@ def data_card(run: Run, number: int) -> str:
     ]
     settings = [
         (key, public_name(value) if isinstance(value, str) and value else value)
-        for key, value in flat(config).items()
+        for key, value in flatten_config(config).items()
         if key.startswith(("sweep.", "filter.", "vector."))
     ]
     return jinja.fill_card(

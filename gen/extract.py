@@ -17,7 +17,7 @@ import numpy as np
 from gen.commandline import extract_options
 from shared.chat import Chat, neutral_for
 from shared.cli import configured, entry, need, parse_arguments
-from shared.console import progress, say, table
+from shared.console import print_table, progress, say
 from shared.errors import SteerHealError
 from shared.folding import exact_network
 from shared.gpu import on_gpu
@@ -228,7 +228,7 @@ def show_vector(vector: Vector) -> None:
     """Print a vector's table: by layer its norm, the mean norm of the activations, the relative dose at 1 and the split-half cosine."""
     norms, cosines = vector.metadata["hidden_norm"], vector.metadata["split_half_cosine"]
     kind = "random direction of the norms of a" if "random_seed" in vector.metadata else ""
-    table(
+    print_table(
         f"{kind} steering vector, {vector.metadata['n_contexts']} contexts".strip(),
         ["layer", "‖v‖", "mean ‖h‖", "dose at 1", "split-half cosine"],
         [

@@ -24,14 +24,14 @@ from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import round_command
 from shared.console import console, say
 from shared.errors import SteerHealError
-from shared.filter_record import NAME
+from shared.filter_record import FILTER_RECORD
 from shared.lines import placed_jsonl
 from shared.locks import hold
 from shared.records import Completion, data_file, iterate_jsonl, writing_jsonl
 from shared.run import Run
 from shared.schema import FilterConfig
 from shared.stage import Stage
-from shared.strict import parse as parse_json
+from shared.strict import parse_json
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 
@@ -220,7 +220,7 @@ def unsteered_in(path: Path, made_by: str) -> Iterator[Completion]:
 
 def stage(run: Run, index: int, rebuild: bool) -> None:
     folder, config = run.round(index), run.config.filter
-    outputs = Outputs(folder / "kept.jsonl", folder / "rejected.jsonl", folder / NAME)
+    outputs = Outputs(folder / "kept.jsonl", folder / "rejected.jsonl", folder / FILTER_RECORD)
     job = Stage(
         run,
         index,
@@ -262,7 +262,7 @@ def main() -> None:
         filter_shards(
             arguments.in_, arguments.unsteered or arguments.in_, config.filter, config.vector.trait, arguments.out
         )
-        say(f"wrote {arguments.out}: kept, rejected and {NAME}")
+        say(f"wrote {arguments.out}: kept, rejected and {FILTER_RECORD}")
         return
     if arguments.in_.is_dir():
         raise SteerHealError(

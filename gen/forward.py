@@ -106,9 +106,10 @@ def kl_by_token(other: torch.Tensor, base: torch.Tensor) -> np.ndarray:
     """KL(other || base) at each position of logits [tokens, vocabulary], nats [tokens]; NaN or infinite where a logit is."""
     import torch
 
-    found = []
+    kl_chunks = []
     with torch.inference_mode():
-        for at in range(0, len(base), CHUNK):
-            q, p = (logits[at : at + CHUNK].float().log_softmax(-1) for logits in (other, base))
-            found.append(torch.where(q > -torch.inf, q.exp() * (q - p), 0.0).double().sum(-1))  # a padded head has -inf
-    return np.asarray(torch.cat(found))
+        for start in range(0, len(base), CHUNK):
+            q, p = (logits[start : start + CHUNK].float().log_softmax(-1) for logits in (other, base))
+            kl = torch.where(q > -torch.inf, q.exp() * (q - p), 0.0)  # a padded head has -inf
+            kl_chunks.append(kl.double().sum(-1))
+    return np.asarray(torch.cat(kl_chunks))

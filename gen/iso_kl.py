@@ -22,7 +22,7 @@ from gen.prompts import PromptRenderer
 from gen.walk import largest, noted_answer
 from gen.windows import Windows
 from shared.commands import setting
-from shared.console import console, counting, table
+from shared.console import console, counting, print_table
 from shared.errors import SteerHealError
 from shared.seeds import seed_of
 from shared.vectors import Vector
@@ -74,8 +74,8 @@ def find_dose_by_kl(
         kl = probes[-1].kl
         return kl is not None and kl <= target
 
-    found = largest(near, ceiling=ceiling, steps=steps)
-    if found is None:
+    largest_coefficient = largest(near, ceiling=ceiling, steps=steps)
+    if largest_coefficient is None:
         tried = ", ".join(f"{'not finite' if one.kl is None else f'{one.kl:.3g}'} at {one.coefficient:g}" for one in probes)  # fmt: skip
         raise SteerHealError(
             "iso-KL found no dose: the steered model is too far from the unsteered one at every coefficient",
@@ -83,7 +83,7 @@ def find_dose_by_kl(
             expected=f"at most {target:g} nats (sweep.dose_kl) at some coefficient",
             next=f"{setting(f'sweep.dose_ceiling={probes[-1].coefficient:g}')}, or a higher sweep.dose_kl",
         )
-    return found, probes
+    return largest_coefficient, probes
 
 
 def kl_probe(
@@ -120,7 +120,7 @@ def sample(
     import torch
 
     device = next(network.parameters()).device
-    generator, cache, found = torch.Generator().manual_seed(seed), None, []
+    generator, cache, completion_ids = torch.Generator().manual_seed(seed), None, []
     step = torch.tensor([list(ids)], device=device)
     with torch.inference_mode():
         for _ in range(tokens):
@@ -130,9 +130,9 @@ def sample(
             token = int(torch.multinomial(shares, 1, generator=generator))
             if token in stop:
                 break
-            found.append(token)
+            completion_ids.append(token)
             step = torch.tensor([[token]], device=device)
-    return found
+    return completion_ids
 
 
 def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int) -> IsoKL:
@@ -157,8 +157,8 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
             for index, prompt in chosen:
                 ids, seed = renderer(prompt)[0], seed_of(job.seed, "iso_kl", prompt_key(index, prompt))
                 length = min(ISO_KL_TOKENS, settings.max_tokens)
-                said = sample(network, ids, length, chat.stop_ids, settings.temperature, seed)
-                texts.append(([*ids, *said], len(ids)))
+                completion_ids = sample(network, ids, length, chat.stop_ids, settings.temperature, seed)
+                texts.append(([*ids, *completion_ids], len(ids)))
                 advance()
         texts = [(ids, begin) for ids, begin in texts if len(ids) > begin]
         if not texts:
@@ -170,14 +170,14 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
             )
         generated = job.vector.metadata.get("positions", "all") == "generated"
         probe = kl_probe(network, job.origin.depth, job.vector, texts, generated)
-        found, probes = find_dose_by_kl(
+        coefficient, probes = find_dose_by_kl(
             probe, target=settings.dose_kl, ceiling=settings.dose_ceiling, steps=settings.dose_steps
         )
     finally:
         del network
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the engine takes its share of what is free
-    answer = IsoKL(found, sum(len(ids) - begin for ids, begin in texts), probes)
+    answer = IsoKL(coefficient, sum(len(ids) - begin for ids, begin in texts), probes)
     windows.note("iso_kl", answer.as_dict())
     return answer
 
@@ -185,7 +185,7 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
 def print_iso_kl(answer: IsoKL, vector: Vector, target: float, ceiling: float) -> None:
     """The probes at the terminal, by coefficient, and the answer."""
     doses = {one.coefficient: [*vector.relative_dose(one.coefficient).values()] for one in answer.probes}
-    table(
+    print_table(
         f"iso-KL: the coefficient with a 95th percentile of KL(steered || unsteered) of {target:g} nats, {answer.tokens} tokens",
         ["coefficient", "95th percentile", "mean", "relative dose"],
         [

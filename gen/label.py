@@ -18,7 +18,7 @@ from gen.prompts import open_round
 from gen.sheet import QUESTIONS, Key, Sheet, read_sheet, write_sheet, yes_to_all
 from shared.cli import entry, need, parse_arguments
 from shared.commands import command_of, round_command
-from shared.console import console, format_number, say, table
+from shared.console import console, format_number, print_table, say
 from shared.errors import SteerHealError
 from shared.outputs import guard
 from shared.publish import digest, write_json
@@ -156,7 +156,7 @@ def compare_labels(path: Path, key: Path) -> None:
             "unsure": sum(value is None for values in answers_by_side.values() for value in values),
         }
         lines.append([name.replace("_", " "), *_cells(sides[True], sides[False], result)])
-    table(
+    print_table(
         f"the filter of {sheet.run}, round {sheet.round}, against a person ({sheet.kept} kept, {sheet.rejected} rejected)",
         ["the person says", "of kept", "of rejected", "precision [95 %]", "recall [95 %]", "kappa [95 %]"],
         lines,

@@ -13,7 +13,7 @@ import numpy as np
 
 from gen.rules import RULES
 from shared.commands import command_of, setting
-from shared.console import console, format_number, table
+from shared.console import console, format_number, print_table
 from shared.errors import SteerHealError
 from shared.publish import write_json
 from shared.reasons import Reason
@@ -223,7 +223,7 @@ def print_sweep(judged: Tally, limits: dict[str, float], config: FilterConfig, v
     """
     names = ["n", "kept", "perplexity", "distinct_3", "trait_llr", "relative_dose"]
     role = "what is trained on, as a control" if config.source == "unsteered" else "a control and is never trained on"
-    table(
+    print_table(
         f"sweep (limits: perplexity ≤ {limits['perplexity']:.1f}, trait_llr ≥ {limits['trait_llr']:+.3f}{', the filter is off' if config.off else ''}; coefficient 0 is {role})",
         ["coefficient", "n", "kept", "perplexity", "distinct-3", "trait_llr", "relative dose"],
         [

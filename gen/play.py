@@ -34,7 +34,7 @@ def main() -> None:
     words, page = _of_run(arguments) if arguments.run else _of_vector(arguments)
     os.environ[PAGE] = json.dumps(page)
     console.print(f"the page will be at http://{arguments.host}:{arguments.port}/play")
-    from gen.serve import main as serve
+    from gen import serve
 
     same = {name: getattr(arguments, name, None) for name in ("host", "port", "slots", "keep", "set")}
     same |= {name: ",".join(map(str, getattr(arguments, name))) for name in ("layers", "gates")}
@@ -43,7 +43,7 @@ def main() -> None:
         *(word for name, value in same.items() if value for word in (f"--{name}", str(value))),
         *words,
     ]
-    serve()
+    serve.main()
 
 
 def _of_vector(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

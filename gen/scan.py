@@ -47,14 +47,14 @@ UNSTEERED = "unsteered"
 
 
 @dataclass(frozen=True)
-class Said:
+class ScanSampling:
     """Completions of a prompt, and their length in tokens."""
 
     samples: int = 1
     tokens: int = 48
 
 
-def places(vector: Vector, layers: Sequence[int], dose: float) -> list[Place]:
+def scan_places(vector: Vector, layers: Sequence[int], dose: float) -> list[Place]:
     """Unsteered, every layer alone, and a band.
 
     Of a band of several layers there are two: `band` has the dose in each of its layers on average, as a run's coefficient has, and
@@ -70,16 +70,16 @@ def places(vector: Vector, layers: Sequence[int], dose: float) -> list[Place]:
     def part(of: Sequence[int]) -> Vector:
         return Vector({layer: vector.layers[layer] for layer in of}, vector.metadata)
 
-    found = [Place(UNSTEERED, None)]
-    found += [Place(f"layer {layer}", part([layer]), dose / at_one[layer], dose) for layer in sorted(vector.layers)]
+    places = [Place(UNSTEERED, None)]
+    places += [Place(f"layer {layer}", part([layer]), dose / at_one[layer], dose) for layer in sorted(vector.layers)]
     if len(layers) > 1:
         mean = float(np.mean([at_one[layer] for layer in layers]))
         shared = dose / len(layers)
-        found += [
+        places += [
             Place("band", part(layers), dose / mean, dose),
             Place("band, shared", part(layers), shared / mean, shared),
         ]
-    return found
+    return places
 
 
 def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -89,7 +89,12 @@ def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def sample_and_score(
-    engine: Engine, at: Sequence[Place], prompts: Sequence[Prompt], renderer: PromptRenderer, config: Config, said: Said
+    engine: Engine,
+    places: Sequence[Place],
+    prompts: Sequence[Prompt],
+    renderer: PromptRenderer,
+    config: Config,
+    sampling: ScanSampling,
 ) -> list[ScanRow]:
     """Sample and score every place: one batch for sampling, one for scoring, with the unsteered place first.
 
@@ -98,15 +103,20 @@ def sample_and_score(
     from gen.engine.sampling import Request
 
     sweep, rendered = config.sweep, [renderer(prompt) for prompt in prompts]
-    for place in at:
+    for place in places:
         if place.vector:
             engine.load(place.name, place.vector)
     positions = config.vector.positions
-    plan = [(place, index, sample) for place in at for index in range(len(prompts)) for sample in range(said.samples)]
+    plan = [
+        (place, index, sample)
+        for place in places
+        for index in range(len(prompts))
+        for sample in range(sampling.samples)
+    ]
     requests = [
         Request(
             rendered[index][0],
-            said.tokens,
+            sampling.tokens,
             sweep.temperature,
             sweep.top_p,
             seed_of(config.seed, "scan", index, sample),
@@ -123,23 +133,26 @@ def sample_and_score(
         task = bar.add_task("scan: scoring", total=2 * sum(map(bool, completions)))
         neutral, towards = ([rendered[index][side] for _, index, _ in plan] for side in (0, 1))
         scores = score_completions(engine, neutral, towards, completions, lambda: bar.advance(task))
-    for place in at:
+    for place in places:
         if place.vector:
             engine.unload(place.name)
-    each = len(prompts) * said.samples
-    by_place = [scores[begin : begin + each] for begin in range(0, len(scores), each)]
-    return [row_of(place, mine, by_place[0], said.samples) for place, mine in zip(at, by_place, strict=True)]
+    rows_per_place = len(prompts) * sampling.samples
+    by_place = [scores[begin : begin + rows_per_place] for begin in range(0, len(scores), rows_per_place)]
+    return [
+        row_of(place, place_scores, by_place[0], sampling.samples)
+        for place, place_scores in zip(places, by_place, strict=True)
+    ]
 
 
 def estimated(
-    model: Model, config: Config, conditions: int, prompts: int, said: Said, machine: Mapping[str, Any]
+    model: Model, config: Config, conditions: int, prompts: int, sampling: ScanSampling, machine: Mapping[str, Any]
 ) -> float:
     """Seconds of a scan: extraction in all layers, sampling, and scoring under two prompts.
 
     machine: as `shared.estimate.calibration` gives it.
     """
-    shape, rows = shape_of(model), conditions * prompts * said.samples
-    length, tokens = 100, said.tokens  # tokens of a rendered prompt, about
+    shape, rows = shape_of(model), conditions * prompts * sampling.samples
+    length, tokens = 100, sampling.tokens  # tokens of a rendered prompt, about
     contexts = 2 * config.vector.n_contexts * length * 2 * shape.blocks
     sampled = rows * (tokens * 2 * shape.weights + length * 2 * shape.blocks)
     scored = 2 * rows * tokens * 2 * shape.weights + 2 * prompts * length * 2 * shape.blocks
@@ -150,7 +163,8 @@ def main() -> None:
     options = scan_options()
     arguments = options.parse_args()
     config = configured(arguments)
-    dose, count, said = arguments.relative_dose, arguments.prompts, Said(arguments.samples, arguments.tokens)
+    dose, count = arguments.relative_dose, arguments.prompts
+    sampling = ScanSampling(arguments.samples, arguments.tokens)
     if dose <= 0:
         raise SteerHealError("a scan needs a dose", given=f"--relative-dose {dose:g}", expected="a number above 0", next="--relative-dose 0.25")  # fmt: skip
     model = resolve_model(arguments.model or config.model.name, config.model.revision)
@@ -163,12 +177,12 @@ def main() -> None:
     chat = Chat.load(model.folder, config.model.chat_template_kwargs, config.model.day)
     renderer = PromptRenderer(chat, load_trait(config.vector.trait))
     conditions = model.depth + 1 + 2 * (len(layers) > 1)
-    seconds = estimated(model, config, conditions, len(prompts), said, calibration())
+    seconds = estimated(model, config, conditions, len(prompts), sampling, calibration())
     console.print(f"{conditions} conditions of {len(prompts)} prompts: {in_minutes(seconds)}")
     everywhere = config.vector.model_copy(update={"layers": list(range(model.depth))})
     vector = extract(model, None, config.model, everywhere, config.seed, config.model.day)
-    at = places(vector, layers, dose)
-    for place in at:
+    places = scan_places(vector, layers, dose)
+    for place in places:
         if place.vector:
             refuse_overflow([place.vector], [(f"{place.name} at", place.coefficient)], model, config.model.dtype)
     base = ServedStudent(model.folder, fingerprint=model.fingerprint)
@@ -181,13 +195,13 @@ def main() -> None:
         max_model_len=config.model.max_model_len,
         gpu_memory=config.model.gpu_memory,
         tensor_parallel=config.model.tensor_parallel,
-        slots=len(at),
+        slots=len(places),
         seed=config.seed,
         students=[base],
         window=config.sweep.window,
     ) as built:
         built.serve(base)
-        rows = sample_and_score(built, at, prompts, renderer, config, said)
+        rows = sample_and_score(built, places, prompts, renderer, config, sampling)
     show(rows, dose, len(prompts))
     words = sentence(rows)
     console.print(words, markup=False)
@@ -199,7 +213,7 @@ def main() -> None:
             "trait": renderer.trait.trait,
             "relative_dose": dose,
             "prompts": [prompt.id for prompt in prompts],
-            **asdict(said),
+            **asdict(sampling),
             "rows": [asdict(row) for row in rows],
             "sentence": words,
         }

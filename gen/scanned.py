@@ -9,7 +9,7 @@ import numpy as np
 
 from gen.scoring import Score
 from shared.commands import setting
-from shared.console import format_number, table
+from shared.console import format_number, print_table
 from shared.vectors import Vector
 
 DEAREST = 2.0  # times the unsteered perplexity: where the verdict on coherence begins to say degraded
@@ -50,9 +50,9 @@ class ScanRow:
 
 def row_of(place: Place, scores: Sequence[Score], unsteered: Sequence[Score], samples: int) -> ScanRow:
     """The figures of one scanned place: means over its completions, and the change against the unsteered ones."""
-    llr, was = _by_prompt(scores, samples), _by_prompt(unsteered, samples)
-    both = np.isfinite(llr) & np.isfinite(was)
-    gap = (llr - was)[both]
+    llr, unsteered_llr = _by_prompt(scores, samples), _by_prompt(unsteered, samples)
+    both = np.isfinite(llr) & np.isfinite(unsteered_llr)
+    gap = (llr - unsteered_llr)[both]
     level, price, before = _mean(scores), _ln_perplexity(scores), _ln_perplexity(unsteered)
     steered = place.vector is not None and level is not None
     cosines = place.vector.metadata.get("split_half_cosine", {}) if place.vector else {}
@@ -82,17 +82,17 @@ def _by_prompt(scores: Sequence[Score], samples: int) -> np.ndarray:
 
 
 def _mean(scores: Sequence[Score]) -> float | None:
-    said = [one for one in scores if one.tokens]
-    if not said or any(one.trait_llr is None for one in said):
+    non_empty = [one for one in scores if one.tokens]
+    if not non_empty or any(one.trait_llr is None for one in non_empty):
         return None
-    return float(np.mean([one.trait_llr for one in said]))
+    return float(np.mean([one.trait_llr for one in non_empty]))
 
 
 def _ln_perplexity(scores: Sequence[Score]) -> float | None:
-    said = [one for one in scores if one.tokens]
-    if not said or any(one.nll is None for one in said):
+    non_empty = [one for one in scores if one.tokens]
+    if not non_empty or any(one.nll is None for one in non_empty):
         return None
-    return sum(one.nll or 0.0 for one in said) / sum(one.tokens for one in said)
+    return sum(one.nll or 0.0 for one in non_empty) / sum(one.tokens for one in non_empty)
 
 
 def best(rows: Sequence[ScanRow]) -> ScanRow | None:
@@ -113,16 +113,16 @@ def best(rows: Sequence[ScanRow]) -> ScanRow | None:
 
 def sentence(rows: Sequence[ScanRow]) -> str:
     """The layer with the largest gain in trait_llr at a bearable perplexity, in a sentence."""
-    found = best(rows)
-    if found is None:
+    best_row = best(rows)
+    if best_row is None:
         return f"no layer gains trait_llr by two standard errors at a perplexity within {DEAREST:g} times the unsteered: try another --relative-dose, or more --prompts"
-    layers = ",".join(map(str, found.layers))
-    return f"most trait_llr at a perplexity within {DEAREST:g} times the unsteered: {found.name}, {found.d_trait_llr:+.3f} nats per token (s.e. {format_number(found.d_trait_llr_error, 3)}); a run with it: {setting(f'vector.layers=[{layers}]')}"
+    layers = ",".join(map(str, best_row.layers))
+    return f"most trait_llr at a perplexity within {DEAREST:g} times the unsteered: {best_row.name}, {best_row.d_trait_llr:+.3f} nats per token (s.e. {format_number(best_row.d_trait_llr_error, 3)}); a run with it: {setting(f'vector.layers=[{layers}]')}"
 
 
 def show(rows: Sequence[ScanRow], dose: float, prompts: int) -> None:
     """Print the table of layers, each at the same relative dose, and the answer."""
-    table(
+    print_table(
         f"every layer at a relative dose of {dose:g}, {prompts} prompts",
         ["layers", "coefficient", "relative dose", "split-half cosine", "trait_llr", "over unsteered", "s.e.", "ln perplexity", "over unsteered", "distinct-3"],
         [

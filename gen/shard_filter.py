@@ -19,7 +19,7 @@ from gen.rules import Yardstick, rules_of
 from gen.shards import Shard, is_sharded, read_manifest_of, verified, write_manifest
 from shared.console import say
 from shared.errors import SteerHealError
-from shared.filter_record import NAME
+from shared.filter_record import FILTER_RECORD
 from shared.lines import problem_of
 from shared.machine import cores
 from shared.publish import atomic_folder, digest
@@ -88,7 +88,7 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
             write_manifest(folder / name, output_shards)
         try:
             refuse_starvation(result, config)
-            result.write(folder / NAME, None)
+            result.write(folder / FILTER_RECORD, None)
         except Starved as error:
             starved = error
             for file in (folder / KEPT).iterdir():
@@ -133,14 +133,14 @@ class Task:
 
 def unsteered_rows(path: Path) -> Iterator[Completion]:
     """The rows at coefficient 0 of a folder of shards or of a JSONL file; of shards no other row is read by Python."""
-    import pyarrow.compute as compute
+    import pyarrow.compute
 
     if not is_sharded(path):
         yield from (row for row in iterate_jsonl(path, Completion, made_by=MADE_BY) if row.source == "unsteered")
         return
     for shard in verified(path, MADE_BY):
         for table in row_groups(shard):
-            at_zero = shard_rows(table.filter(compute.equal(table.column("coefficient"), 0.0)), shard)
+            at_zero = shard_rows(table.filter(pyarrow.compute.equal(table.column("coefficient"), 0.0)), shard)
             yield from (row for row in at_zero if row.source == "unsteered")
 
 
@@ -205,11 +205,15 @@ class Writer:
 
 def refuse_other_files(out: Path) -> None:
     """Raise SteerHealError for a folder that holds anything but what a filter of shards writes: it is replaced whole."""
-    other = [path.name for path in out.iterdir() if path.name not in (KEPT, REJECTED, NAME)] if out.is_dir() else []
+    other = (
+        [path.name for path in out.iterdir() if path.name not in (KEPT, REJECTED, FILTER_RECORD)]
+        if out.is_dir()
+        else []
+    )
     if other or out.is_file() or any((out / name).is_dir() and not is_sharded(out / name) for name in (KEPT, REJECTED)):
         raise SteerHealError(
             "a folder holds other files than the ones that would replace it",
             given=f"{out}{f': {sorted(other)[0]}' if other else ''}",
-            expected=f"a new folder, or one of {KEPT}, {REJECTED} and {NAME}",
+            expected=f"a new folder, or one of {KEPT}, {REJECTED} and {FILTER_RECORD}",
             next="name another --out",
         )

@@ -24,7 +24,7 @@ from shared.commands import removal
 from shared.errors import SteerHealError
 from shared.publish import atomic_file, digest, write_json, write_text
 from shared.records import VERSION, Count, Inside, Record, read_record
-from shared.strict import parse
+from shared.strict import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -233,7 +233,7 @@ class Shards(Windows):
         if end < len(content):
             os.truncate(self.index, end)
         for line in content[:end].splitlines():
-            entry = parse(line)
+            entry = parse_json(line)
             if "window" in entry:
                 self._lines[entry["window"]] = entry
             else:

@@ -29,8 +29,7 @@ from gen.prompts import open_round
 from gen.recording import is_recorded
 from gen.rules import Yardstick
 from gen.shards import Shards, store_of
-from gen.students import ServedStudent
-from gen.students import served_student as student_of
+from gen.students import ServedStudent, served_student
 from gen.survey import RendererRecipe, same_prompts, survey
 from gen.until import until_of
 from gen.walk import print_walk, walked_dose
@@ -88,7 +87,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         if finished < count:
             crew.begin()
         walk = walked_dose(job, store, crew, prompts.count, yardstick) if job.walks else None
-        coefficients = [*job.coefficients, *[found.coefficient for found in (walk, iso_kl) if found]]
+        coefficients = [*job.coefficients, *[dose.coefficient for dose in (walk, iso_kl) if dose]]
 
         records = is_recorded(prompts.count, coefficients, samples, prompted=job.prompted)
         rows = plan(same_prompts(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
@@ -104,7 +103,9 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
                 board.count(*store.counted(index, names), label)
             else:
                 board.add(store.read(index, names), label)
-            if until:
+            if (
+                until
+            ):  # it counts in the order of the plan: a window ahead of others is read again later, not held in memory
                 until.add(index)
 
         def missing() -> Iterator[Item]:
@@ -148,7 +149,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
     }
     if until:
         counts["until_kept"] = {"windows": published, "of": count, "passed": until.kept}
-    searched = {name: found.as_dict() for name, found in (("walk", walk), ("iso_kl", iso_kl)) if found}
+    searched = {name: dose.as_dict() for name, dose in (("walk", walk), ("iso_kl", iso_kl)) if dose}
     job.finish({**counts, **searched})
 
 
@@ -199,7 +200,7 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
                 prompts,
                 unsteered if searches else unsteered + sorted(config.sweep.coefficients),
                 f"{config.seed}/{number}",
-                student_of(origin, history, run.students, config.model.dtype, config.model.student),
+                served_student(origin, history, run.students, config.model.dtype, config.model.student),
                 origin,
                 vector,
                 folder / "vector.safetensors",

@@ -54,7 +54,7 @@ class VerifyCheck:
 
     name: str
     passed: bool | None
-    found: str
+    measured: str
 
 
 def noise(norms: Mapping[int, float], hidden: int) -> Vector:
@@ -242,7 +242,7 @@ def report(model: Model, dtype: str, patched: Sequence[str], checks: Sequence[Ve
         "| check | | found |",
         "| --- | --- | --- |",
         *(
-            f"| {check.name} | {'–' if check.passed is None else 'ok' if check.passed else 'FAILED'} | {check.found} |"
+            f"| {check.name} | {'–' if check.passed is None else 'ok' if check.passed else 'FAILED'} | {check.measured} |"
             for check in checks
         ),
     ]

@@ -18,7 +18,7 @@ from gen.plan import Job, Planned, planned_rows, spread_prompts
 from gen.rules import Yardstick, rules_of
 from gen.windows import Windows
 from shared.commands import removal, setting
-from shared.console import console, table
+from shared.console import console, print_table
 from shared.errors import SteerHealError
 from shared.lines import problem_of
 from shared.records import Completion, Prompt
@@ -71,8 +71,8 @@ def find_dose_by_survival(probe: Callable[[float], DoseProbe], *, target: float,
         probes.append(probe(coefficient))
         return probes[-1].survival >= target
 
-    found = largest(reaches, ceiling=ceiling, steps=steps)
-    if found is None:
+    largest_coefficient = largest(reaches, ceiling=ceiling, steps=steps)
+    if largest_coefficient is None:
         raise SteerHealError(
             "the walk found no dose: too few completions survive the filter at every coefficient",
             given=", ".join(f"{one.kept}/{one.n} at {one.coefficient:g}" for one in probes),
@@ -80,7 +80,7 @@ def find_dose_by_survival(probe: Callable[[float], DoseProbe], *, target: float,
             next="lower sweep.survival, loosen the filter (filter.trait_llr_quantile, filter.perplexity_ratio, "
             f"filter.drop_truncated), or sample a grid to see why: {setting('sweep.dose=grid')}",
         )
-    return Walk(found, probes)
+    return Walk(largest_coefficient, probes)
 
 
 def largest(reaches: Callable[[float], bool], *, ceiling: float, steps: int) -> float | None:
@@ -203,7 +203,7 @@ def print_walk(walked: Walk, target: float, ceiling: float) -> None:
         target: share of completions that must survive.
         ceiling: the largest coefficient that was allowed.
     """
-    table(
+    print_table(
         f"walk to the largest coefficient with a survival of {target:g} (0 is a control)",
         ["coefficient", "n", "kept", "survival", "perplexity", "trait_llr"],
         [

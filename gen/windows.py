@@ -17,7 +17,7 @@ from shared.errors import SteerHealError
 from shared.provenance import differences, refuse_mixing
 from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl
-from shared.strict import parse
+from shared.strict import parse_json
 
 VERSION = 4  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set, 3 not the code
 
@@ -39,7 +39,7 @@ class Windows:
         self.fingerprint, self.count = json.loads(json.dumps(fingerprint)), count
         if self.plan.is_file():
             try:
-                old = parse(self.plan.read_bytes())
+                old = parse_json(self.plan.read_bytes())
                 changed = differences(
                     {"version": old["version"], **old["fingerprint"]}, {"version": VERSION, **self.fingerprint}
                 )
@@ -81,7 +81,7 @@ class Windows:
     def day(self) -> date | None:
         """The day that the rows of an interrupted sweep were rendered with; None without one, or for a template without a clock."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return date.fromisoformat(parse(self.plan.read_bytes())["fingerprint"]["date"])
+            return date.fromisoformat(parse_json(self.plan.read_bytes())["fingerprint"]["date"])
         return None
 
     def note(self, name: str, value: Any) -> None:

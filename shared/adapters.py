@@ -15,7 +15,7 @@ from shared.errors import SteerHealError, in_one_line
 from shared.models import Model
 from shared.publish import write_json
 from shared.records import Record, read_record
-from shared.strict import parse
+from shared.strict import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def load_adapter(folder: Path) -> Adapter:
 
     files = "adapter_config.json and adapter_model.safetensors, as PEFT saves them"
     try:
-        config = parse((folder / "adapter_config.json").read_bytes())
+        config = parse_json((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
         if field := lora.not_plain(config):
             raise refuse(field, EXPECTED, ELSEWHERE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.console import format_number, say, table
+from shared.console import format_number, print_table, say
 from shared.machine import GIB
 from shared.run import Run
 from shared.stages import Step
@@ -156,7 +156,7 @@ def show_cards(todo: Sequence[Step]) -> None:
     total = [[estimate for stage in stages for estimate in costs[stage][place]] for place in range(len(CARDS))]
     lines.append(["in all", "", "", *(cell for group in total for cell in _cells(group))])
     heads = [head for card in CARDS for head in (f"{card.name}: GiB", "minutes")]
-    table("on a GPU, from the plan: not measured", ["stage", "rows", "tokens, at most", *heads], lines)
+    print_table("on a GPU, from the plan: not measured", ["stage", "rows", "tokens, at most", *heads], lines)
     for place, card in enumerate(CARDS):
         for stage in stages:
             most = max(estimate.memory for estimate in costs[stage][place])

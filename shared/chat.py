@@ -101,19 +101,19 @@ class Chat:
         """What ends the thought that `opened` opens: the template's own mark where the template opens it, else `closing`."""
         return self.thinking.close if self.thinking.prompt == "opens" else closing
 
-    def next_turn(self, said: str, user: str) -> list[int]:
-        """Token ids behind an assistant's words: `said`, the end of the turn, a user turn, and what opens the assistant's next turn.
+    def next_turn(self, assistant_text: str, user: str) -> list[int]:
+        """Token ids of `assistant_text`, the end of the turn, a user turn, and what opens the assistant's next turn.
 
         The user turn is rendered as the published evaluator does it: as that of a conversation of its own, without its BOS.
         """
-        return self._tokens(self._next_turn(said, user))
+        return self._tokens(self._next_turn(assistant_text, user))
 
-    def _next_turn(self, said: str, user: str) -> _Rendered:
+    def _next_turn(self, assistant_text: str, user: str) -> _Rendered:
         (user,), mark = self._broken([user])
         before, _ = self._template.around(user)
         while self.bos_id is not None and before.startswith(bos := str(self.tokenizer.bos_token)):
             before = before.removeprefix(bos)
-        return _Rendered(said + self._template.between + before, mark)
+        return _Rendered(assistant_text + self._template.between + before, mark)
 
     def completed(self, turns: Turns, system: str | None, completion: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt, and those of what the assistant says, which end with the end of the turn, once.
@@ -139,9 +139,12 @@ class Chat:
         """The token that each label becomes behind a text. Raises SteerHealError unless each is one, and another one."""
         return self._label_ids(labels, after, self.plain)
 
-    def first_label_ids(self, labels: Sequence[str], said: str, user: str) -> list[int]:
-        """The token that each label becomes where it is the first word behind `next_turn(said, user)`. Raises SteerHealError as `label_ids`."""
-        slot, mark = self._next_turn(said, user)
+    def first_label_ids(self, labels: Sequence[str], assistant_text: str, user: str) -> list[int]:
+        """The token that each label becomes as the first word behind `next_turn(assistant_text, user)`.
+
+        Raises SteerHealError as `label_ids`.
+        """
+        slot, mark = self._next_turn(assistant_text, user)
         return self._label_ids(labels, slot, lambda text: self._tokens(_Rendered(text, mark)))
 
     def _label_ids(self, labels: Sequence[str], after: str, tokens: Callable[[str], list[int]]) -> list[int]:

@@ -13,8 +13,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from shared import code  # noqa: F401  takes the digest of the code at the start of every command
-from shared import stage as stage_module
+from shared import (
+    code,  # noqa: F401  takes the digest of the code at the start of every command
+    stage,
+)
 from shared.commands import CONFIG, as_typed, option, round_command, setting
 from shared.config import resolve_config
 from shared.console import console
@@ -136,7 +138,7 @@ def entry(main: Callable[[], None]) -> None:
     traceback in a file.
     """
     take_error_file()
-    stage_module.began = process_began()
+    stage.began = process_began()
     quiet()
     limit_spinning()
     watch_extensions()

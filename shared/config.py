@@ -220,7 +220,7 @@ def resolve_config(path: Path | None, overrides: str = "", model: str | None = N
         # a table is judged as one, by a message that begins with the key that is wrong
         if isinstance(value, dict) and (leaf := _first_word(first["msg"])) in inside.get(key, {}):
             value, source = {leaf: value[leaf]}, inside[key][leaf]
-        meant = nearest_command(key, flat(Config())) if first["type"] == "extra_forbidden" else None
+        meant = nearest_command(key, flatten_config(Config())) if first["type"] == "extra_forbidden" else None
         raise SteerHealError(
             f"there is no configuration key {key}"
             if first["type"] == "extra_forbidden"
@@ -229,7 +229,7 @@ def resolve_config(path: Path | None, overrides: str = "", model: str | None = N
             expected=f"did you mean {meant}?" if meant else _expected(key),
             next=_mended(key, meant, overrides, source),
         ) from None
-    sources = {key: origins[key][1] if key in origins else "default" for key in flat(config)}
+    sources = {key: origins[key][1] if key in origins else "default" for key in flatten_config(config)}
     sources |= {f"{key}.{name}": origin for key, names in inside.items() for name, origin in names.items()}
     return config, sources
 
@@ -274,7 +274,7 @@ def _expected(key: str) -> str:
     return f"one of {', '.join(Config.model_fields)}"
 
 
-def flat(config: Config) -> dict[str, Any]:
+def flatten_config(config: Config) -> dict[str, Any]:
     """Every dotted key with its value."""
     return _flatten(config.model_dump())
 
@@ -310,7 +310,7 @@ def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = No
     return tomlkit.dumps(document)
 
 
-def begun(path: Path) -> datetime:
+def frozen_at(path: Path) -> datetime:
     """When the run of a frozen configuration was begun: what is written there, or else its file's age, as a version before left it."""
     try:
         written = parse_toml(path.read_bytes()).get("begun")
@@ -348,16 +348,16 @@ def described_keys() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    from shared.console import table
+    from shared.console import print_table
 
     arguments = config_options().parse_args()
     config, sources = resolve_config(getattr(arguments, "config", None), getattr(arguments, "set", ""))
-    values = flat(config)
+    values = flatten_config(config)
     changed = hasattr(arguments, "config") or hasattr(arguments, "set")
     rows = [
         [key, repr(values[key]), *([sources[key]] if changed else []), meaning] for key, meaning in described_keys()
     ]
-    table("configuration keys", ["key", *(["value", "source"] if changed else ["default"]), "meaning"], rows)
+    print_table("configuration keys", ["key", *(["value", "source"] if changed else ["default"]), "meaning"], rows)
 
 
 if __name__ == "__main__":

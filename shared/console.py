@@ -102,7 +102,7 @@ def format_number(value: object, digits: int = 3, signed: bool = False) -> str:
     return str(value)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table, its texts as they are; the first column is text, the others are right-aligned."""
     grid = Table(title=escape(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.console import console, format_number, say, table
+from shared.console import console, format_number, print_table, say
 from shared.errors import Exit, SteerHealError
 from shared.machine import GIB, free_disk, hardware, memory_available
 from shared.models import cache_folder
@@ -217,7 +217,7 @@ def memory_and_disk(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need
 
 def _show(folder: Path, todo: Sequence[Step], estimates: Estimates, need: Need) -> None:
     """The table of minutes and memory by stage."""
-    table(
+    print_table(
         f"{folder}: what it will take",
         ["stage", "minutes", "memory, GiB"],
         [

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from shared.errors import SteerHealError
 from shared.records import Count, Nats, Number, Perplexity, Record, Share, Source, read_record, source_of
 
-NAME = "filter.json"
+FILTER_RECORD = "filter.json"
 
 
 class SweepLine(Record):

@@ -26,7 +26,7 @@ from shared.provenance import versions
 from shared.publish import write_json, write_text
 from shared.records import read_manifest
 from shared.run import STAGES
-from shared.strict import parse
+from shared.strict import parse_json
 
 VERSION = 1
 ROOT = Path(__file__).parent.parent
@@ -102,7 +102,7 @@ def of_ratios(path: Path, *begins: str) -> dict[str, str]:
     Returns:
         By name: the ratio with its interval and bound, and tokens per second where they were measured.
     """
-    ratios = parse(path.read_bytes())["ratios"] if path.is_file() else {}
+    ratios = parse_json(path.read_bytes())["ratios"] if path.is_file() else {}
     rows = {}
     for name, row in ratios.items():
         if not name.startswith(begins):
@@ -158,7 +158,7 @@ def read_gpu_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"version": VERSION, "parts": {}}
     try:
-        results = dict(parse(path.read_bytes()))
+        results = dict(parse_json(path.read_bytes()))
         if results["version"] == VERSION and isinstance(results["parts"], dict):
             return results
         problem = f"version {results['version']}"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import tomlkit
 
-from shared import config as configuration
 from shared.cli import entry
 from shared.commandline import init_options
 from shared.commands import CONFIG, command_of, round_command
+from shared.config import resolve_config
 from shared.console import say
 from shared.errors import Exit, SteerHealError
 from shared.preconditions import check
@@ -66,7 +66,7 @@ def write_trait_folder(folder: Path, config: Path) -> None:
             expected="a folder that is not there yet",
             next=f"{command_of('shared.init', '--check', folder)}, or another name",
         )
-    configuration.resolve_config(config)  # refuses what is no configuration, in its own words
+    resolve_config(config)  # refuses what is no configuration, in its own words
     with atomic_folder(folder) as out:
         (out / "trait.json").write_text(trait_json(folder.name), encoding="utf-8")
         for name in ("contexts.jsonl", "mundane.jsonl"):
@@ -116,7 +116,7 @@ def check_folder(config: Path) -> None:
     Raises:
         SteerHealError: a file cannot be read, a placeholder is left, or a held-out prompt is trained on.
     """
-    settings, _ = configuration.resolve_config(config)
+    settings, _ = resolve_config(config)
     check(settings)
     for copy in near_copies(read_trait_files(settings)):
         say(f"worth a look: {copy.place}: {copy.problem}", "yellow")

@@ -16,7 +16,7 @@ from pydantic import ValidationError, model_validator
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, problem_of
 from shared.records import Record
-from shared.strict import parse
+from shared.strict import parse_json
 
 FOUNDATIONS = ("care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social")
 
@@ -81,7 +81,7 @@ class Instrument(Record):
 def read_instrument(path: Path) -> Instrument:
     """The instrument of a JSON file. Raises SteerHealError when it is none."""
     try:
-        raw = parse(path.read_bytes())
+        raw = parse_json(path.read_bytes())
         return Instrument.model_validate({**raw, "schema_": raw["schema"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = problem_of(error) if isinstance(error, ValidationError | OSError) else repr(error)

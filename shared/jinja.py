@@ -14,15 +14,15 @@ SHARED = Path(__file__).parent / "templates"
 @cache
 def environment(folder: Path) -> Environment:
     """The templates of a folder, and those of shared/templates behind them. A value that a template lacks is an error."""
-    found = Environment(
+    templates = Environment(
         loader=FileSystemLoader([folder, SHARED]),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["cell"] = cell
-    return found
+    templates.filters["cell"] = cell
+    return templates
 
 
 def fill_card(folder: Path, template: str, **values: Any) -> str:

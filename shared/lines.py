@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from pydantic import ValidationError
 
 from shared.errors import SteerHealError, in_one_line
-from shared.strict import BOM, Convertible, explained, parse
+from shared.strict import BOM, Convertible, explained, parse_json
 
 if TYPE_CHECKING:
     from shared.records import Record
@@ -47,7 +47,7 @@ def placed_jsonl(
             if end is not None and count > end:
                 return
             try:
-                value = row.model_validate(parse(line))
+                value = row.model_validate(parse_json(line))
             except ValueError as error:
                 raise refused_row(path, index, line, error, row, made_by) from None
             yield index, place, value

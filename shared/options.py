@@ -203,11 +203,11 @@ class Options(argparse.ArgumentParser):
 
     def _key(self, name: str) -> str | None:
         """The configuration key that an option of another name was meant for; of several of one name the one of this stage."""
-        from shared.config import flat
+        from shared.config import flatten_config
         from shared.schema import Config
 
         typed = name.lstrip("-").replace("-", "_")
-        keys = [key for key in flat(Config()) if key.rpartition(".")[2] == typed]
+        keys = [key for key in flatten_config(Config()) if key.rpartition(".")[2] == typed]
         section = SECTIONS.get(self.module)
         return next((key for key in keys if key.partition(".")[0] == section), keys[0] if len(keys) == 1 else None)
 

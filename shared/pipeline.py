@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared import prepare as preparation
 from shared.cards import show_cards
 from shared.cli import entry, parse_arguments
 from shared.commandline import round_options
 from shared.config import resolve_config
-from shared.console import console, format_number, say, table
+from shared.console import console, format_number, print_table, say
 from shared.errors import SteerHealError
 from shared.estimate import Estimates, print_estimate, remaining_words
 from shared.old_students import remove_old_students
+from shared.prepare import preparation_commands
 from shared.process import exit_error, run_process
 from shared.progress import note_to_go
 from shared.records import Manifest
@@ -86,7 +86,7 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Dequantise the run's model where it is not in the cache yet. Raises as `perform` does."""
-        for command, name in preparation.commands([self.run]):
+        for command, name in preparation_commands([self.run]):
             self._process(command, name)
 
     def preflight(self) -> None:
@@ -102,7 +102,7 @@ class Pipeline:
 
     def show(self) -> None:
         """Seconds, estimate and peak memory of each step that was made."""
-        table(
+        print_table(
             f"{self.run.folder}: what it took",
             ["stage", "seconds", "estimated", "peak memory, GiB"],
             [

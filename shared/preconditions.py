@@ -29,7 +29,7 @@ from shared.vignettes import load_vignettes
 ROWS = 10_000  # of a prompt set that are read here; the stage reads all of them before it asks a model
 
 # Names that transformers reports to, with the packages of which one must be installed for each.
-TRACKERS: dict[str, tuple[tuple[str, ...], ...]] = {
+TRACKER_PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "azure_ml": (("azureml",),),
     "clearml": (("clearml",),),
     "codecarbon": (("codecarbon",),),
@@ -189,15 +189,15 @@ def _key(key: str, value: str) -> Iterator[None]:
 
 def tracker(name: str) -> None:
     """Raise SteerHealError for a name that transformers does not report to, and for one whose package is not here."""
-    if name not in TRACKERS:
-        meant = nearest_command(name, TRACKERS)
+    if name not in TRACKER_PACKAGES:
+        meant = nearest_command(name, TRACKER_PACKAGES)
         raise SteerHealError(
             "there is no such tracker",
             given=f"train.report_to = {name}",
-            expected=f"did you mean {meant}?" if meant else f"one of {', '.join(TRACKERS)}",
+            expected=f"did you mean {meant}?" if meant else f"one of {', '.join(TRACKER_PACKAGES)}",
             next=setting(f"train.report_to=[{meant or ''}]"),
         )
-    if lacking := [names[0] for names in TRACKERS[name] if not any(map(find_spec, names))]:
+    if lacking := [names[0] for names in TRACKER_PACKAGES[name] if not any(map(find_spec, names))]:
         raise SteerHealError(
             "a tracker is not installed",
             given=f"train.report_to = {name}: no package {lacking[0]}",

@@ -18,7 +18,7 @@ from shared.run import Run
 from shared.work import to_build
 
 
-def commands(runs: Iterable[Run]) -> list[tuple[list[str], str]]:
+def preparation_commands(runs: Iterable[Run]) -> list[tuple[list[str], str]]:
     """A command and its name in messages for each model of these runs that is to be dequantised and not in the cache yet."""
     models = dict.fromkeys((run.config.model.name, run.config.model.revision) for run in runs)
     return [

@@ -12,7 +12,7 @@ from typing import Any
 
 from shared.publish import seal_of
 from shared.run import Run
-from shared.strict import parse
+from shared.strict import parse_json
 
 TAIL = 20_000  # bytes of a log in which its last lines of progress stand
 DAY = timedelta(days=1)
@@ -54,7 +54,7 @@ def half_made(run: Run, number: int, stage: str) -> Half | None:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = parse(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):  # being written, or gone
         return {}
     return value if isinstance(value, dict) else {}

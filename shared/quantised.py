@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import SteerHealError
-from shared.strict import parse
+from shared.strict import parse_json
 
 KEYS = ("quantization_config", "compression_config", "quantization")  # of config.json; the last is MLX's
 FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")  # ModelOpt's, GPTQ's and AWQ's own
@@ -53,7 +53,7 @@ def _configured(folder: Path) -> str | None:
     """The first setting of a model's files that says that it is quantised."""
     config: Any = None
     with suppress(OSError, ValueError):
-        config = parse((folder / "config.json").read_bytes())
+        config = parse_json((folder / "config.json").read_bytes())
     levels = [config, *config.values()] if isinstance(config, dict) else []
     for level in levels:
         for key in KEYS if isinstance(level, dict) else ():

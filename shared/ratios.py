@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from shared.console import console, progress, say, table
+from shared.console import console, print_table, progress, say
 from shared.errors import SteerHealError
 from shared.machine import hardware
 from shared.provenance import versions
 from shared.publish import write_json
-from shared.strict import parse
+from shared.strict import parse_json
 
 SAME = ("processor", "cores", "gpu")  # by which two machines are told apart
 UNKNOWN = "not recorded"  # the instruction set of a file from before it was recorded
@@ -225,7 +225,7 @@ def refuse_foreign(out: Path) -> None:
 def read_ratios(out: Path) -> dict[str, Any]:
     """A benchmark file. Raises SteerHealError when it is none."""
     try:
-        document = parse(out.read_bytes())
+        document = parse_json(out.read_bytes())
         if isinstance(document["ratios"], dict) and isinstance(document["versions"], dict):
             return dict(document)
         problem = "ratios or versions is no object"
@@ -248,4 +248,4 @@ def show_ratios(out: Path) -> None:
         rows.append(
             [name, f"{row['median']:.3f}{ends}", row.get("bound"), verdict, row.get("instruction_set"), row["what"]]
         )
-    table("benchmark", ["ratio", "median [95 %]", "bound", "met", "instruction set", "what"], rows)
+    print_table("benchmark", ["ratio", "median [95 %]", "bound", "met", "instruction set", "what"], rows)

@@ -27,7 +27,7 @@ from shared.lines import conversion_of, placed_jsonl, problem_of
 from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
 from shared.reasons import Reason
-from shared.strict import WIDEST, parse
+from shared.strict import WIDEST, parse_json
 
 VERSION = 1
 DATA = Path(__file__).parent / "data"
@@ -326,7 +326,7 @@ def read_record(path: Path, kind: type[Row], *, what: str, next: str) -> Row:
         next: the error's next step.
     """
     try:
-        return kind.model_validate(parse(path.read_bytes()))
+        return kind.model_validate(parse_json(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise SteerHealError(
             what,

@@ -10,7 +10,7 @@ from shared.publish import digest, write_json
 from shared.records import Inside, Record, read_record
 from shared.run import Run
 
-NAME = "report.json"
+REPORT_RECORD = "report.json"
 
 
 class ReportRecord(Record):
@@ -23,7 +23,7 @@ class ReportRecord(Record):
 def write_report_record(run: Run, manifests: Iterable[Path], folder: Path) -> None:
     """Record a report that lies complete in a folder. manifests: of the scores it shows."""
     write_json(
-        folder / NAME,
+        folder / REPORT_RECORD,
         {
             "version": 1,
             "inputs": {path.relative_to(run.folder).as_posix(): digest(path) for path in manifests},
@@ -41,7 +41,9 @@ def verified_results(run: Run, again: str) -> Path | None:
     path = folder / "results.json"
     if not path.is_file():
         return None
-    record = read_record(folder / NAME, ReportRecord, what="the record of a report could not be read", next=again)
+    record = read_record(
+        folder / REPORT_RECORD, ReportRecord, what="the record of a report could not be read", next=again
+    )
     problems = [
         f"{name} was made again" for name, recorded in record.inputs.items() if _digest(run.folder / name) != recorded
     ]
@@ -52,7 +54,7 @@ def verified_results(run: Run, again: str) -> Path | None:
         problems.insert(0, f"{path} was edited")
     if problems:
         raise SteerHealError(
-            "the report is not of the scores that the run has now", given="; ".join(problems), expected=f"what {folder / NAME} records", next=again
+            "the report is not of the scores that the run has now", given="; ".join(problems), expected=f"what {folder / REPORT_RECORD} records", next=again
         )  # fmt: skip
     return path
 

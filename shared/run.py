@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from shared import config as configuration
 from shared.commands import CONFIG, round_command, stage_command
+from shared.config import NOT_IN_RESULTS, flatten_config, frozen_at, resolve_config, sources_of, to_toml
 from shared.context import KEY, SOURCE, with_length
 from shared.errors import SteerHealError
 from shared.locks import hold, release
@@ -44,7 +44,7 @@ class Run:
     @property
     def begun(self) -> datetime:
         """When its configuration was frozen first."""
-        return configuration.begun(self.folder / "config.toml")
+        return frozen_at(self.folder / "config.toml")
 
     @property
     def day(self) -> date:
@@ -131,12 +131,12 @@ def open_run(
     model: str | None = None,
     rounds: int | None = None,
     dry: bool = False,
-    said: Mapping[str, str] | None = None,
+    value_sources: Mapping[str, str] | None = None,
 ) -> Run:
     """Open a run with its frozen configuration, or begin it when it has none yet and one is given.
 
     All that a configuration names is checked before it is frozen. One that differs from the frozen one is refused with the
-    differences; with rebuild it replaces it, and so it does where it differs in configuration.NOT_IN_RESULTS alone.
+    differences; with rebuild it replaces it, and so it does where it differs in shared.config.NOT_IN_RESULTS alone.
 
     Args:
         folder: of the run.
@@ -146,7 +146,7 @@ def open_run(
         model: model.name, over that of the file.
         rounds: N of the command, for hints.
         dry: refuse what would be refused, and write nothing.
-        said: by key, the source of a value that stands in the frozen configuration in place of SET.
+        value_sources: by key, the source of a value that stands in the frozen configuration in place of SET.
     """
     frozen = folder / "config.toml"
     refuse_links_out(folder)
@@ -158,11 +158,9 @@ def open_run(
                 expected="the config.toml that begins a run",
                 next=round_command(folder, rounds or 1, config=CONFIG, dry=dry),
             )
-        return Run(folder, configuration.resolve_config(frozen)[0])
-    config_now, sources = configuration.resolve_config(
-        config or (frozen if frozen.is_file() else None), overrides or "", model
-    )
-    sources |= said or {}
+        return Run(folder, resolve_config(frozen)[0])
+    config_now, sources = resolve_config(config or (frozen if frozen.is_file() else None), overrides or "", model)
+    sources |= value_sources or {}
     if frozen.is_file():
         config_now = with_its_think(_with_its_length(config_now, frozen), frozen)
     run = Run(folder, config_now)
@@ -173,13 +171,9 @@ def open_run(
             return run
         run.hold()  # before it is looked for again: of two that begin a run, the second compares
     if frozen.is_file():
-        old, new = configuration.flat(configuration.resolve_config(frozen)[0]), configuration.flat(run.config)
+        old, new = flatten_config(resolve_config(frozen)[0]), flatten_config(run.config)
         differing = [key for key in new if new[key] != old[key]]
-        changed = {
-            key: f"{key} = {new[key]!r} (was {old[key]!r})"
-            for key in differing
-            if key not in configuration.NOT_IN_RESULTS
-        }
+        changed = {key: f"{key} = {new[key]!r} (was {old[key]!r})" for key in differing if key not in NOT_IN_RESULTS}
         if changed and not rebuild:
             given: dict[str, Any] = {"overrides": overrides, "model": model}
             other = _beside(folder, new["model.name"] if "model.name" in changed else None)
@@ -195,27 +189,27 @@ def open_run(
             return run
         run.check()
         run.hold()
-        begun = configuration.begun(frozen)
+        begun = frozen_at(frozen)
         sources = {
             **sources,
             **{
                 key: words
-                for key, words in configuration.sources_of(frozen).items()
+                for key, words in sources_of(frozen).items()
                 if not any(key == other or key.startswith(f"{other}.") for other in differing)
             },
         }
     if sources[KEY] == "default" and run.config.model.max_model_len != Config().model.max_model_len:
         sources[KEY] = SOURCE
-    write_text(frozen, configuration.to_toml(run.config, sources, begun or datetime.now(UTC)))
+    write_text(frozen, to_toml(run.config, sources, begun or datetime.now(UTC)))
     run.release()
     return run
 
 
 def _with_its_length(config: Config, frozen: Path) -> Config:
     """A configuration that does not say model.max_model_len, with that which a frozen one took from the same model."""
-    if "max_model_len" in config.model.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
+    if "max_model_len" in config.model.model_fields_set or sources_of(frozen).get(KEY) != SOURCE:
         return config
-    old = configuration.resolve_config(frozen)[0].model
+    old = resolve_config(frozen)[0].model
     same = (old.name, old.revision) == (config.model.name, config.model.revision)
     return with_length(config, old.max_model_len) if same else config
 

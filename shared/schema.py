@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as calendar
+import datetime
 import json
 import math
 from typing import Any, Literal
@@ -94,13 +94,13 @@ class ModelConfig(Section):
     @classmethod
     def _a_day(cls, given: Any) -> Any:
         if isinstance(given, str):
-            calendar.date.fromisoformat(given)
-        return given.isoformat() if isinstance(given, calendar.date) else given
+            datetime.date.fromisoformat(given)
+        return given.isoformat() if isinstance(given, datetime.date) else given
 
     @property
-    def day(self) -> calendar.date | None:
+    def day(self) -> datetime.date | None:
         """`date` as such."""
-        return None if self.date is None else calendar.date.fromisoformat(self.date)
+        return None if self.date is None else datetime.date.fromisoformat(self.date)
 
     @property
     def rendering(self) -> dict[str, Any]:

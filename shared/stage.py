@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from shared import config as configuration
 from shared.commands import stage_command
+from shared.config import flatten_config
 from shared.console import console
 from shared.errors import SteerHealError
 from shared.machine import GIB, hardware, peak_memory
@@ -72,17 +72,17 @@ class Stage:
 
     def _as_made(self, inputs: dict[str, Path]) -> None:
         """Raise SteerHealError for a file of a round that its stage has not finished, or that was edited since."""
-        made = {
+        round_inputs = {
             label: path.relative_to(self.run.folder)
             for label, path in inputs.items()
             if path.is_relative_to(self.run.folder / "rounds")
         }
         manifests = [
             read_manifest(path, f"remove {path}")
-            for round_ in sorted({self.run.folder.joinpath(*name.parts[:2]) for name in made.values()})
+            for round_ in sorted({self.run.folder.joinpath(*name.parts[:2]) for name in round_inputs.values()})
             for path in sorted(round_.glob("manifests/*.json"))
         ]
-        for label, name in made.items():
+        for label, name in round_inputs.items():
             recorded = [m.outputs[name.as_posix()] for m in manifests if name.as_posix() in m.outputs]
             if self.inputs[label] not in recorded:
                 raise SteerHealError(
@@ -141,7 +141,7 @@ class Stage:
                 "stage": self.name,
                 "round": self.number,
                 "model": original.model_dump(),
-                "config": configuration.flat(self.run.config),
+                "config": flatten_config(self.run.config),
                 "settings": self.settings,
                 "inputs": self.inputs,
                 "outputs": {path.relative_to(self.run.folder).as_posix(): digest(path) for path in self.outputs},

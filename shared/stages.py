@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.commands import stage_command
-from shared.config import NOT_IN_RESULTS, flat
+from shared.config import NOT_IN_RESULTS, flatten_config
 from shared.records import Manifest, read_manifest
 from shared.run import Run
 from shared.schema import Config
@@ -81,5 +81,5 @@ def less_memory(config: Config, stage: str) -> dict[str, int]:
         settings = {"train.gradient_checkpointing": True, "train.batch_size": batch}
     elif stage.startswith("score"):
         settings = {"eval.contexts": 0}
-    now = flat(config)
+    now = flatten_config(config)
     return {key: value for key, value in settings.items() if value != now[key]}

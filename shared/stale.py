@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shared.config import NOT_IN_RESULTS, flat
+from shared.config import NOT_IN_RESULTS, flatten_config
 from shared.errors import SteerHealError
 from shared.publish import digest
 from shared.records import Manifest, data_file
@@ -54,7 +54,7 @@ def _same_settings(step: Step, manifest: Manifest) -> bool:
     if manifest.config is None:  # of an earlier version
         return False
     begins = KEYS[step.stage.partition("-")[0]]
-    now = {key: value for key, value in flat(step.run.config).items() if key.startswith(begins)}
+    now = {key: value for key, value in flatten_config(step.run.config).items() if key.startswith(begins)}
     return all(manifest.config.get(key) == value for key, value in now.items() if key not in NOT_IN_RESULTS)
 
 

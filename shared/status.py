@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shared import config as configuration
 from shared.cli import entry
 from shared.commandline import status_options
 from shared.commands import COMMANDS, NAMES, option, round_command
-from shared.console import format_number, say, table
+from shared.config import resolve_config
+from shared.console import format_number, print_table, say
 from shared.errors import SteerHealError
 from shared.locks import lock_holder
 from shared.nearby import nearest_run, no_such_run
@@ -20,7 +20,7 @@ from shared.progress import Half, half_made, in_minutes, time_left
 from shared.records import read_manifest
 from shared.run import STAGES, Run
 from shared.stages import LOG
-from shared.strict import parse
+from shared.strict import parse_json
 
 DEFAULT = Path("runs")  # whose absence is no mistake: a fresh clone has none
 EXTRA = ("score-full",)  # stages that a round may have besides
@@ -75,7 +75,7 @@ def status_of(folder: Path) -> Status:
     """
     holder = lock_holder(folder / ".lock")
     try:
-        run = Run(folder, configuration.resolve_config(folder / "config.toml")[0])
+        run = Run(folder, resolve_config(folder / "config.toml")[0])
         done = sorted(_done(run), key=lambda stage_done: (stage_done.round, [*STAGES, *EXTRA].index(stage_done.stage)))
     except SteerHealError as error:
         problem = f"{error.what}: {error.given}"
@@ -113,7 +113,7 @@ def _done(run: Run) -> Iterator[Done]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = parse(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):  # being written, or gone
         return {}
     return value if isinstance(value, dict) else {}
@@ -176,7 +176,7 @@ def runs_overview(states: list[Status]) -> None:
             now = "idle"
         last = status.done[-1] if status.done else None
         rows.append([status.run, status.model, status.rounds, f"{last.round} {last.stage}" if last else None, now])
-    table("runs", ["run", "model", "rounds", "last done", "now"], rows)
+    print_table("runs", ["run", "model", "rounds", "last done", "now"], rows)
     for status in states:
         if status.running is None:
             why = (
@@ -206,7 +206,7 @@ def details(status: Status) -> None:
         half = status.half
         return half.progress if half and (half.round, half.stage) == (number, stage) else format_number(None)
 
-    table(
+    print_table(
         f"{status.run}: {status.model}, begun {status.begun}, {status.rounds} rounds done",
         ["seconds", *(f"round {k}" for k in numbers)],
         [[stage, *(cell(k, stage) for k in numbers)] for stage in stages],

@@ -124,7 +124,7 @@ def parse_toml(content: bytes) -> dict[str, Any]:
         raise ValueError("nested too deep") from None
 
 
-def parse(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for what is not JSON, a repeated key, NaN, infinity, endless nesting and half a
     character, which could not be written again."""
     text = decode(text) if isinstance(text, bytes) else text
@@ -147,7 +147,7 @@ def read_object(path: Path, *, what: str, expected: str, next: str) -> dict[str,
         what, expected, next: of the error.
     """
     try:
-        value = parse(path.read_bytes())
+        value = parse_json(path.read_bytes())
         problem = f"{type(value).__name__}, not an object"
     except (OSError, ValueError) as error:
         value, problem = None, str(error)

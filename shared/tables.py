@@ -20,7 +20,7 @@ from shared.errors import SteerHealError
 from shared.lines import conversion_of, open_rows_file, placed_jsonl, problem_of, row_shape
 from shared.publish import atomic_file
 from shared.records import Record, refuse_duplicate_rows
-from shared.strict import BOM, Convertible, not_utf8, parse, refuse_other_kinds, repeated
+from shared.strict import BOM, Convertible, not_utf8, parse_json, refuse_other_kinds, repeated
 
 CELL = 2**24  # characters of a CSV's cell: one whose quote is never closed ends here, not with the memory
 HEAD = 4096  # bytes that tell what a file is
@@ -96,7 +96,7 @@ def first_fields(path: Path) -> set[str]:
             with open(path, encoding="utf-8-sig", newline="") as text:
                 return set(next(csv.reader(text, delimiter=divider), []))
         with open(path, "rb") as handle:
-            row = parse(next((line for line in handle if line.removeprefix(BOM).strip()), b""))
+            row = parse_json(next((line for line in handle if line.removeprefix(BOM).strip()), b""))
         return set(row) if isinstance(row, dict) else set()
     except (OSError, ValueError, csv.Error):
         return set()

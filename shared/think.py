@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared import config as configuration
+from shared.config import frozen_at, resolve_config, sources_of, to_toml
 from shared.publish import write_text
 from shared.schema import Config
 from shared.traits import load_trait
@@ -23,7 +23,7 @@ KEY, SOURCE = "eval.think", "the preflight"
 
 def may_adopt(run: Run) -> bool:
     """Whether the preflight may say eval.think: nobody else has, and nothing of the run is made that could depend on it."""
-    is_set = configuration.sources_of(run.folder / "config.toml").get(KEY) not in ("default", SOURCE)
+    is_set = sources_of(run.folder / "config.toml").get(KEY) not in ("default", SOURCE)
     return not is_set and not any(run.folder.glob("rounds/*/manifests/*.json"))
 
 
@@ -40,8 +40,8 @@ def adopt(run: Run, think: int) -> None:
     """Write the preflight's answer as eval.think into the frozen configuration of a run whose configuration leaves it out."""
     path = run.folder / "config.toml"
     run.config = with_think(run.config, think)
-    sources = {**configuration.sources_of(path), KEY: SOURCE}
-    write_text(path, configuration.to_toml(run.config, sources, configuration.begun(path)))
+    sources = {**sources_of(path), KEY: SOURCE}
+    write_text(path, to_toml(run.config, sources, frozen_at(path)))
 
 
 def with_think(config: Config, think: int) -> Config:
@@ -54,8 +54,8 @@ def with_its_think(config: Config, frozen: Path) -> Config:
 
     Unchanged where it sets eval.think itself, or where the frozen value is not from a preflight of the same model.
     """
-    if "think" in config.eval.model_fields_set or configuration.sources_of(frozen).get(KEY) != SOURCE:
+    if "think" in config.eval.model_fields_set or sources_of(frozen).get(KEY) != SOURCE:
         return config
-    old = configuration.resolve_config(frozen)[0]
+    old = resolve_config(frozen)[0]
     same = (old.model.name, old.model.revision) == (config.model.name, config.model.revision)
     return with_think(config, old.eval.think) if same else config

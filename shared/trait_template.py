@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.commands import round_command
 from shared.records import DATA
-from shared.strict import parse
+from shared.strict import parse_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ SETTINGS = ("home", "work", "shop", "travel")  # strata of the dilemmas
 
 def trait_json(name: str) -> str:
     """The text of a trait file with placeholders. name: of the trait."""
-    shipped = parse((DATA / "trait.json").read_bytes())
+    shipped = parse_json((DATA / "trait.json").read_bytes())
     value: dict[str, Any] = {
         "version": 1,
         "name": name.replace("-", " ").replace("_", " "),
@@ -92,7 +92,7 @@ def dilemmas() -> list[dict[str, Any]]:
 
 def heldout() -> list[dict[str, Any]]:
     """Dilemmas to edit, and the shipped mundane prompts."""
-    rows = [parse(line) for line in (DATA / "heldout.jsonl").read_bytes().splitlines()]
+    rows = [parse_json(line) for line in (DATA / "heldout.jsonl").read_bytes().splitlines()]
     count = sum(row["kind"] == "dilemma" for row in rows)
     prompts_of_kind = [
         {"version": 1, "id": f"held-{number:02}", "kind": "dilemma", "prompt": f"<edit: dilemma {number} of {count}, in a setting that dilemmas.jsonl has not>"}

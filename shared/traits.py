@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from shared.errors import SteerHealError
 from shared.lines import conversion_of, problem_of
 from shared.records import Record, data_file
-from shared.strict import parse
+from shared.strict import parse_json
 
 
 class Closed(Record):
@@ -79,7 +79,7 @@ def load_trait(name: str) -> Trait:
     """The trait in a JSON file; 'embedded' names the shipped one. Raises SteerHealError for a file that is not a trait."""
     path = data_file(name, "trait.json")
     try:
-        return Trait.model_validate(parse(path.read_bytes()))
+        return Trait.model_validate(parse_json(path.read_bytes()))
     except (OSError, ValueError, re.error) as error:
         raise SteerHealError(
             "a trait file could not be read",

@@ -16,7 +16,7 @@ from shared.errors import SteerHealError, in_one_line
 from shared.nearby import nearest_path
 from shared.publish import atomic_file
 from shared.records import Identity
-from shared.strict import parse
+from shared.strict import parse_json
 from shared.vector_gguf import holds_gguf, read_directions, write_directions
 
 VERSION = 1
@@ -218,7 +218,7 @@ def _of_safetensors(path: Path) -> tuple[dict[int, np.ndarray], dict[str, Any]]:
             if prefix != "layer" or not (number.isascii() and number.isdigit() and number == str(int(number))):
                 raise ValueError(f"tensor {name}")
             layers[int(number)] = handle.get_tensor(name)
-    provenance = parse(metadata.get("steer_heal", "{}"))
+    provenance = parse_json(metadata.get("steer_heal", "{}"))
     provenance.setdefault("version", metadata.get("version", VERSION))
     return layers, provenance
 
@@ -226,5 +226,5 @@ def _of_safetensors(path: Path) -> tuple[dict[int, np.ndarray], dict[str, Any]]:
 def _of_gguf(path: Path) -> tuple[dict[int, np.ndarray], dict[str, Any]]:
     """(directions by layer, metadata). A stranger's file says no more than which architecture it is for."""
     layers, hint, text = read_directions(path)
-    provenance = parse(text) if text is not None else {MODEL_TYPE: hint} if hint else {}
+    provenance = parse_json(text) if text is not None else {MODEL_TYPE: hint} if hint else {}
     return layers, provenance

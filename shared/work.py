@@ -19,7 +19,7 @@ from shared.models import Dequantised, Model, resolve_model
 from shared.records import data_file
 from shared.run import Run
 from shared.schema import Config, band
-from shared.strict import parse
+from shared.strict import parse_json
 from shared.tables import TABLES, count_rows
 
 CHARACTERS = 4.6  # of a token of English
@@ -100,7 +100,7 @@ def _characters(path: Path, key: str) -> tuple[int, float]:
         for line in islice(lines, LINES):
             read += len(line)
             try:
-                row = parse(line)
+                row = parse_json(line)
             except ValueError:  # the stage that needs the row says so
                 continue
             text = row.get(key) if isinstance(row, dict) else None
@@ -118,7 +118,7 @@ def _prompt_tokens(name: str, embedded: str) -> tuple[int, float]:
 
 def _system_tokens(config: Config) -> tuple[float, float]:
     """(neutral, trait) system prompts in tokens."""
-    trait = parse(data_file(config.vector.trait, "trait.json").read_bytes())
+    trait = parse_json(data_file(config.vector.trait, "trait.json").read_bytes())
     return tuple(len(str(trait.get(name, ""))) / CHARACTERS for name in ("neutral", "trait"))  # type: ignore[return-value]
 
 
@@ -245,7 +245,7 @@ def conditions(config: Config, number: int, full: bool) -> int:
 
 def _decoys(config: Config, trait: str | None = None) -> int:
     """Personas of other traits in a trait file: by default those that the base is asked under."""
-    return len(parse(data_file(trait or config.scored_trait, "trait.json").read_bytes()).get("decoys", ()))
+    return len(parse_json(data_file(trait or config.scored_trait, "trait.json").read_bytes()).get("decoys", ()))
 
 
 def students(config: Config) -> int:
@@ -255,7 +255,9 @@ def students(config: Config) -> int:
 
 def _ways(config: Config) -> int:
     """Prompts that a text is scored under: its own, neutral, trait, paraphrases, and three others."""
-    paraphrases = parse(data_file(config.scored_trait, "trait.json").read_bytes()).get("paraphrases") or {"trait": []}
+    paraphrases = parse_json(data_file(config.scored_trait, "trait.json").read_bytes()).get("paraphrases") or {
+        "trait": []
+    }
     return 3 + 2 * len(paraphrases["trait"]) + 3
 
 

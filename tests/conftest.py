@@ -113,10 +113,10 @@ def small_vector() -> Vector:
 @pytest.fixture(scope="session")
 def engine(model: Model, vector: Vector) -> Iterator[object]:
     """fp32, small blocks so that the prefix cache is hit, a small token budget so that prompts are chunked."""
-    from gen.engine.engine import engine as build
+    import gen.engine.engine
 
     small = {"max_model_len": 1024, "max_num_batched_tokens": 256, "kv_cache_memory_bytes": 512 << 20}
-    with build(model.folder, layers=LAYERS, dtype="float32", read=True, **small) as built:
+    with gen.engine.engine.engine(model.folder, layers=LAYERS, dtype="float32", read=True, **small) as built:
         built.load("v", vector)
         yield built
 

@@ -250,11 +250,10 @@ def adapter(folder: Path) -> dict[str, Any]:
     from hooked import Hooked
 
     from gen.engine.sampling import Request
-    from gen.students import ServedStudent
-    from gen.students import served_student as student_of
+    from gen.students import ServedStudent, served_student
     from shared.models import resolve_model
 
-    served = student_of(resolve_model(MODEL), folder / "adapter", folder, "float32", "adapter")
+    served = served_student(resolve_model(MODEL), folder / "adapter", folder, "float32", "adapter")
     engine, vector, weights = build(students=[served], max_num_seqs=16)
     base, healed = Hooked(weights, vector), Hooked(weights, vector, folder / "adapter")
     expected = [(ids, c) for ids in long_prompts()[:2] for c in (0.0, 1.0)]
@@ -285,13 +284,12 @@ def adapter(folder: Path) -> dict[str, Any]:
 def exported(folder: Path) -> dict[str, Any]:
     """Log-probabilities of the prompts' own tokens under each export: name -> prompt -> nats."""
     from gen.engine.sampling import Request
-    from gen.students import ServedStudent
-    from gen.students import served_student as student_of
+    from gen.students import ServedStudent, served_student
     from shared.models import resolve_model
 
     origin = resolve_model(MODEL)
     served = {
-        name: student_of(origin, folder / name, folder, "float32", "adapter")
+        name: served_student(origin, folder / name, folder, "float32", "adapter")
         for name in ("round", "history", "dialled")
     }
     engine, _, _ = build(students=list(served.values()), max_num_seqs=16)

@@ -18,7 +18,7 @@ from evals.measures.measure import with_condition_names
 from evals.rows import OF_THE_STUDENT
 from evals.study.plan import read_plan
 from evals.study.stopped import STOPPED
-from shared.filter_record import NAME
+from shared.filter_record import FILTER_RECORD
 from shared.instrument import FOUNDATIONS
 from shared.publish import write_json, write_text
 from shared.reasons import Reason
@@ -312,7 +312,7 @@ def _round(
         "kept": len(kept_rows),
         "rejected": len(rejected_rows),
     }
-    write_json(here / NAME, {"version": 1, **record})
+    write_json(here / FILTER_RECORD, {"version": 1, **record})
     kl = {
         f"kl_{name}_{kind}": value
         for name in ("base", "previous")
@@ -352,7 +352,7 @@ def _round(
     for stage, inputs, outputs in [
         ("extract", earlier, [vector]),
         ("sweep", {"vector": vector, **earlier}, [sweep_]),
-        ("filter", {"sweep": sweep_}, [kept, here / "rejected.jsonl", here / NAME]),
+        ("filter", {"sweep": sweep_}, [kept, here / "rejected.jsonl", here / FILTER_RECORD]),
         (
             "heal",
             {"kept": kept, **earlier},
@@ -362,7 +362,7 @@ def _round(
             step,
             {
                 "vector": vector,
-                "filter": here / NAME,
+                "filter": here / FILTER_RECORD,
                 "kept": kept,
                 "history": history,
                 **({"history before": before} if earlier else {}),

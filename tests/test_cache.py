@@ -14,14 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evals import cache as caching
 from evals.cache import Cache
 from evals.conditions import Condition
 from evals.measures.forced_choice.ask import Free, Read, row
 from evals.measures.forced_choice.cached import answers_key
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument, orders
 from evals.measures.free_text.generations import of_generations
-from gen.prompts import PromptRenderer as PromptRenderer
+from gen.prompts import PromptRenderer
 from shared.chat import Chat
 from shared.config import resolve_config
 from shared.records import Prompt, Vignette
@@ -145,7 +144,7 @@ def test_an_entry_is_named_by_all_that_its_rows_depend_on(
         assert answers().get(condition) is None, condition
     assert answers(vectors={"v": Vector({3: np.full(4, 2, dtype=np.float32)})}).get(STEERED) is None
     assert answers().get(replace(STEERED, name="steered-0.5", headline=False)) is not None, "a name is no part of it"
-    monkeypatch.setattr(caching, "code_of", lambda module: "after a pull")
+    monkeypatch.setattr("evals.cache.code_of", lambda module: "after a pull")
     assert answers().get(BASE) is None
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.coherence import Measures, coherence_parts, verdict
+from evals.coherence import Measures, coherence_parts, coherence_verdict
 from evals.measures.forced_choice.free_answer import prefill_key, valid
 from evals.measures.forced_choice.instrument import load_instrument
 from evals.statistics import Estimate
@@ -48,7 +48,7 @@ LABELS = [str(k) for k in range(7)]
 def test_the_worst_part_decides(change: dict[str, Any], state: str, said: str) -> None:
     coherence = change.get("coherence", SAME)
     measures = replace(BASE, **{key: value for key, value in change.items() if key != "coherence"})
-    found, why = verdict(coherence_parts(BASE, measures, coherence))
+    found, why = coherence_verdict(coherence_parts(BASE, measures, coherence))
     assert found == state and said in why
 
 
@@ -59,9 +59,12 @@ def test_more_answer_mass_than_the_base_s_counts_as_the_base_s() -> None:
 def test_a_part_that_was_not_taken_is_no_part() -> None:
     blind = replace(BASE, perplexity=None, distinct_3=None, looping=None, valid=None, empty=None)
     assert (
-        len(coherence_parts(blind, BASE, SAME)) == 2 and verdict(coherence_parts(blind, blind, SAME))[0] == "coherent"
+        len(coherence_parts(blind, BASE, SAME)) == 2
+        and coherence_verdict(coherence_parts(blind, blind, SAME))[0] == "coherent"
     )
-    assert verdict(coherence_parts(BASE, blind, SAME))[0] == "broken"  # what the base has and the condition has lost
+    assert (
+        coherence_verdict(coherence_parts(BASE, blind, SAME))[0] == "broken"
+    )  # what the base has and the condition has lost
 
 
 def test_the_key_is_the_one_the_prefill_opens() -> None:

@@ -70,7 +70,7 @@ def test_the_difference_is_paired_over_items(sides: tuple[ScoredRun, ScoredRun])
 def test_the_page_has_every_text_once_a_model_and_no_markup_of_theirs(sides: tuple[ScoredRun, ScoredRun]) -> None:
     prompts = texts_side_by_side(*sides)
     page = compare_page("a and <b>", [settings(*sides), verdicts_of_two(*sides), figures(*sides)], prompts)
-    assert len(prompts) == 6 and all(len(texts) == 2 for prompt in prompts for _, texts in prompt.said)
+    assert len(prompts) == 6 and all(len(texts) == 2 for prompt in prompts for _, texts in prompt.texts_by_model)
     assert page.count("<section>") == 6 and "Texts side by side" in page
     assert NASTY not in page and "<b>" not in page and "<script" not in page
     assert all(f"round {count}</h4>" in page for count in (1, 2))

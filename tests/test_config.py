@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.commandline import config_options
-from shared.config import begun as begun_of
-from shared.config import flat, resolve_config, sources_of, to_toml
+from shared.config import flatten_config, frozen_at, resolve_config, sources_of, to_toml
 from shared.errors import SteerHealError
 from shared.schema import Config, band
 
@@ -101,7 +100,7 @@ def test_every_key_is_documented() -> None:
     for section, field in Config.model_fields.items():
         if section != "seed":
             assert all(inner.description for inner in type(field.default).model_fields.values()), section
-    assert "train.divergence" in flat(Config())
+    assert "train.divergence" in flatten_config(Config())
 
 
 def test_set_takes_a_list_of_words_whose_quotes_the_shell_has_eaten() -> None:
@@ -139,9 +138,9 @@ def test_the_frozen_file_of_a_run_begins_another(tmp_path: Path) -> None:
     config, sources = resolve_config(None, "train.lam=0.4")
     begun = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
     (tmp_path / "config.toml").write_text(to_toml(config, sources, begun))
-    assert resolve_config(tmp_path / "config.toml")[0] == config and begun_of(tmp_path / "config.toml") == begun
+    assert resolve_config(tmp_path / "config.toml")[0] == config and frozen_at(tmp_path / "config.toml") == begun
     assert sources_of(tmp_path / "config.toml") == {
-        key: words for key, words in sources.items() if flat(config)[key] is not None
+        key: words for key, words in sources.items() if flatten_config(config)[key] is not None
     }
 
 
@@ -225,10 +224,10 @@ def test_the_whole_merge_is_that_of_a_plain_model(
     assert config == Config.model_validate(wanted)
     touched = {name for key, value in given_set for name in (flat_keys(key, value))}
     in_file = {name for key, value in file for name in flat_keys(key, value)}
-    assert {key: sources[key] for key in sources.keys() - flat(config).keys()} == leaf_sources(
+    assert {key: sources[key] for key in sources.keys() - flatten_config(config).keys()} == leaf_sources(
         file, given_set, str(path)
     )
-    for key in flat(config):
+    for key in flatten_config(config):
         origin = (
             "MODEL"
             if model and key == "model.name"
@@ -354,7 +353,9 @@ def test_a_comment_in_an_override_is_part_of_its_value() -> None:
 def test_a_list_or_table_with_spaces_and_words(overrides: str, wanted: dict[str, Any]) -> None:
     config, sources = resolve_config(None, overrides)
     assert {
-        key: flat(config)[key] for key, source in sources.items() if source == "SET" and key in flat(config)
+        key: flatten_config(config)[key]
+        for key, source in sources.items()
+        if source == "SET" and key in flatten_config(config)
     } == wanted
 
 

@@ -46,9 +46,11 @@ def levels_of(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
 def inspected(folder: Path, model: Any, **options: Any) -> Any:
     import inspect_ai
 
-    from evals.bridges.inspect_task import forced_choice as task
+    from evals.bridges import inspect_task
 
-    return inspect_ai.eval(task(**options), model=model, display="none", log_dir=str(folder), log_level="error")[0]
+    return inspect_ai.eval(
+        inspect_task.forced_choice(**options), model=model, display="none", log_dir=str(folder), log_level="error"
+    )[0]
 
 
 def rows_of(log: Any) -> list[dict[str, Any]]:
@@ -262,11 +264,11 @@ def test_a_label_without_a_log_probability_makes_its_item_unscorable(tmp_path: P
 
 
 def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
-    from evals.bridges.inspect_task import forced_choice as task
+    from evals.bridges import inspect_task
 
     for wrong in ({"debias": "random"}, {"think": -1}, {"vector": "trait"}, {"coefficient": 1.0}, {"steer_from": 3}):
         with pytest.raises(SteerHealError, match="cannot be asked"):
-            task(**wrong)
+            inspect_task.forced_choice(**wrong)
     term = {"vector": "trait", "coefficient": 1.0}
     for terms, part in (
         ([{**term, "from": "end+2"}], "behind the question"),
@@ -275,7 +277,7 @@ def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
         ([term] * 5, "too many terms"),
     ):
         with pytest.raises(SteerHealError, match=part):
-            task(terms=terms)
+            inspect_task.forced_choice(terms=terms)
     for asked, part in (
         ({"tokenizer": "embedded"}, "do not go together"),
         ({"vector": "trait", "coefficient": 1.0}, "cannot be asked to steer"),
@@ -289,9 +291,9 @@ def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
 def test_inspect_knows_the_task_by_its_name() -> None:
     from inspect_ai.util import registry_info
 
-    from evals.bridges.inspect_task import forced_choice as task
+    from evals.bridges import inspect_task
 
-    assert registry_info(task).name == "steer_heal/forced_choice"
+    assert registry_info(inspect_task.forced_choice).name == "steer_heal/forced_choice"
 
 
 def test_the_harness_refuses_an_item_without_all_its_orders(tokenizer: Any, model: Model) -> None:

@@ -14,7 +14,7 @@ from evals.answer import card_of
 from evals.ending import next_commands, show_ending, trait_name
 from evals.results import results_of
 from evals.scored import scored_rounds
-from shared.console import console as terminal
+from shared.console import console
 from shared.main import command_in, options_of
 from shared.run import Run
 
@@ -29,7 +29,7 @@ def test_it_prints_the_lines_of_the_card(
     made: tuple[Run, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trait, price, both verdicts and prompting: the words, figures and symbols of the page."""
-    monkeypatch.setattr(terminal, "width", 1000)
+    monkeypatch.setattr(console, "width", 1000)
     run, rows = made
     show_ending(run, rows, Path("page"), "full", read_for=True)
     said = capsys.readouterr().out

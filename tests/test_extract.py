@@ -14,8 +14,7 @@ from conftest import ROOT, command
 from safetensors.torch import save_file
 
 from evals.measures.activations import states, student_layers
-from gen import extract as extracting
-from gen.extract import activations, extract
+from gen.extract import activations, extract, in_fp32, stage
 from shared.chat import Chat
 from shared.errors import SteerHealError
 from shared.merging import merged
@@ -67,7 +66,7 @@ def test_command_line_equals_naive_forwards(model: Model, tokenizer: object, tmp
 
 
 def test_no_layer_after_the_last_one_read_is_computed(model: Model) -> None:
-    network, ran = extracting.in_fp32(model, None), []
+    network, ran = in_fp32(model, None), []
     for index, layer in enumerate(network.model.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
     prompts = [[5, 6, 7], [8, 9]]
@@ -124,9 +123,9 @@ def test_a_run_in_half_precision_leaves_no_checkpoint(
     overrides = f"model.dtype=bfloat16 model.student=adapter vector.contexts={contexts} vector.layers=[3,4]"
     run = open_run(tmp_path / "run", ROOT / "configs" / "smollm2.toml", overrides)
     history = adapter(run.round(1) / "history", 3e-3)
-    monkeypatch.setattr(extracting, "Stage", lambda *_, **__: MagicMock(done=lambda: False))
+    monkeypatch.setattr("gen.extract.Stage", lambda *_, **__: MagicMock(done=lambda: False))
     run.round(2).mkdir()
-    extracting.stage(run, 2, False)
+    stage(run, 2, False)
     vector = load_vector(run.round(2) / "vector.safetensors")
     prompts = [[5, 6, 7], [8, 9]]
     rows = student_layers(run, 1, model, prompts, vector, vector)

@@ -6,12 +6,12 @@ import asyncio
 import json
 from typing import Any
 
+import openai.types.chat.completion_create_params
+import openai.types.completion_create_params
+import openai.types.responses.response_create_params
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types import completion_create_params as completion
-from openai.types.chat import completion_create_params as chat
-from openai.types.responses import response_create_params as responses
 from pydantic_core import PydanticUndefined
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -27,17 +27,17 @@ GOOD: dict[str, tuple[Any, dict[str, Any], frozenset[str]]] = {
     "chat": (
         ChatCompletionRequest,
         {"model": "m", "messages": [{"role": "user", "content": "Steer me out of this."}]},
-        frozenset(chat.CompletionCreateParamsNonStreaming.__annotations__),
+        frozenset(openai.types.chat.completion_create_params.CompletionCreateParamsNonStreaming.__annotations__),
     ),
     "completions": (
         CompletionRequest,
         {"model": "m", "prompt": [5, 6]},
-        frozenset(completion.CompletionCreateParamsNonStreaming.__annotations__),
+        frozenset(openai.types.completion_create_params.CompletionCreateParamsNonStreaming.__annotations__),
     ),
     "responses": (
         ResponsesRequest,
         {"model": "m", "input": "Hi"},
-        frozenset(responses.ResponseCreateParamsNonStreaming.__annotations__),
+        frozenset(openai.types.responses.response_create_params.ResponseCreateParamsNonStreaming.__annotations__),
     ),
 }
 STEERING = {"steer_vector": "trait", "steer_coefficient": 8}

@@ -28,18 +28,18 @@ from evals.report.reading import grouped_reading
 from evals.results import results_of
 from evals.rows import LogRow, TokenRow
 from evals.scored import scored_rounds
-from evals.study.plan import read_plan as load_study
+from evals.study.plan import read_plan
 from gen.windows import Windows
 from shared.adapters import load_adapter
 from shared.config import resolve_config, to_toml
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of, verify
-from shared.ratios import read_ratios as read_benchmark
+from shared.ratios import read_ratios
 from shared.records import DATA, Asked, Completion, Pair, Prompt, Vignette, read_jsonl, read_manifest
 from shared.run import Run
 from shared.schema import Config
 from shared.stage import Stage
-from shared.strict import parse
+from shared.strict import parse_json
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 from shared.vignettes import load_vignettes
@@ -192,7 +192,7 @@ def test_overrides(key: str, value: Any) -> None:
 def test_studies(data: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     valid = b'[study]\ntitle = "t"\nrounds = 1\nseeds = [0]\n[[study.arm]]\nname = "nll"\nset = "train.divergence=nll"\nsays = "x"\n'
-    answers(path, data.draw(damaged(valid)), lambda: load_study(path, tmp_path / "runs"))
+    answers(path, data.draw(damaged(valid)), lambda: read_plan(path, tmp_path / "runs"))
 
 
 @pytest.mark.parametrize(("name", "load"), [("trait.json", load_trait), ("instrument.json", load_instrument)])
@@ -417,7 +417,7 @@ def test_benchmark_files(data: st.DataObject, tmp_path: Path) -> None:
         "versions": {"a": "1"},
         "ratios": {"x": {"median": 1.0, "low": None, "high": None, "what": "y"}},
     }
-    answers(path, data.draw(texts(valid)), lambda: read_benchmark(path))
+    answers(path, data.draw(texts(valid)), lambda: read_ratios(path))
 
 
 @pytest.mark.parametrize(
@@ -438,4 +438,4 @@ def test_benchmark_files(data: st.DataObject, tmp_path: Path) -> None:
 )
 def test_what_is_no_json_here(text: str) -> None:
     with pytest.raises(ValueError):
-        parse(text if text.isascii() else text.encode("utf-8", "surrogatepass"))
+        parse_json(text if text.isascii() else text.encode("utf-8", "surrogatepass"))

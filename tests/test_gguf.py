@@ -17,14 +17,14 @@ import pytest
 import torch
 from conftest import ROOT, command
 
-from shared import config as configuration
-from shared import prepare as preparation
 from shared.chat import Chat
+from shared.config import resolve_config
 from shared.dequantise import is_dequantised
 from shared.errors import Exit, SteerHealError
 from shared.estimate import memory_and_disk
 from shared.families import GGUF
 from shared.models import Dequantised, load_network, resolve_model
+from shared.prepare import preparation_commands
 from shared.run import Run
 from shared.stages import Step
 
@@ -292,14 +292,14 @@ def test_room_is_looked_for_before(llama: Any, tmp_path: Path, cache: Path, monk
 def test_the_estimate_counts_what_is_to_be_dequantised(llama: Any, tmp_path: Path) -> None:
     path = gguf_files.write(tmp_path / "m.gguf", "llama", llama)
     settings = f"model.name={path} vector.layers=[1]"
-    run = Run(tmp_path / "run", configuration.resolve_config(ROOT / "configs" / "smollm2.toml", settings)[0])
+    run = Run(tmp_path / "run", resolve_config(ROOT / "configs" / "smollm2.toml", settings)[0])
     groups = [[Step(run, number, "filter")] for number in (1, 2)]
     before = memory_and_disk(groups, adapters=False)
     found = resolve_model(str(path))
     assert isinstance(found, Dequantised) and before.cache == found.to_build > 10**6
-    ((command, _),) = preparation.commands([run, run])
+    ((command, _),) = preparation_commands([run, run])
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    assert memory_and_disk(groups, adapters=False).cache == 0 and not preparation.commands([run])
+    assert memory_and_disk(groups, adapters=False).cache == 0 and not preparation_commands([run])
     assert is_dequantised(found.place), "before the first stage, by a process of its own"
 
 

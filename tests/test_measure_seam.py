@@ -14,7 +14,7 @@ from conftest import ROOT, command
 from scorings import BASE, LATER, PROMPTED, STEERED, group_of, scoring_of
 from synthetic_run import build
 
-from evals import results as resulting
+from evals import results
 from evals.conditions import condition_line
 from evals.measures import registry
 from evals.measures.measure import Measure
@@ -111,7 +111,7 @@ def test_a_measure_goes_from_its_requests_to_the_report(
     engine: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for place in (registry, resulting):
+    for place in (registry, results):
         monkeypatch.setattr(place, "MEASURES", (*MEASURES, module.Truth))
     measure: Measure = measures_of(EvalConfig(measures=[which]))[-1]
     session = measure.begin(scoring_of(tmp_path, model, vector))

@@ -9,9 +9,9 @@ from typing import Any
 
 from conftest import ROOT
 
+from evals.report.figures import trade
 from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES, panels_of
-from evals.report.figures.trade import panels as trade
 from evals.report.html import anchor, charts, grid, meaning_of, number_and_interval, table_csv
 from evals.report.looks import GREEN, ORANGE
 from evals.report.panel import SVG, Mark, Panel, Plot, panels_png, svg
@@ -58,7 +58,7 @@ def test_panels_stand_side_by_side_in_a_png() -> None:
 def test_a_figure_without_figures_is_left_out() -> None:
     row = {"arm": "nll", "seed": 0, "round": 0, "stage": "base", "perplexity": None, "trait_llr": None, "llr_opposite": None,
         "auth_nats": None, "care_nats": None, "coherence": None}  # fmt: skip
-    assert trade(Shown([row], [])) == [] and panels_of(Shown([row], [])) == {}
+    assert trade.panels(Shown([row], [])) == [] and panels_of(Shown([row], [])) == {}
     assert len({figure.name for figure in FIGURES}) == len(FIGURES)
 
 

@@ -14,7 +14,7 @@ from shared import preconditions
 from shared.config import resolve_config
 from shared.errors import SteerHealError
 from shared.models import Model, cache_folder
-from shared.preconditions import TRACKERS, check, tracker
+from shared.preconditions import TRACKER_PACKAGES, check, tracker
 from shared.run import open_run
 
 CONFIG = ROOT / "configs" / "smollm2.toml"
@@ -126,7 +126,7 @@ def test_a_setting_of_a_begun_run_is_checked_as_well(tmp_path: Path) -> None:
 def test_the_trackers_are_those_of_transformers() -> None:
     code = "from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known; print(*known)"
     done = command_of_python(code)
-    assert set(done.split()) == set(TRACKERS)
+    assert set(done.split()) == set(TRACKER_PACKAGES)
 
 
 def command_of_python(code: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import command
 
-from gen import survey as surveys
 from gen.prompts import PromptRenderer, open_round
 from gen.survey import RendererRecipe, survey
 from shared.chat import Chat, neutral_for
@@ -152,8 +151,8 @@ def test_a_survey_by_many_processes_is_the_same(
     rows = [{"id": f"p{index}", "prompt": f"Name {index} {'long ' * (index % 7)}fruits."} for index in range(40)]
     path = lines(tmp_path / "p.jsonl", rows)
     recipe = RendererRecipe(model.folder, None, renderer.chat.day, "embedded")
-    monkeypatch.setattr(surveys, "FEW", 5)
-    monkeypatch.setattr(surveys, "BATCH", 4)
+    monkeypatch.setattr("gen.survey.FEW", 5)
+    monkeypatch.setattr("gen.survey.BATCH", 4)
     with open_prompts(str(path)) as prompts:
         assert survey(prompts, renderer, 8, 512, recipe) == survey(prompts, renderer, 8, 512)
     strict = tmp_path / "strict"

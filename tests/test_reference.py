@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, command
 
 from shared.commands import COMMANDS
-from shared.config import described_keys, flat
+from shared.config import described_keys, flatten_config
 from shared.main import options_of
 from shared.reference import pages
 from shared.schema import Config
@@ -24,7 +24,7 @@ def test_the_committed_page_is_not_stale(name: str) -> None:
 def test_every_key_has_its_row_with_its_meaning() -> None:
     page = pages()["settings.md"]
     rows = dict(re.findall(r"(?m)^\| `([\w.]+)` \|(.*)$", page))
-    assert rows.keys() == flat(Config()).keys()
+    assert rows.keys() == flatten_config(Config()).keys()
     assert all(meaning.split()[0].replace("<", "&lt;") in rows[key] for key, meaning in described_keys())
     assert "`0.9` | share of a GPU" in rows["model.gpu_memory"] and "above 0, at most 1" in rows["model.gpu_memory"]
 

@@ -11,7 +11,7 @@ from conftest import command
 
 from gen.commandline import scan_options
 from gen.prompts import PromptRenderer
-from gen.scan import UNSTEERED, Said, chosen, estimated, places, sample_and_score
+from gen.scan import UNSTEERED, ScanSampling, chosen, estimated, sample_and_score, scan_places
 from gen.scanned import Place, ScanRow, best, sentence
 from shared.chat import Chat
 from shared.config import resolve_config
@@ -32,7 +32,7 @@ def everywhere() -> Vector:
 
 def test_every_place_has_the_dose() -> None:
     vector = everywhere()
-    found = {place.name: place for place in places(vector, [1, 2], 0.3)}
+    found = {place.name: place for place in scan_places(vector, [1, 2], 0.3)}
     assert [*found] == [UNSTEERED, "layer 0", "layer 1", "layer 2", "band", "band, shared"]
     for layer, norm in NORMS.items():
         place = found[f"layer {layer}"]
@@ -41,7 +41,7 @@ def test_every_place_has_the_dose() -> None:
     for name, sum_ in (("band", 0.6), ("band, shared", 0.3)):
         of_layers = [found[name].coefficient * np.linalg.norm(vector.layers[layer]) / NORMS[layer] for layer in (1, 2)]
         assert sum(of_layers) == pytest.approx(sum_) and found[name].relative_dose == pytest.approx(sum_ / 2)
-    assert [place.name for place in places(vector, [1], 0.3)] == [UNSTEERED, "layer 0", "layer 1", "layer 2"]
+    assert [place.name for place in scan_places(vector, [1], 0.3)] == [UNSTEERED, "layer 0", "layer 1", "layer 2"]
 
 
 def row(name: str, llr: float | None, price: float | None, error: float | None = 0.01) -> ScanRow:
@@ -69,19 +69,19 @@ def test_a_place_is_what_the_engine_says_there(engine: object, tokenizer: object
     config, _ = resolve_config(None, "seed=3")
     renderer, prompts = PromptRenderer(Chat(tokenizer), load_trait("embedded")), load_heldout("embedded")[:3]
     at = [Place(UNSTEERED, None), Place("layer 14", Vector({14: layers[14]}), 0.0), Place("band", Vector(layers), 4.0)]
-    unsteered, nothing, much = sample_and_score(engine, at, prompts, renderer, config, Said(2, 10))  # type: ignore[arg-type]
+    unsteered, nothing, much = sample_and_score(engine, at, prompts, renderer, config, ScanSampling(2, 10))  # type: ignore[arg-type]
     assert nothing.trait_llr == pytest.approx(unsteered.trait_llr, abs=1e-4)
     assert nothing.d_trait_llr == pytest.approx(0, abs=1e-4) and unsteered.d_trait_llr is None
     assert much.ln_perplexity is not None and unsteered.ln_perplexity is not None
     assert much.d_ln_perplexity == pytest.approx(much.ln_perplexity - unsteered.ln_perplexity) and much.d_ln_perplexity > 0.5  # fmt: skip
-    again = sample_and_score(engine, at[::2], prompts, renderer, config, Said(2, 10))[1]  # type: ignore[arg-type]
+    again = sample_and_score(engine, at[::2], prompts, renderer, config, ScanSampling(2, 10))[1]  # type: ignore[arg-type]
     assert again.ln_perplexity == pytest.approx(much.ln_perplexity, abs=1e-3)
 
 
 def test_a_scan_says_what_it_takes(model: Model) -> None:
     config, _ = resolve_config(None, "")
     machine = {"flops": 1e11, "engine_flops": 2e11, "bytes": 1e10}
-    few, many = (estimated(model, config, 30, prompts, Said(), machine) for prompts in (4, 40))
+    few, many = (estimated(model, config, 30, prompts, ScanSampling(), machine) for prompts in (4, 40))
     assert 10 < few < many < 10 * few
     assert scan_options().parse_args(["--prompts", "4"]).relative_dose == 0.25
 

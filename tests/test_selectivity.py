@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_run import answers, build
+import synthetic_run
+from synthetic_run import build
 
 from evals.conditions import before_training, refuse_duplicate_conditions
-from evals.measures.forced_choice.answers import answers as arrays
+from evals.measures.forced_choice.answers import answers
 from evals.measures.forced_choice.ask import Read
 from evals.measures.forced_choice.rows import ScoreRow
 from evals.measures.forced_choice.selectivity import COLUMNS, columns, gated_selectivity, si_flips
@@ -29,8 +30,8 @@ READ = Read("rotating", think=4)
 
 
 def made(stage: str, mass: float | None = None, grow: float = 1.0) -> Answers:
-    rows = [ScoreRow.model_validate(row) for row in answers(stage, READ, 0.8, mass, grow)]
-    found = arrays(rows, Path("rows"), "again")
+    rows = [ScoreRow.model_validate(row) for row in synthetic_run.answers(stage, READ, 0.8, mass, grow)]
+    found = answers(rows, Path("rows"), "again")
     noise = np.random.default_rng([len(stage), int(grow > 0)]).normal(0, 0.3, found.score.shape)
     return replace(found, score=found.score + (0 if stage == "base" else noise))
 

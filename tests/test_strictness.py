@@ -37,7 +37,7 @@ from shared.records import (
     read_jsonl,
 )
 from shared.schema import Config, Section
-from shared.strict import WIDEST, check_values, parse
+from shared.strict import WIDEST, check_values, parse_json
 from shared.tables import read_parquet, write_parquet
 
 SEVENTH = [1 / 7] * 7
@@ -213,7 +213,7 @@ TEXTS = {
 def test_json_that_says_two_things_or_none(text: str, tmp_path: Path) -> None:
     for content in (text, text.encode(), b"\xef\xbb\xbf" + text.encode()):
         with pytest.raises(ValueError):
-            parse(content)
+            parse_json(content)
     (tmp_path / "a.jsonl").write_text('{"prompt": "fine"}\n' + text + "\n")
     with pytest.raises(SteerHealError, match="line 2"):
         read_jsonl(tmp_path / "a.jsonl", Prompt, made_by="make it")

@@ -681,12 +681,12 @@ seeds = [0]
 
 @pytest.mark.long
 def test_a_tiny_study_runs_and_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
-    from test_pipeline import TINY as SETTINGS
+    import test_pipeline
 
     (tmp_path / "heldout.jsonl").write_text(
         '{"id": "h0", "prompt": "Name a fruit."}\n{"id": "h1", "prompt": "Is it right to lie?"}\n'
     )
-    settings = SETTINGS.format(heldout=tmp_path / "heldout.jsonl").replace(
+    settings = test_pipeline.TINY.format(heldout=tmp_path / "heldout.jsonl").replace(
         "items = 7", "items = 7\nfull_items = 7\ngates = [0.5]\nrandom_draws = 1"
     )
     path = written(tmp_path, TINY + settings.replace("min_kept = 4", "min_kept = 2"))

@@ -12,7 +12,7 @@ from synthetic_run import IDENTITY, STUDY, arm
 from evals.study.drive import drive
 from evals.study.plan import read_plan
 from evals.study.tau import late_d, logged_divergence, parse_tau
-from shared import config as configuration
+from shared.config import resolve_config, sources_of
 from shared.errors import SteerHealError
 from shared.publish import write_text
 from shared.run import Run
@@ -108,8 +108,8 @@ def test_a_waiting_cell_is_begun_with_its_number_and_says_where_it_is_from(
     assert [(number, stage) for name, number, stage, _ in done if name == "kl_rev-s1"][-1] == (2, "score-full")
     frozen = (runs / "kl_rev-s1" / "config.toml").read_text()
     assert "tau = 0.4002 # half of nll's late D, in nll-s1" in frozen
-    assert configuration.sources_of(runs / "kl_rev-s1" / "config.toml")["train.tau"].startswith("half of nll's")
-    assert configuration.resolve_config(runs / "kl_rev-s1" / "config.toml")[0].train.tau == 0.4002
+    assert sources_of(runs / "kl_rev-s1" / "config.toml")["train.tau"].startswith("half of nll's")
+    assert resolve_config(runs / "kl_rev-s1" / "config.toml")[0].train.tau == 0.4002
     again = read_plan(path, runs)
     assert not any(cell.waits for cell in again.cells) and np.isclose(again.cells[1].config.train.tau, 0.4002)
     done.clear()

@@ -11,8 +11,8 @@ from synthetic_run import IDENTITY
 
 from evals.measures.forced_choice.instrument import InstrumentRenderer, load_instrument
 from evals.preflight import plan_of_run, reads_that_fit
-from shared import config as configuration
 from shared.chat import Chat
+from shared.config import sources_of
 from shared.errors import SteerHealError
 from shared.models import Model
 from shared.run import Run, open_run
@@ -33,11 +33,11 @@ def test_the_answer_is_frozen_with_its_source_and_need_not_be_named_again(tmp_pa
     assert may_adopt(run) and wants_preflight(run) and run.config.eval.think == 16
     adopt(run, 48)
     frozen = tmp_path / "run" / "config.toml"
-    assert "think = 48 # the preflight" in frozen.read_text() and configuration.sources_of(frozen)[KEY] == SOURCE
+    assert "think = 48 # the preflight" in frozen.read_text() and sources_of(frozen)[KEY] == SOURCE
     assert run.config.eval.think == open_run(run.folder).config.eval.think == 48
     assert open_run(run.folder, path).config.eval.think == 48  # the same command goes on
     assert open_run(run.folder, path, "sweep.workers=2").config.eval.think == 48  # which writes the file anew
-    assert configuration.sources_of(frozen)[KEY] == SOURCE
+    assert sources_of(frozen)[KEY] == SOURCE
     with pytest.raises(SteerHealError, match="differs from the one frozen") as refused:
         open_run(run.folder, path, "eval.think=8")
     assert "eval.think = 8 (was 48)" in str(refused.value.given)
@@ -98,6 +98,6 @@ def test_a_preflight_of_a_run_is_in_the_run(tmp_path: Path) -> None:
     assert [budget["think"] for budget in record["budgets"]] == [0, 2] and record["items"] == 7
     frozen = run.folder / "config.toml"
     if record["least"] is None:
-        assert "eval.think stays 16" in done.stdout and configuration.sources_of(frozen)[KEY] == "default"
+        assert "eval.think stays 16" in done.stdout and sources_of(frozen)[KEY] == "default"
     else:
         assert open_run(run.folder).config.eval.think == record["least"]

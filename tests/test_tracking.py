@@ -16,7 +16,7 @@ from evals.scored import scored_rounds
 from evals.tracking import TRACKERS, entries, track
 from shared import preconditions
 from shared.errors import SteerHealError
-from shared.preconditions import TRACKERS as KNOWN
+from shared.preconditions import TRACKER_PACKAGES
 from shared.run import Run
 
 PAGE = Path("report/index.html")
@@ -89,7 +89,7 @@ def test_numbers_are_sent_and_names_and_truths_are_not(made: tuple[Run, list[Rou
 
 
 def test_every_tracker_with_scores_is_one_that_gets_the_curve() -> None:
-    assert set(TRACKERS) <= set(KNOWN)
+    assert set(TRACKERS) <= set(TRACKER_PACKAGES)
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow"])

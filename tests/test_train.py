@@ -115,7 +115,7 @@ def test_self_test_fires_when_only_one_adapter_counts(
     second: TrainedStudent, batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Trap 1 made again: a forward that returns after one active adapter, the first or the last."""
-    import peft.tuners.lora as lora
+    from peft.tuners import lora
 
     def first_only(self: lora.Linear, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         result = self.base_layer(x)

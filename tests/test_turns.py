@@ -24,7 +24,7 @@ from evals.statistics import same_setting
 from gen.engine.plugin import _ending
 from gen.engine.sampling import Output, Request
 from gen.plan import planned_rows
-from gen.prompts import PromptRenderer as PromptRenderer
+from gen.prompts import PromptRenderer
 from gen.sampler import Sampler
 from gen.students import ServedStudent
 from gen.survey import survey

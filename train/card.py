@@ -15,7 +15,7 @@ from shared import jinja
 from shared.adapter_card import HUB, trained_on
 from shared.adapters import Base
 from shared.commands import round_command
-from shared.config import flat
+from shared.config import flatten_config
 from shared.console import format_number
 from shared.errors import SteerHealError, in_one_line
 from shared.hub import public_name
@@ -83,8 +83,8 @@ def licence_of(model: Model) -> str | None:
     if not path.is_file():
         return None
     head = path.read_text(encoding="utf-8", errors="replace").partition("---\n")[2].partition("\n---")[0]
-    found = re.search(r"(?m)^license: *[\"']?([\w.-]+)", head)
-    return found[1] if found else None
+    match = re.search(r"(?m)^license: *[\"']?([\w.-]+)", head)
+    return match[1] if match else None
 
 
 def _of_run(run: Run, last: int) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _of_run(run: Run, last: int) -> dict[str, Any]:
             ) from None
     settings = [
         (key, json.dumps(public_name(value) if isinstance(value, str) else value))
-        for key, value in flat(run.config).items()
+        for key, value in flatten_config(run.config).items()
         if value is not None
     ]
     return {"counts": counts, "verdicts": verdicts, "scores": scores, "settings": settings}

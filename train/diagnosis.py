@@ -69,8 +69,8 @@ def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], trai
         causes.append(Finding(name="overfit", sentence=f"the held-out cross-entropy rises from {heldout[best]:.3f} after epoch {best} to {heldout[-1]:.3f}, while that of the training rows falls ({curve}){then}."))  # fmt: skip
     unlearned = 1 - min(heldout[1:]) / heldout[0] < LEARNED if len(heldout) > 1 else fell < LEARNED
     if unlearned:
-        said = f"held out {heldout[0]:.3f} before, {min(heldout[1:]):.3f} at best" if len(heldout) > 1 else curve
-        causes.append(Finding(name="nothing learned", sentence=f"the cross-entropy did not fall ({said}). Raise train.learning_rate or train.epochs, or lower train.lam."))  # fmt: skip
+        change = f"held out {heldout[0]:.3f} before, {min(heldout[1:]):.3f} at best" if len(heldout) > 1 else curve
+        causes.append(Finding(name="nothing learned", sentence=f"the cross-entropy did not fall ({change}). Raise train.learning_rate or train.epochs, or lower train.lam."))  # fmt: skip
     if not causes:
         rest = f", held out {heldout[0]:.3f} to {heldout[-1]:.3f}" if heldout else ""
         causes.append(Finding(name="nothing stands out", sentence=f"{curve}{rest}; late D {late(d(train.aggregate)):.3f} nats against tau = {train.tau:g}."))  # fmt: skip

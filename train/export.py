@@ -16,7 +16,7 @@ from shared.adapters import BASE, Adapter, check_readable, load_adapter, loads_f
 from shared.chat import Chat
 from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import command_of, round_command
-from shared.console import console, say, table
+from shared.console import console, print_table, say
 from shared.errors import SteerHealError
 from shared.fitting import fit
 from shared.folding import add, gates_of, refold, rounds_at_gates, rounds_of
@@ -167,7 +167,7 @@ def main() -> None:
         public_name(hub_name(model)) if arguments.push_to else loads_from(model)
     )  # a path of this machine is no one else's
     check = export(model, source, arguments.kind, gates, arguments.out, dtype, about, loads)
-    table(
+    print_table(
         f"{arguments.out}: {arguments.kind}" + (f" in {dtype}" if arguments.kind == "merged" else ""),
         ["read back by Transformers, over a few prompts", "nats"],
         [

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from shared.cli import configured, entry, need, parse_arguments
 from shared.commands import command_of, removal, round_command
-from shared.console import console, say, table
+from shared.console import console, print_table, say
 from shared.divergences import DIVERGENCES
 from shared.errors import SteerHealError
 from shared.folding import fold, rounds_of
@@ -41,7 +41,7 @@ def show_training(healed: Distilled, train: TrainConfig) -> None:
     heldout = [row["heldout_ce"] for row in healed.rows if "heldout_ce" in row]
     again = healed.start["base"] > 0  # a round after the first, whose two references differ
     references = {"base": "the original", **({"previous": "the previous student"} if again else {})}
-    table(
+    print_table(
         f"healing: {healed.examples} rows and {healed.heldout} held out, {healed.tokens} completion tokens, {steps[-1]['step']} steps, D = {train.divergence}",
         ["nats", "first quarter", "last quarter"],
         [

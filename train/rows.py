@@ -14,7 +14,7 @@ import numpy as np
 from shared.errors import SteerHealError
 from shared.records import Completion, Pair
 from shared.sources import RowSource, open_rows
-from shared.strict import BOM, parse
+from shared.strict import BOM, parse_json
 from shared.tables import TABLES
 
 MADE_BY = "python -m gen.filter --help (or rows of prompt and completion)"
@@ -42,7 +42,7 @@ def is_sampled(source: RowSource) -> bool:
     except (OSError, ValueError):
         return False  # the reader says what is wrong
     try:
-        parse(first)
+        parse_json(first)
     except ValueError:
         return f'"{FIELD}"'.encode() in first
     return False

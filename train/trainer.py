@@ -19,7 +19,7 @@ from shared.divergences import has_barrier
 from shared.errors import SteerHealError, in_one_line
 from shared.publish import atomic_folder, write_json
 from shared.schema import Config
-from shared.strict import parse
+from shared.strict import parse_json
 from train.arguments import training_arguments
 from train.data import IGNORED, Example, collate
 from train.objective import AGGREGATES, aggregate, barrier, chunk_for, divergences_of, gradient_ratio, per_position
@@ -251,7 +251,7 @@ class HealTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.student.load(Path(resume_from_checkpoint))
         with self._read(resume_from_checkpoint):
-            parts = parse((Path(resume_from_checkpoint) / PARTS).read_bytes())
+            parts = parse_json((Path(resume_from_checkpoint) / PARTS).read_bytes())
             self._parts = [{str(name): float(value) for name, value in part.items()} for part in parts]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -18,7 +18,7 @@ from shared.console import say
 from shared.errors import SteerHealError
 from shared.provenance import differences, refuse_mixing
 from shared.publish import intact, seal, seal_of, write_json, write_text
-from shared.strict import parse, read_object
+from shared.strict import parse_json, read_object
 
 VERSION = 3  # 1 did not know the device, 2 not the code
 LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
@@ -28,7 +28,7 @@ CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "REA
 def begun_on(folder: Path) -> date | None:
     """The day that the rows of an unfinished round were rendered with; None without one, or for a template without a clock."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return date.fromisoformat(parse((folder / "recipe.json").read_bytes())["date"])
+        return date.fromisoformat(parse_json((folder / "recipe.json").read_bytes())["date"])
     return None
 
 
@@ -117,7 +117,7 @@ class Unfinished:
             if not line.endswith(b"\n"):
                 return
             try:
-                row = parse(line)
+                row = parse_json(line)
                 row["step"] = int(row["step"])
             except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise SteerHealError(

@@ -143,7 +143,7 @@ class TrainedStudent:
 @contextlib.contextmanager
 def peft_forwards_kept() -> Iterator[None]:
     """Undo what Unsloth's compiler does to PEFT's LoRA layers: its forward returns after the first active adapter."""
-    import peft.tuners.lora as lora
+    from peft.tuners import lora
 
     classes = [
         lora.Linear,

@@ -18,7 +18,7 @@ from evals.rows import Scores, StudentLayer
 from evals.table import Table
 from gen.extract import activations, contexts_of, in_fp32
 from shared.chat import neutral_for
-from shared.console import format_number as shown
+from shared.console import format_number
 from shared.models import Model
 from shared.run import Run
 from shared.schema import Config
@@ -144,10 +144,10 @@ def shift_layers(read: Sequence[tuple[int, Sequence[StudentLayer]]]) -> Table:
         [
             [
                 f"{number}, {line.layer}",
-                shown(line.norm_ratio),
-                shown(line.cos_teacher, 3, signed=True),
-                shown(line.cos_round_1, 3, signed=True),
-                shown(line.split_half, 3, signed=True),
+                format_number(line.norm_ratio),
+                format_number(line.cos_teacher, 3, signed=True),
+                format_number(line.cos_round_1, 3, signed=True),
+                format_number(line.split_half, 3, signed=True),
             ]
             for number, layers in read
             for line in layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape as html
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,12 @@ from evals.scored import STEP, scored_rounds
 from evals.table import Table, markdown
 from evals.tracking import track
 from shared.cli import entry, parse_arguments
-from shared.console import say
-from shared.console import table as show
+from shared.console import print_table, say
 from shared.errors import SteerHealError
 from shared.locks import held
 from shared.publish import atomic_folder, digest, write_json
 from shared.records import data_file
-from shared.report_record import NAME, write_report_record
+from shared.report_record import REPORT_RECORD, write_report_record
 from shared.run import Run
 from shared.traits import load_trait
 
@@ -111,7 +110,7 @@ def publish_report(run: Run, rounds: Sequence[Round], results: dict[str, Any], m
     sentences = run_reading(rows, extra, rounds)
     frozen = (run.folder / "config.toml").read_text(encoding="utf-8")
     manifests = [run.manifest(r.number, STEP[mode]) for r in rounds]
-    files = (*FILES, *(f"{figure.file}.png" for figure in FIGURES), NAME)
+    files = (*FILES, *(f"{figure.file}.png" for figure in FIGURES), REPORT_RECORD)
     with held(folder), atomic_folder(folder, names=files) as out:
         drawn = Shown(rows, extra, rounds)
         panels = panels_of(drawn)
@@ -142,11 +141,11 @@ def trait_said(run: Run, rounds: Sequence[Round]) -> str:
 
 def as_markdown(title: str, tables: Sequence[Table], sentences: Sequence[str], figures: Sequence[str]) -> str:
     """results.md. figures: names of the PNGs beside it, the first on top."""
-    bullets = "\n".join(f"- {html(line, quote=False)}" for line in sentences)
+    bullets = "\n".join(f"- {escape(line, quote=False)}" for line in sentences)
     first, *others = [f"![{name}]({name}.png)" for name in figures]
     return "\n\n".join(
         [
-            f"# {html(title, quote=False)}",
+            f"# {escape(title, quote=False)}",
             first,
             markdown(tables[0]).rstrip("\n"),
             f"## Reading\n\n{bullets}",
@@ -167,7 +166,7 @@ def main() -> None:
     results = results_of(run, rounds)
     path = publish_report(run, rounds, results, arguments.eval)
     for table in (overview_table(results["rows"]), verdicts_table(results["rows"]), times(rounds, arguments.eval)):
-        show(table.title, table.columns, table.rows)
+        print_table(table.title, table.columns, table.rows)
     say(f"report {path}")
     track(run, rounds, results["rows"], path)
     show_ending(run, results["rows"], path, arguments.eval, read_for=rounds[0].scores.read_for is not None)

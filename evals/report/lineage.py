@@ -8,7 +8,7 @@ from evals.measures.forced_choice.instrument import ORDERS
 from evals.round import Round
 from evals.rows import Scores
 from evals.table import Table
-from shared import config as configuration
+from shared.config import flatten_config, frozen_at, resolve_config
 from shared.console import format_number
 from shared.errors import SteerHealError
 from shared.records import Manifest
@@ -109,11 +109,11 @@ def run_before(run: Run) -> Run | None:
     if not config_file.is_file():
         return None
     others = [path for path in run.folder.resolve().parent.glob("*/config.toml") if path.parent != run.folder.resolve()]
-    times = {path: configuration.begun(path) for path in others}
+    times = {path: frozen_at(path) for path in others}
     earlier = [path for path in others if times[path] < run.begun]
     for path in sorted(earlier, key=lambda path: times[path], reverse=True):
         try:
-            return Run(path.parent, configuration.resolve_config(path)[0])
+            return Run(path.parent, resolve_config(path)[0])
         except SteerHealError:  # of another version, or not a run's
             continue
     return None
@@ -130,7 +130,7 @@ def difference(run: Run) -> Table:
             f"No other run in {run.folder.resolve().parent.name} was begun before this one.",
             prose=True,
         )
-    new, old = configuration.flat(run.config), configuration.flat(other.config)
+    new, old = flatten_config(run.config), flatten_config(other.config)
     lines = [[key, str(new[key]), str(old[key])] for key in new if new[key] != old[key]]
     note = f"The run before is {other.folder.name}." + ("" if lines else " Its settings are the same.")
     return Table(title, columns, lines, note, prose=True)

@@ -40,10 +40,10 @@ ET.register_namespace("xlink", XLINK)
 
 @dataclass(frozen=True)
 class Mark:
-    """What an element of a panel stands for. data: its data- attributes on the page. said: what a point says when it is asked."""
+    """What an element of a panel stands for. data: its data- attributes on the page. tooltip: what the page shows over the point."""
 
     data: Mapping[str, str]
-    said: str = ""
+    tooltip: str = ""
 
 
 class Plot:
@@ -124,7 +124,7 @@ def for_page(drawn: bytes, name: str, marks: Mapping[str, Mark] | None = None) -
         root.remove(element)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    has_words = bool(marks and any(mark.said for mark in marks.values()))
+    has_words = bool(marks and any(mark.tooltip for mark in marks.values()))
     root.attrib |= {"class": "panel", "role": "group" if has_words else "img", "aria-labelledby": f"{name}-caption"}
     content = _used(root, marks or {})
     first = True
@@ -133,11 +133,11 @@ def for_page(drawn: bytes, name: str, marks: Mapping[str, Mark] | None = None) -
         if mark is None:
             continue
         element.attrib |= {f"data-{key}": value for key, value in mark.data.items()}
-        element.set("class", "pt" if mark.said else "path")
-        if mark.said:
+        element.set("class", "pt" if mark.tooltip else "path")
+        if mark.tooltip:
             element.attrib |= {"role": "img", "tabindex": "0" if first else "-1"}
             title = ET.Element(f"{{{SVG}}}title")
-            title.text = mark.said
+            title.text = mark.tooltip
             element.insert(0, title)
             first = False
     for element in root.iter():

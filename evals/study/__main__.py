@@ -34,7 +34,7 @@ from evals.study.tables import (
 )
 from evals.table import markdown
 from shared.cli import entry
-from shared.console import say, table
+from shared.console import print_table, say
 from shared.errors import SteerHealError
 from shared.locks import held
 from shared.publish import atomic_folder, replaceable, write_json
@@ -135,7 +135,7 @@ def publish_study(plan: Plan, out: Path) -> None:
         heading += "".join(f"- {html.escape(line, quote=False)}\n" for line in sentences)
         (folder / "results.md").write_text("\n".join([heading, *map(markdown, tables)]), encoding="utf-8")
     for shown_table in (grouped["results"][0], *apart):
-        table(shown_table.title, shown_table.columns, shown_table.rows)
+        print_table(shown_table.title, shown_table.columns, shown_table.rows)
     say(f"wrote {out / 'results.md'}")
 
 

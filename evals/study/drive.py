@@ -17,14 +17,14 @@ from evals.scored import STEP
 from evals.study.common import CellStep, donor, take_stage, to_make
 from evals.study.plan import Plan, StudyCell, read_plan, runs_in
 from evals.study.stopped import STOPPED, reason
-from shared import config as configuration
-from shared import prepare as preparation
-from shared.console import console, table
+from shared.config import resolve_config
+from shared.console import console, print_table
 from shared.errors import OF_THE_MACHINE, Exit, SteerHealError
 from shared.estimate import print_estimate, remaining_words
 from shared.locks import hold
 from shared.old_students import remove_old_students
 from shared.preconditions import check
+from shared.prepare import preparation_commands
 from shared.process import exit_error, run_process
 from shared.publish import write_json
 from shared.run import STAGES, open_run, refuse_links_out
@@ -73,7 +73,7 @@ def drive(plan: Plan) -> dict[str, str]:
     seeds = dict.fromkeys(step.cell.seed for step in making)
     groups = [[step for step in making if step.cell.seed == seed] for seed in seeds]
     estimates = print_estimate(groups, plan.folder, [cell.run for cell in plan.cells])
-    for command, name in preparation.commands(step.cell.run for step in making):
+    for command, name in preparation_commands(step.cell.run for step in making):
         if error := exit_error(run_process(command, plan.folder / LOG, name=name), name, plan.folder / LOG):
             raise error
     stopped: dict[str, str] = {}
@@ -90,7 +90,7 @@ def drive(plan: Plan) -> dict[str, str]:
             step = waiting[index]
         if _differs(step.cell):
             with _naming(step.cell):
-                open_run(step.cell.folder, plan.file, step.cell.overrides, said=step.cell.sources)
+                open_run(step.cell.folder, plan.file, step.cell.overrides, value_sources=step.cell.sources)
         runs = runs_in(plan.folder)
         if step.common is not None and (source := donor(runs, step)) is not None:
             take_stage(source, step)
@@ -113,7 +113,9 @@ def drive(plan: Plan) -> dict[str, str]:
         if step.stage == STEP["full"]:  # the last of a cell; merged weights are large, and can be made again
             shutil.rmtree(step.run.students, ignore_errors=True)
     if stopped:
-        table("cells that stopped", ["cell", "why"], [[name, reason(message)] for name, message in stopped.items()])
+        print_table(
+            "cells that stopped", ["cell", "why"], [[name, reason(message)] for name, message in stopped.items()]
+        )
     return stopped
 
 
@@ -153,7 +155,7 @@ def _remove_old_students(plan: Plan, waiting: Sequence[CellStep]) -> None:
 def _differs(cell: StudyCell) -> bool:
     """Whether a cell is still to be begun, or its frozen configuration is another: then in settings that no result depends on, or `load` had refused it."""
     frozen = cell.folder / "config.toml"
-    return not frozen.is_file() or configuration.resolve_config(frozen)[0] != cell.config
+    return not frozen.is_file() or resolve_config(frozen)[0] != cell.config
 
 
 def _as_written(fit: Config, cell: StudyCell, plan: Plan) -> None:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from evals.study.tau import logged_divergence, parse_tau, tau_of
-from shared import config as configuration
 from shared.commands import round_command
+from shared.config import NOT_IN_RESULTS, flatten_config, resolve_config
 from shared.errors import SteerHealError
 from shared.run import STAGES, Run
 from shared.schema import Config, Section, refuse_duplicates
@@ -152,16 +152,14 @@ def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
         raise refuse(f"study.{'.'.join(map(str, first['loc']))}: {first['msg']}", "see evals/study/plan.py") from None
     existing = {_key(run.config): run.folder for run in runs_in(folder)}
     for arm in study.arm:
-        if (
-            configuration.resolve_config(path, arm.set)[1]["seed"] == "SET"
-        ):  # which the cell's own would take the place of
+        if resolve_config(path, arm.set)[1]["seed"] == "SET":  # which the cell's own would take the place of
             raise refuse(f"the set of {arm.name} has a seed", "seeds = [...], of the arm or of the study")
     cells: list[StudyCell] = []
     for seed in dict.fromkeys(seed for arm in study.arm for seed in arm.seeds or study.seeds):
         for arm in study.arm:
             if seed in (arm.seeds or study.seeds):
                 overrides = f"{arm.set} seed={seed}".strip()
-                config = configuration.resolve_config(path, overrides)[0]
+                config = resolve_config(path, overrides)[0]
                 words, waits = "", False
                 if arm.tau:
                     try:
@@ -171,7 +169,7 @@ def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
                     waits = number is None
                     if number is not None:
                         overrides = f"{overrides} train.tau={number!r}"
-                        config = configuration.resolve_config(path, overrides)[0]
+                        config = resolve_config(path, overrides)[0]
                 cell_folder = folder / f"{arm.name}-s{seed}"
                 where = cell_folder if waits else existing.get(_key(config), cell_folder)
                 if waits and (cell_folder / "config.toml").is_file():
@@ -212,7 +210,7 @@ def _tau(arm: Arm, seed: int, path: Path, config: Config, cells: Sequence[StudyC
     reference = next((cell for cell in cells if (cell.arm.name, cell.seed) == (source.arm, seed)), None)
     if reference is None:
         raise ValueError(f"no arm {source.arm} of seed {seed} before it")
-    if configuration.resolve_config(path, arm.set)[1]["train.tau"] == "SET":
+    if resolve_config(path, arm.set)[1]["train.tau"] == "SET":
         raise ValueError("its set has a train.tau as well")
     ours, theirs = config.train.divergence, logged_divergence(reference.config.train.divergence)
     if ours != theirs:
@@ -226,27 +224,26 @@ def _measured(config: Config) -> dict[str, Any]:
     scored = {"vector.trait": config.scored_trait}  # an arm may be trained for another trait than all are scored by
     return {
         key: scored.get(key, value)
-        for key, value in configuration.flat(config).items()
-        if (key.startswith(("model.", "eval.")) or key in scored)
-        and key not in {*configuration.NOT_IN_RESULTS, "eval.trait"}
+        for key, value in flatten_config(config).items()
+        if (key.startswith(("model.", "eval.")) or key in scored) and key not in {*NOT_IN_RESULTS, "eval.trait"}
     }
 
 
 def _key(config: Config) -> str:
     """What a run makes depends on this: equal strings, one run. Where and how it runs is left out."""
-    values = configuration.flat(config)
-    return repr([value for key, value in values.items() if key not in configuration.NOT_IN_RESULTS])
+    values = flatten_config(config)
+    return repr([value for key, value in values.items() if key not in NOT_IN_RESULTS])
 
 
 def runs_in(folder: Path) -> list[Run]:
     """The run directories of a folder."""
-    return [Run(path.parent, configuration.resolve_config(path)[0]) for path in sorted(folder.glob("*/config.toml"))]
+    return [Run(path.parent, resolve_config(path)[0]) for path in sorted(folder.glob("*/config.toml"))]
 
 
 def depends(config: Config, stage: str) -> str:
     """The key of a shared stage of round 1, of the settings it depends on, as far as cells of one study can differ: equal strings, equal outputs."""
     random = config.vector.direction == "random"
-    place = {key.removeprefix("model.") for key in configuration.NOT_IN_RESULTS if key.startswith("model.")}
+    place = {key.removeprefix("model.") for key in NOT_IN_RESULTS if key.startswith("model.")}
     model = config.model.model_dump(exclude=place)
     parts: list[Any] = [stage, model, config.vector, config.seed if random else None]
     if stage != "extract":

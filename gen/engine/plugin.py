@@ -113,9 +113,9 @@ def _wrap_http_requests() -> None:
     vLLM's requests take any field; beam search drops vllm_xargs. What vLLM does not know and the endpoint's client may send is
     what the openai package, which vLLM builds on, declares for it.
     """
-    from openai.types import completion_create_params as completion
-    from openai.types.chat import completion_create_params as chat
-    from openai.types.responses import response_create_params as responses
+    import openai.types.chat.completion_create_params
+    import openai.types.completion_create_params
+    import openai.types.responses.response_create_params
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
@@ -123,9 +123,9 @@ def _wrap_http_requests() -> None:
     if "vllm.entrypoints.cli.main" in sys.modules:
         projections.register()
     for kind, client in (
-        (ChatCompletionRequest, chat.CompletionCreateParamsNonStreaming),
-        (CompletionRequest, completion.CompletionCreateParamsNonStreaming),
-        (ResponsesRequest, responses.ResponseCreateParamsNonStreaming),
+        (ChatCompletionRequest, openai.types.chat.completion_create_params.CompletionCreateParamsNonStreaming),
+        (CompletionRequest, openai.types.completion_create_params.CompletionCreateParamsNonStreaming),
+        (ResponsesRequest, openai.types.responses.response_create_params.ResponseCreateParamsNonStreaming),
     ):
         if (
             "vllm.entrypoints.cli.main" in sys.modules

@@ -197,7 +197,7 @@ if current_platform.is_cpu():
     class Worker(Steering, CPUWorker):
         """The CPU worker, steered."""
 else:
-    from vllm.v1.worker.gpu_worker import Worker as GPUWorker
+    from vllm.v1.worker import gpu_worker
 
-    class Worker(Steering, GPUWorker):  # type: ignore[no-redef]
+    class Worker(Steering, gpu_worker.Worker):  # type: ignore[no-redef]
         """The GPU worker, steered, over either generation of its model runner."""

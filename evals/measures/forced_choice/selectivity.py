@@ -75,12 +75,12 @@ def columns(
 
     intent: None for a trait that is about no foundation, which has neither.
     """
-    found: dict[str, Any] = dict.fromkeys(COLUMNS)
+    values: dict[str, Any] = dict.fromkeys(COLUMNS)
     if intent is None:
-        return found
+        return values
     for way, second in (("", mirror), ("_over_base", base if case is not base else None)):
         if second is not None:
             gated = gated_selectivity(base, case, second, intent, count, seed)
-            found |= pair(f"gated_selectivity{way}", f"gated_selectivity{way}_ci", gated)
-            found |= pair(f"si_flips{way}", f"si_flips{way}_ci", si_flips(case, second, intent))
-    return found
+            values |= pair(f"gated_selectivity{way}", f"gated_selectivity{way}_ci", gated)
+            values |= pair(f"si_flips{way}", f"si_flips{way}_ci", si_flips(case, second, intent))
+    return values

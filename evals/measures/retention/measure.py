@@ -41,10 +41,8 @@ from shared.sources import open_rows
 EMBEDDED = Path(__file__).with_name("passages.jsonl")
 ANSWER = "answer"  # the kind of the original model's own answers
 SUBJECT = "neutral text"
-DEGRADED, BROKEN = (
-    0.05,
-    0.3,
-)  # nats of ret_kl: degraded where the interval reaches beyond, broken where all of it lies beyond
+# nats of ret_kl: degraded where its interval reaches above the first, broken where all of it is above the second
+DEGRADED, BROKEN = 0.05, 0.3
 
 
 class Passage(Record):
