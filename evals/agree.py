@@ -1,6 +1,6 @@
-"""Whether the files of scored rounds agree: what one says of another, of its manifest or of the frozen configuration is looked up there.
+"""Whether the files of scored rounds agree with each other, with their manifests and with the frozen configuration.
 
-Digests prove that a file is what its stage made; here it is asked whether the stages made one thing.
+Digests prove that a file is what its stage made; this file checks that the stages worked on the same files.
 """
 
 from __future__ import annotations

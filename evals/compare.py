@@ -233,7 +233,7 @@ def sides_of(arguments: Any) -> list[Sides]:
             raise SteerHealError(
                 "one condition stands for two seeds",
                 given=f"--{name} {twice[0]} twice",
-                expected="a file of its own, or a name of its own in a file, for every seed",
+                expected="for every seed a different file, or a different condition in a file",
                 next="leave it out on both sides",
             )
     if (arguments.doses or arguments.random) and len(arguments.base) > 1:

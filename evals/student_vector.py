@@ -7,7 +7,7 @@ conditions ask whether it carries what training did:
     student_without_vector  the student with - v: necessity
 
 A shift in one layer reaches the layers above, so that the sum of the raw differences of a band would count it once a layer. From the
-second layer on, v_l is what is still missing once the layers below are shifted. With it the original's mean activation equals the
+second layer on, v_l is the shift still missing once the layers below are shifted. With it the original's mean activation equals the
 student's in every layer of the band, and the student's without it equals the original's.
 """
 

@@ -70,7 +70,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Ban:
-    """Something that a completion must not have. find: what it has of it, None for nothing; name and advice as in Bound."""
+    """A pattern that a completion must not contain. find: the passage that matches, or None; name and advice as in Bound."""
 
     name: str
     find: Callable[[Completion, Context], str | None]

@@ -1,4 +1,4 @@
-"""The sheet that a person fills in, a CSV, and its key file, which says what the filter made of each row."""
+"""The sheet that a person fills in, a CSV, and its key file, which says which rows the filter kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by a 
 
 
 class Key(Record):
-    """A row of the sheet: its name there, the key of its completion, and what the filter made of it."""
+    """A row of the sheet: its name there, the key of its completion, and whether the filter kept it."""
 
     id: str
     key: str

@@ -1,4 +1,4 @@
-"""Values of overrides as a shell leaves them: TOML whose strings have lost their quotes, and numbers such as -.5 and 1. besides."""
+"""Values of overrides as a shell leaves them: TOML whose strings have lost their quotes, and numbers such as -.5 and 1."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Chat:
     def next_turn(self, said: str, user: str) -> list[int]:
         """Token ids behind an assistant's words: `said`, the end of the turn, a user turn, and what opens the assistant's next turn.
 
-        The user turn is rendered as the published evaluator does it: as that of a conversation of its own, without its BOS.
+        The user turn is rendered as the published evaluator does it: as that of a separate conversation, without its BOS.
         """
         return self._tokens(self._next_turn(said, user))
 

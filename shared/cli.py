@@ -182,7 +182,7 @@ def _chain(error: BaseException | None) -> Iterator[Exception]:
 
 
 def _refused(error: Exception) -> SteerHealError | None:
-    """What the system or a full disk said, where that is behind an error; safetensors and torch say it in words of their own."""
+    """What the system or a full disk said, where that is behind an error; safetensors and torch wrap it in other words."""
     if (refused := refused_path(error)) is not None:
         return refused
     for cause in _chain(error):

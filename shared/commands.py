@@ -105,7 +105,7 @@ def setting(text: str) -> str:
 
 
 def option(variable: str, name: str, value: object) -> str:
-    """An option with its value, as it is typed behind the command at hand.
+    """An option with its value, as it is typed after the current command.
 
     Args:
         variable: what `make` calls it, such as `CONFIG`.

@@ -199,7 +199,7 @@ def resolve_config(path: Path | None, overrides: str = "", model: str | None = N
     if model is not None:
         if (other := origins.get("model.name")) and other[1] == "SET" and other[0] != model:
             raise SteerHealError(
-                "two models are named", given=f"{other[0]} by model.name, {model} besides", expected="one", next="leave one out"
+                "two models are named", given=f"{other[0]} by model.name, and {model}", expected="one", next="leave one out"
             )  # fmt: skip
         origins["model.name"] = (model, "MODEL")
     nested: dict[str, Any] = {}

@@ -49,7 +49,7 @@ def dequantised(header: Callable[[], Header], folder: Path) -> Path:
     """The folder of a GGUF model, built where it is absent or not what its checksum says.
 
     Args:
-        header: reads the header, and refuses a file that is no model; not called where the folder is whole.
+        header: reads the header, and refuses a file that is no model; not called where the folder is complete.
         folder: in the cache.
 
     Raises:

@@ -99,7 +99,7 @@ class Estimates:
 
 
 def calibration() -> dict[str, float | str]:
-    """`shared.calibrate`'s figures, from a process of its own. Raises SteerHealError where torch does not work, or sees no GPU that it was built for."""
+    """`shared.calibrate`'s figures, from a separate process. Raises SteerHealError where torch does not work, or sees no GPU that it was built for."""
     with console.status("measuring this machine"):
         done = subprocess.run([sys.executable, "-m", "shared.calibrate"], capture_output=True, text=True)
     if done.returncode:

@@ -23,7 +23,7 @@ class GgufFacts:
         converted_splits: values of tokenizer.ggml.pre by which Transformers' converter of the architecture splits text already.
         splits: other values of tokenizer.ggml.pre, with the pattern that text is cut by. Their vocabularies begin a text with BOS
             where the file does not say.
-        local_rope: sliding layers have a rotary base of their own, `rope.freq_base_swa`.
+        local_rope: sliding layers have a different rotary base, `rope.freq_base_swa`.
         sliding_window: the window is in the file, and Transformers leaves it at its default.
         largest_depth: blocks of the one size of the family whose attention is scaled by hidden / heads, and not by the width of a head.
     """

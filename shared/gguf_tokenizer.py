@@ -48,7 +48,7 @@ def _refusal(header: Header, given: str, expected: str) -> SteerHealError:
 
 
 def _mark(header: Header, tokenizer: Any) -> None:
-    """Make every control token of the file special, and every user-defined one a token of its own: Transformers knows a few by name."""
+    """Make every control token of the file special, and every user-defined one a single token: Transformers knows only a few by name."""
     from transformers import AddedToken
 
     tokens, kinds = header.fields["tokenizer.ggml.tokens"], header.fields.get("tokenizer.ggml.token_type") or []

@@ -1,6 +1,6 @@
 """The definitions of every term, in one place: docs/glossary.md, README.md, the report's pages and --help take them from here.
 
-`python -m shared.glossary` writes docs/glossary.md and the block of README.md anew; a test keeps them equal to the code.
+`python -m shared.glossary` rewrites docs/glossary.md and the block of README.md; a test keeps them equal to the code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`make gpu`: everything that this package promises on a GPU, measured on this one, into docs/gpu.json and the table of docs/gpu.md.
 
-Each part is a command of its own, and its result is filed when it ends: interrupted, the same command goes on after the last part.
+Each part is a separate command, and its result is saved when it ends. After an interruption, the same command goes on with the next part.
 A part that failed is made again, and so is every part when the machine, the versions or the code have changed.
 """
 

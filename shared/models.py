@@ -231,7 +231,7 @@ def tokenizer_folder(name: str) -> Path:
 
 
 def _meant(name: str) -> str | None:
-    """`embedded`, or the model folder or GGUF file beside, whose name this one is nearly; None where there is none."""
+    """The name that a misspelt one was meant to be: `embedded`, or a model folder or GGUF file beside it. None where nothing is similar."""
     if "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > ALIKE:
         return "embedded"
     path = Path(name)

@@ -233,7 +233,7 @@ class Options(argparse.ArgumentParser):
 
 
 def _spaced(words: Sequence[str]) -> list[str]:
-    """A command line in which numbers with commas between them are words of their own."""
+    """A command line with "1,2" split into the words "1" and "2"."""
     apart: list[str] = []
     for word in words:
         name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
@@ -311,7 +311,7 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     Args:
         module: whose `main` takes the options, such as `gen.sweep`.
         description: for the head of its help.
-        stage: whether it is a stage, with --run, --round and --rebuild besides --config and --set.
+        stage: whether it is a stage, with --run, --round and --rebuild in addition to --config and --set.
     """
     options = Options(module, description)
     run = OptionGroup(options, "in a run" if stage else "configuration")

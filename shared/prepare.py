@@ -1,4 +1,4 @@
-"""Dequantise a GGUF model into the cache, in a process of its own before a run's first stage.
+"""Dequantise a GGUF model into the cache, in a separate process before a run's first stage.
 
     python -m shared.prepare --model NAME [--revision COMMIT]
 

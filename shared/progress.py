@@ -1,4 +1,4 @@
-"""How far a stage is that was interrupted or is running: what it has left on disk, and what its log says of the time left."""
+"""How far a stage is that was interrupted or is running: by its files on disk, and the time left by its log."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def check_values(value: Any) -> Any:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """The tables of a TOML text. Raises ValueError for what is none."""
+    """The tables of a TOML text. Raises ValueError for a text that is not TOML."""
     import tomllib  # from Python 3.11 on: `make doctor` imports this file with any
 
     try:

@@ -93,7 +93,7 @@ class ByCondition(Session):
 
     @abstractmethod
     def depends(self) -> Mapping[str, Any]:
-        """The inputs of rows besides weights, steering and prompts: JSON-able, a part of their name in the cache."""
+        """Inputs of rows other than weights, steering and prompts: JSON-able, a part of their key in the cache."""
 
     @abstractmethod
     def prompts(self, condition: Condition) -> Any:

@@ -177,7 +177,7 @@ def _coloured(style: str) -> str:
 
 
 def panels_png(panels: Sequence[Panel], columns: int, legend: Mapping[str, tuple[str, str]] | None = None) -> bytes:
-    """A PNG of the panels in so many columns, each under its title. legend: colour and marker by what they stand for."""
+    """A PNG of the panels in a grid of `columns` columns, each under its title. legend: colour and marker by what they stand for."""
     rows = -(-len(panels) // columns)
     width = max(panel.size[0] for panel in panels) * (1 if columns > 1 else 1.2)
     height = sum(

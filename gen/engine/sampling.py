@@ -20,7 +20,7 @@ class Request:
     the first steered position and steer_until the first behind it, as gen/engine/terms.py spells them. terms are further vectors, each
     an object of that file.
     min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token, tail for those of
-    the last so many alone, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
+    only the last N, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
     log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary. read names a vector that the residual
     stream is projected on, in an engine that reads.
 

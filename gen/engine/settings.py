@@ -92,7 +92,7 @@ def settings_of(vllm_config: Any) -> Settings | None:
 def key_by_graph(vllm_config: Any, settings: Settings) -> None:
     """Let a command line's additional_config enter the compile key as a script's does, unless it holds other things too.
 
-    vLLM hashes a dictionary as a whole: a server with another vector would compile anew.
+    vLLM hashes a dictionary as a whole: a server with another vector would compile again.
     """
     extra = vllm_config.additional_config
     if isinstance(extra, dict) and set(extra) == {"steering"}:
