@@ -121,7 +121,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "coherence as a whole": "coherent, degraded or broken: the worst of the parts in free text and in the forced choice",
         "dose kept / sweep's": "mean relative dose of the kept completions, and of the whole sweep",
         "answer mass lost": "share of the base's answer mass that the condition lost; the price in the forced choice",
-        "ln of perplexity / base's": "ln of perplexity divided by the base's; the price in free text",
+        "ln of perplexity / base's": "ln of the ratio of perplexity to the base's; the price in free text",
         "arrive": "share of resamples in which the arm reaches the shift with every seed",
     },
     "Sweep and training": {

@@ -203,7 +203,7 @@ def test_letters_are_read_in_their_place() -> None:
     instrument = load_instrument("embedded").model_copy(update={"labels": list("ABCDEFG")})
     renderer = InstrumentRenderer(chat, instrument)
     assert [chat.tokenizer.convert_ids_to_tokens(token) for token in renderer.label_ids] == list("ABCDEFG")
-    with pytest.raises(SteerHealError, match="single and distinct"):
+    with pytest.raises(SteerHealError, match="must be one token"):
         InstrumentRenderer(chat, instrument.model_copy(update={"prefill": "it is "}))
 
 
