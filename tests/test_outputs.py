@@ -172,7 +172,7 @@ def test_the_suffix_is_checked(name: str, tmp_path: Path) -> None:
     for wrong in ("notes.txt", "notes.tar", "Makefile.bak", ".."):
         if wrong == ".." and name in ("sweep", "filter", "score"):
             continue  # which put a file of theirs into a folder
-        with pytest.raises(SteerHealError, match=r"another ending|is a folder") as refused:
+        with pytest.raises(SteerHealError, match=r"wrong suffix|is a folder") as refused:
             options.parse_args(line(options, out=tmp_path / wrong))
         offered = refused.value.next.removeprefix("--out ")
         assert options.parse_args(line(options, out=Path(offered))).outputs[0] == Path(offered)
