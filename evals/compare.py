@@ -57,7 +57,7 @@ class Sides:
 
 
 def file_and_name(argument: str) -> tuple[Path, str]:
-    """The path and the name, '' for none, that FILE or FILE:NAME means."""
+    """Split FILE or FILE:NAME into the path and the name of a condition; the name is empty for FILE alone."""
     path = Path(argument)
     if not path.exists() and ":" in argument:
         return Path(argument.rpartition(":")[0]), argument.rpartition(":")[2]

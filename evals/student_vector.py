@@ -37,12 +37,12 @@ Means = dict[int, np.ndarray]  # layer -> fp64 [hidden]
 
 
 def student_vectors(scoring: Scoring) -> dict[str, Vector]:
-    """The vectors of the two conditions, by their names; both are v, `student_without_vector` is used at coefficient -1.
+    """The student's mean shift v as two vectors, by condition: `student_vector`, and `student_without_vector` for use at coefficient -1.
 
-    In the lowest layer they are equal. Above it they differ where the two models pass a shift on differently.
+    They are equal in the lowest layer. In higher layers they differ, because the two models pass on a shift differently.
 
     Raises:
-        SteerHealError: a student whose activations are the original's.
+        SteerHealError: the student's activations equal the original's.
     """
     config, origin, trait = scoring.config, scoring.origin, scoring.vectors["trait"]
     layers, prompts = sorted(trait.layers), neutral_prompts(scoring)

@@ -89,7 +89,7 @@ def truncation(row: Completion, context: Context) -> str | None:
 
 
 def refusal_reason(row: Completion, context: Context) -> str | None:
-    """The words by which a completion refuses; None where it does not."""
+    """The words with which a completion refuses the prompt; None where it does not refuse."""
     return first_match((REFUSAL,), row.text)
 
 

@@ -106,6 +106,6 @@ def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
 
 
 def yes_to_all(answer: dict[str, bool | None], questions: Sequence[str]) -> bool | None:
-    """Whether a person says yes to all of these questions; None where that cannot be told."""
+    """Whether a person answers yes to all of these questions; None where answers are missing and none is no."""
     values = [answer[question] for question in questions]
     return False if False in values else None if None in values else True

@@ -166,12 +166,16 @@ def _set() -> str:
 
 
 def resolve_config(path: Path | None, overrides: str = "", model: str | None = None) -> tuple[Config, dict[str, str]]:
-    """Read a configuration. Returns it with the source ('default', the file's name, 'SET' or 'MODEL') of every dotted key.
+    """Read a configuration.
 
-    Of a value that is a table the key has the last source that changed it, and each of its own keys, as in
-    model.chat_template_kwargs.enable_thinking, has its own.
+    Args:
+        path: of the file; None for the defaults.
+        overrides: SET, which goes before the file.
+        model: model.name, which goes before that of the file.
 
-    model: model.name, which goes before that of the file.
+    Returns:
+        The configuration, and the source of every dotted key: 'default', the name of the file, 'SET' or 'MODEL'. A table such as
+        model.chat_template_kwargs has the source that changed it last; each key in it has a source too.
     """
     origins: dict[str, tuple[Any, str]] = {}
     if path is not None:

@@ -235,7 +235,12 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
 
 
 def rounds_at_gates(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
-    """The rounds of a history at other gates (round -> gate; the others keep theirs); an adapter alone is a round 1 at gate 1."""
+    """The adapters of the rounds of a history, with their gates.
+
+    Args:
+        source: a folded history, or an adapter alone, which counts as round 1 at gate 1.
+        gates: round -> gate, for rounds whose gate is to change.
+    """
     folded = (source / "gates.json").exists()
     rounds = rounds_of(source) if folded else [(source, 1.0)]
     if unknown := sorted(set(gates) - set(range(1, len(rounds) + 1))):

@@ -183,7 +183,7 @@ def glossary_page() -> str:
 
 
 def with_glossary(page: str) -> str:
-    """A page with the terms of README between its markers. Raises ValueError for a page that has not exactly one such block."""
+    """A page with the terms of README between its markers. Raises ValueError unless the page has exactly one such block."""
     before, opened, rest = page.partition(OPEN)
     _, closed, after = rest.partition(CLOSE)
     if not opened or not closed or OPEN in after or CLOSE in after:

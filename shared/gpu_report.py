@@ -54,7 +54,7 @@ class GpuPart:
 
 
 def gpu_parts(scratch: Path) -> list[GpuPart]:
-    """All parts, the quickest to tell of a broken machine first. scratch: a folder for what they write."""
+    """The parts of `make gpu`. Those that show fastest that a machine does not work come first. scratch: a folder for their files."""
     report, parity, ratios, run = (scratch / name for name in ("verify.md", "parity.xml", "bench.json", "run"))
     half = "model.dtype=bfloat16"
 
@@ -248,7 +248,7 @@ def _cell(text: str) -> str:
 
 
 def replace_block(page: Path, text: str) -> None:
-    """Replace what stands between the two marks of a page. Raises SteerHealError where they are not there."""
+    """Replace the text between the two marks of a page. Raises SteerHealError where the page lacks them."""
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, begin, rest = old.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -283,7 +283,7 @@ def positive(text: str) -> int:
 
 
 def port(text: str) -> int:
-    """A port of TCP."""
+    """A TCP port from a command line, 1 to 65535."""
     if not 1 <= whole(text) <= 65535:
         raise argparse.ArgumentTypeError(f"a port from 1 to 65535, not {text!r}")
     return whole(text)

@@ -85,7 +85,7 @@ class Pipeline:
         )
 
     def prepare(self) -> None:
-        """Dequantise the run's model where it is not in the cache yet. Raises as `perform` does."""
+        """Dequantise the run's model unless the cache has it. Raises as `perform` does."""
         for command, name in preparation.commands([self.run]):
             self._process(command, name)
 

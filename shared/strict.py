@@ -125,8 +125,11 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def parse(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what is not JSON, a repeated key, NaN, infinity, endless nesting and half a
-    character, which could not be written again."""
+    """The value of a JSON text, read strictly.
+
+    Raises ValueError for text that is not JSON, a repeated key, NaN or infinity, endless nesting, and half of a surrogate pair, which
+    could not be written again.
+    """
     text = decode(text) if isinstance(text, bytes) else text
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)

@@ -27,7 +27,7 @@ DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 
 
 def holds_gguf(path: Path) -> bool:
-    """Whether a vector file is in GGUF, by its ending or its first bytes."""
+    """Whether a vector file is in GGUF, by its suffix or its first bytes."""
     return path.suffix == ".gguf" or is_gguf(path)
 
 

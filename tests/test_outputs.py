@@ -126,7 +126,7 @@ def test_what_is_read_is_not_written_over(name: str, dest: str, how: str, tmp_pa
     if how == "linked input":
         given = tmp_path / "elsewhere"
         given.symlink_to(read)
-    with pytest.raises(SteerHealError, match=r"written over|its kind|is a folder|is a file") as refused:
+    with pytest.raises(SteerHealError, match=r"written over|wrong suffix|is a folder|is a file") as refused:
         options.parse_args(line(options, **{dest: given, "out": out}))
     assert refused.value.next.startswith(("name another --out", "--out "))
     if dest != "run":

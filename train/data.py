@@ -94,12 +94,12 @@ def read_examples(name: str | Path, chat: Any, config: Config) -> LoadedExamples
 
 
 def refuse_unknown_tokens(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
-    """Raise SteerHealError for a token beyond the model's head, which may be wider than the tokenizer and is what sampling draws from.
+    """Raise SteerHealError for a token id that the model's head does not have. The head may be wider than the tokenizer.
 
     Args:
         examples: to train on.
         path: of the data, for the error.
-        vocabulary: rows of the model's head.
+        vocabulary: number of rows of the model's head.
     """
     for example in examples:
         if (largest := max(*example.prompt, *example.completion)) >= vocabulary:

@@ -118,7 +118,10 @@ def svg(panel: Panel, name: str) -> Markup:
 
 
 def for_page(drawn: bytes, name: str, marks: Mapping[str, Mark] | None = None) -> Markup:
-    """matplotlib's SVG as an element of a page: its ids under the name, its colours those of the page's style, its marks said."""
+    """matplotlib's SVG as an element of the page.
+
+    Every id begins with `name`; colours follow the style of the page; points get the texts of their marks.
+    """
     root = ET.fromstring(drawn)
     for element in (*root.findall(f"{{{SVG}}}metadata"), *_styles(root)):
         root.remove(element)

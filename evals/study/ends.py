@@ -50,7 +50,7 @@ def summary_table(outcomes: Sequence[CellOutcome]) -> Table:
 
 
 def over_seeds(values: Sequence[float | None], digits: int) -> str:
-    """The mean over seeds with the single values in brackets; values are None where undefined."""
+    """The mean over seeds as text, with the value of each seed in brackets; None for an undefined value."""
     defined = [value for value in values if value is not None]
     if not defined:
         return format_number(None)

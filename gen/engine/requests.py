@@ -116,7 +116,7 @@ class Registry:
         del self.loaded[key]
 
     def visible(self, owner: str) -> dict[str, LoadedVector]:
-        """By name, the vectors that an API key's requests may name: the operator's and its own."""
+        """The vectors that requests under an API key may name, by name: the operator's and the client's."""
         prefix = vector_key("", owner)
         theirs = {
             key.removeprefix(prefix): entry for key, entry in self.loaded.items() if owner and key.startswith(prefix)

@@ -68,7 +68,7 @@ def answers_key(
     *,
     fresh: bool = False,
 ) -> Cache:
-    """The forced choice."""
+    """The cache of answers in the forced choice, with a key over everything that they depend on."""
     questions: dict[str | None, str] = {}  # digests of the token ids, by system prompt
 
     def prompts(condition: Condition) -> str:

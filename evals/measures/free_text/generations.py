@@ -174,7 +174,7 @@ def of_generations(
     *,
     fresh: bool = False,
 ) -> Cache:
-    """Free generations, judged under the original model."""
+    """The cache of free generations with their scores under the original model, with a key over everything that they depend on."""
     samples = config.eval.generation_samples
     rendered = [[*renderer(prompt), *renderer.heldout(prompt)] for prompt in prompts]
     content = {

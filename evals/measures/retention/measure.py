@@ -191,7 +191,7 @@ class Retention(Measure):
         return revisions_of(retention=self.source, mundane=config.sweep.mundane)
 
     def asks(self, stage: str) -> bool:
-        """A system prompt has no place before a plain text."""
+        """Whether a stage is measured: not the prompted ones, since a plain text has no system prompt."""
         return not stage.startswith("prompted")
 
     def begin(self, scoring: Scoring) -> RetentionSession:
