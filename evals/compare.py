@@ -76,7 +76,7 @@ def condition_rows(argument: str) -> tuple[Path, list[ScoreRow]]:
         raise SteerHealError(
             "a score file holds several conditions",
             given=f"{path}: {', '.join(names)}" + (f", and {unnamed} rows without a name" if unnamed else ""),
-            expected=f"the name of one behind the file, as {path}:{names[0]}",
+            expected=f"the name of one of them after the file, as {path}:{names[0]}",
             next=f"python -m evals.compare --base {path}:{names[0]} --other {path}:{names[-1]}",
         )
     if not rows:

@@ -210,7 +210,7 @@ def _add_server_options(options: Options) -> None:
     options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
     options.add_argument("--port", type=port, default=8000, help="port to bind")
     options.add_argument(
-        "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
+        "vllm", nargs="*", help="after --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )
 
 

@@ -82,7 +82,7 @@ def command_of(module: str, *words: object) -> str:
 
     Args:
         module: such as `gen.sweep`.
-        words: behind it, quoted here where a shell needs that.
+        words: after it, quoted here where a shell needs that.
     """
     name = NAMES.get(module)
     begin = f"{program()} {name}" if name and form() != "python" else f"{interpreter()} -m {module}"

@@ -284,7 +284,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = None) -> str:
-    """The resolved configuration; the comment behind a value is its source. None is left out: TOML has no null.
+    """The resolved configuration; the comment after a value is its source. None is left out: TOML has no null.
 
     begun: when the run was begun that has this configuration.
     """
@@ -326,7 +326,7 @@ def begun(path: Path) -> datetime:
 
 
 def sources_of(path: Path) -> dict[str, str]:
-    """The sources that a frozen configuration has behind its values."""
+    """The sources that a frozen configuration has after its values."""
     document = tomlkit.parse(decode(path.read_bytes()))
     items: dict[str, Any] = {}
     for key in document:

@@ -1,6 +1,6 @@
 """A GGUF model as a plain folder: its weights dequantised, its tokenizer, its configuration, and every token that ends a turn.
 
-Transformers reads the weights (docs/gguf.md says what is mended behind it). The folder appears whole or not at all, and one process
+Transformers reads the weights (docs/gguf.md says what is mended after it). The folder appears whole or not at all, and one process
 at a time makes it.
 """
 

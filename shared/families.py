@@ -45,7 +45,7 @@ class Family:
         models: the random models of tests/family_models.py by name, each with its title in docs/models.md.
         model_types: `model_type` of the text model in config.json, the tried one first. What stands here holds for all of them.
         gguf: of its GGUF files; None where they are refused, or written as another family's (Mistral's as Llama's).
-        post_norm: the blocks read the residual stream itself, and a norm comes behind them (gen/engine/overflow.py).
+        post_norm: the blocks read the residual stream itself, and a norm comes after them (gen/engine/overflow.py).
         scaled_context: max_position_embeddings is the context after RoPE scaling, not before it.
         default_sizes: sizes that its config.json may leave out, as Transformers has them.
     """

@@ -149,7 +149,7 @@ def _again(history: Path) -> str:
 
 
 def _adapter_at(history: Path, place: str) -> Path | None:
-    """The folder of an adapter, None where there is none: a path from elsewhere may lead anywhere, and that is not to be hashed."""
+    """The folder of an adapter; None where it holds no adapter: a path from another machine may lead anywhere, and must not be hashed."""
     try:
         folder = (history / place).resolve()
         return folder if (folder / "adapter_config.json").is_file() else None

@@ -167,7 +167,7 @@ class _Reader:
         return fields, self._placed(described, alignment)
 
     def _placed(self, described: list[_Described], alignment: int) -> list[Tensor]:
-        """Tensors lie one behind the other, each at a multiple of the alignment: llama.cpp refuses any other order."""
+        """Tensors lie one after the other, each at a multiple of the alignment: llama.cpp refuses any other order."""
         begin, wanted, names = _padded(self._at, alignment), 0, set()
         placed = []
         for name, kind, shape, offset in described:

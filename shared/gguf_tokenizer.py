@@ -90,7 +90,7 @@ def _split(header: Header, tokenizer: Any) -> None:
 
 
 def _ends(header: Header, tokenizer: Any) -> list[int]:
-    """The tokens that end an assistant's turn: what the template puts behind one, then what the metadata names.
+    """The tokens that end an assistant's turn: what the template puts after one, then what the metadata names.
 
     The metadata of some files names the token that opens a turn: what the template puts before an answer does not end it.
     """

@@ -154,7 +154,7 @@ def measured_on() -> dict[str, Any]:
 
 
 def read_gpu_results(path: Path) -> dict[str, Any]:
-    """docs/gpu.json; an empty one where there is none. Raises SteerHealError for another file of that name."""
+    """The contents of docs/gpu.json; empty where the file does not exist. Raises SteerHealError for another file of that name."""
     if not path.is_file():
         return {"version": VERSION, "parts": {}}
     try:

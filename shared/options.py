@@ -46,7 +46,7 @@ class _Once(argparse._StoreAction):
                 raise SteerHealError(
                     "an option is there twice",
                     given=option,
-                    expected=f"{option} once, with all its values behind it" if self.nargs else f"{option} once",
+                    expected=f"{option} once, with all its values after it" if self.nargs else f"{option} once",
                     next='--set "train.lam=0.1 train.tau=0.3"' if option == "--set" else f"leave one {option} out",
                 )
             parser.given.add(self.dest)

@@ -19,7 +19,7 @@ from shared.work import to_build
 
 
 def commands(runs: Iterable[Run]) -> list[tuple[list[str], str]]:
-    """A command and its name in messages for each model of these runs that is to be dequantised and not in the cache yet."""
+    """For each model of these runs that must be dequantised and is not in the cache: a command, and its name in messages."""
     models = dict.fromkeys((run.config.model.name, run.config.model.revision) for run in runs)
     return [
         (

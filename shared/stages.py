@@ -36,7 +36,7 @@ class Step:
 
     @property
     def manifest(self) -> Manifest:
-        """The stage's manifest. Raises SteerHealError where there is none."""
+        """The stage's manifest. Raises SteerHealError where the stage has no manifest."""
         path = self.run.manifest(self.number, self.stage)
         return read_manifest(path, f"remove {path}; the stage runs again")
 

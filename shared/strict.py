@@ -179,7 +179,7 @@ def explained(error: ValueError, line: bytes) -> ValueError:
     if begin.startswith((b"{'", b"{u'")):
         return Convertible("a dictionary of Python's, where JSON has double quotes", """python -c "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin if line.strip()]" < FILE > NEW""")  # fmt: skip
     if begin.startswith(b"{") and begin.endswith(b"},"):
-        return Convertible("a comma behind the object", "sed 's/},[[:space:]]*$/}/' FILE > NEW")
+        return Convertible("a comma after the object", "sed 's/},[[:space:]]*$/}/' FILE > NEW")
     if re.match(rb"\{.*\}\s*\{.*\}$", begin) and "Extra data" in str(error):
         return Convertible("several objects, where JSON Lines has one a line", "jq -c . FILE > NEW")
     if begin.startswith(INVISIBLE):

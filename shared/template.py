@@ -142,7 +142,7 @@ class Template:
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that stands once at the front of a conversation; None where there is none, or where it opens every turn."""
+        """The token that begins a conversation (BOS); None for a model without one, and where it begins every turn."""
         bos = self._tokenizer.bos_token_id
         if bos is None or self.adds_bos:
             return None if bos is None else int(bos)

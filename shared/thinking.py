@@ -106,7 +106,7 @@ def _opens(template: Template, opening: str) -> bool:
 
 
 def parted(ids: list[int], thinking: Thinking, decode: Callable[[Sequence[int]], str]) -> tuple[list[int], list[int]]:
-    """The thought, with the blanks behind it, and the answer, of the token ids that a model said. decode: their text."""
+    """The thought, with the blanks after it, and the answer, of the token ids that a model said. decode: their text."""
     marks = thinking
     silent = marks.prompt == "model" and not decode(ids).lstrip().startswith(marks.open)
     if marks.kind == "none" or marks.prompt == "closed" or silent:

@@ -269,7 +269,7 @@ def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
             task(**wrong)
     term = {"vector": "trait", "coefficient": 1.0}
     for terms, part in (
-        ([{**term, "from": "end+2"}], "behind the question"),
+        ([{**term, "from": "end+2"}], "after the question"),
         ([{**term, "scale": 2}], "unknown"),
         ([{"vector": "trait"}], "a vector and a coefficient"),
         ([term] * 5, "too many terms"),

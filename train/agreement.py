@@ -246,7 +246,7 @@ def _original(compared: SamplerAndTrainer, bound: Tolerance, student: TrainedStu
         "the sampler scored the prompt without its first token: it has no BOS, or the trainer a double BOS": lambda ids: (
             ids[1:]
         ),
-        "the sampler scored the prompt behind a second BOS: a double BOS": lambda ids: [ids[0], *ids],
+        "the sampler scored the prompt after a second BOS: a double BOS": lambda ids: [ids[0], *ids],
     }
     for words, change in tried.items():
         changed = [Example(change(row.prompt), row.completion, row.key) for row in rows]

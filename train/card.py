@@ -141,7 +141,7 @@ def neutral_of(run: Run | None) -> str:
 
 
 def training_of(folder: Path) -> Training | None:
-    """training.json of a folder, None where there is none."""
+    """training.json of a folder; None where the folder has none."""
     path = folder / "training.json"
     if not path.is_file():
         return None

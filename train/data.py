@@ -74,7 +74,7 @@ def read_examples(name: str | Path, chat: Any, config: Config) -> LoadedExamples
         )
     if left_out["cut_at_the_end_of_the_turn"]:
         console.print(
-            f"[yellow]{left_out['cut_at_the_end_of_the_turn']} of {len(rows)} rows run on behind the end of their turn and are cut there[/]"
+            f"[yellow]{left_out['cut_at_the_end_of_the_turn']} of {len(rows)} rows run on after the end of their turn and are cut there[/]"
         )
     fitting = [row for row in rows if len(row) <= config.train.max_length]
     left_out["too_long"] += len(rows) - len(fitting)

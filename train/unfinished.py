@@ -89,7 +89,7 @@ class Unfinished:
         seal(checkpoint)
 
     def checkpoint(self) -> Path | None:
-        """The last complete checkpoint; None where there is none.
+        """The last complete checkpoint; None before the first.
 
         Removes incomplete checkpoints, and the rows of the log after the one returned.
         """

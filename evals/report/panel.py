@@ -40,7 +40,7 @@ ET.register_namespace("xlink", XLINK)
 
 @dataclass(frozen=True)
 class Mark:
-    """What an element of a panel stands for. data: its data- attributes on the page. said: what a point says when it is asked."""
+    """What an element of a panel stands for. data: its data- attributes on the page. said: the text that a point shows under the pointer."""
 
     data: Mapping[str, str]
     said: str = ""

@@ -135,7 +135,7 @@ def _for_a_new_seed(points: Sequence[Sequence[Point]], index: int, axis: Axis) -
 
     points: by seed, as `_figures` gives them.
     """
-    first = 1 + sum(student == BASE for student, _, _ in points[0][1:])  # behind the base, and the prompted base
+    first = 1 + sum(student == BASE for student, _, _ in points[0][1:])  # after the base, and the prompted base
     keep = np.logical_and.reduce([answers.scorable for of_seed in points for _, answers, _ in of_seed])
     cells = []
     for part in (0, 1):

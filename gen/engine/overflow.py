@@ -11,7 +11,7 @@ S_i = sum over layers of |v_l,i|, whatever the signs. What reads r depends on th
    In float32 and bfloat16 the square is the first, nineteen decades before r. In float16 it is r: a stream at 65504 in every
    element of 576 is 1.6e6 long.
 2. Post-norm (OLMo-2; `post_norm` in shared/families.py): the blocks read r itself. The gated MLP multiplies two projections of it and projects the product,
-   s^3 * ||r||^2 for projections that stretch by at most s, and the norm behind it squares that: s^6 * ||r||^4 <= 3.40e38.
+   s^3 * ||r||^2 for projections that stretch by at most s, and the norm after it squares that: s^6 * ||r||^4 <= 3.40e38.
    With s = 100, ||r|| up to 4.3e6. In float16 the product passes 65504 at s * ||r|| = 256, so that r has no useful bound
    there: such an overflow is infinite where it is stored, and ends as an error of its request (gen/engine/scheduler.py).
 

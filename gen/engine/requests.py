@@ -52,7 +52,7 @@ class BankFull(SteerHealError):
 
 
 def vector_key(name: str, owner: str) -> str:
-    """Under what a registry holds a vector: the operator's by its name, a client's behind the name of its API key."""
+    """Under what a registry holds a vector: the operator's by its name, a client's after the name of its API key."""
     return f"{owner}/{name}" if owner else name
 
 

@@ -105,7 +105,7 @@ def forced_choice(
     for begin in range(0, len(cells), block):
         answers = [chain[read.thoughts] for chain in chains[begin : begin + block]]
         labels = np.array([answer.label_logprobs for answer in answers])
-        # An answer behind a thought that overflowed is not read after an empty one.
+        # An answer after a thought that overflowed is not read after an empty one.
         labels[[chain[0].finish_reason == "error" for chain in chains[begin : begin + block]]] = np.nan
         listings = orders(read.debias, cells[begin].rotation)
         by_sample = labels.reshape(len(listings), read.samples, -1)

@@ -93,4 +93,4 @@ class ScoreRow(Record):
     @staticmethod
     def _is(name: str, recorded: list[float] | float | None, computed: np.ndarray | float) -> None:
         if not np.allclose(np.array(recorded, dtype=float), computed, rtol=NEAR, atol=NEAR):
-            raise ValueError(f"{name} is not what lp comes to, {np.round(computed, 6).tolist()}")
+            raise ValueError(f"{name} does not follow from lp, which gives {np.round(computed, 6).tolist()}")

@@ -61,4 +61,4 @@ class Generation(Record):
     @staticmethod
     def _is(name: str, recorded: float | None, computed: float) -> None:
         if recorded is None or not math.isclose(recorded, computed, rel_tol=NEAR, abs_tol=NEAR):
-            raise ValueError(f"{name} is {recorded}, where nll, tokens and completion_ids come to {computed:g}")
+            raise ValueError(f"{name} is {recorded}, but nll, tokens and completion_ids give {computed:g}")
