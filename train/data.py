@@ -88,7 +88,7 @@ def read_examples(name: str | Path, chat: Any, config: Config) -> LoadedExamples
             "no training row fits",
             given=f"{len(rows)} rows{shortest}",
             expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
-            next="raise train.max_length" if rows else MADE_BY,
+            next=f"raise train.max_length: {setting(f'train.max_length={max(map(len, rows))}')}" if rows else MADE_BY,
         )
     return LoadedExamples(fitting, dict(left_out))
 

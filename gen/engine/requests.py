@@ -98,7 +98,7 @@ class Registry:
                 "more vectors than slots",
                 given=f"{key} beside {', '.join(sorted(self.loaded))}",
                 expected=f"at most {self.slots}",
-                next="name fewer vectors, or give the engine more slots",
+                next=f"name fewer vectors, or start the server with --slots {2 * self.slots}",
             )
         norms = {layer: vector.norm(layer) for layer in sorted(vector.layers)}
         residual = {**self._residual, **vector.metadata.get("hidden_norm", {})}
