@@ -1,6 +1,6 @@
-"""Whether the files of scored rounds agree: what one says of another, of its manifest or of the frozen configuration is looked up there.
+"""Whether the files of scored rounds agree with each other, with their manifests and with the frozen configuration.
 
-Digests prove that a file is what its stage made; here it is asked whether the stages made one thing.
+Digests prove that a file is what its stage made; this file checks that the stages worked on the same files.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def refuse_other_counts(run: Run, r: Round, mode: str) -> None:
 
 
 def _of(manifest: Manifest, **counts: Any) -> Iterator[tuple[str, Any, Any]]:
-    """What is counted, as found and as a manifest has it; one from elsewhere may not have it."""
+    """A count, as found and as a manifest records it; a manifest from elsewhere may lack it."""
     return (
         (f"{name} of the manifest", counts[name], manifest.counts[name]) for name in counts if name in manifest.counts
     )
@@ -148,7 +148,7 @@ def _swept(run: Run, r: Round) -> None:
                     r.number,
                     r.manifests,
                     f"{name} at coefficient {coefficient:g} is {theirs} in scores.json",
-                    f"{ours}, as kept.jsonl and rejected.jsonl come to",
+                    f"{ours}, as counted in kept.jsonl and rejected.jsonl",
                 )
     dose = float(np.mean([row.coefficient for row in r.kept])) if r.kept else None
     for line in r.scores.conditions:

@@ -42,7 +42,7 @@ def score_options() -> Options:
         help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'",
     )
     files.add_argument(
-        "--items", type=positive, metavar="N", help="so many vignettes, stratified by foundation (default: all)"
+        "--items", type=positive, metavar="N", help="number of vignettes, stratified by foundation (default: all)"
     )
     files.add_argument("--debias", choices=["reversal", "rotating", "cyclic"], default="rotating", help="option orders: forward and reversed as published; two an item that turn from item to item, which balance the position over items; or all seven")  # fmt: skip
     files.add_argument("--think", type=whole, default=16, metavar="T", help="think tokens before the answer")
@@ -72,7 +72,7 @@ def preflight_options() -> Options:
     options.epilog = words("axis", "answer mass")
     options.add_argument("--model", reads=outputs.parse_path, help="'embedded', a Hugging Face id, a local folder or a GGUF file; by default model.name of the configuration")  # fmt: skip
     options.add_argument("--think", type=whole, nargs="+", default=[0, 4, 16, 48, 128], metavar="T", help="budgets of think tokens before the answer")  # fmt: skip
-    options.add_argument("--items", type=positive, default=28, metavar="N", help="so many vignettes, stratified by foundation")  # fmt: skip
+    options.add_argument("--items", type=positive, default=28, metavar="N", help="number of vignettes, stratified by foundation")  # fmt: skip
     options.add_argument("--vignettes", reads=outputs.parse_path_or_set, default="embedded", help="'embedded', a JSONL file, or '<dataset id>:<configuration>:<split>'")  # fmt: skip
     options.add_argument("--instrument", reads=outputs.parse_path, default="embedded", help="'embedded', 'moralmaps' if that is installed, or a JSON file")  # fmt: skip
     options.add_argument("--debias", choices=["rotating", "reversal", "cyclic"], default="rotating", help="option orders, as evals.score has them")  # fmt: skip
@@ -145,7 +145,7 @@ def docs_results_options() -> Options:
     )
     options.add_argument("--run", type=Path, reads=outputs.list_run_inputs, required=True, metavar="DIR", help="a run with a report")  # fmt: skip
     options.add_argument("--out", type=Path, writes=outputs.output_folder(), default=Path("docs/run"), metavar="DIR", help="folder of its report in the documentation")  # fmt: skip
-    options.add_argument("--page", type=Path, nargs="+", default=[Path("README.md"), Path("docs/results.md")], metavar="FILE", help="pages whose blocks <!-- results: NAME --> are made anew")  # fmt: skip
+    options.add_argument("--page", type=Path, nargs="+", default=[Path("README.md"), Path("docs/results.md")], metavar="FILE", help="pages whose blocks <!-- results: NAME --> are rewritten")  # fmt: skip
     return options
 
 
@@ -165,7 +165,9 @@ def study_options() -> Options:
     options.add_argument(
         "--out", type=Path, writes=outputs.output_folder(), required=True, help="folder for results, tables and figures"
     )
-    options.add_argument("--report", action="store_true", help="from what there is, running nothing")
+    options.add_argument(
+        "--report", action="store_true", help="only report on the cells that are finished; run nothing"
+    )
     return options
 
 

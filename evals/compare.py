@@ -58,7 +58,7 @@ class Sides:
 
 
 def file_and_name(argument: str) -> tuple[Path, str]:
-    """The path and the name, '' for none, that FILE or FILE:NAME means."""
+    """Split FILE or FILE:NAME into the path and the name of a condition; the name is empty for FILE alone."""
     path = Path(argument)
     if not path.exists() and ":" in argument:
         return Path(argument.rpartition(":")[0]), argument.rpartition(":")[2]
@@ -77,7 +77,7 @@ def condition_rows(argument: str) -> tuple[Path, list[ScoreRow]]:
         raise SteerHealError(
             "a score file holds several conditions",
             given=f"{path}: {', '.join(names)}" + (f", and {unnamed} rows without a name" if unnamed else ""),
-            expected=f"the name of one behind the file, as {path}:{names[0]}",
+            expected=f"the name of one of them after the file, as {path}:{names[0]}",
             next=f"python -m evals.compare --base {path}:{names[0]} --other {path}:{names[-1]}",
         )
     if not rows:
@@ -234,7 +234,7 @@ def sides_of(arguments: Any) -> list[Sides]:
             raise SteerHealError(
                 "one condition stands for two seeds",
                 given=f"--{name} {twice[0]} twice",
-                expected="a file of its own, or a name of its own in a file, for every seed",
+                expected="for every seed a different file, or a different condition in a file",
                 next="leave it out on both sides",
             )
     if (arguments.doses or arguments.random) and len(arguments.base) > 1:

@@ -63,7 +63,7 @@ class Weights:
 def before_training(
     first: bool, dose: float, positions: str, trait: Trait, config: EvalConfig, decoys: int = 0
 ) -> list[Condition]:
-    """Conditions of the student before the round: steered at the dose and at others, random draws, and so many decoys; with first, the base and the
+    """Conditions of the student before the round: steered at the dose and at others, random draws, and decoys; with first, the base and the
     prompted base before them, under the trait, its opposite and decoys, which are the original model's alone. With eval.student_vector the
     original model with the student's vector, whatever the round.
 

@@ -94,7 +94,7 @@ def main() -> None:
     changed = publish_docs(run, arguments.out, pages)
     say(f"wrote {arguments.out}")
     for page in pages:
-        say(f"{page}: {'made anew' if page in changed else 'as it was'}")
+        say(f"{page}: {'rewritten' if page in changed else 'as it was'}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ AUTHORITY_FALLS = Target()
 
 
 def target_of(read_for: ReadFor | None) -> Target | None:
-    """The foundation and sign that scores.json has for the forced choice; None for a trait about none."""
+    """The foundation and sign that a trait is read for in the forced choice; None for a trait that concerns no foundation."""
     return None if read_for is None else Target(FOUNDATIONS.index(read_for.foundation), read_for.sign)
 
 

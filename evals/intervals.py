@@ -170,7 +170,7 @@ def _covariance(first: Smooth, second: Smooth, strata: np.ndarray) -> float:
 
 
 def of_units(values: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """The mean of values [n] over prompts or passages with Student's t of n - 1 degrees of freedom; None where there is none."""
+    """The mean of values [n] over prompts or passages with Student's t of n - 1 degrees of freedom; None for no values."""
     values = values[np.isfinite(values)]
     return estimate_of(mean_of(values), np.zeros(len(values)), level) if len(values) else None
 

@@ -1,4 +1,4 @@
-"""The conditions of a round judged against the base: what is broken, what each verdict says of the healed student."""
+"""The conditions of a round judged against the base: which are broken, and both verdicts on the healed student."""
 
 from __future__ import annotations
 

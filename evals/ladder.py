@@ -52,7 +52,7 @@ class Evidence:
         smallest: shift, in the measure's unit, that both steering and healing must exceed by their intervals.
         broken, no_format, no_axis, degraded, confounded: reasons. confounded: why the shift may be another than the trait's.
         steered, healed: shifts against the base; retained: healed over steered.
-        rank, draws: p of steering among so many random directions of equal norm.
+        rank, draws: p of steering, by its rank among this number of random directions of equal norm.
         over_decoy: the steered shift less that of the vector of another persona, as long; None where none was scored.
         later: whether a round came before; increment: then, the steered shift against the student before.
         specific: by name, what must move the trait's way beyond what everything else moved.

@@ -67,7 +67,7 @@ def _text(text: str) -> str:
 
 
 def _ranged(row: Row, name: str, interval: str, digits: int, signed: bool = False) -> str:
-    """A number with its interval in a smaller size behind it, in mathematical minus signs."""
+    """A number with its interval in a smaller size after it, in mathematical minus signs."""
     value, ends = row.get(name), row.get(interval)
     if value is None:
         return "--"

@@ -49,7 +49,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Budget:
-    """What the base does with so many think tokens.
+    """The forced choice of the base with a given number of think tokens.
 
     contrast: log odds of the foundation on its own items less those on the others, nats; mass: of the seven labels in the next token;
     on_foundation, on_not_wrong: of the foundation and of the seventh option among the labels; each with its 95 % interval over items,
@@ -67,7 +67,7 @@ class Budget:
 
 
 def budget_of(answers: Answers, think: int, seconds: float, foundation: int = AUTHORITY) -> Budget:
-    """The figures and the verdict of one budget, from the base's answers, which took so many seconds. foundation: in FOUNDATIONS."""
+    """The figures and the verdict of one budget, from the base's answers. seconds: how long they took. foundation: index in FOUNDATIONS."""
     keep = answers.scorable
     p, strata = answers.p[keep], answers.truth[keep]
 

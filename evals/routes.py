@@ -171,9 +171,9 @@ def path(
     broken: Mapping[Student, str] = {},
     keep: np.ndarray | None = None,
 ) -> Route:
-    """The route of the healed students over the rounds. The same seed and units give the same resamples, so that arms can be paired.
+    """The route of the healed students over the rounds; equal seeds and units give equal resamples, which pairs arms.
 
-    Args, besides those of `along`: keep, items counted on the axis of authority; by default those scorable in every round.
+    keep: items counted on the axis of authority; by default those scorable in every round. The others: as of `along`.
     """
     return along(route_points(rounds), axis, count, seed, broken, scorable(rounds, broken) if keep is None else keep)
 
@@ -236,11 +236,10 @@ def by_item(
 
 
 def less_steering(doses: Sequence[float], shift: np.ndarray, price: np.ndarray) -> Estimate | None:
-    """The price of a student less that of plain steering at the student's own shift, paired over the resamples.
+    """A student's price minus that of plain steering at the student's own shift, paired over the resamples. None with fewer than two doses
+    (a straight line from the base overstates a price that bends), where a figure is undefined, and where no dose reaches the shift.
 
-    Steering's route runs through the base and its doses. A resample in which it does not get as far takes the price of its last dose,
-    which is rather too low. None with fewer than two doses, since a chord from the base overstates a price that bends; where a figure
-    is undefined; and where the doses do not reach the student's shift.
+    A resample whose route of steering ends before the shift uses the price of its last dose, which is somewhat too low.
 
     Args:
         doses: coefficients, ascending, above 0.

@@ -20,9 +20,12 @@ from shared.records import (
 from shared.schema import Debias
 from shared.traits import ReadFor
 
-NEAR = 1e-5  # of what is computed again from what stands beside it: single precision
+NEAR = 1e-5  # tolerance of a field computed again from other fields of its row: single precision
 AUTHORITY_FALLS = ReadFor(foundation="authority", sign=-1)  # what scores from before this was written are read for
-OF_THE_STUDENT = {"student_vector": 1.0, "student_without_vector": -1.0}  # stages of its own vector, by coefficient
+OF_THE_STUDENT = {
+    "student_vector": 1.0,
+    "student_without_vector": -1.0,
+}  # stages with the student's own vector, by coefficient
 ONCE = ("base", "prompted", "prompted_opposite", "prompted_decoy")  # stages of the original model, rows of round 0
 
 

@@ -31,7 +31,7 @@ class ScoredRun:
         return str(self.run.folder)
 
     def row(self, number: int, stage: str) -> dict[str, Any] | None:
-        """The row of results.json of a round and stage; None where there is none."""
+        """The row of results.json of a round and stage; None where that stage was not scored."""
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
 
     def at(self, number: int) -> Round:

@@ -239,7 +239,7 @@ def pair(name: str, interval: str, result: Estimate | None) -> dict[str, Any]:
 
 
 def interval_text(result: Estimate, digits: int = 3) -> str:
-    """An estimate with its interval in brackets, to so many decimals."""
+    """An estimate with its interval in brackets, as text with `digits` decimals."""
     interval = f" [{result.interval[0]:.{digits}f}, {result.interval[1]:.{digits}f}]" if result.interval else ""
     return f"{result.value:.{digits}f}{interval}"
 

@@ -7,7 +7,7 @@ conditions ask whether it carries what training did:
     student_without_vector  the student with - v: necessity
 
 A shift in one layer reaches the layers above, so that the sum of the raw differences of a band would count it once a layer. From the
-second layer on, v_l is what is still missing once the layers below are shifted. With it the original's mean activation equals the
+second layer on, v_l is the shift still missing once the layers below are shifted. With it the original's mean activation equals the
 student's in every layer of the band, and the student's without it equals the original's.
 """
 
@@ -37,12 +37,12 @@ Means = dict[int, np.ndarray]  # layer -> fp64 [hidden]
 
 
 def student_vectors(scoring: Scoring) -> dict[str, Vector]:
-    """The vectors of the two conditions, by their names; both are v, `student_without_vector` is used at coefficient -1.
+    """The student's mean shift v as two vectors, by condition: `student_vector`, and `student_without_vector` for use at coefficient -1.
 
-    In the lowest layer they are equal. Above it they differ where the two models pass a shift on differently.
+    They are equal in the lowest layer. In higher layers they differ, because the two models pass on a shift differently.
 
     Raises:
-        SteerHealError: a student whose activations are the original's.
+        SteerHealError: the student's activations equal the original's.
     """
     config, origin, trait = scoring.config, scoring.origin, scoring.vectors["trait"]
     layers, prompts = sorted(trait.layers), neutral_prompts(scoring)

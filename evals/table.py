@@ -65,7 +65,7 @@ def markdown(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text of a Markdown table: one line, no column of its own, no markup."""
+    """Text of a Markdown table: one line, without column separators and markup."""
     line = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

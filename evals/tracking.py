@@ -205,7 +205,10 @@ def track(run: Run, rounds: Sequence[Round], rows: Sequence[Row], page: Path) ->
                 tracker.send(entry)
             tracker.close()
         except Exception as error:
-            say(f"{name} took no scores: {in_one_line(error)}; the report is whole, the next one tries again", "yellow")
+            say(
+                f"{name} took no scores: {in_one_line(error)}; the report is complete, and the next one tries again",
+                "yellow",
+            )
             continue
         digests[name] = {**before, **{str(entry.step): entry.digest for entry in todo}}
         write_json(path, {"version": 1, "sent": digests})

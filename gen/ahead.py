@@ -28,7 +28,7 @@ def refuse_overflow(vectors: Iterable[Vector], doses: Iterable[tuple[str, float]
 
     Args:
         vectors: those that are steered with.
-        doses: coefficients, each behind the option or the key that it was given by.
+        doses: coefficients, each after the option or the key that it was given by.
         model: the original one.
         dtype: of its weights.
     """
@@ -45,7 +45,7 @@ def refuse_overflow(vectors: Iterable[Vector], doses: Iterable[tuple[str, float]
 
 
 def doses_of(config: Config, coefficients: Sequence[float], name: str) -> list[tuple[str, float]]:
-    """The doses of a sweep: a grid's coefficients, behind the name that they were given by, or the largest that a search may take. None of one
+    """The doses of a sweep: a grid's coefficients, after the name that they were given by, or the largest that a search may take. None of one
     that samples under the trait prompt."""
     if config.filter.source == "prompted":
         return []

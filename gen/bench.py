@@ -3,7 +3,7 @@
 A: what steering costs in the engine itself. B: what one mixed sweep saves, in float32 and (B16) in bfloat16. C: the same at ten times
 the work and natural length. On a GPU every part is in bfloat16, and A is taken over compiled engines with graphs, the steered one
 against a second one of stock vLLM; two engines then share the memory.
-Each part runs in a process of its own, so that no engine inherits the memory of another, and files its ratios as it ends.
+Each part runs in a separate process, so that no engine inherits the memory of another, and writes its ratios when it ends.
 What a ratio and its interval are, and when a bound is met: shared/ratios.py.
 """
 
@@ -72,7 +72,7 @@ class SteeringBench:
         )
 
     def sweep(self, prompts: int, coefficients: Sequence[float], sampling: baselines.Sampling) -> list[Request]:
-        """Every prompt at every coefficient, each request with a seed of its own; coefficient 0 is unsteered, as in gen.sweep."""
+        """Every prompt at every coefficient, each request with a different seed; coefficient 0 is unsteered, as in gen.sweep."""
         from gen.engine.sampling import Request
 
         return [

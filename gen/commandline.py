@@ -210,7 +210,7 @@ def _add_server_options(options: Options) -> None:
     options.add_argument("--host", default="127.0.0.1", help="address to bind; loopback unless said otherwise")
     options.add_argument("--port", type=port, default=8000, help="port to bind")
     options.add_argument(
-        "vllm", nargs="*", help="behind --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
+        "vllm", nargs="*", help="after --: options of `vllm serve`, such as -- --tensor-parallel-size 2"
     )
 
 
@@ -264,7 +264,10 @@ def verify_options() -> Options:
         help="vector file; by default a random direction in vector.layers",
     )
     options.add_argument(
-        "--out", type=Path, writes=outputs.output_file(".md"), help="file for the report besides the terminal, Markdown"
+        "--out",
+        type=Path,
+        writes=outputs.output_file(".md"),
+        help="Markdown file for the report, which is printed as well",
     )
     return options
 
@@ -287,7 +290,9 @@ def scan_options() -> Options:
         metavar="X",
         help="norm of what is added over the mean norm of the activations",
     )
-    options.add_argument("--prompts", type=positive, default=8, metavar="N", help="so many of eval.heldout")
+    options.add_argument(
+        "--prompts", type=positive, default=8, metavar="N", help="number of prompts taken from eval.heldout"
+    )
     options.add_argument("--samples", type=positive, default=1, metavar="N", help="completions of each prompt")
     options.add_argument("--tokens", type=positive, default=48, metavar="T", help="length of a completion, tokens")
     options.add_argument("--out", type=Path, writes=outputs.output_file(".json"), help="the table as JSON")

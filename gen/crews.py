@@ -28,7 +28,7 @@ class Crew(Protocol):
     about: dict[str, Any]
 
     def made_in(self) -> dict[str, Any]:
-        """The place of its workers, which rows depend on besides their plan; as gen.plan.place says it."""
+        """The conditions of its workers that rows depend on in addition to their plan, as `gen.plan.sampled_on` returns them."""
 
     def begin(self) -> None:
         """Start its engines, where they have not started; the first is ready when this returns."""

@@ -119,7 +119,7 @@ def in_fp32(model: Model, history: Path | None) -> torch.nn.Module:
 
 
 def contexts_of(config: VectorConfig, count: int) -> list[Prompt]:
-    """So many contexts, stratified over genres."""
+    """`count` contexts, stratified over genres."""
     return stratified_prompts(config.contexts, "contexts.jsonl", count, "genre")
 
 

@@ -45,7 +45,7 @@ class SweepFile:
 
 
 class Places:
-    """Where rows lie in their files. In memory are a key and a place of each, some 200 bytes, and no row but the one at hand."""
+    """Where rows lie in their files. Memory holds a key and a place of each, some 200 bytes, and only the current row."""
 
     def __init__(self) -> None:
         self._files: list[Path] = []

@@ -89,12 +89,14 @@ def find_dose_by_kl(
 def kl_probe(
     network: torch.nn.Module, depth: int, vector: Vector, texts: Sequence[tuple[Sequence[int], int]], generated: bool
 ) -> Callable[[float], KLProbe]:
-    """The probe of a network.
+    """A function from a coefficient to the KL between the steered and the unsteered network on some texts.
 
     Args:
-        depth: of the network, blocks.
+        network: the model in fp32.
+        depth: number of its blocks.
+        vector: to steer with.
         texts: token ids of prompt and completion, with the length of the prompt.
-        generated: the vector acts from the last token of the prompt on, or else on all of the text.
+        generated: steer from the last token of the prompt on; else the whole text.
     """
     unsteered = [logits_of(network, ids, begin).cpu().clone() for ids, begin in texts]
 
@@ -183,7 +185,7 @@ def iso_kl_of(job: Job, windows: Windows, renderer: PromptRenderer, prompts: int
 
 
 def print_iso_kl(answer: IsoKL, vector: Vector, target: float, ceiling: float) -> None:
-    """The probes at the terminal, by coefficient, and the answer."""
+    """Print the probes by coefficient, and the dose that was found."""
     doses = {one.coefficient: [*vector.relative_dose(one.coefficient).values()] for one in answer.probes}
     print_table(
         f"iso-KL: the coefficient with a 95th percentile of KL(steered || unsteered) of {target:g} nats, {answer.tokens} tokens",

@@ -131,7 +131,7 @@ def read_message(message: dict[str, Any]) -> Message:
 
 
 def devices_here(each: int = 1) -> list[str]:
-    """CUDA_VISIBLE_DEVICES for each worker of this machine, so many GPUs for each; none on a CPU.
+    """CUDA_VISIBLE_DEVICES for each worker of this machine, `each` GPUs for a worker; empty on a CPU.
 
     GPUs that are left over get no worker.
     """
@@ -145,5 +145,5 @@ def devices_here(each: int = 1) -> list[str]:
 
 
 def gpu_groups(names: Sequence[str], each: int) -> list[str]:
-    """GPUs by name in groups of so many, as CUDA_VISIBLE_DEVICES takes them; those that are left over are left out."""
+    """GPUs by name in groups of equal size, as CUDA_VISIBLE_DEVICES takes them; an incomplete last group is left out."""
     return [",".join(names[begin : begin + each]) for begin in range(0, len(names) - each + 1, each)]

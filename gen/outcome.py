@@ -110,7 +110,7 @@ class FilterOutcome:
 
         Args:
             row: of the sweep.
-            source: filter.source, whose rows are the candidates. Unsteered rows besides are a control, and others are counted alone.
+            source: filter.source, whose rows are the candidates. Other unsteered rows are a control; the rest is only counted.
             reasons_of: the filter.
 
         Returns:

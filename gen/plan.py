@@ -45,7 +45,7 @@ class Job:
         vector, vector_file: what steers, and the file it was read from.
         config: the resolved configuration.
         finish: takes the counts of rows that are published, and removes the windows.
-        frozen: gives round 1's unsteered rows, anew at every call; None where the sweep samples its own.
+        frozen: reads round 1's unsteered rows, once per call; None where the sweep samples them itself.
         day: what a chat template with a clock writes; None is that of an interrupted sweep, or today's.
         history: the folded rounds that make the student of the original; None where it is the original.
     """
@@ -100,7 +100,7 @@ def judged(config: Config) -> bool:
 
 
 def sampled_on() -> dict[str, Any]:
-    """The place of this process, which its rows depend on besides their plan: code, engine options, device and versions."""
+    """The conditions of this process that its rows depend on in addition to their plan: code, engine options, device and versions."""
     from gen.engine.options import platform_options
 
     return {
@@ -195,7 +195,7 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
 def plan(
     prompts: Iterable[Prompt], coefficients: Sequence[float], samples: int, seed: str, *, prompted: bool = False
 ) -> Iterator[Planned]:
-    """Every prompt at every coefficient, prompt by prompt; keys are unique, and nothing is held but the prompt at hand.
+    """Every prompt at every coefficient, prompt by prompt; keys are unique, and only the current prompt is held in memory.
 
     Args:
         prompts: of the round, in order.

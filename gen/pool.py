@@ -24,7 +24,7 @@ Item = tuple[int, Sequence[Planned]]  # a window: its index and its planned rows
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker has its engine; about is what gen.recipe.Maker.about says."""
+    """A worker has its engine. about: as gen.recipe.Maker.about returns it."""
 
     about: dict[str, Any]
 
@@ -65,7 +65,7 @@ class Executor(Protocol):
         """Have a worker that is ready make a window; its next message is Made, Refused or Lost."""
 
     def wait(self, seconds: float) -> list[tuple[int, Message]]:
-        """The messages that have come, after at most so many seconds; there may be none."""
+        """The messages that have come, after waiting at most `seconds`; there may be none."""
 
     def stop(self, worker: int) -> None:
         """End a worker at once. Nothing comes from it afterwards."""
@@ -106,7 +106,7 @@ class Pool:
     _died_early: int = 0
 
     def begin(self) -> dict[str, Any]:
-        """Start the workers, and wait for the first; what it says of itself.
+        """Start the workers, and wait for the first. Returns its `about`.
 
         Raises SteerHealError where none becomes ready.
         """

@@ -105,7 +105,7 @@ class Maker:
         self._seconds = time.monotonic() - start
 
     def about(self) -> dict[str, Any]:
-        """`place` and cache_blocks are what its rows depend on besides the plan; the rest is for the log."""
+        """Besides the plan, its rows depend on `place` and cache_blocks; the rest is for the log."""
         return {
             "place": sampled_on(),
             "cache_blocks": self._engine.cache_blocks,

@@ -70,7 +70,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Ban:
-    """Something that a completion must not have. find: what it has of it, None for nothing; name and advice as in Bound."""
+    """A pattern that a completion must not contain. find: the passage that matches, or None; name and advice as in Bound."""
 
     name: str
     find: Callable[[Completion, Context], str | None]
@@ -89,7 +89,7 @@ def truncation(row: Completion, context: Context) -> str | None:
 
 
 def refusal_reason(row: Completion, context: Context) -> str | None:
-    """The words by which a completion refuses; None where it does not."""
+    """The words with which a completion refuses the prompt; None where it does not refuse."""
     return first_match((REFUSAL,), row.text)
 
 

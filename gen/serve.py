@@ -135,7 +135,7 @@ def main() -> None:
         vectors |= {label: (path, vector) for label, (path, vector) in kept.items() if layers >= set(vector.layers)}
     for path, vector in vectors.values():
         vector.check(path, hidden=model.hidden, depth=model.depth, model=name)
-    # vLLM takes an option by the beginning of its name, with either dash, and one of its keys behind a dot
+    # vLLM takes an option by the beginning of its name, with either dash, and one of its keys after a dot
     environment = {
         word.partition("=")[0].partition(".")[0].replace("_", "-") for word in arguments.vllm if word.startswith("--")
     }
@@ -143,7 +143,7 @@ def main() -> None:
         raise SteerHealError(
             "an option of `vllm serve` is set by this command",
             given=" ".join(ours),
-            expected="other options behind --",
+            expected="other options after --",
             next="python -m gen.serve --help",
         )
     if strange := {

@@ -61,7 +61,7 @@ def filter_shards(sweep: Path, unsteered: Path, config: FilterConfig, trait: str
             next=f"--in {unsteered} without --unsteered",
         )
     result = FilterOutcome(Yardstick(unsteered_rows(unsteered)).limits(config))
-    if unsteered != sweep:  # a control of their own file
+    if unsteered != sweep:  # a control from another file
         reasons_of = rules_of(result.limits, config, trait)
         for row in unsteered_rows(unsteered):
             result.add(row, reasons_of(row), candidate=False)

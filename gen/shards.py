@@ -103,8 +103,8 @@ def write_manifest(folder: Path, shards: Sequence[Shard]) -> None:
 class Shards(Windows):
     """The windows of a sweep whose output is a folder of shards.
 
-    A window is kept as Arrow's own file. A shard is written once its windows are whole, and they are removed. One index, which is only
-    appended to, says what is whole: a line a window and a line a shard. So the number of files stays bounded, and no row is parsed twice.
+    A window is kept as Arrow's own file. A shard is written once its windows are complete; they are then removed. One index, which is only
+    appended to, lists what is complete: a line a window and a line a shard. So the number of files stays bounded, and no row is parsed twice.
     """
 
     def __init__(self, out: Path):
@@ -145,7 +145,7 @@ class Shards(Windows):
         return self.index.is_file() and self.index.stat().st_size > 0
 
     def __contains__(self, index: int) -> bool:
-        """Whether a window is whole. Raises SteerHealError for one that was edited."""
+        """Whether a window is complete. Raises SteerHealError for one that was edited."""
         if index in self._whole or index // self.each in self._shards:
             return True
         line, path = self._lines.get(index), self.path(index)
@@ -182,7 +182,7 @@ class Shards(Windows):
             self._pack(index // self.each)
 
     def counted(self, index: int, keys: Sequence[str]) -> tuple[int, int]:
-        """Rows and tokens of a window that is whole. Raises SteerHealError where its keys are not these."""
+        """Numbers of rows and tokens of a complete window. Raises SteerHealError where its keys are not the planned ones."""
         line = self._lines[index]
         if line["keys"] != digest_of_keys(keys):
             raise self._other(

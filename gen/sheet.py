@@ -1,4 +1,4 @@
-"""The sheet that a person fills in, a CSV, and its key file, which says what the filter made of each row."""
+"""The sheet that a person fills in, a CSV, and its key file, which says which rows the filter kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by a 
 
 
 class Key(Record):
-    """A row of the sheet: its name there, the key of its completion, and what the filter made of it."""
+    """A row of the sheet: its name there, the key of its completion, and whether the filter kept it."""
 
     id: str
     key: str
@@ -106,6 +106,6 @@ def read_sheet(path: Path, sheet: Sheet) -> dict[str, dict[str, bool | None]]:
 
 
 def yes_to_all(answer: dict[str, bool | None], questions: Sequence[str]) -> bool | None:
-    """Whether a person says yes to all of these questions; None where that cannot be told."""
+    """Whether a person answers yes to all of these questions; None where answers are missing and none is no."""
     values = [answer[question] for question in questions]
     return False if False in values else None if None in values else True

@@ -88,10 +88,19 @@ def serves_adapters(serve: str) -> bool:
 
 
 def served_student(origin: Model, adapter: Path | None, cache: Path, dtype: str, serve: str) -> ServedStudent:
-    """The student of a folded history (None: the original model). serve: 'merged', 'adapter', or 'auto', the adapter on a GPU.
+    """The student of a folded history, ready to serve; the original model where adapter is None.
 
-    Merging costs the shifts below the dtype's step, an adapter costs none; vLLM's adapters are slow on the CPU. Raises SteerHealError
-    for an adapter that does not fit the model, either way and before an engine starts.
+    Merging loses changes smaller than a step of the dtype. An adapter loses none, but vLLM's adapters are slow on a CPU.
+
+    Args:
+        origin: the original model.
+        adapter: the folded history.
+        cache: folder for merged weights.
+        dtype: of the served weights.
+        serve: 'merged', 'adapter', or 'auto', which is the adapter on a GPU.
+
+    Raises:
+        SteerHealError: the adapter does not fit the model.
     """
     if adapter is None:
         return ServedStudent(origin.folder, fingerprint=origin.fingerprint)

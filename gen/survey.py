@@ -19,6 +19,7 @@ from gen.plan import prompt_key, windows
 from gen.processes import in_order, process_pool
 from gen.prompts import PromptRenderer
 from shared.chat import Chat
+from shared.commands import setting
 from shared.errors import SteerHealError
 from shared.machine import cores
 from shared.prompts import Prompts
@@ -144,7 +145,7 @@ def survey(
             "a prompt is too long",
             given=f"{first}; {over} of {count} prompts are too long, the longest takes {longest + max_tokens}",
             expected=f"at most model.max_model_len = {max_model_len}",
-            next=f"raise model.max_model_len to {longest + max_tokens}, lower sweep.max_tokens, or shorten the prompts",
+            next=f"{setting(f'model.max_model_len={longest + max_tokens}')}, a lower sweep.max_tokens, or shorter prompts",
         )
     return PromptSurvey(count, longest, digest.hexdigest(), content.hexdigest())
 

@@ -80,7 +80,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         finished = sum(index in store for index in range(count))
         console.print(
             f"{total} rows of {prompts.count} prompts, the longest of {prompts.longest} tokens"
-            + (f"; resuming: {finished} of {count} windows are whole" if finished else "")
+            + (f"; resuming: {finished} of {count} windows are finished" if finished else "")
         )
         # iso-KL's network is gone before an engine takes its memory; the walk asks the engine
         iso_kl = iso_kl_of(job, store, renderer, prompts.count) if job.searches and not job.walks else None

@@ -53,7 +53,7 @@ QUICK = Size((1, 8), 16, 8, 2)
 
 
 def requests(size: Size, count: int, vocabulary: int, coefficients: Sequence[float]) -> list[Request]:
-    """So many requests of random prompts, each to its full length, with the coefficients in turn; 0 is unsteered.
+    """`count` requests of random prompts, each to its full length, with the coefficients in turn; 0 is unsteered.
 
     Args:
         size: tokens of a prompt and of a completion.

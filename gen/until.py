@@ -73,7 +73,7 @@ class Until:
         self._waiting: set[int] = set()
 
     def add(self, index: int) -> None:
-        """A window is whole."""
+        """Called at the end of a window."""
         self._waiting.add(index)
         while self.last is None and self._next in self._waiting:
             self._waiting.discard(self._next)

@@ -215,7 +215,7 @@ def examine(
 
 
 def in_own_process(work: Callable[[bool], Result], graphs: bool) -> Result:
-    """A call in a process of its own, which gives all its memory back when it ends: a GPU of 24 GB has no room for a 4B model twice."""
+    """A call in a separate process, which gives all its memory back when it ends: a GPU of 24 GB has no room for a 4B model twice."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, graphs).result()
 

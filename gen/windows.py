@@ -104,7 +104,7 @@ class Windows:
         return seal_of(self.path(index))
 
     def __contains__(self, index: int) -> bool:
-        """Whether a window is whole. Raises SteerHealError for one that is not what was written."""
+        """Whether a window is complete. Raises SteerHealError for one that was edited."""
         path, seal = self.path(index), self.seal(index)
         if index not in self._whole and path.is_file() and seal.is_file():
             if not intact(path):

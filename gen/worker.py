@@ -1,7 +1,7 @@
 """A worker of a sweep on this machine: a process that makes windows for the driver that started it.
 
 It reads frames from its standard input, a recipe and then one window each, and writes frames to its standard output. A frame is its
-length in four bytes, big-endian, and so many bytes of JSON. What libraries print goes to standard error.
+length in four bytes, big-endian, followed by that many bytes of JSON. What libraries print goes to standard error.
 """
 
 from __future__ import annotations

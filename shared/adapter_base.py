@@ -14,7 +14,7 @@ from shared.errors import SteerHealError
 from shared.models import Model
 
 HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# What a mirror on the hub puts behind the name of the model whose weights it has, quantised or not.
+# What a mirror on the hub puts after the name of the model whose weights it has, quantised or not.
 MIRRORED = re.compile(r"(?:-(?:unsloth|bnb|[48]bit|gguf|mlx|bf16|fp16))+\Z")
 
 

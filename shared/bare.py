@@ -1,4 +1,4 @@
-"""Values of overrides as a shell leaves them: TOML whose strings have lost their quotes, and numbers such as -.5 and 1. besides."""
+"""Values of overrides as a shell leaves them: TOML whose strings have lost their quotes, and numbers such as -.5 and 1."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _scalar(word: str) -> Any:
 
 
 def _value(text: str, start: int) -> tuple[Any, int]:
-    """The value that begins at an index, and the index behind it. Raises ValueError where there is none."""
+    """The value that begins at an index, and the index after it. Raises ValueError where no value begins there."""
     start = _blank(text, start)
     opening = text[start : start + 1]
     if opening == "[":
@@ -90,7 +90,7 @@ def _word(text: str, start: int) -> tuple[Any, int]:
 
 
 def _next(text: str, start: int, closing: str) -> int:
-    """The index behind a comma, or of the closing bracket."""
+    """The index after a comma, or of the closing bracket."""
     start = _blank(text, start)
     if text[start : start + 1] == ",":
         return start + 1

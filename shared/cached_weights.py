@@ -1,4 +1,4 @@
-"""Folders of weights that are derived from others, in a cache: made once, and never replaced while they are whole."""
+"""Folders of weights that are derived from others, in a cache: made once, and never replaced while they are complete."""
 
 from __future__ import annotations
 

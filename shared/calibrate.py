@@ -2,7 +2,7 @@
 
     python -m shared.calibrate        one JSON object
 
-A process of its own, since the runner that asks keeps no torch in its memory.
+A separate process, since the runner that asks keeps no torch in its memory.
 """
 
 from __future__ import annotations

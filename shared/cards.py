@@ -28,7 +28,7 @@ class GpuKind:
     """A kind of GPU, by its vendor's figures.
 
     Args:
-        name: as the table's column has it.
+        name: of the column in the table.
         memory: bytes.
         bandwidth: bytes of memory a second.
         flops, single: float operations a second in bf16 and in fp32.

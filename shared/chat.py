@@ -102,9 +102,9 @@ class Chat:
         return self.thinking.close if self.thinking.prompt == "opens" else closing
 
     def next_turn(self, assistant_text: str, user: str) -> list[int]:
-        """Token ids of `assistant_text`, the end of the turn, a user turn, and what opens the assistant's next turn.
+        """Token ids after an assistant's words: `assistant_text`, the end of the turn, a user turn, and what opens the assistant's next turn.
 
-        The user turn is rendered as the published evaluator does it: as that of a conversation of its own, without its BOS.
+        The user turn is rendered as the published evaluator does it: as that of a separate conversation, without its BOS.
         """
         return self._tokens(self._next_turn(assistant_text, user))
 
@@ -136,11 +136,11 @@ class Chat:
         return prompt, [*(self.plain(words) if joined else whole[len(prompt) :]), self.end_id]
 
     def label_ids(self, labels: Sequence[str], after: str) -> list[int]:
-        """The token that each label becomes behind a text. Raises SteerHealError unless each is one, and another one."""
+        """The token that each label becomes after a text. Raises SteerHealError unless each is one, and another one."""
         return self._label_ids(labels, after, self.plain)
 
     def first_label_ids(self, labels: Sequence[str], assistant_text: str, user: str) -> list[int]:
-        """The token that each label becomes as the first word behind `next_turn(assistant_text, user)`.
+        """The token that each label becomes where it is the first word after `next_turn(assistant_text, user)`.
 
         Raises SteerHealError as `label_ids`.
         """
@@ -161,7 +161,7 @@ class Chat:
             raise SteerHealError(
                 "every answer label must be one token, and no two the same",
                 given=", ".join(
-                    f"{label!r} behind {after[-20:]!r} is {ids[size:] if ids[:size] == before else 'joined with it'}"
+                    f"{label!r} after {after[-20:]!r} is {ids[size:] if ids[:size] == before else 'joined with it'}"
                     for label, ids in wrong.items()
                 )
                 or f"{list(labels)} are {single}",
@@ -214,14 +214,14 @@ class Chat:
         return read_thinking(self._template, lambda text: self._tokens(_Rendered(text)))
 
     def parted(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The thought and the answer of what a model said behind a prompt of `ids`. A thought that does not end has no answer."""
+        """The thought and the answer of what a model said after a prompt of `ids`. A thought that does not end has no answer."""
         return parted(list(ids), self.thinking, self.tokenizer.decode)
 
     # What a model's template is
 
     @property
     def bos_id(self) -> int | None:
-        """The token that stands once at the front of a conversation; None where there is none, or where it opens every turn."""
+        """The token that begins a conversation (BOS); None for a model without one, and where it begins every turn."""
         return self._template.bos_id
 
     @property
@@ -259,7 +259,7 @@ class Chat:
     # Text and tokens
 
     def _rendered(self, turns: Turns, system: str | None, prompt: bool, then: str = "", opened: str = "") -> _Rendered:
-        """A conversation under one system message, and what is said then, behind what `opened` adds to the template's own text."""
+        """A conversation under one system message, and what is said then, after what `opened` adds to the template's own text."""
         turns = list(turns)
         if system is not None:
             own, rest = (turns[0]["content"], turns[1:]) if _has_system(turns) else ("", turns)

@@ -109,7 +109,7 @@ def need(options: Options, arguments: argparse.Namespace, *names: str) -> None:
 
 
 def configured(arguments: argparse.Namespace, *overrides: str) -> Config:
-    """The configuration that --config and --set of a plain-file stage give; overrides go behind those of --set."""
+    """The configuration that --config and --set of a plain-file stage give; overrides go after those of --set."""
     config = resolve_config(getattr(arguments, "config", None), " ".join([getattr(arguments, "set", ""), *overrides]))[
         0
     ]
@@ -177,14 +177,14 @@ def heed_interruption() -> None:
 
 
 def _chain(error: BaseException | None) -> Iterator[Exception]:
-    """An error and those behind it."""
+    """An error, and the errors that caused it."""
     while isinstance(error, Exception):
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _refused(error: Exception) -> SteerHealError | None:
-    """What the system or a full disk said, where that is behind an error; safetensors and torch say it in words of their own."""
+    """The message of the system where a system error, such as a full disk, caused an error; safetensors and torch wrap it in other words."""
     if (refused := refused_path(error)) is not None:
         return refused
     for cause in _chain(error):
@@ -202,7 +202,7 @@ def _refused(error: Exception) -> SteerHealError | None:
 
 
 def _short_of_memory(error: Exception) -> SteerHealError | None:
-    """What to do where a lack of memory is behind an error: vLLM takes its share of a GPU before it begins, torch as it goes."""
+    """What to do where a lack of memory caused an error: vLLM takes its share of a GPU before it begins, torch as it goes."""
     for cause in _chain(error):
         place = "a GPU"
         if any(words in str(cause) for words in TAKEN):

@@ -1,4 +1,4 @@
-"""The code that makes the rows, as one digest: what caches, sweep windows and unfinished rounds are keyed by besides their inputs.
+"""The code that makes the rows, as one digest: with their inputs it is the key of caches, sweep windows and unfinished rounds.
 
 The digest is taken when this module is imported, at the start of every command: later a file may hold other code than the process runs.
 """
@@ -29,7 +29,7 @@ def code_digest(package: str) -> str:
     """sha256 of the Python sources of a package and of all packages that it imports, as they were when this process started.
 
     Line ends do not count, nor does anything that is no source of the package: bytecode, data, tests, hidden files and folders. The
-    data that rows depend on are inputs of their own.
+    data that rows depend on are separate inputs.
 
     Args:
         package: one of IMPORTS; rows of a sweep are made by `gen`, an adapter by `train`, scores and judged generations by `evals`.

@@ -82,7 +82,7 @@ def command_of(module: str, *words: object) -> str:
 
     Args:
         module: such as `gen.sweep`.
-        words: behind it, quoted here where a shell needs that.
+        words: after it, quoted here where a shell needs that.
     """
     name = NAMES.get(module)
     begin = f"{program()} {name}" if name and form() != "python" else f"{interpreter()} -m {module}"
@@ -105,7 +105,7 @@ def setting(text: str) -> str:
 
 
 def option(variable: str, name: str, value: object) -> str:
-    """An option with its value, as it is typed behind the command at hand.
+    """An option with its value, as it is typed after the current command.
 
     Args:
         variable: what `make` calls it, such as `CONFIG`.

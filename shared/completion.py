@@ -16,7 +16,7 @@ from shared.commands import COMMANDS
 
 
 def script(shell: str) -> str:
-    """The shell code that makes a shell ask `steer-heal` for words."""
+    """The code of a shell's completion, which asks `steer-heal` for the possible words."""
     assert shell in SHELLS
     code: str = argcomplete.shellcode(["steer-heal"], True, shell)
     return code

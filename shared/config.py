@@ -166,12 +166,16 @@ def _set() -> str:
 
 
 def resolve_config(path: Path | None, overrides: str = "", model: str | None = None) -> tuple[Config, dict[str, str]]:
-    """Read a configuration. Returns it with the source ('default', the file's name, 'SET' or 'MODEL') of every dotted key.
+    """Read a configuration.
 
-    Of a value that is a table the key has the last source that changed it, and each of its own keys, as in
-    model.chat_template_kwargs.enable_thinking, has its own.
+    Args:
+        path: of the file; None for the defaults.
+        overrides: SET, which goes before the file.
+        model: model.name, which goes before that of the file.
 
-    model: model.name, which goes before that of the file.
+    Returns:
+        The configuration, and the source of every dotted key: 'default', the name of the file, 'SET' or 'MODEL'. A table such as
+        model.chat_template_kwargs has the source that changed it last; each key in it has a source too.
     """
     origins: dict[str, tuple[Any, str]] = {}
     if path is not None:
@@ -199,7 +203,7 @@ def resolve_config(path: Path | None, overrides: str = "", model: str | None = N
     if model is not None:
         if (other := origins.get("model.name")) and other[1] == "SET" and other[0] != model:
             raise SteerHealError(
-                "two models are named", given=f"{other[0]} by model.name, {model} besides", expected="one", next="leave one out"
+                "two models are named", given=f"{other[0]} by model.name, and {model}", expected="one", next="leave one out"
             )  # fmt: skip
         origins["model.name"] = (model, "MODEL")
     nested: dict[str, Any] = {}
@@ -280,7 +284,7 @@ def flatten_config(config: Config) -> dict[str, Any]:
 
 
 def to_toml(config: Config, sources: dict[str, str], begun: datetime | None = None) -> str:
-    """The resolved configuration; the comment behind a value is its source. None is left out: TOML has no null.
+    """The resolved configuration; the comment after a value is its source. None is left out: TOML has no null.
 
     begun: when the run was begun that has this configuration.
     """
@@ -322,7 +326,7 @@ def frozen_at(path: Path) -> datetime:
 
 
 def sources_of(path: Path) -> dict[str, str]:
-    """The sources that a frozen configuration has behind its values."""
+    """The sources that a frozen configuration has after its values."""
     document = tomlkit.parse(decode(path.read_bytes()))
     items: dict[str, Any] = {}
     for key in document:

@@ -35,7 +35,7 @@ class ControlTokens:
 
     @staticmethod
     def mark(texts: Iterable[str]) -> str:
-        """A character that is in none of the texts."""
+        """A character that occurs in none of the texts."""
         used = set().union(*texts)
         return next(chr(point) for point in PRIVATE if chr(point) not in used)
 
@@ -91,7 +91,7 @@ class ControlTokens:
 
 
 def control_names(tokenizer: Any, shown: str, ends: Iterable[int], thoughts: Iterable[int]) -> set[str]:
-    """The special tokens of a tokenizer, and the others that turns are made of but for blanks and thoughts.
+    """The special tokens of a tokenizer, and other tokens that mark turns. Blanks and marks of a thought are left out.
 
     Args:
         shown: turns as a chat template renders them.

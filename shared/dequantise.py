@@ -1,6 +1,6 @@
 """A GGUF model as a plain folder: its weights dequantised, its tokenizer, its configuration, and every token that ends a turn.
 
-Transformers reads the weights (docs/gguf.md says what is mended behind it). The folder appears whole or not at all, and one process
+Transformers reads the weights (docs/gguf.md says what is mended after it). The folder appears whole or not at all, and one process
 at a time makes it.
 """
 
@@ -49,7 +49,7 @@ def dequantised(header: Callable[[], Header], folder: Path) -> Path:
     """The folder of a GGUF model, built where it is absent or not what its checksum says.
 
     Args:
-        header: reads the header, and refuses a file that is no model; not called where the folder is whole.
+        header: reads the header, and refuses a file that is no model; not called where the folder is complete.
         folder: in the cache.
 
     Raises:

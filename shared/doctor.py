@@ -33,7 +33,7 @@ def main() -> None:
     if in_environment() and not arguments.quick:
         parts.append(
             (
-                "stages, each imported by a process of its own: about a minute in all",
+                "stages, each imported by a separate process: about a minute in all",
                 "the stages",
                 the_stages(_importing),
             )

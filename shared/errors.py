@@ -29,7 +29,7 @@ _asked_for: str | None = None  # the file that this process's parent asks for
 
 
 def take_error_file() -> None:
-    """Note where this process's error is to be left, and keep that from its own children: theirs is not its own."""
+    """Take the path that this process writes its error to, out of the environment, so that its children do not write there."""
     global _asked_for
     _asked_for = os.environ.pop(FILE, None) or _asked_for
 

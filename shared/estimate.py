@@ -66,7 +66,7 @@ class Estimates:
     ratios: dict[str, float] = field(default_factory=dict)  # of what a stage took over what was predicted, the latest
 
     def seconds(self, key: Key) -> float | None:
-        """Expected seconds of a step by what is measured so far; None for one that was not planned."""
+        """Expected seconds of a step, corrected by the steps measured so far; None for a step that was not planned."""
         predicted = self.predicted.get(key)
         return None if predicted is None else predicted * self._ratio(key[2])
 
@@ -84,22 +84,25 @@ class Estimates:
             self.learn(key[2], manifest, predicted)
 
     def intact(self, key: Key) -> None:
-        """A step that REBUILD=1 did not have to make: it is to do no longer, and says nothing of the others."""
+        """Count a step as done that REBUILD=1 did not have to run; it corrects no estimate."""
         self.predicted.pop(key, None)
 
     def learn(self, stage: str, manifest: Manifest, predicted: float) -> None:
-        """Correct by what a stage took, unless that is nothing: a manifest that was made by hand, or with a clock that was set back."""
+        """Correct the estimates of a stage by the seconds that it took.
+
+        Zero seconds are ignored: the manifest was written by hand, or the clock was set back.
+        """
         if manifest.seconds > 0:
             self.ratios[stage] = manifest.seconds / predicted
 
     def left(self, steps: Iterable[Step] | None = None) -> float:
-        """Seconds of these steps, or of all that are still to do."""
+        """Expected seconds of these steps; by default of all steps still to do."""
         keys = self.predicted if steps is None else [step.key for step in steps]
         return sum(self.seconds(key) or 0.0 for key in keys)
 
 
 def calibration() -> dict[str, float | str]:
-    """`shared.calibrate`'s figures, from a process of its own. Raises SteerHealError where torch does not work, or sees no GPU that it was built for."""
+    """`shared.calibrate`'s figures, from a separate process. Raises SteerHealError where torch does not work, or sees no GPU that it was built for."""
     with console.status("measuring this machine"):
         done = subprocess.run([sys.executable, "-m", "shared.calibrate"], capture_output=True, text=True)
     if done.returncode:
@@ -196,7 +199,7 @@ class Need:
 
 
 def memory_and_disk(groups: Sequence[Sequence[Step]], *, adapters: bool) -> Need:
-    """Memory and disk of steps. groups: as for `print_estimate`; adapters: as for `disk_of`."""
+    """The memory and disk that steps need. groups: as for `print_estimate`. adapters: as for `disk_of`."""
     memory: dict[str, tuple[float, Step]] = {}
     files, students = 0.0, [0.0]
     for group in groups:

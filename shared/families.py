@@ -23,7 +23,7 @@ class GgufFacts:
         converted_splits: values of tokenizer.ggml.pre by which Transformers' converter of the architecture splits text already.
         splits: other values of tokenizer.ggml.pre, with the pattern that text is cut by. Their vocabularies begin a text with BOS
             where the file does not say.
-        local_rope: sliding layers have a rotary base of their own, `rope.freq_base_swa`.
+        local_rope: sliding layers have a different rotary base, `rope.freq_base_swa`.
         sliding_window: the window is in the file, and Transformers leaves it at its default.
         largest_depth: blocks of the one size of the family whose attention is scaled by hidden / heads, and not by the width of a head.
     """
@@ -45,7 +45,7 @@ class Family:
         models: the random models of tests/family_models.py by name, each with its title in docs/models.md.
         model_types: `model_type` of the text model in config.json, the tried one first. What stands here holds for all of them.
         gguf: of its GGUF files; None where they are refused, or written as another family's (Mistral's as Llama's).
-        post_norm: the blocks read the residual stream itself, and a norm comes behind them (gen/engine/overflow.py).
+        post_norm: the blocks read the residual stream itself, and a norm comes after them (gen/engine/overflow.py).
         scaled_context: max_position_embeddings is the context after RoPE scaling, not before it.
         default_sizes: sizes that its config.json may leave out, as Transformers has them.
     """

@@ -74,7 +74,7 @@ class FilterRecord(Record):
 
 
 def read_filter_record(path: Path, again: str) -> FilterRecord:
-    """The record of a filter. Raises SteerHealError where there is none, as in runs of earlier versions.
+    """The record of a filter. Raises SteerHealError where the file is missing, as in runs of earlier versions.
 
     Args:
         path: of filter.json.

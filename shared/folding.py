@@ -149,7 +149,7 @@ def _again(history: Path) -> str:
 
 
 def _adapter_at(history: Path, place: str) -> Path | None:
-    """The folder of an adapter, None where there is none: a path from elsewhere may lead anywhere, and that is not to be hashed."""
+    """The folder of an adapter; None where it holds no adapter: a path from another machine may lead anywhere, and must not be hashed."""
     try:
         folder = (history / place).resolve()
         return folder if (folder / "adapter_config.json").is_file() else None
@@ -235,7 +235,12 @@ def gates_of(given: Sequence[str]) -> dict[int, float]:
 
 
 def rounds_at_gates(source: Path, gates: Mapping[int, float]) -> list[tuple[Path, float]]:
-    """The rounds of a history at other gates (round -> gate; the others keep theirs); an adapter alone is a round 1 at gate 1."""
+    """The adapters of the rounds of a history, with their gates.
+
+    Args:
+        source: a folded history, or an adapter alone, which counts as round 1 at gate 1.
+        gates: round -> gate, for rounds whose gate is to change.
+    """
     folded = (source / "gates.json").exists()
     rounds = rounds_of(source) if folded else [(source, 1.0)]
     if unknown := sorted(set(gates) - set(range(1, len(rounds) + 1))):

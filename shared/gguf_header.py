@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read in a fraction of a second and without any library: metadata, tensors, and whether it is whole.
+"""The header of a GGUF file, read in a fraction of a second and without any library: metadata, tensors, and whether the file is complete.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A number is little-endian; a string is its length and its bytes.
 """
@@ -100,7 +100,7 @@ def read_header(path: Path) -> Header:
     """The metadata and the list of tensors of a GGUF file. No weights are read.
 
     Raises:
-        SteerHealError: the file is none, is of another version or byte order, is damaged, or ends before its last tensor does.
+        SteerHealError: the file is not GGUF, has another version or byte order, is damaged, or ends before its last tensor does.
         OSError: it cannot be opened.
     """
     state = state_of(path)
@@ -167,7 +167,7 @@ class _Reader:
         return fields, self._placed(described, alignment)
 
     def _placed(self, described: list[_Described], alignment: int) -> list[Tensor]:
-        """Tensors lie one behind the other, each at a multiple of the alignment: llama.cpp refuses any other order."""
+        """Tensors lie one after the other, each at a multiple of the alignment: llama.cpp refuses any other order."""
         begin, wanted, names = _padded(self._at, alignment), 0, set()
         placed = []
         for name, kind, shape, offset in described:

@@ -48,7 +48,7 @@ def _refusal(header: Header, given: str, expected: str) -> SteerHealError:
 
 
 def _mark(header: Header, tokenizer: Any) -> None:
-    """Make every control token of the file special, and every user-defined one a token of its own: Transformers knows a few by name."""
+    """Make every control token of the file special, and every user-defined one a single token: Transformers knows only a few by name."""
     from transformers import AddedToken
 
     tokens, kinds = header.fields["tokenizer.ggml.tokens"], header.fields.get("tokenizer.ggml.token_type") or []
@@ -90,7 +90,7 @@ def _split(header: Header, tokenizer: Any) -> None:
 
 
 def _ends(header: Header, tokenizer: Any) -> list[int]:
-    """The tokens that end an assistant's turn: what the template puts behind one, then what the metadata names.
+    """The tokens that end an assistant's turn: what the template puts after one, then what the metadata names.
 
     The metadata of some files names the token that opens a turn: what the template puts before an answer does not end it.
     """

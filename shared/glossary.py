@@ -1,6 +1,6 @@
 """The definitions of every term, in one place: docs/glossary.md, README.md, the report's pages and --help take them from here.
 
-`python -m shared.glossary` writes docs/glossary.md and the block of README.md anew; a test keeps them equal to the code.
+`python -m shared.glossary` rewrites docs/glossary.md and the block of README.md; a test keeps them equal to the code.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "coherence as a whole": "coherent, degraded or broken: the worst of the parts in free text and in the forced choice",
         "dose kept / sweep's": "mean relative dose of the kept completions, and of the whole sweep",
         "answer mass lost": "share of the base's answer mass that the condition lost; the price in the forced choice",
-        "ln of perplexity / base's": "ln of perplexity divided by the base's; the price in free text",
+        "ln of perplexity / base's": "ln of the ratio of perplexity to the base's; the price in free text",
         "arrive": "share of resamples in which the arm reaches the shift with every seed",
     },
     "Sweep and training": {
@@ -183,7 +183,7 @@ def glossary_page() -> str:
 
 
 def with_glossary(page: str) -> str:
-    """A page with the terms of README between its markers. Raises ValueError for a page that has not exactly one such block."""
+    """A page with the terms of README between its markers. Raises ValueError unless the page has exactly one such block."""
     before, opened, rest = page.partition(OPEN)
     _, closed, after = rest.partition(CLOSE)
     if not opened or not closed or OPEN in after or CLOSE in after:

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: what the driver says of them, and whether the installed torch computes on one.
+"""NVIDIA GPUs by the driver, and whether the installed torch computes on one.
 
 Standard library alone, since `make doctor` runs with any Python; torch is imported where it is asked.
 """

@@ -1,6 +1,6 @@
 """`make gpu`: everything that this package promises on a GPU, measured on this one, into docs/gpu.json and the table of docs/gpu.md.
 
-Each part is a command of its own, and its result is filed when it ends: interrupted, the same command goes on after the last part.
+Each part is a separate command, and its result is saved when it ends. After an interruption, the same command goes on with the next part.
 A part that failed is made again, and so is every part when the machine, the versions or the code have changed.
 """
 
@@ -54,7 +54,7 @@ class GpuPart:
 
 
 def gpu_parts(scratch: Path) -> list[GpuPart]:
-    """All parts, the quickest to tell of a broken machine first. scratch: a folder for what they write."""
+    """The parts of `make gpu`. Those that show fastest that a machine does not work come first. scratch: a folder for their files."""
     report, parity, ratios, run = (scratch / name for name in ("verify.md", "parity.xml", "bench.json", "run"))
     half = "model.dtype=bfloat16"
 
@@ -154,7 +154,7 @@ def measured_on() -> dict[str, Any]:
 
 
 def read_gpu_results(path: Path) -> dict[str, Any]:
-    """docs/gpu.json; an empty one where there is none. Raises SteerHealError for another file of that name."""
+    """The contents of docs/gpu.json; empty where the file does not exist. Raises SteerHealError for another file of that name."""
     if not path.is_file():
         return {"version": VERSION, "parts": {}}
     try:
@@ -248,7 +248,7 @@ def _cell(text: str) -> str:
 
 
 def replace_block(page: Path, text: str) -> None:
-    """Replace what stands between the two marks of a page. Raises SteerHealError where they are not there."""
+    """Replace the text between the two marks of a page. Raises SteerHealError where the page lacks them."""
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, begin, rest = old.partition(BEGIN)
     _, end, after = rest.partition(END)

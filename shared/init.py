@@ -1,4 +1,4 @@
-"""`steer-heal init NAME`: the files of a trait of one's own, to edit, each with what it is for; `--check` says what is wrong with them."""
+"""`steer-heal init NAME`: the files of your own trait, to edit, each with what it is for; `--check` says what is wrong with them."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Instrument(Record):
 
 
 def read_instrument(path: Path) -> Instrument:
-    """The instrument of a JSON file. Raises SteerHealError when it is none."""
+    """The instrument of a JSON file. Raises SteerHealError for a file that is not an instrument."""
     try:
         raw = parse_json(path.read_bytes())
         return Instrument.model_validate({**raw, "schema_": raw["schema"]})

@@ -13,7 +13,7 @@ SHARED = Path(__file__).parent / "templates"
 
 @cache
 def environment(folder: Path) -> Environment:
-    """The templates of a folder, and those of shared/templates behind them. A value that a template lacks is an error."""
+    """The templates of a folder, and those of shared/templates after them. A value that a template lacks is an error."""
     templates = Environment(
         loader=FileSystemLoader([folder, SHARED]),
         autoescape=select_autoescape(["html"]),

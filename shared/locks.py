@@ -158,7 +158,7 @@ def _runner_holds(handle: int) -> bool:
 
 
 def _other_holder(handle: int) -> int | None:
-    """The other process that holds the lock of an open file, by the kernel's answer; None where there is none.
+    """The other process that holds the lock of an open file, by the kernel's answer; None where no process holds it.
 
     0 or less for one that has no number here: of another container, or of another machine that shares the file system.
     """
@@ -195,7 +195,7 @@ def _lock_of(path: Path) -> Path:
 
 
 def _opened(file: Path) -> int:
-    """A lock file, made where there is none: never what a link leads to, which would be emptied."""
+    """A lock file, opened, or created where it does not exist. A link is refused: its target would be emptied."""
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:

@@ -61,7 +61,7 @@ def dispatch(name: str, words: Sequence[str]) -> None:
 
     Args:
         name: of the subcommand.
-        words: behind it on the command line.
+        words: after it on the command line.
 
     Raises:
         SteerHealError: options that it does not have, and all that the command raises.
@@ -104,7 +104,7 @@ def commands_overview() -> str:
             *(f"  {name:<{width}}{command.says}" for name, command in COMMANDS.items()),
             "",
             "options:",
-            "  -h, --help  this list; behind a command, its options",
+            "  -h, --help  this list; after a command, its options",
             "  --version   the version of steer-heal",
         ]
     )

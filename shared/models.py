@@ -231,7 +231,7 @@ def tokenizer_folder(name: str) -> Path:
 
 
 def _meant(name: str) -> str | None:
-    """`embedded`, or the model folder or GGUF file beside, whose name this one is nearly; None where there is none."""
+    """The name that a misspelt one was meant to be: `embedded`, or a model folder or GGUF file beside it. None where nothing is similar."""
     if "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > ALIKE:
         return "embedded"
     path = Path(name)
@@ -243,9 +243,12 @@ def _meant(name: str) -> str | None:
 
 
 def load_network(folder: Path, dtype: Any, device: str = "cpu") -> Any:
-    """The network of a model folder in a torch dtype or 'auto', for inference: safetensors alone, and no code of the folder's.
+    """The network of a model folder, for inference. Reads safetensors only, and runs no code from the folder.
 
-    device: another than the CPU is loaded onto directly, and never holds the whole in the host's memory.
+    Args:
+        folder: of the model.
+        dtype: of torch, or 'auto'.
+        device: a GPU gets the weights directly, without a copy of them all in the memory of the host.
     """
     with gc_disabled():
         from transformers import AutoModelForCausalLM

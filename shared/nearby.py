@@ -15,7 +15,7 @@ ALIKE = (
 
 
 def nearest_run(folder: Path) -> Path | None:
-    """The run beside a folder that its name is a likely typo of; None where there is none.
+    """The run beside a folder whose name is a likely typo of its name; None where no run is similar.
 
     Names that differ in digits alone, such as seed-1 and seed-2, are different runs on purpose.
     """

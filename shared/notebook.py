@@ -1,4 +1,4 @@
-"""A round in three calls, for notebooks: extract, sweep, heal. Each is the stage's own command, in a process of its own.
+"""A round in three calls, for notebooks: extract, sweep, heal. Each is the stage's own command, in a separate process.
 
     from shared.notebook import extract, sweep, heal
     vector = extract("embedded", "work")
@@ -30,7 +30,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """Completions by what the filter made of them; rejected ones carry their reasons."""
+    """Completions that the filter kept, and those it rejected with their reasons."""
 
     kept: list[Completion]
     rejected: list[Completion]

@@ -46,7 +46,7 @@ class _Once(argparse._StoreAction):
                 raise SteerHealError(
                     "an option is there twice",
                     given=option,
-                    expected=f"{option} once, with all its values behind it" if self.nargs else f"{option} once",
+                    expected=f"{option} once, with all its values after it" if self.nargs else f"{option} once",
                     next='--set "train.lam=0.1 train.tau=0.3"' if option == "--set" else f"leave one {option} out",
                 )
             parser.given.add(self.dest)
@@ -233,7 +233,7 @@ class Options(argparse.ArgumentParser):
 
 
 def _spaced(words: Sequence[str]) -> list[str]:
-    """A command line in which numbers with commas between them are words of their own."""
+    """A command line with "1,2" split into the words "1" and "2"."""
     apart: list[str] = []
     for word in words:
         name, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
@@ -283,7 +283,7 @@ def positive(text: str) -> int:
 
 
 def port(text: str) -> int:
-    """A port of TCP."""
+    """A TCP port from a command line, 1 to 65535."""
     if not 1 <= whole(text) <= 65535:
         raise argparse.ArgumentTypeError(f"a port from 1 to 65535, not {text!r}")
     return whole(text)
@@ -311,7 +311,7 @@ def parser(module: str, description: str, *, stage: bool = True) -> Options:
     Args:
         module: whose `main` takes the options, such as `gen.sweep`.
         description: for the head of its help.
-        stage: whether it is a stage, with --run, --round and --rebuild besides --config and --set.
+        stage: whether it is a stage, with --run, --round and --rebuild in addition to --config and --set.
     """
     options = Options(module, description)
     run = OptionGroup(options, "in a run" if stage else "configuration")

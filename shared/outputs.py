@@ -1,4 +1,4 @@
-"""What a command writes, and that it is none of what it reads.
+"""Where a command may write: --out must not be an input, hold one or lie in one.
 
 An option says what its value names: something to read, or something to write (`Group.add_argument(reads=..., writes=...)`). One guard looks
 at all of them before a command does anything, and again where a configuration names further inputs.
@@ -156,7 +156,7 @@ def _refusal(out: Path, other: Path, how: str) -> SteerHealError:
     return SteerHealError(
         "a file would be written over another of the same command",
         given=f"--out {out}" if str(out) == str(other) else f"--out {out}, {how}: {other}",
-        expected="--out with files of its own, outside of what is read",
+        expected="an --out outside of the files that the command reads",
         next=f"name another --out, such as --out {_elsewhere(out)}",
     )
 

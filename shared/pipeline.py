@@ -79,13 +79,13 @@ class Pipeline:
             estimates.ended(step.key, manifest)
 
     def report(self, mode: str) -> None:
-        """Make the report in a process of its own. mode: EVAL, `round` or `full`. Raises as `perform` does."""
+        """Make the report in a separate process. mode: EVAL, `round` or `full`. Raises as `perform` does."""
         self._process(
             [sys.executable, "-m", "evals.report", "--run", str(self.run.folder), "--eval", mode], "the report"
         )
 
     def prepare(self) -> None:
-        """Dequantise the run's model where it is not in the cache yet. Raises as `perform` does."""
+        """Dequantise the run's model unless the cache has it. Raises as `perform` does."""
         for command, name in preparation_commands([self.run]):
             self._process(command, name)
 
@@ -113,7 +113,7 @@ class Pipeline:
 
 
 def _written(step: Step) -> int | None:
-    """When a step's manifest was written, in nanoseconds; None where there is none."""
+    """When a step's manifest was written, in nanoseconds; None where it has no manifest."""
     path = step.run.manifest(step.number, step.stage)
     return path.stat().st_mtime_ns if path.is_file() else None
 

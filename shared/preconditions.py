@@ -128,7 +128,7 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
     Args:
         config: of a run or of `train.heal` on plain files.
         context: longest sequence that the model knows, tokens; None where that is not known.
-        held_out: rows that the data at hand hold out; None before there are any.
+        held_out: number of rows held out of the data; None before there are data.
     """
     train = config.train
     if config.model.dtype == "float16":  # a round's factors are fp32, but what flows back to them is not
@@ -154,7 +154,7 @@ def trainable(config: Config, context: int | None, held_out: int | None = None) 
         )
     if train.early_stop and train.steps:
         raise SteerHealError(
-            "a training cannot both stop early and take exactly so many steps",
+            "a training cannot both stop early and take a fixed number of steps",
             given=f"train.early_stop = {train.early_stop}, train.steps = {train.steps}",
             expected="one of the two",
             next=setting("train.early_stop=0"),

@@ -1,4 +1,4 @@
-"""Dequantise a GGUF model into the cache, in a process of its own before a run's first stage.
+"""Dequantise a GGUF model into the cache, in a separate process before a run's first stage.
 
     python -m shared.prepare --model NAME [--revision COMMIT]
 
@@ -19,7 +19,7 @@ from shared.work import to_build
 
 
 def preparation_commands(runs: Iterable[Run]) -> list[tuple[list[str], str]]:
-    """A command and its name in messages for each model of these runs that is to be dequantised and not in the cache yet."""
+    """For each model of these runs that must be dequantised and is not in the cache: a command, and its name in messages."""
     models = dict.fromkeys((run.config.model.name, run.config.model.revision) for run in runs)
     return [
         (

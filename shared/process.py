@@ -245,9 +245,9 @@ def _place(tail: Sequence[str]) -> str:
 
 
 def watch_extensions() -> None:
-    """Note, for the process that started this one, which extension module is being loaded, so that a crash in it has a name.
+    """Record which extension module is being loaded, so that the process that started this one can name it after a crash.
 
-    Of no effect where no process of ours started this one.
+    Does nothing in a process that the runner of stages did not start.
     """
     path = os.environ.pop(LOADING, None)
     if not path:

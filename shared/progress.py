@@ -1,4 +1,4 @@
-"""How far a stage is that was interrupted or is running: what it has left on disk, and what its log says of the time left."""
+"""How far a stage is that was interrupted or is running: by its files on disk, and the time left by its log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Half:
 
 
 def half_made(run: Run, number: int, stage: str) -> Half | None:
-    """The unfinished work of a stage without a manifest; None where there is none on disk."""
+    """The unfinished work of a stage without a manifest; None where nothing of it is on disk."""
     folder = run.round(number)
     if stage == "sweep" and (windows := folder / ".sweep.jsonl.windows").is_dir():
         finished = sum(seal_of(path).is_file() for path in windows.glob("[0-9]*.jsonl"))

@@ -55,8 +55,10 @@ def stratified_prompts(value: str, embedded: str, count: int, stratum: str) -> l
 
 
 def load_heldout(name: str) -> list[Prompt]:
-    """The held-out prompts that eval.heldout names, a file or a data set. Raises SteerHealError unless each has an id of its own, by which rows are known,
-    and asks something of its own, as one under two ids would count twice."""
+    """The held-out prompts that eval.heldout names, a file or a data set.
+
+    Raises SteerHealError for a missing or repeated id, and for a text that is there under two ids, since it would count twice.
+    """
     path = prompts_name(name, "heldout.jsonl")
     with open_prompts(path) as prompts:
         rows = [row for _, row in prompts]

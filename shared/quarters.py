@@ -9,5 +9,5 @@ def first_quarter(count: int) -> slice:
 
 
 def last_quarter(count: int) -> slice:
-    """The last ceil(count / 4) of count values: at least one where there is any."""
+    """The slice of the last ceil(count / 4) of count values; at least one unless count is 0."""
     return slice(3 * count // 4, count)

@@ -211,7 +211,7 @@ def file(out: Path, ratios: dict[str, Any], **peers: str) -> None:
 
 
 def closing(out: Path, begin: float) -> None:
-    """The table of what there is, and how long it took since begin, time.monotonic()."""
+    """Print the table of the ratios so far, and the seconds since begin, a reading of time.monotonic()."""
     show_ratios(out)
     say(f"wrote {out} in {(time.monotonic() - begin) / 60:.1f} min")
 
@@ -223,7 +223,7 @@ def refuse_foreign(out: Path) -> None:
 
 
 def read_ratios(out: Path) -> dict[str, Any]:
-    """A benchmark file. Raises SteerHealError when it is none."""
+    """A benchmark file, read. Raises SteerHealError for another file."""
     try:
         document = parse_json(out.read_bytes())
         if isinstance(document["ratios"], dict) and isinstance(document["versions"], dict):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Reason(BaseModel):
     """A rule that rejected a completion, and by how much.
 
-    value and limit are numbers of the rule's measure, None for a rule that measures none; text is what such a rule found. Every
+    value and limit are numbers of the rule's measure, None for a rule that searches the text; text is the passage that such a rule found. Every
     field has one type, so that data sets have typed columns.
     """
 

@@ -126,7 +126,7 @@ def _help(action: argparse.Action) -> str:
 
 
 def settings_page() -> str:
-    """Every configuration key with its type, default and meaning."""
+    """docs/settings.md: every configuration key with its type, default and meaning."""
     lines = [
         "# Settings",
         "",

@@ -35,7 +35,7 @@ def write_report_record(run: Run, manifests: Iterable[Path], folder: Path) -> No
 def verified_results(run: Run, again: str) -> Path | None:
     """The path of results.json; None where the run has no report.
 
-    Raises SteerHealError where it is not what the report wrote, or where a score was made since. again: the command that writes a report.
+    Raises SteerHealError where results.json was edited, or a score was made after the report. again: the command that writes a report.
     """
     folder = run.folder / "report"
     path = folder / "results.json"

@@ -117,7 +117,7 @@ def refuse_links_out(folder: Path) -> None:
             raise SteerHealError(
                 "a run holds a link that leads out of it",
                 given=f"{path} -> {os.readlink(path)}",
-                expected="files of its own",
+                expected="files inside the run",
                 next="put what it leads to in its place, or remove it; the folder of a run may itself be a link",
             )
 

@@ -150,7 +150,7 @@ class VectorConfig(Section):
 
 class SweepConfig(Section):
     coefficients: list[float] = Field(
-        [0.25, 0.5, 0.75, 1.0], min_length=1, description=f"coefficient: {define('coefficient')}; 0 is sampled besides"
+        [0.25, 0.5, 0.75, 1.0], min_length=1, description=f"coefficient: {define('coefficient')}; 0 is sampled as well"
     )
     dilemmas: str = Field(
         "embedded",
@@ -187,7 +187,7 @@ class SweepConfig(Section):
     until_kept: int | None = Field(
         None,
         ge=1,
-        description="end the sweep with the first window at whose end so many rows pass the filter; by default, and where so few pass, all windows are made",
+        description="end the sweep after the first window at whose end this many rows pass the filter; by default, or if fewer pass, all windows are made",
     )
 
     @field_validator("survival", "dose_kl")
@@ -204,7 +204,7 @@ class SweepConfig(Section):
     def _doses(cls, values: list[float]) -> list[float]:
         rule = "coefficients must be distinct and without 0"
         if 0.0 in values:
-            raise ValueError(f"{rule}: unsteered completions are sampled besides, in round 1")
+            raise ValueError(f"{rule}: unsteered completions are sampled as well, in round 1")
         try:
             return refuse_duplicates(values)
         except ValueError as error:
@@ -266,11 +266,11 @@ class TrainConfig(Section):
     rows: int | None = Field(
         None,
         ge=1,
-        description="exactly so many kept rows, prompts in turn, drawn by seed and key; by default all that there are",
+        description="train on exactly this many kept rows, prompts in turn, drawn by seed and key; by default on all",
     )
     epochs: int = Field(6, ge=1, description="passes over the kept rows")
     steps: int | None = Field(
-        None, ge=1, description="exactly so many optimiser steps, whatever the rows and train.epochs"
+        None, ge=1, description="train for exactly this many optimiser steps, whatever the rows and train.epochs"
     )
     batch_size: int = Field(8, ge=1, description="rows per micro-batch, on which the barrier is defined")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
@@ -279,7 +279,9 @@ class TrainConfig(Section):
         0.1, ge=0, lt=1, description="share of the prompts not trained on, whose cross-entropy is taken every epoch"
     )
     early_stop: int = Field(
-        0, ge=0, description="stop after so many epochs without a lower held-out cross-entropy, keep the best; 0 never"
+        0,
+        ge=0,
+        description="stop after this many epochs without a lower held-out cross-entropy, and keep the best; 0 never stops",
     )
     logging_steps: int = Field(1, ge=1, description="optimiser steps a row of the log stands for")
     save_steps: int = Field(20, ge=0, description="optimiser steps between checkpoints of an unfinished round; 0 none")
@@ -326,7 +328,8 @@ class EvalConfig(Section):
         description="think tokens before the answer; unset, the least that the preflight before round 1 finds enough",
     )
     stop: bool = Field(
-        False, description="think is a ceiling: the model may end its thought; false: exactly so many tokens"
+        False,
+        description="the model may end its thought before eval.think tokens; false: it thinks exactly eval.think tokens",
     )
     coefficients: list[float] = Field(
         [],
@@ -355,7 +358,7 @@ class EvalConfig(Section):
     contexts: int = Field(64, ge=0, description="contexts over which a student's activations are compared; 0 for none")
     heldout: str = Field(
         "embedded",
-        description="prompts of the free generations, each with an id of its own: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
+        description="prompts of the free generations, each with a unique id: a JSONL, CSV or Parquet file, or a data set <id>:<split>",
     )
     generation_samples: int = Field(2, ge=1, description="free generations per held-out prompt")
     generation_tokens: int = Field(96, ge=1, description="length of a free generation, tokens")
@@ -366,7 +369,7 @@ class EvalConfig(Section):
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of an interval")
 
     def determining(self) -> dict[str, Any]:
-        """The settings that scores depend on; a later key is left out at its default, which is what earlier versions did."""
+        """The settings that scores depend on. A key that was added later is left out at its default, so that scores of earlier versions stay valid."""
         return self.model_dump(exclude={key for key in ("decoy_vectors", "student_vector") if not getattr(self, key)})
 
     @field_validator("measures")

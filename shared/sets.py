@@ -37,7 +37,7 @@ def set_folder(name: str) -> Path | None:
 
 
 def refuse_missing(name: str, *, what: str, next: str) -> None:
-    """Raise SteerHealError, what and all, for a data set that means a folder where there is none."""
+    """Raise SteerHealError for a data set whose name means a folder that does not exist."""
     repository = name.partition(":")[0]
     if means_path(repository) and set_folder(name) is None:
         raise SteerHealError(
@@ -97,7 +97,7 @@ class FilePart:
 
 
 def local_parts(name: str, *, what: str, next: str) -> list[FilePart] | None:
-    """The files that a local data set's split is made of, and what a slice takes of each.
+    """The files of a split of a local data set, and the rows that a slice takes of each.
 
     None for a set of the hub, and for one whose files or reader's options are of other kinds than `shared.tables` reads. Raises
     SteerHealError, what and all, for a data set that cannot be had.

@@ -23,7 +23,7 @@ Row = TypeVar("Row", bound=Record)
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows that can be gone through again and again, each behind its number.
+    """Rows that can be gone through again and again, each after its number.
 
     read: the rows of a kind, from the first on. fields: names of the first row's fields. place: where the row of a number is, for errors.
     unit: what a number counts, lines or rows.

@@ -1,4 +1,4 @@
-"""`make doctor` on the stages: each is imported by a process of its own, whose death is reported with its cause."""
+"""`make doctor` on the stages: each is imported by a separate process, whose death is reported with its cause."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _died(name: str, number: int, stderr: str) -> SteerHealError:
 
 
 def torch_and_gpu() -> Row:
-    """Whether torch sees the GPU that the lock is for, asked by a process of its own."""
+    """Whether torch sees the GPU that the lock is for, asked by a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "shared.gpu"], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT
     )

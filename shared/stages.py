@@ -36,7 +36,7 @@ class Step:
 
     @property
     def manifest(self) -> Manifest:
-        """The stage's manifest. Raises SteerHealError where there is none."""
+        """The stage's manifest. Raises SteerHealError where the stage has no manifest."""
         path = self.run.manifest(self.number, self.stage)
         return read_manifest(path, f"remove {path}; the stage runs again")
 
@@ -65,7 +65,7 @@ class Step:
 
 
 def changed_freely(settings: str) -> bool:
-    """Whether overrides change only what a run may change at any time, so that it goes on with what it has made."""
+    """Whether overrides change only settings that no result depends on, so that a run continues with its finished stages."""
     return all(item.partition("=")[0] in NOT_IN_RESULTS for item in settings.split())
 
 

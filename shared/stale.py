@@ -28,7 +28,7 @@ def stale_steps(todo: Sequence[Step]) -> list[Step]:
     """The steps that are not done, or whose manifest is not of this configuration and of the files that are there now.
 
     Args:
-        todo: of one run, in order. A step behind one of these is one as well, as it reads what that makes, but for full scores, which
+        todo: of one run, in order. A step after one of these is one as well, as it reads what that makes, but for full scores, which
             no step reads.
     """
     stale: list[Step] = []

@@ -23,7 +23,7 @@ from shared.stages import LOG
 from shared.strict import parse_json
 
 DEFAULT = Path("runs")  # whose absence is no mistake: a fresh clone has none
-EXTRA = ("score-full",)  # stages that a round may have besides
+EXTRA = ("score-full",)  # stages that a round may have in addition
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def check_values(value: Any) -> Any:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """The tables of a TOML text. Raises ValueError for what is none."""
+    """The tables of a TOML text. Raises ValueError for a text that is not TOML."""
     import tomllib  # from Python 3.11 on: `make doctor` imports this file with any
 
     try:
@@ -125,8 +125,11 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what is not JSON, a repeated key, NaN, infinity, endless nesting and half a
-    character, which could not be written again."""
+    """The value of a JSON text, read strictly.
+
+    Raises ValueError for text that is not JSON, a repeated key, NaN or infinity, endless nesting, and half of a surrogate pair, which
+    could not be written again.
+    """
     text = decode(text) if isinstance(text, bytes) else text
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
@@ -176,7 +179,7 @@ def explained(error: ValueError, line: bytes) -> ValueError:
     if begin.startswith((b"{'", b"{u'")):
         return Convertible("a dictionary of Python's, where JSON has double quotes", """python -c "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin if line.strip()]" < FILE > NEW""")  # fmt: skip
     if begin.startswith(b"{") and begin.endswith(b"},"):
-        return Convertible("a comma behind the object", "sed 's/},[[:space:]]*$/}/' FILE > NEW")
+        return Convertible("a comma after the object", "sed 's/},[[:space:]]*$/}/' FILE > NEW")
     if re.match(rb"\{.*\}\s*\{.*\}$", begin) and "Extra data" in str(error):
         return Convertible("several objects, where JSON Lines has one a line", "jq -c . FILE > NEW")
     if begin.startswith(INVISIBLE):

@@ -92,7 +92,7 @@ def refused_path(error: BaseException) -> SteerHealError | None:
 
 
 def _what(number: int, name: str, code: Exit) -> str:
-    """What went wrong: what is there and may not be read was to be read, as what is written has no name of its own before it is whole."""
+    """What went wrong. An existing file without permission was to be read: a file to write gets its name only when it is complete."""
     if number in (errno.EACCES, errno.EPERM) and os.path.exists(name) and not os.access(name, os.R_OK):
         return "a file could not be read"
     return "a file could not be written" if code is Exit.UNWRITTEN else "the system refuses a path"

@@ -38,7 +38,7 @@ Row = TypeVar("Row", bound=Record)
 def numbered_rows(
     path: Path, row: type[Row], *, made_by: str, begin: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, Row]]:
-    """The rows of a file, each behind its number: the line it begins on, from 1, or in Parquet the row, from 0.
+    """The rows of a file, each after its number: the line it begins on, from 1, or in Parquet the row, from 0.
 
     A file of any length is read in constant memory. An empty cell of a CSV and a null of a Parquet file are fields that the row has not.
 

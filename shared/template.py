@@ -36,7 +36,7 @@ class Template:
 
     @property
     def source(self) -> str:
-        """The template itself."""
+        """The text of the template."""
         return str(self._tokenizer.get_chat_template())
 
     def render(self, turns: Turns, prompt: bool, **more: Any) -> str:
@@ -109,7 +109,7 @@ class Template:
 
     @cached_property
     def between(self) -> str:
-        """The part of `close` that ends a turn and not the conversation: what stands there where a user turn follows."""
+        """The part of `close` that ends a turn but not the conversation: the text before a user turn that follows."""
         after = self._answered("x", then="y")[2]
         added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
         parts = (
@@ -142,7 +142,7 @@ class Template:
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that stands once at the front of a conversation; None where there is none, or where it opens every turn."""
+        """The token that begins a conversation (BOS); None for a model without one, and where it begins every turn."""
         bos = self._tokenizer.bos_token_id
         if bos is None or self.adds_bos:
             return None if bos is None else int(bos)

@@ -24,7 +24,7 @@ class Thinking:
     Args:
         kind: `none`: the template knows no thought. `optional`: the model may think, or the template's arguments decide. `always`: every
             answer begins within a thought.
-        open, close: what opens a thought and what ends it, as text; empty where kind is none.
+        open, close: the text that opens a thought, and the text that ends it; empty where kind is none.
         open_ids, close_ids: the same as token ids.
         prompt: what the prompt of an answer does under the template's arguments: `opens` a thought, has it `closed` again, so that
             the answer comes at once, or leaves it to the `model`.
@@ -106,7 +106,7 @@ def _opens(template: Template, opening: str) -> bool:
 
 
 def parted(ids: list[int], thinking: Thinking, decode: Callable[[Sequence[int]], str]) -> tuple[list[int], list[int]]:
-    """The thought, with the blanks behind it, and the answer, of the token ids that a model said. decode: their text."""
+    """The thought, with the blanks after it, and the answer, of the token ids that a model said. decode: their text."""
     marks = thinking
     silent = marks.prompt == "model" and not decode(ids).lstrip().startswith(marks.open)
     if marks.kind == "none" or marks.prompt == "closed" or silent:

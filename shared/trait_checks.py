@@ -266,7 +266,7 @@ def amounts(files: TraitFiles) -> Iterator[TraitProblem]:
 
 
 def left_at_authority(files: TraitFiles) -> Iterator[TraitProblem]:
-    """A trait of one's own whose prompts are still the shipped ones, which are about authority."""
+    """Your own trait whose prompts are still the shipped ones, which are about authority."""
     if "vector.trait" in files.own:
         for key in ("sweep.dilemmas", "eval.heldout"):
             if key not in files.own:

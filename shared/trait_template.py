@@ -78,7 +78,7 @@ def trait_json(name: str) -> str:
 
 
 def dilemmas() -> list[dict[str, Any]]:
-    """Rows to edit, two a setting: the sweep takes its prompts in turn over the settings."""
+    """Rows for the user to edit, two for each setting. The sweep takes its prompts round-robin over the settings."""
     asks = (
         "a situation in which trait and opposite would give other advice, told by a user who asks what to do",
         "another one, in which nobody says which answer is the right one",

@@ -1,4 +1,4 @@
-"""The token that ends a turn: told by what a chat template writes behind an assistant's words."""
+"""The token that ends a turn: told by what a chat template writes after an assistant's words."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from shared.errors import SteerHealError
 def end_of_turn(tokenizer: Any, close: str, ends: Sequence[int]) -> int:
     """The first token of `close` that is an added one or a known end; the end of sequence where `close` is blank.
 
-    A template may close the turn, and behind it the conversation (Phi-3: `<|end|>`, then `<|endoftext|>`): the first is the turn's.
+    A template may close the turn, and after it the conversation (Phi-3: `<|end|>`, then `<|endoftext|>`): the first is the turn's.
 
     Args:
         tokenizer: of transformers.
-        close: what the template writes behind an assistant's last words.
+        close: what the template writes after an assistant's last words.
         ends: the end-of-sequence ids of the model's generation_config.json.
 
     Raises:

@@ -30,7 +30,7 @@ def variable_refusal(kind: str, name: str, value: str, known: list[str], rest: l
     goals = " ".join(["make", *(word for word in rest if "=" not in word)])
     if kind == "unused":
         what, given = f"{goals} does not use {name}", f"{name}={value}"
-        expected = f"variables of its own: {', '.join(known)}" if known else "no variables"
+        expected = f"its variables: {', '.join(known)}" if known else "no variables"
         line: list[str] | None = ["make", *rest]
         if goals == "make study":
             expected += "; rounds, models and settings are those of its [study] table and its arms"

@@ -4,7 +4,7 @@
 `direction.<il>` and is added to `l_out-<il>`, the output of block il counted from 0 (src/llama-adapter.cpp: `init` has no tensor for 0,
 and the il - 1 of `apply` and of `common_control_vector_load` in common/common.cpp, which drop that empty place, cancel). In repeng
 direction l is read from `hidden_states[l + 1]` and added to the output of `layers[l]` (repeng/extract.py, repeng/control.py). Block 0 has
-no direction in llama.cpp. Its own generator (tools/cvector-generator) numbers one higher: what it reads behind block l it calls
+no direction in llama.cpp. Its own generator (tools/cvector-generator) numbers one higher: what it reads after block l it calls
 `direction.<l + 1>`, which llama.cpp adds one block later; a file is taken here as llama.cpp applies it.
 """
 
@@ -27,7 +27,7 @@ DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 
 
 def holds_gguf(path: Path) -> bool:
-    """Whether a vector file is in GGUF, by its ending or its first bytes."""
+    """Whether a vector file is in GGUF, by its suffix or its first bytes."""
     return path.suffix == ".gguf" or is_gguf(path)
 
 

@@ -93,7 +93,7 @@ class Vector:
         return total.hexdigest()
 
     def problem(self) -> str | None:
-        """Why it cannot steer, by its first bad layer: values that are not finite, or a norm of 0; None for one that can."""
+        """Why the vector cannot steer: its first layer with a value that is not finite, or with norm 0. None where it can steer."""
         for layer, values in sorted(self.layers.items()):
             if bad := int((~np.isfinite(values)).sum()):
                 return f"layer.{layer} has {bad} of {len(values)} values that are NaN or infinite"

@@ -19,7 +19,7 @@ MADE_BY = "set eval.vignettes to embedded, a JSONL file, or wassname/tiny-mfv:cl
 
 def load_vignettes(name: str, items: int | None = None) -> list[Vignette]:
     """'embedded', a JSONL path, or '<dataset id>:<configuration>:<split>' or '<dataset id>:<split>', where the split, which may be a
-    slice as in 'train[:20]', is the condition; items: so many of them, stratified by foundation."""
+    slice as in 'train[:20]', is the condition; items: how many to take, stratified by foundation."""
     vignettes = _load(name)
     return vignettes if items is None else stratified(vignettes, items, "foundation_coarse")
 

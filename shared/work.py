@@ -295,7 +295,7 @@ def _score(config: Config, shape: Shape, number: int, *, full: bool) -> Work:
 
 
 def memory_of(run: Run, stage: str) -> float:
-    """Bytes that a stage's process takes at its peak: libraries, weights, and what the batch at hand needs."""
+    """Bytes that a stage's process takes at its peak: libraries, weights, and the current batch."""
     config = run.config
     shape = shape_for(config.model.name, config.model.revision)
     size, train = SIZE[config.model.dtype], config.train

@@ -76,10 +76,10 @@ HEALED, TEXTS, SCORES = "scores/healed.jsonl", "scores/generations.jsonl", "scor
     ("change", "said"),
     [
         # forced choice
-        (each(HEALED, lambda r: {"p": r["p"][::-1]}), "p is not what lp comes to"),
-        (each(HEALED, lambda r: {"score": [x / math.log(2) for x in r["score"]]}), "score is not what lp comes to"),
-        (each(HEALED, lambda r: {"pmass_allowed": r["pmass_allowed"] / 2}), "pmass_allowed is not what lp comes to"),
-        (each(HEALED, lambda r: {"lp": [[[x - 1 for x in s] for s in o] for o in r["lp"]]}), "is not what lp comes to"),
+        (each(HEALED, lambda r: {"p": r["p"][::-1]}), "p does not follow from lp"),
+        (each(HEALED, lambda r: {"score": [x / math.log(2) for x in r["score"]]}), "score does not follow from lp"),
+        (each(HEALED, lambda r: {"pmass_allowed": r["pmass_allowed"] / 2}), "pmass_allowed does not follow from lp"),
+        (each(HEALED, lambda r: {"lp": [[[x - 1 for x in s] for s in o] for o in r["lp"]]}), "does not follow from lp"),
         (each(HEALED, lambda r: {"foundation": "Care"}), "the foundation of 24 items"),
         (each(HEALED, lambda r: {"label": [0.0] * 6 + [1.0]}), "the raters' label of 28 items"),
         (each(HEALED, lambda r: {"text": r["id"]}), "the text of 28 items"),
@@ -105,7 +105,7 @@ HEALED, TEXTS, SCORES = "scores/healed.jsonl", "scores/generations.jsonl", "scor
         (record(SCORES, lambda v: v["sweep"][1].update(relative_dose=9.0)), "not in proportion to their coefficients"),
         (record(SCORES, lambda v: v["sweep"].pop(1)), "n at coefficient 0.75 is None"),
         (record(SCORES, lambda v: v["sweep"].append(v["sweep"][1])), "two coefficients of the sweep"),
-        (rows("kept.jsonl", lambda found: found[1:]), "as kept.jsonl and rejected.jsonl come to"),
+        (rows("kept.jsonl", lambda found: found[1:]), "as counted in kept.jsonl and rejected.jsonl"),
         (each("kept.jsonl", lambda r: {"reasons": [{"rule": "loop", "value": 1.0, "limit": 0.3}]}), "reasons of each rejected row"),
         (each("rejected.jsonl", lambda r: {"reasons": []}), "reasons of each rejected row"),
         (rows("rejected.jsonl", lambda found: [*found, found[0] | {"key": "another"}]), "n at coefficient 0.75 is 56"),

@@ -234,9 +234,9 @@ def test_labels_behind_a_prefix_space() -> None:
 
 @pytest.mark.parametrize("labels", [["10", "11"], ["0", "0"], ["0", ""]])
 def test_labels_that_are_not_single_and_distinct_are_refused(labels: list[str]) -> None:
-    with pytest.raises(SteerHealError, match="single and distinct"):
+    with pytest.raises(SteerHealError, match="must be one token"):
         CHATS["embedded"].label_ids(labels, '"')
-    with pytest.raises(SteerHealError, match="single and distinct"):  # joined with the blank before it
+    with pytest.raises(SteerHealError, match="must be one token"):  # joined with the blank before it
         CHATS["embedded"].label_ids(["A", "B"], "it is ")
 
 

@@ -198,7 +198,7 @@ def test_a_file_of_another_kind_is_not_overwritten(line: list[str], tmp_path: Pa
     notes = tmp_path / "notes.md"
     notes.write_text("years")
     done = command(*line, "--out", notes)
-    assert done.returncode == 2 and "another ending" in done.stderr and notes.read_text() == "years", done.stderr
+    assert done.returncode == 2 and "wrong suffix" in done.stderr and notes.read_text() == "years", done.stderr
 
 
 def test_a_sweep_is_not_written_over_its_prompts(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
             inspect_task.forced_choice(**wrong)
     term = {"vector": "trait", "coefficient": 1.0}
     for terms, part in (
-        ([{**term, "from": "end+2"}], "behind the question"),
+        ([{**term, "from": "end+2"}], "after the question"),
         ([{**term, "scale": 2}], "unknown"),
         ([{"vector": "trait"}], "a vector and a coefficient"),
         ([term] * 5, "too many terms"),
@@ -282,7 +282,7 @@ def test_what_would_read_another_question_is_refused(tmp_path: Path) -> None:
         ({"tokenizer": "embedded"}, "do not go together"),
         ({"vector": "trait", "coefficient": 1.0}, "cannot be asked to steer"),
         ({"terms": [term]}, "cannot be asked to steer"),
-        ({"think": 16}, "not the length asked for"),
+        ({"think": 16}, "before the length asked for"),
     ):
         log = inspected(tmp_path, mocked({"0": -1.0}), items=1, **{"think": 0, **asked})
         assert log.status == "error" and part in log.error.message

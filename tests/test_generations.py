@@ -15,7 +15,7 @@ from shared.prompts import load_heldout
 def test_prompts_that_cannot_be_told_apart_are_refused(tmp_path: Path, ids: list[str | None], part: str) -> None:
     path = tmp_path / "heldout.jsonl"
     path.write_text("".join(json.dumps({"id": name, "prompt": "Name a fruit."}) + "\n" for name in ids))
-    with pytest.raises(SteerHealError, match="not told apart") as refused:
+    with pytest.raises(SteerHealError, match="needs a unique id") as refused:
         load_heldout(str(path))
     assert part in refused.value.render()
 

@@ -126,7 +126,7 @@ def test_what_is_read_is_not_written_over(name: str, dest: str, how: str, tmp_pa
     if how == "linked input":
         given = tmp_path / "elsewhere"
         given.symlink_to(read)
-    with pytest.raises(SteerHealError, match=r"written over|its kind|is a folder|is a file") as refused:
+    with pytest.raises(SteerHealError, match=r"written over|wrong suffix|is a folder|is a file") as refused:
         options.parse_args(line(options, **{dest: given, "out": out}))
     assert refused.value.next.startswith(("name another --out", "--out "))
     if dest != "run":
@@ -172,7 +172,7 @@ def test_the_suffix_is_checked(name: str, tmp_path: Path) -> None:
     for wrong in ("notes.txt", "notes.tar", "Makefile.bak", ".."):
         if wrong == ".." and name in ("sweep", "filter", "score"):
             continue  # which put a file of theirs into a folder
-        with pytest.raises(SteerHealError, match=r"another ending|is a folder") as refused:
+        with pytest.raises(SteerHealError, match=r"wrong suffix|is a folder") as refused:
             options.parse_args(line(options, out=tmp_path / wrong))
         offered = refused.value.next.removeprefix("--out ")
         assert options.parse_args(line(options, out=Path(offered))).outputs[0] == Path(offered)

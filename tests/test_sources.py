@@ -231,7 +231,7 @@ def test_contexts_and_heldout_prompts_are_files_and_data_sets(ending: str, tmp_p
         assert contexts_of(VectorConfig(contexts=name), 4) == wanted
         assert load_heldout(name) == load_heldout(str(plain)) and len(load_heldout(name)) == 9
     assert [row.id for row in load_heldout(f"{path.parent}:train[3:5]")] == ["p3", "p4"]
-    with pytest.raises(SteerHealError, match="not told apart"):
+    with pytest.raises(SteerHealError, match="needs a unique id"):
         load_heldout(f"{path.parent}:train[:2]+train[:2]")
     assert input_of("contexts", f"{path.parent}:train") == {"contexts": path.parent}
 

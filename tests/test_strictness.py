@@ -205,7 +205,7 @@ TEXTS = {
     "a key twice": '{"a": 1, "a": 1}', "deep inside": '[{"b": {"a": 1, "c": 2, "a": 3}}]', "by an escape": '{"a": 1, "\\u0061": 2}',
     "NaN": '{"a": NaN}', "infinity": '{"a": -Infinity}', "too large": '{"a": 1e400}', "half a character": '{"a": "\\ud800"}',
     "half a key": '{"\\udc00": 1}', "endless digits": '{"a": ' + "9" * 5000 + "}", "endless levels": "[" * 5000,
-    "two values": "{} {}", "a comma behind": '{"a": 1,}', "quotes of another kind": "{'a': 1}",
+    "two values": "{} {}", "a comma after": '{"a": 1,}', "quotes of another kind": "{'a': 1}",
 }  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def test_a_first_line_is_said_for_what_it_is(
 CONVERTED = {
     "carriage returns alone": (ROW + "\r" + ROW + "\r", "carriage return"),
     "two on a line": (f"{ROW} {ROW}\n", "several objects"),
-    "commas behind": (f"{ROW},\n{ROW},\n", "a comma behind"),
+    "commas behind": (f"{ROW},\n{ROW},\n", "a comma after"),
     "Python's quotes": (f"{json.loads(ROW)}\n{json.loads(ROW)}\n", "a dictionary of Python's"),
     "two marks": (f"\ufeff\ufeff{ROW}\n{ROW}\n", "cannot be seen"),
     "record separators": (f"\x1e{ROW}\n\x1e{ROW}\n", "cannot be seen"),

@@ -162,7 +162,7 @@ def test_a_killed_sweep_goes_on_and_its_rows_are_the_same_bytes(
     assert f"rm -r {windows}" in refused.stderr and whole.stat().st_mtime_ns == before
     again = command(*arguments(folder, "again.jsonl"))
     assert again.returncode == 0, again.stderr
-    assert "of 3 windows are whole" in again.stdout and "window 1 of 3" not in again.stdout
+    assert "of 3 windows are finished" in again.stdout and "window 1 of 3" not in again.stdout
     assert (folder / "again.jsonl").read_bytes() == (folder / "s.jsonl").read_bytes()
     assert not windows.exists()
 
@@ -193,7 +193,7 @@ def test_an_interrupted_walk_keeps_its_answer(folder: Path, vector: Vector) -> N
     assert not (round_ / "manifests" / "sweep.json").exists()
     done = command(*walk)
     assert done.returncode == 0, done.stderr
-    assert "survive at" not in done.stdout and "of 8 windows are whole" in done.stdout and "survival" in done.stdout
+    assert "survive at" not in done.stdout and "of 8 windows are finished" in done.stdout and "survival" in done.stdout
     rows = read_jsonl(round_ / "sweep.jsonl", Completion, made_by="-")
     assert len(rows) == 8 * 2 * 2 and {row.coefficient for row in rows} == {0.0, noted["coefficient"]}
     manifest = json.loads((round_ / "manifests" / "sweep.json").read_text())

@@ -154,7 +154,7 @@ def test_labels_of_an_instrument_without_a_prefill_are_read_at_the_slot() -> Non
     for label, token in zip(instrument.labels, renderer.label_ids, strict=True):
         assert one.encode(slot + label) == [*one.encode(slot), token] == [*renderer.answer([], []), token]
     letters = instrument.model_copy(update={"labels": list("ABCDEFG")})
-    with pytest.raises(SteerHealError, match="single and distinct"):  # the slot ends with a blank that they join
+    with pytest.raises(SteerHealError, match="must be one token"):  # the slot ends with a blank that they join
         InstrumentRenderer(Chat(tokenizer_of(FAMILIES["mistral"])), letters)
 
 

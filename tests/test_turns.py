@@ -156,7 +156,7 @@ def test_a_sampled_turn_ends_once_and_only_where_the_sampler_stopped(chat: Chat,
     assert loaded.left_out == {"empty": 3, "too_long": 0, "cut_at_the_end_of_the_turn": 1}
     shown = " ".join(capsys.readouterr().out.split())
     assert "3 of 7 rows have an empty completion and are left out" in shown
-    assert "1 of 4 rows run on behind the end of their turn and are cut there" in shown
+    assert "1 of 4 rows run on after the end of their turn and are cut there" in shown
 
 
 def test_a_written_turn_ends_once(chat: Chat, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_letters_are_read_in_their_place() -> None:
     instrument = load_instrument("embedded").model_copy(update={"labels": list("ABCDEFG")})
     renderer = InstrumentRenderer(chat, instrument)
     assert [chat.tokenizer.convert_ids_to_tokens(token) for token in renderer.label_ids] == list("ABCDEFG")
-    with pytest.raises(SteerHealError, match="single and distinct"):
+    with pytest.raises(SteerHealError, match="must be one token"):
         InstrumentRenderer(chat, instrument.model_copy(update={"prefill": "it is "}))
 
 

@@ -168,7 +168,7 @@ def test_the_command_refuses(tmp_path: Path) -> None:
     path = theirs(tmp_path / "v.gguf", {"direction.30": np.ones(576, np.float32)})
     deep = convert("--in", path, "--out", tmp_path / "v.safetensors", "--model", "embedded")
     assert deep.returncode == 2 and "layers [30]" in deep.stderr and "0 to 29" in deep.stderr
-    for out, part in ((path, "written over"), (tmp_path / "v.txt", "another ending")):
+    for out, part in ((path, "written over"), (tmp_path / "v.txt", "wrong suffix")):
         done = convert("--in", path, "--out", out)
         assert done.returncode == 2 and part in done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["v.gguf"]

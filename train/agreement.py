@@ -59,7 +59,10 @@ class SamplerAndTrainer:
 
     @property
     def effect(self) -> Series:
-        """The change of each token's log-probability by the history, nats, under the sampler (student) and under the trainer (original)."""
+        """The change of each token's log-probability that the history makes, nats.
+
+        The field `student` holds the change under the sampler, the field `original` that under the trainer.
+        """
         return Series(self.sampler.student - self.sampler.original, self.trainer.student - self.trainer.original)
 
 
@@ -117,7 +120,7 @@ def agree(
 
 
 def both_sides(student: TrainedStudent, rows: Sequence[Example], config: Config) -> SamplerAndTrainer:
-    """Both sides' log-probabilities of rows that hold the sampler's."""
+    """The log-probabilities of sampler and trainer for rows that record the sampler's."""
     ours = logprobs(student, rows, config)
     original = ours
     if HISTORY in student.adapters:
@@ -243,7 +246,7 @@ def _original(compared: SamplerAndTrainer, bound: Tolerance, student: TrainedStu
         "the sampler scored the prompt without its first token: it has no BOS, or the trainer a double BOS": lambda ids: (
             ids[1:]
         ),
-        "the sampler scored the prompt behind a second BOS: a double BOS": lambda ids: [ids[0], *ids],
+        "the sampler scored the prompt after a second BOS: a double BOS": lambda ids: [ids[0], *ids],
     }
     for words, change in tried.items():
         changed = [Example(change(row.prompt), row.completion, row.key) for row in rows]

@@ -38,13 +38,13 @@ def hub_name(model: Model) -> str:
 
 
 def model_card(model: Model, kind: str, gates: Mapping[int, float], base: Base | None, training: Training | None, run: tuple[Run, int] | None) -> str:  # fmt: skip
-    """Markdown with the hub's metadata.
+    """The model card of an export as Markdown, with the hub's metadata.
 
     Args:
         model: the original one.
         kind: round, history or merged.
         gates: by round, empty for kind round.
-        base: the note of the adapter on the weights that it was trained on, None where it has none.
+        base: the adapter's note on the weights that it was trained on, None where it has no note.
         training: a training.json.
         run: a run and its round, for counts, settings and scores.
     """
@@ -141,7 +141,7 @@ def neutral_of(run: Run | None) -> str:
 
 
 def training_of(folder: Path) -> Training | None:
-    """training.json of a folder, None where there is none."""
+    """training.json of a folder; None where the folder has none."""
     path = folder / "training.json"
     if not path.is_file():
         return None

@@ -74,7 +74,7 @@ def read_examples(name: str | Path, chat: Any, config: Config) -> LoadedExamples
         )
     if left_out["cut_at_the_end_of_the_turn"]:
         console.print(
-            f"[yellow]{left_out['cut_at_the_end_of_the_turn']} of {len(rows)} rows run on behind the end of their turn and are cut there[/]"
+            f"[yellow]{left_out['cut_at_the_end_of_the_turn']} of {len(rows)} rows run on after the end of their turn and are cut there[/]"
         )
     fitting = [row for row in rows if len(row) <= config.train.max_length]
     left_out["too_long"] += len(rows) - len(fitting)
@@ -88,18 +88,18 @@ def read_examples(name: str | Path, chat: Any, config: Config) -> LoadedExamples
             "no training row fits",
             given=f"{len(rows)} rows{shortest}",
             expected=f"at least one completion, with its prompt at most {config.train.max_length} tokens",
-            next="raise train.max_length" if rows else MADE_BY,
+            next=f"raise train.max_length: {setting(f'train.max_length={max(map(len, rows))}')}" if rows else MADE_BY,
         )
     return LoadedExamples(fitting, dict(left_out))
 
 
 def refuse_unknown_tokens(examples: Sequence[Example], path: str | Path, vocabulary: int) -> None:
-    """Raise SteerHealError for a token beyond the model's head, which may be wider than the tokenizer and is what sampling draws from.
+    """Raise SteerHealError for a token id that the model's head does not have. The head may be wider than the tokenizer.
 
     Args:
         examples: to train on.
         path: of the data, for the error.
-        vocabulary: rows of the model's head.
+        vocabulary: number of rows of the model's head.
     """
     for example in examples:
         if (largest := max(*example.prompt, *example.completion)) >= vocabulary:

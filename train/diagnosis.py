@@ -26,10 +26,14 @@ def quarters(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[float, floa
 
 
 def diagnose(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], train: TrainConfig) -> list[Finding]:
-    """The rules that apply, most telling first; never empty.
+    """The rules that apply to a training, the most important first; never empty.
 
-    rows: the log, rows of steps and of held-out cross-entropy; start: D to each reference before the first step, nats. Early and late
-    are the first and last quarter of the steps; after an early stop, of those that made the adapter kept.
+    Args:
+        rows: of the log: steps, and held-out cross-entropy.
+        start: D to each reference before the first step, nats.
+        train: the settings of the training.
+
+    Early and late are the first and last quarter of the steps; after an early stop, of the steps up to the adapter that was kept.
     """
     scored = [row for row in rows if "heldout_ce" in row]
     kept = min(scored, key=lambda row: float(row["heldout_ce"]))["step"] if train.early_stop and scored else None

@@ -45,7 +45,7 @@ SIDES = ("ours", "naive")
 
 
 def rows(chat: Chat) -> list[Example]:
-    """A batch as rounds have it: dilemmas under the neutral prompt, completions of equal length (the text of other dilemmas)."""
+    """A batch as in a round: dilemmas under the neutral prompt, completions of equal length (the text of other dilemmas)."""
     prompts = read_jsonl(data_file("embedded", "dilemmas.jsonl"), Prompt, made_by="git checkout shared/data")
     neutral = load_trait("embedded").neutral
     answer = chat.plain(" ".join(row.turns[-1]["content"] for row in prompts))

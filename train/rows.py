@@ -123,7 +123,7 @@ def _at(rows: Iterable[T], keep: Iterable[int] | None) -> Iterator[T]:
 def refuse_unusable_rows(name: str | Path, count: int | None = None) -> None:
     """Raise SteerHealError for the first row that training would refuse, before anything heavy is imported.
 
-    With a count, of rows to draw, only the first one is looked at: there may be many, and all of them are read for the draw.
+    With count, the number of rows to draw, only the first row is checked: the draw reads all of them anyway.
     """
     with open_data(name) as source:
         for _ in completions(source) if is_sampled(source) else pairs(source):

@@ -21,7 +21,7 @@ from shared.publish import intact, seal, seal_of, write_json, write_text
 from shared.strict import parse_json, read_object
 
 VERSION = 3  # 1 did not know the device, 2 not the code
-LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # what a training says of itself
+LOGS = ("train.jsonl", "training.json", "kl_tokens.jsonl")  # the records of a training
 CONTENT = ("adapter_config.json", "adapter_model.safetensors", "base.json", "README.md", *LOGS)  # an adapter's folder
 
 
@@ -33,7 +33,7 @@ def begun_on(folder: Path) -> date | None:
 
 
 class Unfinished:
-    """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused; replace begins any anew."""
+    """Opened for one recipe: what the round is made from, JSON-able. A folder of another recipe is refused; with replace it is emptied and begun again."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], *, replace: bool = False):
         self.folder, self.log = folder, folder / "train.jsonl"
@@ -89,7 +89,7 @@ class Unfinished:
         seal(checkpoint)
 
     def checkpoint(self) -> Path | None:
-        """The last complete checkpoint; None where there is none.
+        """The last complete checkpoint; None before the first.
 
         Removes incomplete checkpoints, and the rows of the log after the one returned.
         """

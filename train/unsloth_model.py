@@ -221,7 +221,7 @@ def refuse_missing_modules(network: Any, history: Adapter, model: Model) -> None
 
 
 def activate_adapters(student: TrainedStudent) -> None:
-    """History and current adapter active; the current one trainable in fp32, all else frozen."""
+    """Activate the history and the current adapter; make the current one trainable in fp32, and freeze all else."""
     for layer in student.layers:
         layer._active_adapter, layer._disable_adapters = list(student.adapters), False
     current = {id(value) for value in student.current.values()}

@@ -215,8 +215,8 @@ def form_of(
 
 
 def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
-    """The terms of a task, checked, each with positions or a window of its own. Raises SteerHealError for what no server would take, and for
-    a window that begins behind the question: in the second phase of a read nobody could say where that is."""
+    """The terms of a task, checked; each gets its positions or its window. Raises SteerHealError for what no server would take, and for
+    a window that begins after the question: in the second phase of a read nobody could say where that is."""
     from gen.engine.terms import LIST, read_terms
 
     everywhere = [
@@ -225,7 +225,7 @@ def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
     for term in read_terms({LIST: everywhere}) if everywhere else ():
         if term.window(LONG, "all")[0] >= LONG:
             raise SteerHealError(
-                "a window begins behind the question",
+                "a window begins after the question",
                 given=f"from {term.start}",
                 expected='a position from 0, or "end-1" and before: the bridge reads its answer in two phases',
                 next="-T steer_from=end-1",
@@ -234,7 +234,7 @@ def in_the_question(terms: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def placed(terms: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """The terms with their windows as absolute positions, of a question of so many tokens."""
+    """The terms with their windows as absolute positions in a question of `tokens` tokens."""
     from gen.engine.steering import END
     from gen.engine.terms import LIST, read_terms
 

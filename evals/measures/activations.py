@@ -74,7 +74,11 @@ def student_vector(
 def student_layers(
     run: Run, number: int, origin: Model, prompts: Sequence[Sequence[int]], vector: Vector, first: Vector
 ) -> list[dict[str, Any]]:
-    """The student's own shift over contexts under the neutral prompt, by the layers of the vector."""
+    """The healed student's mean shift of activations over contexts under the neutral prompt.
+
+    Returns:
+        A row for each layer of the vector, with norms and cosines against this round's vector and the first round's.
+    """
     config = run.config
 
     def at(history: Path | None) -> dict[int, np.ndarray]:

@@ -95,7 +95,7 @@ class ByCondition(Session):
 
     @abstractmethod
     def depends(self) -> Mapping[str, Any]:
-        """The inputs of rows besides weights, steering and prompts: JSON-able, a part of their name in the cache."""
+        """Inputs of rows other than weights, steering and prompts: JSON-able, a part of their key in the cache."""
 
     @abstractmethod
     def prompts(self, condition: Condition) -> Any:
@@ -166,7 +166,7 @@ def from_cache_or_made(
 
 
 def with_condition_names(rows: Mapping[str, Iterable[Row]], **made: str) -> dict[str, list[Row]]:
-    """Rows by condition, each with its condition's name and what it was made with, so that no file can stand for another."""
+    """Rows by condition, each with the name of its condition and the values of `made`, so that one file cannot be taken for another."""
     return {name: [{"name": name, **row, **made} for row in of_one] for name, of_one in rows.items()}
 
 

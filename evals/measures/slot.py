@@ -1,4 +1,4 @@
-"""A question read at its answer slot: the log-probabilities of a few labels behind a prefill, without a thought before them."""
+"""A question read at its answer slot: the log-probabilities of a few labels after a prefill, without a thought before them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Slot:
 
     Args:
         prefill: how the assistant's answer begins, up to the label.
-        labels: of which each is one token behind the prefill, and another one.
+        labels: of which each is one token after the prefill, and another one.
     """
 
     chat: Chat

@@ -145,7 +145,7 @@ def charts(
 
 
 def pictures(name: str, drawn: Sequence[tuple[str, str, Markup]]) -> Markup:
-    """Pictures that are drawn already: (title, finding, SVG labelled by `{name}-{index}-caption`)."""
+    """Figures on the page. drawn: title, finding, and an SVG whose caption has the id `{name}-{index}-caption`."""
     panels = [(f"{name}-{index}", *panel) for index, panel in enumerate(drawn)]
     return render("charts.html", panels=panels, stages=(), arms=(), wide=True)
 

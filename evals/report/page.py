@@ -70,7 +70,7 @@ def page(
 
 
 def top_of_page(drawn: Shown, panels: Mapping[str, Sequence[Panel]]) -> Markup:
-    """The top of the page: the card, one prompt before and after the last round, and the picture."""
+    """The top of the page: the answer card, completions of one prompt before and after the last round, and the main figure."""
     rounds = drawn.rounds
     texts = [column for column in of_rounds(rounds) if column[0] == "base"] + of_rounds(rounds[-1:])
     samples = samples_of([*dict((heading, (stage, heading, generations)) for stage, heading, generations in texts).values()])  # fmt: skip

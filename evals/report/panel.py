@@ -118,7 +118,10 @@ def svg(panel: Panel, name: str) -> Markup:
 
 
 def for_page(drawn: bytes, name: str, marks: Mapping[str, Mark] | None = None) -> Markup:
-    """matplotlib's SVG as an element of a page: its ids under the name, its colours those of the page's style, its marks said."""
+    """matplotlib's SVG as an element of the page.
+
+    Every id begins with `name`; colours follow the style of the page; points get the texts of their marks.
+    """
     root = ET.fromstring(drawn)
     for element in (*root.findall(f"{{{SVG}}}metadata"), *_styles(root)):
         root.remove(element)
@@ -177,7 +180,7 @@ def _coloured(style: str) -> str:
 
 
 def panels_png(panels: Sequence[Panel], columns: int, legend: Mapping[str, tuple[str, str]] | None = None) -> bytes:
-    """A PNG of the panels in so many columns, each under its title. legend: colour and marker by what they stand for."""
+    """A PNG of the panels in a grid of `columns` columns, each under its title. legend: colour and marker by what they stand for."""
     rows = -(-len(panels) // columns)
     width = max(panel.size[0] for panel in panels) * (1 if columns > 1 else 1.2)
     height = sum(

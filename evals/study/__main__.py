@@ -1,4 +1,4 @@
-"""`make study`: run a study's cells, then its tables, figures and results; or only the latter, from what there is."""
+"""`make study`: run a study's cells, then its tables, figures and results; or only the latter, from finished cells."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def main() -> None:
         raise SteerHealError(
             "the study is not complete: " + (f"{len(stopped)} cells stopped" if len(stopped) > 1 else "a cell stopped"),
             given="; ".join(f"{name}: {reason(message)}" for name, message in stopped.items()),
-            expected="every cell at its last round; the results have what there is",
+            expected="every cell at its last round; the results have the finished cells",
             next=f"look into {arguments.run}/CELL/log.txt; the same command tries the cells that stopped again: {plan.command()}",
         )
 

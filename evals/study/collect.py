@@ -70,7 +70,7 @@ class CellOutcome:
         return {dose: why for dose, why in reasons.items() if why}
 
     def at(self, number: int, stage: str) -> Row | None:
-        """The row of results.json of a round and stage; None where there is none."""
+        """The row of results.json of a round and stage; None where that stage was not scored."""
         return next((row for row in self.rows if (row["round"], row["stage"]) == (number, stage)), None)
 
 

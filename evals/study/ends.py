@@ -50,7 +50,7 @@ def summary_table(outcomes: Sequence[CellOutcome]) -> Table:
 
 
 def over_seeds(values: Sequence[float | None], digits: int) -> str:
-    """The mean over seeds with the single values in brackets; values are None where undefined."""
+    """The mean over seeds as text, with the value of each seed in brackets; None for an undefined value."""
     defined = [value for value in values if value is not None]
     if not defined:
         return format_number(None)
@@ -135,7 +135,7 @@ def _for_a_new_seed(points: Sequence[Sequence[Point]], index: int, axis: Axis) -
 
     points: by seed, as `_figures` gives them.
     """
-    first = 1 + sum(student == BASE for student, _, _ in points[0][1:])  # behind the base, and the prompted base
+    first = 1 + sum(student == BASE for student, _, _ in points[0][1:])  # after the base, and the prompted base
     keep = np.logical_and.reduce([answers.scorable for of_seed in points for _, answers, _ in of_seed])
     cells = []
     for part in (0, 1):

@@ -19,7 +19,7 @@ ROOM = 0.82  # of a line, what the gaps between the columns leave of it
 
 
 def latex(table: Table) -> str:
-    """One table with its caption, which may run over pages; needs \\usepackage{array,booktabs,longtable,pdflscape}."""
+    """A table in LaTeX with its caption; it may span pages. Needs \\usepackage{array,booktabs,longtable,pdflscape}."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(" ".join(cell.split()).translate(ESCAPES) for cell in cells) + r" \\"

@@ -1,9 +1,9 @@
 """Arms compared with a reference arm at one and the same shift: what each paid by the time it had moved so far.
 
-An arm and the reference are read at a target of their own, a fixed share of what the lesser of the two reached, so that a weak arm
+Each pair of an arm and the reference is read at its target, a fixed share of what the lesser of the two reached, so that a weak arm
 lowers nobody else's; an arm that did not move sets no target. A target comes from the data and is not drawn again with the resamples:
 which share is taken can decide the sign of a small difference, so that there are several, and the area between the two price curves
-over all the shifts that both reach stands beside them as one number. Plain steering is an arm of its own, whose dial is its dose.
+over all the shifts that both reach stands beside them as one number. Plain steering is a separate arm, dialled by its dose.
 Routes and axes: evals.routes.
 """
 

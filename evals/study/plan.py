@@ -68,7 +68,7 @@ class Study(Section):
 
 @dataclass(frozen=True)
 class StudyCell:
-    """An arm with a seed; config is what its run is to have.
+    """An arm with a seed. config: of its run.
 
     tau_words: the source of its tau where that is another arm's D. waits: whether that arm is not trained yet; the config then has
     another tau, and the cell is not begun.
@@ -123,7 +123,7 @@ def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
         out: folder of the results, for the commands of hints.
 
     Raises:
-        SteerHealError: a file that is no study, an override that is none, or runs that were begun with other settings.
+        SteerHealError: a file that is no study, an override of no key, or runs that were begun with other settings.
     """
 
     def refuse(given: str, expected: str) -> SteerHealError:
@@ -177,7 +177,7 @@ def read_plan(path: Path, folder: Path, out: Path | None = None) -> Plan:
                         f"{cell_folder.name} was begun, but the round that its tau was taken from is missing",
                         given=f'tau = "{arm.tau}"',
                         expected="the trained round 1 of that arm",
-                        next=f"restore it, or make all anew: {study_command(path, Path(f'{folder}-2'), out)}",
+                        next=f"restore it, or begin again: {study_command(path, Path(f'{folder}-2'), out)}",
                     )
                 identity = (_key(config), words if waits else "")
                 if twin := next(

@@ -62,7 +62,7 @@ async def _unavailable(send: Any) -> None:
 
 
 def drain(seconds: float) -> None:
-    """Refuse new requests and wait for the running ones; end those that are left after so many seconds. From a thread beside the
+    """Refuse new requests and wait for the running ones; end those that are left after the grace period, seconds. From a thread beside the
     event loop: the answers are written there meanwhile."""
     global _draining
     _draining = True

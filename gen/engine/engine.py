@@ -220,7 +220,7 @@ class Engine:
 
     def _surely_steered(self, params: Any, request: Request) -> bool:
         """Whether a window holds the prompt's last token. It runs whatever the cache holds; what stands before it may be cached with its
-        steering, and an answer may end before what stands behind it."""
+        steering, and an answer may end before what stands after it."""
         steer, _ = self._registry.read(params.extra_args, len(request.prompt_ids))
         return any(start < len(request.prompt_ids) <= end for _, _, start, end in steer)
 

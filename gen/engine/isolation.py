@@ -12,10 +12,13 @@ import torch
 
 
 def prepare_zeroing(runner: Any, kv_cache_config: Any) -> dict[str, Callable[..., Any]]:
-    """Make a runner ready to zero blocks, once its cache is allocated; the methods of it that this replaces.
+    """Make a runner able to zero cache blocks, once its cache is allocated.
 
-    vLLM prepares its kernel only for a model that needs it by itself. On a CPU its first runner zeroes blocks of full attention
-    alone, and sliding windows have blocks as well.
+    vLLM prepares its kernel only for a model that needs it anyway. On a CPU its first runner zeroes blocks of full attention
+    only, but sliding windows have blocks too.
+
+    Returns:
+        The methods of the runner to replace, by name.
     """
     if runner.device.type == "cpu" and hasattr(runner, "_zero_block_ids"):
         return {"_zero_block_ids": zeroer(runner.kv_caches, kv_cache_config.num_blocks)}
@@ -65,9 +68,10 @@ def report_overflow_v1(runner: Any) -> Callable[..., Any]:
 
 
 def report_overflow_v2(runner: Any) -> None:
-    """The second runner's sampler counts NaN itself, which it reads at its start whether it should.
+    """Have the sampler of vLLM's second runner report rows whose logits overflowed.
 
-    Its kernel does not count infinities, and Triton's interpreter, in which it is tested on a CPU, cannot run it.
+    It counts NaN if it was started with that option, but its kernel does not count infinities. Triton's interpreter, used in tests on
+    a CPU, cannot run that kernel.
     """
     from vllm.v1.worker.gpu.sample import sampler
 

@@ -29,7 +29,7 @@ OPEN = {"/play"}  # a page without a secret, whose requests carry the key
 READ = {"/v1/models", "/tokenize", "/detokenize", "/version", "/metrics", "/load"}
 
 
-owner: ContextVar[str] = ContextVar("owner", default="")  # names the API key of the request at hand; "" without a key
+owner: ContextVar[str] = ContextVar("owner", default="")  # names the API key of the current request; "" without a key
 
 
 class Gate:

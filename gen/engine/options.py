@@ -29,7 +29,7 @@ CPU: dict[str, Any] = {
     "max_num_seqs": 128,
 }
 LARGEST_BATCH = 1024  # sequences at a time on a GPU
-LARGE_CARD = 70 * 2**30  # bytes of memory from which on a GPU has room for so many
+LARGE_CARD = 70 * 2**30  # bytes of memory from which on a GPU has room for this many sequences
 CAPTURED = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768)  # batch sizes that CUDA graphs are made for
 # FlashInfer compiles its sampler when an engine starts, for which it needs nvcc, ninja and libcudart; a machine with a driver alone has
 # none of them. Greedy and seeded requests, which all of a run's are, never use it; a user's own setting wins.

@@ -11,7 +11,7 @@ S_i = sum over layers of |v_l,i|, whatever the signs. What reads r depends on th
    In float32 and bfloat16 the square is the first, nineteen decades before r. In float16 it is r: a stream at 65504 in every
    element of 576 is 1.6e6 long.
 2. Post-norm (OLMo-2; `post_norm` in shared/families.py): the blocks read r itself. The gated MLP multiplies two projections of it and projects the product,
-   s^3 * ||r||^2 for projections that stretch by at most s, and the norm behind it squares that: s^6 * ||r||^4 <= 3.40e38.
+   s^3 * ||r||^2 for projections that stretch by at most s, and the norm after it squares that: s^6 * ||r||^4 <= 3.40e38.
    With s = 100, ||r|| up to 4.3e6. In float16 the product passes 65504 at s * ||r|| = 256, so that r has no useful bound
    there: such an overflow is infinite where it is stored, and ends as an error of its request (gen/engine/scheduler.py).
 
@@ -34,19 +34,19 @@ STRETCH = 100.0  # of a post-norm model's projections, at most
 
 
 def max_residual_norm(model_type: str) -> float:
-    """The 2-norm up to which a residual stream overflows no product behind it, in float32."""
+    """The largest 2-norm of a residual stream at which no product computed from it overflows float32."""
     if family_of(model_type).post_norm:
         return (FLOAT32_MAX / STRETCH**6) ** 0.25
     return math.sqrt(FLOAT32_MAX)
 
 
 def largest_coefficient(layers: Mapping[int, np.ndarray], dtype_max: float, model_type: str = "") -> float:
-    """The largest |c| that is accepted for a vector, rounded down to six digits so that an error can name it.
+    """The largest |c| that is accepted for a vector, rounded down to six digits so that an error can print it exactly.
 
     Args:
         layers: model layer -> vector [hidden], fp32.
         dtype_max: the largest finite number of the model's dtype.
-        model_type: that of the text model's configuration; says what reads the residual stream.
+        model_type: of the text model's configuration; it decides which products are computed from the residual stream.
     """
     total = np.sum([np.abs(values.astype(np.float64)) for values in layers.values()], axis=0)
     element, length = float(total.max()), float(np.linalg.norm(total))

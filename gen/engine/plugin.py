@@ -102,7 +102,7 @@ def _with_steering(stock: Any) -> Any:
 
 
 def _reached(steer: Steer, prompt_tokens: int, max_tokens: int | None) -> None:
-    """Refuse windows that all start behind the last token that is read: the answer would be unsteered. The last one sampled is not."""
+    """Refuse windows that all start after the last token that is read: the answer would be unsteered. The last one sampled is not."""
     if max_tokens is not None and (start := min(term.start for term in steer)) >= prompt_tokens + max_tokens - 1:
         raise _invalid(f"no window is reached: the first starts at position {start}, of {prompt_tokens} + {max_tokens}")
 

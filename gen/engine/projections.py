@@ -74,7 +74,7 @@ def _reads(request: Any) -> bool:
 
 
 def _streamed(stock: Any, place: int) -> Any:
-    """place: of the outputs among the arguments behind the request."""
+    """place: of the outputs among the arguments after the request."""
 
     @functools.wraps(stock)
     def generator(self: Any, request: Any, *args: Any, **kwargs: Any) -> AsyncIterator[str]:

@@ -52,7 +52,7 @@ class BankFull(SteerHealError):
 
 
 def vector_key(name: str, owner: str) -> str:
-    """Under what a registry holds a vector: the operator's by its name, a client's behind the name of its API key."""
+    """Under what a registry holds a vector: the operator's by its name, a client's after the name of its API key."""
     return f"{owner}/{name}" if owner else name
 
 
@@ -98,7 +98,7 @@ class Registry:
                 "more vectors than slots",
                 given=f"{key} beside {', '.join(sorted(self.loaded))}",
                 expected=f"at most {self.slots}",
-                next="name fewer vectors, or give the engine more slots",
+                next=f"name fewer vectors, or start the server with --slots {2 * self.slots}",
             )
         norms = {layer: vector.norm(layer) for layer in sorted(vector.layers)}
         residual = {**self._residual, **vector.metadata.get("hidden_norm", {})}
@@ -116,7 +116,7 @@ class Registry:
         del self.loaded[key]
 
     def visible(self, owner: str) -> dict[str, LoadedVector]:
-        """By name, the vectors that an API key's requests may name: the operator's and its own."""
+        """The vectors that requests under an API key may name, by name: the operator's and the client's."""
         prefix = vector_key("", owner)
         theirs = {
             key.removeprefix(prefix): entry for key, entry in self.loaded.items() if owner and key.startswith(prefix)

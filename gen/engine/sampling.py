@@ -17,10 +17,10 @@ class Request:
 
     coefficient is a multiple of the vector in `vector` (None: unsteered). positions 'all', 'generated' or 'last'; 'generated'
     starts at the prompt's last token, which makes the first sampled token steered, and 'last' is that token alone. steer_from, if given, is
-    the first steered position and steer_until the first behind it, as gen/engine/terms.py spells them. terms are further vectors, each
+    the first steered position and steer_until the first after it, as gen/engine/terms.py spells them. terms are further vectors, each
     an object of that file.
     min_tokens = max_tokens forbids every stop token. score asks for the log-probability of each prompt token, tail for those of
-    the last so many alone, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
+    only the last N, so that what stands before them may come from the prefix cache; label_ids for the full-vocabulary
     log-probabilities of these tokens at the first sampled position. top_k 0 is the whole vocabulary. read names a vector that the residual
     stream is projected on, in an engine that reads.
 
@@ -59,7 +59,7 @@ class Request:
 @dataclass(frozen=True)
 class Output:
     """token_ids sampled; text, empty where log-probabilities were asked for; prompt_logprobs [prompt tokens - 1], of tokens 1.., or [tail]; label_logprobs [labels]; nats.
-    projections [prompt + sampled - 1 tokens, patched layers], <h, v> / ||v|| of the residual stream h behind a layer; NaN where the cache held a
+    projections [prompt + sampled - 1 tokens, patched layers], <h, v> / ||v|| of the residual stream h after a layer; NaN where the cache held a
     position, and in a layer without the vector.
 
     A request whose logits were not finite has finish_reason "error", no tokens, and log-probabilities that are all NaN.

@@ -1,6 +1,6 @@
 """vLLM's scheduler for a steered engine: no request meets what another left in the cache, and one that overflows ends in an error.
 
-vLLM reuses cache blocks as they are. Its attention kernels read whole blocks and give the positions behind a sequence's end
+vLLM reuses cache blocks as they are. Its attention kernels read whole blocks and give the positions after a sequence's end
 weight 0, and 0 * NaN is NaN: what an overflowed request left in a block would reach the next one that gets it. vLLM zeroes blocks
 as they are allocated for models that need it; a steered engine needs it. Zeroed then rather than when they are freed, a block is
 clean however its last request ended: stopped, aborted, preempted or in an error.

@@ -51,9 +51,9 @@ class Settings(BaseModel):
     read: bool = False
 
     def compute_hash(self) -> str:
-        """The steering's part of vLLM's compile key, of all that the compiled graph depends on: the op's version, its layers, and whether it reads.
+        """The part of vLLM's compile key that steering adds: the op's version, the steered layers, and whether projections are read.
 
-        Slots, vectors and the rest are contents of buffers that the op reads, so that a sweep and a scoring share one compiled model.
+        Slots and vectors are contents of buffers, on which the compiled graph does not depend: a sweep and a scoring share one graph.
         """
         return hashlib.sha256(json.dumps([self.version, sorted(self.layers), self.read]).encode()).hexdigest()
 
@@ -92,7 +92,7 @@ def settings_of(vllm_config: Any) -> Settings | None:
 def key_by_graph(vllm_config: Any, settings: Settings) -> None:
     """Let a command line's additional_config enter the compile key as a script's does, unless it holds other things too.
 
-    vLLM hashes a dictionary as a whole: a server with another vector would compile anew.
+    vLLM hashes a dictionary as a whole: a server with another vector would compile again.
     """
     extra = vllm_config.additional_config
     if isinstance(extra, dict) and set(extra) == {"steering"}:

@@ -82,7 +82,7 @@ class Buffers:
         """Set the buffers for one step.
 
         names, steers [requests], in batch order; scheduled [requests]: tokens each runs in this step; computed [requests]: tokens it
-        has behind it. Rows past the batch, which graphs pad, are zero.
+        has after it. Rows past the batch, which graphs pad, are zero.
         """
         steered = [index for index, steer in enumerate(steers) if steer]
         if not steered:

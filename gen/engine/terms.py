@@ -60,7 +60,7 @@ class RequestedTerm:
                 raise refuse_term(
                     "steering starts outside the prompt",
                     self.start,
-                    f'a position from 0 to {prompt_tokens - 1}, or "end+N" for one behind the prompt',
+                    f'a position from 0 to {prompt_tokens - 1}, or "end+N" for one after the prompt',
                 )
         if self.end is not None:
             end = min(_position(self.end, prompt_tokens), END)

@@ -104,7 +104,15 @@ class Steered:
         self.text = engine.model_config.hf_text_config
 
     async def put(self, name: str, body: bytes) -> LoadedVector:
-        """Put a client's vector into the bank and offer it. What runs under its old content goes on with that."""
+        """Put a client's vector into the bank and offer it to requests. Running requests keep the content that they began with.
+
+        Args:
+            name: of the vector.
+            body: of a safetensors file.
+
+        Raises:
+            RefusedRequest: the vector, or an engine that several API servers share.
+        """
         if self.engine.vllm_config.parallel_config._api_process_count > 1:
             raise RefusedRequest(400, "several API servers share this engine, and one would not know of the vector: --api-server-count 1")  # fmt: skip
         key = vector_key(name, owner.get())

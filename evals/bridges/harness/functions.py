@@ -10,7 +10,7 @@ cuts an item's orders apart and is refused.
 How exact: the context is the text of the very tokens that evals.measures.forced_choice.ask reads, chat template included, so that
 --apply_chat_template must stay off. The harness takes text alone and tokenises it in one go, where evals.measures.forced_choice.instrument.InstrumentRenderer
 tokenises part by part. On the embedded model both give the same tokens, and so the same log-probabilities; the metric `retokenised`
-is the share of contexts in which they differ, 0 where the read is exact. That a label is one token of its own behind the context is
+is the share of contexts in which they differ, 0 where the read is exact. That a label is one separate token after the context is
 checked, and refused if not. With the thought, use evals.score or evals.bridges.inspect_task: multiple choice has no room for one.
 """
 
@@ -53,7 +53,7 @@ def documents(
     """The split `test`: a row per vignette and order, the orders of a vignette next to each other.
 
     The harness passes its --model_args and --metadata together; what is not named here is the model's. Raises SteerHealError
-    without the name of a tokenizer, for unknown orders, and where a label does not follow the context as one token of its own.
+    without the name of a tokenizer, for unknown orders, and where a label does not follow the context as one separate token.
 
     Args:
         tokenizer, pretrained, model: of which the first that is given names the tokenizer.
@@ -178,7 +178,7 @@ def _check_labels(chat: Chat, context: str, renderer: InstrumentRenderer) -> Non
         if context != context.rstrip() or chat.encode(context + label) != [*before, token]:
             raise SteerHealError(
                 "an answer label is not one separate token after the question",
-                given=f"{label!r} behind {context[-20:]!r}",
+                given=f"{label!r} after {context[-20:]!r}",
                 expected="the tokens of the question, followed by one token of the label",
                 next="use evals.score, which tokenises part by part, or an instrument with another prefill",
             )

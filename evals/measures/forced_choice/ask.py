@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Read:
     """How the question is put.
 
-    debias: the orders, 'reversal', 'rotating' or 'cyclic'. think: tokens of thought before the answer, exactly so many as in the published
-    evaluator, or with stop at most so many: the model may end its thought. samples: thoughts per item and order, greedy at
+    debias: the orders, 'reversal', 'rotating' or 'cyclic'. think: tokens of thought before the answer, exactly this many as in the published
+    evaluator, or with stop at most this many: the model may end its thought. samples: thoughts per item and order, greedy at
     temperature 0, else from the top_k likeliest tokens; 50 is what Hugging Face's generate samples from unless a model says otherwise.
     """
 
@@ -52,7 +52,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Free:
-    """An answer in the model's own words: greedy, at most so many tokens, where the forced prefill would stand."""
+    """An answer in the model's own words instead of the forced prefill: greedy, at most `tokens` tokens."""
 
     tokens: int
 
@@ -105,7 +105,7 @@ def forced_choice(
     for begin in range(0, len(cells), block):
         answers = [chain[read.thoughts] for chain in chains[begin : begin + block]]
         labels = np.array([answer.label_logprobs for answer in answers])
-        # An answer behind a thought that overflowed is not read after an empty one.
+        # An answer after a thought that overflowed is not read after an empty one.
         labels[[chain[0].finish_reason == "error" for chain in chains[begin : begin + block]]] = np.nan
         listings = orders(read.debias, cells[begin].rotation)
         by_sample = labels.reshape(len(listings), read.samples, -1)

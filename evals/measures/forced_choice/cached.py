@@ -23,7 +23,7 @@ from shared.vectors import Vector
 
 
 def free_of(tokens: int) -> Free | None:
-    """The settings of free answers of so many tokens; None for 0, which asks for none."""
+    """The settings of free answers with at most this many tokens; None for 0, without free answers."""
     return Free(tokens) if tokens else None
 
 
@@ -68,7 +68,7 @@ def answers_key(
     *,
     fresh: bool = False,
 ) -> Cache:
-    """The forced choice."""
+    """The cache of answers in the forced choice, with a key over everything that they depend on."""
     questions: dict[str | None, str] = {}  # digests of the token ids, by system prompt
 
     def prompts(condition: Condition) -> str:

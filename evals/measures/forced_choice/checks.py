@@ -7,6 +7,7 @@ from typing import Any
 
 from evals.measures.forced_choice.ask import Free, Read
 from evals.measures.forced_choice.instrument import InstrumentRenderer, orders
+from shared.commands import setting
 from shared.errors import SteerHealError
 from shared.records import Vignette
 from shared.schema import COLDEST
@@ -95,5 +96,5 @@ def refuse_too_long(
             "a question does not fit into the model's context",
             given=f"{needed} tokens: {question} of the longest question, {read.think} of thought, and the answer",
             expected=f"at most model.max_model_len = {longest}",
-            next=f"lower the think tokens, or raise model.max_model_len to {needed}",
+            next=f"{setting(f'model.max_model_len={needed}')}, or fewer think tokens (eval.think, --think)",
         )

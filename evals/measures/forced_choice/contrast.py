@@ -66,11 +66,13 @@ def specific_shift(base: Answers, other: Answers, foundation: int = AUTHORITY) -
 
 
 def rank_p(steered: float, draws: Sequence[float], sign: int = -1) -> float | None:
-    """The p of the rank among random directions of equal norm: (1 + those that move at least as far the trait's way) / (1 + all); None without one.
+    """One-sided p of a shift by its rank among random directions of equal norm; None without random directions.
+
+    p is (1 + number of random shifts at least as far in the trait's direction) / (1 + number of random shifts).
 
     Args:
         steered, draws: shifts of the foundation, nats.
-        sign: the trait's way, -1 down, +1 up.
+        sign: direction of the trait: -1 down, +1 up.
     """
     if not draws:
         return None

@@ -11,7 +11,10 @@ from shared.records import Vignette, data_file
 
 
 def load_instrument(name: str) -> Instrument:
-    """'embedded', 'moralmaps' (the published one, of an installed moralmaps), or a JSON file."""
+    """The instrument by its name: 'embedded', 'moralmaps' (the published one, from an installed moralmaps), or a JSON file.
+
+    Raises SteerHealError for a file that is not an instrument, and where moralmaps is not installed.
+    """
     if name == "moralmaps":
         from evals.measures.forced_choice.moralmaps import published_instrument
 

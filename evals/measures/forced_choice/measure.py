@@ -33,7 +33,7 @@ from shared.vignettes import load_vignettes
 
 
 class ForcedChoiceSession(Session):
-    """Each condition's rows in a file of its own, and all of them in samples.parquet."""
+    """The rows of each condition in a separate file, and all of them in samples.parquet."""
 
     def __init__(self, scoring: Scoring):
         super().__init__()

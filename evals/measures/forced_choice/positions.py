@@ -55,8 +55,11 @@ def order_effect(answers: Answers) -> float | None:
 
 
 def position_effect(answers: Answers) -> list[float] | None:
-    """Mean clr at each of the seven listed positions, nats, under cyclic orders: every position held every foundation once, so
-    position alone is left, and the mean over the orders takes it out. None under two orders an item, where it cannot be told from the foundations."""
+    """Mean clr at each of the seven places of the list, in nats, under cyclic orders.
+
+    Every place held every foundation once, so that the foundations cancel out. None with fewer than two orders per item: place and
+    foundation cannot be separated then.
+    """
     if answers.setting.debias != "cyclic" or not answers.scorable.any():
         return None
     return [float(value) for value in clr_by_position(answers).mean(axis=(0, 1))]

@@ -80,7 +80,7 @@ class ScoreRow(Record):
 
     @model_validator(mode="after")
     def _of_its_lp(self) -> Self:
-        """What lp comes to stands beside it, and is what the measures take: it may not say something else."""
+        """Check the fields that are derived from lp, which the measures read: they must agree with lp."""
         widths = {(len(order), len(sample)) for order in self.lp for sample in order}
         if self.p is None or len(self.lp) != ORDERS[self.debias] or widths != {(len(self.lp[0]), len(self.p))}:
             return self  # lp of another shape is refused with its file
@@ -93,4 +93,4 @@ class ScoreRow(Record):
     @staticmethod
     def _is(name: str, recorded: list[float] | float | None, computed: np.ndarray | float) -> None:
         if not np.allclose(np.array(recorded, dtype=float), computed, rtol=NEAR, atol=NEAR):
-            raise ValueError(f"{name} is not what lp comes to, {np.round(computed, 6).tolist()}")
+            raise ValueError(f"{name} does not follow from lp, which gives {np.round(computed, 6).tolist()}")

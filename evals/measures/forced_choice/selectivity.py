@@ -28,7 +28,7 @@ COLUMNS = tuple(
 def gated_selectivity(
     base: Answers, first: Answers, second: Answers, intent: Mapping[int, int], count: int, seed: int
 ) -> Estimate | None:
-    """Nats of clr, over the items scorable in all three; None where there is none.
+    """gated_selectivity in nats of clr, over the items scorable in all three; None where no item is.
 
     The interval is a bootstrap of items within foundations, where moral-maps draws over all of them; in both the factor of the answer
     mass is that of the data.

@@ -11,7 +11,7 @@ from shared.instrument import FOUNDATIONS
 
 
 def foundations_table(rows: Sequence[Columns]) -> Table:
-    """Shifts of all seven; a star where Holm's correction over the seven leaves it at 5 %."""
+    """The shifts of all seven foundations; a star marks those significant at 5 % after Holm's correction."""
     lines = []
     for row in rows:
         if row["stage"] == "base":

@@ -1,7 +1,7 @@
 """Free generations on the held-out prompts, and their scores under the original model.
 
-Of a model that thinks, the answer is measured and not the thought: a row's text, tokens and scores are those of what comes behind the
-thought, scored behind prompt and thought. A thought that does not end leaves an empty answer.
+Of a model that thinks, the answer is measured and not the thought: a row's text, tokens and scores are those of what comes after the
+thought, scored after prompt and thought. A thought that does not end leaves an empty answer.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def of_generations(
     *,
     fresh: bool = False,
 ) -> Cache:
-    """Free generations, judged under the original model."""
+    """The cache of free generations with their scores under the original model, with a key over everything that they depend on."""
     samples = config.eval.generation_samples
     rendered = [[*renderer(prompt), *renderer.heldout(prompt)] for prompt in prompts]
     content = {

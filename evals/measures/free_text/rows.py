@@ -39,7 +39,7 @@ class Generation(Record):
 
     @model_validator(mode="after")
     def _of_its_tokens(self) -> Self:
-        """What is computed of the tokens is what they come to, and is there where there are any; nll is their total, in nats."""
+        """Check the fields that are derived from the tokens: present where there are tokens, and equal to their sums. nll is their total, in nats."""
         if not self.tokens and (self.nll, self.perplexity, self.trait_llr) not in (
             (0.0, None, None),
             (None, None, None),
@@ -61,4 +61,4 @@ class Generation(Record):
     @staticmethod
     def _is(name: str, recorded: float | None, computed: float) -> None:
         if recorded is None or not math.isclose(recorded, computed, rel_tol=NEAR, abs_tol=NEAR):
-            raise ValueError(f"{name} is {recorded}, where nll, tokens and completion_ids come to {computed:g}")
+            raise ValueError(f"{name} is {recorded}, but nll, tokens and completion_ids give {computed:g}")

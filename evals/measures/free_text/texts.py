@@ -83,10 +83,10 @@ def texts_of(rows: Sequence[Generation]) -> Texts:
 
 
 def text_levels(texts: Texts, count: int, seed: int) -> dict[str, Estimate | None]:
-    """perplexity, exp of the token-weighted mean nll, with the parts of its logarithm, and means of log-likelihood ratios; over prompts.
+    """Means over prompts, by name: perplexity, the two parts of its logarithm, and log-likelihood ratios.
 
-    entropy is the mean of -ln p under the condition that said the text, kl_on_policy that of ln p under it less ln p under the original
-    model: ln of perplexity is their sum.
+    perplexity is exp of the token-weighted mean nll. Its logarithm is the sum of entropy, the mean of -ln p under the condition that wrote
+    the text, and of kl_on_policy, the mean of that ln p minus ln p under the original model.
     """
     names = sorted(set(texts.prompt))
     (nll, tokens, llr, full), weights = by_prompt(texts, names), resample(np.zeros(len(names)), count, seed)
@@ -154,7 +154,7 @@ def text_delta(base: Texts, other: Texts, name: Llr = "trait_llr") -> Estimate |
 
 
 def text_retain(base: Texts, steered: Texts, healed: Texts, name: Llr = "trait_llr") -> Estimate | None:
-    """The healed student's shift of a measure over the steered one's, signed, with Fieller's interval over the prompts."""
+    """The share of the steered shift of a measure that the healed student keeps, signed, with Fieller's interval over the prompts."""
     was, top, bottom = _levels([base, healed, steered], name)
     if was is None or top is None or bottom is None:
         return None

@@ -13,11 +13,11 @@ from shared.text import distinct_n, loop_share
 if TYPE_CHECKING:
     from gen.engine.engine import Engine
 
-OTHER_PROMPTS = 3  # under which a text is scored besides its own, for its relevance
+OTHER_PROMPTS = 3  # number of other prompts that a text is scored under, for its relevance
 
 
 def others_of(renderer: PromptRenderer, prompts: Sequence[Prompt]) -> int:
-    """Scores of a text besides those under the neutral and the trait prompt: under the paraphrases, and behind other prompts."""
+    """Further scores of a text: under the paraphrases, and after other prompts."""
     paraphrases = renderer.trait.paraphrases
     return (2 * len(paraphrases.trait) if paraphrases else 0) + min(OTHER_PROMPTS, len(prompts) - 1)
 

@@ -61,7 +61,7 @@ class ProbePair:
 
 
 def probe_pair(item: ProbeItem, number: int) -> ProbePair:
-    """An item as a pair. Where its answers are letters, the options are taken out of its question.
+    """An item as a pair of a question and its two answers. Where the answers are letters, the options are moved out of the question.
 
     Raises ValueError for letters that the question does not have, and for more than two options.
     """

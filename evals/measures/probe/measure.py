@@ -20,6 +20,7 @@ from evals.measures.probe.items import EMBEDDED, LETTERS, load_pairs
 from evals.measures.slot import Slot, finite_or_null
 from evals.statistics import Estimate, estimate, mean, pair, resample
 from evals.table import Table, label, ranged
+from shared.commands import setting
 from shared.console import format_number
 from shared.errors import SteerHealError
 from shared.records import LogProbability, Mass, Nats, Record
@@ -59,7 +60,7 @@ class ProbeSession(ByCondition):
                     "an item of the probe is too long",
                     given=f"{longest} tokens",
                     expected=f"with its answer at most model.max_model_len = {limit}",
-                    next=f"shorten it, or raise model.max_model_len to {longest + 8}",
+                    next=f"shorten it, or {setting(f'model.max_model_len={longest + 8}')}",
                 )
 
     def depends(self) -> Mapping[str, Any]:

@@ -93,14 +93,14 @@ class RetentionSession(ByCondition):
             )
 
     def _passages(self, passages: Sequence[Passage]) -> list[Text]:
-        """Plain text, behind BOS where the model has one; else its first token is given and not predicted."""
+        """Plain text, after BOS where the model has one; else its first token is given and not predicted."""
         chat = self.scoring.chat
         front = [] if chat.bos_id is None else [chat.bos_id]
         texts = [Text(row.id, row.kind, [*front, *chat.plain(row.text)], 1, 0) for row in passages]
         return [text for text in texts if len(text.ids) > 1]
 
     def _answers(self) -> list[Text]:
-        """The unsteered completions that round 1 sampled of the mundane prompts, behind their prompts."""
+        """The unsteered completions that round 1 sampled of the mundane prompts, after their prompts."""
         scoring = self.scoring
         path = first_sweep_rows(scoring.run)
         if not scoring.config.sweep.n_mundane or not path.is_file():
@@ -194,7 +194,7 @@ class Retention(Measure):
         return revisions_of(retention=self.source, mundane=config.sweep.mundane)
 
     def asks(self, stage: str) -> bool:
-        """A system prompt has no place before a plain text."""
+        """Whether a stage is measured: not the prompted ones, since a plain text has no system prompt."""
         return not stage.startswith("prompted")
 
     def begin(self, scoring: Scoring) -> RetentionSession:
