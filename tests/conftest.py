@@ -90,6 +90,23 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="session")
+def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The first six of the embedded model's thirty layers with its embeddings: it has something to forget, and a third of the work.
+
+    For tests of training whose bounds are of real weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    embedded = resolve_model("embedded").folder
+    network = AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32, num_hidden_layers=6)
+    folder = tmp_path_factory.mktemp("shallow_model")
+    network.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
+    return resolve_model(str(folder))
+
+
+@pytest.fixture(scope="session")
 def tokenizer(model: Model) -> object:
     from shared.chat import load_tokenizer
 

@@ -15,7 +15,7 @@ BASE = {"round": 0, "stage": "base", "perplexity": 4.3}
 PROMPTED = {"round": 0, "stage": "prompted", "perplexity": 5.0, "d_trait_llr": 0.2, "d_trait_llr_ci": [0.15, 0.25]}
 HEALED: dict[str, Any] = {
     "round": 1, "stage": "healed", "perplexity": 6.1, "perplexity_ci": [5.8, 6.4], "coherence_verdict": "coherent", "coherence_reason": "x",
-    "d_llr_opposite": 0.14, "d_llr_opposite_ci": [0.1, 0.18], "d_trait_llr": 0.1, "d_trait_llr_ci": [0.05, 0.12], "ret_kl": 0.02, "ret_kl_ci": [0.01, 0.03],
+    "d_llr_opposite": 0.14, "d_llr_opposite_ci": [0.1, 0.18], "d_trait_llr": 0.1, "d_trait_llr_ci": [0.05, 0.12], "damages": [{"subject": "neutral text", "state": "coherent", "reason": "KL is 0.02"}],
     "share_of_prompted": 1.5, "share_of_prompted_ci": [1.2, 1.9], "text_price": "ln of perplexity over the base's", "text_price_less_steering": -0.2,
     "text_price_less_steering_ci": [-0.3, -0.1], "price": "p", "price_less_steering": 0.1, "price_less_steering_ci": [-0.1, 0.3],
     "verdict": "no_axis", "verdict_reason": "the base <b>", "d_auth": -0.1, "d_auth_ci": [-0.2, 0.0], "text_verdict": "healed", "text_verdict_reason": "it is cheaper",
@@ -46,9 +46,14 @@ def test_a_student_that_worked() -> None:
         (1, {"d_llr_opposite": None, "d_trait_llr": None}, "unknown", "not measured"),
         (2, {"coherence_verdict": "degraded"}, "unsure", "worse"),
         (2, {"coherence_verdict": "broken"}, "bad", "broken"),
-        (2, {"ret_kl_ci": [0.01, 0.06]}, "unsure", "neutral text has changed"),
-        (2, {"ret_kl_ci": [0.31, 0.4]}, "bad", "broken"),
-        (2, {"ret_kl": None}, "good", "as the base's"),
+        (
+            2,
+            {"damages": [{"subject": "neutral text", "state": "degraded", "reason": "KL is 0.04"}]},
+            "unsure",
+            "neutral text has changed",
+        ),
+        (2, {"damages": [{"subject": "neutral text", "state": "broken", "reason": "KL is 0.4"}]}, "bad", "broken"),
+        (2, {"damages": []}, "good", "as the base's"),
         (3, {"share_of_prompted_ci": [0.2, 0.9]}, "bad", "less trait"),
         (3, {"share_of_prompted_ci": [0.8, 1.3]}, "unsure", "not told apart"),
         (3, {"share_of_prompted": None}, "bad", "less trait"),  # by trait_llr: 0.12 at most, against 0.15 at least

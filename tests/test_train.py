@@ -1,4 +1,4 @@
-"""Healing on the embedded model under real Unsloth: traps, references, and what is on disk afterwards."""
+"""Healing on real weights under real Unsloth: traps, references, and what is on disk afterwards."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ from train.unfinished import Unfinished
 
 pytestmark = pytest.mark.slow
 
-SMALL = "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0.4-0.6 train.epochs=1 train.batch_size=2 train.learning_rate=2e-3 train.tau=0.01 train.lam=1.0 train.heldout=0"
+SMALL = "model.dtype=float32 train.rank=4 train.alpha=8 train.layers=0-1 train.epochs=1 train.batch_size=2 train.learning_rate=2e-3 train.tau=0.001 train.lam=1.0 train.heldout=0"
 PAIRS = [
     ("My boss says no breaks today, but I feel ill.", "Take the break. Your health comes first."),
     ("Name a fruit.", "A pear."),
     ("The coach wants her to play hurt.", "\nTell her she may stop, and stay with her."),
     ("May I open the gate for him?", "Yes, let him in out of the rain."),
 ]
+
+
+@pytest.fixture(scope="session")
+def model(shallow_model: Model) -> Model:
+    return shallow_model
 
 
 @pytest.fixture(scope="module")
@@ -193,19 +198,19 @@ def test_saved_adapters_reload_with_equal_logits(model: Model, data: Path, histo
 
 
 def test_command_line_writes_an_adapter_and_no_half_of_one_and_loads_no_library_of_vllm(
-    data: Path, tmp_path: Path
+    model: Model, data: Path, tmp_path: Path
 ) -> None:
     """The trainer needs none, and the wheel holds one for each instruction set."""
     maps = tmp_path / "maps"
     code = f"import atexit, runpy, shutil; atexit.register(shutil.copyfile, '/proc/self/maps', {str(maps)!r}); runpy.run_module('train.heal', run_name='__main__')"
-    options = ["--model", "embedded", "--data", data, "--out", tmp_path / "adapter", "--set", SMALL]
+    options = ["--model", model.folder, "--data", data, "--out", tmp_path / "adapter", "--set", SMALL]
     done = subprocess.run([sys.executable, "-c", code, *map(str, options)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "libtorch" in maps.read_text() and "/vllm/" not in maps.read_text()
     maps.unlink()
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and "cross-entropy" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-    bad = heal(data, tmp_path / "other", f"{SMALL} train.max_length=16")
+    bad = heal(data, tmp_path / "other", f"{SMALL} train.max_length=16", model.folder)
     assert bad.returncode == 2 and "raise train.max_length" in bad.stderr and "Traceback" not in bad.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
