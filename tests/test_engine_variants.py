@@ -61,6 +61,7 @@ def test_preempted_requests_are_steered_again(small_model: Model, tmp_path: Path
     assert found["agree"] == found["tokens"]
 
 
+@pytest.mark.long
 def test_a_hostile_client_does_not_reach_an_honest_one(small_model: Model, tmp_path: Path) -> None:
     """The largest coefficients of both signs, all position modes, preemption, aborts and overflows: answers stay bit-equal."""
     for dtype, found in variant("hostile", tmp_path, small_model).items():

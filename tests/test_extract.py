@@ -34,19 +34,24 @@ CONTEXTS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def model(shallow_model: Model) -> Model:
+    return shallow_model
+
+
 @pytest.mark.parametrize("contrast", ["false", "true"])
 def test_command_line_equals_naive_forwards(model: Model, tokenizer: object, tmp_path: Path, contrast: str) -> None:
     from transformers import AutoModelForCausalLM
 
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in CONTEXTS))
-    settings = f"vector.contexts={tmp_path}/c.jsonl vector.layers=[3,29] vector.batch_size=3 vector.contrast={contrast}"
-    done = command("gen.extract", "--model", "embedded", "--out", tmp_path / "v.safetensors", "--set", settings)
+    settings = f"vector.contexts={tmp_path}/c.jsonl vector.layers=[3,5] vector.batch_size=3 vector.contrast={contrast}"
+    done = command("gen.extract", "--model", model.folder, "--out", tmp_path / "v.safetensors", "--set", settings)
     assert done.returncode == 0, done.stderr
     vector = load_vector(tmp_path / "v.safetensors")
     trait = load_trait("embedded")
     network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
     caught = {}
-    for layer in (3, 29):
+    for layer in (3, 5):
         network.model.layers[layer].register_forward_hook(
             lambda _m, _i, output, layer=layer: caught.__setitem__(layer, output)
         )
@@ -57,7 +62,7 @@ def test_command_line_equals_naive_forwards(model: Model, tokenizer: object, tmp
         return caught[layer][0, -1]
 
     away = trait.opposite if contrast == "true" else trait.neutral
-    for layer in (3, 29):
+    for layer in (3, 5):
         naive = torch.stack([state(trait.trait, text, layer) - state(away, text, layer) for text in CONTEXTS]).mean(0)
         np.testing.assert_allclose(vector.layers[layer], naive.numpy(), atol=2e-3, rtol=1e-3)
         norm = np.mean([state(away, text, layer).norm().item() for text in CONTEXTS])
@@ -70,12 +75,12 @@ def test_no_layer_after_the_last_one_read_is_computed(model: Model) -> None:
     for index, layer in enumerate(network.model.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
     prompts = [[5, 6, 7], [8, 9]]
-    found = activations(network, model.depth, [3, 5], prompts, 2, "one batch")
-    assert ran == list(range(6))
+    found = activations(network, model.depth, [2, 4], prompts, 2, "one batch")
+    assert ran == list(range(5))
     for place, ids in enumerate(prompts):
         with torch.inference_mode():  # and a network that was stopped once still runs to its end
             states = network(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        for layer in (3, 5):
+        for layer in (2, 4):
             np.testing.assert_allclose(found[layer][place], states[layer + 1][0, -1].numpy(), atol=2e-3, rtol=1e-3)
 
 
@@ -100,7 +105,7 @@ def contexts(tmp_path: Path) -> Path:
 
 def test_a_later_round_is_extracted_from_the_exact_student(model: Model, contexts: Path, tmp_path: Path) -> None:
     """What the merged fp32 checkpoint gives, whatever model.dtype is, also where a bf16 one would swallow the round."""
-    config = VectorConfig(contexts=str(contexts), layers=[3, 29])
+    config = VectorConfig(contexts=str(contexts), layers=[3, 5])
     history = adapter(tmp_path / "history", 6e-3)
     with pytest.raises(SteerHealError, match="too coarse for the adapter"):
         merged(model, history, tmp_path / "students", "bfloat16")
@@ -109,7 +114,7 @@ def test_a_later_round_is_extracted_from_the_exact_student(model: Model, context
         extract(base, over, ModelConfig(dtype="bfloat16"), config)
         for base, over in ((model, history), (checkpoint, None), (model, None))
     )
-    for layer in (3, 29):
+    for layer in (3, 5):
         np.testing.assert_allclose(found.layers[layer], wanted.layers[layer], atol=1e-5, rtol=1e-5)
         assert np.abs(found.layers[layer] - plain.layers[layer]).max() > 5e-5
     assert found.metadata["model_fingerprint"] == model.fingerprint == plain.metadata["weights_fingerprint"]
@@ -153,13 +158,17 @@ def test_a_template_without_a_system_role_is_refused(model: Model, tmp_path: Pat
         (tmp_path / "m" / file.name).symlink_to(file)
     (tmp_path / "m" / "chat_template.jinja").unlink()
     (tmp_path / "m" / "chat_template.jinja").write_text("{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x")  # fmt: skip
-    done = command("gen.extract", "--model", tmp_path / "m", "--out", tmp_path / "v.safetensors")
+    done = command(
+        "gen.extract", "--model", tmp_path / "m", "--out", tmp_path / "v.safetensors", "--set", "vector.layers=[3]"
+    )
     assert done.returncode == 2 and "System role not supported" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_folder_without_chat_template_is_refused(model: Model, tmp_path: Path) -> None:
     shutil.copytree(model.folder, tmp_path / "m", ignore=shutil.ignore_patterns("chat_template.jinja"))
-    done = command("gen.extract", "--model", tmp_path / "m", "--out", tmp_path / "v.safetensors")
+    done = command(
+        "gen.extract", "--model", tmp_path / "m", "--out", tmp_path / "v.safetensors", "--set", "vector.layers=[3]"
+    )
     assert done.returncode == 2 and "no chat template" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "v.safetensors").exists()
 

@@ -242,7 +242,7 @@ def test_a_reading_that_has_no_answer_is_refused(
     assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_preempted_requests_are_read(server: Server, oracle: Windowed, vector: Vector) -> None:
     ask = {
         "model": "embedded", "prompt": SHORT, "temperature": 0, "max_tokens": 160, "logprobs": 0, "ignore_eos": True,

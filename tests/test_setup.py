@@ -192,8 +192,8 @@ if "install" in sys.orig_argv and any(word.startswith("torch==") for word in sys
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_cut_off_it_goes_on_by_the_same_command(project: Path, tmp_path: Path, number: int) -> None:
     """To the whole group, as a terminal does it, while pip is at work on torch: there it waits until it is ended."""
     reached = tmp_path / "reached"
