@@ -150,7 +150,7 @@ def of_texts(
     Args:
         prompted: the original model under the trait prompt, where it was scored: what it does not raise, the measure does not see.
         decoy: the original model under a persona of another trait; the trait prompt must raise the measure further.
-        draws, before, broken, degraded, price, over_decoy: as in `of_answers`.
+        draws, before, broken, degraded, price, over_decoy: as in `forced_choice_evidence`.
     """
     prompted_shift = text_delta(base, prompted, TRAIT) if prompted is not None else None
     over_persona = text_delta(decoy, prompted, TRAIT) if prompted is not None and decoy is not None else None
