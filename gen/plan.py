@@ -32,7 +32,7 @@ WHERE_KEYS = {"workers"}  # who makes the rows does not change them
 PROMPTED = "prompted"  # in a key, in the place of a coefficient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A sweep to make.
 

@@ -21,6 +21,9 @@ FILES = ("jsonl", "json", "md", "py")  # endings of files, which are no attribut
 SPARED = {"worker_cls", "common_control_vector_load"}  # of vLLM and of llama.cpp
 
 
+PATHS = re.compile(r"(?<![\w./-])(?:gen|train|evals|shared|tests|docs)/[\w./-]+\.(?:py|md|html)\b")
+
+
 @cache
 def files() -> list[Path]:
     return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -96,6 +99,12 @@ def test_dotted_names_of_ours_exist() -> None:
     assert not strange
     assert count > 90  # the search itself works
     assert exists("gen.plan.Job.walks") and not exists("gen.plan.place") and not exists("gen.plan.Job.walk")
+
+
+def test_files_of_ours_exist() -> None:
+    named = {(path, name) for path in files() for text in parted(path)[0] for name in PATHS.findall(text)}
+    assert [f"{path.relative_to(ROOT)}: {name}" for path, name in sorted(named) if not (ROOT / name).is_file()] == []
+    assert len(named) > 40
 
 
 def test_names_in_backticks_exist() -> None:
