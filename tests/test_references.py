@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from shared.config import flat
+from shared.config import flatten_config
 from shared.schema import Config
 
 PACKAGES = ("shared", "gen", "train", "evals")
@@ -89,7 +89,7 @@ def exists(name: str) -> bool:
 
 
 def test_dotted_names_of_ours_exist() -> None:
-    keys, count, strange = set(flat(Config())), 0, []
+    keys, count, strange = set(flatten_config(Config())), 0, []
     for path in files():
         for text in parted(path)[0]:
             for name in DOTTED.findall(text):
