@@ -58,7 +58,7 @@ def test_the_op_over_steps_of_a_mixed_batch() -> None:
     """Two steps: `a` in two chunks, `b` read on another slot, `c` not read; residual beside hidden, and padded rows."""
     import torch
 
-    from gen.engine import steering
+    from gen.engine import reading, steering  # noqa: F401  reading defines the op
     from gen.engine.read_buffers import Readings
 
     draws = torch.Generator().manual_seed(0)
