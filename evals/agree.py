@@ -14,13 +14,13 @@ import numpy as np
 
 from evals.round import Round
 from evals.rows import OF_THE_STUDENT
-from gen.outcome import Tally
 from shared.commands import stage_command
 from shared.errors import SteerHealError
 from shared.provenance import differences
 from shared.records import Manifest
 from shared.run import STAGES, Run
 from shared.schema import Config
+from shared.tally import Tally
 
 # What a report reads of each stage, beyond the scores.
 FILES = {
@@ -150,6 +150,14 @@ def _swept(run: Run, r: Round) -> None:
                     f"{name} at coefficient {coefficient:g} is {theirs} in scores.json",
                     f"{ours}, as counted in kept.jsonl and rejected.jsonl",
                 )
+    if r.causes != r.counted_causes:
+        raise _disagree(
+            run,
+            r.number,
+            r.manifests,
+            f"causes of filter.json: {dict(r.causes)}",
+            f"{dict(r.counted_causes)}, as rejected.jsonl comes to",
+        )
     dose = float(np.mean([row.coefficient for row in r.kept])) if r.kept else None
     for line in r.scores.conditions:
         if line.stage not in ("steered", "random", "decoy", *OF_THE_STUDENT) and line.coefficient:

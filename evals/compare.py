@@ -105,7 +105,7 @@ def condition_rows(argument: str) -> tuple[Path, list[ScoreRow]]:
 
 
 def named_answers(argument: str) -> Answers:
-    """The answers of one condition, as `rows_of` names it."""
+    """The answers of one condition, as `condition_rows` names it."""
     return answers_of(*condition_rows(argument))
 
 
@@ -137,9 +137,9 @@ def refuse_draws(
     """Random directions as a null: each counts once, and is of the steered side's dose.
 
     Args:
-        draws: their files, as `rows_of` names them.
+        draws: their files, as `condition_rows` names them.
         steered, others: files of the steered side, and of the sides that are no draws.
-        read: `rows_of`.
+        read: `condition_rows`.
 
     Raises:
         SteerHealError: a draw is there twice, is another side, or was scored at another coefficient than the steered side.

@@ -283,8 +283,8 @@ def main() -> None:
     if run is None:
         if budget:
             console.print(f"a run with it: {setting(f'eval.think={budget.think}')}", markup=False)
-    elif budget and may_adopt(run):
-        adopt(run, budget.think)
+    elif budget and may_adopt(run.folder):
+        run.config = adopt(run.folder, run.config, budget.think)
         say(f"eval.think = {budget.think} from here on, in {run.folder / 'config.toml'}")
     else:
         say(f"eval.think stays {run.config.eval.think}")

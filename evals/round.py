@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from evals.measures.free_text.rows import Generation
 from evals.measures.measure import Measure
 from evals.rows import Heldout, Scores, TokenRow, TrainingStep
 from evals.statistics import Answers
+from shared.filter_record import FilterRecord
 from shared.records import Completion, Manifest, Training
 
 
@@ -31,7 +33,22 @@ class Round:
     training: Training
     tokens: list[TokenRow]
     manifests: dict[str, Manifest]
-    limits: dict[str, float]  # of filter.json; empty for a run of an earlier version, which has none
+    filter_record: FilterRecord | None  # None for a run of an earlier version, which has no filter.json
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits of the filter by rule; empty without filter.json."""
+        return self.filter_record.limits if self.filter_record else {}
+
+    @property
+    def causes(self) -> Counter[str]:
+        """How many candidates each rule of the filter rejected; without filter.json they are counted in the rejected rows."""
+        return Counter(self.filter_record.causes) if self.filter_record else self.counted_causes
+
+    @property
+    def counted_causes(self) -> Counter[str]:
+        """The same, counted in the rejected rows, with which filter.json must agree."""
+        return Counter(reason.rule for row in self.rejected for reason in row.reasons)
 
     @property
     def answers(self) -> dict[str, Answers]:

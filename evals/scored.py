@@ -16,7 +16,7 @@ from evals.round import Round
 from evals.rows import ONCE, Heldout, LogRow, Scores, TokenRow, TrainingStep
 from shared.commands import round_command, stage_command
 from shared.errors import SteerHealError
-from shared.filter_record import FILTER_RECORD, read_filter_record
+from shared.filter_record import FILTER_RECORD, FilterRecord, read_filter_record
 from shared.lines import problem_of
 from shared.records import Completion, Manifest, Record, Training, read_jsonl, read_record
 from shared.run import STAGES, Run
@@ -115,17 +115,18 @@ def read_round(run: Run, number: int, mode: str) -> Round:
         _of(run.round(number) / "training.json", Training, again),
         read_jsonl(run.round(number) / "kl_tokens.jsonl", TokenRow, made_by=again),
         manifests,
-        _limits(run, number, manifests["filter"], again),
+        _filter_record(run, number, manifests["filter"], again),
     )
     refuse_other_counts(run, scored, STEP[mode])
     return scored
 
 
-def _limits(run: Run, number: int, manifest: Manifest, again: str) -> dict[str, float]:
+def _filter_record(run: Run, number: int, manifest: Manifest, again: str) -> FilterRecord | None:
+    """What the filter of a round recorded; None for one of an earlier version."""
     path = run.round(number) / FILTER_RECORD
     if path.relative_to(run.folder).as_posix() not in manifest.outputs:
-        return {}
-    return read_filter_record(path, again).limits
+        return None
+    return read_filter_record(path, again)
 
 
 def _one_chain(run: Run, number: int, manifests: dict[str, Manifest], step: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gen.outcome import Tally
 from gen.rules import Yardstick, rules_of
 from shared.console import console
 from shared.records import Completion
 from shared.schema import Config
+from shared.tally import Tally
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gen.commandline import Outputs, filter_options, named_after
-from gen.outcome import CoefficientSums, FilterOutcome, Starved, Tally, print_reasons, print_sweep, refuse_starvation
+from gen.outcome import FilterOutcome, Starved, print_reasons, print_sweep, refuse_starvation
 from gen.plan import Job
 from gen.rules import Yardstick, rules_of
 from gen.shard_filter import filter_shards
@@ -32,6 +32,7 @@ from shared.run import Run
 from shared.schema import FilterConfig
 from shared.stage import Stage
 from shared.strict import parse_json
+from shared.tally import CoefficientSums, Tally
 from shared.traits import load_trait
 from shared.vectors import Vector, load_vector
 
@@ -245,7 +246,7 @@ def stage(run: Run, index: int, rebuild: bool) -> None:
     except Starved:
         job.path.unlink(missing_ok=True)  # the manifest of an earlier filter, whose kept rows are gone
         raise
-    job.finish(vector.origin, kept=result.kept, rejected=result.rejected, reasons=dict(result.causes))
+    job.finish(vector.origin, kept=result.kept, rejected=result.rejected)
 
 
 def main() -> None:

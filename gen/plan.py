@@ -32,7 +32,7 @@ WHERE_KEYS = {"workers"}  # who makes the rows does not change them
 PROMPTED = "prompted"  # in a key, in the place of a coefficient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A sweep to make.
 
@@ -121,7 +121,7 @@ def fingerprint(job: Job, chat: Chat, prompts: str, unsteered: str, made_in: dic
     Args:
         job, chat: the sweep, and the rendering of its prompts.
         prompts, unsteered: digests of the rendered prompts and of round 1's unsteered rows.
-        made_in: `place` of the processes that make them.
+        made_in: `sampled_on` in the processes that make them.
     """
     from gen.engine.options import precision_options
 
@@ -202,7 +202,7 @@ def plan(
         coefficients: of every prompt.
         samples: completions of a prompt at a coefficient.
         seed: of the run, from which each row's is derived.
-        prompted: as of `rows_of`.
+        prompted: as of `planned_rows`.
     """
     check_coefficients(coefficients)
     return (

@@ -87,7 +87,7 @@ class Pool:
     named at the end. Workers whose rows would differ from the first one's are refused by name.
 
     Args:
-        made_in: what `place` of every worker has to be; None for that of the first.
+        made_in: what `gen.plan.sampled_on` of every worker has to return; None for that of the first.
         start_seconds, first_seconds, slack, least_seconds: deadlines, as the constants above say.
     """
 

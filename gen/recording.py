@@ -27,13 +27,11 @@ def is_recorded(
 ) -> Callable[[Planned], bool]:
     """Whether a planned row records log-probabilities: a function of its place in the plan alone, whatever the windows are.
 
-    prompted: as of `gen.plan.rows_of`. Rows under the trait prompt count like those of one coefficient.
-
     Args:
         prompts: their number in the plan.
         coefficients: of every prompt.
         samples: completions of a prompt at a coefficient.
-        prompted: as of `gen.plan.rows_of`.
+        prompted: as of `gen.plan.planned_rows`. Rows under the trait prompt count like those of one coefficient.
     """
     if prompted:
         steered = sum(coefficient != 0 for coefficient in coefficients)

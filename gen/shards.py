@@ -29,6 +29,8 @@ from shared.strict import parse_json
 if TYPE_CHECKING:
     import pyarrow
 
+    from gen.board import Board
+
 MANIFEST, CARD, INDEX = "manifest.json", "README.md", "index.jsonl"
 ROWS = 32_768  # of a shard, in whole windows
 NAME = re.compile(r"\d{5}\.parquet")
@@ -107,6 +109,8 @@ class Shards(Windows):
     appended to, lists what is complete: a line a window and a line a shard. So the number of files stays bounded, and no row is parsed twice.
     """
 
+    is_read_again = False  # there may be millions of rows
+
     def __init__(self, out: Path):
         super().__init__(out)
         self.index = self.folder / INDEX
@@ -180,6 +184,10 @@ class Shards(Windows):
         self._whole.add(index)
         if all(other in self for other in self._of_shard(index // self.each)):
             self._pack(index // self.each)
+
+    def show(self, index: int, keys: Sequence[str], board: Board, name: str = "") -> None:
+        """As of a file of rows, but by the window's line in the index: its rows are not read."""
+        board.count(*self.counted(index, keys), name)
 
     def counted(self, index: int, keys: Sequence[str]) -> tuple[int, int]:
         """Numbers of rows and tokens of a complete window. Raises SteerHealError where its keys are not the planned ones."""

@@ -1,12 +1,15 @@
 """Sample a sweep of coefficients in windows of one mixed batch each, every completion scored under the original weights.
 
-The steps, in the order they happen, each with the file that owns it:
+`stage` and `main` choose the prompts (gen/prompts.py) and make the job (gen/plan.py). The steps of `sweep`, in the order they happen,
+each with the files that own it:
 
-1. prompts   chosen (gen/prompts.py), read, rendered and looked over before anything starts (gen/survey.py)
-2. plan      the job, all that its rows depend on, and every row to make (gen/plan.py); the dose that a walk finds (gen/walk.py)
-3. windows   made by a crew, this process or workers (gen/crews.py), and kept in a folder (gen/windows.py)
-4. rows      of a window: sampled, scored and recorded (gen/sampler.py); joined in the order of the plan
-5. filter    what it would keep, as a table (gen/filter.py); the filter itself is the next stage
+1. prompts   all of them rendered and checked, before anything starts (gen/survey.py)
+2. crew      who samples: this process or workers (gen/crews.py); the folder of the windows that an earlier try made (gen/windows.py)
+3. dose      where it is searched for: by survival (gen/walk.py) or at a KL (gen/iso_kl.py)
+4. plan      every row to make, in windows (gen/plan.py), and which of them are recorded for the trainer (gen/recording.py)
+5. windows   sampled and scored (gen/sampler.py), kept in the folder, shown (gen/board.py), until enough rows are kept (gen/until.py)
+6. rows      of all windows, published in the order of the plan (gen/windows.py, gen/shards.py)
+7. tables    the dose, and what the filter would keep (gen/filter.py); the filter itself is the next stage
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from gen.pool import Item
 from gen.prompts import open_round
 from gen.recording import is_recorded
 from gen.rules import Yardstick
-from gen.shards import Shards, store_of
+from gen.shards import store_of
 from gen.students import ServedStudent, served_student
 from gen.survey import RendererRecipe, same_prompts, survey
 from gen.until import until_of
@@ -70,7 +73,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         yardstick = Yardstick(job.frozen() if job.frozen else ())
     until = until_of(job, store, yardstick)
 
-    # 2. Plan
+    # 2. Crew
     total = prompts.count * (len(job.coefficients) + job.searches) * samples
     count = math.ceil(total / config.sweep.window)
     with ExitStack() as stack:
@@ -82,6 +85,7 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
             f"{total} rows of {prompts.count} prompts, the longest of {prompts.longest} tokens"
             + (f"; resuming: {finished} of {count} windows are finished" if finished else "")
         )
+        # 3. Dose
         # iso-KL's network is gone before an engine takes its memory; the walk asks the engine
         iso_kl = iso_kl_of(job, store, renderer, prompts.count) if job.searches and not job.walks else None
         if finished < count:
@@ -89,23 +93,20 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
         walk = walked_dose(job, store, crew, prompts.count, yardstick) if job.walks else None
         coefficients = [*job.coefficients, *[dose.coefficient for dose in (walk, iso_kl) if dose]]
 
+        # 4. Plan
         records = is_recorded(prompts.count, coefficients, samples, prompted=job.prompted)
         rows = plan(same_prompts(job.prompts, prompts), coefficients, samples, job.seed, prompted=job.prompted)
         planned = windows((replace(row, recorded=records(row)) for row in rows), config.sweep.window)
 
-        # 3. Windows
+        # 5. Windows
         bar = stack.enter_context(progress("rate", "kept"))
         board = Board(bar, total, yardstick, config, grows=job.frozen is None)
         keys: dict[int, list[str]] = {}  # of the windows at work
 
         def count_window(index: int, names: list[str], label: str = "") -> None:
-            if isinstance(store, Shards):
-                board.count(*store.counted(index, names), label)
-            else:
-                board.add(store.read(index, names), label)
-            if (
-                until
-            ):  # it counts in the order of the plan: a window ahead of others is read again later, not held in memory
+            store.show(index, names, board, label)
+            # it counts in the order of the plan: a window ahead of others is read again later, not held in memory
+            if until:
                 until.add(index)
 
         def missing() -> Iterator[Item]:
@@ -124,19 +125,19 @@ def sweep(job: Job, *, rebuild: bool = False) -> None:
             store.write(index, window_rows)
             count_window(index, keys.pop(index), f"window {index + 1} of {count}")
 
-    # 4. Rows
+    # 6. Rows
     published = count
     if until:
         published = count if until.last is None else until.last + 1
         console.print(until.sentence(count))
     store.publish(published)
 
-    # 5. Filter
+    # 7. Tables
     if walk:
         print_walk(walk, config.sweep.survival, config.sweep.dose_ceiling)
     if iso_kl:
         print_iso_kl(iso_kl, job.vector, config.sweep.dose_kl, config.sweep.dose_ceiling)
-    if not isinstance(store, Shards):  # whose rows are as many as the filter goes through, shard by shard
+    if store.is_read_again:
         print_filtered(job, until.yardstick if until else yardstick)
     rows_made, tokens = until.made if until else (total, board.tokens)
     counts = {
@@ -196,19 +197,19 @@ def stage(run: Run, number: int, rebuild: bool) -> None:
     with open_round(config.sweep) as prompts:
         sweep(
             Job(
-                out,
-                prompts,
-                unsteered if searches else unsteered + sorted(config.sweep.coefficients),
-                f"{config.seed}/{number}",
-                served_student(origin, history, run.students, config.model.dtype, config.model.student),
-                origin,
-                vector,
-                folder / "vector.safetensors",
-                config,
-                lambda counts: job.finish(origin.identity, **counts),
-                (lambda: unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
-                run.day,
-                history,
+                out=out,
+                prompts=prompts,
+                coefficients=unsteered if searches else unsteered + sorted(config.sweep.coefficients),
+                seed=f"{config.seed}/{number}",
+                student=served_student(origin, history, run.students, config.model.dtype, config.model.student),
+                origin=origin,
+                vector=vector,
+                vector_file=folder / "vector.safetensors",
+                config=config,
+                finish=lambda counts: job.finish(origin.identity, **counts),
+                frozen=(lambda: unsteered_in(first, round_command(run.folder, 1))) if number > 1 else None,
+                day=run.day,
+                history=history,
             ),
             rebuild=rebuild,
         )
@@ -249,16 +250,16 @@ def main() -> None:
         hold(out)
         sweep(
             Job(
-                out,
-                prompts,
-                coefficients,
-                str(config.seed),
-                ServedStudent(model.folder, fingerprint=model.fingerprint),
-                model,
-                vector,
-                arguments.vector,
-                config,
-                finish,
+                out=out,
+                prompts=prompts,
+                coefficients=coefficients,
+                seed=str(config.seed),
+                student=ServedStudent(model.folder, fingerprint=model.fingerprint),
+                origin=model,
+                vector=vector,
+                vector_file=arguments.vector,
+                config=config,
+                finish=finish,
                 day=config.model.day,
             ),
             rebuild=arguments.rebuild,

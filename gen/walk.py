@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from gen.crews import Crew
-from gen.outcome import Tally
 from gen.plan import Job, Planned, planned_rows, spread_prompts
 from gen.rules import Yardstick, rules_of
 from gen.windows import Windows
@@ -23,6 +22,7 @@ from shared.errors import SteerHealError
 from shared.lines import problem_of
 from shared.records import Completion, Prompt
 from shared.schema import Config
+from shared.tally import Tally
 
 Answer = TypeVar("Answer")
 

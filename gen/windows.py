@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.commands import removal
 from shared.console import say
@@ -19,11 +19,16 @@ from shared.publish import atomic_file, intact, seal, seal_of, write_json
 from shared.records import Completion, iterate_jsonl
 from shared.strict import parse_json
 
+if TYPE_CHECKING:
+    from gen.board import Board
+
 VERSION = 4  # 1 had no seals, and other last digits in its scores; 2 did not know the instruction set, 3 not the code
 
 
 class Windows:
     """`.<out>.windows/` with plan.json, the fingerprint of all that determines the rows, and per whole window a JSONL and its sha256."""
+
+    is_read_again: ClassVar[bool] = True  # the whole output, at the end of the sweep, for the filter's table
 
     def __init__(self, out: Path):
         self.out, self.folder = out, out.with_name(f".{out.name}.windows")
@@ -135,6 +140,20 @@ class Windows:
             yield row
         if (key := next(expected_keys, None)) is not None:
             raise self._other(index, "its end", key, again)
+
+    def show(self, index: int, keys: Sequence[str], board: Board, name: str = "") -> None:
+        """Count a whole window on the board.
+
+        Args:
+            index: of the window.
+            keys: of its rows in the plan.
+            board: that counts it.
+            name: as of `Board.add`.
+
+        Raises:
+            SteerHealError: rows of other keys.
+        """
+        board.add(self.read(index, keys), name)
 
     def _other(self, index: int, given: str, expected: str, again: str) -> SteerHealError:
         return SteerHealError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 CONFIG, RUN = "configs/smollm2.toml", "runs/smollm2"  # the Makefile's defaults
 FORM = "STEER_HEAL_FORM"  # environment: `make` or `steer-heal`, set by who began the process; unset under `python -m`
@@ -58,7 +60,24 @@ COMMANDS = {
     "bench score": Command("evals.bench", "evals.commandline:bench_options", "speed of the scoring, as a ratio"),
     "completion": Command("shared.completion", "shared.commandline:completion_options", "the script that completes words in a shell"),
 }  # fmt: skip
+CHECK_MEASURES = (
+    "evals.measures.registry:check_measures"  # takes the section eval of a configuration, before it is frozen
+)
 NAMES = {command.module: name for name, command in COMMANDS.items()}
+
+
+def imported(place: str) -> Callable[..., Any]:
+    """Import a function of a package above this one, by one of the names of this file.
+
+    Args:
+        place: module:function; of a package, the function may be in its __main__.
+    """
+    name, _, function = place.partition(":")
+    module = import_module(name)
+    if not hasattr(module, function):
+        module = import_module(f"{name}.__main__")
+    loaded: Callable[..., Any] = getattr(module, function)
+    return loaded
 
 
 def form() -> str:

@@ -13,6 +13,7 @@ from argcomplete.lexers import split_line
 
 from shared.commandline import SHELLS, completion_options
 from shared.commands import COMMANDS
+from shared.subcommands import command_in, options_of
 
 
 def script(shell: str) -> str:
@@ -24,8 +25,6 @@ def script(shell: str) -> str:
 
 def complete() -> NoReturn:
     """Answer a shell that asks for words, in argcomplete's protocol, and end the process."""
-    from shared.main import command_in, options_of
-
     line, point = os.environ["COMP_LINE"], int(os.environ["COMP_POINT"])
     _, _, _, words, _ = split_line(line, point)  # those before the cursor's
     name = command_in(words[1:])

@@ -8,17 +8,15 @@ import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
 from shared.errors import SteerHealError, in_one_line
+from shared.record import Record
 from shared.strict import BOM, Convertible, explained, parse_json
 
-if TYPE_CHECKING:
-    from shared.records import Record
-
-Row = TypeVar("Row", bound="Record")
+Row = TypeVar("Row", bound=Record)
 
 
 def placed_jsonl(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module, metadata
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from shutil import which
-from typing import Any
 
-from shared.commands import COMMANDS, FORM, PROGRAM, nearest_command, program
+from shared.commands import COMMANDS, FORM, PROGRAM, imported, nearest_command, program
 from shared.errors import SteerHealError
-from shared.options import Options
+from shared.subcommands import command_in, options_of
 
 
 def main() -> None:
@@ -51,11 +50,6 @@ def _typed(script: str) -> str:
     return os.path.relpath(script)
 
 
-def command_in(words: Sequence[str]) -> str | None:
-    """The subcommand that words begin with; some have two words."""
-    return next((name for count in (2, 1) if (name := " ".join(words[:count])) in COMMANDS), None)
-
-
 def dispatch(name: str, words: Sequence[str]) -> None:
     """Run a subcommand. Its options are read first, so that help and a typing error do not wait for its imports.
 
@@ -69,27 +63,6 @@ def dispatch(name: str, words: Sequence[str]) -> None:
     sys.argv = [f"steer-heal {name}", *words]
     options_of(name).parse_args(words)
     imported(f"{COMMANDS[name].module}:main")()
-
-
-def options_of(name: str) -> Options:
-    """The options of a subcommand."""
-    options = imported(COMMANDS[name].options)()
-    assert isinstance(options, Options)
-    return options
-
-
-def imported(place: str) -> Callable[[], Any]:
-    """Import a function.
-
-    Args:
-        place: module:function; of a package, the function may be in its __main__.
-    """
-    name, _, function = place.partition(":")
-    module = import_module(name)
-    if not hasattr(module, function):
-        module = import_module(f"{name}.__main__")
-    loaded: Callable[[], Any] = getattr(module, function)
-    return loaded
 
 
 def commands_overview() -> str:

@@ -203,11 +203,11 @@ class Options(argparse.ArgumentParser):
 
     def _key(self, name: str) -> str | None:
         """The configuration key that an option of another name was meant for; of several of one name the one of this stage."""
-        from shared.config import flatten_config
+        from shared.overrides import flatten
         from shared.schema import Config
 
         typed = name.lstrip("-").replace("-", "_")
-        keys = [key for key in flatten_config(Config()) if key.rpartition(".")[2] == typed]
+        keys = [key for key in flatten(Config().model_dump()) if key.rpartition(".")[2] == typed]
         section = SECTIONS.get(self.module)
         return next((key for key in keys if key.partition(".")[0] == section), keys[0] if len(keys) == 1 else None)
 
@@ -299,7 +299,7 @@ def share(text: str) -> float:
 def overrides(text: str) -> str:
     """Overrides of the configuration. Raises SteerHealError for a key that is there twice."""
     if text.count("=") > 1:
-        from shared.config import refuse_repeated
+        from shared.overrides import refuse_repeated
 
         refuse_repeated(text)
     return text

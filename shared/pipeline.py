@@ -172,7 +172,7 @@ def run_steps(run: Run, todo: Sequence[Step], mode: str, rebuild: bool) -> None:
     remove_old_students(run, waiting[0].number if waiting else None)
     if waiting:
         run.check()  # a file may have gone since the run was begun
-    if waiting and wants_preflight(run):
+    if waiting and wants_preflight(run.folder, run.config):
         pipeline.prepare()
         pipeline.preflight()
     estimates = print_estimate([waiting], run.folder, [run]) if waiting else None

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from shared.commands import nearest_command, setting
+from shared.commands import CHECK_MEASURES, imported, nearest_command, setting
 from shared.context import fitted, refuse_lengths
 from shared.errors import SteerHealError
 from shared.instrument import read_instrument
@@ -72,8 +71,7 @@ def check(config: Config, *, weights: bool = True) -> Config:
         _instrument(judged.instrument)
     with _key("eval.vignettes", judged.vignettes):
         load_vignettes(judged.vignettes)
-    # By name: the ground floor imports no floor above it.
-    import_module("evals.measures.registry").check_measures(judged)
+    imported(CHECK_MEASURES)(judged)
     with _key("sweep.dilemmas", sweep.dilemmas):
         _prompts(sweep.dilemmas, "dilemmas.jsonl")
     if sweep.n_mundane:

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -27,9 +26,10 @@ from shared.lines import conversion_of, placed_jsonl, problem_of
 from shared.logprobs import Agreement, Logprobs
 from shared.publish import atomic_file
 from shared.reasons import Reason
+from shared.record import VERSION as VERSION
+from shared.record import Record as Record
 from shared.strict import WIDEST, parse_json
 
-VERSION = 1
 DATA = Path(__file__).parent / "data"
 
 Row = TypeVar("Row", bound="Record")
@@ -64,21 +64,6 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Inside = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
-
-
-def _whole(version: Any) -> Any:
-    if type(version) is not int:  # Literal takes true and 1.0 for 1
-        raise ValueError("a whole number")
-    return version
-
-
-class Record(BaseModel):
-    """What is read from a file: "5.0", true and [1.0] are no numbers, and 1.0 is no count."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
-    version: Annotated[Literal[1], BeforeValidator(_whole)] = 1
-    known_by: ClassVar[tuple[str, ...]] = ()  # fields that no two rows of a file have in common
-    shape: ClassVar[str] = ""  # what a row holds, for errors, where its required fields do not say it
 
 
 class Asked(Record):
@@ -138,7 +123,7 @@ class Completion(Record):
     trait_llr: Nats | None
     distinct_3: Share | None
     prompted: bool = False
-    reasons: list[Reason] = []
+    reasons: list[Reason] = Field(default_factory=list)
     logprobs: Logprobs | None = None
 
     @model_validator(mode="after")

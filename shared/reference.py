@@ -16,10 +16,10 @@ from shared import outputs
 from shared.cli import entry
 from shared.commands import COMMANDS, FORM, PROGRAM
 from shared.console import say
-from shared.main import options_of
 from shared.options import Options
 from shared.publish import write_text
 from shared.schema import Config, Section
+from shared.subcommands import options_of
 
 NOTE = "Written by `make docs`, which a test compares with the code: edit the code, not this page."
 BOUNDS: dict[type, tuple[str, str]] = {

@@ -7,41 +7,50 @@ round takes longer. What a user sets, in a file or by SET, stands, whatever it i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shared.config import frozen_at, resolve_config, sources_of, to_toml
 from shared.publish import write_text
 from shared.schema import Config
 from shared.traits import load_trait
 
-if TYPE_CHECKING:
-    from shared.run import Run
-
 FILE = "preflight.json"  # in the folder of the run
 KEY, SOURCE = "eval.think", "the preflight"
 
 
-def may_adopt(run: Run) -> bool:
-    """Whether the preflight may say eval.think: nobody else has, and nothing of the run is made that could depend on it."""
-    is_set = sources_of(run.folder / "config.toml").get(KEY) not in ("default", SOURCE)
-    return not is_set and not any(run.folder.glob("rounds/*/manifests/*.json"))
+def may_adopt(folder: Path) -> bool:
+    """Whether the preflight may say eval.think: nobody else has, and nothing of the run is made that could depend on it.
+
+    Args:
+        folder: of the run.
+    """
+    is_set = sources_of(folder / "config.toml").get(KEY) not in ("default", SOURCE)
+    return not is_set and not any(folder.glob("rounds/*/manifests/*.json"))
 
 
-def wants_preflight(run: Run) -> bool:
-    """Whether the runner does a preflight before round 1. It does none for a trait that the forced choice is not read for."""
-    return (
-        may_adopt(run)
-        and not (run.folder / FILE).is_file()
-        and load_trait(run.config.scored_trait).read_for is not None
-    )
+def wants_preflight(folder: Path, config: Config) -> bool:
+    """Whether the runner does a preflight before round 1. It does none for a trait that the forced choice is not read for.
+
+    Args:
+        folder, config: of the run.
+    """
+    return may_adopt(folder) and not (folder / FILE).is_file() and load_trait(config.scored_trait).read_for is not None
 
 
-def adopt(run: Run, think: int) -> None:
-    """Write the preflight's answer as eval.think into the frozen configuration of a run whose configuration leaves it out."""
-    path = run.folder / "config.toml"
-    run.config = with_think(run.config, think)
+def adopt(folder: Path, config: Config, think: int) -> Config:
+    """Write the preflight's answer as eval.think into the frozen configuration of a run whose configuration leaves it out.
+
+    Args:
+        folder, config: of the run.
+        think: tokens, as the preflight found them.
+
+    Returns:
+        The configuration as it is now frozen.
+    """
+    path = folder / "config.toml"
+    adopted = with_think(config, think)
     sources = {**sources_of(path), KEY: SOURCE}
-    write_text(path, to_toml(run.config, sources, frozen_at(path)))
+    write_text(path, to_toml(adopted, sources, frozen_at(path)))
+    return adopted
 
 
 def with_think(config: Config, think: int) -> Config:

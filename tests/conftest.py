@@ -38,10 +38,15 @@ settings.register_profile(
 settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 LAYERS = [14, 15]
-# Files that use the fixtures engine or server; the last one ends the server.
-ENGINE = ["test_serve", "test_ecosystem", "test_reading", "test_forced_choice", "test_free_text", "test_measure_seam", "test_preflight", "test_probe", "test_survey", "test_terms", "test_agreement_stage", "test_cache", "test_engine", "test_drain"]  # fmt: skip
+# Files that use the fixtures engine or server, as test_layout.py checks; the last one ends the server.
+ENGINE = ["test_serve", "test_ecosystem", "test_reading", "test_forced_choice", "test_free_text", "test_measure_seam", "test_preflight", "test_probe", "test_survey", "test_terms", "test_agreement_stage", "test_cache", "test_scan", "test_engine", "test_drain"]  # fmt: skip
 # Of the others those that take longest, by a measurement.
 LONGEST = ["test_pipeline", "test_train", "test_engine_variants", "test_sweep", "test_steer_api", "test_resume", "test_verify", "test_export", "test_setup", "test_study", "test_parity", "test_cli", "test_report"]  # fmt: skip
+
+
+SHARING = pytest.StashKey[
+    dict[str, bool]
+]()  # by collected file: whether a test of it uses the fixtures engine or server
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -57,8 +62,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Files(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _shares_engine(item: pytest.Item) -> bool:
+    """Whether a test uses the fixtures engine or server of this file, and not one of its own file with such a name."""
+    fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+    return any(fixtures[name][-1].func.__module__ == __name__ for name in ("engine", "server") if name in fixtures)
+
+
+@pytest.hookimpl(tryfirst=True)  # before any test is deselected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files first, so that two workers end at about the same time."""
+    config.stash[SHARING] = {item.path.stem: False for item in items} | {
+        item.path.stem: True for item in items if _shares_engine(item)
+    }
     first = [*ENGINE, *LONGEST]
     items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
 

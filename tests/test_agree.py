@@ -109,6 +109,7 @@ HEALED, TEXTS, SCORES = "scores/healed.jsonl", "scores/generations.jsonl", "scor
         (each("kept.jsonl", lambda r: {"reasons": [{"rule": "loop", "value": 1.0, "limit": 0.3}]}), "reasons of each rejected row"),
         (each("rejected.jsonl", lambda r: {"reasons": []}), "reasons of each rejected row"),
         (rows("rejected.jsonl", lambda found: [*found, found[0] | {"key": "another"}]), "n at coefficient 0.75 is 56"),
+        (record("filter.json", lambda v: v["causes"].update(loop=99)), "causes of filter.json: {"),
         # conditions
         (record(SCORES, lambda v: v["conditions"][2].update(coefficient=2.0)), "steered at coefficient 2.0"),
         (record(SCORES, lambda v: v["conditions"][0].update(coefficient=1.0)), "base at coefficient 1"),

@@ -21,7 +21,7 @@ from evals.report.panel import svg
 from evals.side import ScoredRun, read_side
 from shared.config import resolve_config
 from shared.errors import SteerHealError
-from shared.main import options_of
+from shared.subcommands import options_of
 
 QUICK = "eval.bootstrap=100"
 

@@ -15,8 +15,8 @@ from evals.ending import next_commands, show_ending, trait_name
 from evals.results import results_of
 from evals.scored import scored_rounds
 from shared.console import console
-from shared.main import command_in, options_of
 from shared.run import Run
+from shared.subcommands import command_in, options_of
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from conftest import ROOT
 from evals.ladder import VERDICTS
 from shared.config import described_keys
 from shared.glossary import CLOSE, GLOSSARY, OPEN, define, definition, glossary_page, main, with_glossary
-from shared.main import options_of
+from shared.subcommands import options_of
 
 
 def test_the_page_is_what_the_code_holds() -> None:

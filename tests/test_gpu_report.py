@@ -134,8 +134,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_every_part_is_a_command_that_there_is(tmp_path: Path) -> None:
     """Its options are read by the command's own parser, which refuses what it does not have."""
-    from shared.commands import COMMANDS
-    from shared.main import imported
+    from shared.commands import COMMANDS, imported
 
     found = gpu_parts(tmp_path)
     assert tuple(part.name for part in found) == GPU_PARTS

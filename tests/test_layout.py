@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from conftest import ROOT
+import pytest
+from conftest import ENGINE, ROOT, SHARING
 
 PACKAGES = ("shared", "gen", "train", "evals")
 LAYOUT = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].split("```")[1]
@@ -21,3 +22,9 @@ def test_every_module_is_named() -> None:
 def test_no_module_is_named_that_is_gone() -> None:
     stems = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     assert sorted({name for name in re.findall(r"\w+\.py", LAYOUT) if name not in stems}) == []
+
+
+def test_files_that_share_an_engine_are_listed(pytestconfig: pytest.Config) -> None:
+    """Of the files collected: in `make test`, all of them. One that is not listed would start an engine of its own."""
+    sharing = pytestconfig.stash[SHARING]
+    assert {file for file, shares in sharing.items() if shares} == set(ENGINE) & sharing.keys()

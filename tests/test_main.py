@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from shared.commands import COMMANDS, as_typed, command_of, nearest_command, round_command, setting
-from shared.main import _typed, imported, options_of
+from shared.commands import COMMANDS, as_typed, command_of, imported, nearest_command, round_command, setting
+from shared.main import _typed
 from shared.options import Options
+from shared.subcommands import options_of
 
 
 def steer_heal(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -206,7 +207,7 @@ def test_every_shell_has_its_script() -> None:
 
 
 def test_completion_imports_nothing_that_takes_long(tmp_path: Path) -> None:
-    code = "import sys, atexit\natexit.register(lambda: None)\nfrom shared.main import options_of\nfrom shared import completion\nfrom shared.commands import COMMANDS\nfor name in COMMANDS: options_of(name)\nprint(*sys.modules)"
+    code = "import sys, atexit\natexit.register(lambda: None)\nfrom shared.subcommands import options_of\nfrom shared import completion\nfrom shared.commands import COMMANDS\nfor name in COMMANDS: options_of(name)\nprint(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.split()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from shared.commands import COMMANDS
 from shared.errors import SteerHealError
 from shared.folding import gates_of
-from shared.main import options_of
 from shared.options import finite_number, positive, share, whole
+from shared.subcommands import options_of
 
 SWEEP = ["--model", "m", "--vector", "v", "--prompts", "p", "--out", "s.jsonl"]
 SCORE = ["--model", "m", "--vector", "v", "--out", "s.jsonl"]

@@ -17,11 +17,11 @@ from shared.cli import configured
 from shared.commands import COMMANDS
 from shared.errors import SteerHealError
 from shared.folding import fold
-from shared.main import options_of
 from shared.models import Model
 from shared.options import Options
 from shared.outputs import guard, output_file, output_folder
 from shared.stage import Stage
+from shared.subcommands import options_of
 from train.commandline import heal_options
 from train.unfinished import Unfinished
 

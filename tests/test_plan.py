@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import tracemalloc
 from collections.abc import Iterator
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gen import sweep
 from gen.plan import plan, spread_prompts, windows
 from shared.errors import SteerHealError
 from shared.records import Prompt
@@ -77,3 +80,9 @@ def test_prompts_of_a_probe_are_spread(total: int, count: int) -> None:
     assert len(chosen) == len(set(chosen)) == min(total, count) and chosen[0] == 0
     gaps = [b - a for a, b in zip(chosen, [*chosen[1:], total], strict=True)]
     assert max(gaps) - min(gaps) <= 1
+
+
+def test_the_steps_of_a_sweep_are_those_of_its_docstring() -> None:
+    steps = re.findall(r"^(\d)\. (\w+)", sweep.__doc__ or "", re.MULTILINE)
+    sections = re.findall(r"^ +# (\d)\. (\w+)$", inspect.getsource(sweep.sweep), re.MULTILINE)
+    assert len(steps) > 5 and steps == [(number, name.lower()) for number, name in sections]

@@ -58,11 +58,12 @@ def test_the_op_over_steps_of_a_mixed_batch() -> None:
     """Two steps: `a` in two chunks, `b` read on another slot, `c` not read; residual beside hidden, and padded rows."""
     import torch
 
-    from gen.engine import reading, steering
+    from gen.engine import reading, steering  # noqa: F401  reading defines the op
+    from gen.engine.read_buffers import Readings
 
     draws = torch.Generator().manual_seed(0)
     buffers = steering.Buffers.allocate([3, 5], 2, 8, 4, torch.device("cpu"))
-    buffers.readings = reading.Readings.allocate(buffers)
+    buffers.readings = Readings.allocate(buffers.bank, len(buffers.slot))
     buffers.readings.alive = {"a", "b", "c"}
     for slot in (1, 2):
         buffers.put(slot, {layer: torch.randn(4, generator=draws).numpy() for layer in ([3, 5] if slot == 1 else [5])})

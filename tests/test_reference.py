@@ -11,9 +11,9 @@ from conftest import ROOT, command
 
 from shared.commands import COMMANDS
 from shared.config import described_keys, flatten_config
-from shared.main import options_of
 from shared.reference import pages
 from shared.schema import Config
+from shared.subcommands import options_of
 
 
 @pytest.mark.parametrize("name", ["cli.md", "settings.md"])

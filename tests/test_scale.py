@@ -52,7 +52,7 @@ if step == "sweep":
     Vector({0: np.ones(model.hidden, dtype=np.float32)}, {}).save(folder / "v.safetensors")
     with open_prompts(str(folder / "p.jsonl")) as rows:
         out = folder / "s"
-        sweep(Job(out, rows, [0.0, 0.5, 1.0, 1.5, 2.0], "0", ServedStudent(model.folder), model, load_vector(folder / "v.safetensors"), folder / "v.safetensors", config, lambda counts: shards.store_of(out).discard()))
+        sweep(Job(out=out, prompts=rows, coefficients=[0.0, 0.5, 1.0, 1.5, 2.0], seed="0", student=ServedStudent(model.folder), origin=model, vector=load_vector(folder / "v.safetensors"), vector_file=folder / "v.safetensors", config=config, finish=lambda counts: shards.store_of(out).discard()))
 elif step == "filter":
     from gen.shard_filter import filter_shards
     filter_shards(folder / "s", folder / "s", config.filter, "embedded", folder / "f")

@@ -108,8 +108,9 @@ def make(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> Calla
         monkeypatch.setattr("gen.sweep.employ", employed)
         with open_prompts(str(prompts)) as rows:
             job = Job(
-                out, rows, [0.0, 0.5, 1.0, 3.0], "0", ServedStudent(model.folder, fingerprint=model.fingerprint), model, load_vector(path), path,
-                config, lambda counts: (finished.append(counts), shards.store_of(out).discard()),
+                out=out, prompts=rows, coefficients=[0.0, 0.5, 1.0, 3.0], seed="0", student=ServedStudent(model.folder, fingerprint=model.fingerprint),
+                origin=model, vector=load_vector(path), vector_file=path, config=config,
+                finish=lambda counts: (finished.append(counts), shards.store_of(out).discard()),
             )  # fmt: skip
             sweep(job, rebuild=rebuild)
         return stub

@@ -14,15 +14,15 @@ from conftest import ROOT, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.commands import COMMANDS
+from shared.commands import COMMANDS, imported
 from shared.config import resolve_config
 from shared.errors import Exit, SteerHealError
 from shared.instrument import read_instrument
-from shared.main import imported, options_of
 from shared.notebook import extract
 from shared.outputs import guard
 from shared.records import Prompt, read_jsonl, read_record
 from shared.run import open_run
+from shared.subcommands import options_of
 from shared.system import refused_path
 from shared.tables import read_parquet
 from shared.traits import Trait, load_trait

@@ -30,8 +30,8 @@ def begun(folder: Path, text: str = PLAIN, overrides: str = "") -> tuple[Run, Pa
 
 def test_the_answer_is_frozen_with_its_source_and_need_not_be_named_again(tmp_path: Path) -> None:
     run, path = begun(tmp_path)
-    assert may_adopt(run) and wants_preflight(run) and run.config.eval.think == 16
-    adopt(run, 48)
+    assert may_adopt(run.folder) and wants_preflight(run.folder, run.config) and run.config.eval.think == 16
+    run.config = adopt(run.folder, run.config, 48)
     frozen = tmp_path / "run" / "config.toml"
     assert "think = 48 # the preflight" in frozen.read_text() and sources_of(frozen)[KEY] == SOURCE
     assert run.config.eval.think == open_run(run.folder).config.eval.think == 48
@@ -45,7 +45,7 @@ def test_the_answer_is_frozen_with_its_source_and_need_not_be_named_again(tmp_pa
 
 def test_it_is_another_models_answer_where_the_model_is_another(tmp_path: Path, model: Model) -> None:
     run, path = begun(tmp_path)
-    adopt(run, 48)
+    run.config = adopt(run.folder, run.config, 48)
     other = open_run(run.folder, path, f"model.name={model.folder}", rebuild=True)
     assert other.config.eval.think == 16
 
@@ -53,23 +53,23 @@ def test_it_is_another_models_answer_where_the_model_is_another(tmp_path: Path, 
 @pytest.mark.parametrize(("text", "overrides"), [(f"{PLAIN}[eval]\nthink = 16\n", ""), (PLAIN, "eval.think=16")])
 def test_what_a_user_says_stands_even_where_it_is_the_default(text: str, overrides: str, tmp_path: Path) -> None:
     run, _ = begun(tmp_path, text, overrides)
-    assert not may_adopt(run) and not wants_preflight(run)
+    assert not may_adopt(run.folder) and not wants_preflight(run.folder, run.config)
 
 
 def test_a_run_that_has_begun_keeps_what_it_has(tmp_path: Path) -> None:
     run, _ = begun(tmp_path)
     (run.folder / FILE).write_text("{}")
-    assert may_adopt(run) and not wants_preflight(run)  # once
+    assert may_adopt(run.folder) and not wants_preflight(run.folder, run.config)  # once
     (run.folder / FILE).unlink()
     Stage(run, 1, "extract", settings={}, inputs={}, outputs=[]).finish(IDENTITY)
-    assert not may_adopt(run) and not wants_preflight(run)
+    assert not may_adopt(run.folder) and not wants_preflight(run.folder, run.config)
 
 
 def test_a_trait_that_the_forced_choice_is_not_read_for_needs_none(tmp_path: Path) -> None:
     trait = {"version": 1, "name": "x", "trait": "You rhyme.", "opposite": "You do not rhyme.", "neutral": "You help."}
     (tmp_path / "trait.json").write_text(json.dumps(trait))
     run, _ = begun(tmp_path, overrides=f"vector.trait={tmp_path / 'trait.json'}")
-    assert may_adopt(run) and not wants_preflight(run)
+    assert may_adopt(run.folder) and not wants_preflight(run.folder, run.config)
 
 
 def test_budgets_beyond_the_context_are_not_tried(tmp_path: Path, tokenizer: object) -> None:

@@ -87,7 +87,7 @@ def test_rows_are_judged_by_the_limits_of_round_one_where_it_has_been(tmp_path: 
 
 def job(windows: Windows, coefficients: Sequence[float], **sweep: Any) -> Job:
     config = CONFIG.model_copy(update={"sweep": CONFIG.sweep.model_copy(update=sweep)})
-    return Job(windows.out, None, coefficients, "0", None, None, None, None, config, print)  # type: ignore[arg-type]
+    return Job(out=windows.out, prompts=None, coefficients=coefficients, seed="0", student=None, origin=None, vector=None, vector_file=None, config=config, finish=print)  # type: ignore[arg-type]  # fmt: skip
 
 
 def test_what_it_does_not_go_with_is_refused_by_name(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from conftest import ROOT, command
 from huggingface_hub import ModelCard
 from synthetic_run import build
 
-from shared.main import command_in, options_of
 from shared.models import Model
+from shared.subcommands import command_in, options_of
 from train.card import licence_of, model_card
 
 PAGES = ("use-the-adapter.md", "own-trait.md")

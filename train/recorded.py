@@ -17,7 +17,7 @@ def recorded_beside(data: str | Path, chat: Chat) -> list[Example]:
     sampled by gen.sweep.
 
     Args:
-        data: as `train.data.load` takes it.
+        data: as `train.data.load_examples` takes it.
         chat: of the model.
     """
     with open_data(data) as source:

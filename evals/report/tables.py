@@ -175,7 +175,7 @@ def survivors(rounds: Sequence[Round]) -> Table:
 
 def rejections(rounds: Sequence[Round]) -> Table:
     """Rejected rows by rule and round."""
-    counts = {r.number: Counter(reason.rule for row in r.rejected for reason in row.reasons) for r in rounds}
+    counts = {r.number: r.causes for r in rounds}
     rules = [rule for rule, _ in sum(counts.values(), Counter()).most_common()]
     rows = [[rule, *[str(counts[r.number][rule]) for r in rounds]] for rule in rules]
     return Table(

@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from gen.engine.read_buffers import Readings
 from shared.layers import decoder_layers
-
-if TYPE_CHECKING:
-    from gen.engine.reading import Readings
 
 VERSION = 3  # part of vLLM's compile-cache key: change it with the op
 TERMS = 4  # vectors that are summed at a token, at most

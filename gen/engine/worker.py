@@ -12,7 +12,8 @@ from vllm.v1.worker.worker_base import WorkerBase
 from gen.engine import adapters, isolation, steering
 from gen.engine.generators import make_rewindable
 from gen.engine.plugin import SCHEDULER
-from gen.engine.reading import Readings, slot_of
+from gen.engine.read_buffers import Readings
+from gen.engine.reading import slot_of
 from gen.engine.requests import RESOLVED
 from gen.engine.settings import key_by_graph, settings_of
 from gen.engine.steering import UNSTEERED, Steer, Term
@@ -52,7 +53,7 @@ class Steering(WorkerBase):
         )
         self.steering.count = settings.count
         if settings.read:
-            self.steering.readings = Readings.allocate(self.steering)
+            self.steering.readings = Readings.allocate(self.steering.bank, len(self.steering.slot))
         steering.use_buffers(self.steering)
         for slot, (name, vector) in enumerate(settings.load(), start=1):
             vector.check(name, hidden=text.hidden_size, depth=text.num_hidden_layers)
