@@ -171,7 +171,7 @@ def test_a_stage_that_fails_is_the_arms_and_a_machine_that_fails_is_not(
 ) -> None:
     """By what the stage's process ends with, never by its words. Meanwhile lines say that it is at work."""
     monkeypatch.setattr(shared.console, "EVERY", 0.1)
-    plan = read_plan(written(tmp_path), tmp_path / "runs")
+    plan = read_plan(written(tmp_path, f"{STUDY}[vector]\nn_contexts = 2\n"), tmp_path / "runs")
     first = plan.cells[0]
     open_run(first.folder, plan.file, first.overrides)
     error = _perform(CellStep.of(plan, first, 1, "heal"))
@@ -494,10 +494,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_results_tables_and_figures(study: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def report(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the command wrote."""
+    out = tmp_path_factory.mktemp("report") / "out"
     done = published(study, out)
     assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_results_tables_and_figures(report: Path) -> None:
+    out = report
     names = [
         "doses.pdf",
         "doses.png",
@@ -574,16 +581,14 @@ def test_a_study_with_a_stopped_cell_publishes_and_ends_with_the_next_command(st
     assert "kl_rev, 1 | 2 extract" in (out / "results.md").read_text()
 
 
-def test_a_dead_student_takes_nothing_from_other_arms_and_rounds(study: Path, tmp_path: Path) -> None:
+def test_a_dead_student_takes_nothing_from_other_arms_and_rounds(report: Path, tmp_path: Path) -> None:
     """kl_rev's second student of seed 0 answers nothing: its path ends there, and all else stands as without it."""
     build_study(tmp_path / "dead", dead={"kl_rev-s0": {2}}, starved={"kl_rev-s1": 1}, without={"random-s0"})
+    done = published(tmp_path / "dead", tmp_path / "dead-out")
+    assert done.returncode == 0, done.stderr
     found = {}
-    for name, folder in (("sound", study), ("dead", tmp_path / "dead")):
-        done = published(folder, tmp_path / f"{name}-out")
-        assert done.returncode == 0, done.stderr
-        results = json.loads(
-            (tmp_path / f"{name}-out" / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name)
-        )
+    for name, out in (("sound", report), ("dead", tmp_path / "dead-out")):
+        results = json.loads((out / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
         assert results["at_one_shift"]["axis"] == "authority"
         found[name] = {
             (one["share"], row["arm"]): row for one in results["at_one_shift"]["shares"] for row in one["arms"]
@@ -637,11 +642,10 @@ def test_arms_are_told_apart_by_paired_differences(study: Path) -> None:
     assert shown["nll"]["ln of perplexity / base's"].startswith(f"{paid:.3f} [")
 
 
-def test_the_same_study_gives_the_same_bytes(study: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert published(study, tmp_path / name).returncode == 0
-    for one in (tmp_path / "a").iterdir():
-        assert one.read_bytes() == (tmp_path / "b" / one.name).read_bytes(), one.name
+def test_the_same_study_gives_the_same_bytes(study: Path, report: Path, tmp_path: Path) -> None:
+    assert published(study, tmp_path / "out").returncode == 0
+    for one in report.iterdir():
+        assert one.read_bytes() == (tmp_path / "out" / one.name).read_bytes(), one.name
 
 
 def test_a_cell_whose_stage_fails_stops_with_what_it_said(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def saved(figure: Figure) -> dict[str, bytes]:
     """By format, the same bytes for the same figure; text in SVG and PDF stays text."""
     files = {}
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "steer-heal", "pdf.fonttype": 42}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # keeps the layout, which each format would otherwise find again
         for kind in FORMATS:
             buffer = io.BytesIO()
             metadata = {
