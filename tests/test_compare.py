@@ -11,8 +11,9 @@ import pytest
 from conftest import command
 from synthetic_run import answers
 
-from evals.compare import main, named_answers
+from evals.compare import main
 from evals.measures.forced_choice.ask import Read
+from evals.score_files import named_answers
 from shared.errors import SteerHealError
 from shared.records import write_jsonl
 from shared.tables import write_parquet
