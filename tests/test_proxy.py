@@ -137,3 +137,9 @@ def test_logprobs_and_projections_pass_through(proxy: Any, server: Server, model
     projections = behind.provider_specific_fields["steer_projections"]
     assert projections["first"] == direct.steer_projections["first"] and len(projections["values"]) == 8
     np.testing.assert_allclose(projections["values"], direct.steer_projections["values"], atol=1e-3)
+
+
+def test_vectors_are_brought_to_the_server_alone(proxy: Any) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    for path in ("/steer/vectors", "/steer/info"):
+        assert httpx.get(str(proxy.base_url).removesuffix("/v1/") + path, headers=headers).status_code == 404
