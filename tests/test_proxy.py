@@ -25,10 +25,10 @@ pytestmark = [
 STARTUP, KEY = 120, "sk-proxy"  # seconds; LiteLLM starts without a key only if it is told that this is dangerous
 MESSAGES: list[Any] = [{"role": "user", "content": "Name a fruit."}]
 TERMS = [
-    {"vector": "trait", "coefficient": 1.0, "until": "end"},
-    {"vector": "trait", "coefficient": 2.0, "from": "end"},
+    {"vector": "trait", "coefficient": 4.0, "until": "end"},
+    {"vector": "minus", "coefficient": 8.0, "from": "end"},
 ]
-STEERED: list[dict[str, Any]] = [{"steer_vector": "trait", "steer_coefficient": 1.5}, {"steer_terms": TERMS}]
+STEERED: list[dict[str, Any]] = [{"steer_vector": "trait", "steer_coefficient": 8.0}, {"steer_terms": TERMS}]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,11 @@ def test_logprobs_and_projections_pass_through(proxy: Any, server: Server, model
     projections = behind.provider_specific_fields["steer_projections"]
     assert projections["first"] == direct.steer_projections["first"] and len(projections["values"]) == 8
     np.testing.assert_allclose(projections["values"], direct.steer_projections["values"], atol=1e-3)
+    stream = chat(proxy, model, xargs, logprobs=True, top_logprobs=1, stream=True)
+    read = [
+        choice.steer_projections for part in stream for choice in part.choices if hasattr(choice, "steer_projections")
+    ]
+    assert read == [projections]
 
 
 def test_vectors_are_brought_to_the_server_alone(proxy: Any) -> None:
