@@ -141,7 +141,8 @@ def test_logprobs_and_projections_pass_through(proxy: Any, server: Server, model
     read = [
         choice.steer_projections for part in stream for choice in part.choices if hasattr(choice, "steer_projections")
     ]
-    assert read == [projections]
+    assert len(read) == 1 and read[0]["first"] == projections["first"]
+    np.testing.assert_allclose(read[0]["values"], projections["values"], atol=1e-3)
 
 
 def test_vectors_are_brought_to_the_server_alone(proxy: Any) -> None:
