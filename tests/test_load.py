@@ -186,18 +186,15 @@ def test_every_client_gets_its_own_answer_under_load(server: Server, small_vecto
     server.http.close()
     assert server.process.wait(drain.SECONDS + 2 * drain.GRACE) == 0
     ended = time.monotonic() - load.signalled
-    tenth, fifth = len(seen) // 10, len(seen) // 5
-    first, early, last, late = (
-        float(np.median(part)) / 2**20 for part in (seen[:tenth], seen[fifth : 2 * fifth], seen[-tenth:], seen[-fifth:])
-    )
+    minutes = [float(np.median(part)) / 2**20 for part in np.array_split(seen, 10)]  # tenths, of ten minutes
+    fifth = len(seen) // 5
+    early, late = np.median(seen[fifth : 2 * fifth]), np.median(seen[-fifth:])
     answers = sum(load.counts[way] for way in ("whole", "stream", "abort"))
     print(
         f"\n{CLIENTS} clients, {SECONDS} s: {answers} answers, {len(load.wrong)} wrong; {dict(sorted(load.counts.items()))}"
     )
     print(f"counters of the server: {counters}; exit {ended:.1f} s after SIGTERM")
-    print(
-        f"resident memory, MiB: {first:.0f} in the first tenth of the time, {last:.0f} in the last, {max(seen) / 2**20:.0f} at most"
-    )
+    print(f"resident memory in each tenth of the time, MiB: {' '.join(f'{each:.0f}' for each in minutes)}")
     assert not load.wrong, load.wrong[:5]
     assert late < GROWTH * early
     assert answers > 10 * CLIENTS and load.counts["ties"] < 0.02 * answers
