@@ -39,7 +39,7 @@ settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 LAYERS = [14, 15]
 # Files that use the fixtures engine or server, as test_layout.py checks; the last one ends the server.
-ENGINE = ["test_serve", "test_ecosystem", "test_reading", "test_forced_choice", "test_free_text", "test_measure_seam", "test_preflight", "test_probe", "test_survey", "test_terms", "test_agreement_stage", "test_cache", "test_scan", "test_engine", "test_drain"]  # fmt: skip
+ENGINE = ["test_serve", "test_ecosystem", "test_reading", "test_forced_choice", "test_free_text", "test_measure_seam", "test_preflight", "test_probe", "test_survey", "test_terms", "test_agreement_stage", "test_cache", "test_scan", "test_engine", "test_proxy", "test_drain"]  # fmt: skip
 # Of the others those that take longest, by a measurement.
 LONGEST = ["test_pipeline", "test_train", "test_engine_variants", "test_sweep", "test_steer_api", "test_resume", "test_verify", "test_export", "test_setup", "test_study", "test_parity", "test_cli", "test_report"]  # fmt: skip
 

@@ -21,12 +21,12 @@ STARTUP = 300  # seconds
 
 
 class Server:
-    """A server of this test's own, greedy through the completions endpoint."""
+    """A server of this test's own, greedy through the completions endpoint. model: the name that it serves."""
 
-    def __init__(self, url: str, process: subprocess.Popen[bytes], key: str = "-"):
+    def __init__(self, url: str, process: subprocess.Popen[bytes], key: str = "-", model: str = "embedded"):
         from openai import OpenAI
 
-        self.url, self.process = url, process
+        self.url, self.process, self.model = url, process, model
         self.client = OpenAI(base_url=url, api_key=key, max_retries=0)
         self.http = httpx.Client(
             base_url=url.removesuffix("/v1"), headers={"authorization": f"Bearer {key}"}, timeout=120
@@ -34,7 +34,7 @@ class Server:
 
     def ask(self, prompt: list[int], **steering: Any) -> tuple[str, list[float]]:
         answer = self.client.completions.create(
-            model="embedded",
+            model=self.model,
             prompt=prompt,
             temperature=0,
             max_tokens=10,
@@ -54,9 +54,20 @@ def serving(
     key: str = "",
     module: str = "gen.serve",
     vectors: bool = True,
+    model: str = "embedded",
 ) -> Iterator[Server]:
-    """gen.serve with the vector as `trait` and its negative as `minus`, or with neither; options are `vllm serve`'s, arguments those of
-    the command."""
+    """gen.serve with the vector as `trait` and its negative as `minus`, or with neither.
+
+    Args:
+        vector: of the model's width and layers.
+        folder: for its files and its log.
+        options: those of `vllm serve`.
+        arguments: those of the command.
+        key: VLLM_API_KEY; the client sends the first of several.
+        module: gen.serve, or gen.play.
+        vectors: whether the vectors are served.
+        model: "embedded", or a folder.
+    """
     vector.save(folder / "v.safetensors")
     Vector({layer: -values for layer, values in vector.layers.items()}).save(folder / "w.safetensors")
     with socket.socket() as free:
@@ -64,6 +75,7 @@ def serving(
         port = free.getsockname()[1]
     words = [
         *(module, "--port", str(port), "--set", "model.dtype=float32 model.max_model_len=512"),
+        *(("--model", model) if model != "embedded" else ()),
         *(
             (*("--vector", f"trait={folder / 'v.safetensors'}", "--vector", f"minus={folder / 'w.safetensors'}"),)
             if vectors
@@ -91,7 +103,7 @@ def serving(
                         break
                 except httpx.TransportError:
                     time.sleep(1)
-            yield Server(f"http://127.0.0.1:{port}/v1", process, *key.split()[:1])
+            yield Server(f"http://127.0.0.1:{port}/v1", process, key.split()[0] if key else "-", model)
         finally:
             with suppress(ProcessLookupError):  # a test has ended it
                 os.killpg(process.pid, 15)

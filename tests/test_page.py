@@ -77,6 +77,14 @@ class Browser:
         self._socket.close()
 
 
+def violations(browser: Browser) -> list[Any]:
+    """What axe-core finds in the page that is open: rule, number of elements, the first three."""
+    browser.run(Path(AXE).read_text(encoding="utf-8"))
+    said = browser.call("Runtime.evaluate", expression="axe.run().then(found => JSON.stringify(found.violations.map(one => [one.id, one.nodes.length, one.nodes.slice(0, 3).map(node => node.html.slice(0, 200) + node.failureSummary)])))", awaitPromise=True)  # fmt: skip
+    found: list[Any] = json.loads(said["result"]["value"])
+    return found
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = build(tmp_path_factory.mktemp("run"))
@@ -142,10 +150,9 @@ def test_axe_finds_no_violation(browser: Browser, pages: dict[str, Path], which:
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.open(pages[which], 1280)
     browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
-    browser.run(Path(AXE).read_text(encoding="utf-8"))
-    said = browser.call("Runtime.evaluate", expression="axe.run().then(found => JSON.stringify(found.violations.map(one => [one.id, one.nodes.length, one.nodes.slice(0, 3).map(node => node.html.slice(0, 200) + node.failureSummary)])))", awaitPromise=True)  # fmt: skip
+    found = violations(browser)
     browser.call("Emulation.setEmulatedMedia", features=[])
-    assert json.loads(said["result"]["value"]) == []
+    assert found == []
 
 
 def test_the_answer_is_on_the_first_screen(browser: Browser, pages: dict[str, Path]) -> None:

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from serving import Server, serving
-from test_page import CHROMIUM, browser  # noqa: F401  a fixture
+from test_page import AXE, CHROMIUM, browser, violations  # noqa: F401  a fixture
 
 from gen.engine.limits import LIMIT
 from shared.vectors import Vector
@@ -376,3 +376,24 @@ def test_the_page_fits_a_phone_stops_and_keeps_text_text(page: Page, scheme: str
     assert page.tab.run("document.images.length") == 0
     unlabelled = "[...document.querySelectorAll('input, select, textarea')].filter(one => !one.labels.length).length"
     assert page.tab.run(unlabelled) == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None or not AXE, reason="no Chromium, or AXE_CORE does not name axe-core's axe.min.js")
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation_on_the_page(page: Page, scheme: str, width: int) -> None:
+    """Before the key is there, and with answers whose tokens are tinted."""
+    page.tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.open(width)
+    assert violations(page.tab) == []
+    page.enter_key()
+    page.tab.run(
+        "$('tokens').value = 12; $('coefficient').value = 2; $('coefficient').dispatchEvent(new Event('input'))"
+    )
+    page.tab.run("$('vector').value = 'trait'; $('prompt').value = 'Name a fruit.'; void go()")
+    page.until("$('status').textContent === 'done'")
+    assert page.tab.run(
+        "[...document.querySelectorAll('#column-steered .answer span')].some(one => one.style.backgroundColor)"
+    )
+    assert violations(page.tab) == []
+    page.tab.call("Emulation.setEmulatedMedia", features=[])
