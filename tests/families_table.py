@@ -138,7 +138,7 @@ Made by `python tests/families_table.py`, on {machine}, fp32, with {versions}.
   (at most 1e-5).
 - **steered log-probabilities**: our vLLM engine against Transformers with hooks that add `c * v` to the blocks' outputs, over the
   tokens of three prompts and ten candidates for the next, unsteered and at two coefficients, at all positions and from the generation
-  on: largest difference, nats (at most 1e-4); the four greedy tokens behind each prompt are the same.
+  on: largest difference, nats (at most 1e-4); the four greedy tokens after each prompt are the same.
 - **heal, fold, gates off**: two rounds of two steps each, folded. With all gates off the trainer's network, and weights with a
   history of gates 0 added, give the original's logits bit for bit; the number is the largest difference between the folded history
   in the trainer's network and added to the weights, nats (at most 1e-4).
