@@ -194,7 +194,7 @@ def _sign(interval: Sequence[float], above: str, neither: str, below: str) -> tu
 
 
 def _quality(healed: Row, compared: Mapping[str, Row | None]) -> AnswerLine:
-    coherence: Mapping[str, tuple[State, str]] = {"coherent": ("good", "as the base's"), "degraded": ("unsure", "worse"), "broken": ("bad", "broken")}  # fmt: skip
+    coherence: Mapping[str, tuple[State, str]] = {"coherent": ("good", "within the limits"), "degraded": ("unsure", "worse"), "broken": ("bad", "broken")}  # fmt: skip
     state, word = coherence.get(healed["coherence_verdict"], ("unknown", str(healed["coherence_verdict"])))
     others = [f"{name} {format_number(row['perplexity'], 2)}" for name, row in compared.items() if row is not None]
     figures = [f"perplexity {ranged(dict(healed), 'perplexity', 'perplexity_ci', 2)} ({', '.join(others)})"]

@@ -31,7 +31,7 @@ def test_a_student_that_worked() -> None:
     assert words() == [
         ("good", "It worked."),
         ("good", "yes"),
-        ("good", "as the base's"),
+        ("good", "within the limits"),
         ("good", "more trait"),
         ("good", "cheaper"),
         ("unknown", "cannot be read on this model"),
@@ -53,7 +53,7 @@ def test_a_student_that_worked() -> None:
             "neutral text has changed",
         ),
         (2, {"damages": [{"subject": "neutral text", "state": "broken", "reason": "KL is 0.4"}]}, "bad", "broken"),
-        (2, {"damages": []}, "good", "as the base's"),
+        (2, {"damages": []}, "good", "within the limits"),
         (3, {"share_of_prompted_ci": [0.2, 0.9]}, "bad", "less trait"),
         (3, {"share_of_prompted_ci": [0.8, 1.3]}, "unsure", "not told apart"),
         (3, {"share_of_prompted": None}, "bad", "less trait"),  # by trait_llr: 0.12 at most, against 0.15 at least

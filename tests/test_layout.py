@@ -16,7 +16,9 @@ def test_every_module_is_named() -> None:
     modules = {
         path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if not path.stem.startswith("__")
     }
-    assert [str(path.relative_to(ROOT)) for path in sorted(modules) if not {path.stem, path.parent.name} <= words] == []
+    assert [
+        str(path.relative_to(ROOT)) for path in sorted(modules) if not {path.stem, path.parent.name} <= words
+    ] == [], "name it under ## Layout in CONTRIBUTING.md"
 
 
 def test_no_module_is_named_that_is_gone() -> None:

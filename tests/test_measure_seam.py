@@ -44,6 +44,9 @@ def test_a_configuration_names_measures_and_their_sources() -> None:
         with pytest.raises(SteerHealError) as refused:
             measures_of(EvalConfig(measures=names))
         assert said in str(refused.value)
+    with pytest.raises(SteerHealError) as refused:
+        measures_of(EvalConfig(measures=["probe", "retenton"]))
+    assert "eval.measures=[probe,retention]" in refused.value.next
     with pytest.raises(SteerHealError, match="nowhere"):
         check_measures(EvalConfig(measures=["probe=nowhere.jsonl"]))
 
@@ -114,6 +117,9 @@ def test_a_measure_goes_from_its_requests_to_the_report(
     for place in (registry, results):
         monkeypatch.setattr(place, "MEASURES", (*MEASURES, module.Truth))
     measure: Measure = measures_of(EvalConfig(measures=[which]))[-1]
+    if which == "truth":
+        with pytest.raises(SteerHealError, match="takes no source"):
+            measures_of(EvalConfig(measures=["truth=items.jsonl"]))
     session = measure.begin(scoring_of(tmp_path, model, vector))
     if isinstance(measure, Probe):
         session.pairs, session.questions = (

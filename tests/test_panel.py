@@ -14,6 +14,7 @@ from evals.report.figures.base import Shown
 from evals.report.figures.registry import FIGURES, panels_of
 from evals.report.html import anchor, charts, grid, meaning_of, number_and_interval, table_csv
 from evals.report.looks import GREEN, ORANGE
+from evals.report.page import GROUPS
 from evals.report.panel import SVG, Mark, Panel, Plot, panels_png, svg
 from evals.table import Table
 from shared.glossary import definition
@@ -81,6 +82,10 @@ def test_a_difference_has_the_meaning_of_what_it_is_of() -> None:
     assert meaning_of("no such column") is None
 
 
+def test_every_figure_has_a_place_on_the_page() -> None:
+    assert {figure.group for figure in FIGURES} <= {*GROUPS, "answer"}
+
+
 def test_the_example_of_the_docs_is_a_figure() -> None:
     code = (ROOT / "docs" / "report.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
@@ -94,4 +99,6 @@ def test_the_example_of_the_docs_is_a_figure() -> None:
     ]
     (drawn,) = names["LOOPING"].panels(Shown(rows, []))
     assert drawn.finding == "Looping: base 0.000, healed 0.250."
+    assert names["panels"].__doc__ and names["LOOPING"].group in GROUPS
+    assert names["LOOPING"].panels(Shown([row | {"round": 0, "stage": "base"}], [])) == [], "a run without the column"
     assert svg(drawn, "looping").count('class="pt"') == 2

@@ -212,6 +212,7 @@ class Measure(ABC):
 
     name: ClassVar[str]
     row: ClassVar[type[Record]]
+    takes_source: ClassVar[bool] = False  # whether items of a file or a data set can stand in the place of its own
     columns: ClassVar[tuple[str, ...]] = ()
     headlines: ClassVar[tuple[Headline, ...]] = ()
     every_draw: ClassVar[bool] = False  # or the first random direction alone

@@ -34,6 +34,7 @@ def measures_of(config: EvalConfig) -> list[Measure]:
     named = [entry.partition("=") for entry in config.measures]
     others = [measure.name for measure in MEASURES if measure.name not in ALWAYS]
     names = [name for name, _, _ in named]
+    source_of = {name: source for name, _, source in named}
     for name in names:
         if name not in others or names.count(name) > 1:
             meant = nearest_command(name, others)
@@ -43,10 +44,20 @@ def measures_of(config: EvalConfig) -> list[Measure]:
                 expected=f"did you mean {meant}?"
                 if meant and name not in others
                 else f"some of {', '.join(others)}, each once",
-                next=setting(f"eval.measures=[{','.join(dict.fromkeys(n for n in names if n in others))}]"),
+                next=setting(
+                    f"eval.measures=[{','.join(dict.fromkeys(n for n in [meant if n == name else n for n in names] if n in others))}]"
+                ),
             )
-    sources = {name: source for name, equals, source in named if equals}
-    return [measure(sources.get(measure.name, "embedded")) for measure in MEASURES if measure.name in (*ALWAYS, *names)]
+        if source_of[name] and not next(measure for measure in MEASURES if measure.name == name).takes_source:
+            raise SteerHealError(
+                "a measure takes no source",
+                given=f"{name}={source_of[name]}",
+                expected=f"{name} alone: its items are its own",
+                next=setting(f"eval.measures=[{','.join(names)}]"),
+            )
+    return [
+        measure(source_of.get(measure.name) or "embedded") for measure in MEASURES if measure.name in (*ALWAYS, *names)
+    ]
 
 
 def check_measures(config: EvalConfig) -> None:

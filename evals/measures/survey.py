@@ -111,6 +111,7 @@ class SurveySession(ByCondition):
 
 class Survey(Measure):
     name = "survey"
+    takes_source = True
     row = SurveyRow
     columns = ("survey", "survey_mass")
 

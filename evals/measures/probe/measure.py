@@ -102,6 +102,7 @@ class ProbeSession(ByCondition):
 
 class Probe(Measure):
     name = "probe"
+    takes_source = True
     row = ProbeRow
     columns = (
         *(column for prefix in KINDS.values() for column in (prefix, f"{prefix}_ci", f"d_{prefix}", f"d_{prefix}_ci")),

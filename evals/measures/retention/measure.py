@@ -169,6 +169,7 @@ class RetentionSession(ByCondition):
 
 class Retention(Measure):
     name = "retention"
+    takes_source = True
     row = RetentionRow
     columns = ("ret_nll", "ret_nll_ci", "ret_kl", "ret_kl_ci", "ret_state", "ret_by_kind")
     headlines = (Headline("ret_kl", 4, False),)
