@@ -83,25 +83,26 @@ def model() -> Model:
     return resolve_model("embedded")
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The embedded model's tokenizer and architecture with six narrow layers of random weights: a round on it takes seconds.
-
-    For tests of what training does with a model, and not of what the model says.
-    """
+def random_model(folder: Path, **sizes: int) -> Model:
+    """The embedded model's tokenizer and architecture with six narrow layers of random weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
     embedded = resolve_model("embedded").folder
     config = AutoConfig.from_pretrained(embedded)
-    config.update({"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1})  # fmt: skip
+    config.update({"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.1, **sizes})  # fmt: skip
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:6]
-    folder = tmp_path_factory.mktemp("small_model")
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
     return resolve_model(str(folder))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A round on it takes seconds. For tests of what training does with a model, and not of what the model says."""
+    return random_model(tmp_path_factory.mktemp("small_model"))
 
 
 @pytest.fixture(scope="session")

@@ -127,10 +127,13 @@ def test_inspect_reads_the_same_slot(engine: Any, tokenizer: Any, model: Model, 
     ("condition", "steering"),
     [
         (Condition("base", "base"), {}),
-        (Condition("steered", "all", 1.0, "v"), {"vector": "trait", "coefficient": 1.0}),
-        (
+        pytest.param(
+            Condition("steered", "all", 1.0, "v"), {"vector": "trait", "coefficient": 1.0}, marks=pytest.mark.long
+        ),
+        pytest.param(
             Condition("steered", "generated", 1.0, "v", "generated"),
             {"vector": "trait", "coefficient": 1.0, "positions": "generated"},
+            marks=pytest.mark.long,
         ),
         (
             Condition(

@@ -328,6 +328,7 @@ def test_early_stop_without_held_out_rows_is_refused(model: Model, data: Path, t
         )
 
 
+@pytest.mark.long
 def test_the_log_goes_to_tensorboard_and_an_unknown_place_is_refused(model: Model, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -567,6 +567,7 @@ def test_results_tables_and_figures(report: Path) -> None:
     assert tex.count("\\toprule") == tex.count("\\bottomrule") == 10 and "kl\\_rev" in tex and "auth_nats" not in tex
 
 
+@pytest.mark.long
 def test_a_study_with_a_stopped_cell_publishes_and_ends_with_the_next_command(study: Path, tmp_path: Path) -> None:
     """kl_rev's seed 1 is to go on in round 2, for which its history is not there; all else is done."""
     runs, out = shutil.copytree(study / "runs", tmp_path / "the runs"), tmp_path / "out"
