@@ -176,6 +176,7 @@ def by_id(server: Any) -> Any:
     return get_model("openai-api-completions/steered/embedded", base_url=server.url, api_key="-")
 
 
+@pytest.mark.long
 def test_inspect_lets_a_thought_end(engine: Any, tokenizer: Any, server: Any, tmp_path: Path) -> None:
     read = Read("reversal", 64, stop=True, nll_prefill=False)
     log = inspected(

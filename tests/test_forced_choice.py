@@ -44,7 +44,7 @@ def renderer(tokenizer: Any) -> InstrumentRenderer:
     return InstrumentRenderer(tokenizer, load_instrument("embedded"), {})
 
 
-@pytest.mark.parametrize("debias", ["cyclic", "rotating"])
+@pytest.mark.parametrize("debias", [pytest.param("cyclic", marks=pytest.mark.long), "rotating"])
 def test_it_equals_huggingface_at_another_budget_and_in_other_orders(
     debias: str, engine: Any, tokenizer: Any, renderer: InstrumentRenderer, vignettes: list[Vignette], model: Model
 ) -> None:
@@ -89,7 +89,7 @@ def test_sampled_thoughts_pool_to_the_mixture_over_all_thoughts(
 
     from gen.engine.sampling import Request
 
-    samples, top_k, temperature = 64, 50, 1.3
+    samples, top_k, temperature = 64, 20, 1.3
     read, item = Read("reversal", 2, samples, temperature, top_k), vignettes[0]
     found = forced_choice(engine, renderer, [item], [BASE], read, tokenizer, lambda: None)["base"][0]
     oracle = Hooked(model.folder, vector)
