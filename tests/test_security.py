@@ -15,8 +15,7 @@ NEVER = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pick
 # `vllm serve`, with a command line of our own and no shell; subcommands, by the names in shared/commands.py alone; the list of measures.
 OURS = {
     ("serve.py", "os.execv"),
-    ("main.py", "importlib.import_module"),
-    ("preconditions.py", "importlib.import_module"),
+    ("commands.py", "importlib.import_module"),
 }
 
 
