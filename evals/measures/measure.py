@@ -18,7 +18,7 @@ from evals.coherence import State
 from evals.conditions import Condition, Weights
 from evals.rows import ConditionLine, Scores
 from evals.statistics import Estimate
-from evals.table import Table
+from evals.table import Table, ranged
 from shared.chat import Chat
 from shared.console import console
 from shared.errors import SteerHealError
@@ -202,12 +202,17 @@ class Headline(NamedTuple):
     digits: int
     signed: bool
 
+    def cell(self, row: Mapping[str, Any]) -> str:
+        """The figure of a row of results.json with its interval."""
+        return ranged(dict(row), self.column, f"{self.column}_ci", self.digits, self.signed)
+
 
 class Measure(ABC):
     """One measure. A subclass says what it asks (begin), how its rows are read back and compared, and what the report says of them.
 
     name: as in `eval.measures` and in files. row: the schema of a row, with a field `name` for its condition. columns: what it adds to
-    each row of results.json. headlines: those of them that tables over runs and arms show. source: what stands in the place of its own items, as in `eval.measures = ["NAME=SOURCE"]`.
+    each row of results.json. headlines: those of them that tables over runs and arms show. source: what stands in the place of its own
+    items, as in `eval.measures = ["NAME=SOURCE"]`.
     """
 
     name: ClassVar[str]

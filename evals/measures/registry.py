@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from evals.measures.activations import Activations
 from evals.measures.forced_choice.measure import ForcedChoice
 from evals.measures.free_text.measure import FreeText
-from evals.measures.measure import Measure
+from evals.measures.measure import Headline, Measure
 from evals.measures.probe.measure import Probe
 from evals.measures.retention.measure import Retention
 from evals.measures.survey import Survey
@@ -32,7 +35,7 @@ def measures_of(config: EvalConfig) -> list[Measure]:
     Raises SteerHealError for an unknown name and for a repeated one.
     """
     named = [entry.partition("=") for entry in config.measures]
-    others = [measure.name for measure in MEASURES if measure.name not in ALWAYS]
+    others = {measure.name: measure for measure in MEASURES if measure.name not in ALWAYS}
     names = [name for name, _, _ in named]
     source_of = {name: source for name, _, source in named}
     for name in names:
@@ -48,7 +51,7 @@ def measures_of(config: EvalConfig) -> list[Measure]:
                     f"eval.measures=[{','.join(dict.fromkeys(n for n in [meant if n == name else n for n in names] if n in others))}]"
                 ),
             )
-        if source_of[name] and not next(measure for measure in MEASURES if measure.name == name).takes_source:
+        if source_of[name] and not others[name].takes_source:
             raise SteerHealError(
                 "a measure takes no source",
                 given=f"{name}={source_of[name]}",
@@ -58,6 +61,12 @@ def measures_of(config: EvalConfig) -> list[Measure]:
     return [
         measure(source_of.get(measure.name) or "embedded") for measure in MEASURES if measure.name in (*ALWAYS, *names)
     ]
+
+
+def headlines_of(rows: Sequence[Mapping[str, Any]]) -> list[Headline]:
+    """The headlines of all measures that some of these rows of results.json has a figure for."""
+    headlines = [headline for measure in MEASURES for headline in measure.headlines]
+    return [headline for headline in headlines if any(row[headline.column] is not None for row in rows)]
 
 
 def check_measures(config: EvalConfig) -> None:

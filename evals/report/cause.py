@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evals.conditions import ADDED, REMOVED
-from evals.measures.registry import MEASURES
+from evals.measures.registry import headlines_of
 from evals.table import Table, label, ranged, trait_column
 from shared.console import format_number
 
@@ -24,12 +24,7 @@ def tables(rows: Sequence[Mapping[str, Any]], extra: Sequence[Mapping[str, Any]]
         mine = {row["stage"]: row for row in shown if row["round"] == round_}
         lines += [mine[ADDED], healed[round_], mine[REMOVED]]
     trait = trait_column(lines)
-    headlines = [
-        headline
-        for measure in MEASURES
-        for headline in measure.headlines
-        if any(row[headline.column] is not None for row in lines)
-    ]
+    headlines = headlines_of(lines)
     return [
         Table(
             "The student's vector as a cause",
@@ -43,7 +38,7 @@ def tables(rows: Sequence[Mapping[str, Any]], extra: Sequence[Mapping[str, Any]]
                     ranged(dict(row), "auth_share_of_student", "auth_share_of_student_ci", 2),
                     ranged(dict(row), "perplexity", "perplexity_ci", 2),
                     format_number(row["coherence"]),
-                    *(ranged(dict(row), column, f"{column}_ci", digits, signed) for column, digits, signed in headlines),
+                    *(headline.cell(row) for headline in headlines),
                 ]
                 for row in lines
             ],

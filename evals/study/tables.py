@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evals.measures.free_text.rows import Generation
 from evals.measures.free_text.texts import text_delta, texts_of
-from evals.measures.registry import MEASURES
+from evals.measures.registry import headlines_of
 from evals.report.lineage import computed, distinct, identified
 from evals.routes import PRICE, TAIL, Axis
 from evals.statistics import Estimate, interval_text
@@ -167,9 +167,8 @@ def cyclic(outcomes: Sequence[CellOutcome]) -> Table:
 
 def other_measures(outcomes: Sequence[CellOutcome]) -> Table | None:
     """The headlines of the measures that a round need not have, of every scored student; None where no cell has one."""
-    headlines = [headline for measure in MEASURES for headline in measure.headlines]
     lines = [row for outcome in outcomes for row in outcome.rows if row["stage"] == "healed"]
-    headlines = [headline for headline in headlines if any(row.get(headline.column) is not None for row in lines)]
+    headlines = headlines_of(lines)
     if not headlines:
         return None
     return Table(
@@ -178,7 +177,7 @@ def other_measures(outcomes: Sequence[CellOutcome]) -> Table | None:
         [
             [
                 f"{row['arm']}, {row['seed']}, {label(row)}",
-                *(ranged(row, column, f"{column}_ci", digits, signed) for column, digits, signed in headlines),
+                *(headline.cell(row) for headline in headlines),
             ]
             for row in lines
         ],
